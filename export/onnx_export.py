@@ -1,0 +1,199 @@
+"""Tracing the graphs to ONNX, and writing them with one copy of each weight."""
+
+import logging
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from io import StringIO
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from torch import nn
+from torch.export import Dim
+
+from medusa_trt.errors import ExportError
+from medusa_trt.export.graph import VerifyModule
+from medusa_trt.export.heads import HeadsModule
+from medusa_trt.export.passes import optimize
+from medusa_trt.runtime import bundle as names
+from medusa_trt.runtime.bundle import GraphSpec, TensorSpec
+from medusa_trt.tree_configs import MedusaTree
+
+MASKED = float(np.finfo(np.float32).min)
+"""The additive mask's value where a node does not see another."""
+
+_INLINE_LIMIT_BYTES = 1 << 10
+
+
+def verify_graph(module: VerifyModule, opset: int) -> ir.Model:
+    """The verify graph, optimized; see `VerifyModule.forward` for its inputs and outputs."""
+    layers = range(module.shape.num_layers)
+    num_nodes = Dim("num_nodes", min=1, max=1 << 20)
+    num_rows = Dim("num_rows", min=1, max=1 << 20)
+    capacity = Dim("capacity", min=2, max=1 << 30)
+    kinds = ("key", "value")
+    model = _traced(
+        module,
+        module.example_inputs(),
+        opset,
+        input_names=[
+            names.INPUT_IDS,
+            names.TREE_MASK,
+            names.POSITION_OFFSETS,
+            names.PAST_LENGTH,
+            names.ROWS,
+            *(names.past_name(layer, kind) for layer in layers for kind in kinds),
+        ],
+        output_names=[
+            names.ARGMAX,
+            names.HIDDEN,
+            names.LOGITS,
+            *(names.present_name(layer, kind) for layer in layers for kind in kinds),
+        ],
+        dynamic_shapes=(
+            {1: num_nodes},
+            {0: num_nodes, 1: num_nodes},
+            {0: num_nodes},
+            None,
+            {0: num_rows},
+            tuple({2: capacity} for _ in range(2 * module.shape.num_layers)),
+        ),
+    )
+    optimize(model)
+    return model
+
+
+def heads_graph(module: HeadsModule, hidden_size: int, opset: int) -> ir.Model:
+    """The heads graph; see `HeadsModule.forward` for its input and output."""
+    return _traced(
+        module,
+        (torch.zeros(1, hidden_size),),
+        opset,
+        input_names=[names.HIDDEN],
+        output_names=[names.DRAFT_IDS],
+        dynamic_shapes=None,
+    )
+
+
+def tree_graph(tree: MedusaTree, opset: int) -> ir.Model:
+    """The static tree-mask graph: no input, the tree's additive mask and position offsets.
+
+    Its outputs are the verify graph's inputs of the same names, so that merging it makes a
+    verify graph for this tree alone, with nothing of the tree left to feed.
+    """
+    outputs = []
+    nodes = []
+    for name, array in (
+        (names.TREE_MASK, np.where(tree.attn_mask, 0, MASKED).astype(np.float32)),
+        (names.POSITION_OFFSETS, np.array(tree.position_offsets)),
+    ):
+        node = ir.Node("", "Constant", [], [ir.AttrTensor("value", ir.tensor(array))])
+        output = node.outputs[0]
+        output.name, output.shape = name, ir.Shape(array.shape)
+        output.type = ir.TensorType(ir.DataType.from_numpy(array.dtype))
+        nodes.append(node)
+        outputs.append(output)
+    graph = ir.Graph([], outputs, nodes=nodes, opset_imports={"": opset}, name="tree")
+    return ir.Model(graph, ir_version=10, producer_name="medusa-trt")
+
+
+def save_graphs(folder: Path, verify: ir.Model, heads: ir.Model, tree: ir.Model) -> None:
+    """Writes the graphs into a bundle's folder.
+
+    Large weights go to one external file. Heads that share the backbone's unembedding refer to
+    the backbone's bytes in it.
+    """
+    ir.save(
+        verify,
+        folder / names.GRAPH_FILES["verify"],
+        external_data=names.WEIGHTS_FILE,
+        size_threshold_bytes=_INLINE_LIMIT_BYTES,
+    )
+    saved = ir.load(folder / names.GRAPH_FILES["verify"])
+    shared = _unembedding(saved, names.LOGITS)
+    own = heads.graph.initializers.get("unembedding")
+    if own is not None and shared is not None and _same_tensor(own, shared):
+        own.const_value = shared.const_value
+    ir.save(heads, folder / names.GRAPH_FILES["heads"])
+    ir.save(tree, folder / names.GRAPH_FILES["tree"])
+
+
+def graph_spec(folder: Path, graph: str) -> GraphSpec:
+    """The interface of a graph that has been written."""
+    file = names.GRAPH_FILES[graph]
+    saved = ir.load(folder / file).graph
+    return GraphSpec(file, _tensor_specs(saved.inputs), _tensor_specs(saved.outputs))
+
+
+def _traced(
+    module: nn.Module,
+    inputs: tuple[torch.Tensor, ...],
+    opset: int,
+    *,
+    input_names: list[str],
+    output_names: list[str],
+    dynamic_shapes: tuple[object, ...] | None,
+) -> ir.Model:
+    try:
+        with torch.no_grad(), _quiet():
+            program = torch.onnx.export(
+                module,
+                inputs,
+                dynamo=True,
+                opset_version=opset,
+                input_names=input_names,
+                output_names=output_names,
+                dynamic_shapes=dynamic_shapes,
+                optimize=True,
+                verbose=False,
+            )
+    except torch.onnx.OnnxExporterError as error:
+        reason = str(error.__cause__ or error).strip().split("\n")[0]
+        raise ExportError(f"torch cannot trace this model: {reason}; please report it") from error
+    assert program is not None
+    model = program.model
+    for node in model.graph:
+        node.metadata_props.clear()
+    model.metadata_props.clear()
+    model.producer_name = "medusa-trt"
+    return model
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Hides the exporter's own remarks on torchvision and on axis names."""
+    logger = logging.getLogger("torch.onnx._internal.exporter._registration")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), redirect_stdout(StringIO()), redirect_stderr(StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _unembedding(verify: ir.Model, output: str) -> ir.Value | None:
+    """The (vocab, hidden) weight whose product is the logits."""
+    for value in verify.graph.outputs:
+        node = value.producer()
+        if value.name == output and node is not None and node.op_type == "Gemm":
+            return node.inputs[1]
+    return None
+
+
+def _same_tensor(left: ir.Value, right: ir.Value) -> bool:
+    if left.const_value is None or right.const_value is None or left.shape != right.shape:
+        return False
+    return bool(np.array_equal(left.const_value.numpy(), right.const_value.numpy()))
+
+
+def _tensor_specs(values: Iterable[ir.Value]) -> list[TensorSpec]:
+    specs = []
+    for value in values:
+        assert value.name is not None and value.dtype is not None and value.shape is not None
+        shape = [dim if isinstance(dim, int) else str(dim) for dim in value.shape]
+        specs.append(TensorSpec(value.name, value.dtype.name.lower(), shape))
+    return specs

@@ -1,0 +1,38 @@
+"""Removes rotary embeddings by the angle zero."""
+
+import numpy as np
+import onnx_ir as ir
+from onnx_ir.passes import InPlacePass, PassResult
+
+
+class RemoveIdentityRotaryPass(InPlacePass):
+    """Replaces `x * 1 + rotate_half(x) * 0` by `x`.
+
+    Requires: the model was traced with a rotary module that returns constant ones and zeros, as
+    it is where attention rotates by itself. Ensures: no such Add remains in use.
+    """
+
+    def call(self, model: ir.Model) -> PassResult:
+        """Rewires the users of each such Add."""
+        modified = False
+        for node in model.graph:
+            if node.op_type == "Add" and (source := _unrotated(node)) is not None:
+                node.outputs[0].replace_all_uses_with(source)
+                modified = True
+        return PassResult(model, modified)
+
+
+def _unrotated(add: ir.Node) -> ir.Value | None:
+    products = [value.producer() if value is not None else None for value in add.inputs]
+    direct, rotated = products
+    if direct is None or rotated is None or {direct.op_type, rotated.op_type} != {"Mul"}:
+        return None
+    if _is_filled(direct.inputs[1], 1) and _is_filled(rotated.inputs[1], 0):
+        return direct.inputs[0]
+    return None
+
+
+def _is_filled(value: ir.Value | None, number: float) -> bool:
+    if value is None or value.const_value is None:
+        return False
+    return bool(np.all(value.const_value.numpy() == number))

@@ -1,0 +1,258 @@
+"""The whole export: model and heads in, a verified bundle out."""
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import msgspec
+from transformers import PreTrainedModel
+
+from medusa_trt.errors import ExportError, HeadsError
+from medusa_trt.export.base_model import BaseModel, load_base_model, source_from_name
+from medusa_trt.export.graph import VerifyModule, refuse_unsupported
+from medusa_trt.export.head_checkpoint import heads_from_path
+from medusa_trt.export.heads import HeadsModule, MedusaHeads
+from medusa_trt.export.onnx_export import (
+    graph_spec,
+    heads_graph,
+    save_graphs,
+    tree_graph,
+    verify_graph,
+)
+from medusa_trt.export.targets import Target, checked_precision, target_from_name
+from medusa_trt.export.verify import TEXT, verify_bundle
+from medusa_trt.runtime import bundle as names
+from medusa_trt.runtime.bundle import (
+    FORMAT_VERSION,
+    Bundle,
+    FileSpec,
+    HeadsSpec,
+    Manifest,
+    ModelSpec,
+    TargetSpec,
+    sha256_from_file,
+)
+from medusa_trt.runtime.ort_engine import OrtEngine
+from medusa_trt.tree_configs import MedusaTree, load_tree
+
+MIN_TOP_K = 10
+"""Candidates of each head, at least: the paper's number, so that published trees can be tried."""
+
+_RECORDED_VERSIONS = ("medusa-trt", "torch", "transformers", "onnx", "onnx-ir", "onnxruntime")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportOptions:
+    """What to export and where to.
+
+    Attributes:
+        model: an alias, a folder, a hub id or a `.gguf` file.
+        output: the bundle's folder; the model's name in the current folder by default.
+        heads: a head checkpoint; the alias's own by default.
+        tree: a tree's name or file; the alias's own, else the target's default.
+        precision: weight precision; the target's default if None.
+        target: where the bundle will run.
+        max_length: longest sequence in tokens; the model's own limit, at most the target's.
+        overwrite: replace an existing bundle.
+    """
+
+    model: str
+    output: Path | None = None
+    heads: Path | None = None
+    tree: str | None = None
+    precision: str | None = None
+    target: str = "ort-cpu"
+    max_length: int | None = None
+    overwrite: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    """What an export is made of, checked against each other."""
+
+    base: BaseModel
+    heads: MedusaHeads
+    tree: MedusaTree
+    target: Target
+    precision: str
+    max_length: int
+    top_k: int
+
+
+def export_bundle(options: ExportOptions, progress: Callable[[str], None] = print) -> Bundle:
+    """Exports a model with its heads; the bundle appears whole and verified, or not at all.
+
+    Args:
+        options: what to export.
+        progress: told each stage as it begins.
+
+    Raises:
+        ExportError: the model is unknown or not supported, the output cannot be written, or the
+            bundle differs from the model.
+        HeadsError: the heads are damaged or do not fit.
+        TreeError: the tree is malformed or deeper than the heads.
+    """
+    target = target_from_name(options.target)
+    precision = checked_precision(target, options.precision)
+    source = source_from_name(options.model)
+    output = options.output or Path(source.name)
+    _check_output(output, options.overwrite)
+    heads_path = options.heads or (source.alias.heads_path if source.alias else None)
+    if heads_path is None:
+        raise HeadsError(f"no heads are known for {source.name!r}: give a checkpoint with --heads")
+    progress(f"reading the heads from {heads_path.name}")
+    heads = heads_from_path(heads_path)
+    tree = load_tree(options.tree or (source.alias.tree if source.alias else target.default_tree))
+    top_k = max(MIN_TOP_K, tree.top_k)
+    tree.check(heads.num_heads, top_k)
+    progress(f"loading {source.name}")
+    base = load_base_model(source)
+    refuse_unsupported(base.model)
+    heads.check_fits(base.model.config.hidden_size, base.model.config.vocab_size)
+    max_length = _checked_max_length(options.max_length, base.model, target)
+    parts = _Parts(base, heads, tree, target, precision, max_length, top_k)
+    with _new_folder(output, options.overwrite) as folder:
+        _write_bundle(folder, parts, progress)
+    return Bundle.open(output, check_hashes=False)
+
+
+def _write_bundle(folder: Path, parts: _Parts, progress: Callable[[str], None]) -> None:
+    model = parts.base.model
+    progress("tracing the verify graph")
+    module = VerifyModule(model, parts.max_length)
+    try:
+        verify = verify_graph(module, parts.target.opset)
+    finally:
+        module.release()
+    progress("tracing the heads graph")
+    unembedding = model.get_output_embeddings().weight.detach()
+    heads_module = HeadsModule(parts.heads, unembedding, parts.top_k)
+    heads = heads_graph(heads_module, parts.heads.hidden_size, parts.target.opset)
+    progress("writing weights and graphs")
+    save_graphs(folder, verify, heads, tree_graph(parts.tree, parts.target.opset))
+    del verify, heads, heads_module
+    _write_texts(folder, parts)
+    manifest = _manifest(folder, parts)
+    _write_manifest(folder, manifest)
+    progress("comparing the bundle with the model")
+    bundle = Bundle.open(folder, check_hashes=False)
+    engine = OrtEngine(bundle, capacity=parts.max_length + 64)
+    try:
+        text_ids = parts.base.tokenizer.encode(TEXT)
+        verified = verify_bundle(bundle, engine, model, text_ids)
+    finally:
+        engine.close()
+    for where, result in verified.items():
+        progress(
+            f"  {where}: largest logit difference {result.max_logit_difference:.1e}, argmax equal "
+            f"at {result.argmax_agreement:.1%} of {result.num_positions} positions"
+        )
+    _write_manifest(folder, msgspec.structs.replace(manifest, verified=verified))
+
+
+def _write_texts(folder: Path, parts: _Parts) -> None:
+    """The tree, the tokenizer with its chat template, and the generation config."""
+    parts.tree.save(folder / names.TREE_FILE)
+    parts.base.tokenizer.save_pretrained(folder)
+    if not (folder / names.TOKENIZER_FILE).is_file():
+        raise ExportError(f"{parts.base.source.name} has no tokenizer.json: convert its tokenizer")
+    generation = parts.base.model.generation_config
+    content = generation.to_json_string() if generation is not None else "{}\n"
+    (folder / names.GENERATION_CONFIG_FILE).write_text(content, "utf-8")
+
+
+def _manifest(folder: Path, parts: _Parts) -> Manifest:
+    """The manifest of what is in the folder, before the comparison with the model."""
+    config = parts.base.model.config
+    heads, target = parts.heads, parts.target
+    graphs = {graph: graph_spec(folder, graph) for graph in names.GRAPH_FILES}
+    cache = next(t for t in graphs["verify"].inputs if t.name == names.past_name(0, "key"))
+    num_kv_heads, head_dim = cache.shape[1], cache.shape[3]
+    assert isinstance(num_kv_heads, int) and isinstance(head_dim, int)
+    return Manifest(
+        format_version=FORMAT_VERSION,
+        model=ModelSpec(
+            name=parts.base.source.name,
+            architecture=config.model_type,
+            num_layers=config.num_hidden_layers,
+            hidden_size=config.hidden_size,
+            vocab_size=config.vocab_size,
+            num_kv_heads=num_kv_heads,
+            head_dim=head_dim,
+            max_length=parts.max_length,
+            eos_token_ids=parts.base.eos_token_ids,
+        ),
+        heads=HeadsSpec(
+            num_heads=heads.num_heads,
+            num_layers=heads.num_layers,
+            top_k=parts.top_k,
+            draft_vocab_size=heads.draft_vocab_size(config.vocab_size),
+        ),
+        target=TargetSpec(
+            name=target.name,
+            precision=parts.precision,
+            opset=target.opset,
+            cache_dtype="float32",
+            min_rows=target.min_rows,
+            prefill_chunk=target.prefill_chunk,
+        ),
+        tree_name=parts.tree.name,
+        graphs=graphs,
+        verified={},
+        versions={name: version(name) for name in _RECORDED_VERSIONS},
+        files={
+            path.name: FileSpec(path.stat().st_size, sha256_from_file(path))
+            for path in sorted(folder.iterdir())
+            if path.name != names.MANIFEST_FILE
+        },
+    )
+
+
+def _write_manifest(folder: Path, manifest: Manifest) -> None:
+    (folder / names.MANIFEST_FILE).write_bytes(msgspec.json.format(msgspec.json.encode(manifest)))
+
+
+def _checked_max_length(asked: int | None, model: PreTrainedModel, target: Target) -> int:
+    limit = model.config.max_position_embeddings
+    if asked is None:
+        return int(min(limit, target.max_length))
+    if not 64 <= asked <= limit:
+        raise ExportError(f"--max-length is {asked}: {model.config.model_type} takes 64 to {limit}")
+    return asked
+
+
+def _check_output(output: Path, overwrite: bool) -> None:
+    """Fails before the long work where the end of it would."""
+    if output.exists() and not overwrite:
+        raise ExportError(f"{output} exists: give another --output, or --overwrite to replace it")
+    if output.exists() and not (output / names.MANIFEST_FILE).is_file():
+        raise ExportError(f"{output} is not a bundle, so it is not overwritten: give another name")
+    parent = output.absolute().parent
+    if not parent.is_dir():
+        raise ExportError(f"cannot write {output}: {parent} is not a folder")
+    if not os.access(parent, os.W_OK):
+        raise ExportError(f"cannot write {output}: {parent} is not writable")
+
+
+@contextmanager
+def _new_folder(output: Path, overwrite: bool) -> Iterator[Path]:
+    """A folder that becomes `output` when the block succeeds and vanishes when it does not."""
+    partial = output.absolute().with_name(f".{output.name}.partial-{os.getpid()}")
+    try:
+        partial.mkdir()
+        yield partial
+        if overwrite and output.exists():
+            old = output.absolute().with_name(f".{output.name}.old-{os.getpid()}")
+            output.rename(old)
+            partial.rename(output)
+            shutil.rmtree(old)
+        else:
+            partial.rename(output)
+    except OSError as error:
+        raise ExportError(f"cannot write {output}: {error}") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)

@@ -1,0 +1,137 @@
+"""Comparing a bundle with the Hugging Face model it came from."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from transformers import PreTrainedModel
+
+from medusa_trt.errors import ExportError
+from medusa_trt.runtime.bundle import Agreement, Bundle
+from medusa_trt.runtime.engine import Engine
+from medusa_trt.tree_configs import MedusaTree, chain_tree
+
+MAX_LOGIT_DIFFERENCE = {"fp32": 1e-3}
+"""Largest difference between logits that an export may show, for each precision."""
+
+MIN_ARGMAX_AGREEMENT = {"fp32": 0.99}
+"""Smallest share of equal argmaxes; below 1 because ties may fall either way."""
+
+TEXT = (
+    "Speculative decoding drafts several tokens and checks them together. A language model reads "
+    "its weights once for the whole draft, so a longer check costs little more than a short one. "
+    "In 1969, Apollo 11 landed on the Moon; the crew spent 21 hours and 36 minutes there.\n"
+    "def fibonacci(n):\n    a, b = 0, 1\n    for _ in range(n):\n        a, b = b, a + b\n"
+    "    return a\n"
+)
+"""Prose, numbers and code to compare on."""
+
+_NUM_TREE_NODES = 24
+_TREE_DEPTH = 4
+_SEED = 0
+
+
+def compare_on_text(
+    engine: Engine, model: PreTrainedModel, token_ids: list[int], chunk: int
+) -> Agreement:
+    """Prefills text in chunks and compares every position's logits with the model's."""
+    pieces = []
+    for start in range(0, len(token_ids), chunk):
+        ids = np.array(token_ids[start : start + chunk], np.int64)
+        outputs = engine.verify(ids, chain_tree(len(ids) - 1), start, logits=True)
+        assert outputs.logits is not None
+        pieces.append(outputs.logits.copy())
+    return agreement(np.concatenate(pieces), model_logits(model, token_ids))
+
+
+def compare_on_tree(
+    engine: Engine, model: PreTrainedModel, prefix: list[int], tree: MedusaTree
+) -> Agreement:
+    """Verifies random tokens on a tree after `prefix`, and compares each node's logits.
+
+    The model sees each root-to-leaf path as ordinary text.
+    """
+    rng = np.random.default_rng(_SEED)
+    tokens = rng.integers(0, model.config.vocab_size, tree.num_nodes)
+    ids = np.array(prefix, np.int64)
+    engine.verify(ids, chain_tree(len(ids) - 1), 0, rows=(0,))
+    outputs = engine.verify(tokens, tree, len(prefix), logits=True)
+    assert outputs.logits is not None
+    expected = np.empty_like(outputs.logits)
+    for path in leaf_paths(tree):
+        logits = model_logits(model, [*prefix, *tokens[path].tolist()])
+        expected[path] = logits[len(prefix) :]
+    return agreement(outputs.logits, expected)
+
+
+def leaf_paths(tree: MedusaTree) -> Iterator[NDArray[np.int64]]:
+    """The nodes of each path from the root to a leaf."""
+    for row, length in zip(tree.retrieve_indices, tree.path_lengths, strict=True):
+        yield row[:length]
+
+
+def random_tree(num_nodes: int, max_depth: int, seed: int) -> MedusaTree:
+    """A tree that grows by a random child of a random node."""
+    rng = np.random.default_rng(seed)
+    nodes: list[tuple[int, ...]] = [()]
+    num_children: dict[tuple[int, ...], int] = {}
+    while len(nodes) < num_nodes:
+        parent = nodes[rng.integers(len(nodes))]
+        if len(parent) < max_depth:
+            nodes.append((*parent, num_children.get(parent, 0)))
+            num_children[parent] = num_children.get(parent, 0) + 1
+    return MedusaTree.from_choices(nodes[1:], name="random")
+
+
+def model_logits(model: PreTrainedModel, token_ids: list[int]) -> NDArray[np.float32]:
+    """The Hugging Face model's logits (num_tokens, vocab) on plain text, without a cache."""
+    with torch.no_grad():
+        logits = model(torch.tensor([token_ids]), use_cache=False).logits[0]
+    array: NDArray[np.float32] = logits.float().numpy()
+    return array
+
+
+def agreement(found: NDArray[np.float32], expected: NDArray[np.float32]) -> Agreement:
+    """Compares logits (num_positions, vocab)."""
+    return Agreement(
+        num_positions=len(found),
+        max_logit_difference=float(np.abs(found - expected).max()),
+        argmax_agreement=float((found.argmax(-1) == expected.argmax(-1)).mean()),
+    )
+
+
+def verify_bundle(
+    bundle: Bundle, engine: Engine, model: PreTrainedModel, text_ids: list[int]
+) -> dict[str, Agreement]:
+    """Compares a bundle with its model on text and on a random tree.
+
+    Args:
+        bundle: for its precision and limits.
+        engine: runs the bundle.
+        model: the Hugging Face model, unchanged.
+        text_ids: tokens of real text.
+
+    Raises:
+        ExportError: the bundle differs by more than its precision allows.
+    """
+    manifest = bundle.manifest
+    room = manifest.model.max_length
+    tree = random_tree(min(_NUM_TREE_NODES, room // 2), _TREE_DEPTH, _SEED)
+    text = text_ids[: room - 1]
+    found = {
+        "text": compare_on_text(engine, model, text, chunk=max(2, len(text) // 3)),
+        "tree": compare_on_tree(engine, model, text[: room - tree.num_nodes][:32], tree),
+    }
+    precision = manifest.target.precision
+    limit, share = MAX_LOGIT_DIFFERENCE[precision], MIN_ARGMAX_AGREEMENT[precision]
+    for where, result in found.items():
+        # A difference that is not a number must fail, so the comparison asks for what is good.
+        good = result.max_logit_difference <= limit and result.argmax_agreement >= share
+        if not good:
+            raise ExportError(
+                f"the exported {where} logits differ from the model's by "
+                f"{result.max_logit_difference:.3g} (allowed: {limit:g}), argmax agreement "
+                f"{result.argmax_agreement:.1%}: no bundle was written; please report this model"
+            )
+    return found

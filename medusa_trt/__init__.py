@@ -1,0 +1,31 @@
+"""medusa-trt: Medusa decoding on ONNX Runtime and TensorRT.
+
+`MedusaSession`, `GenerationOptions`, `Bundle`, `MedusaTree` and `load_tree` are imported when
+first used, so that `import medusa_trt` costs nothing.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from medusa_trt.runtime.bundle import Bundle
+    from medusa_trt.runtime.session import GenerationOptions, MedusaSession
+    from medusa_trt.tree_configs import MedusaTree, load_tree
+
+__version__ = "0.1.0"
+
+__all__ = ["Bundle", "GenerationOptions", "MedusaSession", "MedusaTree", "load_tree"]
+
+_MODULES = {
+    "Bundle": "medusa_trt.runtime.bundle",
+    "GenerationOptions": "medusa_trt.runtime.session",
+    "MedusaSession": "medusa_trt.runtime.session",
+    "MedusaTree": "medusa_trt.tree_configs",
+    "load_tree": "medusa_trt.tree_configs",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_MODULES[name]), name)

@@ -1,0 +1,141 @@
+"""The command line: `medusa-trt VERB` and `medusa-export`."""
+
+import argparse
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+
+from medusa_trt import __version__
+from medusa_trt.errors import MedusaError
+
+EXIT_ERROR = 2
+EXIT_INTERRUPTED = 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs `medusa-trt`; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="medusa-trt", description="Medusa decoding toolchain.")
+    parser.add_argument("--version", action="version", version=f"medusa-trt {__version__}")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    _add_export_arguments(verbs.add_parser("export", help="make a bundle from a model"))
+    _add_generate_arguments(verbs.add_parser("generate", help="answer a prompt"))
+    return _run(parser.parse_args(argv))
+
+
+def export_main(argv: Sequence[str] | None = None) -> int:
+    """Runs `medusa-export`, the same as `medusa-trt export`; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="medusa-export", description="Export a model with its Medusa heads to a bundle."
+    )
+    _add_export_arguments(parser)
+    return _run(parser.parse_args(argv))
+
+
+def _add_export_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", required=True, help="alias, folder, .gguf file or hub id")
+    parser.add_argument("--heads", type=Path, metavar="PATH", help="head checkpoint")
+    parser.add_argument("--tree", help="tree name (plain, chain-3, cartesian-2x3, ...) or file")
+    parser.add_argument("--precision", help="weight precision (default: the target's)")
+    parser.add_argument("--target", default="ort-cpu", help="where it runs (default: %(default)s)")
+    parser.add_argument("--output", type=Path, metavar="FOLDER", help="the bundle to write")
+    parser.add_argument("--max-length", type=int, metavar="N", help="longest sequence in tokens")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing bundle")
+    parser.add_argument("--verbose", action="store_true", help="show tracebacks")
+    parser.set_defaults(run=_export)
+
+
+def _add_generate_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("bundle", type=Path, metavar="BUNDLE")
+    parser.add_argument("prompt", help="the prompt; - reads standard input")
+    parser.add_argument("--raw", action="store_true", help="do not use the chat template")
+    parser.add_argument("--max-new-tokens", type=int, metavar="N", help="limit on the reply")
+    parser.add_argument("--tree", help="another tree than the bundle's; plain: no drafting")
+    parser.add_argument("--threads", type=int, metavar="N", help="threads for one step")
+    parser.add_argument("--max-length", type=int, metavar="N", help="prompt and reply, in tokens")
+    parser.add_argument("--verbose", action="store_true", help="show tracebacks")
+    parser.set_defaults(run=_generate)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    """Runs a verb: one line and exit code 2 for whatever a user can cause."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        arguments.run(arguments)
+    except MedusaError as error:
+        if arguments.verbose:
+            traceback.print_exc()
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return EXIT_ERROR
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    return 0
+
+
+def _interrupt(*_: object) -> None:
+    """Ends like Ctrl-C, so that nothing half-written stays behind."""
+    raise KeyboardInterrupt
+
+
+def _export(arguments: argparse.Namespace) -> None:
+    start = time.perf_counter()
+
+    def progress(stage: str) -> None:
+        print(f"[{time.perf_counter() - start:5.1f} s] {stage}", file=sys.stderr, flush=True)
+
+    progress("starting")
+    try:
+        from medusa_trt.export.pipeline import ExportOptions, export_bundle
+    except ImportError as error:
+        raise MedusaError(
+            f"exporting needs {error.name}: pip install 'medusa-trt[export]'"
+        ) from error
+    bundle = export_bundle(
+        ExportOptions(
+            model=arguments.model,
+            output=arguments.output,
+            heads=arguments.heads,
+            tree=arguments.tree,
+            precision=arguments.precision,
+            target=arguments.target,
+            max_length=arguments.max_length,
+            overwrite=arguments.overwrite,
+        ),
+        progress,
+    )
+    size_bytes = sum(spec.size_bytes for spec in bundle.manifest.files.values())
+    progress(f"wrote {bundle.path} ({size_bytes / 1e6:.0f} MB)")
+
+
+def _generate(arguments: argparse.Namespace) -> None:
+    from medusa_trt.runtime.session import GenerationOptions, MedusaSession
+    from medusa_trt.tree_configs import load_tree
+
+    tree = load_tree(arguments.tree) if arguments.tree else None
+    options = GenerationOptions(max_new_tokens=arguments.max_new_tokens, tree=tree)
+    prompt = sys.stdin.read() if arguments.prompt == "-" else arguments.prompt
+    with MedusaSession(
+        arguments.bundle, num_threads=arguments.threads, max_length=arguments.max_length
+    ) as session:
+        if session.text.has_chat_template and not arguments.raw:
+            ids = session.text.encode_chat([{"role": "user", "content": prompt}])
+        else:
+            ids = session.text.encode(prompt)
+        for event in session.stream(ids, options):
+            print(event.text, end="", flush=True)
+            if event.generation is not None:
+                stats, reason = event.generation.stats, event.generation.finish_reason
+    total_s = stats.prefill_s + stats.decode_s
+    print(
+        f"\n\n{stats.new_tokens} tokens in {total_s:.2f} s (first after {stats.prefill_s:.2f} s), "
+        f"{stats.tokens_per_s:.1f} tokens/s, mean accepted length "
+        f"{stats.mean_accept_length:.2f}, ended by {reason}",
+        file=sys.stderr,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,32 @@
+"""Errors that a user can cause. The command line prints one line and exits with code 2."""
+
+
+class MedusaError(Exception):
+    """Base of every error this project raises on purpose.
+
+    The message is one line: what was wrong, the value seen, what to do next.
+    """
+
+
+class TreeError(MedusaError):
+    """A draft tree is malformed, or asks for more than the heads offer."""
+
+
+class BundleError(MedusaError):
+    """A bundle is missing, truncated, tampered with or of another format version."""
+
+
+class EngineError(MedusaError):
+    """An engine cannot be created, or failed while it ran."""
+
+
+class PromptError(MedusaError):
+    """A prompt cannot be used: empty, too long for the cache, or no template for its chat form."""
+
+
+class ExportError(MedusaError):
+    """A model cannot be exported, or its bundle differs from the model."""
+
+
+class HeadsError(MedusaError):
+    """A head checkpoint is malformed or does not fit the backbone."""

@@ -1,0 +1,226 @@
+"""The bundle: a folder with the graphs, the weights, the tree, the tokenizer and a manifest.
+
+This module is the only place that names the bundle's files and the graphs' tensors.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from medusa_trt.errors import BundleError
+from medusa_trt.tree_configs import MedusaTree
+
+FORMAT_VERSION = 1
+
+MANIFEST_FILE = "manifest.json"
+TREE_FILE = "medusa_choices.json"
+TOKENIZER_FILE = "tokenizer.json"
+TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
+CHAT_TEMPLATE_FILE = "chat_template.jinja"
+GENERATION_CONFIG_FILE = "generation_config.json"
+WEIGHTS_FILE = "weights.data"
+GRAPH_FILES = {"verify": "verify.onnx", "heads": "heads.onnx", "tree": "tree.onnx"}
+
+INPUT_IDS = "input_ids"
+TREE_MASK = "tree_mask"
+POSITION_OFFSETS = "position_offsets"
+PAST_LENGTH = "past_length"
+ROWS = "rows"
+ARGMAX = "argmax"
+HIDDEN = "hidden"
+LOGITS = "logits"
+DRAFT_IDS = "draft_ids"
+
+
+def past_name(layer: int, kind: str) -> str:
+    """Name of a layer's cache input; `kind` is "key" or "value"."""
+    return f"past_key_values.{layer}.{kind}"
+
+
+def present_name(layer: int, kind: str) -> str:
+    """Name of a layer's cache output, bound to the same memory as its input."""
+    return f"present.{layer}.{kind}"
+
+
+class TensorSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A graph input or output. A dimension is a size or the name of a free dimension."""
+
+    name: str
+    dtype: str
+    shape: list[int | str]
+
+
+class GraphSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One ONNX file and its interface."""
+
+    file: str
+    inputs: list[TensorSpec]
+    outputs: list[TensorSpec]
+
+
+class ModelSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What the runtime must know of the backbone. `max_length` counts positions."""
+
+    name: str
+    architecture: str
+    num_layers: int
+    hidden_size: int
+    vocab_size: int
+    num_kv_heads: int
+    head_dim: int
+    max_length: int
+    eos_token_ids: list[int]
+
+
+class HeadsSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The Medusa heads: how many there are, and how many candidates each offers."""
+
+    num_heads: int
+    num_layers: int
+    top_k: int
+    draft_vocab_size: int
+
+
+class TargetSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What the graphs were made for.
+
+    `min_rows` is the smallest number of nodes for which a step uses the same kernels as a tree
+    does; plain decoding pads to it, so that its tokens equal Medusa's.
+    """
+
+    name: str
+    precision: str
+    opset: int
+    cache_dtype: str
+    min_rows: int
+    prefill_chunk: int
+
+
+class Agreement(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Bundle against the Hugging Face model: largest logit difference, equal argmaxes."""
+
+    num_positions: int
+    max_logit_difference: float
+    argmax_agreement: float
+
+
+class FileSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Size and hash of one file of the bundle."""
+
+    size_bytes: int
+    sha256: str
+
+
+class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The content of `manifest.json`."""
+
+    format_version: int
+    model: ModelSpec
+    heads: HeadsSpec
+    target: TargetSpec
+    tree_name: str
+    graphs: dict[str, GraphSpec]
+    verified: dict[str, Agreement]
+    versions: dict[str, str]
+    files: dict[str, FileSpec]
+
+    def to_json(self) -> bytes:
+        """The manifest as indented JSON."""
+        return msgspec.json.format(msgspec.json.encode(self), indent=2)
+
+
+class _Versioned(msgspec.Struct):
+    format_version: int
+
+
+def manifest_from_json(data: bytes, source: str) -> Manifest:
+    """Reads a manifest.
+
+    Args:
+        data: the JSON text.
+        source: what to call it in an error.
+
+    Raises:
+        BundleError: not JSON, another format version, or a missing, unknown or mistyped field.
+    """
+    try:
+        found = msgspec.json.decode(data, type=_Versioned).format_version
+        if found != FORMAT_VERSION:
+            raise BundleError(
+                f"{source} has format version {found}, this release reads {FORMAT_VERSION}: "
+                "export the model again"
+            )
+        return msgspec.json.decode(data, type=Manifest)
+    except msgspec.DecodeError as error:
+        raise BundleError(f"{source} is damaged ({error}): export the model again") from error
+
+
+def sha256_from_file(path: Path) -> str:
+    """SHA-256 of a file as hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """An opened bundle: its folder, its manifest and its tree."""
+
+    path: Path
+    manifest: Manifest
+    tree: MedusaTree
+
+    @classmethod
+    def open(cls, path: str | Path, *, check_hashes: bool = True) -> "Bundle":
+        """Opens a bundle and checks that it is whole.
+
+        Args:
+            path: the bundle's folder.
+            check_hashes: compare every file's SHA-256 with the manifest; sizes are always compared.
+
+        Raises:
+            BundleError: no bundle there, or a file is missing, truncated or changed.
+        """
+        folder = Path(path)
+        manifest_path = folder / MANIFEST_FILE
+        if not manifest_path.is_file():
+            raise BundleError(
+                f"{folder} is not a bundle: it has no {MANIFEST_FILE}; make one with medusa-export"
+            )
+        manifest = manifest_from_json(manifest_path.read_bytes(), str(manifest_path))
+        for name, spec in manifest.files.items():
+            _check_file(folder, name, spec, check_hashes)
+        needed = {*GRAPH_FILES.values(), TREE_FILE, TOKENIZER_FILE, GENERATION_CONFIG_FILE}
+        if missing := sorted(needed - set(manifest.files)):
+            raise BundleError(f"{manifest_path} does not list {missing[0]}: export the model again")
+        tree = MedusaTree.load(folder / TREE_FILE)
+        tree.check(manifest.heads.num_heads, manifest.heads.top_k)
+        return cls(folder, manifest, tree)
+
+    def graph_path(self, graph: str) -> Path:
+        """Path of a graph's ONNX file; `graph` is "verify", "heads" or "tree"."""
+        return self.path / self.manifest.graphs[graph].file
+
+    def read_optional(self, name: str) -> str | None:
+        """Text of a listed file, or None where the bundle has no such file."""
+        return (self.path / name).read_text("utf-8") if name in self.manifest.files else None
+
+
+def _check_file(folder: Path, name: str, spec: FileSpec, check_hash: bool) -> None:
+    if Path(name).name != name:
+        raise BundleError(f"{folder} lists the file {name!r}: a path may not leave the bundle")
+    path = folder / name
+    if not path.is_file():
+        raise BundleError(f"{folder} lacks {name}: copy the bundle again or export it again")
+    size_bytes = path.stat().st_size
+    if size_bytes != spec.size_bytes:
+        raise BundleError(
+            f"{path} has {size_bytes} bytes, the manifest says {spec.size_bytes}: "
+            "copy the bundle again or export it again"
+        )
+    if check_hash and sha256_from_file(path) != spec.sha256:
+        raise BundleError(
+            f"{path} does not match its SHA-256 in the manifest: "
+            "copy the bundle again or export it again"
+        )

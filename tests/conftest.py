@@ -1,0 +1,43 @@
+"""Bundles that the tests share, each exported once a run."""
+
+from pathlib import Path
+
+import pytest
+from tiny_models import TINY_HEADS, save_tiny_heads, save_tiny_model
+
+from medusa_trt.export.pipeline import ExportOptions, export_bundle
+from medusa_trt.runtime.bundle import Bundle
+
+PAPER_HEADS = Path(__file__).parent.parent / "export" / "smollm2_135m_paper_heads.safetensors"
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A two-layer Llama with random weights and a byte-level tokenizer, as a folder."""
+    return save_tiny_model(tmp_path_factory.mktemp("models") / "tiny-llama")
+
+
+@pytest.fixture(scope="session")
+def tiny_heads(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Random heads for `tiny_model`: two layers each, own unembeddings."""
+    return save_tiny_heads(tmp_path_factory.mktemp("heads") / TINY_HEADS)
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(
+    tiny_model: Path, tiny_heads: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Bundle:
+    """The tiny model exported with its heads and the tree of the paper."""
+    output = tmp_path_factory.mktemp("bundles") / "tiny"
+    return export_bundle(
+        ExportOptions(model=str(tiny_model), heads=tiny_heads, tree="mc_sim_7b_63", output=output)
+    )
+
+
+@pytest.fixture(scope="session")
+def demo_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """SmolLM2-135M with the paper's form of heads, four of them, so that every tree fits."""
+    output = tmp_path_factory.mktemp("bundles") / "smollm2-135m"
+    return export_bundle(
+        ExportOptions(model="smollm2-135m", heads=PAPER_HEADS, tree="mc_sim_7b_63", output=output)
+    )

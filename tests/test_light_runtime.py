@@ -1,0 +1,38 @@
+"""A machine that only decodes needs neither torch nor transformers nor onnx."""
+
+import subprocess
+import sys
+from importlib.metadata import requires
+
+from medusa_trt.runtime.bundle import Bundle
+
+BLOCKED = ("torch", "transformers", "onnx", "onnx_ir", "onnxscript", "safetensors", "gguf")
+
+SCRIPT = """
+import sys
+from importlib.abc import MetaPathFinder
+
+class Blocker(MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {blocked}:
+            raise ImportError(f"{{name}} is blocked")
+
+sys.meta_path.insert(0, Blocker())
+from medusa_trt.cli import main
+code = main(["generate", {bundle!r}, "hello", "--max-new-tokens", "8"])
+loaded = {blocked} & {{name.split(".")[0] for name in sys.modules}}
+sys.exit(code or (f"loaded {{loaded}}" if loaded else 0))
+"""
+
+
+def test_generation_works_with_the_export_libraries_blocked(tiny_bundle: Bundle) -> None:
+    script = SCRIPT.format(blocked=set(BLOCKED), bundle=str(tiny_bundle.path))
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert "tokens/s" in run.stderr
+
+
+def test_the_runtime_install_requires_no_export_library() -> None:
+    base = [line for line in requires("medusa-trt") or [] if "extra ==" not in line]
+    names = {line.split(">")[0].split("=")[0].split("[")[0].strip().lower() for line in base}
+    assert names == {"numpy", "tokenizers", "jinja2", "msgspec", "rich"}

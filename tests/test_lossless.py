@@ -1,0 +1,103 @@
+"""Medusa on the real model: the same tokens as plain decoding, and the model's own logits."""
+
+import numpy as np
+import pytest
+import torch
+
+from medusa_trt.calibration.prompts import self_generated_prompts
+from medusa_trt.export.base_model import BaseModel, load_base_model, source_from_name
+from medusa_trt.runtime.bundle import Bundle
+from medusa_trt.runtime.ort_engine import OrtEngine
+from medusa_trt.runtime.session import GenerationOptions, MedusaSession
+from medusa_trt.tree_configs import chain_tree, load_tree
+
+NUM_PROMPTS = 20
+MAX_NEW_TOKENS = 48
+MAX_LOGIT_DIFFERENCE = 1e-3
+TREES = ("chain-3", "cartesian-2x3", "smollm2_135m_6", "mc_sim_7b_63")
+
+
+@pytest.fixture(scope="module")
+def base_model() -> BaseModel:
+    return load_base_model(source_from_name("smollm2-135m"))
+
+
+def gap_at_divergence(
+    session: MedusaSession, prompt_ids: list[int], plain: list[int], medusa: list[int]
+) -> str:
+    """Where two replies part, and by how much the model prefers one token over the other."""
+    pairs = enumerate(zip(plain, medusa, strict=False))
+    index = next((i for i, (a, b) in pairs if a != b), min(len(plain), len(medusa)))
+    text = np.array(prompt_ids + plain[:index])
+    outputs = session.engine.verify(text, chain_tree(len(text) - 1), 0, logits=True)
+    assert outputs.logits is not None
+    top = np.sort(outputs.logits[-1])[-2:]
+    return f"token {index}: logit gap {top[1] - top[0]:.2e}"
+
+
+def test_medusa_equals_plain_decoding_on_twenty_prompts(demo_bundle: Bundle) -> None:
+    differing = []
+    accept_lengths: list[int] = []
+    with MedusaSession(demo_bundle) as session:
+        for prompt in self_generated_prompts()[:NUM_PROMPTS]:
+            ids = session.text.encode_chat([{"role": "user", "content": prompt.prompt}])
+            options = GenerationOptions(max_new_tokens=MAX_NEW_TOKENS, tree=load_tree("plain"))
+            plain = session.generate(ids, options).token_ids
+            for spec in TREES:
+                options = GenerationOptions(max_new_tokens=MAX_NEW_TOKENS, tree=load_tree(spec))
+                medusa = session.generate(ids, options)
+                accept_lengths += medusa.stats.accept_lengths
+                if medusa.token_ids != plain:
+                    gap = gap_at_divergence(session, ids, plain, medusa.token_ids)
+                    differing.append(f"prompt {prompt.id}, {spec}, {gap}")
+    assert not differing
+    # The comparison means nothing unless drafts of several tokens were accepted.
+    assert np.mean(accept_lengths) > 1.3 and max(accept_lengths) >= 4
+
+
+@pytest.mark.parametrize("spec", ["chain-4", "cartesian-2x3", "vicuna_7b_stage2"])
+def test_each_node_has_the_logits_of_its_path(
+    demo_bundle: Bundle, base_model: BaseModel, spec: str
+) -> None:
+    tree = load_tree(spec)
+    prompt_ids = base_model.tokenizer.encode("The quick brown fox jumps over the lazy dog. Then")
+    prompt = np.array(prompt_ids)
+    tokens = np.random.default_rng(0).integers(0, 49152, tree.num_nodes)
+    engine = OrtEngine(demo_bundle, capacity=256)
+    engine.verify(prompt, chain_tree(len(prompt) - 1), 0)
+    outputs = engine.verify(tokens, tree, len(prompt), logits=True)
+    assert outputs.logits is not None
+    paths = [(), *tree.medusa_choices]
+    for node, path in enumerate(paths):
+        ancestors = [paths.index(path[:depth]) for depth in range(len(path) + 1)]
+        text = torch.tensor([prompt_ids + tokens[ancestors].tolist()])
+        with torch.no_grad():
+            expected = base_model.model(text, use_cache=False).logits[0, -1].numpy()
+        assert np.abs(outputs.logits[node] - expected).max() <= MAX_LOGIT_DIFFERENCE
+        assert outputs.argmax[node] == expected.argmax()
+    engine.close()
+
+
+def test_plain_decoding_gives_the_models_own_reply(
+    demo_bundle: Bundle, base_model: BaseModel
+) -> None:
+    text = base_model.tokenizer.apply_chat_template(
+        [{"role": "user", "content": "What is the capital of France?"}],
+        add_generation_prompt=True,
+        tokenize=False,
+    )
+    inputs = base_model.tokenizer(text, return_tensors="pt", add_special_tokens=False)
+    generated = base_model.model.generate(  # type: ignore[operator]
+        **inputs, max_new_tokens=24, do_sample=False
+    )
+    expected = generated[0, inputs["input_ids"].shape[1] :].tolist()
+    with MedusaSession(demo_bundle) as session:
+        prompt = [{"role": "user", "content": "What is the capital of France?"}]
+        reply = session.generate_chat(prompt, GenerationOptions(max_new_tokens=24))
+    assert reply.token_ids == expected
+
+
+def test_the_prompts_ship_whole() -> None:
+    prompts = self_generated_prompts()
+    assert len(prompts) == 1086
+    assert len({prompt.id for prompt in prompts}) == 1086

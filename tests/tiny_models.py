@@ -1,0 +1,95 @@
+"""Small models and heads with random weights, in the layouts that users bring."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import LlamaConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
+from transformers.models.auto.modeling_auto import AutoModelForCausalLM
+
+VOCAB_SIZE = 300
+HIDDEN_SIZE = 64
+EOS_ID = 257
+TINY_HEADS = "medusa_lm_head.safetensors"
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}{{ message['role'] + ': ' + message['content'] + '\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
+)
+
+
+def llama_config(**changes: object) -> LlamaConfig:
+    """Two layers, four heads of which two are key-value heads."""
+    values: dict[str, Any] = {
+        "vocab_size": VOCAB_SIZE,
+        "hidden_size": HIDDEN_SIZE,
+        "intermediate_size": 96,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 512,
+        "bos_token_id": 256,
+        "eos_token_id": EOS_ID,
+        "initializer_range": 0.2,
+    }
+    return LlamaConfig(**(values | changes))
+
+
+def random_model(config: PretrainedConfig, seed: int = 0) -> PreTrainedModel:
+    """A model with random weights, wide enough apart that ties do not occur."""
+    torch.manual_seed(seed)
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model.eval()
+    return model
+
+
+def byte_tokenizer() -> PreTrainedTokenizerFast:
+    """One token a byte, then a start and an end token."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocab = {symbol: index for index, symbol in enumerate(alphabet)} | {"<s>": 256, "</s>": EOS_ID}
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>")
+    fast.chat_template = CHAT_TEMPLATE
+    return fast
+
+
+def save_tiny_model(folder: Path, config: PretrainedConfig | None = None, seed: int = 0) -> Path:
+    """Writes a random model and its tokenizer in Hugging Face layout."""
+    random_model(config or llama_config(), seed).save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def head_tensors(
+    *,
+    num_heads: int = 4,
+    num_layers: int = 2,
+    hidden_size: int = HIDDEN_SIZE,
+    vocab_size: int | None = VOCAB_SIZE,
+    seed: int = 1,
+) -> dict[str, torch.Tensor]:
+    """Random heads with the public keys; no `vocab_size` shares the backbone's unembedding."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def random(*shape: int) -> torch.Tensor:
+        values = torch.randn(*shape, generator=generator)
+        return values / float(hidden_size**0.5)
+
+    tensors = {}
+    for head in range(num_heads):
+        for layer in range(num_layers):
+            tensors[f"{head}.{layer}.linear.weight"] = random(hidden_size, hidden_size)
+            tensors[f"{head}.{layer}.linear.bias"] = random(hidden_size)
+        if vocab_size is not None:
+            tensors[f"{head}.{num_layers}.weight"] = random(vocab_size, hidden_size)
+    return tensors
+
+
+def save_tiny_heads(path: Path, tensors: dict[str, torch.Tensor] | None = None) -> Path:
+    """Writes heads to a safetensors file."""
+    save_file(head_tensors() if tensors is None else tensors, path)
+    return path

@@ -1,0 +1,13 @@
+"""Draft trees: which children of which heads one decode step verifies. numpy only."""
+
+from medusa_trt.tree_configs.presets import cartesian_tree, chain_tree, load_tree, preset_names
+from medusa_trt.tree_configs.tree import PAD_NODE, MedusaTree
+
+__all__ = [
+    "PAD_NODE",
+    "MedusaTree",
+    "cartesian_tree",
+    "chain_tree",
+    "load_tree",
+    "preset_names",
+]

@@ -1,0 +1,96 @@
+"""Trees by name: the JSON files of this folder, chains, cartesian products, and tree files."""
+
+import itertools
+import re
+from collections.abc import Sequence
+from functools import lru_cache
+from importlib import resources
+
+from medusa_trt.errors import TreeError
+from medusa_trt.tree_configs.tree import MAX_NODES, MedusaTree
+
+
+@lru_cache(maxsize=256)
+def chain_tree(depth: int) -> MedusaTree:
+    """One node a depth, each head's best candidate: blockwise parallel decoding.
+
+    Source: Stern et al. 2018, "Blockwise Parallel Decoding". Depth 0 is plain decoding. A chain's
+    mask is the causal one, so it also describes a piece of ordinary text; trees are immutable and
+    kept for the next call.
+
+    Raises:
+        TreeError: a negative or an absurd depth.
+    """
+    if not 0 <= depth < MAX_NODES:
+        raise TreeError(f"chain depth {depth} is out of range; use 0 to {MAX_NODES - 1}")
+    return MedusaTree.from_choices(
+        ((0,) * length for length in range(1, depth + 1)), name=f"chain-{depth}"
+    )
+
+
+def cartesian_tree(widths: Sequence[int]) -> MedusaTree:
+    """Every candidate of head 0's top `widths[0]` with every one of head 1's top `widths[1]`, ...
+
+    Source: the Medusa blog post, whose example is 2x3, and section 2.1.2 of the paper.
+
+    Raises:
+        TreeError: no widths, a width below 1, or too many nodes.
+    """
+    if not widths:
+        raise TreeError("cartesian widths are empty; use the plain tree for plain decoding")
+    spec = "x".join(map(str, widths))
+    if any(width < 1 for width in widths):
+        raise TreeError(f"cartesian widths {spec} have a value below 1; use widths of at least 1")
+    num_nodes = 1 + sum(itertools.accumulate(widths, lambda total, width: total * width))
+    if num_nodes > MAX_NODES:
+        raise TreeError(
+            f"cartesian widths {spec} make more than {MAX_NODES} nodes; use smaller widths"
+        )
+    ranges = [range(width) for width in widths]
+    return MedusaTree.from_choices(
+        (
+            path
+            for depth in range(1, len(widths) + 1)
+            for path in itertools.product(*ranges[:depth])
+        ),
+        name=f"cartesian-{spec}",
+    )
+
+
+def preset_names() -> tuple[str, ...]:
+    """Names of the trees that ship as JSON files beside this module, numbers in their order."""
+    files = resources.files("medusa_trt.tree_configs").iterdir()
+    names = (file.name.removesuffix(".json") for file in files if file.name.endswith(".json"))
+    return tuple(sorted(names, key=_natural_key))
+
+
+def load_tree(spec: str) -> MedusaTree:
+    """Finds a tree by what a user types.
+
+    Args:
+        spec: a name out of `preset_names()`, `plain` (no draft), `chain-4`, `cartesian-2x3`, or a
+            path that ends in `.json`.
+
+    Raises:
+        TreeError: an unknown spec, or a bad tree; the message says which.
+    """
+    if spec == "plain":
+        return MedusaTree.from_choices((), name="plain")
+    if spec.endswith(".json"):
+        return MedusaTree.load(spec)
+    if chain := re.fullmatch(r"chain-([0-9]{1,9})", spec):
+        return chain_tree(int(chain[1]))
+    if re.fullmatch(r"cartesian-[0-9]{1,9}(x[0-9]{1,9})*", spec):
+        return cartesian_tree([int(width) for width in spec.removeprefix("cartesian-").split("x")])
+    if spec in preset_names():
+        file = resources.files("medusa_trt.tree_configs") / f"{spec}.json"
+        return MedusaTree.from_json(file.read_text(encoding="utf-8"), name=spec)
+    raise TreeError(
+        f"unknown tree {spec!r}; use plain, chain-DEPTH, cartesian-AxB, a path to a .json file, "
+        f"or one of {', '.join(preset_names())}"
+    )
+
+
+def _natural_key(name: str) -> list[tuple[int, str]]:
+    """Sorts `_8` before `_16`."""
+    return [(int(part), "") if part.isdigit() else (0, part) for part in re.split(r"(\d+)", name)]

@@ -1,0 +1,279 @@
+"""The draft tree: validated paths and the index arrays that one decode step needs.
+
+A node is the path that leads to it: `(2, 0)` is the best candidate of head 1 under the third best
+candidate of head 0. The root, `()`, is the token decided last; it is node 0 and is never listed.
+Nodes are numbered by (depth, path), as in the paper's code (Cai et al. 2024, "Medusa", section
+2.1.2; `generate_medusa_buffers` in FasterDecoding/Medusa).
+"""
+
+import json
+import reprlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medusa_trt.errors import TreeError
+
+# Pads `retrieve_indices`. The paper's code pads with -1, which silently reads the last node and
+# accepts wrong tokens. This value is out of range of any array, also after a cache length is added
+# or after a cast to int32, so numpy raises where padding is read by mistake.
+PAD_NODE = 2**31 - 1
+
+# A step costs one (num_nodes, num_nodes) mask: beyond this a tree is a typing mistake, not a draft.
+MAX_NODES = 4096
+
+# Keeps `tree_indices` far from the int64 limit; no vocabulary comes near.
+_MAX_CHILD = 2**31 - 1
+
+_JSON_KEYS = ("medusa_choices", "source")
+
+Node = tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MedusaTree:
+    """A draft tree of `num_nodes` = N nodes, the root included. Make it with `from_choices`.
+
+    Two trees are equal when their `medusa_choices` are. All arrays are read-only.
+
+    Attributes:
+        medusa_choices: the nodes without the root, sorted by (length, path).
+        name: what messages call the tree.
+        parents: (N,) int64, the parent of each node; -1 for the root.
+        attn_mask: (N, N) bool, row i is true at node i and at its ancestors.
+        position_offsets: (N,) int64, depth of each node, to add to the position of the root.
+        retrieve_indices: (num_paths, max_depth + 1) int64, one row a leaf: its nodes from the root
+            down, then `PAD_NODE`. Rows are in the order of the paper's code, deepest leaves first.
+        path_lengths: (num_paths,) int64, the nodes in each row, the root included. Entries of
+            `retrieve_indices` beyond them are padding and must not be read.
+    """
+
+    medusa_choices: tuple[Node, ...]
+    name: str = field(default="custom", compare=False)
+    parents: NDArray[np.int64] = field(init=False, repr=False, compare=False)
+    attn_mask: NDArray[np.bool_] = field(init=False, repr=False, compare=False)
+    position_offsets: NDArray[np.int64] = field(init=False, repr=False, compare=False)
+    retrieve_indices: NDArray[np.int64] = field(init=False, repr=False, compare=False)
+    path_lengths: NDArray[np.int64] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        choices = _sorted_choices(self.medusa_choices)
+        object.__setattr__(self, "medusa_choices", choices)
+        parents = _parents_from_choices(choices)
+        attn_mask = _attn_mask_from_parents(parents)
+        retrieve_indices, path_lengths = _paths_from_mask(attn_mask, parents)
+        arrays = {
+            "parents": parents,
+            "attn_mask": attn_mask,
+            "position_offsets": np.array([0, *map(len, choices)], dtype=np.int64),
+            "retrieve_indices": retrieve_indices,
+            "path_lengths": path_lengths,
+        }
+        for attribute, array in arrays.items():
+            array.setflags(write=False)
+            object.__setattr__(self, attribute, array)
+
+    @classmethod
+    def from_choices(cls, choices: Iterable[Sequence[int]], *, name: str = "custom") -> Self:
+        """Makes a tree from its nodes in any order; no nodes make plain decoding.
+
+        Args:
+            choices: the path of each node without the root; Python or numpy integers from 0.
+            name: what messages call the tree.
+
+        Raises:
+            TreeError: a path is empty, duplicate, without its parent or not made of such integers.
+        """
+        return cls(medusa_choices=_sorted_choices(choices), name=name)
+
+    @classmethod
+    def from_json(cls, text: str, *, name: str = "custom") -> Self:
+        """Makes a tree from `{"medusa_choices": [[0], [0, 0], ...]}` or from the bare list.
+
+        A `"source"` beside the choices says where they come from and is not kept.
+
+        Raises:
+            TreeError: not JSON, of another shape, or not a tree.
+        """
+        return cls.from_choices(_choices_from_json(text), name=name)
+
+    @classmethod
+    def load(cls, path: str | Path, *, name: str | None = None) -> Self:
+        """Reads a tree file as `from_json` does; the name defaults to the file's stem.
+
+        Raises:
+            TreeError: unreadable or not a tree; the message names the file.
+        """
+        path = Path(path)
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, ValueError) as error:
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise TreeError(f"cannot read tree file {str(path)!r}: {reason}") from error
+        try:
+            return cls.from_json(text, name=path.stem if name is None else name)
+        except TreeError as error:
+            raise TreeError(f"bad tree file {str(path)!r}: {error}") from error
+
+    def to_json(self) -> str:
+        """Returns `{"medusa_choices": ...}` on one line, which `from_json` reads back."""
+        return json.dumps({"medusa_choices": self.medusa_choices})
+
+    def save(self, path: str | Path) -> None:
+        """Writes `to_json` to a file.
+
+        Raises:
+            TreeError: the file cannot be written.
+        """
+        try:
+            Path(path).write_text(self.to_json() + "\n", encoding="utf-8")
+        except OSError as error:
+            raise TreeError(f"cannot write tree file {str(path)!r}: {error.strerror}") from error
+
+    @property
+    def num_nodes(self) -> int:
+        """Nodes with the root: the tokens that one verify step feeds to the backbone."""
+        return len(self.medusa_choices) + 1
+
+    @property
+    def max_depth(self) -> int:
+        """Length of the longest path: the heads the tree needs; 0 for plain decoding."""
+        return len(self.medusa_choices[-1]) if self.medusa_choices else 0
+
+    @property
+    def top_k(self) -> int:
+        """Candidates a head must offer: the largest child index + 1; 0 for plain decoding."""
+        return max((max(node) + 1 for node in self.medusa_choices), default=0)
+
+    def tree_indices(self, top_k: int) -> NDArray[np.int64]:
+        """Where each node finds its token in `[root, head 0's top_k, head 1's top_k, ...]`.
+
+        Equals the paper's `tree_indices` for its TOPK = 10.
+
+        Args:
+            top_k: candidates per head in that list; at least `self.top_k`.
+
+        Returns:
+            (N,) int64 indices into a list of 1 + num_heads * top_k tokens; 0 for the root.
+
+        Raises:
+            TreeError: a child index >= `top_k`, which would read the next head's candidates.
+        """
+        self._check_top_k(top_k)
+        indices = (node[-1] + top_k * (len(node) - 1) + 1 for node in self.medusa_choices)
+        return np.array([0, *indices], dtype=np.int64)
+
+    def check(self, num_heads: int, top_k: int) -> None:
+        """Checks that `num_heads` heads with `top_k` candidates each can fill the tree.
+
+        Raises:
+            TreeError: a node is deeper than there are heads, or a child index is >= `top_k`.
+        """
+        for node in self.medusa_choices:
+            if len(node) > num_heads:
+                raise TreeError(
+                    f"tree {self.name!r}: node {list(node)} has depth {len(node)} but there are "
+                    f"{num_heads} heads; use a shallower tree or more heads"
+                )
+        self._check_top_k(top_k)
+
+    def _check_top_k(self, top_k: int) -> None:
+        for node in self.medusa_choices:
+            if max(node) >= top_k:
+                raise TreeError(
+                    f"tree {self.name!r}: node {list(node)} has child index {max(node)} but each "
+                    f"head offers {top_k} candidates; use a narrower tree or a top-k of at least "
+                    f"{self.top_k}"
+                )
+
+
+def _node_from_path(path: object) -> Node:
+    if not isinstance(path, Sequence | np.ndarray) or isinstance(path, str | bytes):
+        raise TreeError(
+            f"node {reprlib.repr(path)} is not a path; write each node as a list of child "
+            "indices such as [0, 1]"
+        )
+    for child in path:
+        if isinstance(child, bool) or not isinstance(child, int | np.integer):
+            problem = "which is not an integer"
+        elif child < 0:
+            problem = "which is negative"
+        elif child > _MAX_CHILD:
+            problem = "which is too large"
+        else:
+            continue
+        raise TreeError(
+            f"node {reprlib.repr(list(path))} has child index {reprlib.repr(child)}, {problem}; "
+            "child indices count a head's candidates from 0"
+        )
+    return tuple(int(child) for child in path)
+
+
+def _sorted_choices(choices: Iterable[Sequence[int]]) -> tuple[Node, ...]:
+    nodes: set[Node] = set()
+    for path in choices:
+        node = _node_from_path(path)
+        if not node:
+            raise TreeError("node [] is the root, which is implied; remove it from medusa_choices")
+        if node in nodes:
+            raise TreeError(f"node {list(node)} is listed twice; remove one")
+        nodes.add(node)
+        if len(nodes) >= MAX_NODES:
+            raise TreeError(f"the tree has more than {MAX_NODES} nodes; use a smaller tree")
+    ordered = tuple(sorted(nodes, key=lambda node: (len(node), node)))
+    for node in ordered:
+        if len(node) > 1 and node[:-1] not in nodes:
+            raise TreeError(
+                f"node {list(node)} has no parent; add {list(node[:-1])} to medusa_choices"
+            )
+    return ordered
+
+
+def _parents_from_choices(choices: tuple[Node, ...]) -> NDArray[np.int64]:
+    index_of = {node: index for index, node in enumerate(((), *choices))}
+    return np.array([-1, *(index_of[node[:-1]] for node in choices)], dtype=np.int64)
+
+
+def _attn_mask_from_parents(parents: NDArray[np.int64]) -> NDArray[np.bool_]:
+    attn_mask = np.eye(len(parents), dtype=np.bool_)
+    for node in range(1, len(parents)):
+        attn_mask[node] |= attn_mask[parents[node]]
+    return attn_mask
+
+
+def _paths_from_mask(
+    attn_mask: NDArray[np.bool_], parents: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Returns `retrieve_indices` and `path_lengths`.
+
+    The paper's code takes nodes from the last to the first and skips those on a path it already
+    has. A node with children is always on one, since its children come later: only leaves remain.
+    """
+    leaves = np.setdiff1d(np.arange(len(parents)), parents)[::-1]
+    path_lengths = attn_mask[leaves].sum(axis=1, dtype=np.int64)
+    retrieve_indices = np.full((len(leaves), path_lengths.max()), PAD_NODE, dtype=np.int64)
+    for row, leaf in enumerate(leaves):
+        # Ancestors have smaller indices than their descendants, so this runs from the root down.
+        retrieve_indices[row, : path_lengths[row]] = np.flatnonzero(attn_mask[leaf])
+    return retrieve_indices, path_lengths
+
+
+def _choices_from_json(text: str) -> list[Sequence[int]]:
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise TreeError(f"not valid JSON: {error}") from error
+    if isinstance(content, dict):
+        unknown = sorted(content.keys() - set(_JSON_KEYS))
+        if unknown:
+            raise TreeError(
+                f"unknown key {reprlib.repr(unknown[0])}; the keys are {', '.join(_JSON_KEYS)}"
+            )
+        content = content.get("medusa_choices")
+    if not isinstance(content, list):
+        raise TreeError('expected {"medusa_choices": [[0], [0, 0], ...]} or the bare list')
+    return content
