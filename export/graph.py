@@ -10,10 +10,12 @@ from typing import cast
 
 import torch
 from torch import nn
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from medusa_trt.errors import ExportError
+from medusa_trt.export.attention_probe import attention_calls, attention_problem
+from medusa_trt.export.rotary import IdentityRotary, rotary_tables
 
 ROTARY_SPARE = 128
 """Positions beyond the longest sequence: a tree's nodes at its end still have one."""
@@ -29,17 +31,6 @@ class CacheShape:
     num_kv_heads: int
     head_dim: int
 
-    @classmethod
-    def from_config(cls, config: PretrainedConfig) -> "CacheShape":
-        """Reads the sizes; `head_dim` counts where it is given, not hidden / heads."""
-        head_dim = getattr(config, "head_dim", None)
-        num_heads = config.num_attention_heads
-        return cls(
-            num_layers=config.num_hidden_layers,
-            num_kv_heads=getattr(config, "num_key_value_heads", None) or num_heads,
-            head_dim=head_dim or config.hidden_size // num_heads,
-        )
-
 
 def refuse_unsupported(model: PreTrainedModel) -> None:
     """Refuses what `GroupQueryAttention` with a tree mask cannot express.
@@ -47,7 +38,18 @@ def refuse_unsupported(model: PreTrainedModel) -> None:
     Raises:
         ExportError: the feature by its name.
     """
+    found = _problem_in_config(model) or attention_problem(model)
+    if found is not None:
+        raise ExportError(
+            f"{model.config.model_type} models with {found} are not supported: "
+            "use a model without it, or open an issue"
+        )
+
+
+def _problem_in_config(model: PreTrainedModel) -> str | None:
     config = model.config
+    rope = getattr(config, "rope_parameters", None) or {}
+    layer_types = set(getattr(config, "layer_types", None) or ()) - {"full_attention"}
     found = None
     if not getattr(model, "_supports_attention_backend", False):
         found = "attention outside the attention interface of transformers"
@@ -55,17 +57,19 @@ def refuse_unsupported(model: PreTrainedModel) -> None:
         found = f"a sliding window of {config.sliding_window} tokens"
     elif getattr(config, "attn_logit_softcapping", None):
         found = f"attention soft-capping at {config.attn_logit_softcapping}"
-    elif not hasattr(model.base_model, "rotary_emb"):
+    elif model._is_stateful:
+        found = "a state other than keys and values"
+    elif layer_types:
+        found = f"layers of another kind than full attention ({', '.join(sorted(layer_types))})"
+    elif not isinstance(getattr(model.base_model, "rotary_emb", None), nn.Module):
         found = "positions other than one rotary embedding for all layers"
-    elif getattr(config, "partial_rotary_factor", None) not in (None, 1, 1.0):
-        found = f"a partial rotary embedding of {config.partial_rotary_factor}"
-    elif config.rope_parameters.get("rope_type") in ("dynamic", "longrope"):
-        found = f"{config.rope_parameters['rope_type']} rotary scaling"
-    if found is not None:
-        raise ExportError(
-            f"{config.model_type} models with {found} are not supported: "
-            "use a model without it, or open an issue"
-        )
+    elif any(isinstance(value, dict) for value in rope.values()):
+        found = "a rotary embedding for each type of layer"
+    elif rope.get("rope_type") in ("dynamic", "longrope"):
+        found = f"{rope['rope_type']} rotary scaling"
+    elif any("Experts" in type(module).__name__ for module in model.modules()):
+        found = "mixture-of-experts layers"
+    return found
 
 
 class VerifyModule(nn.Module):
@@ -80,14 +84,15 @@ class VerifyModule(nn.Module):
         """
         super().__init__()
         self.model = model
-        self.shape = CacheShape.from_config(model.config)
         rotary = model.base_model.rotary_emb
         assert isinstance(rotary, nn.Module)
-        cos, sin = _rotary_tables(rotary, max_length + ROTARY_SPARE)
+        calls = attention_calls(model, rotary)
+        self.shape = CacheShape(len(calls), calls[0].key.shape[1], calls[0].key.shape[3])
+        cos, sin = rotary_tables(rotary, max_length + ROTARY_SPARE)
         self.cos = nn.Buffer(cos, persistent=False)
         self.sin = nn.Buffer(sin, persistent=False)
         self._replaced = rotary, model.config._attn_implementation
-        model.base_model.rotary_emb = _IdentityRotary(2 * cos.shape[1])
+        model.base_model.rotary_emb = IdentityRotary(2 * cos.shape[1])
         model.config._attn_implementation = _ATTENTION_NAME
         self.eval()
 
@@ -131,16 +136,35 @@ class VerifyModule(nn.Module):
             bias=torch.cat([past_mask, tree_mask], dim=1)[None, None],
         )
         ALL_ATTENTION_FUNCTIONS.register(_ATTENTION_NAME, attention)
-        states = self.model.base_model(
-            input_ids=input_ids,
-            attention_mask=attention.bias,
-            position_ids=position_ids,
-            past_key_values=_PassThroughCache(),
-            use_cache=False,
-        ).last_hidden_state
-        hidden = states[0][rows]
-        logits = self.model.get_output_embeddings()(hidden)
+        hidden, logits = self._hidden_and_logits(input_ids, position_ids, attention.bias, rows)
         return logits.argmax(-1), hidden, logits, *attention.presents
+
+    def _hidden_and_logits(
+        self,
+        input_ids: torch.Tensor,
+        position_ids: torch.Tensor,
+        bias: torch.Tensor,
+        rows: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """What the unembedding reads and what the model makes of it, at the asked rows alone.
+
+        The model's own code runs to the end, because it may scale or cap its logits.
+        """
+        hidden: list[torch.Tensor] = []
+
+        def select_rows(_: nn.Module, inputs: tuple[torch.Tensor]) -> torch.Tensor:
+            hidden.append(inputs[0][0][rows])
+            return hidden[0]
+
+        with self.model.get_output_embeddings().register_forward_pre_hook(select_rows):
+            logits: torch.Tensor = self.model(
+                input_ids=input_ids,
+                attention_mask=bias,
+                position_ids=position_ids,
+                past_key_values=_PassThroughCache(),
+                use_cache=False,
+            ).logits
+        return hidden[0], logits
 
     def example_inputs(self) -> tuple[torch.Tensor, ...]:
         """Inputs to trace with."""
@@ -239,31 +263,3 @@ class _PassThroughCache:
 
     def get_seq_length(self, *_: object) -> int:
         return 0
-
-
-class _IdentityRotary(nn.Module):
-    """Angle zero everywhere; a pass removes what remains of it from the graph."""
-
-    def __init__(self, head_dim: int) -> None:
-        super().__init__()
-        self.cos = nn.Buffer(torch.ones(1, 1, head_dim), persistent=False)
-        self.sin = nn.Buffer(torch.zeros(1, 1, head_dim), persistent=False)
-
-    def forward(self, x: torch.Tensor, *_: object, **__: object) -> tuple[torch.Tensor, ...]:
-        return self.cos.to(x.dtype), self.sin.to(x.dtype)
-
-
-def _rotary_tables(rotary: nn.Module, num_positions: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cosines and sines (num_positions, head_dim / 2) from the model's own rotary module."""
-    probe = torch.zeros(1, 1, 1)
-    with torch.no_grad():
-        tables = rotary(probe, torch.arange(num_positions)[None])
-    half = tables[0].shape[-1] // 2
-    for table in tables:
-        if not torch.equal(table[..., :half], table[..., half:]):
-            raise ExportError(
-                "this model interleaves its rotary embedding, which is not supported: "
-                "use a model that rotates halves, or open an issue"
-            )
-    cos, sin = (table[0, :, :half].contiguous() for table in tables)
-    return cos, sin

@@ -102,8 +102,8 @@ def tree_graph(tree: MedusaTree, opset: int) -> ir.Model:
 def save_graphs(folder: Path, verify: ir.Model, heads: ir.Model, tree: ir.Model) -> None:
     """Writes the graphs into a bundle's folder.
 
-    Large weights go to one external file. Heads that share the backbone's unembedding refer to
-    the backbone's bytes in it.
+    Large weights go to one external file, the heads' after the backbone's. Heads that share the
+    backbone's unembedding refer to the backbone's bytes in it.
     """
     ir.save(
         verify,
@@ -116,6 +116,7 @@ def save_graphs(folder: Path, verify: ir.Model, heads: ir.Model, tree: ir.Model)
     own = heads.graph.initializers.get("unembedding")
     if own is not None and shared is not None and _same_tensor(own, shared):
         own.const_value = shared.const_value
+    _append_weights(folder, heads)
     ir.save(heads, folder / names.GRAPH_FILES["heads"])
     ir.save(tree, folder / names.GRAPH_FILES["tree"])
 
@@ -175,13 +176,37 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
+def _append_weights(folder: Path, model: ir.Model) -> None:
+    """Moves large weights to the end of the external file.
+
+    A protobuf file holds 2 GB at most, and the heads of a large model have more.
+    """
+    with (folder / names.WEIGHTS_FILE).open("ab") as file:
+        for value in model.graph.initializers.values():
+            tensor = value.const_value
+            if tensor is None or isinstance(tensor, ir.ExternalTensor):
+                continue
+            if tensor.nbytes > _INLINE_LIMIT_BYTES:
+                value.const_value = ir.ExternalTensor(
+                    names.WEIGHTS_FILE,
+                    file.tell(),
+                    tensor.nbytes,
+                    tensor.dtype,
+                    shape=ir.Shape(tensor.shape.numpy()),
+                    name=value.name or "",
+                    base_dir=folder,
+                )
+                file.write(tensor.tobytes())
+
+
 def _unembedding(verify: ir.Model, output: str) -> ir.Value | None:
-    """The (vocab, hidden) weight whose product is the logits."""
-    for value in verify.graph.outputs:
-        node = value.producer()
-        if value.name == output and node is not None and node.op_type == "Gemm":
-            return node.inputs[1]
-    return None
+    """The (vocab, hidden) weight whose product is the logits, before any scale or cap."""
+    value = next(value for value in verify.graph.outputs if value.name == output)
+    node = value.producer()
+    while node is not None and node.op_type != "Gemm":
+        source = node.inputs[0]
+        node = None if source is None else source.producer()
+    return None if node is None else node.inputs[1]
 
 
 def _same_tensor(left: ir.Value, right: ir.Value) -> bool:

@@ -73,6 +73,7 @@ def leaf_paths(tree: MedusaTree) -> Iterator[NDArray[np.int64]]:
 
 def random_tree(num_nodes: int, max_depth: int, seed: int) -> MedusaTree:
     """A tree that grows by a random child of a random node."""
+    assert max_depth > 0 or num_nodes == 1
     rng = np.random.default_rng(seed)
     nodes: list[tuple[int, ...]] = [()]
     num_children: dict[tuple[int, ...], int] = {}

@@ -4,21 +4,26 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import InPlacePass, PassResult
 
+from medusa_trt.export.passes.rewiring import bypass, same_known_shape
+
 
 class RemoveIdentityRotaryPass(InPlacePass):
     """Replaces `x * 1 + rotate_half(x) * 0` by `x`.
 
     Requires: the model was traced with a rotary module that returns constant ones and zeros, as
-    it is where attention rotates by itself. Ensures: no such Add remains in use.
+    it is where attention rotates by itself; shapes are annotated. Ensures: no such Add remains,
+    except one that is a graph output.
     """
 
     def call(self, model: ir.Model) -> PassResult:
-        """Rewires the users of each such Add."""
+        """Takes each such Add out."""
         modified = False
-        for node in model.graph:
-            if node.op_type == "Add" and (source := _unrotated(node)) is not None:
-                node.outputs[0].replace_all_uses_with(source)
-                modified = True
+        for node in list(model.graph):
+            if node.op_type == "Add" and not node.outputs[0].is_graph_output():
+                source = _unrotated(node)
+                if source is not None and same_known_shape(source, node.outputs[0]):
+                    bypass(node, source)
+                    modified = True
         return PassResult(model, modified)
 
 

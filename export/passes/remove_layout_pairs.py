@@ -3,46 +3,61 @@
 import onnx_ir as ir
 from onnx_ir.passes import InPlacePass, PassResult
 
+from medusa_trt.export.passes.rewiring import bypass, same_known_shape
+
 
 class RemoveLayoutPairsPass(InPlacePass):
-    """Rewires Transpose-Transpose and Reshape-Reshape pairs that give their input back.
+    """Takes out Transpose-Transpose and Reshape-Reshape pairs that give their input back.
 
-    Requires: shapes are annotated. Ensures: the pairs around attention are unused.
+    Requires: nodes in topological order, shapes annotated. Ensures: no such pair remains, nor a
+    Reshape to the shape that its input has, except where it makes a graph output.
     """
 
     def call(self, model: ir.Model) -> PassResult:
-        """Transposes first, since they stand between the reshapes."""
+        """One walk is enough: before each node there are no pairs left."""
         modified = False
-        for op_type, undoes in (("Transpose", _transposes_back), ("Reshape", _reshapes_back)):
-            for second in model.graph:
-                first = _producer(second) if _is(second, op_type) else None
-                if first is None or not _is(first, op_type) or not undoes(first, second):
-                    continue
-                if (source := first.inputs[0]) is not None:
-                    second.outputs[0].replace_all_uses_with(source)
-                    modified = True
+        for node in list(model.graph):
+            if node.domain != "" or node.outputs[0].is_graph_output():
+                continue
+            source = None
+            if node.op_type == "Transpose":
+                source = _before_transposes(node)
+            elif node.op_type == "Reshape":
+                source = _before_reshapes(node)
+            if source is not None:
+                bypass(node, source)
+                modified = True
         return PassResult(model, modified)
 
 
-def _is(node: ir.Node, op_type: str) -> bool:
-    return node.op_type == op_type and node.domain == ""
+def _before_transposes(second: ir.Node) -> ir.Value | None:
+    first = _producer(second)
+    if first is None or (inner := _permutation(first)) is None:
+        return None
+    outer = _permutation(second)
+    if outer is None or [inner[axis] for axis in outer] != list(range(len(inner))):
+        return None
+    return first.inputs[0]
+
+
+def _before_reshapes(second: ir.Node) -> ir.Value | None:
+    first = _producer(second)
+    for source in (second.inputs[0], None if first is None else first.inputs[0]):
+        if same_known_shape(source, second.outputs[0]):
+            return source
+    return None
 
 
 def _producer(node: ir.Node) -> ir.Node | None:
+    """The node before, if it is of the same kind."""
     value = node.inputs[0]
-    return None if value is None else value.producer()
+    first = None if value is None else value.producer()
+    return first if first is not None and first.op_identifier() == node.op_identifier() else None
 
 
-def _transposes_back(first: ir.Node, second: ir.Node) -> bool:
-    inner = first.attributes["perm"].as_ints()
-    outer = second.attributes["perm"].as_ints()
-    return [inner[axis] for axis in outer] == list(range(len(inner)))
-
-
-def _reshapes_back(first: ir.Node, second: ir.Node) -> bool:
-    source = first.inputs[0]
-    return (
-        source is not None
-        and source.shape is not None
-        and (source.shape == second.outputs[0].shape)
-    )
+def _permutation(transpose: ir.Node) -> list[int] | None:
+    """Without the attribute, ONNX reverses the axes."""
+    if "perm" in transpose.attributes:
+        return list(transpose.attributes["perm"].as_ints())
+    shape = transpose.outputs[0].shape
+    return None if shape is None else list(reversed(range(len(shape))))

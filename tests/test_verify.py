@@ -1,0 +1,182 @@
+"""The comparison that every export must pass, and that a wrong engine must not."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from transformers import PreTrainedModel
+from transformers.models.auto.modeling_auto import AutoModelForCausalLM
+
+from medusa_trt.errors import ExportError
+from medusa_trt.export.verify import (
+    MAX_LOGIT_DIFFERENCE,
+    TEXT,
+    agreement,
+    leaf_paths,
+    random_tree,
+    verify_bundle,
+)
+from medusa_trt.runtime.bundle import Agreement, Bundle
+from medusa_trt.runtime.engine import VerifyOutputs
+from medusa_trt.runtime.ort_engine import OrtEngine
+from medusa_trt.tree_configs import chain_tree
+
+TEXT_IDS = list(TEXT.encode())
+LIMIT = MAX_LOGIT_DIFFERENCE["fp32"]
+LOGITS = np.array([[0, 1, 2], [5, 4, 3], [1, 3, 1], [0, 0, 9]], np.float32)
+
+Change = Callable[[NDArray[np.float32]], None]
+
+
+class WrongEngine(OrtEngine):
+    """Changes what a real engine answers, or what it is asked."""
+
+    change: Change = staticmethod(lambda logits: None)
+    branching_only = False
+    ignore_tree = False
+    ignore_past = False
+
+    def verify(self, *args: Any, **options: Any) -> VerifyOutputs:
+        input_ids, tree, past = args
+        chain = chain_tree(tree.num_nodes - 1)
+        asked = chain if self.ignore_tree else tree
+        outputs = super().verify(
+            input_ids, asked, np.zeros_like(past) if self.ignore_past else past, **options
+        )
+        if outputs.logits is None or (self.branching_only and tree == chain):
+            return outputs
+        logits = outputs.logits.copy()
+        self.change(logits)
+        return dataclasses.replace(outputs, logits=logits)
+
+
+@pytest.fixture(scope="module")
+def model(tiny_model: Path) -> PreTrainedModel:
+    """The Hugging Face model of the tiny bundle."""
+    loaded: PreTrainedModel = AutoModelForCausalLM.from_pretrained(tiny_model)
+    return loaded
+
+
+@pytest.fixture
+def engine(tiny_bundle: Bundle) -> WrongEngine:
+    """Right until told otherwise."""
+    return WrongEngine(tiny_bundle)
+
+
+def test_equal_logits_agree() -> None:
+    assert agreement(LOGITS, LOGITS) == Agreement(4, 0.0, 1.0)
+
+
+def test_the_largest_difference_and_the_share_of_argmaxes_are_found() -> None:
+    found = LOGITS.copy()
+    found[0, 2] = 0.5
+    found[2, 0] -= 4
+    assert agreement(found, LOGITS) == Agreement(4, 4.0, 0.75)
+    assert agreement(LOGITS, found) == Agreement(4, 4.0, 0.75)
+
+
+@pytest.mark.parametrize("side", [0, 1])
+def test_what_is_not_a_number_shows_in_the_difference(side: int) -> None:
+    arrays = [LOGITS.copy(), LOGITS.copy()]
+    arrays[side][1, 2] = np.nan
+    result = agreement(*arrays)
+    assert not result.max_logit_difference <= LIMIT
+
+
+@settings(deadline=None)
+@given(st.integers(1, 60), st.integers(1, 8), st.integers(0, 1000))
+def test_random_trees_are_what_was_asked_for(num_nodes: int, max_depth: int, seed: int) -> None:
+    tree = random_tree(num_nodes, max_depth, seed)
+    assert tree.num_nodes == num_nodes
+    assert tree.max_depth <= max_depth
+    assert tree == random_tree(num_nodes, max_depth, seed)
+    paths = set(tree.medusa_choices)
+    for path in paths:
+        assert path[-1] == 0 or (*path[:-1], path[-1] - 1) in paths
+    seen = [node for path in leaf_paths(tree) for node in path]
+    assert sorted(set(seen)) == list(range(num_nodes))
+    for nodes in leaf_paths(tree):
+        assert nodes[0] == 0
+        assert list(tree.parents[nodes[1:]]) == list(nodes[:-1])
+
+
+def test_random_trees_differ_and_branch() -> None:
+    trees = [random_tree(24, 4, seed) for seed in range(10)]
+    assert len({tree.medusa_choices for tree in trees}) == 10
+    for tree in trees:
+        assert 2 < tree.max_depth <= 4 and len(list(leaf_paths(tree))) > 4
+
+
+@pytest.mark.parametrize("num_tokens", [1, 2, 40, 511, 900])
+def test_a_right_engine_passes(
+    tiny_bundle: Bundle, model: PreTrainedModel, engine: WrongEngine, num_tokens: int
+) -> None:
+    results = verify_bundle(tiny_bundle, engine, model, (TEXT_IDS * 3)[:num_tokens])
+    assert results.keys() == {"text", "tree"}
+    assert results["text"].num_positions == min(num_tokens, 511)
+    assert results["tree"].num_positions == 24
+    for result in results.values():
+        assert result.max_logit_difference <= LIMIT and result.argmax_agreement == 1
+
+
+def one_not_a_number(logits: NDArray[np.float32]) -> None:
+    logits[-1, 7] = np.nan
+
+
+def all_not_a_number(logits: NDArray[np.float32]) -> None:
+    logits[:] = np.nan
+
+
+def one_infinite(logits: NDArray[np.float32]) -> None:
+    logits[0, 7] = -np.inf
+
+
+def one_shifted(logits: NDArray[np.float32]) -> None:
+    logits[-1, 0] += 2 * LIMIT
+
+
+@pytest.mark.parametrize("branching_only", [False, True])
+@pytest.mark.parametrize("change", [one_not_a_number, all_not_a_number, one_infinite, one_shifted])
+def test_wrong_logits_fail(
+    tiny_bundle: Bundle,
+    model: PreTrainedModel,
+    engine: WrongEngine,
+    change: Change,
+    branching_only: bool,
+) -> None:
+    engine.change = change
+    engine.branching_only = branching_only
+    where = "tree" if branching_only else "text"
+    with pytest.raises(ExportError, match=f"^the exported {where} logits differ .*[^\n]*$"):
+        verify_bundle(tiny_bundle, engine, model, TEXT_IDS)
+
+
+def test_rounding_passes(tiny_bundle: Bundle, model: PreTrainedModel, engine: WrongEngine) -> None:
+    def rounded(logits: NDArray[np.float32]) -> None:
+        logits += LIMIT / 2
+
+    engine.change = rounded
+    results = verify_bundle(tiny_bundle, engine, model, TEXT_IDS)
+    assert results["text"].max_logit_difference > LIMIT / 3
+
+
+def test_an_engine_that_ignores_the_tree_fails(
+    tiny_bundle: Bundle, model: PreTrainedModel, engine: WrongEngine
+) -> None:
+    engine.ignore_tree = True
+    with pytest.raises(ExportError, match="exported tree logits"):
+        verify_bundle(tiny_bundle, engine, model, TEXT_IDS)
+
+
+def test_an_engine_that_forgets_its_cache_fails(
+    tiny_bundle: Bundle, model: PreTrainedModel, engine: WrongEngine
+) -> None:
+    engine.ignore_past = True
+    with pytest.raises(ExportError, match="exported text logits"):
+        verify_bundle(tiny_bundle, engine, model, TEXT_IDS)
