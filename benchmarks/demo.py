@@ -91,7 +91,7 @@ def rounds(session: MedusaSession, prompt: str) -> tuple[Sequence[Generation], .
     replies: tuple[list[Generation], ...] = ([], [])
     for _ in range(ROUNDS + 1):
         for options, way in zip(ways, replies, strict=True):
-            way.append(session.generate_chat(messages, options))
+            way.append(session.generate(messages, options))
     return replies[0][1:], replies[1][1:]
 
 

@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from medusa_trt.errors import MedusaError
-from medusa_trt.runtime.acceptance import accept_greedy
+from medusa_trt.runtime.acceptance import accept_exact
 from medusa_trt.runtime.bundle import Bundle
 from medusa_trt.runtime.candidates import tokens_from_candidates
 from medusa_trt.runtime.ort_engine import OrtEngine
@@ -54,8 +54,8 @@ def report(bundle: Bundle, engine: OrtEngine, past: int) -> None:
     actions: dict[str, Callable[[], object]] = {}
     for num_nodes in NUM_NODES:
         tree, ids = chain_tree(num_nodes - 1), rng.integers(0, 1000, num_nodes)
-        actions[f"verify {num_nodes}"] = partial(engine.verify, ids, tree, past)
-    hidden = np.ones(bundle.manifest.model.hidden_size, np.float32)
+        actions[f"verify {num_nodes}"] = partial(engine.verify, ids[None], tree, [past])
+    hidden = np.ones((1, bundle.manifest.model.hidden_size), np.float32)
     actions["heads"] = lambda: engine.draft(hidden)
     published = load_tree("mc_sim_7b_63")
     actions["host, 64 nodes"] = host_work(engine, published, past)
@@ -78,15 +78,15 @@ def report(bundle: Bundle, engine: OrtEngine, past: int) -> None:
 
 def host_work(engine: OrtEngine, tree: MedusaTree, past: int) -> Callable[[], object]:
     """What happens between engine calls: candidates, acceptance and commit of three nodes."""
-    draft_ids = np.arange(4 * 10).reshape(4, 10)
+    draft_ids = np.arange(4 * 10).reshape(1, 4, 10)
     tree_indices = tree.tree_indices(10)
     path = tree.retrieve_indices[0][: tree.path_lengths[0]].tolist()
     argmax = np.full(tree.num_nodes, -1)
 
     def work() -> None:
-        tokens = tokens_from_candidates(7, draft_ids, tree_indices)
+        (tokens,) = tokens_from_candidates([7], draft_ids, tree_indices)
         argmax[path[:-1]] = tokens[path[1:]]
-        engine.commit(past, accept_greedy(tree, tokens, argmax).nodes)
+        engine.commit(0, past, accept_exact(tree, tokens, argmax).nodes)
 
     return work
 

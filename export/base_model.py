@@ -121,7 +121,7 @@ def load_base_model(source: ModelSource) -> BaseModel:
     try:
         with _quiet_transformers():
             model = AutoModelForCausalLM.from_pretrained(
-                source.location, dtype=torch.float32, attn_implementation="sdpa", **gguf
+                source.location, dtype=torch.float32, **gguf
             )
             tokenizer = AutoTokenizer.from_pretrained(source.location, **gguf)
     except (OSError, ValueError, KeyError, ImportError) as error:

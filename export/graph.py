@@ -16,6 +16,8 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from medusa_trt.errors import ExportError
 from medusa_trt.export.attention_probe import attention_calls, attention_problem
 from medusa_trt.export.rotary import IdentityRotary, rotary_tables
+from medusa_trt.export.scatter_attention import ScatterAttention
+from medusa_trt.export.targets import AttentionForm
 
 ROTARY_SPARE = 128
 """Positions beyond the longest sequence: a tree's nodes at its end still have one."""
@@ -75,15 +77,17 @@ def _problem_in_config(model: PreTrainedModel) -> str | None:
 class VerifyModule(nn.Module):
     """Backbone over a tree's nodes: reductions and hidden states of the asked rows."""
 
-    def __init__(self, model: PreTrainedModel, max_length: int) -> None:
+    def __init__(self, model: PreTrainedModel, max_length: int, form: AttentionForm) -> None:
         """Takes the model over: its attention and rotary module are replaced until `release`.
 
         Args:
             model: a causal language model with a rotary embedding.
             max_length: the longest sequence that the graph must reach.
+            form: how it attends and updates the cache.
         """
         super().__init__()
         self.model = model
+        self.form = form
         rotary = model.base_model.rotary_emb
         assert isinstance(rotary, nn.Module)
         calls = attention_calls(model, rotary)
@@ -112,32 +116,52 @@ class VerifyModule(nn.Module):
         """One step over T nodes after `past_length` cached tokens.
 
         Args:
-            input_ids: (1, T) int64.
+            input_ids: (B, T) int64; B is 1 unless the form takes more.
             tree_mask: (T, T) additive, 0 where a node sees another.
             position_offsets: (T,) int64, each node's depth.
-            past_length: (1,) int64.
+            past_length: (B,) int64.
             rows: (R,) int64, the nodes to report on.
-            cache: key and value of each layer in turn, (1, kv_heads, capacity, head_dim).
+            cache: key and value of each layer in turn, (B, kv_heads, capacity, head_dim).
 
         Returns:
-            argmax (R,), hidden (R, hidden_size), logits (R, vocab), and the updated cache.
+            argmax (B * R,), hidden (B * R, hidden_size), logits (B * R, vocab), and the updated
+            cache.
         """
+        position_ids = past_length[:, None] + position_offsets
+        attention = self._attention(tree_mask, past_length, position_ids, cache)
+        ALL_ATTENTION_FUNCTIONS.register(_ATTENTION_NAME, attention)
+        hidden, logits = self._hidden_and_logits(input_ids, position_ids, attention.bias, rows)
+        return logits.argmax(-1), hidden, logits, *attention.presents
+
+    def _attention(
+        self,
+        tree_mask: torch.Tensor,
+        past_length: torch.Tensor,
+        position_ids: torch.Tensor,
+        cache: tuple[torch.Tensor, ...],
+    ) -> "_CachedAttention | ScatterAttention":
+        if self.form == "tensor_scatter":
+            return ScatterAttention(
+                cache=cache,
+                cos=self.cos,
+                sin=self.sin,
+                past_length=past_length,
+                position_ids=position_ids,
+                tree_mask=tree_mask,
+                num_nodes=position_ids.shape[1],
+            )
         # A symbolic size: int() would make the tracer ask for its value.
         num_past = cast(int, past_length.item())
         torch._check(num_past >= 0)
-        position_ids = (past_length + position_offsets)[None]
         past_mask = tree_mask.new_zeros(tree_mask.shape[0], num_past)
-        attention = _CachedAttention(
+        return _CachedAttention(
             cache=cache,
             cos=self.cos,
             sin=self.sin,
             position_ids=position_ids,
-            total_length=(past_length + input_ids.shape[1]).to(torch.int32),
+            total_length=(past_length + position_ids.shape[1]).to(torch.int32),
             bias=torch.cat([past_mask, tree_mask], dim=1)[None, None],
         )
-        ALL_ATTENTION_FUNCTIONS.register(_ATTENTION_NAME, attention)
-        hidden, logits = self._hidden_and_logits(input_ids, position_ids, attention.bias, rows)
-        return logits.argmax(-1), hidden, logits, *attention.presents
 
     def _hidden_and_logits(
         self,
@@ -153,7 +177,8 @@ class VerifyModule(nn.Module):
         hidden: list[torch.Tensor] = []
 
         def select_rows(_: nn.Module, inputs: tuple[torch.Tensor]) -> torch.Tensor:
-            hidden.append(inputs[0][0][rows])
+            selected = inputs[0].index_select(1, rows)
+            hidden.append(selected.reshape(-1, selected.shape[-1]))
             return hidden[0]
 
         with self.model.get_output_embeddings().register_forward_pre_hook(select_rows):
@@ -169,16 +194,17 @@ class VerifyModule(nn.Module):
     def example_inputs(self) -> tuple[torch.Tensor, ...]:
         """Inputs to trace with."""
         shape = self.shape
+        batch = 1 if self.form == "group_query_attention" else 2
         cache = [
-            torch.zeros(1, shape.num_kv_heads, 16, shape.head_dim, dtype=self.cos.dtype)
+            torch.zeros(batch, shape.num_kv_heads, 16, shape.head_dim, dtype=self.cos.dtype)
             for _ in range(2 * shape.num_layers)
         ]
         num_nodes, num_rows = 6, 4
         return (
-            torch.zeros(1, num_nodes, dtype=torch.int64),
+            torch.zeros(batch, num_nodes, dtype=torch.int64),
             torch.zeros(num_nodes, num_nodes, dtype=self.cos.dtype),
             torch.zeros(num_nodes, dtype=torch.int64),
-            torch.tensor([5]),
+            torch.tensor([5, 7][:batch]),
             torch.arange(num_rows),
             *cache,
         )

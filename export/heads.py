@@ -130,20 +130,23 @@ class HeadsModule(nn.Module):
         )
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        """`hidden` (1, hidden_size) float → (num_heads, top_k) int64 token ids, best first."""
-        best = self.logits(hidden).topk(self.top_k, dim=-1).indices
+        """`hidden` (B, hidden_size) float → (B, num_heads, top_k) int64 token ids, best first."""
+        best = self.logits(hidden).topk(self.top_k, dim=-1).indices.transpose(0, 1)
         return best if self.token_map is None else self.token_map[best]
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """`hidden` (1, hidden_size) → (num_heads, draft_vocab)."""
+        """`hidden` (B, hidden_size) → (num_heads, B, draft_vocab)."""
         state = hidden[None]
         for layer in range(self.num_layers):
             state = state + nn.functional.silu(self._affine(f"block{layer}", state))
         if self.has_projection:
             state = state + self._affine("projection", state)
         if self.shared:
-            return nn.functional.linear(state[:, 0], self.unembedding)
-        return torch.bmm(state, self.unembedding)[:, 0]
+            num_heads = state.shape[0]
+            # Two dimensions make one product of all heads, with the weight as the backbone has it.
+            flat = nn.functional.linear(state.reshape(-1, state.shape[-1]), self.unembedding)
+            return flat.reshape(num_heads, -1, flat.shape[-1])
+        return torch.matmul(state, self.unembedding)
 
     def _stack(self, name: str, maps: list[Linear]) -> None:
         """Registers (num_heads, in, out) weights and (num_heads, 1, out) biases."""

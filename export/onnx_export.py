@@ -1,8 +1,9 @@
 """Tracing the graphs to ONNX, and writing them with one copy of each weight."""
 
+import hashlib
 import logging
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from io import StringIO
 from pathlib import Path
@@ -26,10 +27,14 @@ MASKED = float(np.finfo(np.float32).min)
 
 _INLINE_LIMIT_BYTES = 1 << 10
 
+_TENSOR_SCATTER_OPSET = 24
+
 
 def verify_graph(module: VerifyModule, opset: int) -> ir.Model:
     """The verify graph, optimized; see `VerifyModule.forward` for its inputs and outputs."""
     layers = range(module.shape.num_layers)
+    batched = module.form != "group_query_attention"
+    batch = {0: Dim("batch", min=1, max=1 << 16)} if batched else {}
     num_nodes = Dim("num_nodes", min=1, max=1 << 20)
     num_rows = Dim("num_rows", min=1, max=1 << 20)
     capacity = Dim("capacity", min=2, max=1 << 30)
@@ -53,15 +58,18 @@ def verify_graph(module: VerifyModule, opset: int) -> ir.Model:
             *(names.present_name(layer, kind) for layer in layers for kind in kinds),
         ],
         dynamic_shapes=(
-            {1: num_nodes},
+            {1: num_nodes, **batch},
             {0: num_nodes, 1: num_nodes},
             {0: num_nodes},
-            None,
+            batch,
             {0: num_rows},
-            tuple({2: capacity} for _ in range(2 * module.shape.num_layers)),
+            tuple({2: capacity, **batch} for _ in range(2 * module.shape.num_layers)),
         ),
     )
     optimize(model)
+    if batched:
+        # Traced at the older opset, which has the fused norm; nothing else in the graph differs.
+        model.graph.opset_imports[""] = max(opset, _TENSOR_SCATTER_OPSET)
     return model
 
 
@@ -69,11 +77,11 @@ def heads_graph(module: HeadsModule, hidden_size: int, opset: int) -> ir.Model:
     """The heads graph; see `HeadsModule.forward` for its input and output."""
     return _traced(
         module,
-        (torch.zeros(1, hidden_size),),
+        (torch.zeros(2, hidden_size),),
         opset,
         input_names=[names.HIDDEN],
         output_names=[names.DRAFT_IDS],
-        dynamic_shapes=None,
+        dynamic_shapes=({0: Dim("batch", min=1, max=1 << 16)},),
     )
 
 
@@ -99,26 +107,32 @@ def tree_graph(tree: MedusaTree, opset: int) -> ir.Model:
     return ir.Model(graph, ir_version=10, producer_name="medusa-trt")
 
 
-def save_graphs(folder: Path, verify: ir.Model, heads: ir.Model, tree: ir.Model) -> None:
+def save_graphs(folder: Path, graphs: Mapping[str, ir.Model]) -> None:
     """Writes the graphs into a bundle's folder.
 
-    Large weights go to one external file, the heads' after the backbone's. Heads that share the
-    backbone's unembedding refer to the backbone's bytes in it.
+    The verify graph's large weights go to one external file. Other graphs that have equal
+    weights (heads that share the unembedding, the batch form) refer to its bytes in that file.
+
+    Args:
+        folder: the bundle's.
+        graphs: by their names in `GRAPH_FILES`; "verify" is among them.
     """
     ir.save(
-        verify,
+        graphs["verify"],
         folder / names.GRAPH_FILES["verify"],
         external_data=names.WEIGHTS_FILE,
         size_threshold_bytes=_INLINE_LIMIT_BYTES,
     )
-    saved = ir.load(folder / names.GRAPH_FILES["verify"])
-    shared = _unembedding(saved, names.LOGITS)
-    own = heads.graph.initializers.get("unembedding")
-    if own is not None and shared is not None and _same_tensor(own, shared):
-        own.const_value = shared.const_value
-    _append_weights(folder, heads)
-    ir.save(heads, folder / names.GRAPH_FILES["heads"])
-    ir.save(tree, folder / names.GRAPH_FILES["tree"])
+    saved = ir.load(folder / names.GRAPH_FILES["verify"]).graph
+    written = {
+        _digest(value.const_value): value.const_value
+        for value in saved.initializers.values()
+        if isinstance(value.const_value, ir.ExternalTensor)
+    }
+    for name, model in graphs.items():
+        if name != "verify":
+            _share_weights(folder, model, written)
+            ir.save(model, folder / names.GRAPH_FILES[name])
 
 
 def graph_spec(folder: Path, graph: str) -> GraphSpec:
@@ -176,18 +190,21 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _append_weights(folder: Path, model: ir.Model) -> None:
-    """Moves large weights to the end of the external file.
+def _share_weights(
+    folder: Path, model: ir.Model, written: dict[tuple[object, ...], ir.ExternalTensor]
+) -> None:
+    """Refers to weights that are in the external file, and adds large ones that are not.
 
     A protobuf file holds 2 GB at most, and the heads of a large model have more.
     """
     with (folder / names.WEIGHTS_FILE).open("ab") as file:
         for value in model.graph.initializers.values():
             tensor = value.const_value
-            if tensor is None or isinstance(tensor, ir.ExternalTensor):
+            if tensor is None or tensor.nbytes <= _INLINE_LIMIT_BYTES:
                 continue
-            if tensor.nbytes > _INLINE_LIMIT_BYTES:
-                value.const_value = ir.ExternalTensor(
+            digest = _digest(tensor)
+            if digest not in written:
+                written[digest] = ir.ExternalTensor(
                     names.WEIGHTS_FILE,
                     file.tell(),
                     tensor.nbytes,
@@ -197,22 +214,11 @@ def _append_weights(folder: Path, model: ir.Model) -> None:
                     base_dir=folder,
                 )
                 file.write(tensor.tobytes())
+            value.const_value = written[digest]
 
 
-def _unembedding(verify: ir.Model, output: str) -> ir.Value | None:
-    """The (vocab, hidden) weight whose product is the logits, before any scale or cap."""
-    value = next(value for value in verify.graph.outputs if value.name == output)
-    node = value.producer()
-    while node is not None and node.op_type != "Gemm":
-        source = node.inputs[0]
-        node = None if source is None else source.producer()
-    return None if node is None else node.inputs[1]
-
-
-def _same_tensor(left: ir.Value, right: ir.Value) -> bool:
-    if left.const_value is None or right.const_value is None or left.shape != right.shape:
-        return False
-    return bool(np.array_equal(left.const_value.numpy(), right.const_value.numpy()))
+def _digest(tensor: ir.TensorProtocol) -> tuple[object, ...]:
+    return tensor.dtype, tuple(tensor.shape), hashlib.sha256(tensor.tobytes()).digest()
 
 
 def _tensor_specs(values: Iterable[ir.Value]) -> list[TensorSpec]:

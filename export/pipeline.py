@@ -23,13 +23,16 @@ from medusa_trt.export.onnx_export import (
     tree_graph,
     verify_graph,
 )
-from medusa_trt.export.targets import Target, checked_precision, target_from_name
+from medusa_trt.export.reduce_graph import reduce_graph
+from medusa_trt.export.targets import AttentionForm, Target, checked_precision, target_from_name
 from medusa_trt.export.verify import TEXT, verify_bundle
 from medusa_trt.runtime import bundle as names
 from medusa_trt.runtime.bundle import (
     FORMAT_VERSION,
+    Agreement,
     Bundle,
     FileSpec,
+    GraphSpec,
     HeadsSpec,
     Manifest,
     ModelSpec,
@@ -122,30 +125,37 @@ def export_bundle(options: ExportOptions, progress: Callable[[str], None] = prin
 
 def _write_bundle(folder: Path, parts: _Parts, progress: Callable[[str], None]) -> None:
     model = parts.base.model
-    progress("tracing the verify graph")
-    module = VerifyModule(model, parts.max_length)
-    try:
-        verify = verify_graph(module, parts.target.opset)
-    finally:
-        module.release()
+    graphs = {}
+    for name, form in _verify_forms(parts.target).items():
+        progress(f"tracing the {name} graph")
+        module = VerifyModule(model, parts.max_length, form)
+        try:
+            graphs[name] = verify_graph(module, parts.target.opset)
+        finally:
+            module.release()
     progress("tracing the heads graph")
     unembedding = model.get_output_embeddings().weight.detach()
     heads_module = HeadsModule(parts.heads, unembedding, parts.top_k)
-    heads = heads_graph(heads_module, parts.heads.hidden_size, parts.target.opset)
+    graphs["heads"] = heads_graph(heads_module, parts.heads.hidden_size, parts.target.opset)
+    graphs["reduce"] = reduce_graph(model.config.vocab_size, parts.target.opset)
+    graphs["tree"] = tree_graph(parts.tree, parts.target.opset)
     progress("writing weights and graphs")
-    save_graphs(folder, verify, heads, tree_graph(parts.tree, parts.target.opset))
-    del verify, heads, heads_module
+    save_graphs(folder, graphs)
+    graph_specs = {name: graph_spec(folder, name) for name in graphs}
+    del graphs, heads_module
     _write_texts(folder, parts)
-    manifest = _manifest(folder, parts)
+    manifest = _manifest(folder, parts, graph_specs)
     _write_manifest(folder, manifest)
     progress("comparing the bundle with the model")
     bundle = Bundle.open(folder, check_hashes=False)
-    engine = OrtEngine(bundle, capacity=parts.max_length + 64)
-    try:
-        text_ids = parts.base.tokenizer.encode(TEXT)
-        verified = verify_bundle(bundle, engine, model, text_ids)
-    finally:
-        engine.close()
+    text_ids = parts.base.tokenizer.encode(TEXT)
+    verified: dict[str, Agreement] = {}
+    for batch_size in (1, 2):
+        engine = OrtEngine(bundle, capacity=len(text_ids) + 64, batch_size=batch_size)
+        try:
+            verified |= verify_bundle(bundle, engine, model, text_ids)
+        finally:
+            engine.close()
     for where, result in verified.items():
         progress(
             f"  {where}: largest logit difference {result.max_logit_difference:.1e}, argmax equal "
@@ -165,11 +175,17 @@ def _write_texts(folder: Path, parts: _Parts) -> None:
     (folder / names.GENERATION_CONFIG_FILE).write_text(content, "utf-8")
 
 
-def _manifest(folder: Path, parts: _Parts) -> Manifest:
+def _verify_forms(target: Target) -> dict[str, AttentionForm]:
+    forms = {"verify": target.attention}
+    if target.batch_attention is not None:
+        forms["verify_batch"] = target.batch_attention
+    return forms
+
+
+def _manifest(folder: Path, parts: _Parts, graphs: dict[str, GraphSpec]) -> Manifest:
     """The manifest of what is in the folder, before the comparison with the model."""
     config = parts.base.model.config
     heads, target = parts.heads, parts.target
-    graphs = {graph: graph_spec(folder, graph) for graph in names.GRAPH_FILES}
     cache = next(t for t in graphs["verify"].inputs if t.name == names.past_name(0, "key"))
     num_kv_heads, head_dim = cache.shape[1], cache.shape[3]
     assert isinstance(num_kv_heads, int) and isinstance(head_dim, int)
@@ -217,7 +233,12 @@ def _write_manifest(folder: Path, manifest: Manifest) -> None:
 
 
 def _checked_max_length(asked: int | None, model: PreTrainedModel, target: Target) -> int:
-    limit = model.config.max_position_embeddings
+    limit = getattr(model.config, "max_position_embeddings", None)
+    if limit is None:
+        raise ExportError(
+            f"{model.config.model_type} models have no max_position_embeddings and so no longest "
+            "sequence: they are not supported"
+        )
     if asked is None:
         return int(min(limit, target.max_length))
     if not 64 <= asked <= limit:

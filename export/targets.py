@@ -5,7 +5,13 @@ from typing import Literal
 
 from medusa_trt.errors import ExportError
 
-AttentionForm = Literal["group_query_attention"]
+AttentionForm = Literal["group_query_attention", "tensor_scatter"]
+"""How the verify graph attends and updates its cache:
+
+- group_query_attention: `com.microsoft.GroupQueryAttention`, which ONNX Runtime's CPU provider runs
+  with a tree mask for one sequence only;
+- tensor_scatter: the standard `TensorScatter` and `Attention` of opset 24, for any batch.
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -14,7 +20,9 @@ class Target:
 
     Attributes:
         name: what `--target` calls it.
-        attention: the form of attention and cache update in the verify graph.
+        attention: the form of attention and cache update for one sequence.
+        batch_attention: the form for several sequences, a verify graph of its own; None where
+            `attention` takes them.
         precisions: weight precisions on offer, the default first.
         opset: ONNX opset of the graphs.
         min_rows: see `TargetSpec`.
@@ -25,6 +33,7 @@ class Target:
 
     name: str
     attention: AttentionForm
+    batch_attention: AttentionForm | None
     precisions: tuple[str, ...]
     opset: int
     min_rows: int
@@ -37,6 +46,7 @@ TARGETS = {
     "ort-cpu": Target(
         name="ort-cpu",
         attention="group_query_attention",
+        batch_attention="tensor_scatter",
         precisions=("fp32",),
         opset=23,
         min_rows=2,

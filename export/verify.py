@@ -1,6 +1,6 @@
 """Comparing a bundle with the Hugging Face model it came from."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -27,6 +27,7 @@ TEXT = (
 )
 """Prose, numbers and code to compare on."""
 
+_MAX_PREFIX = 32
 _NUM_TREE_NODES = 24
 _TREE_DEPTH = 4
 _SEED = 0
@@ -39,30 +40,40 @@ def compare_on_text(
     pieces = []
     for start in range(0, len(token_ids), chunk):
         ids = np.array(token_ids[start : start + chunk], np.int64)
-        outputs = engine.verify(ids, chain_tree(len(ids) - 1), start, logits=True)
+        outputs = engine.verify(ids[None], chain_tree(len(ids) - 1), [start], logits=True)
         assert outputs.logits is not None
-        pieces.append(outputs.logits.copy())
-    return agreement(np.concatenate(pieces), model_logits(model, token_ids))
+        pieces.append(outputs.logits[0].copy())
+    expected = model_logits(model, np.array([token_ids], np.int64))[0]
+    return agreement(np.concatenate(pieces), expected)
 
 
 def compare_on_tree(
-    engine: Engine, model: PreTrainedModel, prefix: list[int], tree: MedusaTree
+    engine: Engine, model: PreTrainedModel, prefixes: Sequence[list[int]], tree: MedusaTree
 ) -> Agreement:
-    """Verifies random tokens on a tree after `prefix`, and compares each node's logits.
+    """Verifies random tokens on a tree after each prefix at once, and compares every node's logits.
 
     The model sees each root-to-leaf path as ordinary text.
     """
     rng = np.random.default_rng(_SEED)
-    tokens = rng.integers(0, model.config.vocab_size, tree.num_nodes)
-    ids = np.array(prefix, np.int64)
-    engine.verify(ids, chain_tree(len(ids) - 1), 0, rows=(0,))
-    outputs = engine.verify(tokens, tree, len(prefix), logits=True)
+    tokens = rng.integers(0, model.config.vocab_size, (len(prefixes), tree.num_nodes))
+    for slot, prefix in enumerate(prefixes):
+        ids = np.array([prefix], np.int64)
+        engine.verify(ids, chain_tree(len(prefix) - 1), [0], rows=(0,), first_slot=slot)
+    outputs = engine.verify(tokens, tree, [len(prefix) for prefix in prefixes], logits=True)
     assert outputs.logits is not None
     expected = np.empty_like(outputs.logits)
-    for path in leaf_paths(tree):
-        logits = model_logits(model, [*prefix, *tokens[path].tolist()])
-        expected[path] = logits[len(prefix) :]
-    return agreement(outputs.logits, expected)
+    for slot, prefix in enumerate(prefixes):
+        paths = list(leaf_paths(tree))
+        # All paths as one batch: what pads the shorter ones comes after all that counts.
+        texts = np.zeros((len(paths), len(prefix) + tree.max_depth + 1), np.int64)
+        texts[:, : len(prefix)] = prefix
+        for row, path in enumerate(paths):
+            texts[row, len(prefix) : len(prefix) + len(path)] = tokens[slot, path]
+        logits = model_logits(model, texts)[:, len(prefix) :]
+        for row, path in enumerate(paths):
+            expected[slot, path] = logits[row, : len(path)]
+    vocab_size = expected.shape[-1]
+    return agreement(outputs.logits.reshape(-1, vocab_size), expected.reshape(-1, vocab_size))
 
 
 def leaf_paths(tree: MedusaTree) -> Iterator[NDArray[np.int64]]:
@@ -85,10 +96,10 @@ def random_tree(num_nodes: int, max_depth: int, seed: int) -> MedusaTree:
     return MedusaTree.from_choices(nodes[1:], name="random")
 
 
-def model_logits(model: PreTrainedModel, token_ids: list[int]) -> NDArray[np.float32]:
-    """The Hugging Face model's logits (num_tokens, vocab) on plain text, without a cache."""
+def model_logits(model: PreTrainedModel, token_ids: NDArray[np.int64]) -> NDArray[np.float32]:
+    """The Hugging Face model's logits (B, T, vocab) on B plain texts (B, T), without a cache."""
     with torch.no_grad():
-        logits = model(torch.tensor([token_ids]), use_cache=False).logits[0]
+        logits = model(torch.from_numpy(token_ids), use_cache=False).logits
     array: NDArray[np.float32] = logits.float().numpy()
     return array
 
@@ -109,7 +120,8 @@ def verify_bundle(
 
     Args:
         bundle: for its precision and limits.
-        engine: runs the bundle.
+        engine: runs the bundle; one with two slots compares two ragged sequences at once, which
+            is the batch form of the verify graph.
         model: the Hugging Face model, unchanged.
         text_ids: tokens of real text.
 
@@ -120,10 +132,16 @@ def verify_bundle(
     room = manifest.model.max_length
     tree = random_tree(min(_NUM_TREE_NODES, room // 2), _TREE_DEPTH, _SEED)
     text = text_ids[: room - 1]
-    found = {
-        "text": compare_on_text(engine, model, text, chunk=max(2, len(text) // 3)),
-        "tree": compare_on_tree(engine, model, text[: room - tree.num_nodes][:32], tree),
-    }
+    prefix = text[: room - tree.num_nodes][:_MAX_PREFIX]
+    if engine.batch_size == 1:
+        found = {
+            "text": compare_on_text(engine, model, text, chunk=max(2, len(text) // 3)),
+            "tree": compare_on_tree(engine, model, [prefix], tree),
+        }
+    else:
+        found = {
+            "batch": compare_on_tree(engine, model, [prefix, prefix[: len(prefix) // 3]], tree)
+        }
     precision = manifest.target.precision
     limit, share = MAX_LOGIT_DIFFERENCE[precision], MIN_ARGMAX_AGREEMENT[precision]
     for where, result in found.items():

@@ -1,15 +1,22 @@
 """The command line: `medusa-trt VERB` and `medusa-export`."""
 
 import argparse
+import os
 import signal
 import sys
 import time
 import traceback
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 
 from medusa_trt import __version__
+from medusa_trt.cli_sampling import add_sampling_arguments, sampling_from_arguments
 from medusa_trt.errors import MedusaError
+
+_VERBS = {
+    "cli_chat": "hold a conversation in the terminal",
+}
 
 EXIT_ERROR = 2
 EXIT_INTERRUPTED = 130
@@ -22,7 +29,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     _add_export_arguments(verbs.add_parser("export", help="make a bundle from a model"))
     _add_generate_arguments(verbs.add_parser("generate", help="answer a prompt"))
+    for module, help_ in _VERBS.items():
+        _add_verb(verbs.add_parser(module.removeprefix("cli_"), help=help_), module)
     return _run(parser.parse_args(argv))
+
+
+def _add_verb(parser: argparse.ArgumentParser, module: str) -> None:
+    """A verb with a module of its own: `add_arguments(parser)` and `run(arguments)`."""
+    verb = import_module(f"medusa_trt.{module}")
+    verb.add_arguments(parser)
+    parser.set_defaults(run=verb.run)
 
 
 def export_main(argv: Sequence[str] | None = None) -> int:
@@ -52,6 +68,9 @@ def _add_generate_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("prompt", help="the prompt; - reads standard input")
     parser.add_argument("--raw", action="store_true", help="do not use the chat template")
     parser.add_argument("--max-new-tokens", type=int, metavar="N", help="limit on the reply")
+    parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end there")
+    parser.add_argument("--echo", action="store_true", help="show the prompt before the reply")
+    add_sampling_arguments(parser)
     parser.add_argument("--tree", help="another tree than the bundle's; plain: no drafting")
     parser.add_argument("--threads", type=int, metavar="N", help="threads for one step")
     parser.add_argument("--max-length", type=int, metavar="N", help="prompt and reply, in tokens")
@@ -63,16 +82,20 @@ def _run(arguments: argparse.Namespace) -> int:
     """Runs a verb: one line and exit code 2 for whatever a user can cause."""
     signal.signal(signal.SIGTERM, _interrupt)
     try:
-        arguments.run(arguments)
+        code = arguments.run(arguments)
     except MedusaError as error:
         if arguments.verbose:
             traceback.print_exc()
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return EXIT_ERROR
+    except BrokenPipeError:
+        # The reader of the output has left, as `head` does; Python would complain at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
-    return 0
+    return int(code or 0)
 
 
 def _interrupt(*_: object) -> None:
@@ -115,16 +138,21 @@ def _generate(arguments: argparse.Namespace) -> None:
     from medusa_trt.tree_configs import load_tree
 
     tree = load_tree(arguments.tree) if arguments.tree else None
-    options = GenerationOptions(max_new_tokens=arguments.max_new_tokens, tree=tree)
+    options = GenerationOptions(
+        max_new_tokens=arguments.max_new_tokens,
+        tree=tree,
+        sampling=sampling_from_arguments(arguments),
+        acceptance=arguments.acceptance,
+        stop=tuple(arguments.stop),
+        echo=arguments.echo,
+    )
     prompt = sys.stdin.read() if arguments.prompt == "-" else arguments.prompt
     with MedusaSession(
         arguments.bundle, num_threads=arguments.threads, max_length=arguments.max_length
     ) as session:
-        if session.text.has_chat_template and not arguments.raw:
-            ids = session.text.encode_chat([{"role": "user", "content": prompt}])
-        else:
-            ids = session.text.encode(prompt)
-        for event in session.stream(ids, options):
+        chat = session.text.has_chat_template and not arguments.raw
+        asked = [{"role": "user", "content": prompt}] if chat else prompt
+        for event in session.stream(asked, options):
             print(event.text, end="", flush=True)
             if event.generation is not None:
                 stats, reason = event.generation.stats, event.generation.finish_reason

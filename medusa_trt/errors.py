@@ -20,6 +20,18 @@ class EngineError(MedusaError):
     """An engine cannot be created, or failed while it ran."""
 
 
+class GenerationError(EngineError):
+    """The engine failed in the middle of a reply.
+
+    Attributes:
+        generation: the reply so far (`medusa_trt.runtime.reply.Generation`).
+    """
+
+    def __init__(self, message: str, generation: object) -> None:
+        super().__init__(message)
+        self.generation = generation
+
+
 class PromptError(MedusaError):
     """A prompt cannot be used: empty, too long for the cache, or no template for its chat form."""
 

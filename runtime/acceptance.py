@@ -26,23 +26,74 @@ class Acceptance:
         return len(self.nodes)
 
 
-def accept_greedy(
-    tree: MedusaTree, tokens: NDArray[np.int64], argmax: NDArray[np.int64]
+def accept_exact(
+    tree: MedusaTree, tokens: NDArray[np.int64], chosen: NDArray[np.int64]
 ) -> Acceptance:
-    """The longest path whose every token is its parent's argmax.
+    """The longest path whose every token is what was chosen after its parent.
 
-    Token-identical to greedy decoding one token at a time. A node is accepted when it and all
-    its ancestors match, so no padded path is read (the paper's code pads its paths with -1,
-    which reads the last node). Of equally deep nodes the first wins.
+    With each node's argmax this is greedy acceptance, with each node's draw from the target
+    distribution it is lossless sampling: drafts are deterministic, so walking while the drawn
+    token is a child accepts as often as any rule that keeps the distribution. Either way the
+    tokens are those of decoding one at a time.
+
+    The walk goes from node to child, so no padded path is read (the paper's code pads its paths
+    with -1, which reads the last node). Of siblings with one token the first is taken. It is plain
+    Python: on lists this short numpy's calls cost several times more.
 
     Args:
         tree: N nodes.
-        tokens: (N,) the nodes' tokens.
-        argmax: (N,) the model's greedy next token after each node.
+        tokens: (N,) the nodes' tokens; siblings differ.
+        chosen: (N,) the next token after each node.
     """
-    mismatches = tokens != argmax[tree.parents]
-    mismatches[0] = False
-    accepted = ~(tree.attn_mask & mismatches).any(axis=1)
-    deepest = int(np.where(accepted, tree.position_offsets, -1).argmax())
-    nodes: list[int] = np.flatnonzero(tree.attn_mask[deepest]).tolist()
-    return Acceptance(nodes, int(argmax[deepest]))
+    all_tokens: list[int] = tokens.tolist()
+    wanted: list[int] = chosen.tolist()
+    nodes = [0]
+    while True:
+        start, end = tree.child_ranges[nodes[-1]]
+        token = wanted[nodes[-1]]
+        children = all_tokens[start:end]
+        if token not in children:
+            return Acceptance(nodes, token)
+        nodes.append(start + children.index(token))
+
+
+def accept_typical(
+    tree: MedusaTree,
+    candidate_logprob: NDArray[np.float32],
+    entropy: NDArray[np.float32],
+    argmax: NDArray[np.int64],
+    *,
+    posterior_threshold: float,
+    posterior_alpha: float,
+) -> Acceptance:
+    """The paper's typical acceptance (Cai et al. 2024, section 2.3.1).
+
+    A candidate x with parent distribution p is accepted when p(x) > min(ε, δ·exp(−H(p))) and its
+    parent is. The longest accepted path wins, of equally long ones the most likely. The root is
+    always taken, and the bonus token is greedy, as the first token of each step is in the paper.
+
+    Args:
+        tree: N nodes.
+        candidate_logprob: (N,) log p(token | parent) of each node, the root's unused.
+        entropy: (N,) entropy in nats of the distribution after each node.
+        argmax: (N,) the greedy next token after each node.
+        posterior_threshold: ε.
+        posterior_alpha: δ.
+    """
+    thresholds = np.minimum(posterior_threshold, posterior_alpha * np.exp(-entropy))
+    refused = ~(np.exp(candidate_logprob) > thresholds[tree.parents])
+    refused[0] = False
+    accepted = ~(tree.attn_mask & refused).any(axis=1)
+    depths = np.where(accepted, tree.position_offsets, -1)
+    longest = np.flatnonzero(depths == depths.max())
+    own = candidate_logprob.copy()
+    own[0] = 0
+    likelihoods = np.where(tree.attn_mask[longest], own, 0).sum(axis=1)
+    best = int(longest[likelihoods.argmax()])
+    return Acceptance(_path(tree, best), int(argmax[best]))
+
+
+def _path(tree: MedusaTree, node: int) -> list[int]:
+    """The node's ancestors and itself; ancestors have smaller indices."""
+    nodes: list[int] = np.flatnonzero(tree.attn_mask[node]).tolist()
+    return nodes

@@ -21,7 +21,13 @@ TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
 CHAT_TEMPLATE_FILE = "chat_template.jinja"
 GENERATION_CONFIG_FILE = "generation_config.json"
 WEIGHTS_FILE = "weights.data"
-GRAPH_FILES = {"verify": "verify.onnx", "heads": "heads.onnx", "tree": "tree.onnx"}
+GRAPH_FILES = {
+    "verify": "verify.onnx",
+    "verify_batch": "verify_batch.onnx",
+    "heads": "heads.onnx",
+    "reduce": "reduce.onnx",
+    "tree": "tree.onnx",
+}
 
 INPUT_IDS = "input_ids"
 TREE_MASK = "tree_mask"
@@ -32,6 +38,18 @@ ARGMAX = "argmax"
 HIDDEN = "hidden"
 LOGITS = "logits"
 DRAFT_IDS = "draft_ids"
+CANDIDATES = "candidates"
+PARENT_ROWS = "parent_rows"
+UNIFORMS = "uniforms"
+TEMPERATURE = "temperature"
+NUM_SORTED = "num_sorted"
+CUT_TOP_K = "cut_top_k"
+TOP_P = "top_p"
+MIN_P = "min_p"
+SAMPLED = "sampled"
+COVERED = "covered"
+ENTROPY = "entropy"
+CANDIDATE_LOGPROB = "candidate_logprob"
 
 
 def past_name(layer: int, kind: str) -> str:
@@ -194,7 +212,7 @@ class Bundle:
         needed = {*GRAPH_FILES.values(), TREE_FILE, TOKENIZER_FILE, GENERATION_CONFIG_FILE}
         if missing := sorted(needed - set(manifest.files)):
             raise BundleError(f"{manifest_path} does not list {missing[0]}: export the model again")
-        tree = MedusaTree.load(folder / TREE_FILE)
+        tree = MedusaTree.load(folder / TREE_FILE, name=manifest.tree_name)
         tree.check(manifest.heads.num_heads, manifest.heads.top_k)
         return cls(folder, manifest, tree)
 

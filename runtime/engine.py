@@ -7,20 +7,40 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from medusa_trt.runtime.options import SamplingOptions
 from medusa_trt.tree_configs import MedusaTree
 
 
 @dataclass(frozen=True, slots=True)
+class Reductions:
+    """What sampling and typical acceptance need of B × R rows of logits.
+
+    Attributes:
+        sampled: (B, R) int64, the token at each row's uniform number.
+        covered: (B, R) bool, whether `sampled` is exact; a nucleus larger than the engine sorts
+            is left to the host.
+        entropy: (B, R) float32, nats, of the distribution at the temperature, unfiltered.
+        candidate_logprob: (B, R) float32, log-probability at the temperature of each node's own
+            token under its parent's row.
+    """
+
+    sampled: NDArray[np.int64]
+    covered: NDArray[np.bool_]
+    entropy: NDArray[np.float32]
+    candidate_logprob: NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
 class VerifyOutputs:
-    """What one verify step says of the asked rows.
+    """What one verify step says of the asked rows of each sequence.
 
     The arrays belong to the engine and are overwritten by its next step.
 
     Attributes:
-        argmax: (num_rows,) int64, the most likely next token after each row's node.
-        hidden: (num_rows, hidden_size) float32, the backbone's last hidden state after its final
+        argmax: (B, R) int64, the most likely next token after each row's node.
+        hidden: (B, R, hidden_size) float32, the backbone's last hidden state after its final
             norm, the heads' input.
-        logits: (num_rows, vocab_size) float32, or None unless asked for.
+        logits: (B, R, vocab_size) float32, or None unless asked for.
     """
 
     argmax: NDArray[np.int64]
@@ -29,52 +49,80 @@ class VerifyOutputs:
 
 
 class Engine(Protocol):
-    """Executes the verify graph and the heads graph of one bundle, and owns the KV cache.
+    """Executes the graphs of one bundle, and owns the KV cache.
 
-    The cache holds `capacity` rows. A step over N nodes at `past_length` P writes rows P to
-    P + N - 1 and reads the rows before P; it may also write row P + 1 when N is 1.
+    The cache has `batch_size` slots of `capacity` rows, one sequence each. A step over N nodes at
+    past length P writes rows P to P + N - 1 of a slot and reads the rows before P.
     """
 
     @property
     def capacity(self) -> int:
-        """Rows of the KV cache, room for a step's own nodes included."""
+        """Rows of a slot, room for a step's own nodes included."""
+        ...
+
+    @property
+    def batch_size(self) -> int:
+        """Number of slots."""
         ...
 
     def verify(
         self,
         input_ids: NDArray[np.int64],
         tree: MedusaTree,
-        past_length: int,
+        past_lengths: Sequence[int],
         *,
         rows: Sequence[int] | None = None,
+        first_slot: int = 0,
         logits: bool = False,
     ) -> VerifyOutputs:
-        """Runs the backbone over a tree's nodes after `past_length` cached tokens.
+        """Runs the backbone over a tree's nodes for B sequences in neighbouring slots.
 
         Args:
-            input_ids: (num_nodes,) the nodes' tokens.
+            input_ids: (B, num_nodes) the nodes' tokens.
             tree: its mask and position offsets say how the nodes see each other; a chain is a
                 piece of ordinary text.
-            past_length: number of valid rows in the cache.
+            past_lengths: B numbers, the valid rows of each sequence's slot.
             rows: the nodes to report on, all of them by default.
-            logits: whether to bring the full logits to the host.
+            first_slot: the first sequence's slot.
+            logits: whether the logits will be read or reduced.
 
         Raises:
             EngineError: the nodes do not fit the cache, or the engine failed or is closed.
         """
         ...
 
-    def draft(self, hidden: NDArray[np.float32]) -> NDArray[np.int64]:
-        """Runs the heads on one hidden state (hidden_size,).
+    def reduce(
+        self,
+        input_ids: NDArray[np.int64],
+        tree: MedusaTree,
+        sampling: SamplingOptions,
+        uniforms: NDArray[np.float64],
+    ) -> Reductions:
+        """Reduces the logits of the last step, which must have asked for them.
 
-        Returns:
-            (num_heads, top_k) int64, each head's most likely tokens, best first; valid until the
-            next call.
+        Args:
+            input_ids: (B, R) the tokens of the reported nodes.
+            tree: R nodes, for each node's parent.
+            sampling: the distribution, at a temperature above 0.
+            uniforms: (B, R) in [0, 1).
         """
         ...
 
-    def commit(self, past_length: int, nodes: Sequence[int]) -> None:
+    def draft(self, hidden: NDArray[np.float32]) -> NDArray[np.int64]:
+        """Runs the heads on one hidden state a sequence, (B, hidden_size).
+
+        Returns:
+            (B, num_heads, top_k) int64, each head's most likely tokens, best first; valid until
+            the next call.
+        """
+        ...
+
+    def commit(self, slot: int, past_length: int, nodes: Sequence[int]) -> None:
         """Moves the cache rows of the accepted nodes (of the step at `past_length`) together."""
+        ...
+
+    def move(self, source: int, target: int, length: int) -> None:
+        """Copies the first `length` rows of one slot into another."""
         ...
 
     def close(self) -> None:

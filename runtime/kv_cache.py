@@ -9,46 +9,67 @@ from numpy.typing import DTypeLike, NDArray
 
 @dataclass(frozen=True, slots=True)
 class KVCache:
-    """One sequence's keys and values.
+    """Keys and values of `batch_size` sequences, one slot each.
 
     Attributes:
-        slab: (num_layers, 2, 1, num_kv_heads, capacity, head_dim); index 0 of the second axis
-            holds the keys, 1 the values. The memory is zeroed lazily by the operating system, so
-            rows that are never reached cost nothing.
+        slab: (num_layers, 2, batch_size, num_kv_heads, capacity, head_dim); index 0 of the second
+            axis holds the keys, 1 the values. The memory is zeroed lazily by the operating
+            system, so rows that are never reached cost nothing.
     """
 
     slab: NDArray[np.generic]
 
     @classmethod
     def zeros(
-        cls, *, num_layers: int, num_kv_heads: int, capacity: int, head_dim: int, dtype: DTypeLike
+        cls,
+        *,
+        num_layers: int,
+        num_kv_heads: int,
+        capacity: int,
+        head_dim: int,
+        dtype: DTypeLike,
+        batch_size: int = 1,
     ) -> "KVCache":
-        """An empty cache for `capacity` rows."""
-        return cls(np.zeros((num_layers, 2, 1, num_kv_heads, capacity, head_dim), dtype))
+        """An empty cache for `capacity` rows a slot."""
+        return cls(np.zeros((num_layers, 2, batch_size, num_kv_heads, capacity, head_dim), dtype))
 
     @property
     def capacity(self) -> int:
-        """Number of rows."""
+        """Number of rows a slot."""
         return int(self.slab.shape[4])
 
-    def layer(self, index: int, kind: str) -> NDArray[np.generic]:
-        """View of a layer's "key" or "value" tensor (1, num_kv_heads, capacity, head_dim)."""
-        view: NDArray[np.generic] = self.slab[index, ("key", "value").index(kind)]
+    @property
+    def batch_size(self) -> int:
+        """Number of slots."""
+        return int(self.slab.shape[2])
+
+    def layer(
+        self, index: int, kind: str, first_slot: int = 0, num_slots: int = 1
+    ) -> NDArray[np.generic]:
+        """View of some slots of a layer's "key" or "value" tensor.
+
+        Returns:
+            (num_slots, num_kv_heads, capacity, head_dim), contiguous.
+        """
+        slots = slice(first_slot, first_slot + num_slots)
+        view: NDArray[np.generic] = self.slab[index, ("key", "value").index(kind), slots]
         return view
 
-    def commit(self, past_length: int, nodes: Sequence[int]) -> None:
+    def commit(self, slot: int, past_length: int, nodes: Sequence[int]) -> None:
         """Makes the accepted nodes' rows contiguous after `past_length`.
 
         Args:
+            slot: the sequence's slot.
             past_length: rows that were valid before the step.
             nodes: the accepted nodes, root first and increasing, as positions in the step; row
                 `past_length + nodes[i]` becomes row `past_length + i`.
         """
-        in_place = 0
-        while in_place < len(nodes) and nodes[in_place] == in_place:
-            in_place += 1
-        if in_place == len(nodes):
-            return
-        sources = [past_length + node for node in nodes[in_place:]]
-        start = past_length + in_place
-        self.slab[..., start : start + len(sources), :] = self.slab[..., sources, :]
+        rows = self.slab[:, :, slot]
+        for position, node in enumerate(nodes):
+            # Sources only lie ahead of targets, so copying in order overwrites nothing needed.
+            if node != position:
+                rows[..., past_length + position, :] = rows[..., past_length + node, :]
+
+    def move(self, source: int, target: int, length: int) -> None:
+        """Copies the first `length` rows of one slot into another."""
+        self.slab[:, :, target, :, :length] = self.slab[:, :, source, :, :length]

@@ -11,75 +11,89 @@ from numpy.typing import NDArray
 from medusa_trt.errors import EngineError
 from medusa_trt.runtime import bundle as names
 from medusa_trt.runtime.bundle import Bundle
-from medusa_trt.runtime.engine import VerifyOutputs
+from medusa_trt.runtime.engine import Reductions, VerifyOutputs
 from medusa_trt.runtime.kv_cache import KVCache
+from medusa_trt.runtime.options import SamplingOptions
 from medusa_trt.tree_configs import MedusaTree
 
 _MASKED = float(np.finfo(np.float32).min)
-_MAX_BOUND_STEPS = 16
+_MAX_BINDINGS = 16
+_NUM_SORTED = 1024
+"""Most likely tokens among which a nucleus is looked for; a larger one is left to the host."""
 
 
 @dataclass(frozen=True, slots=True)
-class _BoundStep:
-    """A verify step of one shape: the binding and the host buffers it points into."""
+class _Bound:
+    """A binding of fixed shapes: the buffers it points into, and what must outlive it."""
 
     binding: Any
+    inputs: dict[str, NDArray[Any]]
+    outputs: dict[str, NDArray[Any]]
     tree: MedusaTree
-    input_ids: NDArray[np.int64]
-    constants: tuple[NDArray[np.generic], ...]
-    outputs: VerifyOutputs
 
 
 class OrtEngine:
-    """Runs a bundle's graphs with ONNX Runtime on the CPU, one sequence at a time.
+    """Runs a bundle's graphs with ONNX Runtime on the CPU.
 
     Shapes, mask and positions of a tree are bound once; a step then only writes its token ids
-    and the past length, and runs. The graph writes new cache rows where the old ones are.
+    and past lengths, and runs. The graph writes new cache rows where the old ones are.
     """
 
     def __init__(
-        self, bundle: Bundle, *, capacity: int | None = None, num_threads: int | None = None
+        self,
+        bundle: Bundle,
+        *,
+        capacity: int | None = None,
+        batch_size: int = 1,
+        num_threads: int | None = None,
     ) -> None:
-        """Loads the verify and heads graphs.
+        """Loads the graphs.
 
         Args:
             bundle: an opened bundle.
-            capacity: rows of the KV cache, including room for one step's nodes; by default what
-                the bundle's largest length and its own tree need.
+            capacity: rows of a KV cache slot, including room for one step's nodes; by default
+                what the bundle's largest length and its own tree need.
+            batch_size: sequences that can be stepped together. Above 1 the bundle's batch form
+                of the verify graph is used, whose attention is slower for one sequence.
             num_threads: threads for one step; ONNX Runtime's choice (the physical cores) by
                 default.
 
         Raises:
             EngineError: ONNX Runtime is missing or does not accept a graph.
         """
-        model = bundle.manifest.model
-        self._target = bundle.manifest.target
-        rows = max(bundle.tree.num_nodes, self._target.min_rows)
-        self._capacity = capacity or model.max_length + rows
-        self._model = model
+        if num_threads is not None and num_threads < 1:
+            raise EngineError(f"num_threads is {num_threads}: it must be at least 1")
+        if batch_size < 1:
+            raise EngineError(f"batch_size is {batch_size}: it must be at least 1")
+        self._model, self._heads_spec = bundle.manifest.model, bundle.manifest.heads
+        target = bundle.manifest.target
+        spare = max(bundle.tree.num_nodes, target.min_rows)
         self._cache = KVCache.zeros(
-            num_layers=model.num_layers,
-            num_kv_heads=model.num_kv_heads,
-            capacity=self._capacity,
-            head_dim=model.head_dim,
-            dtype=self._target.cache_dtype,
+            num_layers=self._model.num_layers,
+            num_kv_heads=self._model.num_kv_heads,
+            capacity=capacity or self._model.max_length + spare,
+            head_dim=self._model.head_dim,
+            dtype=target.cache_dtype,
+            batch_size=batch_size,
         )
-        self._past_length = np.zeros(1, np.int64)
-        self._steps: dict[tuple[object, ...], _BoundStep] = {}
-        self._verify = _session_from_file(bundle, "verify", num_threads)
-        self._heads = _session_from_file(bundle, "heads", num_threads)
-        self._head_input = np.zeros((1, model.hidden_size), np.float32)
-        heads = bundle.manifest.heads
-        self._draft_ids = np.zeros((heads.num_heads, heads.top_k), np.int64)
-        self._heads_binding = self._heads.io_binding()
-        _bind_input(self._heads_binding, names.HIDDEN, self._head_input)
-        _bind_output(self._heads_binding, names.DRAFT_IDS, self._draft_ids)
-        self._closed = False
+        verify = "verify" if batch_size == 1 else "verify_batch"
+        self._sessions = {
+            "verify": _session_from_file(bundle, verify, num_threads),
+            "heads": _session_from_file(bundle, "heads", num_threads),
+            "reduce": _session_from_file(bundle, "reduce", num_threads),
+        }
+        self._bindings: dict[tuple[object, ...], _Bound] = {}
+        self._last_logits: NDArray[np.float32] | None = None
 
     @property
     def capacity(self) -> int:
-        """Rows of the KV cache, room for a step's own nodes included."""
-        return self._capacity
+        """See `Engine.capacity`."""
+        return self._cache.capacity
+
+    @property
+    def batch_size(self) -> int:
+        """See `Engine.batch_size`."""
+        return self._cache.batch_size
 
     @property
     def cache(self) -> KVCache:
@@ -90,82 +104,185 @@ class OrtEngine:
         self,
         input_ids: NDArray[np.int64],
         tree: MedusaTree,
-        past_length: int,
+        past_lengths: Sequence[int],
         *,
         rows: Sequence[int] | None = None,
+        first_slot: int = 0,
         logits: bool = False,
     ) -> VerifyOutputs:
         """See `Engine.verify`."""
-        if self._closed:
-            raise EngineError("the engine is closed: open a new session")
-        if past_length + tree.num_nodes > self._capacity:
+        if max(past_lengths) + tree.num_nodes > self.capacity:
             raise EngineError(
-                f"{tree.num_nodes} nodes after {past_length} tokens do not fit the KV cache of "
-                f"{self._capacity} rows: open the session with a larger max_length"
+                f"{tree.num_nodes} nodes after {max(past_lengths)} tokens do not fit the KV cache "
+                f"of {self.capacity} rows: open the session with a larger max_length"
             )
-        step = self._bound_step(tree, tuple(rows) if rows is not None else None, logits)
-        np.copyto(step.input_ids[0], input_ids)
-        self._past_length[0] = past_length
-        _run(self._verify, step.binding)
-        return step.outputs
+        num_sequences = len(past_lengths)
+        key = ("verify", id(tree), num_sequences, first_slot, None if rows is None else tuple(rows))
+        bound = self._bindings.get((*key, logits))
+        if bound is None:
+            shown = range(tree.num_nodes) if rows is None else rows
+            bound = self._bind_verify(tree, shown, first_slot, num_sequences, logits)
+            self._keep((*key, logits), bound)
+        bound.inputs[names.INPUT_IDS][...] = input_ids
+        bound.inputs[names.PAST_LENGTH][:] = past_lengths
+        self._run("verify", bound)
+        flat = bound.outputs
+        self._last_logits = flat.get(names.LOGITS)
+        per_sequence = (num_sequences, -1)
+        return VerifyOutputs(
+            argmax=flat[names.ARGMAX].reshape(per_sequence),
+            hidden=flat[names.HIDDEN].reshape(*per_sequence, self._model.hidden_size),
+            logits=None
+            if self._last_logits is None
+            else self._last_logits.reshape(*per_sequence, self._model.vocab_size),
+        )
+
+    def reduce(
+        self,
+        input_ids: NDArray[np.int64],
+        tree: MedusaTree,
+        sampling: SamplingOptions,
+        uniforms: NDArray[np.float64],
+    ) -> Reductions:
+        """See `Engine.reduce`."""
+        assert self._last_logits is not None and sampling.temperature > 0
+        key = ("reduce", id(tree), self._last_logits.ctypes.data, len(self._last_logits))
+        bound = self._bindings.get(key)
+        if bound is None:
+            bound = self._bind_reduce(tree, self._last_logits)
+            self._keep(key, bound)
+        num_sorted = sampling.top_k or (_NUM_SORTED if sampling.top_p < 1 else 1)
+        values = {
+            names.CANDIDATES: input_ids.reshape(-1),
+            names.UNIFORMS: uniforms.reshape(-1),
+            names.TEMPERATURE: sampling.temperature,
+            names.NUM_SORTED: min(num_sorted, self._model.vocab_size),
+            names.CUT_TOP_K: sampling.top_k > 0,
+            names.TOP_P: sampling.top_p,
+            names.MIN_P: sampling.min_p,
+        }
+        for name, value in values.items():
+            bound.inputs[name][:] = value
+        self._run("reduce", bound)
+        shaped = {name: array.reshape(input_ids.shape) for name, array in bound.outputs.items()}
+        return Reductions(
+            sampled=shaped[names.SAMPLED],
+            covered=shaped[names.COVERED],
+            entropy=shaped[names.ENTROPY],
+            candidate_logprob=shaped[names.CANDIDATE_LOGPROB],
+        )
 
     def draft(self, hidden: NDArray[np.float32]) -> NDArray[np.int64]:
         """See `Engine.draft`."""
-        if self._closed:
-            raise EngineError("the engine is closed: open a new session")
-        np.copyto(self._head_input[0], hidden)
-        _run(self._heads, self._heads_binding)
-        return self._draft_ids
+        key = ("heads", len(hidden))
+        bound = self._bindings.get(key)
+        if bound is None:
+            spec = self._heads_spec
+            shape = (len(hidden), spec.num_heads, spec.top_k)
+            bound = self._bind(
+                "heads",
+                {names.HIDDEN: np.zeros_like(hidden)},
+                {names.DRAFT_IDS: np.zeros(shape, np.int64)},
+            )
+            self._keep(key, bound)
+        np.copyto(bound.inputs[names.HIDDEN], hidden)
+        self._run("heads", bound)
+        return bound.outputs[names.DRAFT_IDS]
 
-    def commit(self, past_length: int, nodes: Sequence[int]) -> None:
+    def commit(self, slot: int, past_length: int, nodes: Sequence[int]) -> None:
         """See `Engine.commit`."""
-        self._cache.commit(past_length, nodes)
+        self._cache.commit(slot, past_length, nodes)
+
+    def move(self, source: int, target: int, length: int) -> None:
+        """See `Engine.move`."""
+        self._cache.move(source, target, length)
 
     def close(self) -> None:
         """See `Engine.close`."""
-        self._closed = True
-        self._steps.clear()
-        self._verify = self._heads = self._heads_binding = None
-        self._cache = KVCache(self._cache.slab[:0])
+        self._bindings.clear()
+        self._sessions.clear()
+        self._last_logits = None
 
-    def _bound_step(
-        self, tree: MedusaTree, rows: tuple[int, ...] | None, logits: bool
-    ) -> _BoundStep:
-        key = (id(tree), rows, logits)
-        step = self._steps.get(key)
-        if step is None:
-            while len(self._steps) >= _MAX_BOUND_STEPS:
-                self._steps.pop(next(iter(self._steps)))
-            step = self._bind_step(tree, range(tree.num_nodes) if rows is None else rows, logits)
-            self._steps[key] = step
-        return step
+    def _keep(self, key: tuple[object, ...], bound: _Bound) -> None:
+        while len(self._bindings) >= _MAX_BINDINGS:
+            self._bindings.pop(next(iter(self._bindings)))
+        self._bindings[key] = bound
 
-    def _bind_step(self, tree: MedusaTree, rows: Sequence[int], logits: bool) -> _BoundStep:
-        binding = self._verify.io_binding()
-        input_ids = np.zeros((1, tree.num_nodes), np.int64)
+    def _run(self, graph: str, bound: _Bound) -> None:
+        if graph not in self._sessions:
+            raise EngineError("the engine is closed: open a new session")
+        try:
+            self._sessions[graph].run_with_iobinding(bound.binding)
+        except Exception as error:  # ONNX Runtime raises many pybind classes with no common base
+            raise EngineError(f"ONNX Runtime failed in the {graph} graph: {error}") from error
+
+    def _bind_verify(
+        self,
+        tree: MedusaTree,
+        rows: Sequence[int],
+        first_slot: int,
+        num_sequences: int,
+        logits: bool,
+    ) -> _Bound:
         mask = np.where(tree.attn_mask, np.float32(0), np.float32(_MASKED)).astype(np.float32)
-        offsets = np.ascontiguousarray(tree.position_offsets)
-        row_ids = np.array(rows, np.int64)
-        _bind_input(binding, names.INPUT_IDS, input_ids)
-        _bind_input(binding, names.TREE_MASK, mask)
-        _bind_input(binding, names.POSITION_OFFSETS, offsets)
-        _bind_input(binding, names.PAST_LENGTH, self._past_length)
-        _bind_input(binding, names.ROWS, row_ids)
+        inputs: dict[str, NDArray[Any]] = {
+            names.INPUT_IDS: np.zeros((num_sequences, tree.num_nodes), np.int64),
+            names.TREE_MASK: mask,
+            names.POSITION_OFFSETS: np.ascontiguousarray(tree.position_offsets),
+            names.PAST_LENGTH: np.zeros(num_sequences, np.int64),
+            names.ROWS: np.array(rows, np.int64),
+        }
+        num_rows = num_sequences * len(rows)
+        outputs: dict[str, NDArray[Any]] = {
+            names.ARGMAX: np.zeros(num_rows, np.int64),
+            names.HIDDEN: np.zeros((num_rows, self._model.hidden_size), np.float32),
+        }
+        if logits:
+            outputs[names.LOGITS] = np.zeros((num_rows, self._model.vocab_size), np.float32)
         for layer in range(self._model.num_layers):
             for kind in ("key", "value"):
-                view = self._cache.layer(layer, kind)
-                _bind_input(binding, names.past_name(layer, kind), view)
-                _bind_output(binding, names.present_name(layer, kind), view)
-        outputs = VerifyOutputs(
-            argmax=np.zeros(len(row_ids), np.int64),
-            hidden=np.zeros((len(row_ids), self._model.hidden_size), np.float32),
-            logits=np.zeros((len(row_ids), self._model.vocab_size), np.float32) if logits else None,
-        )
-        _bind_output(binding, names.ARGMAX, outputs.argmax)
-        _bind_output(binding, names.HIDDEN, outputs.hidden)
-        if outputs.logits is not None:
-            _bind_output(binding, names.LOGITS, outputs.logits)
-        return _BoundStep(binding, tree, input_ids, (mask, offsets, row_ids), outputs)
+                view = self._cache.layer(layer, kind, first_slot, num_sequences)
+                inputs[names.past_name(layer, kind)] = view
+                outputs[names.present_name(layer, kind)] = view
+        return self._bind("verify", inputs, outputs, tree)
+
+    def _bind_reduce(self, tree: MedusaTree, logits: NDArray[np.float32]) -> _Bound:
+        num_rows = len(logits)
+        parents = np.maximum(tree.parents, 0)
+        starts = np.arange(0, num_rows, tree.num_nodes)
+        inputs: dict[str, NDArray[Any]] = {
+            names.LOGITS: logits,
+            names.CANDIDATES: np.zeros(num_rows, np.int64),
+            names.PARENT_ROWS: (starts[:, None] + parents).reshape(-1),
+            names.UNIFORMS: np.zeros(num_rows, np.float64),
+            names.TEMPERATURE: np.ones(1, np.float32),
+            names.NUM_SORTED: np.ones(1, np.int64),
+            names.CUT_TOP_K: np.zeros(1, np.bool_),
+            names.TOP_P: np.ones(1, np.float32),
+            names.MIN_P: np.zeros(1, np.float32),
+        }
+        outputs: dict[str, NDArray[Any]] = {
+            names.SAMPLED: np.zeros(num_rows, np.int64),
+            names.COVERED: np.zeros(num_rows, np.bool_),
+            names.ENTROPY: np.zeros(num_rows, np.float32),
+            names.CANDIDATE_LOGPROB: np.zeros(num_rows, np.float32),
+        }
+        return self._bind("reduce", inputs, outputs, tree)
+
+    def _bind(
+        self,
+        graph: str,
+        inputs: dict[str, NDArray[Any]],
+        outputs: dict[str, NDArray[Any]],
+        tree: MedusaTree | None = None,
+    ) -> _Bound:
+        if graph not in self._sessions:
+            raise EngineError("the engine is closed: open a new session")
+        binding = self._sessions[graph].io_binding()
+        for bind, arrays in ((binding.bind_input, inputs), (binding.bind_output, outputs)):
+            for name, array in arrays.items():
+                bind(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
+        return _Bound(binding, inputs, outputs, tree or MedusaTree.from_choices(()))
 
 
 def _session_from_file(bundle: Bundle, graph: str, num_threads: int | None) -> Any:
@@ -188,20 +305,5 @@ def _session_from_file(bundle: Bundle, graph: str, num_threads: int | None) -> A
         return onnxruntime.InferenceSession(
             os.fspath(path), options, providers=["CPUExecutionProvider"]
         )
-    except Exception as error:  # ONNX Runtime raises many pybind classes with no common base
+    except Exception as error:  # see OrtEngine._run
         raise EngineError(f"ONNX Runtime cannot load {path}: {error}") from error
-
-
-def _run(session: Any, binding: Any) -> None:
-    try:
-        session.run_with_iobinding(binding)
-    except Exception as error:  # see _session_from_file
-        raise EngineError(f"ONNX Runtime failed in a step: {error}") from error
-
-
-def _bind_input(binding: Any, name: str, array: NDArray[Any]) -> None:
-    binding.bind_input(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
-
-
-def _bind_output(binding: Any, name: str, array: NDArray[Any]) -> None:
-    binding.bind_output(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)

@@ -1,102 +1,56 @@
-"""Decoding: prefill, then draft, verify, accept and commit until the reply ends."""
+"""Sessions: prompts in, replies out, one at a time or as a batch."""
 
-import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import threading
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, Self
+from typing import Self
 
-import numpy as np
-from numpy.typing import NDArray
-
-from medusa_trt.errors import PromptError
-from medusa_trt.runtime.acceptance import accept_greedy
+from medusa_trt.errors import EngineError, GenerationError, PromptError
 from medusa_trt.runtime.bundle import Bundle
-from medusa_trt.runtime.candidates import tokens_from_candidates
-from medusa_trt.runtime.engine import Engine, VerifyOutputs
+from medusa_trt.runtime.choosing import Chooser
+from medusa_trt.runtime.decoding import Added, Decoder, SequenceState
+from medusa_trt.runtime.engine import Engine
+from medusa_trt.runtime.options import GenerationOptions, SamplingOptions
 from medusa_trt.runtime.ort_engine import OrtEngine
+from medusa_trt.runtime.reply import FinishReason, Generation, GenerationStats, Reply, StreamEvent
 from medusa_trt.runtime.text import Message, TextCodec
-from medusa_trt.tree_configs import MedusaTree, chain_tree
+from medusa_trt.tree_configs import MedusaTree
 
-FinishReason = Literal["stop", "length", "cache_full"]
-Prompt = str | Sequence[int]
+__all__ = [
+    "Generation",
+    "GenerationOptions",
+    "GenerationStats",
+    "MedusaSession",
+    "Prompt",
+    "SamplingOptions",
+    "StreamEvent",
+]
+
+Prompt = str | Sequence[int] | Sequence[Message]
+"""Text, token ids, or the messages of a conversation."""
 
 _SPARE_ROWS = 64
 """Rows beyond the longest sequence, so that trees up to the published 64 nodes fit at its end."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GenerationOptions:
-    """How one reply is generated.
+@dataclass(slots=True)
+class _Running:
+    """A reply in progress: `index` is its place among the prompts of a batch."""
 
-    Attributes:
-        max_new_tokens: limit on the reply, counted in tokens; None means until the model ends
-            it or the cache is full.
-        ignore_eos: go on after an end-of-sequence token, for benchmarks.
-        tree: the draft tree; the bundle's own by default, the empty tree for plain decoding.
-    """
-
-    max_new_tokens: int | None = None
-    ignore_eos: bool = False
-    tree: MedusaTree | None = None
-
-    def __post_init__(self) -> None:
-        if self.max_new_tokens is not None and self.max_new_tokens < 1:
-            raise PromptError(f"max_new_tokens is {self.max_new_tokens}: it must be at least 1")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GenerationStats:
-    """Counts and times of one reply.
-
-    Attributes:
-        prompt_tokens: tokens of the prompt.
-        new_tokens: tokens of the reply, a final end-of-sequence token included.
-        accept_lengths: tokens that each verify step added before the reply was cut at its end.
-        prefill_s: seconds until the first token.
-        decode_s: seconds for the tokens after the first.
-    """
-
-    prompt_tokens: int
-    new_tokens: int
-    accept_lengths: tuple[int, ...]
-    prefill_s: float
-    decode_s: float
-
-    @property
-    def tokens_per_s(self) -> float:
-        """Decoding speed: tokens after the first over their time; 0 if there are none."""
-        return (self.new_tokens - 1) / self.decode_s if self.new_tokens > 1 else 0.0
-
-    @property
-    def mean_accept_length(self) -> float:
-        """Tokens a verify step added, on average; plain decoding has 1."""
-        return float(np.mean(self.accept_lengths)) if self.accept_lengths else 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class Generation:
-    """A finished reply."""
-
-    token_ids: list[int]
-    text: str
-    finish_reason: FinishReason
-    stats: GenerationStats
-
-
-@dataclass(frozen=True, slots=True)
-class StreamEvent:
-    """What one step added. The last event carries the whole reply in `generation`."""
-
-    token_ids: list[int]
-    text: str
-    generation: Generation | None = None
+    index: int
+    prompt_ids: list[int]
+    reply: Reply
+    state: SequenceState | None = None
 
 
 class MedusaSession:
-    """One sequence on one engine.
+    """An engine and its conversations.
 
-    A context manager: leaving it frees the engine.
+    What a reply leaves in the cache is kept, so a prompt that begins as the last one did is only
+    prefilled from where it differs. One reply (or batch) runs at a time: a second one from another
+    thread is refused, and several sessions do not affect each other. A context manager: leaving it
+    frees the engine.
     """
 
     def __init__(
@@ -105,6 +59,7 @@ class MedusaSession:
         *,
         engine: Engine | None = None,
         max_length: int | None = None,
+        batch_size: int = 1,
         num_threads: int | None = None,
     ) -> None:
         """Opens a bundle and creates its engine.
@@ -114,6 +69,7 @@ class MedusaSession:
             engine: an engine to use instead of ONNX Runtime's; it is closed with the session.
             max_length: longest sequence, prompt and reply together, in tokens; what the bundle
                 allows by default.
+            batch_size: sequences that `generate_batch` steps together.
             num_threads: threads for one step; the engine's choice by default.
 
         Raises:
@@ -132,8 +88,14 @@ class MedusaSession:
         self.text = TextCodec(self.bundle)
         spare = max(_SPARE_ROWS, self.bundle.tree.num_nodes)
         self.engine: Engine = engine or OrtEngine(
-            self.bundle, capacity=self.max_length + spare, num_threads=num_threads
+            self.bundle,
+            capacity=self.max_length + spare,
+            batch_size=batch_size,
+            num_threads=num_threads,
         )
+        self._cached_ids: list[int] = []
+        self._busy = threading.Lock()
+        self._cancelled = threading.Event()
 
     def __enter__(self) -> Self:
         return self
@@ -145,6 +107,23 @@ class MedusaSession:
         """Frees the engine; the session cannot be used afterwards."""
         self.engine.close()
 
+    def cancel(self) -> None:
+        """Ends the running reply after its current step; for another thread or a callback."""
+        self._cancelled.set()
+
+    def encode(self, prompt: Prompt) -> list[int]:
+        """Token ids of a prompt; messages go through the model's own chat template.
+
+        Raises:
+            PromptError: messages, where the model has no chat template or refuses them.
+        """
+        if isinstance(prompt, str):
+            return self.text.encode(prompt)
+        ids = [item for item in prompt if isinstance(item, int)]
+        if len(ids) == len(prompt):
+            return ids
+        return self.text.encode_chat([item for item in prompt if not isinstance(item, int)])
+
     def generate(self, prompt: Prompt, options: GenerationOptions | None = None) -> Generation:
         """Generates a whole reply; see `stream`."""
         for event in self.stream(prompt, options):
@@ -152,127 +131,241 @@ class MedusaSession:
                 return event.generation
         raise AssertionError("a stream ends with its generation")
 
-    def generate_chat(
-        self, messages: Sequence[Message], options: GenerationOptions | None = None
-    ) -> Generation:
-        """Generates the reply to a conversation, in the model's own chat template."""
-        return self.generate(self.text.encode_chat(messages), options)
-
     def stream(
         self, prompt: Prompt, options: GenerationOptions | None = None
-    ) -> Iterator[StreamEvent]:
+    ) -> Generator[StreamEvent, None, None]:
         """Generates a reply, an event for each step.
 
+        Closing the iterator, `cancel` and Ctrl-C end the reply; the session stays usable. After
+        the last two the last event still carries what was generated.
+
         Args:
-            prompt: text, or token ids.
+            prompt: text, token ids, or messages.
             options: see `GenerationOptions`.
 
         Raises:
             PromptError: the prompt is empty or does not fit the cache.
             TreeError: the tree asks for more than the heads offer.
-            EngineError: the engine failed.
+            EngineError: the engine failed before the first token, is closed or is busy.
+            GenerationError: the engine failed later; it carries what was generated.
         """
         options = options or GenerationOptions()
-        tree = options.tree or self.bundle.tree
-        heads = self.bundle.manifest.heads
-        tree.check(heads.num_heads, heads.top_k)
-        prompt_ids = self.text.encode(prompt) if isinstance(prompt, str) else list(prompt)
-        self._check_prompt(prompt_ids)
-        return self._stream(prompt_ids, tree, options)
+        prompt_ids = self.encode(prompt)
+        self._check(prompt_ids, options)
+        return self._stream(prompt_ids, options)
+
+    def generate_batch(
+        self, prompts: Sequence[Prompt], options: GenerationOptions | None = None
+    ) -> list[Generation]:
+        """Generates the replies to several prompts, `batch_size` at a time.
+
+        A finished reply's slot goes to the next prompt, and an empty slot costs nothing. Prompt i
+        is sampled with seed + i. Each reply equals the one its prompt gets alone.
+
+        Args:
+            prompts: in any number, of any lengths.
+            options: for all of them.
+
+        Raises:
+            PromptError: a prompt is empty or does not fit the cache.
+            EngineError: the engine failed, is closed or is busy.
+        """
+        options = options or GenerationOptions()
+        all_ids = [self.encode(prompt) for prompt in prompts]
+        for prompt_ids in all_ids:
+            self._check(prompt_ids, options)
+        with self._exclusively():
+            return self._batch(all_ids, options)
+
+    def generate_n(
+        self, prompt: Prompt, n: int, options: GenerationOptions | None = None
+    ) -> list[Generation]:
+        """Generates n replies to one prompt, reply i with seed + i; see `generate_batch`.
+
+        With one slot they run one after the other, and the prompt is prefilled once.
+
+        Raises:
+            PromptError: n is below 1, and as `generate_batch`.
+        """
+        if n < 1:
+            raise PromptError(f"n is {n}: it must be at least 1")
+        options = options or GenerationOptions()
+        if self.engine.batch_size > 1:
+            return self.generate_batch([prompt] * n, options)
+        return [self.generate(prompt, self._seeded(options, index)) for index in range(n)]
 
     def _stream(
-        self, prompt_ids: list[int], tree: MedusaTree, options: GenerationOptions
-    ) -> Iterator[StreamEvent]:
-        stop_ids = () if options.ignore_eos else self.bundle.manifest.model.eos_token_ids
-        room = min(self.max_length, self.engine.capacity - tree.num_nodes) - len(prompt_ids)
+        self, prompt_ids: list[int], options: GenerationOptions
+    ) -> Generator[StreamEvent, None, None]:
+        with self._exclusively():
+            num_cached = _common_length(self._cached_ids, prompt_ids[:-1])
+            del self._cached_ids[num_cached:]
+            running = self._begin(0, prompt_ids, num_cached, options)
+            decoder = self._decoder(options)
+            reply, event = running.reply, None
+            try:
+                while True:
+                    added = self._advance(decoder, running, num_cached, options)
+                    event = reply.add(added, decoder.engine_s)
+                    if reply.finish_reason is not None:
+                        break
+                    yield event
+                    if self._cancelled.is_set():
+                        event, reply.finish_reason = None, "cancelled"
+                        break
+            except KeyboardInterrupt:
+                event, reply.finish_reason = None, "cancelled"
+            except EngineError as error:
+                if not reply.token_ids:
+                    raise
+                partial = reply.finish(decoder.engine_s, "error")
+                raise GenerationError(str(error), partial) from error
+            last = event or StreamEvent([], reply.rest(), 0)
+            yield replace(last, generation=reply.finish(decoder.engine_s))
+
+    def _advance(
+        self, decoder: Decoder, running: _Running, num_cached: int, options: GenerationOptions
+    ) -> Added:
+        """Prefill or one step, keeping account of what the cache holds."""
+        if running.state is None:
+            chooser = self._chooser(running, options)
+            running.state, added = decoder.start(0, running.prompt_ids, num_cached, chooser)
+            self._cached_ids[:] = running.prompt_ids
+            return added
+        root_token = running.state.root_token
+        added = decoder.step([running.state])[0]
+        self._cached_ids += [root_token, *added.token_ids[:-1]]
+        return added
+
+    def _batch(self, all_ids: list[list[int]], options: GenerationOptions) -> list[Generation]:
+        self._cached_ids.clear()
+        decoder = self._decoder(options)
+        waiting = [(index, ids, self._seeded(options, index)) for index, ids in enumerate(all_ids)][
+            ::-1
+        ]
+        active: list[_Running] = []
+        done: dict[int, Generation] = {}
+        while waiting or active:
+            while waiting and len(active) < self.engine.batch_size:
+                index, ids, own = waiting.pop()
+                running = self._begin(index, ids, 0, own)
+                chooser = self._chooser(running, own)
+                running.state, added = decoder.start(len(active), ids, 0, chooser)
+                running.reply.add(added, decoder.engine_s)
+                active.append(running)
+                self._retire(active, done, decoder)
+            if active:
+                states = [running.state for running in active if running.state is not None]
+                for running, added in zip(active, decoder.step(states), strict=True):
+                    running.reply.add(added, decoder.engine_s)
+                if self._cancelled.is_set():
+                    for running in active:
+                        running.reply.finish_reason = "cancelled"
+                    waiting.clear()
+                self._retire(active, done, decoder)
+        return [done[index] for index in sorted(done)]
+
+    def _retire(
+        self, active: list[_Running], done: dict[int, Generation], decoder: Decoder
+    ) -> None:
+        """Takes finished replies out; the last slot's sequence moves into the freed slot."""
+        for slot in range(len(active) - 1, -1, -1):
+            running = active[slot]
+            if running.reply.finish_reason is None:
+                continue
+            done[running.index] = running.reply.finish(decoder.engine_s)
+            last = active.pop()
+            if last is not running:
+                assert last.state is not None
+                self.engine.move(last.state.slot, slot, last.state.past_length)
+                last.state.slot = slot
+                active[slot] = last
+
+    def _begin(
+        self, index: int, prompt_ids: list[int], num_cached: int, options: GenerationOptions
+    ) -> _Running:
+        room = self._room(options) - len(prompt_ids)
         limit = min(room, options.max_new_tokens or room)
-        text_stream = self.text.stream()
-        reply: list[int] = []
-        pieces: list[str] = []
-        accept_lengths: list[int] = []
-        start = first = time.perf_counter()
-        for added in self._steps(prompt_ids, tree):
-            if reply:
-                accept_lengths.append(len(added))
-            else:
-                first = time.perf_counter()
-            kept = _cut_after_stop(added[: limit - len(reply)], stop_ids)
-            reply += kept
-            pieces.append(text_stream.push(kept))
-            if kept[-1] in stop_ids or len(reply) == limit:
-                break
-            yield StreamEvent(kept, pieces[-1])
         reason: FinishReason = "length" if limit == options.max_new_tokens else "cache_full"
-        if kept[-1] in stop_ids:
-            reason = "stop"
-        stats = GenerationStats(
-            prompt_tokens=len(prompt_ids),
-            new_tokens=len(reply),
-            accept_lengths=tuple(accept_lengths),
-            prefill_s=first - start,
-            decode_s=time.perf_counter() - first,
+        eos_token_ids = self.bundle.manifest.model.eos_token_ids
+        reply = Reply(
+            num_prompt=len(prompt_ids),
+            num_cached=num_cached,
+            limit=limit,
+            limit_reason=reason,
+            stop_ids=() if options.ignore_eos else eos_token_ids,
+            stop=options.stop,
+            text_stream=self.text.stream(),
+            text=self.text.decode(prompt_ids) if options.echo else "",
         )
-        yield StreamEvent(kept, pieces[-1], Generation(reply, "".join(pieces), reason, stats))
+        return _Running(index, prompt_ids, reply)
 
-    def _steps(self, prompt_ids: list[int], tree: MedusaTree) -> Iterator[list[int]]:
-        """The tokens that prefill and then each verify step add, without end."""
-        # A tree below the engine's smallest step is followed by rows that nobody reads.
-        step_tree = self._padded(tree)
-        rows = None if step_tree is tree else range(tree.num_nodes)
-        tree_indices = tree.tree_indices(self.bundle.manifest.heads.top_k)
-        outputs = self._prefill(prompt_ids)
-        past_length = len(prompt_ids)
-        root_token, hidden = int(outputs.argmax[0]), outputs.hidden[0]
-        yield [root_token]
-        while True:
-            tokens = self._candidates(root_token, hidden, tree, tree_indices)
-            padded = np.resize(tokens, step_tree.num_nodes) if rows is not None else tokens
-            outputs = self.engine.verify(padded, step_tree, past_length, rows=rows)
-            accepted = accept_greedy(tree, tokens, outputs.argmax)
-            self.engine.commit(past_length, accepted.nodes)
-            past_length += accepted.accept_length
-            root_token, hidden = accepted.bonus_token, outputs.hidden[accepted.nodes[-1]]
-            yield [*tokens[accepted.nodes[1:]].tolist(), root_token]
+    def _chooser(self, running: _Running, options: GenerationOptions) -> Chooser:
+        return Chooser(options, running.prompt_ids, self.engine.capacity + 1)
 
-    def _candidates(
-        self,
-        root_token: int,
-        hidden: NDArray[np.float32],
-        tree: MedusaTree,
-        tree_indices: NDArray[np.int64],
-    ) -> NDArray[np.int64]:
-        if tree.num_nodes == 1:
-            return np.array([root_token], np.int64)
-        return tokens_from_candidates(root_token, self.engine.draft(hidden), tree_indices)
+    def _decoder(self, options: GenerationOptions) -> Decoder:
+        target = self.bundle.manifest.target
+        return Decoder(
+            self.engine,
+            self._tree(options),
+            options.sampling,
+            top_k=self.bundle.manifest.heads.top_k,
+            min_rows=target.min_rows,
+            prefill_chunk=target.prefill_chunk,
+        )
 
-    def _prefill(self, prompt_ids: list[int]) -> VerifyOutputs:
-        """Fills the cache chunk by chunk; the outputs are those of the prompt's last token."""
-        chunk = self.bundle.manifest.target.prefill_chunk
-        for start in range(0, len(prompt_ids), chunk):
-            ids = np.array(prompt_ids[start : start + chunk], np.int64)
-            outputs = self.engine.verify(ids, chain_tree(len(ids) - 1), start, rows=(len(ids) - 1,))
-        return outputs
+    def _tree(self, options: GenerationOptions) -> MedusaTree:
+        return options.tree or self.bundle.tree
 
-    def _padded(self, tree: MedusaTree) -> MedusaTree:
-        min_rows = self.bundle.manifest.target.min_rows
-        return tree if tree.num_nodes >= min_rows else chain_tree(min_rows - 1)
+    def _room(self, options: GenerationOptions) -> int:
+        """Longest sequence that leaves room for a step's nodes."""
+        return min(self.max_length, self.engine.capacity - self._tree(options).num_nodes)
 
-    def _check_prompt(self, prompt_ids: Sequence[int]) -> None:
+    @staticmethod
+    def _seeded(options: GenerationOptions, index: int) -> GenerationOptions:
+        seed = options.sampling.seed
+        if seed is None or index == 0:
+            return options
+        sampling = replace(options.sampling, seed=(seed + index) % 2**64)
+        return replace(options, sampling=sampling)
+
+    def _check(self, prompt_ids: Sequence[int], options: GenerationOptions) -> None:
+        heads, model = self.bundle.manifest.heads, self.bundle.manifest.model
+        self._tree(options).check(heads.num_heads, heads.top_k)
         if not prompt_ids:
             raise PromptError("the prompt is empty: give at least one token")
-        if len(prompt_ids) >= self.max_length:
+        if len(prompt_ids) >= self._room(options):
             raise PromptError(
-                f"the prompt has {len(prompt_ids)} tokens, the cache holds {self.max_length} with "
-                "the reply: shorten the prompt or raise --max-length"
+                f"the prompt has {len(prompt_ids)} tokens, the cache holds {self._room(options)} "
+                "with the reply: shorten the prompt or raise --max-length"
             )
-        vocab_size = self.bundle.manifest.model.vocab_size
-        if not all(0 <= token < vocab_size for token in prompt_ids):
-            raise PromptError(f"the prompt holds a token id outside 0 to {vocab_size - 1}")
+        if not all(0 <= token < model.vocab_size for token in prompt_ids):
+            raise PromptError(f"the prompt holds a token id outside 0 to {model.vocab_size - 1}")
+
+    def _exclusively(self) -> "_Exclusive":
+        return _Exclusive(self._busy, self._cancelled)
 
 
-def _cut_after_stop(token_ids: list[int], stop_ids: Sequence[int]) -> list[int]:
-    """The tokens up to and including the first that ends the reply."""
-    for index, token in enumerate(token_ids):
-        if token in stop_ids:
-            return token_ids[: index + 1]
-    return token_ids
+class _Exclusive:
+    """Refuses a second user instead of waiting, since it may be the same thread."""
+
+    def __init__(self, lock: threading.Lock, cancelled: threading.Event) -> None:
+        self._lock, self._cancelled = lock, cancelled
+
+    def __enter__(self) -> None:
+        if not self._lock.acquire(blocking=False):
+            raise EngineError(
+                "this session is generating another reply: finish or close that stream first, "
+                "or open a second session"
+            )
+        self._cancelled.clear()
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._lock.release()
+
+
+def _common_length(left: Sequence[int], right: Sequence[int]) -> int:
+    for index, (a, b) in enumerate(zip(left, right, strict=False)):
+        if a != b:
+            return index
+    return min(len(left), len(right))

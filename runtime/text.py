@@ -30,6 +30,9 @@ class TextCodec:
         path = bundle.path / names.TOKENIZER_FILE
         try:
             self._tokenizer = Tokenizer.from_file(str(path))
+            # A checkpoint may bring limits from its training, which would silently cut prompts.
+            self._tokenizer.no_truncation()
+            self._tokenizer.no_padding()
         except Exception as error:  # tokenizers raises bare Exception
             raise BundleError(f"{path} is damaged ({error}): export the model again") from error
         config = bundle.read_optional(names.TOKENIZER_CONFIG_FILE)
@@ -42,7 +45,17 @@ class TextCodec:
         return self._chat_template is not None
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
-        """Token ids of a text, with the model's own start token where it has one."""
+        """Token ids of a text, with the model's own start token where it has one.
+
+        Raises:
+            PromptError: the text is not valid Unicode.
+        """
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise PromptError(
+                f"the prompt is not valid Unicode at character {error.start}: give UTF-8 text"
+            ) from error
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
         return ids
 
@@ -92,8 +105,7 @@ class TextStream:
 
     def push(self, token_ids: Sequence[int]) -> str:
         """The text that these tokens complete; what ends inside a character is kept back."""
-        pieces = (self._decoder.step(self._tokenizer, token) for token in token_ids)
-        return "".join(piece for piece in pieces if piece)
+        return self._decoder.step(self._tokenizer, list(token_ids)) or ""
 
 
 def _special_tokens(config: str | None) -> dict[str, str]:

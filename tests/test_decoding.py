@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from reference.acceptance import accept_greedy_slowly
 from strategies import medusa_trees
 
-from medusa_trt.runtime.acceptance import accept_greedy
+from medusa_trt.runtime.acceptance import accept_exact
 from medusa_trt.runtime.candidates import tokens_from_candidates
 from medusa_trt.runtime.kv_cache import KVCache
 from medusa_trt.tree_configs import MedusaTree, chain_tree
@@ -16,9 +16,12 @@ from medusa_trt.tree_configs import MedusaTree, chain_tree
 def test_greedy_acceptance_takes_the_longest_matching_path(
     tree: MedusaTree, data: st.DataObject
 ) -> None:
-    few_tokens = st.lists(st.integers(0, 2), min_size=tree.num_nodes, max_size=tree.num_nodes)
-    tokens, argmax = np.array(data.draw(few_tokens)), np.array(data.draw(few_tokens))
-    accepted = accept_greedy(tree, tokens, argmax)
+    # Siblings are different ranks of one head, so their tokens differ.
+    ranks = [node[-1] for node in tree.medusa_choices]
+    tokens = np.array([data.draw(st.integers(0, 2)), *ranks])
+    some = st.integers(0, max([2, *ranks]))
+    argmax = np.array(data.draw(st.lists(some, min_size=len(tokens), max_size=len(tokens))))
+    accepted = accept_exact(tree, tokens, argmax)
     length, ends = accept_greedy_slowly(tree, tokens.tolist(), argmax.tolist())
     assert accepted.accept_length == length
     assert accepted.nodes[-1] in ends
@@ -33,7 +36,7 @@ def test_a_short_path_is_not_extended_by_its_padding() -> None:
     tree = MedusaTree.from_choices([(0,), (1,), (0, 0), (0, 0, 0)])
     tokens = np.array([7, 5, 6, 0, 0])
     argmax = np.array([6, 1, 0, 0, 0])
-    accepted = accept_greedy(tree, tokens, argmax)
+    accepted = accept_exact(tree, tokens, argmax)
     assert accepted.nodes == [0, 2]
     assert accepted.bonus_token == 0
 
@@ -41,7 +44,7 @@ def test_a_short_path_is_not_extended_by_its_padding() -> None:
 @given(medusa_trees(max_child=4), st.integers(5, 12))
 def test_candidates_are_the_ranks_of_the_nodes(tree: MedusaTree, top_k: int) -> None:
     draft_ids = 1000 + np.arange(max(tree.max_depth, 1) * top_k).reshape(-1, top_k)
-    tokens = tokens_from_candidates(42, draft_ids, tree.tree_indices(top_k))
+    tokens = tokens_from_candidates([42], draft_ids[None], tree.tree_indices(top_k))[0]
     expected = [42, *(draft_ids[len(node) - 1, node[-1]] for node in tree.medusa_choices)]
     assert tokens.tolist() == expected
 
@@ -55,7 +58,7 @@ def test_commit_moves_the_accepted_rows_together(
     rng = np.random.default_rng(0)
     slab = rng.normal(size=(2, 2, 1, 3, past_length + tree.num_nodes + 2, 4)).astype(np.float32)
     cache = KVCache(slab.copy())
-    cache.commit(past_length, nodes)
+    cache.commit(0, past_length, nodes)
     for row, node in enumerate(nodes):
         expected = slab[..., past_length + node, :]
         assert np.array_equal(cache.slab[..., past_length + row, :], expected)
@@ -70,5 +73,5 @@ def test_layers_of_the_cache_are_views_of_the_slab() -> None:
 
 
 def test_greedy_acceptance_of_a_single_node_gives_the_next_token() -> None:
-    accepted = accept_greedy(chain_tree(0), np.array([3]), np.array([9]))
+    accepted = accept_exact(chain_tree(0), np.array([3]), np.array([9]))
     assert (accepted.nodes, accepted.bonus_token) == ([0], 9)

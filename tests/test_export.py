@@ -146,9 +146,9 @@ def verify(
     past_length: int,
     rows: Sequence[int] | None = None,
 ) -> Step:
-    outputs = engine.verify(tokens, tree, past_length, rows=rows, logits=True)
+    outputs = engine.verify(tokens[None], tree, [past_length], rows=rows, logits=True)
     assert outputs.logits is not None
-    return Step(outputs.argmax.copy(), outputs.hidden.copy(), outputs.logits.copy())
+    return Step(outputs.argmax[0].copy(), outputs.hidden[0].copy(), outputs.logits[0].copy())
 
 
 def prefill(engine: OrtEngine, tokens: NDArray[np.int64], chunk: int) -> NDArray[np.float32]:
@@ -215,7 +215,7 @@ def test_a_bundle_computes_what_the_model_does(family: str, tmp_path: Path) -> N
     assert np.abs(some.logits - step.logits[rows]).max() <= MAX_LOGIT_DIFFERENCE
 
     accepted = path_to(tree, tree.num_nodes - 1)
-    engine.commit(NUM_PREFIX, accepted)
+    engine.commit(0, NUM_PREFIX, accepted)
     longer = np.append(text, tokens[accepted])
     committed = cached(engine, len(longer))
     next_token = rng.integers(0, VOCAB_SIZE, 1)
@@ -250,10 +250,10 @@ def test_the_heads_graph_drafts_what_the_heads_do(tensors: dict[str, torch.Tenso
     model = heads_graph(module, HIDDEN_SIZE, opset=23)
     session = onnxruntime.InferenceSession(ir.to_proto(model).SerializeToString())
     for seed in range(5):
-        hidden = torch.randn(1, HIDDEN_SIZE, generator=torch.Generator().manual_seed(seed))
+        hidden = torch.randn(2, HIDDEN_SIZE, generator=torch.Generator().manual_seed(seed))
         (draft_ids,) = session.run([names.DRAFT_IDS], {names.HIDDEN: hidden.numpy()})
         assert (draft_ids == module(hidden).numpy()).all()
-        assert draft_ids.shape == (4, 5)
+        assert draft_ids.shape == (2, 4, 5)
         if heads.token_map is not None:
             assert (draft_ids % 3 == 0).all()
 
@@ -392,7 +392,7 @@ def test_the_model_is_given_back_unchanged() -> None:
     with torch.no_grad():
         before = model(tokens).logits
     refuse_unsupported(model)
-    module = VerifyModule(model, MAX_LENGTH)
+    module = VerifyModule(model, MAX_LENGTH, "group_query_attention")
     assert model.model.rotary_emb is not attributes[0]
     module.release()
     assert (model.model.rotary_emb, model.config._attn_implementation) == attributes

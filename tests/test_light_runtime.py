@@ -6,7 +6,16 @@ from importlib.metadata import requires
 
 from medusa_trt.runtime.bundle import Bundle
 
-BLOCKED = ("torch", "transformers", "onnx", "onnx_ir", "onnxscript", "safetensors", "gguf")
+BLOCKED = (
+    "torch",
+    "transformers",
+    "onnx",
+    "onnx_ir",
+    "onnxscript",
+    "safetensors",
+    "gguf",
+    "llguidance",
+)
 
 SCRIPT = """
 import sys

@@ -29,9 +29,9 @@ def gap_at_divergence(
     pairs = enumerate(zip(plain, medusa, strict=False))
     index = next((i for i, (a, b) in pairs if a != b), min(len(plain), len(medusa)))
     text = np.array(prompt_ids + plain[:index])
-    outputs = session.engine.verify(text, chain_tree(len(text) - 1), 0, logits=True)
+    outputs = session.engine.verify(text[None], chain_tree(len(text) - 1), [0], logits=True)
     assert outputs.logits is not None
-    top = np.sort(outputs.logits[-1])[-2:]
+    top = np.sort(outputs.logits[0, -1])[-2:]
     return f"token {index}: logit gap {top[1] - top[0]:.2e}"
 
 
@@ -64,8 +64,8 @@ def test_each_node_has_the_logits_of_its_path(
     prompt = np.array(prompt_ids)
     tokens = np.random.default_rng(0).integers(0, 49152, tree.num_nodes)
     engine = OrtEngine(demo_bundle, capacity=256)
-    engine.verify(prompt, chain_tree(len(prompt) - 1), 0)
-    outputs = engine.verify(tokens, tree, len(prompt), logits=True)
+    engine.verify(prompt[None], chain_tree(len(prompt) - 1), [0])
+    outputs = engine.verify(tokens[None], tree, [len(prompt)], logits=True)
     assert outputs.logits is not None
     paths = [(), *tree.medusa_choices]
     for node, path in enumerate(paths):
@@ -73,8 +73,8 @@ def test_each_node_has_the_logits_of_its_path(
         text = torch.tensor([prompt_ids + tokens[ancestors].tolist()])
         with torch.no_grad():
             expected = base_model.model(text, use_cache=False).logits[0, -1].numpy()
-        assert np.abs(outputs.logits[node] - expected).max() <= MAX_LOGIT_DIFFERENCE
-        assert outputs.argmax[node] == expected.argmax()
+        assert np.abs(outputs.logits[0, node] - expected).max() <= MAX_LOGIT_DIFFERENCE
+        assert outputs.argmax[0, node] == expected.argmax()
     engine.close()
 
 
@@ -93,7 +93,7 @@ def test_plain_decoding_gives_the_models_own_reply(
     expected = generated[0, inputs["input_ids"].shape[1] :].tolist()
     with MedusaSession(demo_bundle) as session:
         prompt = [{"role": "user", "content": "What is the capital of France?"}]
-        reply = session.generate_chat(prompt, GenerationOptions(max_new_tokens=24))
+        reply = session.generate(prompt, GenerationOptions(max_new_tokens=24))
     assert reply.token_ids == expected
 
 

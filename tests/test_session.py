@@ -19,7 +19,7 @@ PLAIN = load_tree("plain")
 
 
 def session_on_table(
-    bundle: Bundle, *, skill: float = 0.7, seed: int = 0, max_length: int = 200
+    bundle: Bundle, *, skill: float = 0.7, seed: int = 0, max_length: int = 200, batch_size: int = 1
 ) -> tuple[MedusaSession, TableEngine]:
     heads = bundle.manifest.heads
     engine = TableEngine(
@@ -29,6 +29,7 @@ def session_on_table(
         top_k=heads.top_k,
         skill=skill,
         seed=seed,
+        batch_size=batch_size,
     )
     return MedusaSession(bundle, engine=engine, max_length=max_length), engine
 

@@ -39,7 +39,7 @@ PUBLISHED = {
     "vicuna_33b_stage2": (10, 24, 24, 5),
     "zephyr_stage2": (10, 27, 23, 3),
 }
-SMOLLM2_NUM_NODES = (4, 8, 16, 32, 64)
+SMOLLM2_NUM_NODES = (4, 6, 8, 16, 32, 64)
 ARRAYS = ("parents", "attn_mask", "position_offsets", "retrieve_indices", "path_lengths")
 
 

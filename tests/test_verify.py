@@ -52,7 +52,7 @@ class WrongEngine(OrtEngine):
         if outputs.logits is None or (self.branching_only and tree == chain):
             return outputs
         logits = outputs.logits.copy()
-        self.change(logits)
+        self.change(logits[0])
         return dataclasses.replace(outputs, logits=logits)
 
 

@@ -48,6 +48,7 @@ class MedusaTree:
         position_offsets: (N,) int64, depth of each node, to add to the position of the root.
         retrieve_indices: (num_paths, max_depth + 1) int64, one row a leaf: its nodes from the root
             down, then `PAD_NODE`. Rows are in the order of the paper's code, deepest leaves first.
+        child_ranges: first and one-past-last child of each node; children are neighbours.
         path_lengths: (num_paths,) int64, the nodes in each row, the root included. Entries of
             `retrieve_indices` beyond them are padding and must not be read.
     """
@@ -59,6 +60,7 @@ class MedusaTree:
     position_offsets: NDArray[np.int64] = field(init=False, repr=False, compare=False)
     retrieve_indices: NDArray[np.int64] = field(init=False, repr=False, compare=False)
     path_lengths: NDArray[np.int64] = field(init=False, repr=False, compare=False)
+    child_ranges: tuple[tuple[int, int], ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         choices = _sorted_choices(self.medusa_choices)
@@ -76,6 +78,11 @@ class MedusaTree:
         for attribute, array in arrays.items():
             array.setflags(write=False)
             object.__setattr__(self, attribute, array)
+        nodes = np.arange(len(parents))
+        starts = np.searchsorted(parents, nodes, side="left")
+        ends = np.searchsorted(parents, nodes, side="right")
+        ranges = tuple(zip(starts.tolist(), ends.tolist(), strict=True))
+        object.__setattr__(self, "child_ranges", ranges)
 
     @classmethod
     def from_choices(cls, choices: Iterable[Sequence[int]], *, name: str = "custom") -> Self:

@@ -11,6 +11,7 @@ from onnx_ir.passes.common import (
 
 from medusa_trt.export.passes.fuse_skip_norm import FuseSkipNormPass
 from medusa_trt.export.passes.pack_qkv import PackQkvPass
+from medusa_trt.export.passes.pack_split_qkv import PackSplitQkvPass
 from medusa_trt.export.passes.remove_identity_rotary import RemoveIdentityRotaryPass
 from medusa_trt.export.passes.remove_layout_pairs import RemoveLayoutPairsPass
 
@@ -23,6 +24,7 @@ def optimize(model: ir.Model) -> None:
             RemoveUnusedNodesPass(),
             RemoveLayoutPairsPass(),
             PackQkvPass(),
+            PackSplitQkvPass(),
             FuseSkipNormPass(),
             RemoveUnusedNodesPass(),
             DeduplicateInitializersPass(),

@@ -1,7 +1,7 @@
 """A slow engine whose model is a pseudo-random function of the visible text.
 
 It keeps a list of cached rows as a real engine does, and answers by what a node can see: a wrong
-mask, position or commit changes its answers.
+mask, position, commit or move changes its answers.
 """
 
 import hashlib
@@ -10,64 +10,143 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from medusa_trt.runtime.engine import VerifyOutputs
+from medusa_trt.errors import EngineError
+from medusa_trt.runtime.engine import Reductions, VerifyOutputs
+from medusa_trt.runtime.options import SamplingOptions
+from medusa_trt.runtime.sampling import token_from_logits
 from medusa_trt.tree_configs import MedusaTree
 
 Row = tuple[int, int]
 
 
 class TableEngine:
-    """An `Engine` with a vocabulary of `vocab_size` and heads that guess well or badly."""
+    """An `Engine` whose heads guess the greedy text well or badly."""
 
     def __init__(
-        self, *, capacity: int, vocab_size: int, num_heads: int, top_k: int, skill: float, seed: int
+        self,
+        *,
+        capacity: int,
+        vocab_size: int,
+        num_heads: int,
+        top_k: int,
+        skill: float,
+        seed: int,
+        batch_size: int = 1,
     ) -> None:
-        self.capacity = capacity
+        self.capacity, self.batch_size = capacity, batch_size
         self.vocab_size = vocab_size
         self.num_heads, self.top_k, self.skill, self.seed = num_heads, top_k, skill, seed
-        self.rows: list[Row | None] = [None] * capacity
-        self.num_steps = 0
+        self.slots: list[list[Row | None]] = [[None] * capacity for _ in range(batch_size)]
+        self.num_steps = self.num_sequence_steps = 0
+        self.fail_at_step: int | None = None
         self.closed = False
         self._texts: dict[int, list[int]] = {}
+        self._logits: NDArray[np.float32] | None = None
+
+    def logits_after(self, text: Sequence[int]) -> NDArray[np.float32]:
+        """What the model says after a text."""
+        values = self._random("model", text).normal(size=self.vocab_size) * 3
+        logits: NDArray[np.float32] = values.astype(np.float32)
+        return logits
 
     def next_token(self, text: Sequence[int]) -> int:
-        """What the model puts after a text."""
-        return int(self._random("model", text).integers(self.vocab_size))
+        """The greedy continuation of a text."""
+        return int(self.logits_after(text).argmax())
 
     def verify(
         self,
         input_ids: NDArray[np.int64],
         tree: MedusaTree,
-        past_length: int,
+        past_lengths: Sequence[int],
         *,
         rows: Sequence[int] | None = None,
+        first_slot: int = 0,
         logits: bool = False,
     ) -> VerifyOutputs:
-        assert not logits and past_length + tree.num_nodes <= self.capacity
         self.num_steps += 1
-        past = self.rows[:past_length]
+        self.num_sequence_steps += len(past_lengths)
+        if self.num_steps == self.fail_at_step:
+            raise EngineError("the device is gone")
+        asked = list(range(tree.num_nodes) if rows is None else rows)
+        shape = (len(past_lengths), len(asked))
+        hidden = np.empty((*shape, 1), np.float32)
+        all_logits = np.empty((*shape, self.vocab_size), np.float32)
+        for index, past_length in enumerate(past_lengths):
+            texts = self._visible_texts(
+                first_slot + index, input_ids[index], tree, past_length, asked
+            )
+            for row, text in enumerate(texts):
+                all_logits[index, row] = self.logits_after(text)
+                hidden[index, row, 0] = self._remember(text)
+        self._logits = all_logits
+        return VerifyOutputs(all_logits.argmax(-1), hidden, all_logits if logits else None)
+
+    def reduce(
+        self,
+        input_ids: NDArray[np.int64],
+        tree: MedusaTree,
+        sampling: SamplingOptions,
+        uniforms: NDArray[np.float64],
+    ) -> Reductions:
+        assert self._logits is not None
+        scaled = self._logits.astype(np.float64) / sampling.temperature
+        logprobs = scaled - np.log(np.exp(scaled).sum(-1, keepdims=True))
+        shape = input_ids.shape
+        sampled = np.empty(shape, np.int64)
+        own = np.empty(shape, np.float32)
+        for sequence in range(shape[0]):
+            for node in range(shape[1]):
+                row = self._logits[sequence, node]
+                sampled[sequence, node] = token_from_logits(row, sampling, uniforms[sequence, node])
+                parent = max(tree.parents[node], 0)
+                own[sequence, node] = logprobs[sequence, parent, input_ids[sequence, node]]
+        entropy = -(np.exp(logprobs) * logprobs).sum(-1).astype(np.float32)
+        return Reductions(sampled, np.ones(shape, np.bool_), entropy, own)
+
+    def draft(self, hidden: NDArray[np.float32]) -> NDArray[np.int64]:
+        return np.stack([self._drafts(list(self._texts[int(state[0])])) for state in hidden])
+
+    def commit(self, slot: int, past_length: int, nodes: Sequence[int]) -> None:
+        rows = self.slots[slot]
+        kept = [rows[past_length + node] for node in nodes]
+        rows[past_length : past_length + len(kept)] = kept
+        rows[past_length + len(kept) :] = [None] * (self.capacity - past_length - len(kept))
+
+    def move(self, source: int, target: int, length: int) -> None:
+        unknown: list[Row | None] = [None] * (self.capacity - length)
+        self.slots[target] = self.slots[source][:length] + unknown
+
+    def close(self) -> None:
+        self.closed = True
+
+    def _visible_texts(
+        self,
+        slot: int,
+        input_ids: NDArray[np.int64],
+        tree: MedusaTree,
+        past_length: int,
+        asked: Sequence[int],
+    ) -> list[list[int]]:
+        """Writes the step's rows, and reads the text that each asked node sees."""
+        assert past_length + tree.num_nodes <= self.capacity
+        rows = self.slots[slot]
         step: list[Row] = [
             (int(token), past_length + int(offset))
             for token, offset in zip(input_ids, tree.position_offsets, strict=True)
         ]
-        self.rows[past_length : past_length + len(step)] = step
-        asked = list(range(tree.num_nodes) if rows is None else rows)
-        argmax = np.empty(len(asked), np.int64)
-        hidden = np.empty((len(asked), 1), np.float32)
-        for index, node in enumerate(asked):
+        past = rows[:past_length]
+        rows[past_length : past_length + len(step)] = step
+        texts = []
+        for node in asked:
             seen = [row for row in past if row is not None]
-            assert len(seen) == past_length
+            assert len(seen) == past_length, "a row that nobody wrote is read"
             seen += [step[other] for other in np.flatnonzero(tree.attn_mask[node])]
-            text = [token for token, _ in sorted(seen, key=lambda row: row[1])]
-            assert [position for _, position in sorted(seen, key=lambda row: row[1])] == list(
-                range(len(text))
-            )
-            argmax[index] = self.next_token(text)
-            hidden[index, 0] = self._remember(text)
-        return VerifyOutputs(argmax, hidden, None)
+            seen.sort(key=lambda row: row[1])
+            assert [position for _, position in seen] == list(range(len(seen)))
+            texts.append([token for token, _ in seen])
+        return texts
 
-    def draft(self, hidden: NDArray[np.float32]) -> NDArray[np.int64]:
-        text = list(self._texts[int(hidden[0])])
+    def _drafts(self, text: list[int]) -> NDArray[np.int64]:
         text.append(self.next_token(text))
         drafts = np.empty((self.num_heads, self.top_k), np.int64)
         for head in range(self.num_heads):
@@ -75,19 +154,10 @@ class TableEngine:
             others = rng.permutation(self.vocab_size)
             truth = self.next_token(text)
             if rng.random() < self.skill:
-                rank = rng.integers(self.top_k)
-                others = np.insert(others[others != truth], rank, truth)
+                others = np.insert(others[others != truth], rng.integers(self.top_k), truth)
             drafts[head] = others[: self.top_k]
             text.append(truth)
         return drafts
-
-    def commit(self, past_length: int, nodes: Sequence[int]) -> None:
-        kept = [self.rows[past_length + node] for node in nodes]
-        self.rows[past_length : past_length + len(kept)] = kept
-        self.rows[past_length + len(kept) :] = [None] * (self.capacity - past_length - len(kept))
-
-    def close(self) -> None:
-        self.closed = True
 
     def _remember(self, text: list[int]) -> int:
         self._texts[len(self._texts)] = text

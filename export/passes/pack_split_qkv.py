@@ -1,0 +1,76 @@
+"""One product instead of three before attention that takes query, key and value apart."""
+
+from collections import defaultdict
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+from onnx_ir.passes import InPlacePass, PassResult
+
+_NUM_PACKED = 3
+
+Array = NDArray[Any]
+
+
+class PackSplitQkvPass(InPlacePass):
+    """Merges three MatMuls of one value by constants into a MatMul and a Split.
+
+    The packed weight is the one that `PackQkvPass` makes, so that both forms of a verify graph
+    share it. Requires: query, key and value projections in this order. Ensures: no three MatMuls
+    of one value remain.
+    """
+
+    def call(self, model: ir.Model) -> PassResult:
+        """Packs each group of three."""
+        groups: dict[ir.Value, list[ir.Node]] = defaultdict(list)
+        for node in model.graph:
+            if (
+                node.op_type == "MatMul"
+                and node.inputs[0] is not None
+                and _weight(node) is not None
+            ):
+                groups[node.inputs[0]].append(node)
+        packed = [group for group in groups.values() if len(group) == _NUM_PACKED]
+        for products in packed:
+            _pack(model.graph, products)
+        return PassResult(model, bool(packed))
+
+
+def _weight(product: ir.Node) -> Array | None:
+    value = product.inputs[1]
+    if value is None or value.const_value is None or len(value.const_value.shape) != 2:
+        return None
+    return value.const_value.numpy()
+
+
+def _pack(graph: ir.Graph, products: list[ir.Node]) -> None:
+    weights = [weight for product in products if (weight := _weight(product)) is not None]
+    name = f"{products[0].name}.packed"
+    packed = _initializer(graph, f"{name}_weight", np.concatenate(weights, axis=1))
+    sizes = _initializer(graph, f"{name}_sizes", np.array([w.shape[1] for w in weights]))
+    product = ir.Node("", "MatMul", [products[0].inputs[0], packed])
+    split = ir.Node(
+        "",
+        "Split",
+        [product.outputs[0], sizes],
+        [ir.AttrInt64("axis", -1)],
+        num_outputs=len(weights),
+    )
+    product.outputs[0].name = name
+    for index, (old, new) in enumerate(zip(products, split.outputs, strict=True)):
+        new.name, new.shape, new.type = f"{name}.{index}", old.outputs[0].shape, old.outputs[0].type
+        old.outputs[0].replace_all_uses_with(new)
+    graph.insert_before(products[0], [product, split])
+
+
+def _initializer(graph: ir.Graph, name: str, array: Array) -> ir.Value:
+    tensor = ir.tensor(array, name=name)
+    value = ir.Value(
+        name=name,
+        shape=ir.Shape(array.shape),
+        type=ir.TensorType(tensor.dtype),
+        const_value=tensor,
+    )
+    graph.register_initializer(value)
+    return value

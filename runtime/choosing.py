@@ -1,0 +1,149 @@
+"""What comes after a verified tree: one sequence's acceptance, sampling and processors."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medusa_trt.errors import PromptError
+from medusa_trt.runtime.acceptance import Acceptance, accept_exact, accept_typical
+from medusa_trt.runtime.engine import Reductions
+from medusa_trt.runtime.options import GenerationOptions
+from medusa_trt.runtime.sampling import token_from_logits, uniforms_from_seed
+from medusa_trt.tree_configs import MedusaTree
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprobs:
+    """Log-probabilities (nats) under the model itself: the token's, and the likeliest tokens'."""
+
+    token: int
+    logprob: float
+    top: tuple[tuple[int, float], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """An acceptance, and if asked for the log-probabilities of the tokens it adds."""
+
+    accepted: Acceptance
+    logprobs: tuple[TokenLogprobs, ...] = ()
+
+
+class Chooser:
+    """Chooses the tokens of one reply. It holds the processors' states and the random numbers."""
+
+    def __init__(
+        self, options: GenerationOptions, prompt_ids: Sequence[int], num_positions: int
+    ) -> None:
+        """Starts a reply.
+
+        Args:
+            options: acceptance, sampling, processors and logprobs.
+            prompt_ids: what the processors see first.
+            num_positions: positions that may be sampled, a tree's depth included.
+        """
+        self._options = options
+        self._processors = [processor.start(prompt_ids) for processor in options.processors]
+        sampled = options.rule != "greedy"
+        self._uniforms = uniforms_from_seed(options.sampling.seed, num_positions if sampled else 1)
+
+    @property
+    def walks_logits(self) -> bool:
+        """Whether tokens are chosen one by one from full logits on the host."""
+        return bool(self._processors) or self._options.logprobs is not None
+
+    @property
+    def needs_reductions(self) -> bool:
+        """Whether tokens are chosen from the engine's reductions."""
+        return not self.walks_logits and self._options.rule != "greedy"
+
+    def uniforms(self, tree: MedusaTree, past_length: int) -> NDArray[np.float64]:
+        """(N,) the number of the position after each node."""
+        return self._uniforms[past_length + 1 + tree.position_offsets]
+
+    def choose(
+        self,
+        tree: MedusaTree,
+        tokens: NDArray[np.int64],
+        past_length: int,
+        argmax: NDArray[np.int64],
+        logits: NDArray[np.float32] | None,
+        reductions: Reductions | None,
+        index: int,
+    ) -> Choice:
+        """Accepts a path of the verified tree.
+
+        Args:
+            tree: N nodes.
+            tokens: (N,) their tokens.
+            past_length: position of the root.
+            argmax: (N,) greedy next tokens.
+            logits: (N, vocab), where `walks_logits` or `needs_reductions`; overwritten.
+            reductions: of the whole batch, where `needs_reductions`.
+            index: this sequence's row in them.
+        """
+        if self.walks_logits:
+            assert logits is not None
+            return self._walk(tree, tokens, past_length, logits)
+        if reductions is None:
+            return Choice(accept_exact(tree, tokens, argmax))
+        options = self._options
+        if options.rule == "typical":
+            return Choice(
+                accept_typical(
+                    tree,
+                    reductions.candidate_logprob[index],
+                    reductions.entropy[index],
+                    argmax,
+                    posterior_threshold=options.posterior_threshold,
+                    posterior_alpha=options.posterior_alpha,
+                )
+            )
+        sampled = reductions.sampled[index]
+        for node in np.flatnonzero(~reductions.covered[index]):
+            assert logits is not None
+            uniform = self._uniforms[past_length + 1 + tree.position_offsets[node]]
+            sampled[node] = token_from_logits(logits[node], options.sampling, uniform)
+        return Choice(accept_exact(tree, tokens, sampled))
+
+    def _walk(
+        self,
+        tree: MedusaTree,
+        tokens: NDArray[np.int64],
+        past_length: int,
+        logits: NDArray[np.float32],
+    ) -> Choice:
+        """Chooses after the root, goes on to the child that has the chosen token, and so on."""
+        nodes, logprobs = [0], []
+        while True:
+            row = logits[nodes[-1]]
+            raw = row.copy() if self._options.logprobs is not None else row
+            for processor in self._processors:
+                processor.process(row)
+            if self._processors and np.isneginf(row.max()):
+                raise PromptError(
+                    f"the logits processors forbid every token at position "
+                    f"{past_length + len(nodes)}: loosen one of them"
+                )
+            uniform = float(self._uniforms[(past_length + len(nodes)) % len(self._uniforms)])
+            token = token_from_logits(row, self._options.sampling, uniform)
+            for processor in self._processors:
+                processor.accept(token)
+            if self._options.logprobs is not None:
+                logprobs.append(_logprobs(raw, token, self._options.logprobs))
+            start, end = tree.child_ranges[nodes[-1]]
+            children = tokens[start:end].tolist()
+            if token not in children:
+                return Choice(Acceptance(nodes, token), tuple(logprobs))
+            nodes.append(start + children.index(token))
+
+
+def _logprobs(logits: NDArray[np.float32], token: int, num_top: int) -> TokenLogprobs:
+    shifted = logits.astype(np.float64) - logits.max()
+    logprobs = shifted - np.log(np.exp(shifted).sum())
+    best = np.argsort(-logprobs, kind="stable")[:num_top]
+    return TokenLogprobs(
+        token, float(logprobs[token]), tuple((int(i), float(logprobs[i])) for i in best)
+    )

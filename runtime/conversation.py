@@ -1,0 +1,193 @@
+"""A conversation: what was said, and the file that keeps it."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from medusa_trt.errors import MedusaError, PromptError
+from medusa_trt.runtime.options import AcceptanceName, GenerationOptions, SamplingOptions
+from medusa_trt.runtime.text import Message
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """A user's message and the reply to it."""
+
+    user: str
+    assistant: str
+
+
+@dataclass(slots=True)
+class Conversation:
+    """Complete exchanges below an optional system message.
+
+    A message joins the conversation together with its reply, so a reply that fails leaves nothing
+    behind, and roles always alternate, as chat templates want them.
+
+    Attributes:
+        system: the system message, if any.
+        exchanges: what was said, oldest first.
+    """
+
+    system: str | None = None
+    exchanges: list[Exchange] = field(default_factory=list)
+
+    def messages(self, user: str | None = None) -> list[Message]:
+        """The conversation as messages, and the user's next one where given."""
+        return _messages(self.system, self.exchanges, user)
+
+    def add(self, user: str, assistant: str) -> None:
+        """Appends a message and its reply."""
+        self.exchanges.append(Exchange(user, assistant))
+
+    @property
+    def last(self) -> Exchange:
+        """The last exchange.
+
+        Raises:
+            PromptError: nothing was said yet.
+        """
+        if not self.exchanges:
+            raise PromptError("there is no reply yet: say something first")
+        return self.exchanges[-1]
+
+    def messages_of_last(self) -> list[Message]:
+        """What the last reply answers; see `last`."""
+        return _messages(self.system, self.exchanges[:-1], self.last.user)
+
+    def replace_last(self, assistant: str) -> None:
+        """Puts another reply in the last one's place; see `last`."""
+        self.exchanges[-1] = Exchange(self.last.user, assistant)
+
+
+@dataclass(frozen=True, slots=True)
+class SavedConversation:
+    """What a conversation's file holds.
+
+    Attributes:
+        model: the bundle's model name.
+        options: the distribution, acceptance and limit of its replies. The tree is not kept: it is
+            chosen for a machine.
+        conversation: what was said.
+    """
+
+    model: str
+    options: GenerationOptions
+    conversation: Conversation
+
+    def save(self, path: Path) -> None:
+        """Writes the file beside its place, then renames it: there is never half a file.
+
+        Raises:
+            MedusaError: it cannot be written.
+        """
+        temporary = path.parent / f".{path.name}.{os.getpid()}.tmp"
+        try:
+            temporary.write_bytes(msgspec.json.format(msgspec.json.encode(_file(self))) + b"\n")
+            temporary.replace(path)
+        except OSError as error:
+            temporary.unlink(missing_ok=True)
+            raise MedusaError(f"cannot write {path}: {error.strerror}") from error
+
+    @classmethod
+    def load(cls, path: Path) -> "SavedConversation":
+        """Reads a file that `save` wrote.
+
+        Raises:
+            MedusaError: it cannot be read, or is not exactly such a file.
+        """
+        try:
+            file = msgspec.json.decode(path.read_bytes(), type=_File)
+            options = _generation_options(file.options)
+            conversation = _conversation(file.messages)
+        except OSError as error:
+            raise MedusaError(f"cannot read {path}: {error.strerror}") from error
+        except (ValueError, PromptError) as error:
+            raise MedusaError(
+                f"{path} is damaged or no saved conversation ({error}): choose one that /save wrote"
+            ) from error
+        return cls(file.model, options, conversation)
+
+
+class _Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+class _Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    seed: int | None
+    acceptance: AcceptanceName | None
+    max_new_tokens: int | None
+
+
+class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    format_version: Literal[1]
+    model: str
+    options: _Options
+    messages: list[_Message]
+
+
+def _file(saved: SavedConversation) -> _File:
+    options, sampling = saved.options, saved.options.sampling
+    return _File(
+        format_version=1,
+        model=saved.model,
+        options=_Options(
+            temperature=sampling.temperature,
+            top_k=sampling.top_k,
+            top_p=sampling.top_p,
+            min_p=sampling.min_p,
+            seed=sampling.seed,
+            acceptance=options.acceptance,
+            max_new_tokens=options.max_new_tokens,
+        ),
+        messages=[msgspec.convert(m, _Message) for m in saved.conversation.messages()],
+    )
+
+
+def _generation_options(options: _Options) -> GenerationOptions:
+    return GenerationOptions(
+        max_new_tokens=options.max_new_tokens,
+        acceptance=options.acceptance,
+        sampling=SamplingOptions(
+            temperature=options.temperature,
+            top_k=options.top_k,
+            top_p=options.top_p,
+            min_p=options.min_p,
+            seed=options.seed,
+        ),
+    )
+
+
+def _conversation(messages: Sequence[_Message]) -> Conversation:
+    system = messages[0].content if messages and messages[0].role == "system" else None
+    rest = messages[system is not None :]
+    for index, message in enumerate(rest):
+        wanted = ("user", "assistant")[index % 2]
+        if message.role != wanted:
+            raise PromptError(
+                f"message {index + len(messages) - len(rest) + 1} is from {message.role!r} "
+                f"where {wanted!r} must follow"
+            )
+    if len(rest) % 2:
+        raise PromptError("the last message has no reply")
+    pairs = zip(rest[::2], rest[1::2], strict=True)
+    return Conversation(system, [Exchange(user.content, reply.content) for user, reply in pairs])
+
+
+def _messages(system: str | None, exchanges: Sequence[Exchange], user: str | None) -> list[Message]:
+    messages = [] if system is None else [{"role": "system", "content": system}]
+    for exchange in exchanges:
+        messages.append({"role": "user", "content": exchange.user})
+        messages.append({"role": "assistant", "content": exchange.assistant})
+    if user is not None:
+        messages.append({"role": "user", "content": user})
+    return list(messages)

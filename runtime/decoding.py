@@ -1,0 +1,174 @@
+"""The decode loop over tokens: prefill, then draft, verify, accept and commit."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medusa_trt.runtime.candidates import tokens_from_candidates
+from medusa_trt.runtime.choosing import Chooser, TokenLogprobs
+from medusa_trt.runtime.engine import Engine, Reductions, VerifyOutputs
+from medusa_trt.runtime.options import SamplingOptions
+from medusa_trt.tree_configs import MedusaTree, chain_tree
+
+_SINGLE = chain_tree(0)
+
+
+@dataclass(slots=True)
+class SequenceState:
+    """One sequence in a slot: what the next step starts from.
+
+    Attributes:
+        slot: the engine's slot that holds its cache rows.
+        past_length: valid rows there.
+        root_token: the token decided last, not yet in the cache.
+        hidden: (hidden_size,) the state that the heads draft from.
+        chooser: its acceptance and random numbers.
+    """
+
+    slot: int
+    past_length: int
+    root_token: int
+    hidden: NDArray[np.float32]
+    chooser: Chooser
+
+
+@dataclass(frozen=True, slots=True)
+class Added:
+    """Tokens that a step adds to one sequence; the last one is the next step's root."""
+
+    token_ids: list[int]
+    logprobs: tuple[TokenLogprobs, ...]
+
+
+class Decoder:
+    """Steps sequences of one tree and one distribution together on an engine."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        tree: MedusaTree,
+        sampling: SamplingOptions,
+        *,
+        top_k: int,
+        min_rows: int,
+        prefill_chunk: int,
+    ) -> None:
+        """Prepares the index arrays of the tree.
+
+        Args:
+            engine: runs the graphs.
+            tree: the draft tree.
+            sampling: the distribution, for all sequences.
+            top_k: candidates of each head.
+            min_rows: smallest step of the engine; a smaller tree is followed by unread rows.
+            prefill_chunk: tokens of one prefill step.
+        """
+        self.engine_s = 0.0
+        self._engine = engine
+        self._tree = tree
+        self._sampling = sampling
+        self._tree_indices = tree.tree_indices(top_k)
+        self._prefill_chunk = prefill_chunk
+        self._min_rows = min_rows
+        self._step_tree = self._padded(tree)
+        self._rows = None if self._step_tree is tree else tuple(range(tree.num_nodes))
+
+    def start(
+        self, slot: int, prompt_ids: Sequence[int], num_cached: int, chooser: Chooser
+    ) -> tuple[SequenceState, Added]:
+        """Prefills a prompt, of which `num_cached` tokens are in the slot, and adds one token."""
+        last = len(prompt_ids) - 1
+        logits = chooser.walks_logits or chooser.needs_reductions
+        for start in range(num_cached, len(prompt_ids), self._prefill_chunk):
+            ids = np.array(prompt_ids[start : start + self._prefill_chunk], np.int64)
+            chunk = self._padded(chain_tree(len(ids) - 1))
+            outputs = self._engine.verify(
+                np.resize(ids, (1, chunk.num_nodes)),
+                chunk,
+                [start],
+                rows=(len(ids) - 1,),
+                first_slot=slot,
+                logits=logits,
+            )
+        state = SequenceState(slot, last, prompt_ids[last], outputs.hidden[0, 0], chooser)
+        tokens = np.array([[state.root_token]])
+        return state, self._accept([state], _SINGLE, tokens, outputs)[0]
+
+    def step(self, states: Sequence[SequenceState]) -> list[Added]:
+        """Advances the sequences in slots 0 to B - 1 by one verify step."""
+        tokens = self._candidates(states)
+        step_tokens = tokens
+        if self._rows is not None:
+            step_tokens = tokens.repeat(self._step_tree.num_nodes // tokens.shape[1] + 1, axis=1)
+            step_tokens = step_tokens[:, : self._step_tree.num_nodes]
+        first = states[0].chooser
+        past_lengths = [state.past_length for state in states]
+        start = time.perf_counter()
+        outputs = self._engine.verify(
+            step_tokens,
+            self._step_tree,
+            past_lengths,
+            rows=self._rows,
+            logits=first.walks_logits or first.needs_reductions,
+        )
+        self.engine_s += time.perf_counter() - start
+        return self._accept(states, self._tree, tokens, outputs)
+
+    def _candidates(self, states: Sequence[SequenceState]) -> NDArray[np.int64]:
+        """(B, N) tokens of the tree's nodes for each sequence."""
+        root_tokens = [state.root_token for state in states]
+        if self._tree.num_nodes == 1:
+            return np.array(root_tokens)[:, None]
+        start = time.perf_counter()
+        drafts = self._engine.draft(
+            states[0].hidden[None] if len(states) == 1 else np.stack([s.hidden for s in states])
+        )
+        self.engine_s += time.perf_counter() - start
+        return tokens_from_candidates(root_tokens, drafts, self._tree_indices)
+
+    def _accept(
+        self,
+        states: Sequence[SequenceState],
+        tree: MedusaTree,
+        tokens: NDArray[np.int64],
+        outputs: VerifyOutputs,
+    ) -> list[Added]:
+        """Accepts for each sequence, commits, and moves its state on."""
+        reductions = self._reduce(states, tree, tokens)
+        added = []
+        for index, state in enumerate(states):
+            choice = state.chooser.choose(
+                tree,
+                tokens[index],
+                state.past_length,
+                outputs.argmax[index],
+                None if outputs.logits is None else outputs.logits[index],
+                reductions,
+                index,
+            )
+            nodes, bonus_token = choice.accepted.nodes, choice.accepted.bonus_token
+            self._engine.commit(state.slot, state.past_length, nodes)
+            state.past_length += len(nodes)
+            state.root_token = bonus_token
+            state.hidden = outputs.hidden[index, nodes[-1]]
+            token_ids = [int(tokens[index, node]) for node in nodes[1:]]
+            token_ids.append(bonus_token)
+            added.append(Added(token_ids, choice.logprobs))
+        return added
+
+    def _reduce(
+        self, states: Sequence[SequenceState], tree: MedusaTree, tokens: NDArray[np.int64]
+    ) -> Reductions | None:
+        if not states[0].chooser.needs_reductions:
+            return None
+        uniforms = np.stack([state.chooser.uniforms(tree, state.past_length) for state in states])
+        start = time.perf_counter()
+        reductions = self._engine.reduce(tokens, tree, self._sampling, uniforms)
+        self.engine_s += time.perf_counter() - start
+        return reductions
+
+    def _padded(self, tree: MedusaTree) -> MedusaTree:
+        return tree if tree.num_nodes >= self._min_rows else chain_tree(self._min_rows - 1)

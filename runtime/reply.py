@@ -1,0 +1,212 @@
+"""A reply as it grows: tokens, text, where it ends, and its statistics."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from medusa_trt.runtime.choosing import TokenLogprobs
+from medusa_trt.runtime.decoding import Added
+from medusa_trt.runtime.text import TextStream
+
+FinishReason = Literal["stop", "length", "cache_full", "cancelled", "error"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerationStats:
+    """Counts and times of one reply.
+
+    Attributes:
+        prompt_tokens: tokens of the prompt.
+        cached_tokens: how many of them were in the cache already.
+        new_tokens: tokens of the reply, a final end-of-sequence token included.
+        accept_lengths: tokens that each verify step added before the reply was cut at its end.
+        prefill_s: seconds until the first token.
+        decode_s: seconds for the tokens after the first.
+        engine_s: seconds of `decode_s` inside engine calls, in a batch those for all its replies.
+    """
+
+    prompt_tokens: int
+    cached_tokens: int
+    new_tokens: int
+    accept_lengths: tuple[int, ...]
+    prefill_s: float
+    decode_s: float
+    engine_s: float
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Decoding speed: tokens after the first over their time; 0 if there are none."""
+        return (self.new_tokens - 1) / self.decode_s if self.new_tokens > 1 else 0.0
+
+    @property
+    def mean_accept_length(self) -> float:
+        """Tokens a verify step added, on average; plain decoding has 1."""
+        return float(np.mean(self.accept_lengths)) if self.accept_lengths else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """A finished reply.
+
+    Attributes:
+        token_ids: the reply's tokens; those that a stop text cut off are still among them.
+        text: the reply's text, without a stop text.
+        finish_reason: "stop" (the model or a stop text ended it), "length" (`max_new_tokens`),
+            "cache_full", "cancelled" or "error".
+        stats: counts and times.
+        logprobs: one for each token, if asked for.
+    """
+
+    token_ids: list[int]
+    text: str
+    finish_reason: FinishReason
+    stats: GenerationStats
+    logprobs: tuple[TokenLogprobs, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class StreamEvent:
+    """What one step added.
+
+    Attributes:
+        token_ids: the new tokens.
+        text: the new text; it may lag behind the tokens by half a character or a possible
+            beginning of a stop text.
+        accept_length: tokens that the verify step accepted, 0 for the first event.
+        generation: the whole reply, in the last event only.
+    """
+
+    token_ids: list[int]
+    text: str
+    accept_length: int
+    generation: Generation | None = None
+
+
+class Reply:
+    """Collects what steps add, and cuts it where the reply ends."""
+
+    def __init__(
+        self,
+        *,
+        num_prompt: int,
+        num_cached: int,
+        limit: int,
+        limit_reason: FinishReason,
+        stop_ids: Sequence[int],
+        stop: Sequence[str],
+        text_stream: TextStream,
+        text: str = "",
+    ) -> None:
+        """Begins an empty reply.
+
+        Args:
+            num_prompt: tokens of the prompt, `num_cached` of them cached.
+            num_cached: see above.
+            limit: most tokens of the reply.
+            limit_reason: the finish reason when it is reached.
+            stop_ids: tokens that end it.
+            stop: texts that end it.
+            text_stream: decodes its tokens.
+            text: what its text begins with (an echo of the prompt).
+        """
+        self.finish_reason: FinishReason | None = None
+        self.token_ids: list[int] = []
+        self._num_prompt, self._num_cached = num_prompt, num_cached
+        self._limit, self._limit_reason = limit, limit_reason
+        self._stop_ids, self._stop = frozenset(stop_ids), tuple(stop)
+        self._text_stream = text_stream
+        self._echo = self._unshown_echo = text
+        self._text = ""
+        self._num_shown = 0
+        self._logprobs: list[TokenLogprobs] = []
+        self._accept_lengths: list[int] = []
+        self._start_s = self._first_s = time.perf_counter()
+        self._first_engine_s = 0.0
+
+    def add(self, added: Added, engine_s: float) -> StreamEvent:
+        """Takes a step's tokens up to the reply's end; sets `finish_reason` if that is reached.
+
+        Args:
+            added: the step's tokens.
+            engine_s: seconds that the decoder has spent in engine calls so far.
+        """
+        accept_length = 0
+        if self.token_ids:
+            accept_length = len(added.token_ids)
+            self._accept_lengths.append(accept_length)
+        else:
+            self._first_s, self._first_engine_s = time.perf_counter(), engine_s
+        kept = self._take(added.token_ids)
+        self._logprobs += added.logprobs[: len(kept)]
+        return StreamEvent(kept, self._newly_shown(), accept_length)
+
+    def finish(self, engine_s: float, reason: FinishReason | None = None) -> Generation:
+        """The finished reply; `reason` where something else than the reply itself ended it."""
+        self.finish_reason = reason or self.finish_reason
+        assert self.finish_reason is not None
+        stats = GenerationStats(
+            prompt_tokens=self._num_prompt,
+            cached_tokens=self._num_cached,
+            new_tokens=len(self.token_ids),
+            accept_lengths=tuple(self._accept_lengths),
+            prefill_s=self._first_s - self._start_s,
+            decode_s=time.perf_counter() - self._first_s,
+            engine_s=engine_s - self._first_engine_s,
+        )
+        text = self._echo + self._text
+        return Generation(self.token_ids, text, self.finish_reason, stats, tuple(self._logprobs))
+
+    def rest(self) -> str:
+        """Text that was held back, when something else than the reply itself ends it."""
+        return self._newly_shown()
+
+    def _take(self, token_ids: list[int]) -> list[int]:
+        """Takes tokens up to the one that ends the reply; returns those taken."""
+        kept: list[int] = []
+        for token in token_ids:
+            kept.append(token)
+            if token in self._stop_ids:
+                self.finish_reason = "stop"
+            elif len(self.token_ids) + len(kept) == self._limit:
+                self.finish_reason = self._limit_reason
+            if self._stop:
+                before = len(self._text)
+                self._text += self._text_stream.push([token])
+                self._cut_at_stop_text(before)
+            if self.finish_reason is not None:
+                break
+        if not self._stop:
+            self._text += self._text_stream.push(kept)
+        self.token_ids += kept
+        return kept
+
+    def _cut_at_stop_text(self, before: int) -> None:
+        """Cuts before the first stop text that the text since `before` completes."""
+        longest = max(map(len, self._stop))
+        window = max(0, before - longest + 1)
+        found = [self._text.find(text, window) for text in self._stop]
+        starts = [start for start in found if start >= 0]
+        if starts:
+            self._text = self._text[: min(starts)]
+            self.finish_reason = "stop"
+
+    def _newly_shown(self) -> str:
+        """Text that no stop text can take back any more; all of it at the end."""
+        end = len(self._text)
+        if self.finish_reason is None:
+            end -= max((_overlap(self._text, text) for text in self._stop), default=0)
+        echo, self._unshown_echo = self._unshown_echo, ""
+        shown = echo + self._text[self._num_shown : end]
+        self._num_shown = end
+        return shown
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Length of the longest end of `text` that begins `stop` without completing it."""
+    for length in range(min(len(stop) - 1, len(text)), 0, -1):
+        if text.endswith(stop[:length]):
+            return length
+    return 0

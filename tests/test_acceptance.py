@@ -1,0 +1,98 @@
+"""Typical acceptance against a slow reference and the paper's special cases."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from reference.acceptance import accept_typical_slowly
+from strategies import medusa_trees
+
+from medusa_trt.errors import PromptError
+from medusa_trt.runtime.acceptance import Acceptance, accept_typical
+from medusa_trt.runtime.options import GenerationOptions, SamplingOptions
+from medusa_trt.tree_configs import MedusaTree, chain_tree
+
+
+def typical(
+    tree: MedusaTree,
+    logprobs: list[float],
+    entropy: list[float],
+    threshold: float = 0.09,
+    alpha: float = 0.3,
+) -> Acceptance:
+    return accept_typical(
+        tree,
+        np.array(logprobs, np.float32),
+        np.array(entropy, np.float32),
+        np.arange(100, 100 + tree.num_nodes),
+        posterior_threshold=threshold,
+        posterior_alpha=alpha,
+    )
+
+
+@given(medusa_trees(), st.data(), st.floats(0.01, 0.9), st.floats(0.01, 0.9))
+def test_typical_acceptance_is_the_papers(
+    tree: MedusaTree, data: st.DataObject, threshold: float, alpha: float
+) -> None:
+    def numbers(low: float, high: float) -> list[float]:
+        values = st.floats(low, high, width=32)
+        size = tree.num_nodes
+        return data.draw(st.lists(values, min_size=size, max_size=size))
+
+    logprobs, entropy = numbers(-4, 0), numbers(0, 3)
+    accepted = typical(tree, logprobs, entropy, threshold, alpha)
+    length, likelihood, _ = accept_typical_slowly(tree, logprobs, entropy, threshold, alpha)
+    assert accepted.accept_length == length
+    assert sum(logprobs[node] for node in accepted.nodes[1:]) == pytest.approx(likelihood, abs=1e-4)
+    assert accepted.bonus_token == 100 + accepted.nodes[-1]
+
+
+def test_the_root_is_always_taken() -> None:
+    accepted = typical(chain_tree(2), [-50.0, -50.0, 0.0], [0.0, 0.0, 0.0])
+    assert accepted.nodes == [0]
+
+
+def test_an_uncertain_model_accepts_unlikely_tokens() -> None:
+    unlikely = [0.0, math.log(0.05)]
+    assert typical(chain_tree(1), unlikely, [0.1, 0.0]).nodes == [0]
+    assert typical(chain_tree(1), unlikely, [2.0, 0.0]).nodes == [0, 1]
+
+
+def test_equally_long_paths_go_by_likelihood() -> None:
+    tree = MedusaTree.from_choices([(0,), (1,)])
+    assert typical(tree, [0.0, math.log(0.3), math.log(0.4)], [1.0] * 3).nodes == [0, 2]
+
+
+def test_temperature_zero_is_greedy() -> None:
+    options = GenerationOptions(acceptance="typical")
+    assert options.rule == "greedy"
+    assert GenerationOptions(sampling=SamplingOptions(temperature=0.5)).rule == "sample"
+
+
+def test_the_papers_thresholds_are_the_defaults() -> None:
+    options = GenerationOptions()
+    assert (options.posterior_threshold, options.posterior_alpha) == (0.09, 0.3)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"posterior_threshold": 1.5}, "posterior_threshold is 1.5"),
+        ({"posterior_alpha": float("nan")}, "posterior_alpha is nan"),
+        ({"logprobs": 21}, "logprobs is 21"),
+        ({"stop": ("",)}, "empty stop text"),
+        (
+            {"acceptance": "greedy", "sampling": SamplingOptions(temperature=1)},
+            "greedy acceptance at temperature 1",
+        ),
+        (
+            {"acceptance": "typical", "sampling": SamplingOptions(temperature=1), "logprobs": 1},
+            "typical acceptance takes no",
+        ),
+    ],
+)
+def test_contradictory_options_are_refused(change: dict[str, object], message: str) -> None:
+    with pytest.raises(PromptError, match=message):
+        GenerationOptions(**change)  # type: ignore[arg-type]
