@@ -57,7 +57,15 @@ def heads_from_tensors(tensors: Mapping[str, torch.Tensor], source: str) -> Medu
         raise HeadsError(f"{source} has keys that do not belong together: {_listed(named)}")
     if len({_layout(head) for head in heads}) > 1:
         raise HeadsError(f"{source}: the heads differ in their layers or shapes")
-    return MedusaHeads(heads, None if token_map is None else token_map.long())
+    return MedusaHeads(heads, None if token_map is None else _checked_token_map(token_map, source))
+
+
+def _checked_token_map(token_map: torch.Tensor, source: str) -> torch.Tensor:
+    ids = token_map.long()
+    whole = bool((ids == token_map).all())
+    if ids.ndim != 1 or not len(ids) or not whole or ids.min() < 0 or len(ids.unique()) < len(ids):
+        raise HeadsError(f"{source}: token_map is not a list of different token ids")
+    return ids
 
 
 def _kind(key: str) -> re.Match[str] | None:

@@ -6,6 +6,7 @@ This module is the only place that names the bundle's files and the graphs' tens
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import msgspec
 
@@ -28,6 +29,10 @@ GRAPH_FILES = {
     "reduce": "reduce.onnx",
     "tree": "tree.onnx",
 }
+
+_NEEDED_FILES = (WEIGHTS_FILE, TREE_FILE, TOKENIZER_FILE, GENERATION_CONFIG_FILE)
+
+Count = Annotated[int, msgspec.Meta(ge=1)]
 
 INPUT_IDS = "input_ids"
 TREE_MASK = "tree_mask"
@@ -83,22 +88,22 @@ class ModelSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     name: str
     architecture: str
-    num_layers: int
-    hidden_size: int
-    vocab_size: int
-    num_kv_heads: int
-    head_dim: int
-    max_length: int
+    num_layers: Count
+    hidden_size: Count
+    vocab_size: Count
+    num_kv_heads: Count
+    head_dim: Count
+    max_length: Count
     eos_token_ids: list[int]
 
 
 class HeadsSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The Medusa heads: how many there are, and how many candidates each offers."""
 
-    num_heads: int
-    num_layers: int
-    top_k: int
-    draft_vocab_size: int
+    num_heads: Count
+    num_layers: Count
+    top_k: Count
+    draft_vocab_size: Count
 
 
 class TargetSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -112,8 +117,8 @@ class TargetSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     precision: str
     opset: int
     cache_dtype: str
-    min_rows: int
-    prefill_chunk: int
+    min_rows: Count
+    prefill_chunk: Count
 
 
 class Agreement(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -171,7 +176,7 @@ def manifest_from_json(data: bytes, source: str) -> Manifest:
                 "export the model again"
             )
         return msgspec.json.decode(data, type=Manifest)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, RecursionError) as error:
         raise BundleError(f"{source} is damaged ({error}): export the model again") from error
 
 
@@ -199,6 +204,7 @@ class Bundle:
 
         Raises:
             BundleError: no bundle there, or a file is missing, truncated or changed.
+            TreeError: its tree is malformed, or asks for more than its heads offer.
         """
         folder = Path(path)
         manifest_path = folder / MANIFEST_FILE
@@ -206,23 +212,48 @@ class Bundle:
             raise BundleError(
                 f"{folder} is not a bundle: it has no {MANIFEST_FILE}; make one with medusa-export"
             )
-        manifest = manifest_from_json(manifest_path.read_bytes(), str(manifest_path))
-        for name, spec in manifest.files.items():
-            _check_file(folder, name, spec, check_hashes)
-        needed = {*GRAPH_FILES.values(), TREE_FILE, TOKENIZER_FILE, GENERATION_CONFIG_FILE}
-        if missing := sorted(needed - set(manifest.files)):
-            raise BundleError(f"{manifest_path} does not list {missing[0]}: export the model again")
+        try:
+            manifest = manifest_from_json(manifest_path.read_bytes(), str(manifest_path))
+            for name, spec in manifest.files.items():
+                _check_file(folder, name, spec, check_hashes)
+        except OSError as error:
+            raise BundleError(f"cannot read {error.filename}: {error.strerror}") from error
+        _check_complete(manifest, manifest_path)
         tree = MedusaTree.load(folder / TREE_FILE, name=manifest.tree_name)
         tree.check(manifest.heads.num_heads, manifest.heads.top_k)
         return cls(folder, manifest, tree)
 
     def graph_path(self, graph: str) -> Path:
-        """Path of a graph's ONNX file; `graph` is "verify", "heads" or "tree"."""
+        """Path of a graph's ONNX file; `graph` is a key of `GRAPH_FILES`."""
         return self.path / self.manifest.graphs[graph].file
 
     def read_optional(self, name: str) -> str | None:
-        """Text of a listed file, or None where the bundle has no such file."""
-        return (self.path / name).read_text("utf-8") if name in self.manifest.files else None
+        """Text of a listed file, or None where the bundle has no such file.
+
+        Raises:
+            BundleError: the file is not UTF-8.
+        """
+        if name not in self.manifest.files:
+            return None
+        path = self.path / name
+        try:
+            return path.read_text("utf-8")
+        except UnicodeDecodeError as error:
+            raise BundleError(f"{path} is damaged ({error}): export the model again") from error
+
+
+def _check_complete(manifest: Manifest, source: Path) -> None:
+    """Checks that the manifest lists what a bundle needs, and that graphs are listed files."""
+    for name in _NEEDED_FILES:
+        if name not in manifest.files:
+            raise BundleError(f"{source} does not list {name}: export the model again")
+    for graph in (*GRAPH_FILES, *manifest.graphs):
+        file = manifest.graphs[graph].file if graph in manifest.graphs else None
+        # Listed files were checked, and only they are sure to lie in the bundle.
+        if file not in manifest.files:
+            raise BundleError(
+                f"{source} lists no file for its {graph} graph: export the model again"
+            )
 
 
 def _check_file(folder: Path, name: str, spec: FileSpec, check_hash: bool) -> None:
