@@ -1,21 +1,27 @@
 """Between text and tokens: the bundle's tokenizer and its chat template."""
 
+import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
 import msgspec
-from jinja2 import TemplateError
-from jinja2.ext import loopcontrols
+from jinja2 import TemplateError, nodes
+from jinja2.exceptions import SecurityError
+from jinja2.ext import Extension, loopcontrols
+from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.utils import Namespace
 from tokenizers import Tokenizer
-from tokenizers.decoders import DecodeStream
 
 from medusa_trt.errors import BundleError, PromptError
 from medusa_trt.runtime import bundle as names
 from medusa_trt.runtime.bundle import Bundle
 
 Message = Mapping[str, str]
+
+_REPLACEMENT = "\ufffd"
+"""What tokenizers decode an unfinished character to."""
 
 
 class TextCodec:
@@ -81,9 +87,13 @@ class TextCodec:
         try:
             template = _environment().from_string(self._chat_template)
             return template.render(
-                messages=messages, add_generation_prompt=True, **self._special_tokens
+                messages=[dict(message) for message in messages],
+                tools=None,
+                documents=None,
+                add_generation_prompt=True,
+                **self._special_tokens,
             )
-        except TemplateError as error:
+        except Exception as error:  # a template is a program: besides its own errors, any other
             raise PromptError(f"the chat template refuses this conversation: {error}") from error
 
     def decode(self, token_ids: Sequence[int]) -> str:
@@ -97,15 +107,33 @@ class TextCodec:
 
 
 class TextStream:
-    """Text of a growing token sequence, in pieces that never hold half a character."""
+    """Text of a growing token sequence, in pieces that never hold half a character.
+
+    Decoders look at neighbours, for spaces and for characters of several tokens, so each piece is
+    decoded behind the one before. The tokenizers' own `DecodeStream` raises where a decoder takes
+    text back, as byte fallback does at an invalid byte.
+    """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
-        self._decoder = DecodeStream(skip_special_tokens=True)
+        self._token_ids: list[int] = []
+        self._num_shown = 0
+        self._shown = ""
 
     def push(self, token_ids: Sequence[int]) -> str:
         """The text that these tokens complete; what ends inside a character is kept back."""
-        return self._decoder.step(self._tokenizer, list(token_ids)) or ""
+        self._token_ids += token_ids
+        text = self._decode()
+        if len(text) <= len(self._shown) or text.endswith(_REPLACEMENT):
+            return ""
+        piece = text[len(self._shown) :]
+        del self._token_ids[: self._num_shown]
+        self._num_shown, self._shown = len(self._token_ids), self._decode()
+        return piece
+
+    def _decode(self) -> str:
+        text: str = self._tokenizer.decode(self._token_ids, skip_special_tokens=True)
+        return text
 
 
 def _special_tokens(config: str | None) -> dict[str, str]:
@@ -117,8 +145,8 @@ def _special_tokens(config: str | None) -> dict[str, str]:
     except msgspec.DecodeError as error:
         raise BundleError(f"{names.TOKENIZER_CONFIG_FILE} is damaged ({error})") from error
     found = {}
-    for key in ("bos_token", "eos_token", "unk_token", "pad_token"):
-        value = values.get(key)
+    for kind in ("bos", "eos", "unk", "sep", "pad", "cls", "mask"):
+        value = values.get(key := f"{kind}_token")
         if isinstance(value, dict):
             value = value.get("content")
         if isinstance(value, str):
@@ -126,20 +154,58 @@ def _special_tokens(config: str | None) -> dict[str, str]:
     return found
 
 
+class _GenerationTag(Extension):
+    """`{% generation %}` marks replies for training; here it only shows what it holds."""
+
+    tags = {"generation"}  # noqa: RUF012
+
+    def parse(self, parser: Parser) -> nodes.Scope:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return nodes.Scope(body, lineno=line)
+
+
+class _Namespace(Namespace):
+    """Refuses names that Python itself might call, as transformers does."""
+
+    def __init__(self, /, *args: Any, **values: Any) -> None:
+        super().__init__()
+        for name, value in dict(*args, **values).items():
+            self[name] = value
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        if str(name).startswith("_"):
+            raise SecurityError(f"a namespace may not hold {name!r}")
+        super().__setitem__(name, value)
+
+
 def _environment() -> ImmutableSandboxedEnvironment:
     """Jinja as chat templates expect it; sandboxed, because a template comes with a model."""
     environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols]
+        trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, _GenerationTag]
     )
     environment.filters["tojson"] = _tojson
+    environment.globals["namespace"] = _Namespace
     environment.globals["raise_exception"] = _raise_exception
     environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
     return environment
 
 
-def _tojson(value: object, indent: int | None = None) -> str:
-    text = msgspec.json.encode(value)
-    return (msgspec.json.format(text, indent=indent) if indent else text).decode()
+def _tojson(
+    value: object,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """JSON as transformers writes it in templates: with spaces, and without HTML escapes."""
+    return json.dumps(
+        value,
+        ensure_ascii=ensure_ascii,
+        indent=indent,
+        separators=separators,
+        sort_keys=sort_keys,
+    )
 
 
 def _raise_exception(message: str) -> None:
