@@ -126,7 +126,8 @@ def load_base_model(source: ModelSource) -> BaseModel:
             tokenizer = AutoTokenizer.from_pretrained(source.location, **gguf)
     except (OSError, ValueError, KeyError, ImportError) as error:
         reason = " ".join(str(error).split())
-        raise ExportError(f"cannot load model {source.name!r}: {reason[:300]}") from error
+        place = "/".join(filter(None, (source.location, source.gguf_file)))
+        raise ExportError(f"cannot load model {place!r}: {reason[:300]}") from error
     if not tokenizer.is_fast:
         raise ExportError(f"{source.name} has no fast tokenizer: convert it to tokenizer.json")
     return BaseModel(source, model.eval(), tokenizer)

@@ -72,25 +72,34 @@ class MedusaHeads:
         """Checks that the heads belong to a backbone of these sizes.
 
         Raises:
-            HeadsError: a size differs.
+            HeadsError: a size differs, or `token_map` does not name distinct tokens.
         """
         if self.hidden_size != hidden_size:
             raise HeadsError(
                 f"the heads read hidden states of size {self.hidden_size}, the backbone has "
                 f"{hidden_size}: use heads trained for this model"
             )
+        expected = self.draft_vocab_size(vocab_size)
         for index, head in enumerate(self.heads):
-            expected = self.draft_vocab_size(vocab_size)
             if head.unembedding is not None and head.unembedding.shape[0] != expected:
+                whose = "backbone's vocabulary" if self.token_map is None else "heads' token_map"
                 raise HeadsError(
-                    f"head {index} offers {head.unembedding.shape[0]} tokens, the backbone's "
-                    f"vocabulary has {expected}: use heads trained for this model"
+                    f"head {index} offers {head.unembedding.shape[0]} tokens, the {whose} has "
+                    f"{expected}: use heads trained for this model"
                 )
-        if self.token_map is not None and int(self.token_map.max()) >= vocab_size:
+        if self.token_map is not None:
+            _check_token_map(self.token_map.tolist(), vocab_size)
+
+
+def _check_token_map(token_ids: list[int], vocab_size: int) -> None:
+    for token in token_ids:
+        if not 0 <= token < vocab_size:
             raise HeadsError(
-                f"the heads' token_map holds id {int(self.token_map.max())}, the backbone's "
-                f"vocabulary has {vocab_size} tokens: use heads trained for this model"
+                f"the heads' token_map holds id {token}, the backbone's vocabulary has "
+                f"{vocab_size} tokens: use heads trained for this model"
             )
+    if len(set(token_ids)) < len(token_ids):
+        raise HeadsError("the heads' token_map holds an id twice: the file is damaged")
 
 
 class HeadsModule(nn.Module):

@@ -116,6 +116,11 @@ def export_bundle(options: ExportOptions, progress: Callable[[str], None] = prin
     base = load_base_model(source)
     refuse_unsupported(base.model)
     heads.check_fits(base.model.config.hidden_size, base.model.config.vocab_size)
+    if top_k > (num_tokens := heads.draft_vocab_size(base.model.config.vocab_size)):
+        raise HeadsError(
+            f"the heads offer {num_tokens} tokens, the tree {tree.name} and the runtime need "
+            f"{top_k}: use heads with a larger vocabulary"
+        )
     max_length = _checked_max_length(options.max_length, base.model, target)
     parts = _Parts(base, heads, tree, target, precision, max_length, top_k)
     with _new_folder(output, options.overwrite) as folder:

@@ -12,7 +12,7 @@ from medusa_trt.runtime.session import GenerationOptions, MedusaSession
 from medusa_trt.tree_configs import chain_tree, load_tree
 
 NUM_PROMPTS = 20
-MAX_NEW_TOKENS = 48
+MAX_NEW_TOKENS = 32
 MAX_LOGIT_DIFFERENCE = 1e-3
 TREES = ("chain-3", "cartesian-2x3", "smollm2_135m_6", "mc_sim_7b_63")
 
