@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -79,13 +80,15 @@ def report(bundle: Bundle, engine: OrtEngine, past: int) -> None:
 def host_work(engine: OrtEngine, tree: MedusaTree, past: int) -> Callable[[], object]:
     """What happens between engine calls: candidates, acceptance and commit of three nodes."""
     draft_ids = np.arange(4 * 10).reshape(1, 4, 10)
-    tree_indices = tree.tree_indices(10)
+    tree_indices = tree.tree_indices(10).tolist()
     path = tree.retrieve_indices[0][: tree.path_lengths[0]].tolist()
-    argmax = np.full(tree.num_nodes, -1)
+    (agreed,) = tokens_from_candidates([7], draft_ids, tree_indices)
+    argmax = [-1] * tree.num_nodes
+    for parent, child in pairwise(path):
+        argmax[parent] = agreed[child]
 
     def work() -> None:
         (tokens,) = tokens_from_candidates([7], draft_ids, tree_indices)
-        argmax[path[:-1]] = tokens[path[1:]]
         engine.commit(0, past, accept_exact(tree, tokens, argmax).nodes)
 
     return work

@@ -1,5 +1,6 @@
 """Acceptance: pure functions from a verified tree to the accepted path."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,9 +27,7 @@ class Acceptance:
         return len(self.nodes)
 
 
-def accept_exact(
-    tree: MedusaTree, tokens: NDArray[np.int64], chosen: NDArray[np.int64]
-) -> Acceptance:
+def accept_exact(tree: MedusaTree, tokens: Sequence[int], chosen: Sequence[int]) -> Acceptance:
     """The longest path whose every token is what was chosen after its parent.
 
     With each node's argmax this is greedy acceptance, with each node's draw from the target
@@ -37,21 +36,18 @@ def accept_exact(
     tokens are those of decoding one at a time.
 
     The walk goes from node to child, so no padded path is read (the paper's code pads its paths
-    with -1, which reads the last node). Of siblings with one token the first is taken. It is plain
-    Python: on lists this short numpy's calls cost several times more.
+    with -1, which reads the last node). Of siblings with one token the first is taken.
 
     Args:
         tree: N nodes.
-        tokens: (N,) the nodes' tokens; siblings differ.
-        chosen: (N,) the next token after each node.
+        tokens: the N nodes' tokens; siblings differ.
+        chosen: the next token after each of the N nodes.
     """
-    all_tokens: list[int] = tokens.tolist()
-    wanted: list[int] = chosen.tolist()
     nodes = [0]
     while True:
         start, end = tree.child_ranges[nodes[-1]]
-        token = wanted[nodes[-1]]
-        children = all_tokens[start:end]
+        token = chosen[nodes[-1]]
+        children = tokens[start:end]
         if token not in children:
             return Acceptance(nodes, token)
         nodes.append(start + children.index(token))
@@ -61,7 +57,7 @@ def accept_typical(
     tree: MedusaTree,
     candidate_logprob: NDArray[np.float32],
     entropy: NDArray[np.float32],
-    argmax: NDArray[np.int64],
+    argmax: Sequence[int],
     *,
     posterior_threshold: float,
     posterior_alpha: float,
@@ -76,7 +72,7 @@ def accept_typical(
         tree: N nodes.
         candidate_logprob: (N,) log p(token | parent) of each node, the root's unused.
         entropy: (N,) entropy in nats of the distribution after each node.
-        argmax: (N,) the greedy next token after each node.
+        argmax: the greedy next token after each of the N nodes.
         posterior_threshold: ε.
         posterior_alpha: δ.
     """
@@ -90,7 +86,7 @@ def accept_typical(
     own[0] = 0
     likelihoods = np.where(tree.attn_mask[longest], own, 0).sum(axis=1)
     best = int(longest[likelihoods.argmax()])
-    return Acceptance(_path(tree, best), int(argmax[best]))
+    return Acceptance(_path(tree, best), argmax[best])
 
 
 def _path(tree: MedusaTree, node: int) -> list[int]:

@@ -176,7 +176,7 @@ def manifest_from_json(data: bytes, source: str) -> Manifest:
                 "export the model again"
             )
         return msgspec.json.decode(data, type=Manifest)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise BundleError(f"{source} is damaged ({error}): export the model again") from error
 
 
@@ -208,11 +208,12 @@ class Bundle:
         """
         folder = Path(path)
         manifest_path = folder / MANIFEST_FILE
-        if not manifest_path.is_file():
-            raise BundleError(
-                f"{folder} is not a bundle: it has no {MANIFEST_FILE}; make one with medusa-export"
-            )
         try:
+            if not manifest_path.is_file():
+                raise BundleError(
+                    f"{folder} is not a bundle: it has no {MANIFEST_FILE}; make one with "
+                    "medusa-export"
+                )
             manifest = manifest_from_json(manifest_path.read_bytes(), str(manifest_path))
             for name, spec in manifest.files.items():
                 _check_file(folder, name, spec, check_hashes)
@@ -257,7 +258,7 @@ def _check_complete(manifest: Manifest, source: Path) -> None:
 
 
 def _check_file(folder: Path, name: str, spec: FileSpec, check_hash: bool) -> None:
-    if Path(name).name != name:
+    if Path(name).name != name or name in ("", ".."):
         raise BundleError(f"{folder} lists the file {name!r}: a path may not leave the bundle")
     path = folder / name
     if not path.is_file():

@@ -7,20 +7,21 @@ from numpy.typing import NDArray
 
 
 def tokens_from_candidates(
-    root_tokens: Sequence[int], draft_ids: NDArray[np.int64], tree_indices: NDArray[np.int64]
-) -> NDArray[np.int64]:
+    root_tokens: Sequence[int], draft_ids: NDArray[np.int64], tree_indices: Sequence[int]
+) -> list[list[int]]:
     """Tokens of the tree's nodes (paper, section 2.1.2; `generate_candidates` of its code).
 
     Args:
         root_tokens: for each of B sequences the token already decided, the tree's root.
         draft_ids: (B, num_heads, top_k) each head's candidates, best first.
-        tree_indices: (num_nodes,) positions in `[root, head 0's candidates, head 1's, ...]`.
+        tree_indices: num_nodes positions in `[root, head 0's candidates, head 1's, ...]`.
 
     Returns:
-        (B, num_nodes) int64.
+        B lists of num_nodes tokens; lists, since between two engine calls a numpy call costs more
+        than a walk over so few numbers (docs/decisions.md).
     """
-    batch = len(root_tokens)
-    flat = np.empty((batch, draft_ids.size // batch + 1), np.int64)
-    flat[:, 0] = root_tokens
-    flat[:, 1:] = draft_ids.reshape(batch, -1)
-    return flat.take(tree_indices, axis=1)
+    all_tokens = []
+    for root_token, drafts in zip(root_tokens, draft_ids, strict=True):
+        flat = [root_token, *drafts.ravel().tolist()]
+        all_tokens.append([flat[index] for index in tree_indices])
+    return all_tokens

@@ -66,9 +66,9 @@ class Chooser:
     def choose(
         self,
         tree: MedusaTree,
-        tokens: NDArray[np.int64],
+        tokens: Sequence[int],
         past_length: int,
-        argmax: NDArray[np.int64],
+        argmax: Sequence[int],
         logits: NDArray[np.float32] | None,
         reductions: Reductions | None,
         index: int,
@@ -77,9 +77,9 @@ class Chooser:
 
         Args:
             tree: N nodes.
-            tokens: (N,) their tokens.
+            tokens: their tokens.
             past_length: position of the root.
-            argmax: (N,) greedy next tokens.
+            argmax: the greedy next token after each.
             logits: (N, vocab), where `walks_logits` or `needs_reductions`; overwritten.
             reductions: of the whole batch, where `needs_reductions`.
             index: this sequence's row in them.
@@ -106,12 +106,12 @@ class Chooser:
             assert logits is not None
             uniform = self._uniforms[past_length + 1 + tree.position_offsets[node]]
             sampled[node] = token_from_logits(logits[node], options.sampling, uniform)
-        return Choice(accept_exact(tree, tokens, sampled))
+        return Choice(accept_exact(tree, tokens, sampled.tolist()))
 
     def _walk(
         self,
         tree: MedusaTree,
-        tokens: NDArray[np.int64],
+        tokens: Sequence[int],
         past_length: int,
         logits: NDArray[np.float32],
     ) -> Choice:
@@ -134,7 +134,7 @@ class Chooser:
             if self._options.logprobs is not None:
                 logprobs.append(_logprobs(raw, token, self._options.logprobs))
             start, end = tree.child_ranges[nodes[-1]]
-            children = tokens[start:end].tolist()
+            children = tokens[start:end]
             if token not in children:
                 return Choice(Acceptance(nodes, token), tuple(logprobs))
             nodes.append(start + children.index(token))

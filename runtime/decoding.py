@@ -70,7 +70,7 @@ class Decoder:
         self._engine = engine
         self._tree = tree
         self._sampling = sampling
-        self._tree_indices = tree.tree_indices(top_k)
+        self._tree_indices: list[int] = tree.tree_indices(top_k).tolist()
         self._prefill_chunk = prefill_chunk
         self._min_rows = min_rows
         self._step_tree = self._padded(tree)
@@ -94,7 +94,7 @@ class Decoder:
                 logits=logits,
             )
         state = SequenceState(slot, last, prompt_ids[last], outputs.hidden[0, 0], chooser)
-        tokens = np.array([[state.root_token]])
+        tokens = [[state.root_token]]
         return state, self._accept([state], _SINGLE, tokens, outputs)[0]
 
     def step(self, states: Sequence[SequenceState]) -> list[Added]:
@@ -102,8 +102,8 @@ class Decoder:
         tokens = self._candidates(states)
         step_tokens = tokens
         if self._rows is not None:
-            step_tokens = tokens.repeat(self._step_tree.num_nodes // tokens.shape[1] + 1, axis=1)
-            step_tokens = step_tokens[:, : self._step_tree.num_nodes]
+            num_unread = self._step_tree.num_nodes - self._tree.num_nodes
+            step_tokens = [own + own[-1:] * num_unread for own in tokens]
         first = states[0].chooser
         past_lengths = [state.past_length for state in states]
         start = time.perf_counter()
@@ -117,11 +117,11 @@ class Decoder:
         self.engine_s += time.perf_counter() - start
         return self._accept(states, self._tree, tokens, outputs)
 
-    def _candidates(self, states: Sequence[SequenceState]) -> NDArray[np.int64]:
-        """(B, N) tokens of the tree's nodes for each sequence."""
+    def _candidates(self, states: Sequence[SequenceState]) -> list[list[int]]:
+        """Tokens of the tree's nodes for each sequence."""
         root_tokens = [state.root_token for state in states]
         if self._tree.num_nodes == 1:
-            return np.array(root_tokens)[:, None]
+            return [[token] for token in root_tokens]
         start = time.perf_counter()
         drafts = self._engine.draft(
             states[0].hidden[None] if len(states) == 1 else np.stack([s.hidden for s in states])
@@ -133,18 +133,19 @@ class Decoder:
         self,
         states: Sequence[SequenceState],
         tree: MedusaTree,
-        tokens: NDArray[np.int64],
+        tokens: list[list[int]],
         outputs: VerifyOutputs,
     ) -> list[Added]:
         """Accepts for each sequence, commits, and moves its state on."""
         reductions = self._reduce(states, tree, tokens)
         added = []
+        argmax: list[list[int]] = outputs.argmax.tolist()
         for index, state in enumerate(states):
             choice = state.chooser.choose(
                 tree,
                 tokens[index],
                 state.past_length,
-                outputs.argmax[index],
+                argmax[index],
                 None if outputs.logits is None else outputs.logits[index],
                 reductions,
                 index,
@@ -154,13 +155,13 @@ class Decoder:
             state.past_length += len(nodes)
             state.root_token = bonus_token
             state.hidden = outputs.hidden[index, nodes[-1]]
-            token_ids = [int(tokens[index, node]) for node in nodes[1:]]
+            token_ids = [tokens[index][node] for node in nodes[1:]]
             token_ids.append(bonus_token)
             added.append(Added(token_ids, choice.logprobs))
         return added
 
     def _reduce(
-        self, states: Sequence[SequenceState], tree: MedusaTree, tokens: NDArray[np.int64]
+        self, states: Sequence[SequenceState], tree: MedusaTree, tokens: list[list[int]]
     ) -> Reductions | None:
         if not states[0].chooser.needs_reductions:
             return None

@@ -10,6 +10,9 @@ from numpy.typing import NDArray
 from medusa_trt.runtime.options import SamplingOptions
 from medusa_trt.tree_configs import MedusaTree
 
+TokenIds = NDArray[np.int64] | Sequence[Sequence[int]]
+"""Token ids of B sequences, as many for each."""
+
 
 @dataclass(frozen=True, slots=True)
 class Reductions:
@@ -67,7 +70,7 @@ class Engine(Protocol):
 
     def verify(
         self,
-        input_ids: NDArray[np.int64],
+        input_ids: TokenIds,
         tree: MedusaTree,
         past_lengths: Sequence[int],
         *,
@@ -93,7 +96,7 @@ class Engine(Protocol):
 
     def reduce(
         self,
-        input_ids: NDArray[np.int64],
+        input_ids: TokenIds,
         tree: MedusaTree,
         sampling: SamplingOptions,
         uniforms: NDArray[np.float64],

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from medusa_trt.errors import EngineError
 from medusa_trt.runtime import bundle as names
 from medusa_trt.runtime.bundle import Bundle
-from medusa_trt.runtime.engine import Reductions, VerifyOutputs
+from medusa_trt.runtime.engine import Reductions, TokenIds, VerifyOutputs
 from medusa_trt.runtime.kv_cache import KVCache
 from medusa_trt.runtime.options import SamplingOptions
 from medusa_trt.tree_configs import MedusaTree
@@ -102,7 +102,7 @@ class OrtEngine:
 
     def verify(
         self,
-        input_ids: NDArray[np.int64],
+        input_ids: TokenIds,
         tree: MedusaTree,
         past_lengths: Sequence[int],
         *,
@@ -139,7 +139,7 @@ class OrtEngine:
 
     def reduce(
         self,
-        input_ids: NDArray[np.int64],
+        input_ids: TokenIds,
         tree: MedusaTree,
         sampling: SamplingOptions,
         uniforms: NDArray[np.float64],
@@ -153,7 +153,7 @@ class OrtEngine:
             self._keep(key, bound)
         num_sorted = sampling.top_k or (_NUM_SORTED if sampling.top_p < 1 else 1)
         values = {
-            names.CANDIDATES: input_ids.reshape(-1),
+            names.CANDIDATES: np.asarray(input_ids).reshape(-1),
             names.UNIFORMS: uniforms.reshape(-1),
             names.TEMPERATURE: sampling.temperature,
             names.NUM_SORTED: min(num_sorted, self._model.vocab_size),
@@ -164,7 +164,7 @@ class OrtEngine:
         for name, value in values.items():
             bound.inputs[name][:] = value
         self._run("reduce", bound)
-        shaped = {name: array.reshape(input_ids.shape) for name, array in bound.outputs.items()}
+        shaped = {name: array.reshape(uniforms.shape) for name, array in bound.outputs.items()}
         return Reductions(
             sampled=shaped[names.SAMPLED],
             covered=shaped[names.COVERED],

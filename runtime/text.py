@@ -23,6 +23,9 @@ Message = Mapping[str, str]
 _REPLACEMENT = "\ufffd"
 """What tokenizers decode an unfinished character to."""
 
+_MAX_WINDOW = 24
+"""Tokens that a stream decodes again with each piece, before it forgets all but the last piece."""
+
 
 class TextCodec:
     """Encodes prompts, renders conversations and decodes streams for one bundle."""
@@ -126,9 +129,11 @@ class TextStream:
         text = self._decode()
         if len(text) <= len(self._shown) or text.endswith(_REPLACEMENT):
             return ""
-        piece = text[len(self._shown) :]
-        del self._token_ids[: self._num_shown]
-        self._num_shown, self._shown = len(self._token_ids), self._decode()
+        piece, self._shown = text[len(self._shown) :], text
+        if len(self._token_ids) > _MAX_WINDOW:
+            del self._token_ids[: self._num_shown]
+            self._shown = self._decode()
+        self._num_shown = len(self._token_ids)
         return piece
 
     def _decode(self) -> str:

@@ -26,7 +26,7 @@ def typical(
         tree,
         np.array(logprobs, np.float32),
         np.array(entropy, np.float32),
-        np.arange(100, 100 + tree.num_nodes),
+        range(100, 100 + tree.num_nodes),
         posterior_threshold=threshold,
         posterior_alpha=alpha,
     )

@@ -18,11 +18,11 @@ def test_greedy_acceptance_takes_the_longest_matching_path(
 ) -> None:
     # Siblings are different ranks of one head, so their tokens differ.
     ranks = [node[-1] for node in tree.medusa_choices]
-    tokens = np.array([data.draw(st.integers(0, 2)), *ranks])
+    tokens = [data.draw(st.integers(0, 2)), *ranks]
     some = st.integers(0, max([2, *ranks]))
-    argmax = np.array(data.draw(st.lists(some, min_size=len(tokens), max_size=len(tokens))))
+    argmax = data.draw(st.lists(some, min_size=len(tokens), max_size=len(tokens)))
     accepted = accept_exact(tree, tokens, argmax)
-    length, ends = accept_greedy_slowly(tree, tokens.tolist(), argmax.tolist())
+    length, ends = accept_greedy_slowly(tree, tokens, argmax)
     assert accepted.accept_length == length
     assert accepted.nodes[-1] in ends
     assert accepted.bonus_token == argmax[accepted.nodes[-1]]
@@ -34,8 +34,8 @@ def test_a_short_path_is_not_extended_by_its_padding() -> None:
     # Fault 1 of the reference implementation: a leaf whose argmax is token 0 went on into the
     # padding of its row, which read the last node.
     tree = MedusaTree.from_choices([(0,), (1,), (0, 0), (0, 0, 0)])
-    tokens = np.array([7, 5, 6, 0, 0])
-    argmax = np.array([6, 1, 0, 0, 0])
+    tokens = [7, 5, 6, 0, 0]
+    argmax = [6, 1, 0, 0, 0]
     accepted = accept_exact(tree, tokens, argmax)
     assert accepted.nodes == [0, 2]
     assert accepted.bonus_token == 0
@@ -44,9 +44,9 @@ def test_a_short_path_is_not_extended_by_its_padding() -> None:
 @given(medusa_trees(max_child=4), st.integers(5, 12))
 def test_candidates_are_the_ranks_of_the_nodes(tree: MedusaTree, top_k: int) -> None:
     draft_ids = 1000 + np.arange(max(tree.max_depth, 1) * top_k).reshape(-1, top_k)
-    tokens = tokens_from_candidates([42], draft_ids[None], tree.tree_indices(top_k))[0]
+    tokens = tokens_from_candidates([42], draft_ids[None], tree.tree_indices(top_k).tolist())[0]
     expected = [42, *(draft_ids[len(node) - 1, node[-1]] for node in tree.medusa_choices)]
-    assert tokens.tolist() == expected
+    assert tokens == expected
 
 
 @given(medusa_trees(), st.integers(0, 20), st.data())
@@ -73,5 +73,5 @@ def test_layers_of_the_cache_are_views_of_the_slab() -> None:
 
 
 def test_greedy_acceptance_of_a_single_node_gives_the_next_token() -> None:
-    accepted = accept_exact(chain_tree(0), np.array([3]), np.array([9]))
+    accepted = accept_exact(chain_tree(0), [3], [9])
     assert (accepted.nodes, accepted.bonus_token) == ([0], 9)

@@ -5,13 +5,13 @@ mask, position, commit or move changes its answers.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from medusa_trt.errors import EngineError
-from medusa_trt.runtime.engine import Reductions, VerifyOutputs
+from medusa_trt.runtime.engine import Reductions, TokenIds, VerifyOutputs
 from medusa_trt.runtime.options import SamplingOptions
 from medusa_trt.runtime.sampling import token_from_logits
 from medusa_trt.tree_configs import MedusaTree
@@ -55,7 +55,7 @@ class TableEngine:
 
     def verify(
         self,
-        input_ids: NDArray[np.int64],
+        input_ids: TokenIds,
         tree: MedusaTree,
         past_lengths: Sequence[int],
         *,
@@ -83,7 +83,7 @@ class TableEngine:
 
     def reduce(
         self,
-        input_ids: NDArray[np.int64],
+        input_ids: TokenIds,
         tree: MedusaTree,
         sampling: SamplingOptions,
         uniforms: NDArray[np.float64],
@@ -91,7 +91,8 @@ class TableEngine:
         assert self._logits is not None
         scaled = self._logits.astype(np.float64) / sampling.temperature
         logprobs = scaled - np.log(np.exp(scaled).sum(-1, keepdims=True))
-        shape = input_ids.shape
+        tokens = np.asarray(input_ids)
+        shape = tokens.shape
         sampled = np.empty(shape, np.int64)
         own = np.empty(shape, np.float32)
         for sequence in range(shape[0]):
@@ -99,7 +100,7 @@ class TableEngine:
                 row = self._logits[sequence, node]
                 sampled[sequence, node] = token_from_logits(row, sampling, uniforms[sequence, node])
                 parent = max(tree.parents[node], 0)
-                own[sequence, node] = logprobs[sequence, parent, input_ids[sequence, node]]
+                own[sequence, node] = logprobs[sequence, parent, tokens[sequence, node]]
         entropy = -(np.exp(logprobs) * logprobs).sum(-1).astype(np.float32)
         return Reductions(sampled, np.ones(shape, np.bool_), entropy, own)
 
@@ -122,7 +123,7 @@ class TableEngine:
     def _visible_texts(
         self,
         slot: int,
-        input_ids: NDArray[np.int64],
+        input_ids: Iterable[int],
         tree: MedusaTree,
         past_length: int,
         asked: Sequence[int],
