@@ -18,6 +18,7 @@ from medusa_trt.tree_configs import MedusaTree
 
 _MASKED = float(np.finfo(np.float32).min)
 _MAX_BINDINGS = 16
+_MAX_THREADS = 512
 _NUM_SORTED = 1024
 """Most likely tokens among which a nucleus is looked for; a larger one is left to the host."""
 
@@ -61,8 +62,8 @@ class OrtEngine:
         Raises:
             EngineError: ONNX Runtime is missing or does not accept a graph.
         """
-        if num_threads is not None and num_threads < 1:
-            raise EngineError(f"num_threads is {num_threads}: it must be at least 1")
+        if num_threads is not None and not 1 <= num_threads <= _MAX_THREADS:
+            raise EngineError(f"num_threads is {num_threads}: it must be 1 to {_MAX_THREADS}")
         if batch_size < 1:
             raise EngineError(f"batch_size is {batch_size}: it must be at least 1")
         self._model, self._heads_spec = bundle.manifest.model, bundle.manifest.heads

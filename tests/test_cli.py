@@ -106,6 +106,7 @@ def test_a_prompt_can_come_from_standard_input(tiny_bundle: Bundle) -> None:
         (["", "--raw"], "empty"),
         (["hi", "--max-new-tokens", "0"], "max_new_tokens is 0"),
         (["hi", "--threads", "0"], "num_threads is 0"),
+        (["hi", "--threads", "100000"], "num_threads is 100000"),
         (["hi", "--max-length", "513"], "max_length is 513"),
         (["hi", "--tree", "chain-5"], "5 but there are 4 heads"),
         (["hi", "--tree", "oak"], "unknown tree 'oak'"),
