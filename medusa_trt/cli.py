@@ -16,6 +16,7 @@ from medusa_trt.errors import MedusaError
 
 _VERBS = {
     "cli_chat": "hold a conversation in the terminal",
+    "cli_bench": "compare Medusa with plain decoding",
 }
 
 EXIT_ERROR = 2

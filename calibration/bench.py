@@ -1,0 +1,194 @@
+"""Runs plain decoding and Medusa side by side on one session, and measures each reply.
+
+Machines are noisy: all modes answer one prompt before the next prompt is asked, and the order in
+which they do changes from prompt to prompt and from round to round. `bench_summary.py` makes
+figures of the measurements.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from medusa_trt.calibration.bench_options import BenchOptions, Mode
+from medusa_trt.calibration.bench_prompts import BenchPrompt
+from medusa_trt.errors import PromptError, TreeError
+from medusa_trt.runtime.conversation import Conversation
+from medusa_trt.runtime.options import GREEDY, GenerationOptions, SamplingOptions
+from medusa_trt.runtime.session import Generation, MedusaSession, Prompt
+from medusa_trt.tree_configs import load_tree
+
+_WARM_UP_TOKENS = 16
+_PLAIN = load_tree("plain")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplyRow:
+    """One measured reply. The fields after `turn` are those of `GenerationStats`.
+
+    Attributes:
+        round: from 1.
+        prompt_id: of the conversation.
+        category: the prompt's.
+        turn: from 1.
+        mode: the mode's name.
+        finish_reason: why the reply ended.
+        token_ids: the reply.
+    """
+
+    round: int
+    prompt_id: str
+    category: str
+    turn: int
+    mode: str
+    finish_reason: str
+    prompt_tokens: int
+    cached_tokens: int
+    new_tokens: int
+    prefill_s: float
+    decode_s: float
+    engine_s: float
+    accept_lengths: tuple[int, ...]
+    token_ids: tuple[int, ...]
+
+
+def check_runnable(
+    session: MedusaSession, prompts: Sequence[BenchPrompt], options: BenchOptions
+) -> None:
+    """Refuses what would fail or mean nothing, before an hour is spent on it.
+
+    Raises:
+        TreeError: the tree drafts nothing, or asks for more than the heads offer.
+        PromptError: a conversation might fill the cache; its prompt is named.
+    """
+    tree, heads = options.tree or session.bundle.tree, session.bundle.manifest.heads
+    tree.check(heads.num_heads, heads.top_k)
+    if tree.num_nodes == 1:
+        raise TreeError(
+            f"tree {tree.name} drafts nothing, so there is nothing to compare: choose another one"
+        )
+    for prompt in prompts:
+        talk = _Talk(session)
+        for turn in prompt.turns[:-1]:
+            talk.add(turn, "")
+        needed = len(session.encode(talk.asking(prompt.turns[-1])))
+        needed += options.max_new_tokens * len(prompt.turns)
+        if needed > session.max_length:
+            raise PromptError(
+                f"prompt {prompt.id} needs up to {needed} tokens with its replies, the session "
+                f"holds {session.max_length}: lower --max-new-tokens or raise --max-length"
+            )
+
+
+def warm_up(session: MedusaSession, prompt: BenchPrompt, options: BenchOptions) -> float:
+    """Answers the prompt's first turn briefly in each mode.
+
+    Returns:
+        Seconds that one reply of `max_new_tokens` takes in all modes together, estimated.
+    """
+    short = replace(options, max_new_tokens=min(_WARM_UP_TOKENS, options.max_new_tokens))
+    first = BenchPrompt(prompt.id, prompt.category, prompt.turns[:1])
+    total_s = 0.0
+    for mode in options.modes:
+        for row in _converse(session, first, mode, short, options.seed, round_=0):
+            token_s = row.decode_s / max(1, row.new_tokens - 1)
+            total_s += row.prefill_s + token_s * options.max_new_tokens
+    return total_s
+
+
+def measure(
+    session: MedusaSession, prompts: Sequence[BenchPrompt], options: BenchOptions
+) -> Iterator[ReplyRow]:
+    """Holds every conversation in every mode, and yields each reply as it is measured.
+
+    Raises:
+        KeyboardInterrupt: on Ctrl-C; the last conversations may be incomplete.
+        GenerationError: the engine failed.
+    """
+    for round_ in range(options.rounds):
+        for index, prompt in enumerate(prompts):
+            seed = (options.seed + index) % 2**64
+            for mode in _order(options.modes, index, round_):
+                yield from _converse(session, prompt, mode, options, seed, round_=round_ + 1)
+
+
+def _order(modes: Sequence[Mode], index: int, round_: int) -> list[Mode]:
+    """Another mode begins at each prompt, and every other round runs the other way."""
+    shift = index % len(modes)
+    order = [*modes[shift:], *modes[:shift]]
+    return order[::-1] if round_ % 2 else order
+
+
+def _converse(
+    session: MedusaSession,
+    prompt: BenchPrompt,
+    mode: Mode,
+    options: BenchOptions,
+    seed: int,
+    *,
+    round_: int,
+) -> Iterator[ReplyRow]:
+    sampling = SamplingOptions(temperature=options.temperature, seed=seed)
+    generation_options = GenerationOptions(
+        max_new_tokens=options.max_new_tokens,
+        tree=(options.tree or session.bundle.tree) if mode.drafts else _PLAIN,
+        sampling=GREEDY if mode.acceptance == "greedy" else sampling,
+        acceptance=mode.acceptance,
+    )
+    _forget(session)
+    talk = _Talk(session)
+    for turn, said in enumerate(prompt.turns, start=1):
+        reply = _ask(session, talk.asking(said), generation_options)
+        talk.add(said, reply.text)
+        yield _row(reply, prompt, mode, turn=turn, round_=round_)
+
+
+def _forget(session: MedusaSession) -> None:
+    """Replaces what the cache holds by one token, so that each conversation is prefilled whole.
+
+    Otherwise the first mode would prefill a prompt and the others find it in the cache.
+    """
+    session.generate([0], GenerationOptions(max_new_tokens=1, tree=_PLAIN))
+
+
+def _ask(session: MedusaSession, prompt: Prompt, options: GenerationOptions) -> Generation:
+    reply = session.generate(prompt, options)
+    if reply.finish_reason == "cancelled":  # how the session reports a Ctrl-C
+        raise KeyboardInterrupt
+    return reply
+
+
+def _row(reply: Generation, prompt: BenchPrompt, mode: Mode, *, turn: int, round_: int) -> ReplyRow:
+    stats = reply.stats
+    return ReplyRow(
+        round=round_,
+        prompt_id=prompt.id,
+        category=prompt.category,
+        turn=turn,
+        mode=mode.name,
+        finish_reason=reply.finish_reason,
+        prompt_tokens=stats.prompt_tokens,
+        cached_tokens=stats.cached_tokens,
+        new_tokens=stats.new_tokens,
+        prefill_s=stats.prefill_s,
+        decode_s=stats.decode_s,
+        engine_s=stats.engine_s,
+        accept_lengths=stats.accept_lengths,
+        token_ids=tuple(reply.token_ids),
+    )
+
+
+class _Talk:
+    """A conversation as its model wants it: by its chat template, else as plain text."""
+
+    def __init__(self, session: MedusaSession) -> None:
+        self._conversation = Conversation() if session.text.has_chat_template else None
+        self._text = ""
+
+    def asking(self, said: str) -> Prompt:
+        if self._conversation is not None:
+            return self._conversation.messages(said)
+        return f"{self._text}{said}\n"
+
+    def add(self, said: str, reply: str) -> None:
+        if self._conversation is not None:
+            self._conversation.add(said, reply)
+        self._text += f"{said}\n{reply}\n"

@@ -1,0 +1,166 @@
+"""A benchmark's report in the terminal, for 100 columns."""
+
+from collections.abc import Sequence
+
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from medusa_trt.calibration.bench_report import BenchReport
+from medusa_trt.calibration.bench_summary import (
+    CategorySummary,
+    Difference,
+    ModeSummary,
+    Quartiles,
+    Summary,
+)
+
+_MAX_SHOWN = 8
+"""Differences that are listed one by one."""
+
+_NONE = "-"
+
+
+def print_report(report: BenchReport, console: Console) -> None:
+    """Prints the tables, and in red where tokens differ that must not."""
+    summary = report.summary
+    console.print(_header(report), highlight=False, markup=False, soft_wrap=True)
+    tables = [_mode_table(summary.modes), _accept_table(summary.modes)]
+    categories = main_categories(summary)
+    if len(categories) > 1:
+        tables.append(_category_table(categories))
+    for table in tables:
+        console.print(table)
+    console.print(
+        "Quartiles are over prompts, in brackets. Speedup: over plain decoding with the same "
+        f"sampling,\nprompt by prompt. Peak memory: {report.peak_memory_bytes / 1e6:.0f} MB.",
+        highlight=False,
+    )
+    if summary.differences:
+        text = _differences_text(summary.differences)
+        console.print(text, style="bold red", highlight=False, markup=False)
+
+
+def main_categories(summary: Summary) -> list[CategorySummary]:
+    """The categories of the first mode with drafts: greedy Medusa unless it was not asked for."""
+    first = summary.categories[0].mode
+    return [category for category in summary.categories if category.mode == first]
+
+
+def _header(report: BenchReport) -> str:
+    setup, machine = report.setup, report.machine
+    threads = _count(setup.threads, "thread") if setup.threads else "threads as the engine chooses"
+    num_replies = report.summary.modes[0].num_replies
+    wanted = f"{_count(setup.num_prompts, 'prompt')}, {_count(setup.rounds, 'round')}"
+    return (
+        f"\n{setup.model} on {setup.target}, {setup.precision}: {setup.num_heads} heads, "
+        f"tree {setup.tree} with {_count(setup.num_nodes, 'node')}, depth {setup.max_depth}\n"
+        f"{machine.cpu}, {_count(machine.num_usable_cores, 'core')}, "
+        f"{machine.memory_bytes / 2**30:.0f} GiB; {threads}\n"
+        f"{_count(report.num_prompts_done, 'prompt')} of {setup.prompts}, "
+        f"{_count(num_replies, 'reply', 'replies')} a mode of up to {setup.max_new_tokens} tokens; "
+        f"sampled at temperature {setup.temperature:g}, seed {setup.seed}\n"
+        + (f"Interrupted before the end of {wanted}\n" if not report.is_complete else "")
+    )
+
+
+def _mode_table(modes: Sequence[ModeSummary]) -> Table:
+    table = _table(
+        "mode",
+        "tokens/s",
+        "speedup",
+        "tokens\na step",
+        "engine\nµs/step",
+        "host\nµs/step",
+        "first\ntoken ms",
+        "same\ntokens",
+    )
+    for mode in modes:
+        same = {True: "yes", False: "[bold red]NO[/bold red]", None: _NONE}[mode.same_tokens]
+        table.add_row(
+            mode.name,
+            _spread(mode.tokens_per_s, 1),
+            _spread(mode.speedup, 2),
+            _number(mode.mean_accept_length, 2),
+            _median(mode.engine_us_per_step),
+            _median(mode.host_us_per_step),
+            ", ".join(_median(turn) for turn in mode.first_token_ms[:2]),
+            same,
+        )
+    return table
+
+
+def _accept_table(modes: Sequence[ModeSummary]) -> Table:
+    """The histogram of accepted lengths, and what share of steps reached each depth."""
+    drafting = [mode for mode in modes if mode.depth_shares]
+    columns = [f"{mode.name}\nsteps  reached" for mode in drafting]
+    table = _table("tokens\na step", "of tree\ndepth", *columns)
+    for depth in range(max(len(mode.accept_histogram) for mode in drafting)):
+        cells = []
+        for mode in drafting:
+            share = mode.accept_histogram[depth] / max(1, mode.num_steps)
+            reached = (1.0, *mode.depth_shares)[depth]
+            cells.append(f"{share:.1%}  {reached:7.1%}")
+        table.add_row(str(depth + 1), str(depth), *cells)
+    return table
+
+
+def _category_table(categories: Sequence[CategorySummary]) -> Table:
+    mode = categories[0].mode
+    baseline = mode.replace("Medusa", "plain")
+    table = _table(
+        "category",
+        "prompts",
+        f"{baseline}\ntokens/s",
+        f"{mode}\ntokens/s",
+        "speedup",
+        "tokens\na step",
+    )
+    for row in categories:
+        table.add_row(
+            escape(row.category) or _NONE,
+            str(row.num_prompts),
+            _number(row.baseline_tokens_per_s, 1),
+            _number(row.tokens_per_s, 1),
+            _spread(row.speedup, 2),
+            _number(row.mean_accept_length, 2),
+        )
+    return table
+
+
+def _differences_text(differences: Sequence[Difference]) -> str:
+    lines = ["Tokens differ from those of plain decoding, please report this:"]
+    for found in differences[:_MAX_SHOWN]:
+        place = f"prompt {found.prompt_id}, turn {found.turn}, round {found.round}"
+        lines.append(f"  {found.mode} in {place}")
+    if len(differences) > _MAX_SHOWN:
+        lines.append(f"  and {len(differences) - _MAX_SHOWN} more")
+    return "\n".join(lines)
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="left" if index == 0 else "right")
+    return table
+
+
+def _spread(values: Quartiles | None, digits: int) -> str:
+    if values is None:
+        return _NONE
+    if values.high >= 1000:  # keeps the columns narrow
+        digits = 0
+    return f"{values.median:.{digits}f} ({values.low:.{digits}f}-{values.high:.{digits}f})"
+
+
+def _median(values: Quartiles | None) -> str:
+    return _NONE if values is None else f"{values.median:.0f}"
+
+
+def _number(value: float | None, digits: int) -> str:
+    return _NONE if value is None else f"{value:.{digits}f}"
+
+
+def _count(number: int, word: str, plural: str | None = None) -> str:
+    return f"{number} {word if number == 1 else plural or word + 's'}"

@@ -1,0 +1,288 @@
+"""The command line's benchmark: `medusa-trt bench BUNDLE`."""
+
+import argparse
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+from medusa_trt.calibration.bench_options import BenchOptions
+from medusa_trt.errors import MedusaError
+from medusa_trt.runtime.options import AcceptanceName
+from medusa_trt.tree_configs import load_tree
+
+if TYPE_CHECKING:
+    from medusa_trt.calibration.bench import ReplyRow
+    from medusa_trt.calibration.bench_prompts import BenchPrompt
+    from medusa_trt.calibration.bench_report import BenchReport, BenchSetup
+    from medusa_trt.runtime.session import MedusaSession
+
+EXIT_DIFFERENT = 1
+EXIT_INTERRUPTED = 130
+
+_MT_BENCH_PROMPTS = 16
+_SECONDS_BETWEEN_LINES = 30.0
+_COLUMNS_OF_FILES = 100
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of `bench`."""
+    options = BenchOptions()
+    parser.add_argument("bundle", type=Path, metavar="BUNDLE")
+    parser.add_argument(
+        "--modes",
+        default=",".join(options.acceptances),
+        metavar="LIST",
+        help="what to compare with plain decoding (default: %(default)s)",
+    )
+    group = parser.add_argument_group("prompts")
+    group.add_argument(
+        "--prompts",
+        type=Path,
+        metavar="FILE",
+        help='JSON lines with "prompt" or "turns", or text with a prompt on each line '
+        "(default: MT-bench, two turns each)",
+    )
+    group.add_argument(
+        "--num-prompts",
+        type=int,
+        metavar="N",
+        help="use N of them, spread evenly over categories "
+        f"(default: {_MT_BENCH_PROMPTS} of MT-bench's 80, all of a file's)",
+    )
+    _add_number(group, "--max-new-tokens", options.max_new_tokens, "limit on each reply")
+    _add_number(group, "--rounds", options.rounds, "repeat everything, and take medians")
+    group = parser.add_argument_group("decoding")
+    group.add_argument(
+        "--temperature",
+        type=float,
+        default=options.temperature,
+        metavar="T",
+        help="of sample and typical (default: %(default)s)",
+    )
+    _add_number(group, "--seed", options.seed, "of sample and typical")
+    group.add_argument("--tree", help="another tree than the bundle's")
+    group.add_argument("--threads", type=int, metavar="N", help="threads for one step")
+    group.add_argument("--max-length", type=int, metavar="N", help="a conversation, in tokens")
+    group = parser.add_argument_group("output")
+    group.add_argument("--json", type=Path, metavar="FILE", help="write everything measured")
+    group.add_argument("--plot", type=Path, metavar="FILE", help="draw it: .png, .svg or .html")
+    group.add_argument("--verbose", action="store_true", help="show tracebacks")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Measures and reports.
+
+    Returns:
+        The exit code: 1 if tokens differ that must not, 130 after a Ctrl-C, which still reports
+        the prompts that were finished.
+
+    Raises:
+        MedusaError: whatever the user can cause; as far as possible before anything is measured.
+    """
+    tree = load_tree(arguments.tree) if arguments.tree else None
+    options = BenchOptions(
+        acceptances=tuple(cast("list[AcceptanceName]", arguments.modes.split(","))),
+        max_new_tokens=arguments.max_new_tokens,
+        rounds=arguments.rounds,
+        temperature=arguments.temperature,
+        seed=arguments.seed,
+        tree=tree,
+    )
+    # Only now, so that other verbs and wrong options do not wait for it.
+    from medusa_trt.runtime.session import MedusaSession
+
+    _check_outputs(arguments)
+    prompts = _prompts(arguments)
+    with MedusaSession(
+        arguments.bundle, num_threads=arguments.threads, max_length=arguments.max_length
+    ) as session:
+        return _bench(session, prompts, options, arguments)
+
+
+def _bench(
+    session: "MedusaSession",
+    prompts: Sequence["BenchPrompt"],
+    options: BenchOptions,
+    arguments: argparse.Namespace,
+) -> int:
+    from rich.console import Console
+
+    from medusa_trt.calibration.bench import check_runnable, warm_up
+    from medusa_trt.calibration.bench_report import BenchReport, Machine, peak_memory_bytes
+    from medusa_trt.calibration.bench_summary import summarize, whole_prompts
+    from medusa_trt.calibration.bench_tables import print_report
+
+    check_runnable(session, prompts, options)
+    date, setup = datetime.now(UTC).astimezone(), _setup(session, prompts, options, arguments)
+    num_replies = sum(len(prompt.turns) for prompt in prompts) * options.rounds
+    progress = _Progress(num_replies * len(options.modes))
+    progress.announce(num_replies * warm_up(session, prompts[0], options))
+    rows, is_interrupted = _measure(session, prompts, options, progress)
+    rows = whole_prompts(rows, prompts, len(options.modes))
+    if not rows:
+        raise KeyboardInterrupt
+    report = BenchReport(
+        command=shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        date=date.isoformat(timespec="seconds"),
+        duration_s=round(progress.elapsed_s, 3),
+        is_complete=not is_interrupted,
+        num_prompts_done=len({row.prompt_id for row in rows}),
+        peak_memory_bytes=peak_memory_bytes(),
+        setup=setup,
+        machine=Machine.this(),
+        summary=summarize(rows, options.modes, setup.max_depth),
+    )
+    print_report(report, Console(width=None if sys.stdout.isatty() else _COLUMNS_OF_FILES))
+    _write(report, rows, arguments)
+    if report.summary.differences:
+        return EXIT_DIFFERENT
+    return EXIT_INTERRUPTED if is_interrupted else 0
+
+
+def _measure(
+    session: "MedusaSession",
+    prompts: Sequence["BenchPrompt"],
+    options: BenchOptions,
+    progress: "_Progress",
+) -> tuple[list["ReplyRow"], bool]:
+    """The measured replies, and whether a Ctrl-C ended it early."""
+    from medusa_trt.calibration.bench import measure
+
+    rows = []
+    try:
+        for row in measure(session, prompts, options):
+            rows.append(row)
+            progress.advance()
+    except KeyboardInterrupt:
+        return rows, True
+    finally:
+        progress.end()
+    return rows, False
+
+
+def _prompts(arguments: argparse.Namespace) -> list["BenchPrompt"]:
+    from medusa_trt.calibration.bench_prompts import (
+        mt_bench_prompts,
+        prompts_from_file,
+        spread_over_categories,
+    )
+
+    if arguments.prompts is not None:
+        prompts = prompts_from_file(arguments.prompts)
+        default = len(prompts)
+    else:
+        prompts, default = mt_bench_prompts(), _MT_BENCH_PROMPTS
+    wanted = default if arguments.num_prompts is None else arguments.num_prompts
+    return spread_over_categories(prompts, wanted)
+
+
+def _setup(
+    session: "MedusaSession",
+    prompts: Sequence["BenchPrompt"],
+    options: BenchOptions,
+    arguments: argparse.Namespace,
+) -> "BenchSetup":
+    from medusa_trt.calibration.bench_report import BenchSetup
+
+    manifest, tree = session.bundle.manifest, options.tree or session.bundle.tree
+    return BenchSetup(
+        bundle=str(arguments.bundle),
+        model=manifest.model.name,
+        target=manifest.target.name,
+        precision=manifest.target.precision,
+        num_heads=manifest.heads.num_heads,
+        tree=tree.name,
+        num_nodes=tree.num_nodes,
+        max_depth=int(tree.position_offsets.max()),
+        prompts="MT-bench" if arguments.prompts is None else str(arguments.prompts),
+        num_prompts=len(prompts),
+        rounds=options.rounds,
+        max_new_tokens=options.max_new_tokens,
+        max_length=session.max_length,
+        threads=arguments.threads,
+        temperature=options.temperature,
+        seed=options.seed,
+    )
+
+
+def _check_outputs(arguments: argparse.Namespace) -> None:
+    """Fails now rather than after the measurement."""
+    for path in (arguments.json, arguments.plot):
+        if path is not None and (path.is_dir() or not path.parent.is_dir()):
+            raise MedusaError(f"cannot write {path}: it must be a file in an existing folder")
+    if arguments.plot is not None:
+        from medusa_trt.calibration.bench_plot import check_plot_path
+
+        check_plot_path(arguments.plot)
+
+
+def _write(
+    report: "BenchReport", rows: Sequence["ReplyRow"], arguments: argparse.Namespace
+) -> None:
+    from medusa_trt.calibration.bench_report import replaced_file
+
+    if arguments.json is not None:
+        with replaced_file(arguments.json) as temporary:
+            temporary.write_bytes(report.to_json(rows))
+    if arguments.plot is not None:
+        from medusa_trt.calibration.bench_plot import save_plot
+
+        with replaced_file(arguments.plot) as temporary:
+            save_plot(report, temporary)
+    for path in (arguments.json, arguments.plot):
+        if path is not None:
+            print(f"wrote {path}", file=sys.stderr)
+
+
+class _Progress:
+    """What is done and how long the rest takes, on standard error."""
+
+    def __init__(self, num_replies: int) -> None:
+        self._num_replies, self._num_done = num_replies, 0
+        self._start_s = self._shown_s = time.perf_counter()
+        self._is_terminal = sys.stderr.isatty()
+
+    @property
+    def elapsed_s(self) -> float:
+        return time.perf_counter() - self._start_s
+
+    def announce(self, estimate_s: float) -> None:
+        """Says what it will cost, and starts the clock."""
+        text = f"{self._num_replies} replies, up to about {_duration(estimate_s)}"
+        print(text, file=sys.stderr, flush=True)
+        self._start_s = self._shown_s = time.perf_counter()
+
+    def advance(self) -> None:
+        """Counts a reply; a terminal is updated each time, a log now and then."""
+        self._num_done += 1
+        now_s = time.perf_counter()
+        if not self._is_terminal and now_s - self._shown_s < _SECONDS_BETWEEN_LINES:
+            return
+        self._shown_s = now_s
+        left_s = self.elapsed_s / self._num_done * (self._num_replies - self._num_done)
+        text = f"{self._num_done} of {self._num_replies} replies, {_duration(left_s)} left"
+        start, end = ("\r\x1b[K", "") if self._is_terminal else ("", "\n")
+        print(start + text, end=end, file=sys.stderr, flush=True)
+
+    def end(self) -> None:
+        """Removes the terminal's line."""
+        if self._is_terminal:
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    if seconds < 100 * 60:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"
+
+
+def _add_number(group: argparse._ArgumentGroup, name: str, default: int, help_: str) -> None:
+    group.add_argument(
+        name, type=int, default=default, metavar="N", help=f"{help_} (default: %(default)s)"
+    )
