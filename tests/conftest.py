@@ -1,5 +1,6 @@
 """Bundles that the tests share, each exported once a run."""
 
+import signal
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,9 @@ from tiny_models import TINY_HEADS, save_tiny_heads, save_tiny_model
 
 from medusa_trt.export.pipeline import ExportOptions, export_bundle
 from medusa_trt.runtime.bundle import Bundle
+
+# A shell's background job starts with Ctrl-C ignored, and so would the processes of the tests.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 PAPER_HEADS = Path(__file__).parent.parent / "export" / "smollm2_135m_paper_heads.safetensors"
 
