@@ -6,7 +6,7 @@ transformers' attention interface, so that one operator rotates, updates the cac
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import ClassVar, cast
 
 import torch
 from torch import nn
@@ -18,6 +18,7 @@ from medusa_trt.export.attention_probe import attention_calls, attention_problem
 from medusa_trt.export.rotary import IdentityRotary, rotary_tables
 from medusa_trt.export.scatter_attention import ScatterAttention
 from medusa_trt.export.targets import AttentionForm
+from medusa_trt.runtime.operators import DOMAIN
 
 ROTARY_SPARE = 128
 """Positions beyond the longest sequence: a tree's nodes at its end still have one."""
@@ -128,7 +129,7 @@ class VerifyModule(nn.Module):
             cache.
         """
         position_ids = past_length[:, None] + position_offsets
-        attention = self._attention(tree_mask, past_length, position_ids, cache)
+        attention = self._attention(tree_mask, past_length, position_offsets, position_ids, cache)
         ALL_ATTENTION_FUNCTIONS.register(_ATTENTION_NAME, attention)
         hidden, logits = self._hidden_and_logits(input_ids, position_ids, attention.bias, rows)
         return logits.argmax(-1), hidden, logits, *attention.presents
@@ -137,9 +138,10 @@ class VerifyModule(nn.Module):
         self,
         tree_mask: torch.Tensor,
         past_length: torch.Tensor,
+        position_offsets: torch.Tensor,
         position_ids: torch.Tensor,
         cache: tuple[torch.Tensor, ...],
-    ) -> "_CachedAttention | ScatterAttention":
+    ) -> "_CachedAttention | _TreeAttention | ScatterAttention":
         if self.form == "tensor_scatter":
             return ScatterAttention(
                 cache=cache,
@@ -149,6 +151,12 @@ class VerifyModule(nn.Module):
                 position_ids=position_ids,
                 tree_mask=tree_mask,
                 num_nodes=position_ids.shape[1],
+            )
+        if self.form == "tree_attention":
+            return _TreeAttention(
+                cache=cache,
+                bias=tree_mask[None, None],
+                shared_inputs=[past_length, position_offsets, tree_mask, self.cos, self.sin],
             )
         # A symbolic size: int() would make the tracer ask for its value.
         num_past = cast(int, past_length.item())
@@ -217,6 +225,9 @@ class _CachedAttention:
     the past's memory when both are bound to it.
     """
 
+    op_type = "com.microsoft::GroupQueryAttention"
+    attributes: ClassVar[dict[str, int]] = {"do_rotary": 1}
+
     def __init__(
         self,
         *,
@@ -256,7 +267,7 @@ class _CachedAttention:
         assert isinstance(layer, int)
         past = self.cache[2 * layer : 2 * layer + 2]
         outputs = torch.onnx.ops.symbolic_multi_out(
-            "com.microsoft::GroupQueryAttention",
+            self.op_type,
             [
                 *(
                     states.transpose(1, 2).reshape(batch, num_nodes, -1)
@@ -268,8 +279,8 @@ class _CachedAttention:
             {
                 "num_heads": num_heads,
                 "kv_num_heads": key.shape[1],
-                "do_rotary": 1,
                 "scale": float(scaling),
+                **self.attributes,
             },
             dtypes=[query.dtype] * 3,
             shapes=[(batch, num_nodes, num_heads * head_dim), past[0].shape, past[1].shape],
@@ -277,6 +288,23 @@ class _CachedAttention:
         )
         self.presents += outputs[1:]
         return outputs[0].reshape(batch, num_nodes, num_heads, head_dim), None
+
+
+class _TreeAttention(_CachedAttention):
+    """Emits the operator library's `TreeAttention`, which makes its mask and positions itself."""
+
+    op_type = f"{DOMAIN}::TreeAttention"
+    attributes: ClassVar[dict[str, int]] = {}
+
+    def __init__(
+        self,
+        *,
+        cache: Sequence[torch.Tensor],
+        bias: torch.Tensor,
+        shared_inputs: list[torch.Tensor],
+    ) -> None:
+        self.cache, self.bias, self.shared_inputs = cache, bias, shared_inputs
+        self.presents = []
 
 
 class _PassThroughCache:

@@ -17,7 +17,7 @@ from torch.export import Dim
 from medusa_trt.errors import ExportError
 from medusa_trt.export.graph import VerifyModule
 from medusa_trt.export.heads import HeadsModule
-from medusa_trt.export.passes import optimize
+from medusa_trt.export.passes import QuantizeLinearPass, optimize
 from medusa_trt.runtime import bundle as names
 from medusa_trt.runtime.bundle import GraphSpec, TensorSpec
 from medusa_trt.tree_configs import MedusaTree
@@ -30,7 +30,9 @@ _INLINE_LIMIT_BYTES = 1 << 10
 _TENSOR_SCATTER_OPSET = 24
 
 
-def verify_graph(module: VerifyModule, opset: int) -> ir.Model:
+def verify_graph(
+    module: VerifyModule, opset: int, quantize: QuantizeLinearPass | None = None
+) -> ir.Model:
     """The verify graph, optimized; see `VerifyModule.forward` for its inputs and outputs."""
     layers = range(module.shape.num_layers)
     batched = module.form != "group_query_attention"
@@ -66,16 +68,18 @@ def verify_graph(module: VerifyModule, opset: int) -> ir.Model:
             tuple({2: capacity, **batch} for _ in range(2 * module.shape.num_layers)),
         ),
     )
-    optimize(model)
-    if batched:
+    optimize(model, quantize)
+    if module.form == "tensor_scatter":
         # Traced at the older opset, which has the fused norm; nothing else in the graph differs.
         model.graph.opset_imports[""] = max(opset, _TENSOR_SCATTER_OPSET)
     return model
 
 
-def heads_graph(module: HeadsModule, hidden_size: int, opset: int) -> ir.Model:
+def heads_graph(
+    module: HeadsModule, hidden_size: int, opset: int, quantize: QuantizeLinearPass | None = None
+) -> ir.Model:
     """The heads graph; see `HeadsModule.forward` for its input and output."""
-    return _traced(
+    model = _traced(
         module,
         (torch.zeros(2, hidden_size),),
         opset,
@@ -83,6 +87,9 @@ def heads_graph(module: HeadsModule, hidden_size: int, opset: int) -> ir.Model:
         output_names=[names.DRAFT_IDS],
         dynamic_shapes=({0: Dim("batch", min=1, max=1 << 16)},),
     )
+    if quantize is not None:
+        optimize(model, quantize)
+    return model
 
 
 def tree_graph(tree: MedusaTree, opset: int) -> ir.Model:

@@ -23,8 +23,15 @@ from medusa_trt.export.onnx_export import (
     tree_graph,
     verify_graph,
 )
+from medusa_trt.export.passes import QuantizeLinearPass
 from medusa_trt.export.reduce_graph import reduce_graph
-from medusa_trt.export.targets import AttentionForm, Target, checked_precision, target_from_name
+from medusa_trt.export.targets import (
+    AttentionForm,
+    Precision,
+    Target,
+    precision_from_name,
+    target_from_name,
+)
 from medusa_trt.export.verify import TEXT, verify_bundle
 from medusa_trt.runtime import bundle as names
 from medusa_trt.runtime.bundle import (
@@ -81,7 +88,7 @@ class _Parts:
     heads: MedusaHeads
     tree: MedusaTree
     target: Target
-    precision: str
+    precision: Precision
     max_length: int
     top_k: int
 
@@ -100,7 +107,7 @@ def export_bundle(options: ExportOptions, progress: Callable[[str], None] = prin
         TreeError: the tree is malformed or deeper than the heads.
     """
     target = target_from_name(options.target)
-    precision = checked_precision(target, options.precision)
+    precision = precision_from_name(target, options.precision)
     source = source_from_name(options.model)
     output = options.output or Path(source.name)
     _check_output(output, options.overwrite)
@@ -130,18 +137,21 @@ def export_bundle(options: ExportOptions, progress: Callable[[str], None] = prin
 
 def _write_bundle(folder: Path, parts: _Parts, progress: Callable[[str], None]) -> None:
     model = parts.base.model
+    quantize = _quantization(parts)
     graphs = {}
-    for name, form in _verify_forms(parts.target).items():
+    for name, form in _verify_forms(parts.precision).items():
         progress(f"tracing the {name} graph")
         module = VerifyModule(model, parts.max_length, form)
         try:
-            graphs[name] = verify_graph(module, parts.target.opset)
+            graphs[name] = verify_graph(module, parts.target.opset, quantize)
         finally:
             module.release()
     progress("tracing the heads graph")
     unembedding = model.get_output_embeddings().weight.detach()
-    heads_module = HeadsModule(parts.heads, unembedding, parts.top_k)
-    graphs["heads"] = heads_graph(heads_module, parts.heads.hidden_size, parts.target.opset)
+    heads_module = HeadsModule(parts.heads, unembedding, parts.top_k, batched=quantize is None)
+    graphs["heads"] = heads_graph(
+        heads_module, parts.heads.hidden_size, parts.target.opset, quantize and quantize.at(8)
+    )
     graphs["reduce"] = reduce_graph(model.config.vocab_size, parts.target.opset)
     graphs["tree"] = tree_graph(parts.tree, parts.target.opset)
     progress("writing weights and graphs")
@@ -163,8 +173,9 @@ def _write_bundle(folder: Path, parts: _Parts, progress: Callable[[str], None]) 
             engine.close()
     for where, result in verified.items():
         progress(
-            f"  {where}: largest logit difference {result.max_logit_difference:.1e}, argmax equal "
-            f"at {result.argmax_agreement:.1%} of {result.num_positions} positions"
+            f"  {where}: argmax equal at {result.argmax_agreement:.1%} of {result.num_positions} "
+            f"positions, KL {result.kl_divergence:.1e} nats, largest logit difference "
+            f"{result.max_logit_difference:.1e}"
         )
     _write_manifest(folder, msgspec.structs.replace(manifest, verified=verified))
 
@@ -180,10 +191,18 @@ def _write_texts(folder: Path, parts: _Parts) -> None:
     (folder / names.GENERATION_CONFIG_FILE).write_text(content, "utf-8")
 
 
-def _verify_forms(target: Target) -> dict[str, AttentionForm]:
-    forms = {"verify": target.attention}
-    if target.batch_attention is not None:
-        forms["verify_batch"] = target.batch_attention
+def _quantization(parts: _Parts) -> QuantizeLinearPass | None:
+    precision = parts.precision
+    if precision.layer_bits is None or precision.unembedding_bits is None:
+        return None
+    vocab_size = parts.base.model.config.vocab_size
+    return QuantizeLinearPass(precision.layer_bits, precision.unembedding_bits, vocab_size)
+
+
+def _verify_forms(precision: Precision) -> dict[str, AttentionForm]:
+    forms = {"verify": precision.attention}
+    if precision.batch_attention is not None:
+        forms["verify_batch"] = precision.batch_attention
     return forms
 
 
@@ -215,10 +234,11 @@ def _manifest(folder: Path, parts: _Parts, graphs: dict[str, GraphSpec]) -> Mani
         ),
         target=TargetSpec(
             name=target.name,
-            precision=parts.precision,
+            precision=parts.precision.name,
             opset=target.opset,
             cache_dtype="float32",
-            min_rows=target.min_rows,
+            min_rows=parts.precision.min_rows,
+            operator_library=parts.precision.layer_bits is not None,
             prefill_chunk=target.prefill_chunk,
         ),
         tree_name=parts.tree.name,

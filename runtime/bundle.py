@@ -110,7 +110,8 @@ class TargetSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What the graphs were made for.
 
     `min_rows` is the smallest number of nodes for which a step uses the same kernels as a tree
-    does; plain decoding pads to it, so that its tokens equal Medusa's.
+    does; plain decoding pads to it, so that its tokens equal Medusa's. `operator_library` says
+    whether the graphs use the operators of `runtime/operators.py`.
     """
 
     name: str
@@ -119,14 +120,26 @@ class TargetSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     cache_dtype: str
     min_rows: Count
     prefill_chunk: Count
+    operator_library: bool
 
 
 class Agreement(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Bundle against the Hugging Face model: largest logit difference, equal argmaxes."""
+    """Bundle against the Hugging Face model.
+
+    Attributes:
+        num_positions: positions compared.
+        max_logit_difference: the largest.
+        relative_error: root mean square of the logits' differences over that of the logits
+            themselves, each position's mean taken off.
+        argmax_agreement: share of positions with the same argmax.
+        kl_divergence: mean of KL(model, bundle), nats.
+    """
 
     num_positions: int
     max_logit_difference: float
+    relative_error: float
     argmax_agreement: float
+    kl_divergence: float
 
 
 class FileSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -243,12 +256,19 @@ class Bundle:
             raise BundleError(f"{path} is damaged ({error}): export the model again") from error
 
 
+def _needed_graphs(manifest: Manifest) -> list[str]:
+    """All of them; the operators of the library need no batch form."""
+    if manifest.target.operator_library:
+        return [name for name in GRAPH_FILES if name != "verify_batch"]
+    return list(GRAPH_FILES)
+
+
 def _check_complete(manifest: Manifest, source: Path) -> None:
     """Checks that the manifest lists what a bundle needs, and that graphs are listed files."""
     for name in _NEEDED_FILES:
         if name not in manifest.files:
             raise BundleError(f"{source} does not list {name}: export the model again")
-    for graph in (*GRAPH_FILES, *manifest.graphs):
+    for graph in {**dict.fromkeys(_needed_graphs(manifest)), **manifest.graphs}:
         file = manifest.graphs[graph].file if graph in manifest.graphs else None
         # Listed files were checked, and only they are sure to lie in the bundle.
         if file not in manifest.files:

@@ -13,6 +13,7 @@ from medusa_trt.runtime import bundle as names
 from medusa_trt.runtime.bundle import Bundle
 from medusa_trt.runtime.engine import Reductions, TokenIds, VerifyOutputs
 from medusa_trt.runtime.kv_cache import KVCache
+from medusa_trt.runtime.operators import required_library
 from medusa_trt.runtime.options import SamplingOptions
 from medusa_trt.tree_configs import MedusaTree
 
@@ -55,7 +56,7 @@ class OrtEngine:
             capacity: rows of a KV cache slot, including room for one step's nodes; by default
                 what the bundle's largest length and its own tree need.
             batch_size: sequences that can be stepped together. Above 1 the bundle's batch form
-                of the verify graph is used, whose attention is slower for one sequence.
+                of the verify graph is used if it has one.
             num_threads: threads for one step; ONNX Runtime's choice (the physical cores) by
                 default.
 
@@ -77,7 +78,8 @@ class OrtEngine:
             dtype=target.cache_dtype,
             batch_size=batch_size,
         )
-        verify = "verify" if batch_size == 1 else "verify_batch"
+        has_form = "verify_batch" in bundle.manifest.graphs
+        verify = "verify_batch" if batch_size > 1 and has_form else "verify"
         self._sessions = {
             "verify": _session_from_file(bundle, verify, num_threads),
             "heads": _session_from_file(bundle, "heads", num_threads),
@@ -295,6 +297,8 @@ def _session_from_file(bundle: Bundle, graph: str, num_threads: int | None) -> A
         ) from error
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
+    if bundle.manifest.target.operator_library:
+        options.register_custom_ops_library(os.fspath(required_library()))
     options.enable_mem_pattern = False
     # Each session has its own threads. Left spinning after a run, those of one hold the cores that
     # the other wants: on two cores a step took 47.8 ms instead of 26.2 ms.

@@ -31,16 +31,25 @@ def tiny_heads(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_bundle(
     tiny_model: Path, tiny_heads: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Bundle:
-    """The tiny model exported with its heads and the tree of the paper."""
+    """The tiny model exported with its heads and the tree of the paper, unquantized."""
     output = tmp_path_factory.mktemp("bundles") / "tiny"
     return export_bundle(
-        ExportOptions(model=str(tiny_model), heads=tiny_heads, tree="mc_sim_7b_63", output=output)
+        ExportOptions(
+            model=str(tiny_model),
+            heads=tiny_heads,
+            tree="mc_sim_7b_63",
+            output=output,
+            precision="fp32",
+        )
     )
 
 
 @pytest.fixture(scope="session")
 def demo_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """SmolLM2-135M with the paper's form of heads, four of them, so that every tree fits."""
+    """SmolLM2-135M with the paper's form of heads, four of them, so that every tree fits.
+
+    In the default precision, as a user exports it.
+    """
     output = tmp_path_factory.mktemp("bundles") / "smollm2-135m"
     return export_bundle(
         ExportOptions(model="smollm2-135m", heads=PAPER_HEADS, tree="mc_sim_7b_63", output=output)

@@ -177,7 +177,7 @@ def test_mistakes_in_export_leave_nothing_behind(
 def test_an_export_that_differs_from_its_model_leaves_nothing(
     workplace: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(verify.MAX_LOGIT_DIFFERENCE, "fp32", 0.0)
+    monkeypatch.setitem(verify.MAX_RELATIVE_ERROR, "int8", 0.0)
     before = sorted(workplace.rglob("*"))
     message = refusal(capsys, "export", *GOOD, "--tree", "chain-2", "--output", "bundle")
     assert "logits differ from the model's" in message and "no bundle was written" in message

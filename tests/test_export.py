@@ -29,8 +29,10 @@ from medusa_trt.export.head_checkpoint import heads_from_tensors
 from medusa_trt.export.heads import HeadsModule
 from medusa_trt.export.onnx_export import heads_graph
 from medusa_trt.export.pipeline import ExportOptions, export_bundle
+from medusa_trt.export.verify import MAX_RELATIVE_ERROR, agreement
 from medusa_trt.runtime import bundle as names
 from medusa_trt.runtime.bundle import Bundle
+from medusa_trt.runtime.operators import library_path
 from medusa_trt.runtime.ort_engine import OrtEngine
 from medusa_trt.tree_configs import MedusaTree, chain_tree
 
@@ -114,6 +116,7 @@ def exported(
     *,
     tensors: dict[str, torch.Tensor] | None = None,
     max_length: int | None = MAX_LENGTH,
+    precision: str = "fp32",
 ) -> Bundle:
     """Saves a model with a tokenizer, and exports it with random heads."""
     folder.mkdir(exist_ok=True)
@@ -126,6 +129,7 @@ def exported(
         tree="chain-2",
         output=folder / "bundle",
         max_length=max_length,
+        precision=precision,
     )
     return export_bundle(options, progress=lambda _: None)
 
@@ -224,6 +228,48 @@ def test_a_bundle_computes_what_the_model_does(family: str, tmp_path: Path) -> N
     assert np.abs(after - expected).max() <= MAX_LOGIT_DIFFERENCE
     prefill(engine, longer, len(longer))
     assert np.abs(committed - cached(engine, len(longer))).max() <= MAX_CACHE_DIFFERENCE
+    engine.close()
+
+
+def constant_products(bundle: Bundle) -> list[str]:
+    """Matrix products of a bundle's graphs that ONNX Runtime would compute."""
+    return [
+        f"{graph}: {node.name}"
+        for graph in ("verify", "heads")
+        for node in ir.load(bundle.graph_path(graph)).graph
+        if node.op_type in ("MatMul", "Gemm") and node.domain == ""
+    ]
+
+
+@pytest.mark.skipif(library_path() is None, reason="built without a C++ compiler")
+@pytest.mark.parametrize(
+    ("family", "precision"), [*((family, "int8") for family in FAMILIES), ("llama", "int4")]
+)
+def test_a_quantized_bundle_is_close_to_the_model_and_exact_among_its_own_steps(
+    family: str, precision: str, tmp_path: Path
+) -> None:
+    model = weighted_model(FAMILIES[family])
+    bundle = exported(model, tmp_path, precision=precision)
+    assert not constant_products(bundle)
+    engine = OrtEngine(bundle, capacity=2 * MAX_LENGTH)
+    rng = np.random.default_rng(0)
+    text = rng.integers(0, VOCAB_SIZE, NUM_PREFIX)
+    tree = random_tree(rng, 20)
+    tokens = rng.integers(0, VOCAB_SIZE, tree.num_nodes)
+    whole = prefill(engine, text, NUM_PREFIX)
+    for chunk in (1, 7, 16):
+        assert np.array_equal(prefill(engine, text, chunk), whole)
+    step = verify(engine, tokens, tree, NUM_PREFIX)
+    expected = np.stack(
+        [
+            expected_logits(model, np.append(text, tokens[path_to(tree, node)]))
+            for node in range(tree.num_nodes)
+        ]
+    )
+    assert agreement(step.logits, expected).relative_error <= MAX_RELATIVE_ERROR[precision]
+    path = path_to(tree, tree.num_nodes - 1)
+    one_by_one = prefill(engine, np.append(text, tokens[path]), 1)[NUM_PREFIX:]
+    assert np.array_equal(one_by_one, step.logits[path])
     engine.close()
 
 

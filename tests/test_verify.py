@@ -1,6 +1,7 @@
 """The comparison that every export must pass, and that a wrong engine must not."""
 
 import dataclasses
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from scipy.special import softmax
+from scipy.stats import entropy
 from transformers import PreTrainedModel
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
@@ -70,15 +73,31 @@ def engine(tiny_bundle: Bundle) -> WrongEngine:
 
 
 def test_equal_logits_agree() -> None:
-    assert agreement(LOGITS, LOGITS) == Agreement(4, 0.0, 1.0)
+    assert agreement(LOGITS, LOGITS) == Agreement(4, 0.0, 0.0, 1.0, 0.0)
 
 
 def test_the_largest_difference_and_the_share_of_argmaxes_are_found() -> None:
     found = LOGITS.copy()
     found[0, 2] = 0.5
     found[2, 0] -= 4
-    assert agreement(found, LOGITS) == Agreement(4, 4.0, 0.75)
-    assert agreement(LOGITS, found) == Agreement(4, 4.0, 0.75)
+    for result in (agreement(found, LOGITS), agreement(LOGITS, found)):
+        assert result.max_logit_difference == 4.0 and result.argmax_agreement == 0.75
+
+
+def test_relative_error_and_divergence_are_what_their_definitions_say() -> None:
+    rng = np.random.default_rng(0)
+    expected = rng.normal(size=(5, 7)).astype(np.float32) + 3
+    found = expected + rng.normal(size=(5, 7)).astype(np.float32) * 0.1
+    spread = [[value - sum(row) / 7 for value in row] for row in expected.tolist()]
+    errors = [
+        [a - b for a, b in zip(*rows, strict=True)] for rows in zip(found, expected, strict=True)
+    ]
+    norm = math.sqrt(sum(x * x for row in spread for x in row))
+    error = math.sqrt(sum(x * x for row in errors for x in row))
+    result = agreement(found, expected)
+    assert result.relative_error == pytest.approx(error / norm, rel=1e-4)
+    p, q = softmax(expected, axis=-1), softmax(found, axis=-1)
+    assert result.kl_divergence == pytest.approx(np.mean(entropy(p, q, axis=-1)), rel=1e-3)
 
 
 @pytest.mark.parametrize("side", [0, 1])

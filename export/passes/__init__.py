@@ -12,12 +12,20 @@ from onnx_ir.passes.common import (
 from medusa_trt.export.passes.fuse_skip_norm import FuseSkipNormPass
 from medusa_trt.export.passes.pack_qkv import PackQkvPass
 from medusa_trt.export.passes.pack_split_qkv import PackSplitQkvPass
+from medusa_trt.export.passes.quantize_linear import QuantizeLinearPass
 from medusa_trt.export.passes.remove_identity_rotary import RemoveIdentityRotaryPass
 from medusa_trt.export.passes.remove_layout_pairs import RemoveLayoutPairsPass
+from medusa_trt.export.passes.use_fast_argmax import UseFastArgMaxPass
 
 
-def optimize(model: ir.Model) -> None:
-    """Brings an exported verify graph into the form that ONNX Runtime runs fastest, in place."""
+def optimize(model: ir.Model, quantize: QuantizeLinearPass | None = None) -> None:
+    """Brings an exported graph into the form that ONNX Runtime runs fastest, in place.
+
+    Args:
+        model: the graph.
+        quantize: where its products are to be quantized.
+    """
+    fuse = [FuseSkipNormPass()] if quantize is None else [quantize, UseFastArgMaxPass()]
     PassManager(
         [
             RemoveIdentityRotaryPass(),
@@ -25,7 +33,7 @@ def optimize(model: ir.Model) -> None:
             RemoveLayoutPairsPass(),
             PackQkvPass(),
             PackSplitQkvPass(),
-            FuseSkipNormPass(),
+            *fuse,
             RemoveUnusedNodesPass(),
             DeduplicateInitializersPass(),
             TopologicalSortPass(),

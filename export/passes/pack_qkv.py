@@ -7,11 +7,11 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx_ir.passes import InPlacePass, PassResult
 
-OP_TYPE = "GroupQueryAttention"
+OP_TYPES = ("GroupQueryAttention", "TreeAttention")
 
 
 class PackQkvPass(InPlacePass):
-    """Merges the query, key and value projections of `GroupQueryAttention`.
+    """Merges the query, key and value projections of `GroupQueryAttention` or `TreeAttention`.
 
     Requires: attention's first three inputs. Ensures: where all three are products of one value
     by constants, with or without a constant bias, attention reads their packed product; others
@@ -22,7 +22,7 @@ class PackQkvPass(InPlacePass):
         """Packs each attention node's projections."""
         modified = False
         for attention in list(model.graph):
-            if attention.op_type != OP_TYPE:
+            if attention.op_type not in OP_TYPES:
                 continue
             projections = [_projection(value) for value in attention.inputs[:3]]
             found = [projection for projection in projections if projection is not None]

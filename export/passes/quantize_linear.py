@@ -1,0 +1,239 @@
+"""Quantized products, with what surrounds them, in one operator each."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+from onnx_ir.passes import InPlacePass, PassResult
+
+from medusa_trt.export.passes.rewiring import same_known_shape
+from medusa_trt.export.quantize import LANES, quantized_weight
+from medusa_trt.runtime.operators import DOMAIN
+
+_SILU = 1
+Array = NDArray[Any]
+
+
+class QuantizeLinearPass(InPlacePass):
+    """Rewrites products with constant matrices to the operator library's `Linear`.
+
+    It takes in the RMS normalization before a product, and after it a bias, SiLU, a gate
+    (`silu(x G) * x U`) and a residual addition. Requires: shapes are annotated. Ensures: no MatMul
+    or Gemm of two or three dimensions by a constant matrix remains.
+    """
+
+    def __init__(self, layer_bits: int, unembedding_bits: int, vocab_size: int) -> None:
+        """Takes the bits, and the number of outputs by which the unembedding is known."""
+        super().__init__()
+        self._layer_bits, self._unembedding_bits = layer_bits, unembedding_bits
+        self._vocab_size = vocab_size
+
+    def at(self, bits: int) -> "QuantizeLinearPass":
+        """The same pass with one number of bits for all."""
+        return QuantizeLinearPass(bits, bits, self._vocab_size)
+
+    def call(self, model: ir.Model) -> PassResult:
+        """Replaces each product."""
+        products = [node for node in model.graph if _weight_of(node) is not None]
+        done: set[ir.Node] = set()
+        for node in products:
+            if node not in done:
+                done |= self._replace(model.graph, node)
+        if products:
+            model.graph.opset_imports[DOMAIN] = 1
+        return PassResult(model, bool(products))
+
+    def _replace(self, graph: ir.Graph, product: ir.Node) -> set[ir.Node]:
+        plan = _planned(product)
+        weight = plan.weights[0]
+        is_unembedding = weight.shape[1] == self._vocab_size
+        bits = self._unembedding_bits if is_unembedding else self._layer_bits
+        num_outputs = weight.shape[1]
+        quantized = quantized_weight(_in_turn(plan.weights), bits)
+        name = product.name or product.outputs[0].name
+        inputs: list[ir.Value | None] = [
+            plan.source,
+            _initializer(graph, f"{name}.weight", quantized.data),
+            _initializer(graph, f"{name}.scales", quantized.scales),
+            plan.norm_weight,
+            _initializer(graph, f"{name}.bias", _in_turn(plan.biases)) if plan.biases else None,
+            plan.residual,
+        ]
+        while inputs[-1] is None:
+            inputs.pop()
+        linear = ir.Node(
+            DOMAIN,
+            "Linear",
+            inputs,
+            [
+                ir.AttrInt64("bits", bits),
+                ir.AttrInt64("num_outputs", num_outputs),
+                ir.AttrInt64("activation", _SILU if plan.activated else 0),
+                ir.AttrInt64("gated", int(len(plan.weights) == 2)),
+                ir.AttrFloat32("epsilon", plan.epsilon),
+            ],
+        )
+        old, new = plan.last.outputs[0], linear.outputs[0]
+        new.name, new.shape, new.type = old.name, old.shape, old.type
+        graph.insert_before(plan.last, linear)
+        old.replace_all_uses_with(new, replace_graph_outputs=True)
+        old.name = f"{old.name}.replaced"
+        return {product, *plan.products}
+
+
+@dataclass(slots=True)
+class _Plan:
+    """What one operator will compute, and the node whose output it takes over."""
+
+    source: ir.Value
+    last: ir.Node
+    weights: list[Array]
+    products: list[ir.Node]
+    biases: list[Array] = field(default_factory=list)
+    norm_weight: ir.Value | None = None
+    epsilon: float = 0.0
+    activated: bool = False
+    residual: ir.Value | None = None
+
+
+def _planned(product: ir.Node) -> _Plan:
+    weight = _weight_of(product)
+    assert weight is not None and product.inputs[0] is not None
+    plan = _Plan(product.inputs[0], product, [weight], [product])
+    plan.last, bias = _with_bias(product, weight.shape[1])
+    if bias is not None:
+        plan.biases = [bias]
+    _add_activation(plan)
+    _add_residual(plan)
+    norm = plan.source.producer()
+    if norm is not None and _is_plain_norm(norm) and norm.inputs[0] is not None:
+        plan.source, plan.norm_weight = norm.inputs[0], norm.inputs[1]
+        plan.epsilon = norm.attributes.get_float("epsilon", 1e-5)
+    return plan
+
+
+def _add_activation(plan: _Plan) -> None:
+    """Takes in SiLU, and the product that it gates."""
+    value = plan.last.outputs[0]
+    users = list(value.consumers())
+    sigmoid = next((user for user in users if user.op_type == "Sigmoid"), None)
+    silu = next((user for user in users if user.op_type == "Mul"), None)
+    if len(users) != 2 or sigmoid is None or silu is None:
+        return
+    if set(silu.inputs) != {value, sigmoid.outputs[0]} or not _is_inner(sigmoid.outputs[0]):
+        return
+    plan.last, plan.activated = silu, True
+    gated = _only_user(silu)
+    if gated is None or gated.op_type != "Mul":
+        return
+    other = next(each for each in gated.inputs if each is not silu.outputs[0])
+    up = _before_bias(other)
+    up_weight = None if up is None else _weight_of(up)
+    if up is None or up_weight is None or up.inputs[0] is not plan.source:
+        return
+    last, up_bias = _with_bias(up, up_weight.shape[1])
+    same_form = up_weight.shape == plan.weights[0].shape and (up_bias is None) == (not plan.biases)
+    if last.outputs[0] is not other or not same_form or _only_user(last) is not gated:
+        return
+    plan.weights.append(up_weight)
+    plan.products.append(up)
+    if up_bias is not None:
+        plan.biases.append(up_bias)
+    plan.last = gated
+
+
+def _add_residual(plan: _Plan) -> None:
+    add = _only_user(plan.last)
+    if add is None or add.op_type != "Add" or add.domain != "":
+        return
+    others = [value for value in add.inputs if value is not plan.last.outputs[0]]
+    if len(others) == 1 and same_known_shape(others[0], add.outputs[0]):
+        plan.last, plan.residual = add, others[0]
+
+
+def _with_bias(product: ir.Node, num_outputs: int) -> tuple[ir.Node, Array | None]:
+    """The node after which the product has its constant bias, and the bias."""
+    if product.op_type == "Gemm" and len(product.inputs) > 2 and product.inputs[2] is not None:
+        return product, _constant(product.inputs[2])
+    add = _only_user(product)
+    if add is None or add.op_type != "Add":
+        return product, None
+    for value in add.inputs:
+        bias = _constant(value)
+        if bias is not None and bias.shape == (num_outputs,):
+            return add, bias
+    return product, None
+
+
+def _before_bias(value: ir.Value | None) -> ir.Node | None:
+    node = None if value is None else value.producer()
+    if node is not None and node.op_type == "Add":
+        products = [each.producer() for each in node.inputs if each is not None]
+        return next((each for each in products if each and _weight_of(each) is not None), None)
+    return node
+
+
+def _weight_of(node: ir.Node) -> Array | None:
+    """The (inputs, outputs) matrix of a product by a constant."""
+    if node.op_type not in ("MatMul", "Gemm") or node.domain != "":
+        return None
+    weight = _constant(node.inputs[1])
+    if weight is None or weight.ndim != 2 or weight.dtype != np.float32:
+        return None
+    if node.op_type == "MatMul":
+        return weight
+    attributes = node.attributes
+    plain = attributes.get_float("alpha", 1.0) == attributes.get_float("beta", 1.0) == 1.0
+    bias = node.inputs[2] if len(node.inputs) > 2 else None
+    if not plain or attributes.get_int("transA", 0) or (bias and _constant(bias) is None):
+        return None
+    return weight.T if attributes.get_int("transB", 0) else weight
+
+
+def _is_plain_norm(node: ir.Node) -> bool:
+    value = node.inputs[0]
+    if node.op_type != "RMSNormalization" or value is None or value.shape is None:
+        return False
+    weight = _constant(node.inputs[1])
+    over_last = node.attributes.get_int("axis", -1) in (-1, len(value.shape) - 1)
+    return over_last and weight is not None and weight.ndim == 1
+
+
+def _only_user(node: ir.Node) -> ir.Node | None:
+    value = node.outputs[0]
+    users = list(value.consumers())
+    return users[0] if len(users) == 1 and _is_inner(value) else None
+
+
+def _is_inner(value: ir.Value) -> bool:
+    return not value.is_graph_output()
+
+
+def _in_turn(arrays: list[Array]) -> Array:
+    """One array as it is; two with 16 of their last axis in turn, each padded to full groups."""
+    padded = []
+    for array in arrays:
+        missing = -array.shape[-1] % LANES
+        widths = [(0, 0)] * (array.ndim - 1) + [(0, missing)]
+        whole = np.pad(array, widths)
+        padded.append(whole.reshape(*array.shape[:-1], -1, 1, LANES))
+    joined = np.concatenate(padded, axis=-2)
+    return joined.reshape(*joined.shape[:-3], -1)
+
+
+def _initializer(graph: ir.Graph, name: str, array: Array) -> ir.Value:
+    tensor = ir.tensor(array, name=name)
+    value = ir.Value(
+        name=name,
+        shape=ir.Shape(array.shape),
+        type=ir.TensorType(tensor.dtype),
+        const_value=tensor,
+    )
+    graph.register_initializer(value)
+    return value
+
+
+def _constant(value: ir.Value | None) -> Array | None:
+    return None if value is None or value.const_value is None else value.const_value.numpy()

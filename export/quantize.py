@@ -1,0 +1,114 @@
+"""Weights in the form that the operator library's `Linear` reads (native/kernels.h)."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+LANES = 16
+"""Outputs that are stored together."""
+
+BLOCK_SIZES = {8: 64, 4: 32}
+"""Inputs that share a scale, by bits."""
+
+_INPUTS_MULTIPLE = 64
+_SHRINKS = np.linspace(1.0, 0.7, 13, dtype=np.float32)
+
+
+@dataclass(frozen=True, slots=True)
+class QuantizedWeight:
+    """A weight matrix of K inputs and N outputs.
+
+    Attributes:
+        data: (ceil(N / 16), K' * 16 * bits / 8) uint8, K' being K rounded up to 64.
+        scales: (ceil(N / 16), K' / block, 16) float16.
+        bits: 8 or 4.
+    """
+
+    data: NDArray[np.uint8]
+    scales: NDArray[np.float16]
+    bits: int
+
+
+def quantized_weight(weight: NDArray[np.floating], bits: int) -> QuantizedWeight:
+    """Rounds to nearest, symmetric at 8 bits; at 4 bits with the scale of least squared error.
+
+    Args:
+        weight: (K, N), as `MatMul` has it.
+        bits: 8 or 4.
+    """
+    num_inputs, num_outputs = weight.shape
+    block = BLOCK_SIZES[bits]
+    padded = np.zeros(
+        (_rounded_up(num_outputs, LANES), _rounded_up(num_inputs, _INPUTS_MULTIPLE)), np.float32
+    )
+    padded[:num_outputs, :num_inputs] = weight.T
+    blocks = padded.reshape(len(padded), -1, block)
+    codes, scales = (_codes_of_8_bits if bits == 8 else _codes_of_4_bits)(blocks)
+    groups = len(padded) // LANES
+    # (group, k / 4, lane, k % 4): what one dot product instruction reads.
+    ordered = codes.reshape(groups, LANES, -1, 4).transpose(0, 2, 1, 3)
+    if bits == 4:
+        pairs = ordered.reshape(groups, -1, 2, block // 4 * LANES * 4)
+        ordered = pairs[:, :, 0] | pairs[:, :, 1] << 4
+    return QuantizedWeight(
+        np.ascontiguousarray(ordered.reshape(groups, -1)),
+        np.ascontiguousarray(scales.reshape(groups, LANES, -1).transpose(0, 2, 1)),
+        bits,
+    )
+
+
+def dequantized_weight(
+    quantized: QuantizedWeight, num_inputs: int, num_outputs: int
+) -> NDArray[np.float32]:
+    """The (K, N) matrix that a quantized one stands for."""
+    groups, bits = len(quantized.data), quantized.bits
+    block = BLOCK_SIZES[bits]
+    if bits == 8:
+        codes = quantized.data.astype(np.float32) - 128
+    else:
+        pairs = quantized.data.reshape(groups, -1, 1, block // 4 * LANES * 4)
+        codes = np.concatenate([pairs & 15, pairs >> 4], axis=2).astype(np.float32) - 8
+    lanes = codes.reshape(groups, -1, LANES, 4).transpose(0, 2, 1, 3)
+    blocks = lanes.reshape(groups, LANES, -1, block)
+    scales = quantized.scales.astype(np.float32).transpose(0, 2, 1)
+    weight = (blocks * scales[..., None]).reshape(groups * LANES, -1)
+    return np.ascontiguousarray(weight[:num_outputs, :num_inputs].T)
+
+
+def _codes_of_8_bits(
+    blocks: NDArray[np.float32],
+) -> tuple[NDArray[np.uint8], NDArray[np.float16]]:
+    scales = (np.abs(blocks).max(-1) / 127).astype(np.float16)
+    codes = np.rint(blocks / _divisors(scales)[..., None])
+    return (codes.clip(-127, 127) + 128).astype(np.uint8), scales
+
+
+def _codes_of_4_bits(
+    blocks: NDArray[np.float32],
+) -> tuple[NDArray[np.uint8], NDArray[np.float16]]:
+    """-8 to 7 with the largest magnitude near -8, whichever its sign: the scale may be negative."""
+    largest = np.take_along_axis(blocks, np.abs(blocks).argmax(-1)[..., None], -1)[..., 0]
+    best_codes = np.zeros(blocks.shape, np.float32)
+    best_scales = np.zeros(blocks.shape[:-1], np.float16)
+    best_errors = np.full(blocks.shape[:-1], np.inf, np.float32)
+    for shrink in _SHRINKS:
+        for sign in (-8, 7):
+            scales = (largest / sign * shrink).astype(np.float16)
+            divisors = _divisors(scales)
+            codes = np.rint(blocks / divisors[..., None]).clip(-8, 7)
+            errors = np.square(codes * divisors[..., None] - blocks).sum(-1)
+            better = errors < best_errors
+            best_errors = np.where(better, errors, best_errors)
+            best_scales = np.where(better, scales, best_scales)
+            best_codes = np.where(better[..., None], codes, best_codes)
+    return (best_codes + 8).astype(np.uint8), best_scales
+
+
+def _divisors(scales: NDArray[np.float16]) -> NDArray[np.float32]:
+    """The scales as stored, 1 in place of 0."""
+    return np.where(scales == 0, 1, scales).astype(np.float32)
+
+
+def _rounded_up(size: int, multiple: int) -> int:
+    return -(-size // multiple) * multiple

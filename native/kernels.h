@@ -1,0 +1,114 @@
+// The arithmetic of the operators: linear layers with weights of 8 or 4 bits and activations of 8,
+// and attention under a tree mask.
+//
+// A weight matrix (K inputs, N outputs) is cut into blocks of `block` inputs by 16 outputs. Within
+// a block it is stored as the dot product instructions read it: four consecutive inputs of each of
+// the 16 outputs make 64 bytes. Every block has 16 scales. Activations are quantized by row and
+// block. Products are exact integers, and the blocks of a row are added in order with one
+// rounding each: a row's result depends neither on the other rows nor on the instruction set
+// (given a fused multiply-add).
+#pragma once
+
+#include <cstdint>
+
+namespace medusa {
+
+constexpr int kLanes = 16;       // outputs of a group
+constexpr int kQueryLanes = 8;   // query rows that attention handles together
+// How far ahead of their use weights are fetched, in bytes; 2,048 and 8,192 are slower.
+constexpr int kPrefetch = 4096;
+constexpr int kMaxTileRows = 16;
+constexpr int kMaxTileGroups = 4;
+
+struct Weights {
+  int bits;         // 8 or 4
+  int block;        // inputs that share a scale: 64 at 8 bits, 32 at 4 bits
+  int64_t inputs;   // K, a multiple of 64
+  int64_t groups;   // ceil(N / 16)
+  const uint8_t* data;     // groups x inputs x 16 values, offset by 128 (8 bits) or 8 (4 bits)
+  const uint16_t* scales;  // groups x inputs / block x 16, half precision
+
+  int zero() const { return bits == 8 ? 128 : 8; }
+  int64_t blocks() const { return inputs / block; }
+  int64_t group_bytes() const { return inputs * kLanes * bits / 8; }
+};
+
+// Activations: `values` (rows, inputs); `scales` and `offsets` (rows, blocks). An offset is what
+// the weights' offset adds to a block's product, negated.
+struct Rows {
+  const int8_t* values;
+  const float* scales;
+  const int32_t* offsets;
+};
+
+// Attention of one sequence's new nodes to its cache, where their keys and values are already.
+// Query rows, `group` heads for each node, are handled 8 at a time, one in each lane: every sum
+// over keys is made in the keys' order, and a masked key adds exactly zero. So a row's result does
+// not depend on the other rows, nor on where in a tree the nodes of its path lie.
+struct Attention {
+  int64_t group;        // query heads that share a key and value head
+  int64_t head_dim;
+  int64_t past;         // cached rows before the step
+  int64_t nodes;        // T
+  float scale;
+  const float* queries;  // (T, row_stride), at the group's first head
+  int64_t row_stride;
+  const float* mask;     // (T, T), added to the scores of the new nodes
+  const float* keys;     // (past + T, head_dim)
+  const float* values;   // (past + T, head_dim)
+  const float* cos;      // rows of rotary_dim / 2
+  const float* sin;
+  const int64_t* positions;  // (T,)
+  int64_t rotary_dim;
+  float* out;            // (T, out_stride), at the group's first head
+  int64_t out_stride;
+};
+
+enum Activation { kNone = 0, kSilu = 1, kGeluTanh = 2 };
+
+// One implementation for each instruction set.
+struct Kernels {
+  const char* name;
+  // Products of rows [row, row + rows) with groups [group, group + groups) into
+  // out (rows, groups * 16).
+  void (*tile)(const Weights&, const Rows&, int64_t row, int rows, int64_t group, int groups,
+               float* out);
+  // The best tile for so many rows in all.
+  void (*tile_shape)(int bits, int64_t num_rows, int* rows, int* groups);
+  // Quantizes one row of `size` values, zero up to `inputs`; `norm` (size,) or null is the weight
+  // of an RMS normalization that comes first; `scratch` (inputs,).
+  void (*quantize)(const float* x, const float* norm, float epsilon, int64_t size, int64_t inputs,
+                   int block, int zero, float* scratch, int8_t* values, float* scales,
+                   int32_t* offsets);
+  // out[i] = activation(gate[i]) * up[i]; without `up`, activation(gate[i]).
+  void (*gate)(int activation, const float* gate, const float* up, int64_t size, float* out);
+  // The index of the largest of `size` values, the first of equal ones; 0 where all are NaN.
+  int64_t (*argmax)(const float* x, int64_t size);
+  // Query rows [first, first + 8) of `Attention`; `scratch` holds 8 * (past + T + 2 * head_dim)
+  // floats, 64-byte aligned.
+  void (*attend)(const Attention&, int64_t first, float* scratch);
+};
+
+const Kernels* portable_kernels();
+// These exist on x86-64 only.
+const Kernels* avx2_kernels();
+const Kernels* avx_vnni_kernels();
+const Kernels* avx512_kernels();
+const Kernels* amx_kernels();  // Linux; null where it does not allow them
+
+// The fastest that this processor runs, or the one named by MEDUSA_TRT_KERNELS.
+const Kernels* kernels();
+
+// x (size,) rotated in halves: pairs (i, i + rotary_dim / 2), as Llama does.
+inline void rotate(const float* x, const float* cos, const float* sin, int64_t size,
+                   int64_t rotary_dim, float* out) {
+  const int64_t half = rotary_dim / 2;
+  for (int64_t i = 0; i < half; ++i) {
+    const float a = x[i], b = x[i + half];
+    out[i] = a * cos[i] - b * sin[i];
+    out[i + half] = b * cos[i] + a * sin[i];
+  }
+  for (int64_t i = rotary_dim; i < size; ++i) out[i] = x[i];
+}
+
+}  // namespace medusa

@@ -1,0 +1,119 @@
+// Arithmetic on rows, written so that compilers vectorize it for whatever they compile for.
+// Included by each instruction set's file, inside a namespace of its own.
+
+inline float fast_exp(float x) {
+  // 2^n * 2^f with a polynomial on [-0.5, 0.5], relative error below 2e-7; 0 below -87.
+  float clamped = x < -87.0f ? -87.0f : (x > 88.0f ? 88.0f : x);
+  float t = clamped * 1.44269504088896341f;
+  float n = __builtin_nearbyintf(t);
+  float f = t - n;
+  float p = 1.5403530393381609954e-4f;
+  p = p * f + 1.3333558146428443423e-3f;
+  p = p * f + 9.6181291076284771619e-3f;
+  p = p * f + 5.5504108664821579953e-2f;
+  p = p * f + 2.4022650695910071233e-1f;
+  p = p * f + 6.9314718055994530942e-1f;
+  p = p * f + 1.0f;
+  int32_t bits = (static_cast<int32_t>(n) + 127) << 23;
+  float power;
+  __builtin_memcpy(&power, &bits, sizeof power);
+  return x < -87.0f ? 0.0f : p * power;
+}
+
+inline float activate(int activation, float x) {
+  if (activation == kSilu) return x / (1.0f + fast_exp(-x));
+  float inner = 1.5957691216057308f * (x + 0.044715f * x * x * x);  // 2 sqrt(2 / pi)
+  return x / (1.0f + fast_exp(-inner));
+}
+
+void gate(int activation, const float* gate, const float* up, int64_t size, float* out) {
+  if (activation == kSilu) {
+    for (int64_t i = 0; i < size; ++i) out[i] = activate(kSilu, gate[i]) * (up ? up[i] : 1.0f);
+  } else {
+    for (int64_t i = 0; i < size; ++i) out[i] = activate(kGeluTanh, gate[i]) * (up ? up[i] : 1.0f);
+  }
+}
+
+constexpr int kFloats = MEDUSA_FLOATS;  // in a register
+typedef float Floats __attribute__((vector_size(4 * kFloats), aligned(4), may_alias));
+typedef int32_t Ints __attribute__((vector_size(4 * kFloats), aligned(4), may_alias));
+typedef int8_t Bytes __attribute__((vector_size(kFloats), aligned(1), may_alias));
+
+// x with its halves (or quarters, ...) exchanged, for sums and maxima over all lanes.
+template <int Distance>
+inline Ints exchanged() {
+  Ints lanes;
+  for (int lane = 0; lane < kFloats; ++lane) lanes[lane] = lane ^ (Distance % kFloats);
+  return lanes;
+}
+
+template <typename Vector, typename Function>
+inline auto over_lanes(Vector x, const Function& join) {
+  if (kFloats > 8) x = join(x, __builtin_shuffle(x, exchanged<8>()));
+  if (kFloats > 4) x = join(x, __builtin_shuffle(x, exchanged<4>()));
+  x = join(x, __builtin_shuffle(x, exchanged<2>()));
+  return join(x, __builtin_shuffle(x, exchanged<1>()))[0];
+}
+
+inline void quantize_block(const float* x, int block, int zero, int8_t* values, float* scale,
+                           int32_t* offset) {
+  const Floats* parts = reinterpret_cast<const Floats*>(x);
+  const auto larger = [](Floats a, Floats b) { return a > b ? a : b; };
+  Floats largest = {};
+  for (int i = 0; i < block / kFloats; ++i)
+    largest = larger(largest, parts[i] < 0.0f ? -parts[i] : parts[i]);
+  const float most = over_lanes(largest, larger);
+  const float inverse = most > 1e-30f ? 127.0f / most : 0.0f;
+  constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it leaves no room for a fraction
+  Ints sums = {};
+  for (int i = 0; i < block / kFloats; ++i) {
+    const Ints rounded = __builtin_convertvector((parts[i] * inverse + kRound) - kRound, Ints);
+    reinterpret_cast<Bytes*>(values)[i] = __builtin_convertvector(rounded, Bytes);
+    sums += rounded;
+  }
+  *scale = most / 127.0f;
+  *offset = -zero * over_lanes(sums, [](Ints a, Ints b) { return a + b; });
+}
+
+void quantize(const float* x, const float* norm, float epsilon, int64_t size, int64_t inputs,
+              int block, int zero, float* scratch, int8_t* values, float* scales,
+              int32_t* offsets) {
+  const float* source = x;
+  if (norm || inputs > size) {
+    float factor = 1.0f;
+    if (norm) {
+      float partial[16] = {};
+      int64_t i = 0;
+      for (; i + 16 <= size; i += 16)
+        for (int lane = 0; lane < 16; ++lane) partial[lane] += x[i + lane] * x[i + lane];
+      float sum = 0.0f;
+      for (; i < size; ++i) sum += x[i] * x[i];
+      for (float part : partial) sum += part;
+      factor = 1.0f / __builtin_sqrtf(sum / static_cast<float>(size) + epsilon);
+    }
+    if (norm)
+      for (int64_t i = 0; i < size; ++i) scratch[i] = x[i] * factor * norm[i];
+    else
+      for (int64_t i = 0; i < size; ++i) scratch[i] = x[i];
+    for (int64_t i = size; i < inputs; ++i) scratch[i] = 0.0f;
+    source = scratch;
+  }
+  for (int64_t start = 0, index = 0; start < inputs; start += block, ++index)
+    quantize_block(source + start, block, zero, values + start, scales + index, offsets + index);
+}
+
+// The index of the largest of `size` values, the first of equal ones.
+int64_t argmax(const float* x, int64_t size) {
+  Floats largest;
+  for (int lane = 0; lane < kFloats; ++lane) largest[lane] = x[0];
+  int64_t i = 0;
+  for (; i + kFloats <= size; i += kFloats) {
+    const Floats part = *reinterpret_cast<const Floats*>(x + i);
+    largest = part > largest ? part : largest;
+  }
+  float most = over_lanes(largest, [](Floats a, Floats b) { return a > b ? a : b; });
+  for (; i < size; ++i) most = x[i] > most ? x[i] : most;
+  for (i = 0; i < size; ++i)
+    if (x[i] == most) return i;
+  return 0;  // nothing but NaN
+}

@@ -1,0 +1,58 @@
+"""Quantized products and tree attention, one number at a time."""
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+
+
+def quantized_rows(x: Array, block: int) -> Array:
+    """What is left of (M, K) activations after 8-bit rounding by row and block."""
+    kept = np.zeros(x.shape, np.float64)
+    for row in range(len(x)):
+        for start in range(0, x.shape[1], block):
+            part = x[row, start : start + block].astype(np.float64)
+            largest = max(abs(value) for value in part)
+            if largest > 0:
+                kept[row, start : start + block] = np.rint(part / largest * 127) * largest / 127
+    return kept
+
+
+def rms_norm(x: Array, weight: Array, epsilon: float) -> Array:
+    """Each row over its root mean square, times the weight."""
+    rows = [
+        np.array(row) / math.sqrt(sum(value * value for value in row) / len(row) + epsilon)
+        for row in x.tolist()
+    ]
+    return np.array(rows) * weight
+
+
+def silu(x: Array) -> Array:
+    """x times its logistic function."""
+    return x / (1 + np.exp(-x))
+
+
+def rotated(x: Array, position: int, cos: Array, sin: Array) -> Array:
+    """One head's vector turned by its position, in halves, the rest as it is."""
+    half = cos.shape[1]
+    out = x.astype(np.float64).copy()
+    for i in range(half):
+        c, s = float(cos[position, i]), float(sin[position, i])
+        out[i] = x[i] * c - x[i + half] * s
+        out[i + half] = x[i + half] * c + x[i] * s
+    return out
+
+
+def attended(query: Array, keys: Array, values: Array, allowed: list[int], scale: float) -> Array:
+    """Softmax attention of one query to the allowed rows."""
+    scores = [scale * sum(query[d] * keys[row][d] for d in range(len(query))) for row in allowed]
+    top = max(scores)
+    weights = [math.exp(score - top) for score in scores]
+    total = sum(weights)
+    out = np.zeros(values.shape[1])
+    for weight, row in zip(weights, allowed, strict=True):
+        out += weight / total * values[row]
+    return out
