@@ -150,7 +150,7 @@ def _refuse_ties(
     seen: dict[tuple[int, int], str] = {}
     for key, tensor in tensors.items():
         if key.part in ("block", "projection") and tensor.numel():
-            place = tensor.untyped_storage().data_ptr(), tensor.storage_offset()
+            place = tensor.untyped_storage().data_ptr(), int(tensor.storage_offset())
             if place in seen:
                 raise tied_error(source, {recognized.name(key): seen[place]})
             seen[place] = recognized.name(key)

@@ -59,7 +59,9 @@ class Checkpoint:
             wanted = [key for key in keys if file in self.files[key]]
             for key, tensor in self._tensors(file, wanted).items():
                 parts[key].append(tensor)
-        return {key: torch.cat(found) if len(found) > 1 else found[0] for key, found in parts.items()}
+        return {
+            key: torch.cat(found) if len(found) > 1 else found[0] for key, found in parts.items()
+        }
 
     def _tensors(self, file: Path, keys: list[str]) -> dict[str, torch.Tensor]:
         if not file.is_file():
@@ -95,7 +97,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
         tensors = _tensors_from_pickle(path)
         return Checkpoint(path, dict.fromkeys(tensors, (path,)), {}, {path: tensors})
     keys, tied = _keys_of(path)
-    files = (path,)
+    files: tuple[Path, ...] = (path,)
     if _RANK.fullmatch(path.name):
         ranks = {int(m[1]): f for f in path.parent.iterdir() if (m := _RANK.fullmatch(f.name))}
         files = tuple(ranks[rank] for rank in sorted(ranks))

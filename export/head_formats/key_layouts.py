@@ -164,7 +164,9 @@ def recognize(keys: Iterable[str], source: str) -> Recognized:
         if layout is SEQUENTIAL or any(_is_block(layout, key) for key in keys)
     )
     has_backbone = any(_BACKBONE.match(key) for key in keys)
-    prefix, others, unknown = "", [], []
+    prefix = ""
+    others: list[str] = []
+    unknown: list[str] = []
     names: dict[HeadKey, str] = {}
     for key in keys:
         bare = _without_prefix(key)

@@ -156,9 +156,7 @@ def _is_adapter(checkpoint: Checkpoint, recognized: Recognized) -> bool:
     )
 
 
-def _with_vllm_config(
-    heads: MedusaHeads, config: Mapping[str, object], path: Path
-) -> MedusaHeads:
+def _with_vllm_config(heads: MedusaHeads, config: Mapping[str, object], path: Path) -> MedusaHeads:
     """Does to vLLM's heads what vLLM does: full unembeddings are cut to the map, logits scaled."""
     scale = config.get("logit_scale", 1.0)
     if not isinstance(scale, int | float) or not scale > 0:
