@@ -1,6 +1,7 @@
 """PEFT adapters: what they do to the backbone is merged into its weights."""
 
 from pathlib import Path
+from typing import Any
 
 from transformers import PreTrainedModel
 
@@ -54,15 +55,14 @@ def merged_with_adapter(model: PreTrainedModel, folder: Path) -> PreTrainedModel
     config.modules_to_save = [name for name in saved if name not in _HEADS_MODULES] or None
     try:
         adapted = get_peft_model(model, config)
-        result = set_peft_model_state_dict(adapted, checkpoint.load(others))
+        result: Any = set_peft_model_state_dict(adapted, checkpoint.load(others))
     except (RuntimeError, ValueError, KeyError) as error:
         reason = " ".join(str(error).split())
         raise HeadsError(
             f"the adapter in {folder} does not fit the model: {reason[:200]}"
         ) from error
-    missing, unexpected = result  # torch's named tuple
-    missing = [key for key in missing if "lora_" in key or "modules_to_save" in key]
-    for kind, keys in (("has", unexpected), ("lacks", missing)):
+    missing = [key for key in result.missing_keys if "lora_" in key or "modules_to_save" in key]
+    for kind, keys in (("has", result.unexpected_keys), ("lacks", missing)):
         if keys:
             raise HeadsError(f"the adapter in {folder} does not fit: it {kind} {listed(keys)}")
     if not hasattr(adapted, "merge_and_unload"):

@@ -8,7 +8,7 @@ from functools import cache
 from importlib import resources
 from io import StringIO
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 import torch
@@ -140,10 +140,11 @@ def load_base_model(source: ModelSource) -> BaseModel:
 def load_model(source: ModelSource, dtype: torch.dtype | Literal["auto"]) -> PreTrainedModel:
     """Loads the weights, with the adapter merged into them; "auto" keeps the file's own type."""
     with _loading(source) as gguf:
-        loaded: tuple[PreTrainedModel, dict[str, list[str]]] = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             source.location, dtype=dtype, output_loading_info=True, **gguf
-        )  # type: ignore[assignment]  # typed without the loading info
-    model, info = loaded
+        )
+    model: PreTrainedModel = loaded[0]
+    info: dict[str, list[str]] = loaded[1]
     if missing := info["missing_keys"]:
         raise ExportError(
             f"{source.location} lacks weights of the model: {listed(missing)}; give a whole model"
