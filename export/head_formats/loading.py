@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -91,10 +91,12 @@ def load_heads(source: str | Path) -> LoadedHeads:
     tied = {key: kept for key, kept in checkpoint.tied.items() if is_head_key(key)}
     if tied:
         raise tied_error(name, tied)
+    config, config_path = _config_beside(checkpoint, recognized)
+    if recognized.layout is VLLM and config.get("original_lm_head") is True:
+        recognized = _with_original_lm_head(recognized)
     by_name = checkpoint.load(recognized.names.values())
     tensors = {key: by_name[file_key] for key, file_key in recognized.names.items()}
     heads = heads_from_keys(recognized, tensors, name)
-    config, config_path = _config_beside(checkpoint, recognized)
     if recognized.layout is VLLM:
         heads = _with_vllm_config(heads, config, config_path)
     return _described(checkpoint, recognized, tensors, heads, config, config_path)
@@ -154,6 +156,16 @@ def _is_adapter(checkpoint: Checkpoint, recognized: Recognized) -> bool:
     return checkpoint.path.name.startswith("adapter_model.") or recognized.prefix.startswith(
         "base_model.model."
     )
+
+
+def _with_original_lm_head(recognized: Recognized) -> Recognized:
+    """What vLLM does: an unembedding of head 0 alone is the one that all heads use."""
+    unembeddings = [key for key in recognized.names if key.part == "unembedding"]
+    if len(unembeddings) != 1 or unembeddings[0].head != 0:
+        return recognized
+    names = dict(recognized.names)
+    names[HeadKey("common_unembedding")] = names.pop(unembeddings[0])
+    return replace(recognized, names=names)
 
 
 def _with_vllm_config(heads: MedusaHeads, config: Mapping[str, object], path: Path) -> MedusaHeads:
