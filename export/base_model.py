@@ -150,7 +150,8 @@ def load_model(source: ModelSource, dtype: torch.dtype | Literal["auto"]) -> Pre
             f"{source.location} lacks weights of the model: {listed(missing)}; give a whole model"
         )
     if source.adapter is not None:
-        model = merged_with_adapter(model, source.adapter)
+        with _quiet_transformers():
+            model = merged_with_adapter(model, source.adapter)
     model.eval()
     return model
 

@@ -1,6 +1,6 @@
 """Which heads an export uses, and what they mean for its backbone."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from medusa_trt.errors import ExportError, HeadsError
@@ -9,9 +9,22 @@ from medusa_trt.export.head_formats.loading import LoadedHeads, holds_heads, loa
 from medusa_trt.export.hub import is_hub_id
 
 
-def heads_for(
-    source: ModelSource, asked: str | Path | None
-) -> tuple[ModelSource, LoadedHeads, tuple[str, ...]]:
+@dataclass(frozen=True, slots=True)
+class HeadsChoice:
+    """What an export is made of.
+
+    Attributes:
+        source: the model to load, with the adapter that belongs to the heads.
+        loaded: the heads.
+        warnings: what the user should be told, a sentence each.
+    """
+
+    source: ModelSource
+    loaded: LoadedHeads
+    warnings: tuple[str, ...]
+
+
+def heads_for(source: ModelSource, asked: str | Path | None) -> HeadsChoice:
     """Reads the heads of an export.
 
     By default they are the alias's, the adapter's, or those that a merged checkpoint holds beside
@@ -22,9 +35,6 @@ def heads_for(
     Args:
         source: the model that was asked for.
         asked: the heads that were asked for, or None.
-
-    Returns:
-        The model to load, the heads, and what the user should be told.
 
     Raises:
         HeadsError: no heads are known for the model, or they cannot be read.
@@ -50,7 +60,7 @@ def heads_for(
                 f"the backbone in {loaded.backbone} is quantized with scales: give the "
                 "full-precision model with --model and these heads with --heads"
             )
-    return source, loaded, warnings
+    return HeadsChoice(source, loaded, warnings)
 
 
 def _own_heads(source: ModelSource) -> str | Path:

@@ -105,10 +105,10 @@ def export_bundle(options: ExportOptions, progress: Callable[[str], None] = prin
     output = options.output or Path(source.name)
     _check_output(output, options.overwrite)
     progress("reading the heads")
-    source, loaded, warnings = heads_for(source, options.heads)
-    heads = loaded.heads
-    progress(f"  {heads.num_heads} heads in {loaded.format} format from {loaded.path}")
-    for text in warnings:
+    choice = heads_for(source, options.heads)
+    source, found, heads = choice.source, choice.loaded, choice.loaded.heads
+    progress(f"  {heads.num_heads} heads in {found.format} format from {found.path}")
+    for text in choice.warnings:
         progress(f"warning: {text}")
     tree = load_tree(options.tree or (source.alias.tree if source.alias else target.default_tree))
     top_k = max(MIN_TOP_K, tree.top_k)

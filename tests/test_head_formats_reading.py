@@ -198,7 +198,7 @@ def test_vllm_cuts_full_unembeddings_to_the_map_and_scales_logits(tmp_path: Path
         load_heads(tmp_path)
 
 
-CONTRADICTIONS = {
+CONTRADICTIONS: dict[str, tuple[dict[str, object], str]] = {
     "fasterdecoding": ({"medusa_num_heads": 5}, "medusa_num_heads 5 where the tensors have 2"),
     "tgi-v1": ({"medusa_num_layers": 2}, "medusa_num_layers 2 where the tensors have 1"),
     "vllm": ({"num_hidden_layers": 4}, "num_hidden_layers 4 where the tensors have 1"),

@@ -73,7 +73,7 @@ def modelopt(folder: Path, content: Tensors, model: Path) -> None:
     backbone = load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
     heads = {f"medusa_heads.{key}": tensor for key, tensor in content.items()}
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for index, tensors in enumerate((backbone, heads), 1):
         name = f"model-0000{index}-of-00002.safetensors"
         save_file(tensors, folder / name, {"format": "pt"})
