@@ -150,7 +150,7 @@ def load_model(source: ModelSource, dtype: torch.dtype | Literal["auto"]) -> Pre
             f"{source.location} lacks weights of the model: {listed(missing)}; give a whole model"
         )
     if source.adapter is not None:
-        with _quiet_transformers():
+        with quiet_transformers():
             model = merged_with_adapter(model, source.adapter)
     model.eval()
     return model
@@ -176,7 +176,7 @@ def load_config(source: ModelSource) -> PretrainedConfig:
 def _loading(source: ModelSource) -> Iterator[dict[str, str]]:
     """Names the model in errors of transformers; gives the arguments that a GGUF file needs."""
     try:
-        with _quiet_transformers():
+        with quiet_transformers():
             yield {} if source.gguf_file is None else {"gguf_file": source.gguf_file}
     except (OSError, ValueError, KeyError, ImportError) as error:
         reason = " ".join(str(error).split())
@@ -185,7 +185,7 @@ def _loading(source: ModelSource) -> Iterator[dict[str, str]]:
 
 
 @contextmanager
-def _quiet_transformers() -> Iterator[None]:
+def quiet_transformers() -> Iterator[None]:
     """Hides loading bars and connection retries: the export shows its own progress."""
     hub = logging.getLogger("huggingface_hub")
     levels = transformers_logging.get_verbosity(), hub.level

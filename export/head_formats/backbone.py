@@ -5,10 +5,17 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
-from medusa_trt.export.base_model import ModelSource, load_config, load_model, load_tokenizer
+from medusa_trt.export.base_model import (
+    ModelSource,
+    load_config,
+    load_model,
+    load_tokenizer,
+    quiet_transformers,
+)
 
 _SINGLE_FILE = "model.safetensors"
 _INDEX_FILE = "model.safetensors.index.json"
@@ -63,14 +70,13 @@ class Backbone:
             fresh = AutoModelForCausalLM.from_config(model.config, dtype=model.dtype)
             fresh.load_state_dict(model.state_dict())
             model = fresh
-        model.save_pretrained(folder)
+        with quiet_transformers():
+            model.save_pretrained(folder)
         load_tokenizer(self.source).save_pretrained(folder)
         index = folder / _INDEX_FILE
         if index.is_file():
             weight_map: dict[str, str] = json.loads(index.read_text("utf-8"))["weight_map"]
             return weight_map
         (folder / _SINGLE_FILE).rename(folder / _BACKBONE_FILE)
-        from safetensors import safe_open
-
         with safe_open(folder / _BACKBONE_FILE, "pt") as file:
             return dict.fromkeys(file.keys(), _BACKBONE_FILE)

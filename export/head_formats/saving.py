@@ -118,7 +118,7 @@ def save_heads(
         weight_map: dict[str, str] = {}
         config: dict[str, object] = {}
         if row.backbone == "weights":
-            assert backbone is not None
+            assert backbone is not None  # see `_backbone`
             weight_map = backbone.save(folder)
             config = json.loads((folder / row.config_file).read_text("utf-8"))
         elif row.backbone == "config":
