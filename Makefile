@@ -34,7 +34,7 @@ $(READY): pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable '.[ort-cpu,export,dev]'
 	touch $@
 
-$(BUNDLE)/manifest.json: $(READY) $(wildcard export/*.py export/passes/*.py export/*.json export/*.safetensors tree_configs/*)
+$(BUNDLE)/manifest.json: $(READY) $(wildcard export/*.py export/*/*.py export/*.json export/*.safetensors tree_configs/*)
 	mkdir -p build
 	$(BIN)/medusa-export --model smollm2-135m --output $(BUNDLE) --overwrite
 

@@ -3,24 +3,31 @@
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib import resources
 from io import StringIO
 from pathlib import Path
+from typing import Any, Literal
 
 import msgspec
 import torch
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 from transformers.utils import logging as transformers_logging
 
 from medusa_trt.errors import ExportError
+from medusa_trt.export.adapter import base_model_of, merged_with_adapter
 from medusa_trt.export.gguf import checked_gguf, gguf_from_package
+from medusa_trt.export.head_formats.key_layouts import listed
+from medusa_trt.export.head_formats.loading import ADAPTER_CONFIG
+from medusa_trt.export.hub import is_hub_id
 
 
 class Alias(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -49,12 +56,14 @@ class ModelSource:
         location: a folder, a hub id, or the folder of a GGUF file.
         gguf_file: the GGUF file's name, if it is one.
         alias: the alias it came from, if any.
+        adapter: the folder of a PEFT adapter to merge into it, if any.
     """
 
     name: str
     location: str
     gguf_file: str | None = None
     alias: Alias | None = None
+    adapter: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,10 +95,12 @@ def source_from_name(name: str) -> ModelSource:
     """Finds a model by what a user types.
 
     Args:
-        name: an alias, a folder in Hugging Face layout, a `.gguf` file, or a hub id `owner/name`.
+        name: an alias, a folder in Hugging Face layout, the folder of a PEFT adapter, a `.gguf`
+            file, or a hub id `owner/name`.
 
     Raises:
-        ExportError: nothing by that name, or an alias whose package is not installed.
+        ExportError: nothing by that name, an alias whose package is not installed, or an adapter
+            that does not name its base model.
     """
     if alias := aliases().get(name):
         requirement = f"{alias.pypi_package}=={alias.pypi_version}"
@@ -100,10 +111,14 @@ def source_from_name(name: str) -> ModelSource:
         path = checked_gguf(path)
         return ModelSource(path.stem, str(path.parent), path.name)
     if path.is_dir():
-        if not (path / "config.json").is_file():
+        has_config = (path / "config.json").is_file()
+        if not has_config and (path / ADAPTER_CONFIG).is_file():
+            base = source_from_name(base_model_of(path))
+            return replace(base, name=path.resolve().name, alias=None, adapter=path)
+        if not has_config:
             raise ExportError(f"{path} is not a model folder: it has no config.json")
         return ModelSource(path.resolve().name, str(path))
-    if name.count("/") == 1 and not name.startswith((".", "/", "~")) and not path.exists():
+    if is_hub_id(name):
         return ModelSource(name.split("/")[1], name)
     raise ExportError(
         f"unknown model {name!r}: give an alias ({', '.join(aliases())}), a folder, "
@@ -115,26 +130,62 @@ def load_base_model(source: ModelSource) -> BaseModel:
     """Loads weights as float32 and the tokenizer.
 
     Raises:
-        ExportError: the model cannot be loaded, or is of a kind transformers does not know.
+        ExportError: the model cannot be loaded, lacks weights, or is of a kind that transformers
+            does not know.
+        HeadsError: the adapter that belongs to it does not fit.
     """
-    gguf = {} if source.gguf_file is None else {"gguf_file": source.gguf_file}
+    return BaseModel(source, load_model(source, torch.float32), load_tokenizer(source))
+
+
+def load_model(source: ModelSource, dtype: torch.dtype | Literal["auto"]) -> PreTrainedModel:
+    """Loads the weights, with the adapter merged into them; "auto" keeps the file's own type."""
+    with _loading(source) as gguf:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            source.location, dtype=dtype, output_loading_info=True, **gguf
+        )
+    model: PreTrainedModel = loaded[0]
+    info: dict[str, list[str]] = loaded[1]
+    if missing := info["missing_keys"]:
+        raise ExportError(
+            f"{source.location} lacks weights of the model: {listed(missing)}; give a whole model"
+        )
+    if source.adapter is not None:
+        with quiet_transformers():
+            model = merged_with_adapter(model, source.adapter)
+    model.eval()
+    return model
+
+
+def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
+    """Loads the tokenizer."""
+    with _loading(source) as gguf:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source.location, **gguf)
+    if not tokenizer.is_fast:
+        raise ExportError(f"{source.name} has no fast tokenizer: convert it to tokenizer.json")
+    return tokenizer
+
+
+def load_config(source: ModelSource) -> PretrainedConfig:
+    """Loads the config alone."""
+    with _loading(source) as gguf:
+        config: PretrainedConfig = AutoConfig.from_pretrained(source.location, **gguf)
+    return config
+
+
+@contextmanager
+def _loading(source: ModelSource) -> Iterator[dict[str, str]]:
+    """Names the model in errors of transformers; gives the arguments that a GGUF file needs."""
     try:
-        with _quiet_transformers():
-            model = AutoModelForCausalLM.from_pretrained(
-                source.location, dtype=torch.float32, **gguf
-            )
-            tokenizer = AutoTokenizer.from_pretrained(source.location, **gguf)
+        with quiet_transformers():
+            yield {} if source.gguf_file is None else {"gguf_file": source.gguf_file}
     except (OSError, ValueError, KeyError, ImportError) as error:
         reason = " ".join(str(error).split())
         place = "/".join(filter(None, (source.location, source.gguf_file)))
         raise ExportError(f"cannot load model {place!r}: {reason[:300]}") from error
-    if not tokenizer.is_fast:
-        raise ExportError(f"{source.name} has no fast tokenizer: convert it to tokenizer.json")
-    return BaseModel(source, model.eval(), tokenizer)
 
 
 @contextmanager
-def _quiet_transformers() -> Iterator[None]:
+def quiet_transformers() -> Iterator[None]:
     """Hides loading bars and connection retries: the export shows its own progress."""
     hub = logging.getLogger("huggingface_hub")
     levels = transformers_logging.get_verbosity(), hub.level

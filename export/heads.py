@@ -64,6 +64,13 @@ class MedusaHeads:
         """Width of the hidden state they read."""
         return int(self.heads[0].blocks[0].weight.shape[0])
 
+    @property
+    def common_unembedding(self) -> torch.Tensor | None:
+        """The one unembedding that all heads use and that is not the backbone's, or None."""
+        first = self.heads[0].unembedding
+        same = all(head.unembedding is first for head in self.heads)
+        return first if same else None
+
     def draft_vocab_size(self, vocab_size: int) -> int:
         """Number of tokens that the heads choose from, on a backbone with `vocab_size`."""
         return vocab_size if self.token_map is None else int(self.token_map.numel())
@@ -108,32 +115,45 @@ class HeadsModule(nn.Module):
     All heads are evaluated together as batched products.
     """
 
-    def __init__(self, heads: MedusaHeads, shared_unembedding: torch.Tensor, top_k: int) -> None:
+    def __init__(
+        self,
+        heads: MedusaHeads,
+        shared_unembedding: torch.Tensor,
+        top_k: int,
+        shared_bias: torch.Tensor | None = None,
+    ) -> None:
         """Stacks the heads' parameters.
 
         Args:
             heads: the heads.
             shared_unembedding: (vocab, hidden) of the backbone, for heads without their own.
             top_k: candidates of each head.
+            shared_bias: (vocab,) that the backbone adds to its logits, if it does.
         """
         super().__init__()
         self.top_k = top_k
-        self.num_layers = heads.num_layers
+        self.num_heads, self.num_layers = heads.num_heads, heads.num_layers
         for layer in range(heads.num_layers):
             self._stack(f"block{layer}", [head.blocks[layer] for head in heads.heads])
         self.has_projection = heads.heads[0].projection is not None
         if self.has_projection:
             projections = [head.projection for head in heads.heads]
             self._stack("projection", [map_ for map_ in projections if map_ is not None])
-        self.shared = heads.heads[0].unembedding is None
-        if self.shared:
-            unembedding = shared_unembedding
+        bias = None
+        common = heads.common_unembedding
+        self.shared = common is not None or heads.heads[0].unembedding is None
+        if common is not None:
+            unembedding = common
+        elif self.shared:
+            unembedding, bias = shared_unembedding, shared_bias
             if heads.token_map is not None:
                 unembedding = unembedding[heads.token_map].contiguous()
+                bias = None if bias is None else bias[heads.token_map].contiguous()
         else:
             own = [head.unembedding for head in heads.heads if head.unembedding is not None]
             unembedding = torch.stack(own).transpose(1, 2).contiguous()
         self.unembedding = nn.Buffer(unembedding, persistent=False)
+        self.unembedding_bias = None if bias is None else nn.Buffer(bias, persistent=False)
         self.token_map = (
             None if heads.token_map is None else nn.Buffer(heads.token_map, persistent=False)
         )
@@ -153,8 +173,14 @@ class HeadsModule(nn.Module):
         if self.shared:
             num_heads = state.shape[0]
             # Two dimensions make one product of all heads, with the weight as the backbone has it.
-            flat = nn.functional.linear(state.reshape(-1, state.shape[-1]), self.unembedding)
+            flat = nn.functional.linear(
+                state.reshape(-1, state.shape[-1]), self.unembedding, self.unembedding_bias
+            )
             return flat.reshape(num_heads, -1, flat.shape[-1])
+        return self._unembed(state)
+
+    def _unembed(self, state: torch.Tensor) -> torch.Tensor:
+        """(num_heads, B, hidden_size) by each head's own unembedding."""
         return torch.matmul(state, self.unembedding)
 
     def _stack(self, name: str, maps: list[Linear]) -> None:

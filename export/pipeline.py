@@ -1,9 +1,7 @@
 """The whole export: model and heads in, a verified bundle out."""
 
 import os
-import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -14,8 +12,8 @@ from transformers import PreTrainedModel
 from medusa_trt.errors import ExportError, HeadsError
 from medusa_trt.export.base_model import BaseModel, load_base_model, source_from_name
 from medusa_trt.export.graph import VerifyModule, refuse_unsupported
-from medusa_trt.export.head_checkpoint import heads_from_path
 from medusa_trt.export.heads import HeadsModule, MedusaHeads
+from medusa_trt.export.heads_choice import heads_for
 from medusa_trt.export.onnx_export import (
     graph_spec,
     heads_graph,
@@ -23,8 +21,10 @@ from medusa_trt.export.onnx_export import (
     tree_graph,
     verify_graph,
 )
+from medusa_trt.export.output_folder import new_folder
 from medusa_trt.export.passes import QuantizeLinearPass
 from medusa_trt.export.reduce_graph import reduce_graph
+from medusa_trt.export.separate_heads import SeparateHeadsModule
 from medusa_trt.export.targets import (
     AttentionForm,
     Precision,
@@ -62,7 +62,8 @@ class ExportOptions:
     Attributes:
         model: an alias, a folder, a hub id or a `.gguf` file.
         output: the bundle's folder; the model's name in the current folder by default.
-        heads: a head checkpoint; the alias's own by default.
+        heads: a head checkpoint in any format: a file, a folder or a hub id; by default the
+            alias's own, or those beside the model's weights.
         tree: a tree's name or file; the alias's own, else the target's default.
         precision: weight precision; the target's default if None.
         target: where the bundle will run.
@@ -72,7 +73,7 @@ class ExportOptions:
 
     model: str
     output: Path | None = None
-    heads: Path | None = None
+    heads: str | Path | None = None
     tree: str | None = None
     precision: str | None = None
     target: str = "ort-cpu"
@@ -111,11 +112,12 @@ def export_bundle(options: ExportOptions, progress: Callable[[str], None] = prin
     source = source_from_name(options.model)
     output = options.output or Path(source.name)
     _check_output(output, options.overwrite)
-    heads_path = options.heads or (source.alias.heads_path if source.alias else None)
-    if heads_path is None:
-        raise HeadsError(f"no heads are known for {source.name!r}: give a checkpoint with --heads")
-    progress(f"reading the heads from {heads_path.name}")
-    heads = heads_from_path(heads_path)
+    progress("reading the heads")
+    choice = heads_for(source, options.heads)
+    source, found, heads = choice.source, choice.loaded, choice.loaded.heads
+    progress(f"  {heads.num_heads} heads in {found.format} format from {found.path}")
+    for text in choice.warnings:
+        progress(f"warning: {text}")
     tree = load_tree(options.tree or (source.alias.tree if source.alias else target.default_tree))
     top_k = max(MIN_TOP_K, tree.top_k)
     tree.check(heads.num_heads, top_k)
@@ -130,7 +132,7 @@ def export_bundle(options: ExportOptions, progress: Callable[[str], None] = prin
         )
     max_length = _checked_max_length(options.max_length, base.model, target)
     parts = _Parts(base, heads, tree, target, precision, max_length, top_k)
-    with _new_folder(output, options.overwrite) as folder:
+    with new_folder(output, options.overwrite) as folder:
         _write_bundle(folder, parts, progress)
     return Bundle.open(output, check_hashes=False)
 
@@ -147,10 +149,20 @@ def _write_bundle(folder: Path, parts: _Parts, progress: Callable[[str], None]) 
         finally:
             module.release()
     progress("tracing the heads graph")
-    unembedding = model.get_output_embeddings().weight.detach()
-    heads_module = HeadsModule(parts.heads, unembedding, parts.top_k, batched=quantize is None)
+    unembedding = model.get_output_embeddings()
+    bias = getattr(unembedding, "bias", None)
+    module_class = HeadsModule if quantize is None else SeparateHeadsModule
+    heads_module = module_class(
+        parts.heads,
+        unembedding.weight.detach(),
+        parts.top_k,
+        None if bias is None else bias.detach(),
+    )
     graphs["heads"] = heads_graph(
-        heads_module, parts.heads.hidden_size, parts.target.opset, quantize and quantize.at(8)
+        heads_module,
+        parts.heads.hidden_size,
+        parts.target.opset,
+        None if quantize is None else quantize.at(8),
     )
     graphs["reduce"] = reduce_graph(model.config.vocab_size, parts.target.opset)
     graphs["tree"] = tree_graph(parts.tree, parts.target.opset)
@@ -282,23 +294,3 @@ def _check_output(output: Path, overwrite: bool) -> None:
         raise ExportError(f"cannot write {output}: {parent} is not a folder")
     if not os.access(parent, os.W_OK):
         raise ExportError(f"cannot write {output}: {parent} is not writable")
-
-
-@contextmanager
-def _new_folder(output: Path, overwrite: bool) -> Iterator[Path]:
-    """A folder that becomes `output` when the block succeeds and vanishes when it does not."""
-    partial = output.absolute().with_name(f".{output.name}.partial-{os.getpid()}")
-    try:
-        partial.mkdir()
-        yield partial
-        if overwrite and output.exists():
-            old = output.absolute().with_name(f".{output.name}.old-{os.getpid()}")
-            output.rename(old)
-            partial.rename(output)
-            shutil.rmtree(old)
-        else:
-            partial.rename(output)
-    except OSError as error:
-        raise ExportError(f"cannot write {output}: {error}") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)

@@ -1,7 +1,6 @@
 """The heads one after the other, by plain matrix products that can be quantized."""
 
 import torch
-from torch import nn
 
 from medusa_trt.export.heads import HeadsModule, Linear, MedusaHeads
 
@@ -41,9 +40,7 @@ class SeparateHeadsModule(HeadsModule):
         """`state` (1 or num_heads, B, in) → (num_heads, B, out)."""
         products = self._products(f"{name}_weight", state)
         biases = [getattr(self, f"{name}_bias_{head}") for head in range(len(products))]
-        return torch.stack(
-            [product + bias for product, bias in zip(products, biases, strict=True)]
-        )
+        return torch.stack([product + bias for product, bias in zip(products, biases, strict=True)])
 
     def _unembed(self, state: torch.Tensor) -> torch.Tensor:
         return torch.stack(self._products("unembedding", state))

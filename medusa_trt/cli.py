@@ -17,6 +17,7 @@ from medusa_trt.errors import MedusaError
 _VERBS = {
     "cli_chat": "hold a conversation in the terminal",
     "cli_bench": "compare Medusa with plain decoding",
+    "cli_heads": "inspect head checkpoints, convert them between formats",
 }
 
 EXIT_ERROR = 2
@@ -53,7 +54,9 @@ def export_main(argv: Sequence[str] | None = None) -> int:
 
 def _add_export_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", required=True, help="alias, folder, .gguf file or hub id")
-    parser.add_argument("--heads", type=Path, metavar="PATH", help="head checkpoint")
+    parser.add_argument(
+        "--heads", help="heads in any format: file, folder or hub id (default: those it comes with)"
+    )
     parser.add_argument("--tree", help="tree name (plain, chain-3, cartesian-2x3, ...) or file")
     parser.add_argument("--precision", help="weight precision (default: the target's)")
     parser.add_argument("--target", default="ort-cpu", help="where it runs (default: %(default)s)")

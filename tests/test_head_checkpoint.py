@@ -75,6 +75,7 @@ def refused(found: Mapping[str, torch.Tensor], message: str) -> None:
     bias=st.booleans(),
     projection=st.booleans(),
     token_map=st.booleans(),
+    shared_bias=st.booleans(),
     batch=st.integers(1, 3),
 )
 def test_logits_and_drafts_are_the_references(
@@ -84,6 +85,7 @@ def test_logits_and_drafts_are_the_references(
     bias: bool,
     projection: bool,
     token_map: bool,
+    shared_bias: bool,
     batch: int,
 ) -> None:
     found = tensors(
@@ -94,10 +96,14 @@ def test_logits_and_drafts_are_the_references(
         projection=projection,
         token_map=token_map,
     )
-    module = HeadsModule(heads_from_tensors(found, "heads"), unembedding(), top_k=5)
+    added = torch.arange(VOCAB) % 7 / 3 if shared_bias else None
+    module = HeadsModule(heads_from_tensors(found, "heads"), unembedding(), 5, added)
     hidden = torch.randn(batch, HIDDEN, generator=torch.Generator().manual_seed(batch))
     expected = head_logits(
-        as_arrays(found), unembedding().double().numpy(), hidden.double().numpy()
+        as_arrays(found),
+        unembedding().double().numpy(),
+        hidden.double().numpy(),
+        None if added is None else added.double().numpy(),
     )
     logits = module.logits(hidden).numpy()
     assert logits.shape == (num_heads, batch, len(MAP) if token_map else VOCAB)

@@ -12,19 +12,30 @@ Array = NDArray[np.float64]
 
 
 def head_logits(
-    tensors: Mapping[str, NDArray[np.generic]], shared_unembedding: Array, hidden: Array
+    tensors: Mapping[str, NDArray[np.generic]],
+    shared_unembedding: Array,
+    hidden: Array,
+    shared_bias: Array | None = None,
 ) -> Array:
-    """(num_heads, B, draft_vocab) logits of heads named as in a checkpoint, for `hidden` (B, H)."""
+    """(num_heads, B, draft_vocab) logits of heads named as in a checkpoint, for `hidden` (B, H).
+
+    `shared_bias` (vocab,) is what the backbone adds to its own logits: heads on its unembedding
+    add it too.
+    """
     num_heads = len({key.split(".")[0] for key in tensors if key != "token_map"})
     logits = [
-        [_logits_of_row(tensors, shared_unembedding, head, row) for row in hidden]
+        [_logits_of_row(tensors, shared_unembedding, shared_bias, head, row) for row in hidden]
         for head in range(num_heads)
     ]
     return np.array(logits)
 
 
 def _logits_of_row(
-    tensors: Mapping[str, NDArray[np.generic]], shared_unembedding: Array, head: int, x: Array
+    tensors: Mapping[str, NDArray[np.generic]],
+    shared_unembedding: Array,
+    shared_bias: Array | None,
+    head: int,
+    x: Array,
 ) -> Array:
     layer = 0
     while f"{head}.{layer}.linear.weight" in tensors:
@@ -35,11 +46,13 @@ def _logits_of_row(
         x = x + _affine(tensors, f"{head}.projection", x)
     if f"{head}.{layer}.weight" in tensors:
         unembedding = tensors[f"{head}.{layer}.weight"].astype(np.float64)
-    elif "token_map" in tensors:
-        unembedding = np.array([shared_unembedding[int(token)] for token in tensors["token_map"]])
-    else:
-        unembedding = shared_unembedding
-    return np.array([float(np.dot(row, x)) for row in unembedding])
+        return np.array([float(np.dot(row, x)) for row in unembedding])
+    tokens = tensors["token_map"] if "token_map" in tensors else range(len(shared_unembedding))
+    logits = []
+    for token in tokens:
+        bias = 0.0 if shared_bias is None else float(shared_bias[int(token)])
+        logits.append(float(np.dot(shared_unembedding[int(token)], x)) + bias)
+    return np.array(logits)
 
 
 def _affine(tensors: Mapping[str, NDArray[np.generic]], name: str, x: Array) -> Array:

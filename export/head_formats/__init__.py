@@ -1,0 +1,1 @@
+"""Every public layout of Medusa head checkpoints, read and written through one in-memory form."""

@@ -1,0 +1,190 @@
+"""Named tensors into heads: the tensors decide how many heads and layers there are."""
+
+from collections.abc import Iterable, Mapping
+
+import torch
+
+from medusa_trt.errors import HeadsError
+from medusa_trt.export.head_formats.key_layouts import HeadKey, Recognized, listed
+from medusa_trt.export.heads import Linear, MedusaHead, MedusaHeads
+
+_FP8 = (torch.float8_e4m3fn, torch.float8_e5m2)
+
+
+def heads_from_keys(
+    recognized: Recognized, tensors: Mapping[HeadKey, torch.Tensor], source: str
+) -> MedusaHeads:
+    """Builds heads in float32 out of a checkpoint's tensors.
+
+    Args:
+        recognized: how the file names them.
+        tensors: all of the heads' tensors, in any floating-point type, FP8 with its scales.
+        source: names the file in errors.
+
+    Raises:
+        HeadsError: tensors that are missing, left over, misshapen, tied or not finite; the error
+            lists their keys.
+    """
+    _refuse_ties(recognized, tensors, source)
+    tensors = {key: tensor.detach() for key, tensor in tensors.items()}
+    token_map = tensors.pop(HeadKey("token_map"), None)
+    named = {
+        key: _as_float(recognized, tensors, key, source)
+        for key in tensors
+        if key.kind in ("weight", "bias")
+    }
+    _refuse_stray_scales(recognized, tensors, source)
+    common = named.pop(HeadKey("common_unembedding"), None)
+    indices = {key.head for key in named if key.head is not None}
+    if not indices or indices != set(range(len(indices))):
+        raise HeadsError(f"{source} holds heads {sorted(indices)}: expected 0, 1, 2, ...")
+    assembly = _Assembly(recognized, named, source)
+    heads = tuple(assembly.head(index, common) for index in range(len(indices)))
+    for index, head in enumerate(heads):
+        if _shapes(head) != _shapes(heads[0]):
+            raise HeadsError(f"{source}: head {index} differs from head 0 in its keys or shapes")
+    return MedusaHeads(heads, None if token_map is None else _checked_ids(token_map, source))
+
+
+class _Assembly:
+    """Takes tensors out of `named`, head by head."""
+
+    def __init__(
+        self, recognized: Recognized, named: dict[HeadKey, torch.Tensor], source: str
+    ) -> None:
+        self.recognized = recognized
+        self.named = named
+        self.source = source
+
+    def head(self, index: int, common: torch.Tensor | None) -> MedusaHead:
+        first_key = HeadKey("block", "weight", index, 0)
+        first = self.named.get(first_key)
+        if first is None:
+            raise HeadsError(f"{self.source} lacks {self.recognized.name(first_key)}")
+        size = first.shape[0] if first.ndim else 1
+        blocks: list[Linear] = []
+        while HeadKey("block", "weight", index, len(blocks)) in self.named:
+            blocks.append(self._linear(HeadKey("block", "weight", index, len(blocks)), size))
+        projection = None
+        if (key := HeadKey("projection", "weight", index)) in self.named:
+            projection = self._linear(key, size)
+        unembedding = common
+        for layer in (None, len(blocks)):
+            if (key := HeadKey("unembedding", "weight", index, layer)) in self.named:
+                unembedding = self.named.pop(key)
+                if common is not None:
+                    name = self.recognized.name(HeadKey("common_unembedding"))
+                    raise HeadsError(
+                        f"{self.source} has both {name} and {self.recognized.name(key)}: keep one"
+                    )
+        if unembedding is not None and (unembedding.ndim != 2 or unembedding.shape[1] != size):
+            shared = HeadKey("common_unembedding")
+            name = self.recognized.name(key if common is None else shared)
+            raise HeadsError(
+                f"{self.source}: {name} is {tuple(unembedding.shape)}, "
+                f"expected (vocabulary, {size})"
+            )
+        if left := [self.recognized.name(key) for key in self.named if key.head == index]:
+            raise HeadsError(
+                f"{self.source}: head {index} has {len(blocks)} whole layers, to which these keys "
+                f"do not belong: {listed(left)}"
+            )
+        return MedusaHead(tuple(blocks), projection, unembedding)
+
+    def _linear(self, weight_key: HeadKey, size: int) -> Linear:
+        bias_key = weight_key._replace(kind="bias")
+        weight, bias = self.named.pop(weight_key), self.named.pop(bias_key, None)
+        for key, tensor, shape in ((weight_key, weight, (size, size)), (bias_key, bias, (size,))):
+            if tensor is not None and tuple(tensor.shape) != shape:
+                raise HeadsError(
+                    f"{self.source}: {self.recognized.name(key)} is {tuple(tensor.shape)}, "
+                    f"expected {shape}"
+                )
+        return Linear(weight, bias)
+
+
+def _as_float(
+    recognized: Recognized, tensors: Mapping[HeadKey, torch.Tensor], key: HeadKey, source: str
+) -> torch.Tensor:
+    """A tensor as float32, FP8 multiplied with its scale."""
+    tensor, name = tensors[key], recognized.name(key)
+    if not tensor.is_floating_point():
+        raise HeadsError(f"{source}: {name} is {tensor.dtype}, expected floating point")
+    if tensor.dtype in _FP8:
+        scale_key = key._replace(kind="weight_scale")
+        if scale_key not in tensors:
+            raise HeadsError(
+                f"{source}: {name} is FP8 without its {recognized.name(scale_key)}: "
+                "give the whole checkpoint"
+            )
+        scale = tensors[scale_key].float()
+        if scale.numel() not in (1, tensor.shape[0]):
+            raise HeadsError(
+                f"{source}: {recognized.name(scale_key)} is {tuple(scale.shape)}, expected one "
+                f"scale or ({tensor.shape[0]},)"
+            )
+        tensor = tensor.float() * scale.reshape(-1, *[1] * (tensor.ndim - 1))
+    tensor = tensor.float()
+    if not torch.isfinite(tensor).all():
+        raise HeadsError(f"{source}: {name} holds NaN or infinity: the training has failed")
+    return tensor
+
+
+def _refuse_stray_scales(
+    recognized: Recognized, tensors: Mapping[HeadKey, torch.Tensor], source: str
+) -> None:
+    stray = []
+    for key in tensors:
+        if key.kind.endswith("_scale"):
+            weight = tensors.get(key._replace(kind="weight"))
+            if weight is None or weight.dtype not in _FP8:
+                stray.append(recognized.name(key))
+    if stray:
+        raise HeadsError(f"{source} has scales that belong to no FP8 weight: {listed(stray)}")
+
+
+def _refuse_ties(
+    recognized: Recognized, tensors: Mapping[HeadKey, torch.Tensor], source: str
+) -> None:
+    """Refuses blocks that are one tensor under two keys, as `[ResBlock] * L` makes them."""
+    seen: dict[tuple[int, int], str] = {}
+    for key, tensor in tensors.items():
+        if key.part in ("block", "projection") and tensor.numel():
+            place = tensor.untyped_storage().data_ptr(), int(tensor.storage_offset())
+            if place in seen:
+                raise tied_error(source, {recognized.name(key): seen[place]})
+            seen[place] = recognized.name(key)
+
+
+def tied_error(source: str, tied: Mapping[str, str]) -> HeadsError:
+    """The error for keys that are another key's tensor."""
+    pairs = listed(f"{key} = {kept}" for key, kept in tied.items())
+    return HeadsError(
+        f"{source} has tied keys, so its layers were trained as one: {pairs}; train heads whose "
+        "layers are separate, or save a copy under each key"
+    )
+
+
+def _shapes(head: MedusaHead) -> tuple[object, ...]:
+    maps = [*head.blocks, *([head.projection] if head.projection else [])]
+    return (
+        len(head.blocks),
+        [(map_.weight.shape, map_.bias is None) for map_ in maps],
+        None if head.unembedding is None else head.unembedding.shape,
+    )
+
+
+def _checked_ids(token_map: torch.Tensor, source: str) -> torch.Tensor:
+    dtype, shape = token_map.dtype, tuple(token_map.shape)
+    is_integer = not (dtype.is_floating_point or dtype.is_complex or dtype == torch.bool)
+    if not is_integer or len(shape) != 1 or shape[0] == 0:
+        raise HeadsError(f"{source}: token_map is {dtype} {shape}, expected (ids,) of integers")
+    return token_map.long()
+
+
+def equal_layers(heads: MedusaHeads) -> Iterable[str]:
+    """Names blocks of a head that hold the same numbers although they are separate tensors."""
+    for index, head in enumerate(heads.heads):
+        for layer, block in enumerate(head.blocks[1:], 1):
+            if block.weight.any() and torch.equal(block.weight, head.blocks[0].weight):
+                yield f"head {index}: layers 0 and {layer} are equal, as if trained as one"

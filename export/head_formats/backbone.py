@@ -1,0 +1,82 @@
+"""The backbone that a conversion needs: its vocabulary, its unembedding or all of it."""
+
+import json
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from transformers import PretrainedConfig, PreTrainedModel
+from transformers.models.auto.modeling_auto import AutoModelForCausalLM
+
+from medusa_trt.export.base_model import (
+    ModelSource,
+    load_config,
+    load_model,
+    load_tokenizer,
+    quiet_transformers,
+)
+
+_SINGLE_FILE = "model.safetensors"
+_INDEX_FILE = "model.safetensors.index.json"
+_BACKBONE_FILE = "model-backbone.safetensors"
+
+
+class Backbone:
+    """A backbone of which only what is asked for is loaded, in its own types."""
+
+    def __init__(self, source: ModelSource, name: str) -> None:
+        """Names it; nothing is loaded yet.
+
+        Args:
+            source: where it is.
+            name: what a config's `base_model_name_or_path` shall say.
+        """
+        self.source = source
+        self.name = name
+
+    @cached_property
+    def config(self) -> PretrainedConfig:
+        """Its config."""
+        return load_config(self.source)
+
+    @cached_property
+    def model(self) -> PreTrainedModel:
+        """All of it, with its adapter merged."""
+        return load_model(self.source, "auto")
+
+    def unembedding(self) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The unembedding (vocab, hidden) as float32, and whatever it adds to the logits."""
+        module = self.model.get_output_embeddings()
+        bias = getattr(module, "bias", None)
+        weight: torch.Tensor = module.weight.detach().float()
+        return weight, None if bias is None else bias.detach().float()
+
+    def config_dict(self) -> dict[str, object]:
+        """Its config with every value, as JSON would hold it."""
+        found: dict[str, object] = json.loads(self.config.to_json_string(use_diff=False))
+        return found
+
+    def save(self, folder: Path) -> dict[str, str]:
+        """Writes the whole model with its tokenizer in Hugging Face layout.
+
+        Returns:
+            The file of each tensor; none is called `model.safetensors`, so that readers follow
+            the index that is to be written beside them.
+        """
+        model = self.model
+        if self.source.gguf_file is not None:
+            # transformers does not save a model that it loaded from GGUF.
+            fresh = AutoModelForCausalLM.from_config(model.config, dtype=model.dtype)
+            fresh.load_state_dict(model.state_dict())
+            model = fresh
+        with quiet_transformers():
+            model.save_pretrained(folder)
+        load_tokenizer(self.source).save_pretrained(folder)
+        index = folder / _INDEX_FILE
+        if index.is_file():
+            weight_map: dict[str, str] = json.loads(index.read_text("utf-8"))["weight_map"]
+            return weight_map
+        (folder / _SINGLE_FILE).rename(folder / _BACKBONE_FILE)
+        with safe_open(folder / _BACKBONE_FILE, "pt") as file:
+            return dict.fromkeys(file.keys(), _BACKBONE_FILE)

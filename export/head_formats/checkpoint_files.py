@@ -1,0 +1,186 @@
+"""Tensor files: single, sharded or split by ranks; only tensors are ever loaded from a pickle."""
+
+import json
+import pickle
+import re
+import warnings
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+
+from medusa_trt.errors import HeadsError
+from medusa_trt.export.head_formats.key_layouts import listed
+
+FILE_NAMES = (
+    "medusa_lm_head.safetensors",
+    "medusa_lm_head.pt",
+    "adapter_model.safetensors",
+    "adapter_model.bin",
+    "model.safetensors.index.json",
+    "model.safetensors",
+    "pytorch_model.bin.index.json",
+    "pytorch_model.bin",
+    "rank0.safetensors",
+)
+"""Where a folder keeps its tensors, by precedence."""
+
+_INDEX_SUFFIX = ".index.json"
+_RANK = re.compile(r"rank(\d+)\.safetensors")
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """The tensors of a checkpoint, not loaded before they are asked for.
+
+    Attributes:
+        path: the file that errors name.
+        files: the files of each key, in the checkpoint's order; several hold a tensor's rows in
+            turn (TensorRT-LLM's ranks).
+        tied: keys that a safetensors file left out because they are another key's tensor.
+    """
+
+    path: Path
+    files: Mapping[str, tuple[Path, ...]]
+    tied: Mapping[str, str] = field(default_factory=dict)
+    _pickled: dict[Path, dict[str, torch.Tensor]] = field(default_factory=dict)
+
+    def load(self, keys: Iterable[str]) -> dict[str, torch.Tensor]:
+        """Loads some of the tensors.
+
+        Raises:
+            HeadsError: a file is missing, damaged, or lacks keys that its index promises.
+        """
+        keys = list(keys)
+        parts: dict[str, list[torch.Tensor]] = {key: [] for key in keys}
+        for file in dict.fromkeys(file for key in keys for file in self.files[key]):
+            wanted = [key for key in keys if file in self.files[key]]
+            for key, tensor in self._tensors(file, wanted).items():
+                parts[key].append(tensor)
+        return {
+            key: torch.cat(found) if len(found) > 1 else found[0] for key, found in parts.items()
+        }
+
+    def _tensors(self, file: Path, keys: list[str]) -> dict[str, torch.Tensor]:
+        if not file.is_file():
+            raise HeadsError(f"{self.path} lists a file that is not there: {file.name}")
+        if file.suffix != ".safetensors" and file not in self._pickled:
+            self._pickled[file] = _tensors_from_pickle(file)
+        present = self._pickled[file].keys() if file in self._pickled else _keys_of(file)[0]
+        if missing := set(keys) - set(present):
+            raise HeadsError(f"{file} lacks keys that {self.path} lists: {listed(missing)}")
+        if file in self._pickled:
+            return {key: self._pickled[file][key] for key in keys}
+        try:
+            with safe_open(file, "pt") as opened:
+                return {key: opened.get_tensor(key) for key in keys}
+        except Exception as error:  # a damaged file makes the reader raise almost anything
+            raise _unreadable(file, error) from error
+
+
+def open_checkpoint(path: Path) -> Checkpoint:
+    """Opens a checkpoint and reads its keys.
+
+    Args:
+        path: a `.safetensors`, `.pt` or `.bin` file, the `.index.json` of a sharded one, or a
+            folder that holds one by its public name, or a single one by any name.
+
+    Raises:
+        HeadsError: no such file, a damaged one, or a pickle with more than tensors in it.
+    """
+    path = _file_from_path(path)
+    if path.name.endswith(_INDEX_SUFFIX):
+        return _open_index(path)
+    if path.suffix != ".safetensors":
+        tensors = _tensors_from_pickle(path)
+        return Checkpoint(path, dict.fromkeys(tensors, (path,)), {}, {path: tensors})
+    keys, tied = _keys_of(path)
+    files: tuple[Path, ...] = (path,)
+    if _RANK.fullmatch(path.name):
+        ranks = {int(m[1]): f for f in path.parent.iterdir() if (m := _RANK.fullmatch(f.name))}
+        files = tuple(ranks[rank] for rank in sorted(ranks))
+    return Checkpoint(path, dict.fromkeys(keys, files), tied)
+
+
+def json_from_file(path: Path) -> dict[str, object]:
+    """The object in a JSON file.
+
+    Raises:
+        HeadsError: it is something else.
+    """
+    try:
+        content = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise HeadsError(f"{path} is not JSON: {_first_line(error)}") from error
+    if not isinstance(content, dict):
+        raise HeadsError(f"{path} is not a JSON object: it holds a {type(content).__name__}")
+    return content
+
+
+def _open_index(path: Path) -> Checkpoint:
+    found = json_from_file(path).get("weight_map")
+    if not isinstance(found, dict) or not all(isinstance(name, str) for name in found.values()):
+        raise HeadsError(f"{path} has no weight_map of file names: it is damaged")
+    names = set(found.values())
+    if outside := [name for name in names if Path(name).name != name]:
+        raise HeadsError(f"{path} points outside its folder: {listed(outside)}")
+    return Checkpoint(path, {key: (path.parent / name,) for key, name in found.items()})
+
+
+def _file_from_path(path: Path) -> Path:
+    if path.is_file():
+        return path
+    for name in FILE_NAMES:
+        if (path / name).is_file():
+            return path / name
+    if not path.is_dir():
+        raise HeadsError(
+            f"no heads at {path}: give a .safetensors or .pt file, its folder, or a hub id like "
+            "owner/name"
+        )
+    found = sorted(file for file in path.iterdir() if file.suffix in (".safetensors", ".pt"))
+    if len(found) == 1:
+        return found[0]
+    several = f", and several files: {listed(file.name for file in found)}" if found else ""
+    raise HeadsError(f"{path} holds none of {', '.join(FILE_NAMES)}{several}")
+
+
+def _keys_of(file: Path) -> tuple[list[str], dict[str, str]]:
+    """The keys of a safetensors file, and those it left out with the ones they are tied to."""
+    try:
+        with safe_open(file, "pt") as opened:
+            keys, metadata = list(opened.keys()), opened.metadata() or {}
+    except Exception as error:  # a damaged file makes the reader raise almost anything
+        raise _unreadable(file, error) from error
+    return keys, {left: kept for left, kept in metadata.items() if kept in keys}
+
+
+def _tensors_from_pickle(file: Path) -> dict[str, torch.Tensor]:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # on the pickle protocol of a file that it refuses
+            loaded = torch.load(file, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        # The error's own text recommends to run the code in the file.
+        raise HeadsError(
+            f"cannot read heads from {file}: it is damaged, or holds more than tensors, which is "
+            "not safe to load; save the tensors as .safetensors"
+        ) from error
+    except Exception as error:  # a damaged file makes the reader raise almost anything
+        raise _unreadable(file, error) from error
+    if not isinstance(loaded, dict) or not all(
+        isinstance(key, str) and torch.is_tensor(value) for key, value in loaded.items()
+    ):
+        raise HeadsError(f"{file} does not hold a dictionary of tensors")
+    return loaded
+
+
+def _unreadable(file: Path, error: Exception) -> HeadsError:
+    reason = f"{type(error).__name__}: {_first_line(error)}"
+    return HeadsError(f"cannot read heads from {file}: {reason}")
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().split("\n")[0]

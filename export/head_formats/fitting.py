@@ -1,0 +1,115 @@
+"""Heads turned into what a format can hold, without loss, or refused by name."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+
+from medusa_trt.errors import HeadsError
+from medusa_trt.export.head_formats.backbone import Backbone
+from medusa_trt.export.head_formats.facts import facts_of
+from medusa_trt.export.head_formats.formats import FORMATS, HeadFormat
+from medusa_trt.export.heads import Linear, MedusaHead, MedusaHeads
+
+
+def fitted(heads: MedusaHeads, row: HeadFormat, backbone: Backbone | None) -> MedusaHeads:
+    """Heads as a format holds them: they draft exactly the same tokens.
+
+    Absent biases become zeros where the format's tools read them; a shared unembedding becomes a
+    copy of the backbone's, and own ones that equal the backbone's become shared.
+
+    Args:
+        heads: what to write.
+        row: the format.
+        backbone: the backbone, if it is known.
+
+    Raises:
+        HeadsError: the format cannot hold something; the error names it and the formats that can.
+    """
+    facts = facts_of(heads, None, None)
+    _refuse(
+        row,
+        facts.has_projection and not row.has_projection,
+        "a projection after the blocks",
+        lambda other: other.has_projection,
+    )
+    _refuse(
+        row,
+        facts.has_token_map and not row.has_token_map,
+        "a truncated vocabulary (token_map)",
+        lambda other: other.has_token_map,
+    )
+    _refuse(
+        row,
+        row.max_layers is not None and facts.num_layers > row.max_layers,
+        f"{facts.num_layers} layers a head",
+        lambda other: other.max_layers is None,
+    )
+    if row.needs_biases or facts.has_biases:
+        heads = _with_biases(heads)
+    if facts.unembedding in row.unembeddings:
+        return heads
+    if facts.unembedding == "shared":
+        return _with_copied_unembedding(heads, row, backbone)
+    if "own" in row.unembeddings:  # of one in common every head writes a copy
+        return heads
+    return _with_shared_unembedding(heads, row, backbone)
+
+
+def _refuse(
+    row: HeadFormat, is_refused: bool, what: str, can: Callable[[HeadFormat], bool]
+) -> None:
+    if is_refused:
+        names = " or ".join(other.name for other in FORMATS.values() if can(other))
+        raise HeadsError(f"{row.name} cannot hold {what}: convert --to {names}")
+
+
+def _with_biases(heads: MedusaHeads) -> MedusaHeads:
+    def biased(block: Linear) -> Linear:
+        zeros = torch.zeros(block.weight.shape[0])
+        return block if block.bias is not None else Linear(block.weight, zeros)
+
+    def changed(head: MedusaHead) -> MedusaHead:
+        return replace(head, blocks=tuple(biased(block) for block in head.blocks))
+
+    return replace(heads, heads=tuple(changed(head) for head in heads.heads))
+
+
+def _with_copied_unembedding(
+    heads: MedusaHeads, row: HeadFormat, backbone: Backbone | None
+) -> MedusaHeads:
+    if backbone is None:
+        raise HeadsError(
+            f"{row.name} holds unembeddings and these heads share the backbone's: give it with "
+            "--model, so that it can be copied"
+        )
+    weight, bias = backbone.unembedding()
+    heads.check_fits(weight.shape[1], weight.shape[0])
+    if bias is not None and bias.any():
+        raise HeadsError(
+            f"{row.name} cannot hold the bias that {backbone.name} adds to its logits, which "
+            "heads on its unembedding use too: convert --to shared"
+        )
+    if heads.token_map is not None:
+        weight = weight[heads.token_map]
+    return replace(heads, heads=tuple(replace(head, unembedding=weight) for head in heads.heads))
+
+
+def _with_shared_unembedding(
+    heads: MedusaHeads, row: HeadFormat, backbone: Backbone | None
+) -> MedusaHeads:
+    """Leaves unembeddings out that are the backbone's anyway."""
+    reason = f"{row.name} holds no unembeddings and these heads have their own"
+    if backbone is None:
+        raise HeadsError(f"{reason}: give --model, to see whether they are the backbone's")
+    weight, bias = backbone.unembedding()
+    heads.check_fits(weight.shape[1], weight.shape[0])
+    differ = [
+        str(index)
+        for index, head in enumerate(heads.heads)
+        if head.unembedding is not None and not torch.equal(head.unembedding, weight)
+    ]
+    if differ or (bias is not None and bias.any()):
+        which = f"heads {', '.join(differ)} differ" if differ else "it adds a bias to its logits"
+        raise HeadsError(f"{reason}, other than {backbone.name}'s ({which}): use another format")
+    return replace(heads, heads=tuple(replace(head, unembedding=None) for head in heads.heads))

@@ -1,0 +1,279 @@
+"""One row a format: its names, its files, what it can hold and the config that its tools read."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from medusa_trt.errors import HeadsError
+from medusa_trt.export.head_formats.key_layouts import SEQUENTIAL, TENSORRT_LLM, VLLM, KeyLayout
+
+Json = dict[str, object]
+Unembedding = Literal["own", "common", "shared"]
+
+MAX_DRAFT_LENGTH = 63
+"""Nodes of the published trees without their root: TensorRT-LLM's default."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeadsFacts:
+    """What a config can say about heads.
+
+    Attributes:
+        num_heads: how many.
+        num_layers: residual blocks of each.
+        hidden_size: width of the hidden state.
+        vocab_size: the backbone's vocabulary, None if nothing says.
+        draft_vocab_size: tokens that the heads choose from; None: the backbone's vocabulary.
+        has_biases: whether the blocks have them.
+        has_projection: whether a linear map follows the blocks, this project's extension.
+        has_token_map: whether the vocabulary is truncated.
+        unembedding: each head's `own`, one in `common` in the file, or the backbone's `shared`.
+        base_model: what `base_model_name_or_path` says, or None.
+    """
+
+    num_heads: int
+    num_layers: int
+    hidden_size: int
+    vocab_size: int | None
+    draft_vocab_size: int | None
+    has_biases: bool
+    has_projection: bool
+    has_token_map: bool
+    unembedding: Unembedding
+    base_model: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeadFormat:
+    """A row: how a format names and stores heads, and what it holds.
+
+    Attributes:
+        name: what `--to` calls it.
+        description: one line for help texts.
+        file: the file of the tensors; a whole model's shard where `backbone` is "weights".
+        config: makes the config from the facts; a base config is merged under it.
+        layout: its key layout.
+        prefix: before each of the heads' keys.
+        unembeddings: which it holds; the first one is what others are turned into.
+        needs_biases: its tools read them unasked, so absent ones are written as zeros.
+        max_layers: most residual blocks of a head, None for any number.
+        has_projection: whether it holds one.
+        has_token_map: whether it holds one.
+        backbone: what of the backbone its folder needs: nothing, the "config", or the "weights".
+        config_file: the config's name.
+        needs_base_model: its tools find the backbone by the config's `base_model_name_or_path`.
+    """
+
+    name: str
+    description: str
+    file: str
+    config: Callable[[HeadsFacts], Json]
+    layout: KeyLayout = SEQUENTIAL
+    prefix: str = ""
+    unembeddings: tuple[Unembedding, ...] = ("own",)
+    needs_biases: bool = True
+    max_layers: int | None = None
+    has_projection: bool = False
+    has_token_map: bool = False
+    backbone: Literal["config", "weights"] | None = None
+    config_file: str = "config.json"
+    needs_base_model: bool = False
+
+
+def format_from_name(name: str) -> HeadFormat:
+    """Finds a row.
+
+    Raises:
+        HeadsError: there is none by that name.
+    """
+    if name not in FORMATS:
+        raise HeadsError(f"unknown head format {name!r}: give one of {', '.join(FORMATS)}")
+    return FORMATS[name]
+
+
+def _medusa(facts: HeadsFacts) -> Json:
+    # No `architectures`: with one, text-generation-inference takes the folder for another kind.
+    return {
+        "base_model_name_or_path": facts.base_model,
+        "medusa_num_heads": facts.num_heads,
+        "medusa_num_layers": facts.num_layers,
+    }
+
+
+def _medusa_version_2(facts: HeadsFacts) -> Json:
+    return _medusa(facts) | {"version": "2"}
+
+
+def _merged(facts: HeadsFacts) -> Json:
+    return {"medusa_num_heads": facts.num_heads, "medusa_num_layers": facts.num_layers}
+
+
+def _medusa_trt(facts: HeadsFacts) -> Json:
+    found = _medusa(facts) | {"hidden_size": facts.hidden_size}
+    return found if facts.vocab_size is None else found | {"vocab_size": facts.vocab_size}
+
+
+def _peft(facts: HeadsFacts) -> Json:
+    # PEFT adapts nothing where the targets have this name, and still loads the heads.
+    return {
+        "base_model_name_or_path": facts.base_model,
+        "bias": "none",
+        "inference_mode": True,
+        "modules_to_save": ["medusa_head"],
+        "peft_type": "LORA",
+        "target_modules": "dummy-target-modules",
+        "task_type": "CAUSAL_LM",
+    }
+
+
+def _vllm(facts: HeadsFacts) -> Json:
+    # vLLM reads every key with "num" and "heads" or "layers" in it as these two: no others here.
+    return {
+        "architectures": ["MedusaModel"],
+        "model_type": "medusa",
+        "hidden_size": facts.hidden_size,
+        "vocab_size": facts.vocab_size,
+        "truncated_vocab_size": facts.draft_vocab_size or facts.vocab_size,
+        "num_heads": facts.num_heads,
+        "num_hidden_layers": facts.num_layers,
+        "medusa_fc_bias": facts.has_biases,
+        "original_lm_head": facts.unembedding == "common",
+        "logit_scale": 1.0,
+    }
+
+
+def _tensorrt_llm(facts: HeadsFacts) -> Json:
+    return {
+        "architecture": "MedusaForCausalLM",
+        "hidden_size": facts.hidden_size,
+        "vocab_size": facts.vocab_size,
+        "num_medusa_heads": facts.num_heads,
+        "num_medusa_layers": facts.num_layers,
+        "max_draft_len": MAX_DRAFT_LENGTH,
+    }
+
+
+def _modelopt(facts: HeadsFacts) -> Json:
+    medusa = {"num_medusa_heads": facts.num_heads, "num_medusa_layers": facts.num_layers}
+    return {"medusa": medusa}
+
+
+def _mlc(facts: HeadsFacts) -> Json:
+    return {
+        "model_type": "medusa",
+        "medusa_num_heads": facts.num_heads,
+        "medusa_num_layers": facts.num_layers,
+        "hidden_size": facts.hidden_size,
+        "vocab_size": facts.vocab_size,
+    }
+
+
+def _rtp_llm(facts: HeadsFacts) -> Json:
+    return {"medusa_config": _merged(facts)}
+
+
+_SAFETENSORS, _PICKLE = "medusa_lm_head.safetensors", "medusa_lm_head.pt"
+
+_ROWS = (
+    HeadFormat(
+        name="medusa-trt",
+        description="this project's: shared or own unembeddings, projection, token map",
+        file=_SAFETENSORS,
+        config=_medusa_trt,
+        unembeddings=("own", "shared"),
+        needs_biases=False,
+        has_projection=True,
+        has_token_map=True,
+    ),
+    HeadFormat(
+        name="fasterdecoding",
+        description="FasterDecoding v0.1, heads alone",
+        file=_PICKLE,
+        config=_medusa,
+        needs_base_model=True,
+    ),
+    HeadFormat(
+        name="fasterdecoding-merged",
+        description="FasterDecoding v1.0, a whole model with its heads",
+        file="model-medusa-heads.safetensors",
+        config=_merged,
+        prefix="medusa_head.",
+        backbone="weights",
+    ),
+    HeadFormat(
+        name="peft",
+        description="a PEFT adapter with the heads under modules_to_save",
+        file="adapter_model.safetensors",
+        config=_peft,
+        prefix="base_model.model.medusa_head.",
+        config_file="adapter_config.json",
+        needs_base_model=True,
+    ),
+    HeadFormat(
+        name="shared",
+        description='heads on the backbone\'s unembedding ("version 2")',
+        file=_SAFETENSORS,
+        config=_medusa_version_2,
+        unembeddings=("shared",),
+        needs_base_model=True,
+    ),
+    HeadFormat(
+        name="tgi-v1",
+        description="text-generation-inference, own unembeddings",
+        file=_SAFETENSORS,
+        config=_medusa,
+        needs_base_model=True,
+    ),
+    HeadFormat(
+        name="tgi-v2",
+        description="text-generation-inference, the backbone's unembedding, one layer",
+        file=_SAFETENSORS,
+        config=_medusa_version_2,
+        unembeddings=("shared",),
+        max_layers=1,
+        needs_base_model=True,
+    ),
+    HeadFormat(
+        name="vllm",
+        description="vLLM's draft model, also with a truncated vocabulary",
+        file="model.safetensors",
+        config=_vllm,
+        layout=VLLM,
+        unembeddings=("common", "own"),
+        needs_biases=False,
+        has_token_map=True,
+    ),
+    HeadFormat(
+        name="tensorrt-llm",
+        description="TensorRT-LLM 0.x, the heads' part of a checkpoint",
+        file="rank0.safetensors",
+        config=_tensorrt_llm,
+        layout=TENSORRT_LLM,
+        prefix="medusa_heads.",
+    ),
+    HeadFormat(
+        name="modelopt",
+        description="ModelOpt, a whole model with its heads",
+        file="model-medusa-heads.safetensors",
+        config=_modelopt,
+        prefix="medusa_heads.",
+        backbone="weights",
+    ),
+    HeadFormat(
+        name="mlc",
+        description="MLC-LLM's draft model",
+        file="model.safetensors",
+        config=_mlc,
+        prefix="medusa_head.",
+    ),
+    HeadFormat(
+        name="rtp-llm",
+        description="RTP-LLM, to be put into the backbone's folder",
+        file=_PICKLE,
+        config=_rtp_llm,
+        backbone="config",
+    ),
+)
+
+FORMATS = {row.name: row for row in _ROWS}
+"""Every format by its name."""

@@ -1,0 +1,209 @@
+"""The names that head checkpoints give their tensors: three layouts under several prefixes."""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache
+from typing import Literal, NamedTuple
+
+from medusa_trt.errors import HeadsError
+
+Part = Literal["block", "projection", "unembedding", "common_unembedding", "token_map"]
+
+_INDEX = "(?:0|[1-9][0-9]{0,3})"
+_SCALES = {
+    "weight_scale": "weight_scale",
+    "weights_scaling_factor": "weight_scale",
+    "input_scale": "input_scale",
+    "activation_scaling_factor": "input_scale",
+}
+"""ModelOpt's and TensorRT-LLM's names of the scales that belong to FP8 weights."""
+
+_PREFIX = re.compile(r"(?:base_model\.model\.)?(?:medusa_heads?\.)?(?:modules_to_save\.[^.]+\.)?")
+_HEAD_PREFIX = re.compile(r"(?:base_model\.model\.)?medusa_heads?\.")
+_FROZEN_COPY = re.compile(r"(?:base_model\.model\.)?medusa_heads?\.original_module\.")
+_BACKBONE = re.compile(r"(?:base_model\.model\.)?(?:model|transformer|gpt_neox|backbone)\.")
+
+
+class HeadKey(NamedTuple):
+    """What a tensor is, whatever its file calls it.
+
+    Attributes:
+        part: of which part of a head.
+        kind: `weight`, `bias`, or an FP8 scale of the weight or of the activations.
+        head: which head; None where all share it.
+        layer: which block; of an unembedding the number of blocks before it, where the name says
+            so, else None.
+    """
+
+    part: Part
+    kind: str = "weight"
+    head: int | None = None
+    layer: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class KeyLayout:
+    """Templates of a layout's names, without a prefix; None for a part that it lacks."""
+
+    name: str
+    block: str
+    unembedding: str
+    projection: str | None = None
+    common_unembedding: str | None = None
+    token_map: str | None = None
+
+    def parse(self, name: str) -> HeadKey | None:
+        """What a name without its prefix means, or None if it is none of this layout's."""
+        for part, pattern in _patterns(self):
+            if match := pattern.fullmatch(name):
+                found = match.groupdict()
+                head, layer = found.get("head"), found.get("layer")
+                kind = found.get("kind") or "weight"
+                return HeadKey(
+                    part,
+                    _SCALES.get(kind, kind),
+                    None if head is None else int(head),
+                    None if layer is None else int(layer),
+                )
+        return None
+
+    def key(self, key: HeadKey) -> str:
+        """The name of a tensor, without a prefix; the layout must have its part."""
+        template = getattr(self, key.part)
+        assert template is not None
+        return str(template.format(head=key.head, layer=key.layer, kind=key.kind))
+
+
+@cache
+def _patterns(layout: KeyLayout) -> tuple[tuple[Part, re.Pattern[str]], ...]:
+    weight = "|".join(("weight", *_SCALES))
+    kinds: dict[Part, str] = {
+        "block": f"bias|{weight}",
+        "projection": "weight|bias",
+        "unembedding": weight,
+        "common_unembedding": weight,
+        "token_map": "",
+    }
+    patterns = []
+    for part, kind in kinds.items():
+        if template := getattr(layout, part):
+            pattern = re.escape(template)
+            for field, value in (("head", _INDEX), ("layer", _INDEX), ("kind", kind)):
+                pattern = pattern.replace(rf"\{{{field}\}}", f"(?P<{field}>{value})")
+            patterns.append((part, re.compile(pattern, re.ASCII)))
+    return tuple(patterns)
+
+
+SEQUENTIAL = KeyLayout(
+    name="sequential",
+    block="{head}.{layer}.linear.{kind}",
+    unembedding="{head}.{layer}.{kind}",
+    projection="{head}.projection.{kind}",
+    token_map="token_map",
+)
+"""FasterDecoding's: a head is `nn.Sequential` of blocks and an unembedding. This project adds the
+projection and the token map."""
+
+VLLM = KeyLayout(
+    name="vllm",
+    block="blocks.{head}.layers.{layer}.{kind}",
+    unembedding="lm_heads.{head}.{kind}",
+    common_unembedding="lm_head.{kind}",
+    token_map="token_map",
+)
+
+TENSORRT_LLM = KeyLayout(
+    name="tensorrt-llm",
+    block="{head}.medusa_layers.{layer}.linear.{kind}",
+    unembedding="{head}.lm_head.{kind}",
+)
+
+_LAYOUTS = (VLLM, TENSORRT_LLM, SEQUENTIAL)
+
+
+@dataclass(frozen=True, slots=True)
+class Recognized:
+    """The keys of a checkpoint, sorted.
+
+    Attributes:
+        layout: what the heads' keys are named by.
+        prefix: what stands before the heads' keys, `medusa_head.` for example.
+        names: the file's name of each of the heads' tensors.
+        others: keys of the backbone or of its adapter, in the file's order.
+    """
+
+    layout: KeyLayout
+    prefix: str
+    names: dict[HeadKey, str]
+    others: tuple[str, ...]
+
+    def name(self, key: HeadKey) -> str:
+        """What the file calls a tensor, or would if it had it."""
+        return self.names.get(key) or self.prefix + self.layout.key(key)
+
+
+def recognize(keys: Iterable[str], source: str) -> Recognized:
+    """Finds the heads among a checkpoint's keys.
+
+    Keys of a backbone may stand beside prefixed heads; anything else that no layout has is an
+    error.
+
+    Args:
+        keys: as the file has them.
+        source: names the file in errors.
+
+    Raises:
+        HeadsError: keys that are unknown, or there twice under several prefixes; the error lists
+            them.
+    """
+    keys = [key for key in keys if not _FROZEN_COPY.match(key)]
+    layout = next(
+        layout
+        for layout in _LAYOUTS
+        if layout is SEQUENTIAL or any(_is_block(layout, key) for key in keys)
+    )
+    has_backbone = any(_BACKBONE.match(key) for key in keys)
+    prefix = ""
+    others: list[str] = []
+    unknown: list[str] = []
+    names: dict[HeadKey, str] = {}
+    for key in keys:
+        bare = _without_prefix(key)
+        parsed = layout.parse(bare)
+        is_backbone = has_backbone and not _HEAD_PREFIX.match(key)
+        if parsed is None or (is_backbone and parsed.part == "common_unembedding"):
+            (others if is_backbone else unknown).append(key)
+        elif parsed in names:
+            raise HeadsError(
+                f"{source} has {bare} twice, as {names[parsed]} and as {key}: with and without a "
+                "prefix"
+            )
+        else:
+            names[parsed] = key
+            prefix = key[: -len(bare)] if parsed.part == "block" else prefix
+    if unknown:
+        raise HeadsError(f"{source} has keys that no head layout has: {listed(unknown)}")
+    return Recognized(layout, prefix, names, tuple(others))
+
+
+def is_head_key(key: str) -> bool:
+    """Whether a key is part of a head, in any layout."""
+    return not _FROZEN_COPY.match(key) and any(_is_block(layout, key) for layout in _LAYOUTS)
+
+
+def _without_prefix(key: str) -> str:
+    match = _PREFIX.match(key)
+    assert match is not None
+    return key[match.end() :]
+
+
+def _is_block(layout: KeyLayout, key: str) -> bool:
+    parsed = layout.parse(_without_prefix(key))
+    return parsed is not None and parsed.part == "block"
+
+
+def listed(keys: Iterable[str]) -> str:
+    """The first few keys, for an error of one line."""
+    shown = sorted(keys)
+    return ", ".join(shown[:5]) + (f" and {len(shown) - 5} more" if len(shown) > 5 else "")

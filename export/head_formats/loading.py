@@ -1,0 +1,245 @@
+"""Loading heads from a file, a folder, a hub id, a merged checkpoint or a PEFT adapter."""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from medusa_trt.errors import HeadsError
+from medusa_trt.export.head_formats.assembly import equal_layers, heads_from_keys, tied_error
+from medusa_trt.export.head_formats.checkpoint_files import (
+    FILE_NAMES,
+    Checkpoint,
+    json_from_file,
+    open_checkpoint,
+)
+from medusa_trt.export.head_formats.config_check import contradiction
+from medusa_trt.export.head_formats.facts import facts_of, with_unembeddings
+from medusa_trt.export.head_formats.formats import HeadsFacts
+from medusa_trt.export.head_formats.key_layouts import (
+    TENSORRT_LLM,
+    VLLM,
+    HeadKey,
+    Recognized,
+    is_head_key,
+    recognize,
+)
+from medusa_trt.export.heads import MedusaHeads
+from medusa_trt.export.hub import folder_from_hub, is_hub_id
+
+ADAPTER_CONFIG = "adapter_config.json"
+
+_INDEX_PATTERN = "*.index.json"
+_ANY_TENSORS = ("*.safetensors", "*.pt")
+_SCALE_SUFFIXES = (".weight_scale", ".weights_scaling_factor")
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedHeads:
+    """Heads with what is known of where they come from.
+
+    Attributes:
+        heads: in float32.
+        path: the file that was read.
+        format: the name of the format found, a row of `FORMATS`.
+        facts: what a config would say about them.
+        dtype: most of their weights' type in the file.
+        num_parameters: of the heads, a common unembedding counted once.
+        warnings: what a user should know, a sentence each.
+        backbone: the folder of a whole model that they were found in, or None.
+        adapter: the folder of the PEFT adapter that they were found in, or None.
+        others: keys of that model or adapter.
+    """
+
+    heads: MedusaHeads
+    path: Path
+    format: str
+    facts: HeadsFacts
+    dtype: torch.dtype
+    num_parameters: int
+    warnings: tuple[str, ...]
+    backbone: Path | None
+    adapter: Path | None
+    others: tuple[str, ...]
+
+    @property
+    def has_quantized_backbone(self) -> bool:
+        """Whether the model beside the heads has quantized weights with scales."""
+        return any(key.endswith(_SCALE_SUFFIXES) for key in self.others)
+
+
+def load_heads(source: str | Path) -> LoadedHeads:
+    """Reads heads in any public layout; the tensors decide, a config only cross-checks.
+
+    Args:
+        source: a tensor file, an `.index.json`, a folder or a hub id.
+
+    Raises:
+        HeadsError: nothing there, an unsafe or damaged file, or keys that are missing, unknown,
+            tied or misshapen; the error lists them.
+        ExportError: a hub id that cannot be downloaded.
+    """
+    checkpoint = open_checkpoint(_local_path(source))
+    name = str(checkpoint.path)
+    recognized = recognize(checkpoint.files, name)
+    if not any(key.part == "block" for key in recognized.names) and recognized.others:
+        raise HeadsError(
+            f"{name} holds no Medusa heads, only {len(recognized.others)} tensors of a model"
+        )
+    tied = {key: kept for key, kept in checkpoint.tied.items() if is_head_key(key)}
+    if tied:
+        raise tied_error(name, tied)
+    config, config_path = _config_beside(checkpoint, recognized)
+    if recognized.layout is VLLM and config.get("original_lm_head") is True:
+        recognized = _with_original_lm_head(recognized)
+    by_name = checkpoint.load(recognized.names.values())
+    tensors = {key: by_name[file_key] for key, file_key in recognized.names.items()}
+    heads = heads_from_keys(recognized, tensors, name)
+    if recognized.layout is VLLM:
+        heads = _with_vllm_config(heads, config, config_path)
+    return _described(checkpoint, recognized, tensors, heads, config, config_path)
+
+
+def holds_heads(source: str | Path) -> bool:
+    """Whether a folder or hub repository holds heads in some layout, by its keys alone.
+
+    Raises:
+        HeadsError: its files are damaged.
+        ExportError: a hub id that cannot be downloaded.
+    """
+    folder = Path(source)
+    if is_hub_id(str(source)):
+        folder = folder_from_hub(str(source), ["*.json"])
+        if (folder / ADAPTER_CONFIG).is_file():
+            return True
+        if (folder / "config.json").is_file():
+            stated = json_from_file(folder / "config.json")
+            if any("medusa" in str(key) for key in stated):
+                return True
+        indices = sorted(folder.glob(_INDEX_PATTERN))
+        return any(is_head_key(key) for index in indices for key in open_checkpoint(index).files)
+    if not any((folder / name).is_file() for name in FILE_NAMES):
+        return False
+    return any(is_head_key(key) for key in open_checkpoint(folder).files)
+
+
+def _local_path(source: str | Path) -> Path:
+    """The path itself, or the folder of what has to be downloaded of a repository."""
+    if not is_hub_id(str(source)):
+        return Path(source)
+    folder = folder_from_hub(str(source), ["*.json"])
+    shards = {
+        file.name
+        for index in sorted(folder.glob(_INDEX_PATTERN))
+        for key, files in open_checkpoint(index).files.items()
+        if is_head_key(key)
+        for file in files
+    }
+    folder = folder_from_hub(str(source), sorted(shards) or [*FILE_NAMES, "rank*.safetensors"])
+    if not any((folder / name).is_file() for name in FILE_NAMES):
+        folder = folder_from_hub(str(source), _ANY_TENSORS)
+    return folder
+
+
+def _config_beside(
+    checkpoint: Checkpoint, recognized: Recognized
+) -> tuple[Mapping[str, object], Path]:
+    folder = checkpoint.path.parent
+    name = ADAPTER_CONFIG if _is_adapter(checkpoint, recognized) else "config.json"
+    path = folder / name
+    return (json_from_file(path) if path.is_file() else {}), path
+
+
+def _is_adapter(checkpoint: Checkpoint, recognized: Recognized) -> bool:
+    return checkpoint.path.name.startswith("adapter_model.") or recognized.prefix.startswith(
+        "base_model.model."
+    )
+
+
+def _with_original_lm_head(recognized: Recognized) -> Recognized:
+    """What vLLM does: an unembedding of head 0 alone is the one that all heads use."""
+    unembeddings = [key for key in recognized.names if key.part == "unembedding"]
+    if len(unembeddings) != 1 or unembeddings[0].head != 0:
+        return recognized
+    names = dict(recognized.names)
+    names[HeadKey("common_unembedding")] = names.pop(unembeddings[0])
+    return replace(recognized, names=names)
+
+
+def _with_vllm_config(heads: MedusaHeads, config: Mapping[str, object], path: Path) -> MedusaHeads:
+    """Does to vLLM's heads what vLLM does: full unembeddings are cut to the map, logits scaled."""
+    scale = config.get("logit_scale", 1.0)
+    if not isinstance(scale, int | float) or not scale > 0:
+        raise HeadsError(f"{path} has logit_scale {scale!r}: expected a number above 0")
+    token_map = heads.token_map
+
+    def converted(unembedding: torch.Tensor) -> torch.Tensor:
+        if token_map is not None and unembedding.shape[0] > token_map.numel():
+            if not 0 <= int(token_map.min()) <= int(token_map.max()) < unembedding.shape[0]:
+                raise HeadsError(f"{path.parent}: token_map names rows that lm_head does not have")
+            unembedding = unembedding[token_map]
+        return unembedding if scale == 1 else unembedding * scale
+
+    return with_unembeddings(heads, converted)
+
+
+def _described(
+    checkpoint: Checkpoint,
+    recognized: Recognized,
+    tensors: Mapping[HeadKey, torch.Tensor],
+    heads: MedusaHeads,
+    config: Mapping[str, object],
+    config_path: Path,
+) -> LoadedHeads:
+    vocab_size, base_model = config.get("vocab_size"), config.get("base_model_name_or_path")
+    facts = facts_of(
+        heads,
+        vocab_size if isinstance(vocab_size, int) else None,
+        base_model if isinstance(base_model, str) and base_model else None,
+    )
+    found = contradiction(config, facts, config_path)
+    weights = {key: tensor for key, tensor in tensors.items() if key.kind in ("weight", "bias")}
+    counts = Counter[torch.dtype]()
+    for key, tensor in weights.items():
+        counts[tensor.dtype] += tensor.numel() if key.part != "token_map" else 0
+    is_adapter = _is_adapter(checkpoint, recognized)
+    is_merged = bool(recognized.others) and not is_adapter and recognized.layout != TENSORRT_LLM
+    folder = checkpoint.path.parent
+    return LoadedHeads(
+        heads=heads,
+        path=checkpoint.path,
+        format=_format_name(checkpoint, recognized, facts, config),
+        facts=facts,
+        dtype=counts.most_common(1)[0][0],
+        num_parameters=counts.total(),
+        warnings=(*([found] if found else []), *equal_layers(heads)),
+        backbone=folder if is_merged else None,
+        adapter=folder if is_adapter else None,
+        others=recognized.others,
+    )
+
+
+def _format_name(
+    checkpoint: Checkpoint,
+    recognized: Recognized,
+    facts: HeadsFacts,
+    config: Mapping[str, object],
+) -> str:
+    """The row of `FORMATS` whose names, file and config these are."""
+    if recognized.layout in (VLLM, TENSORRT_LLM):
+        return recognized.layout.name
+    if _is_adapter(checkpoint, recognized):
+        return "peft"
+    if recognized.prefix:
+        is_modelopt = recognized.prefix == "medusa_heads."
+        whole = "fasterdecoding-merged" if recognized.others else "mlc"
+        return "modelopt" if is_modelopt else whole
+    if facts.has_projection or facts.has_token_map:
+        return "medusa-trt"
+    if "medusa_config" in config:
+        return "rtp-llm"
+    if facts.unembedding == "shared":
+        return "shared"
+    return "tgi-v1" if checkpoint.path.suffix == ".safetensors" else "fasterdecoding"

@@ -1,0 +1,81 @@
+"""Which heads an export uses, and what they mean for its backbone."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from medusa_trt.errors import ExportError, HeadsError
+from medusa_trt.export.base_model import ModelSource
+from medusa_trt.export.head_formats.loading import LoadedHeads, holds_heads, load_heads
+from medusa_trt.export.hub import is_hub_id
+
+
+@dataclass(frozen=True, slots=True)
+class HeadsChoice:
+    """What an export is made of.
+
+    Attributes:
+        source: the model to load, with the adapter that belongs to the heads.
+        loaded: the heads.
+        warnings: what the user should be told, a sentence each.
+    """
+
+    source: ModelSource
+    loaded: LoadedHeads
+    warnings: tuple[str, ...]
+
+
+def heads_for(source: ModelSource, asked: str | Path | None) -> HeadsChoice:
+    """Reads the heads of an export.
+
+    By default they are the alias's, the adapter's, or those that a merged checkpoint holds beside
+    its backbone. An adapter's LoRA belongs to the backbone that its heads draft for, so heads out
+    of an adapter bring it along. Heads out of a merged checkpoint on another backbone are allowed
+    with a warning: they draft worse, which changes speed and never the reply.
+
+    Args:
+        source: the model that was asked for.
+        asked: the heads that were asked for, or None.
+
+    Raises:
+        HeadsError: no heads are known for the model, or they cannot be read.
+        ExportError: the backbone beside the heads is quantized, or cannot be downloaded.
+    """
+    loaded = load_heads(asked if asked is not None else _own_heads(source))
+    if loaded.adapter is not None:
+        if source.adapter is not None and source.adapter.resolve() != loaded.adapter.resolve():
+            raise HeadsError(
+                f"--model and --heads are two adapters, {source.adapter} and {loaded.adapter}: "
+                "give the base model with --model"
+            )
+        source = replace(source, adapter=loaded.adapter)
+    warnings = loaded.warnings
+    if loaded.backbone is not None:
+        if not _is_backbone(source, asked, loaded.backbone):
+            warnings += (
+                f"the heads were trained with the backbone beside them in {loaded.backbone}; on "
+                f"{source.name} they may draft badly: --model {loaded.backbone} uses both",
+            )
+        elif loaded.has_quantized_backbone:
+            raise ExportError(
+                f"the backbone in {loaded.backbone} is quantized with scales: give the "
+                "full-precision model with --model and these heads with --heads"
+            )
+    return HeadsChoice(source, loaded, warnings)
+
+
+def _own_heads(source: ModelSource) -> str | Path:
+    if source.alias is not None:
+        return source.alias.heads_path
+    if source.adapter is not None:
+        return source.adapter
+    is_folder = source.gguf_file is None and Path(source.location).is_dir()
+    if (is_folder or is_hub_id(source.location)) and holds_heads(source.location):
+        return source.location
+    raise HeadsError(f"no heads are known for {source.name!r}: give a checkpoint with --heads")
+
+
+def _is_backbone(source: ModelSource, asked: str | Path | None, backbone: Path) -> bool:
+    """Whether the model is the one that the heads were found beside."""
+    if asked is None or str(asked) == source.location:
+        return True
+    return Path(source.location).resolve() == backbone.resolve()

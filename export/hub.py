@@ -1,0 +1,31 @@
+"""Names of repositories on the Hugging Face hub, and local copies of their files."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from medusa_trt.errors import ExportError
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether a name that is no local path reads like `owner/name`."""
+    is_relative = not name.startswith((".", "/", "~"))
+    return name.count("/") == 1 and is_relative and all(name.split("/")) and not Path(name).exists()
+
+
+def folder_from_hub(repo_id: str, patterns: Sequence[str]) -> Path:
+    """Downloads the files of a repository that match; the cache is used where the hub is not.
+
+    Args:
+        repo_id: `owner/name`.
+        patterns: of file names, `*.json` for example.
+
+    Raises:
+        ExportError: the hub cannot be reached, or has no such repository.
+    """
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(repo_id, allow_patterns=list(patterns)))
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise ExportError(f"cannot download {repo_id!r} from the hub: {reason[:200]}") from error
