@@ -17,6 +17,7 @@ from medusa_trt.errors import MedusaError
 _VERBS = {
     "cli_chat": "hold a conversation in the terminal",
     "cli_bench": "compare Medusa with plain decoding",
+    "cli_train": "train heads on the model's own replies",
 }
 
 EXIT_ERROR = 2
