@@ -17,7 +17,7 @@ from medusa_trt.training.shards import DataSpec, Features, Shard, shard_path, wr
 
 FORMAT_VERSION = 1
 _USER_TEMPERATURE = 1.0
-_MAX_USER_TOKENS = 96
+_MAX_USER_TOKENS = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import cast
 
 import torch
-from transformers import GenerationConfig
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from medusa_trt.errors import TrainingError
 from medusa_trt.export.base_model import BaseModel
@@ -26,6 +26,25 @@ class Continuation:
     token_ids: list[int]
     is_ended: bool
     features: Features | None
+
+
+class _Draw(LogitsProcessor):
+    """Draws from the whole distribution by inverse transform, and leaves only that token.
+
+    `generate` draws by torch.multinomial, which takes 113 ms for 128 rows of 49,152 tokens on two
+    cores, more than half of a step of the model; this takes 13.
+    """
+
+    def __init__(self, temperature: float) -> None:
+        self._temperature = temperature
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """`scores` (N, vocab) → the same with all but the drawn token at minus infinity."""
+        cumulative = (scores.float() / self._temperature).softmax(-1).cumsum_(-1)
+        # Rounding leaves the last sum beside 1; a draw of exactly 0 would take a token of no mass.
+        places = (1 - torch.rand(len(scores), 1, device=scores.device)) * cumulative[:, -1:]
+        drawn = torch.searchsorted(cumulative, places).clamp_(max=scores.shape[-1] - 1)
+        return torch.full_like(scores, -torch.inf).scatter_(1, drawn, 0.0)
 
 
 class BatchGenerator:
@@ -86,7 +105,8 @@ class BatchGenerator:
             outputs = generate(
                 inputs,
                 attention_mask=mask,
-                generation_config=self._config(max_new_tokens, temperature),
+                generation_config=self._config(max_new_tokens),
+                logits_processor=LogitsProcessorList([_Draw(temperature)] if temperature else []),
             )
         rows = outputs[:, length:].tolist()
         return [self._continuation(row, index, hidden, best) for index, row in enumerate(rows)]
@@ -111,13 +131,11 @@ class BatchGenerator:
             check_finite(features)
         return Continuation(token_ids, bool(ends), features)
 
-    def _config(self, max_new_tokens: int, temperature: float) -> GenerationConfig:
-        # Without top_k=0 transformers would draw from the best 50 tokens alone.
-        sampling = {"temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature else {}
+    def _config(self, max_new_tokens: int) -> GenerationConfig:
         can_be_static = getattr(self._model, "_can_compile_fullgraph", False)
         return GenerationConfig(
             max_new_tokens=max_new_tokens,
-            do_sample=temperature > 0,
+            do_sample=False,  # `_Draw` leaves one token to choose
             repetition_penalty=1.0,
             eos_token_id=self._eos_ids,
             pad_token_id=self._pad_id,
@@ -126,7 +144,6 @@ class BatchGenerator:
             # gave 596 (SmolLM2-135M, bfloat16, 128 texts, two cores).
             cache_implementation="static" if can_be_static else None,
             disable_compile=True,
-            **sampling,
         )
 
 

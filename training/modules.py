@@ -112,12 +112,13 @@ class HeadsOnBackbone(nn.Module):
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         """Only what is trained: a checkpoint need not hold the backbone."""
         state = super().state_dict(*args, **kwargs)
-        frozen = {
+        adapter = {
             f"model.{name}"
             for name, value in self.model.named_parameters()
-            if self._teacher is None or not value.requires_grad
+            if self._teacher is not None and value.requires_grad
         }
-        return {name: value for name, value in state.items() if name not in frozen}
+        kept = {name for name in state if name.startswith("heads.")} | adapter
+        return {name: value for name, value in state.items() if name in kept}
 
     def train(self, mode: bool = True) -> "HeadsOnBackbone":
         """The backbone stays in evaluation mode: dropout would change the teacher."""

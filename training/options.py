@@ -43,7 +43,7 @@ class TrainOptions:
     weight_decay: float = 0.01
     num_epochs: float = 4
     max_steps: int | None = None
-    batch_rows: int = 2048
+    batch_rows: int = 512
     batch_size: int = 8
     accumulation: int = 1
     held_out_fraction: float = 0.05

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.utils.data import Dataset
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import Trainer, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from medusa_trt.errors import TrainingError
@@ -61,7 +61,6 @@ def run_trainer(
     *,
     batch_size: int,
     num_epochs: float,
-    callbacks: list[TrainerCallback] | None = None,
 ) -> tuple[Accuracy, list[dict[str, float]]]:
     """Trains until the end, from the last whole checkpoint in `folder` if there is one.
 
@@ -74,7 +73,6 @@ def run_trainer(
         options: of training.
         batch_size: items of the dataset in a step's piece.
         num_epochs: passes over the data, unless `options.max_steps`.
-        callbacks: more of the Trainer's callbacks.
 
     Returns:
         The accuracy at the end, and the log: one entry with "step" for each thing measured.
@@ -90,7 +88,6 @@ def run_trainer(
         eval_dataset=dataset,  # never read: `measure` has its own
         data_collator=_as_it_is,
         optimizers=(_optimizer(groups, options), None),
-        callbacks=callbacks,
     )
     checkpoint = last_checkpoint(folder)
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
