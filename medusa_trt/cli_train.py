@@ -1,4 +1,4 @@
-"""The command line's training: `medusa-trt train data|heads|joint MODEL`."""
+"""The command line's training: `medusa-trt train data|heads|joint|measure MODEL`."""
 
 import argparse
 import logging
@@ -23,6 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--quantization", choices=("8bit", "4bit"), help="load the backbone so, by bitsandbytes"
     )
     _add_joint(steps.add_parser("joint", help="train heads and backbone together (Medusa-2)"))
+    _add_measure(steps.add_parser("measure", help="measure heads on replies to other prompts"))
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -42,7 +43,8 @@ def run(arguments: argparse.Namespace) -> None:
             f"training needs {error.name}: pip install 'medusa-trt[train]'"
         ) from error
     logging.getLogger("transformers").setLevel(logging.ERROR)
-    {"data": _data, "heads": _heads, "joint": _joint}[arguments.step](arguments)
+    steps = {"data": _data, "heads": _heads, "joint": _joint, "measure": _measure}
+    steps[arguments.step](arguments)
 
 
 def _add_data(parser: argparse.ArgumentParser) -> None:
@@ -141,6 +143,18 @@ def _add_joint(parser: argparse.ArgumentParser) -> None:
         ("--heads-weight", "weight of the heads' loss at the end"),
     ):
         group.add_argument(flag, type=float, metavar="X", help=help_)
+
+
+def _add_measure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL", help="alias, folder, .gguf file or hub id")
+    parser.add_argument("heads", type=Path, nargs="+", metavar="HEADS", help="head checkpoints")
+    parser.add_argument(
+        "--prompts", type=Path, metavar="FILE", help="first turns (default: MT-bench's 80)"
+    )
+    parser.add_argument("--max-new-tokens", type=int, default=96, metavar="N")
+    parser.add_argument("--tree", help="a tree's name or file to replay (default: make the best)")
+    parser.add_argument("--num-nodes", type=int, default=8, metavar="N", help="of the best tree")
+    parser.add_argument("--verbose", action="store_true", help="show tracebacks")
 
 
 def _add_common(parser: argparse.ArgumentParser) -> None:
@@ -255,9 +269,36 @@ def _joint(arguments: argparse.Namespace) -> None:
     _conclude(result.second.accuracy, arguments.output)
 
 
+def _measure(arguments: argparse.Namespace) -> None:
+    import torch
+
+    from medusa_trt.export.head_checkpoint import heads_from_path
+    from medusa_trt.training.backbone import load_backbone
+    from medusa_trt.training.measure import first_turns, greedy_replies, measure_heads
+    from medusa_trt.tree_configs import load_tree
+
+    if arguments.num_nodes < 2 or arguments.max_new_tokens < 2:
+        raise MedusaError("--num-nodes and --max-new-tokens must be at least 2")
+    tree = load_tree(arguments.tree) if arguments.tree else None
+    turns = first_turns(arguments.prompts)
+    all_heads = [heads_from_path(path) for path in arguments.heads]
+    base = load_backbone(arguments.model, dtype=torch.float32)
+    replies = greedy_replies(base, turns, arguments.max_new_tokens)
+    for path, heads in zip(arguments.heads, all_heads, strict=True):
+        print(path)
+        _print_accuracy(measure_heads(base, replies, heads, arguments.num_nodes, tree))
+
+
 def _conclude(accuracy: "Accuracy", output: Path) -> None:
+    _print_accuracy(accuracy)
+    print(f"wrote {output}", file=sys.stderr)
+
+
+def _print_accuracy(accuracy: "Accuracy") -> None:
     from medusa_trt.training.report import accuracy_table
 
     print(accuracy_table(accuracy))
-    print(f"{accuracy.tokens_per_step:.3f} tokens a step with {accuracy.tree.num_nodes} nodes")
-    print(f"wrote {output}", file=sys.stderr)
+    print(
+        f"{accuracy.tokens_per_step:.3f} tokens a step with {accuracy.tree.num_nodes} nodes, "
+        f"on {accuracy.num_tokens} tokens"
+    )

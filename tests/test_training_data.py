@@ -67,7 +67,7 @@ def test_a_conversation_has_the_turns_of_its_seed_and_the_models_own(
     token_ids, turns = by_prompt[2]
     assert sorted(set(turns)) == [0, 1, 2]
     second = turns.index(2)
-    said = base.tokenizer.decode(token_ids[turns.index(1) : second])
+    said = str(base.tokenizer.decode(token_ids[turns.index(1) : second]))
     assert said.endswith("user: And then?\nassistant: ")
     for token_ids, turns in by_prompt:
         for turn in set(turns) - {0}:
@@ -82,7 +82,7 @@ def test_an_interrupted_run_leaves_the_files_of_an_uninterrupted_one(
     assert len(list(generate_data(base, PROMPTS, whole, OPTIONS))) == 3
     run = generate_data(base, PROMPTS, ended, OPTIONS)
     next(run)
-    run.close()
+    del run
     (ended / "shard-00001.tmp").write_bytes(b"half a shard")
     assert not shard_path(ended, 1).exists()
     with pytest.raises(TrainingError, match="lacks 2 of 3 shards"):

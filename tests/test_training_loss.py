@@ -106,7 +106,8 @@ def test_cross_entropy_and_its_gradients_equal_autograd(
         return [loss, *torch.autograd.grad(3 * loss, leaves)]
 
     leaves = [tensor.clone().requires_grad_() for tensor in (state, weight)]
-    found = gradients(soft_cross_entropy(*leaves, columns, weights, correction), *leaves)
+    loss = soft_cross_entropy(leaves[0], leaves[1], columns, weights, correction)
+    found = gradients(loss, *leaves)
     exact = [tensor.double().requires_grad_() for tensor in (state, weight)]
     logprobs = (exact[0] @ exact[1].T + correction).log_softmax(-1)
     expected = gradients(-(weights * logprobs.gather(1, columns)).sum(), *exact)

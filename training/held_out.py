@@ -15,7 +15,10 @@ _CHUNK_ROWS = 1024
 
 
 def accuracy_of(
-    heads: TrainableHeads, pieces: Iterator[tuple[torch.Tensor, ReplyRows]], num_nodes: int
+    heads: TrainableHeads,
+    pieces: Iterator[tuple[torch.Tensor, ReplyRows]],
+    num_nodes: int,
+    tree: MedusaTree | None = None,
 ) -> Accuracy:
     """Measures heads.
 
@@ -23,17 +26,10 @@ def accuracy_of(
         heads: in any mode.
         pieces: hidden (R, hidden) with its rows; whole replies.
         num_nodes: of the tree to make and replay, the root included.
+        tree: to replay instead.
     """
     replies = [ranks for piece in pieces for ranks in _ranks(heads, *piece)]
-    return Accuracy.measured(replies, num_nodes)
-
-
-def accuracy_with_tree(
-    heads: TrainableHeads, pieces: Iterator[tuple[torch.Tensor, ReplyRows]], tree: MedusaTree
-) -> Accuracy:
-    """Measures heads with a given tree."""
-    replies = [ranks for piece in pieces for ranks in _ranks(heads, *piece)]
-    return Accuracy.measured(replies, tree.num_nodes, tree)
+    return Accuracy.measured(replies, num_nodes, tree)
 
 
 def kept_pieces(conversations: list[LabelledTokens]) -> Iterator[tuple[torch.Tensor, ReplyRows]]:

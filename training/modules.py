@@ -45,6 +45,9 @@ class HeadsOnBackbone(nn.Module):
     KL(teacher ‖ model) + λ0 · the heads' loss, where the teacher is the model without its adapter.
     """
 
+    # The Trainer looks here whether it is all right that a checkpoint lacks the backbone.
+    _keys_to_ignore_on_save = None
+
     def __init__(
         self,
         model: PreTrainedModel | PeftModel,
