@@ -153,12 +153,16 @@ class _Writer:
         return _shard_from(conversations, Features.concatenated(flat) if flat else None)
 
     def _written_prompts(self, count: int) -> list[list[str]]:
-        """Up to `count` first user turns by the model itself; unfinished ones are left out."""
+        """Up to `count` first user turns by the model itself; unfinished ones are left out.
+
+        It writes half as many again, because a place that stays empty costs as much as a reply: of
+        SmolLM2-135M's prompts 73 % were finished in time.
+        """
         if count == 0:
             return []
         prefix = self._frame.user_prefix(self._tokenizer)
-        texts = self._user_turns([prefix] * count)
-        return [[text] for text in texts if text is not None]
+        texts = self._user_turns([prefix] * (count + count // 2))
+        return [[text] for text in texts if text is not None][:count]
 
     def _user_turns(self, prefixes: list[list[int]]) -> list[str | None]:
         written = self._generator.continue_texts(
