@@ -120,6 +120,8 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
         ("--learning-rate", "of the heads"),
         ("--weight-decay", "of AdamW"),
         ("--soft-weight", "share of the teacher's best tokens in a target"),
+        ("--decay", "λ: head k counts λ^k in the loss"),
+        ("--ridge", "penalty of the projection's first guess"),
         ("--held-out-fraction", "share of the prompts to measure on"),
     ):
         group.add_argument(flag, type=float, metavar="X", help=help_)
@@ -207,7 +209,7 @@ def _train_options(arguments: argparse.Namespace) -> "TrainOptions":
         arguments,
         *("batch_rows", "batch_size", "accumulation", "max_steps", "num_sampled"),
         *("num_checkpoints", "num_nodes", "max_length", "num_epochs", "learning_rate"),
-        *("weight_decay", "soft_weight", "held_out_fraction", "bf16", "seed"),
+        *("weight_decay", "soft_weight", "decay", "ridge", "held_out_fraction", "bf16", "seed"),
     )
     if arguments.draft_vocab_size is not None:
         given["draft_vocab_size"] = arguments.draft_vocab_size or None

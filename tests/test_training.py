@@ -1,5 +1,6 @@
 """Training as a whole: what heads learn, what they leave alone, and that a kill loses nothing."""
 
+import importlib.util
 import itertools
 import json
 import shutil
@@ -16,6 +17,7 @@ from medusa_trt.export.base_model import BaseModel, load_base_model, source_from
 from medusa_trt.export.head_checkpoint import heads_from_path, heads_from_tensors
 from medusa_trt.export.heads import HeadsModule
 from medusa_trt.training.backbone import load_backbone, unembedding_of
+from medusa_trt.training.distill import DataOptions, generate_data
 from medusa_trt.training.heads_model import (
     HeadsShape,
     TrainableHeads,
@@ -282,6 +284,11 @@ def test_the_command_line_makes_data_and_heads_and_a_joint_model(
     assert main([*train, "--draft-vocab-size", "64"]) == 0  # nothing left to do
     assert main([*train, "--draft-vocab-size", "65"]) == 2
     assert "other data or options" in capsys.readouterr().err
+    measure = ["train", "measure", str(tiny_model), heads, "--prompts", str(prompts)]
+    capsys.readouterr()
+    assert main([*measure, "--tree", "chain-2"]) == 0
+    assert "tokens a step with 3 nodes" in capsys.readouterr().out
+    assert main([*measure, "--tree", "chain-4"]) == 2
     both = ["train", "joint", str(tiny_model), "--data", data, "--output", joint, "--heads", heads]
     assert main([*both, "--max-steps", "2", "--batch-size", "2", "--lora-rank", "2"]) == 0
     assert AutoModelForCausalLM.from_pretrained(joint).config.medusa_num_heads == 3
@@ -316,8 +323,14 @@ def test_wrong_arguments_end_in_one_line(
     assert len(error) == 1 and message in error[0]
 
 
-def test_quantization_and_data_of_another_model_are_refused(
+def test_data_of_another_model_and_quantization_without_its_library_are_refused(
     tiny_model: Path, base: BaseModel, tmp_path: Path
 ) -> None:
-    with pytest.raises(TrainingError, match="needs bitsandbytes"):
-        load_backbone(str(tiny_model), quantization="4bit")
+    list(generate_data(base, [("Hi",), ("Yes",)], tmp_path, DataOptions(max_new_tokens=3)))
+    load_split(base, tmp_path, 0.5)
+    other = replace(base, source=replace(base.source, name="other"))
+    with pytest.raises(TrainingError, match="was made by tiny-llama .* not by other"):
+        load_split(other, tmp_path, 0.5)
+    if importlib.util.find_spec("bitsandbytes") is None:
+        with pytest.raises(TrainingError, match="needs bitsandbytes"):
+            load_backbone(str(tiny_model), quantization="4bit")

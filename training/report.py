@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from medusa_trt import __version__
 from medusa_trt.errors import TrainingError
@@ -45,7 +45,8 @@ def replaced_folder(folder: Path) -> Iterator[Path]:
 
 def save_heads(heads: MedusaHeads, folder: Path, model: str) -> None:
     """Writes heads in the public layout, in float16, with the config that readers cross-check."""
-    save_file(tensors_from_heads(heads, torch.float16), folder / HEADS_FILE)
+    # As bytes: `save_file` makes a file that only its owner may read.
+    (folder / HEADS_FILE).write_bytes(save(tensors_from_heads(heads, torch.float16)))
     config = {
         "base_model_name_or_path": model,
         "medusa_num_heads": heads.num_heads,
