@@ -4,6 +4,7 @@ import importlib.util
 import itertools
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,7 @@ from medusa_trt.training.heads_model import (
     shape_of,
     tensors_from_heads,
 )
-from medusa_trt.training.medusa1 import train_heads
+from medusa_trt.training.medusa1 import load_split, train_heads
 from medusa_trt.training.medusa2 import (
     learning_rates,
     merged_tensors,
@@ -329,7 +330,7 @@ def test_data_of_another_model_and_quantization_without_its_library_are_refused(
     list(generate_data(base, [("Hi",), ("Yes",)], tmp_path, DataOptions(max_new_tokens=3)))
     load_split(base, tmp_path, 0.5)
     other = replace(base, source=replace(base.source, name="other"))
-    with pytest.raises(TrainingError, match="was made by tiny-llama .* not by other"):
+    with pytest.raises(TrainingError, match=r"was made by tiny-llama .* not by other"):
         load_split(other, tmp_path, 0.5)
     if importlib.util.find_spec("bitsandbytes") is None:
         with pytest.raises(TrainingError, match="needs bitsandbytes"):
