@@ -18,6 +18,7 @@ _VERBS = {
     "cli_chat": "hold a conversation in the terminal",
     "cli_bench": "compare Medusa with plain decoding",
     "cli_heads": "inspect head checkpoints, convert them between formats",
+    "cli_train": "train heads on the model's own replies",
 }
 
 EXIT_ERROR = 2

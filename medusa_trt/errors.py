@@ -42,3 +42,7 @@ class ExportError(MedusaError):
 
 class HeadsError(MedusaError):
     """A head checkpoint is malformed or does not fit the backbone."""
+
+
+class TrainingError(MedusaError):
+    """Training data cannot be made or read, or heads cannot be trained as asked."""

@@ -1,0 +1,1 @@
+"""Training Medusa heads: self-distillation data, Medusa-1 and Medusa-2."""

@@ -1,0 +1,65 @@
+"""What a training step is fed: rows of kept hidden states, or whole conversations."""
+
+from collections.abc import Sequence
+
+import torch
+from torch.utils.data import Dataset
+
+from medusa_trt.training.rows import LabelledTokens, ReplyRows, TargetRule
+
+Batch = dict[str, torch.Tensor]
+
+
+class FeatureRows(Dataset[Batch]):
+    """Rows that have something to predict, in any order; a batch is fetched as one."""
+
+    def __init__(self, rows: ReplyRows, rule: TargetRule) -> None:
+        assert rows.features is not None
+        self._rows, self._rule, self._hidden = rows, rule, rows.features.hidden
+        # The last row of a reply has no token after the next.
+        self._index = (rows.reply_ids[:-1] == rows.reply_ids[1:]).nonzero()[:, 0]
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    def __getitems__(self, places: list[int]) -> Batch:
+        """A batch: the arguments of `HeadsOnFeatures.forward`."""
+        index = self._index[torch.tensor(places)]
+        targets = self._rule.targets(self._rows, index)
+        return {
+            "hidden": self._hidden[index],
+            "columns": targets.columns,
+            "weights": targets.weights,
+            "exists": targets.exists,
+        }
+
+    def __getitem__(self, place: int) -> Batch:
+        return self.__getitems__([place])
+
+
+class PaddedConversations(Dataset[Batch]):
+    """Conversations of different lengths, cut to a limit; a batch is padded on the right."""
+
+    def __init__(self, conversations: Sequence[LabelledTokens], max_length: int) -> None:
+        cut = [(c.token_ids[:max_length], c.turns[:max_length]) for c in conversations]
+        self._conversations = [(ids, turns) for ids, turns in cut if bool((turns > 0).any())]
+
+    def __len__(self) -> int:
+        return len(self._conversations)
+
+    def __getitems__(self, places: list[int]) -> Batch:
+        """A batch: the arguments of `HeadsOnBackbone.forward`, (B, T) each."""
+        chosen = [self._conversations[place] for place in places]
+        shape = (len(chosen), max(len(ids) for ids, _ in chosen))
+        batch = {
+            name: torch.zeros(shape, dtype=torch.int64)
+            for name in ("token_ids", "turns", "attention_mask")
+        }
+        for row, (ids, turns) in enumerate(chosen):
+            batch["token_ids"][row, : len(ids)] = ids
+            batch["turns"][row, : len(ids)] = turns
+            batch["attention_mask"][row, : len(ids)] = 1
+        return batch
+
+    def __getitem__(self, place: int) -> Batch:
+        return self.__getitems__([place])

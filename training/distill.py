@@ -1,0 +1,242 @@
+"""Self-distillation data: the model's own replies to seed prompts, shard by shard."""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from medusa_trt.calibration.bench_prompts import mt_bench_prompts, prompts_from_file
+from medusa_trt.calibration.prompts import self_generated_prompts
+from medusa_trt.errors import TrainingError
+from medusa_trt.export.base_model import BaseModel
+from medusa_trt.training.conversation import ChatFrame, Conversation
+from medusa_trt.training.generation import BatchGenerator, Continuation
+from medusa_trt.training.shards import DataSpec, Features, Shard, shard_path, write_spec
+
+FORMAT_VERSION = 1
+_USER_TEMPERATURE = 1.0
+_MAX_USER_TOKENS = 64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataOptions:
+    """How training data is made.
+
+    Attributes:
+        num_conversations: beyond the seed prompts the model writes the first user turn itself
+            (Xu et al. 2024, "Magpie"); all seed prompts once if None.
+        batch_size: conversations generated together, which make a shard.
+        num_turns: replies of a conversation; the model writes the user's further turns, where the
+            seed has none.
+        max_new_tokens: limit of a reply.
+        temperatures: of the shards in turn; 0 is greedy.
+        keep_features: keep hidden states and the teacher's best tokens: training then never runs
+            the backbone, for 2 * hidden_size + 48 bytes a token.
+        seed: of sampling.
+    """
+
+    num_conversations: int | None = None
+    batch_size: int = 128
+    num_turns: int = 1
+    max_new_tokens: int = 128
+    temperatures: tuple[float, ...] = (0.0, 0.7)
+    keep_features: bool = True
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("num_conversations", "batch_size", "num_turns", "max_new_tokens"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise TrainingError(f"{name} is {value}: it must be at least 1")
+        if not self.temperatures or not all(0 <= t <= 10 for t in self.temperatures):
+            raise TrainingError(
+                f"temperatures are {list(self.temperatures)}: give one or more between 0 and 10"
+            )
+
+
+def seed_prompts(path: Path | None) -> list[tuple[str, ...]]:
+    """User turns to begin with: a file's, or the prompts that ship with the package.
+
+    Raises:
+        PromptError: the file cannot be read.
+        TrainingError: one of MT-bench's questions is among them.
+    """
+    if path is None:
+        return [(prompt.prompt,) for prompt in self_generated_prompts()]
+    prompts = prompts_from_file(path)
+    asked = _mt_bench_turns()
+    for prompt in prompts:
+        if not asked.isdisjoint(map(_normalized, prompt.turns)):
+            raise TrainingError(
+                f"prompt {prompt.id} of {path} is a question of MT-bench, on which heads are "
+                "measured: remove it"
+            )
+    return [prompt.turns for prompt in prompts]
+
+
+def generate_data(
+    base: BaseModel, prompts: Sequence[tuple[str, ...]], folder: Path, options: DataOptions
+) -> Iterator[Shard | None]:
+    """Makes the shards that a folder lacks.
+
+    A shard depends on the options and its index alone, so that a run that was ended and run again
+    leaves the same files as one that was not.
+
+    Yields:
+        each new shard once it is written, None for one that was there.
+
+    Raises:
+        TrainingError: the folder holds other data, or the model cannot write what is asked.
+    """
+    frame = ChatFrame.from_tokenizer(base.tokenizer)
+    spec = _spec(base, prompts, options)
+    if not frame.has_template and (options.num_turns > 1 or spec.num_conversations > len(prompts)):
+        raise TrainingError(
+            f"{base.source.name} has no chat template, so it cannot write user turns: give "
+            f"--num-turns 1 and at most {len(prompts)} conversations"
+        )
+    write_spec(folder, spec)
+    writer = _Writer(base, frame, options)
+    for index in range(spec.num_shards):
+        path = shard_path(folder, index)
+        if path.is_file():
+            yield None
+            continue
+        first = index * options.batch_size
+        last = min(first + options.batch_size, spec.num_conversations)
+        shard = writer.shard(index, prompts[first:last], last - first)
+        shard.save(path)
+        yield shard
+
+
+class _Writer:
+    """Holds the conversations of one shard at a time."""
+
+    def __init__(self, base: BaseModel, frame: ChatFrame, options: DataOptions) -> None:
+        self._tokenizer, self._frame, self._options = base.tokenizer, frame, options
+        self._generator = BatchGenerator(base)
+        self._forbidden = _mt_bench_turns()
+
+    def shard(self, index: int, prompts: Sequence[tuple[str, ...]], size: int) -> Shard:
+        """Generates a shard of up to `size` conversations, the first ones from `prompts`."""
+        options = self._options
+        torch.manual_seed(options.seed * 1_000_003 + index)
+        temperature = options.temperatures[index % len(options.temperatures)]
+        users = [list(turns) for turns in prompts] + self._written_prompts(size - len(prompts))
+        if not users:
+            raise TrainingError(
+                "the model wrote no prompt of its own: give seed prompts for all conversations"
+            )
+        conversations = [Conversation() for _ in users]
+        features: list[list[Features]] = [[] for _ in users]
+        for conversation, turns in zip(conversations, users, strict=True):
+            conversation.add(self._frame.opening(self._tokenizer, turns[0]))
+        active = list(range(len(users)))
+        for turn in range(1, options.num_turns + 1):
+            replies = self._generator.continue_texts(
+                [conversations[i].token_ids for i in active],
+                max_new_tokens=options.max_new_tokens,
+                temperature=temperature,
+                keep_features=options.keep_features,
+            )
+            for i, reply in zip(active, replies, strict=True):
+                conversations[i].add(reply.token_ids, turn)
+                if reply.features is not None:
+                    features[i].append(reply.features)
+            if turn < options.num_turns:
+                active = self._say_next(turn, active, replies, users, conversations)
+                if not active:
+                    break
+        flat = [part for parts in features for part in parts]
+        return _shard_from(conversations, Features.concatenated(flat) if flat else None)
+
+    def _written_prompts(self, count: int) -> list[list[str]]:
+        """Up to `count` first user turns by the model itself; unfinished ones are left out.
+
+        It writes half as many again, because a place that stays empty costs as much as a reply: of
+        SmolLM2-135M's prompts 73 % were finished in time.
+        """
+        if count == 0:
+            return []
+        prefix = self._frame.user_prefix(self._tokenizer)
+        texts = self._user_turns([prefix] * (count + count // 2))
+        return [[text] for text in texts if text is not None][:count]
+
+    def _user_turns(self, prefixes: list[list[int]]) -> list[str | None]:
+        written = self._generator.continue_texts(
+            prefixes, max_new_tokens=_MAX_USER_TOKENS, temperature=_USER_TEMPERATURE
+        )
+        return [self._user_text(continuation) for continuation in written]
+
+    def _user_text(self, continuation: Continuation) -> str | None:
+        if not continuation.is_ended:
+            return None
+        text = str(self._tokenizer.decode(continuation.token_ids[:-1])).strip()
+        return None if not text or _normalized(text) in self._forbidden else text
+
+    def _say_next(
+        self,
+        turn: int,
+        active: list[int],
+        replies: list[Continuation],
+        users: list[list[str]],
+        conversations: list[Conversation],
+    ) -> list[int]:
+        """Adds the user's next turn; returns the conversations that have one."""
+        tokenizer, frame = self._tokenizer, self._frame
+        ended = {i: reply.token_ids for i, reply in zip(active, replies, strict=True)}
+        unwritten = [i for i in active if len(users[i]) == turn]
+        prefixes = [
+            conversations[i].token_ids + frame.next_user_prefix(tokenizer, ended[i])
+            for i in unwritten
+        ]
+        for i, text in zip(unwritten, self._user_turns(prefixes) if prefixes else [], strict=True):
+            users[i] += [] if text is None else [text]
+        going_on = [i for i in active if len(users[i]) > turn]
+        for i in going_on:
+            conversations[i].add(frame.next_turn(tokenizer, ended[i], users[i][turn]))
+        return going_on
+
+
+def _shard_from(conversations: list[Conversation], features: Features | None) -> Shard:
+    def tensor(values: list[int]) -> torch.Tensor:
+        return torch.tensor(values, dtype=torch.int32)
+
+    return Shard(
+        token_ids=tensor([token for c in conversations for token in c.token_ids]),
+        turns=tensor([turn for c in conversations for turn in c.turns]),
+        lengths=tensor([len(c.token_ids) for c in conversations]),
+        features=features,
+    )
+
+
+def _spec(base: BaseModel, prompts: Sequence[tuple[str, ...]], options: DataOptions) -> DataSpec:
+    num_conversations = options.num_conversations or len(prompts)
+    digest = hashlib.sha256(repr([tuple(turns) for turns in prompts]).encode())
+    return DataSpec(
+        format_version=FORMAT_VERSION,
+        model=base.source.name,
+        hidden_size=base.model.config.hidden_size,
+        vocab_size=base.model.config.vocab_size,
+        num_shards=-(-num_conversations // options.batch_size),
+        num_conversations=num_conversations,
+        batch_size=options.batch_size,
+        num_turns=options.num_turns,
+        max_new_tokens=options.max_new_tokens,
+        temperatures=options.temperatures,
+        has_features=options.keep_features,
+        prompts_sha256=digest.hexdigest(),
+        dtype=str(base.model.dtype).removeprefix("torch."),
+        seed=options.seed,
+    )
+
+
+def _mt_bench_turns() -> frozenset[str]:
+    turns = (turn for prompt in mt_bench_prompts() for turn in prompt.turns)
+    return frozenset(map(_normalized, turns))
+
+
+def _normalized(text: str) -> str:
+    return " ".join(text.split()).casefold()

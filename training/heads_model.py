@@ -1,0 +1,175 @@
+"""Medusa heads with parameters to train."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from medusa_trt.errors import TrainingError
+from medusa_trt.export.heads import Linear, MedusaHead, MedusaHeads
+from medusa_trt.training.rows import DraftVocabulary
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeadsShape:
+    """What heads are made of.
+
+    Attributes:
+        num_heads: tokens drafted ahead.
+        num_layers: residual blocks of each.
+        has_projection: a linear residual map after the blocks.
+        has_own_unembedding: each head trains an unembedding of its own, which begins as the
+            backbone's; else all read the backbone's, which stays as it is.
+    """
+
+    num_heads: int = 3
+    num_layers: int = 1
+    has_projection: bool = True
+    has_own_unembedding: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("num_heads", "num_layers"):
+            if getattr(self, name) < 1:
+                raise TrainingError(f"{name} is {getattr(self, name)}: it must be at least 1")
+
+
+class _Head(nn.Module):
+    """Residual blocks `x + SiLU(W x + b)`, then an optional projection `x + W x + b`.
+
+    All maps begin at zero (paper, section 2.2: a new head predicts what the backbone predicts).
+    """
+
+    def __init__(self, shape: HeadsShape, hidden_size: int) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(
+            nn.Linear(hidden_size, hidden_size) for _ in range(shape.num_layers)
+        )
+        self.projection = nn.Linear(hidden_size, hidden_size) if shape.has_projection else None
+        for parameter in self.parameters():
+            nn.init.zeros_(parameter)
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        for block in self.layers():
+            hidden = hidden + nn.functional.silu(block(hidden))
+        return hidden if self.projection is None else hidden + self.projection(hidden)
+
+    def layers(self) -> list[nn.Linear]:
+        """The blocks' maps."""
+        return [block for block in self.blocks if isinstance(block, nn.Linear)]
+
+
+class TrainableHeads(nn.Module):
+    """All heads. Only their own parameters are in its state."""
+
+    def __init__(
+        self, shape: HeadsShape, vocabulary: DraftVocabulary, unembedding: torch.Tensor
+    ) -> None:
+        """Makes new heads.
+
+        Args:
+            shape: what they are made of.
+            vocabulary: the tokens to choose from.
+            unembedding: (vocab, hidden) of the backbone; products with it are in its dtype.
+        """
+        super().__init__()
+        self.shape, self.vocabulary = shape, vocabulary
+        self.heads = nn.ModuleList(
+            _Head(shape, unembedding.shape[1]) for _ in range(shape.num_heads)
+        )
+        rows = unembedding if vocabulary.token_map is None else unembedding[vocabulary.token_map]
+        self.own_unembeddings = nn.ParameterList(
+            rows.float().clone() for _ in range(shape.num_heads if shape.has_own_unembedding else 0)
+        )
+        self.shared_unembedding = nn.Buffer(rows.contiguous(), persistent=False)
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        """`hidden` (N, hidden) → what each head gives its unembedding, (K, N, hidden)."""
+        return torch.stack([head(hidden) for head in self.heads])
+
+    def unembeddings(self) -> list[torch.Tensor]:
+        """(draft_vocab, hidden) of each head, in the dtype of the backbone's."""
+        if self.shape.has_own_unembedding:
+            dtype = self.shared_unembedding.dtype
+            return [weight.to(dtype) for weight in self.own_unembeddings]
+        return [self.shared_unembedding] * self.shape.num_heads
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """`hidden` (N, hidden) → (K, N, draft_vocab), without gradients."""
+        with torch.inference_mode():
+            pairs = zip(self(hidden), self.unembeddings(), strict=True)
+            return torch.stack([state.to(weight.dtype) @ weight.T for state, weight in pairs])
+
+    def set_projections(self, maps: list[Linear]) -> None:
+        """Sets each head's projection."""
+        for head, map_ in zip(self._heads(), maps, strict=True):
+            assert head.projection is not None
+            _set(head.projection, map_)
+
+    def to_heads(self) -> MedusaHeads:
+        """A copy in the form that the export reads."""
+
+        def linear(module: nn.Linear) -> Linear:
+            return Linear(module.weight.detach().cpu().clone(), module.bias.detach().cpu().clone())
+
+        heads = tuple(
+            MedusaHead(
+                tuple(map(linear, head.layers())),
+                None if head.projection is None else linear(head.projection),
+                self.own_unembeddings[index].detach().cpu().clone()
+                if self.shape.has_own_unembedding
+                else None,
+            )
+            for index, head in enumerate(self._heads())
+        )
+        return MedusaHeads(heads, self.vocabulary.token_map)
+
+    def load_heads(self, heads: MedusaHeads) -> None:
+        """Takes the parameters of heads of the same shape."""
+        assert shape_of(heads) == self.shape
+        for index, (module, head) in enumerate(zip(self._heads(), heads.heads, strict=True)):
+            for layer, map_ in zip(module.layers(), head.blocks, strict=True):
+                _set(layer, map_)
+            if module.projection is not None and head.projection is not None:
+                _set(module.projection, head.projection)
+            if head.unembedding is not None:
+                with torch.no_grad():
+                    self.own_unembeddings[index].copy_(head.unembedding)
+
+    def _heads(self) -> list[_Head]:
+        return [head for head in self.heads if isinstance(head, _Head)]
+
+
+def _set(layer: nn.Linear, map_: Linear) -> None:
+    with torch.no_grad():
+        layer.weight.copy_(map_.weight)
+        layer.bias.zero_()
+        if map_.bias is not None:
+            layer.bias.copy_(map_.bias)
+
+
+def shape_of(heads: MedusaHeads) -> HeadsShape:
+    """The shape of existing heads."""
+    return HeadsShape(
+        num_heads=heads.num_heads,
+        num_layers=heads.num_layers,
+        has_projection=heads.heads[0].projection is not None,
+        has_own_unembedding=heads.heads[0].unembedding is not None,
+    )
+
+
+def tensors_from_heads(heads: MedusaHeads, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """Named tensors in the layout that `heads_from_path` reads."""
+    tensors = {}
+    for index, head in enumerate(heads.heads):
+        maps = {f"{layer}.linear": block for layer, block in enumerate(head.blocks)}
+        if head.projection is not None:
+            maps["projection"] = head.projection
+        for name, map_ in maps.items():
+            tensors[f"{index}.{name}.weight"] = map_.weight.to(dtype)
+            if map_.bias is not None:
+                tensors[f"{index}.{name}.bias"] = map_.bias.to(dtype)
+        if head.unembedding is not None:
+            tensors[f"{index}.{len(head.blocks)}.weight"] = head.unembedding.to(dtype)
+    if heads.token_map is not None:
+        tensors["token_map"] = heads.token_map
+    return tensors

@@ -1,0 +1,160 @@
+"""What the Trainer sees: heads on kept hidden states, and heads on a running backbone."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import nn
+from transformers import PreTrainedModel
+
+from medusa_trt.training.backbone import observed_unembedding
+from medusa_trt.training.generation import top_logprobs
+from medusa_trt.training.heads_model import TrainableHeads
+from medusa_trt.training.loss import medusa_loss
+from medusa_trt.training.options import TrainOptions
+from medusa_trt.training.rows import ReplyRows, TargetRule, Targets
+from medusa_trt.training.shards import Features
+
+
+class HeadsOnFeatures(nn.Module):
+    """Medusa-1 on hidden states that were kept: the backbone does not take part."""
+
+    def __init__(self, heads: TrainableHeads, options: TrainOptions) -> None:
+        super().__init__()
+        self.heads, self._options = heads, options
+
+    def forward(
+        self,
+        hidden: torch.Tensor,
+        columns: torch.Tensor,
+        weights: torch.Tensor,
+        exists: torch.Tensor,
+        progress: float = 0.0,
+    ) -> torch.Tensor:
+        """`hidden` (N, hidden) and the parts of `Targets` → the loss; `progress` is unused."""
+        targets = Targets(columns, weights, exists)
+        return _heads_loss(self.heads, hidden.float(), targets, self._options)
+
+
+class HeadsOnBackbone(nn.Module):
+    """Heads on a backbone that runs: frozen (Medusa-1), or with an adapter (Medusa-2).
+
+    With an adapter the loss is, following section 2.2.2 of the paper and its self-distillation,
+    KL(teacher ‖ model) + λ0 · the heads' loss, where the teacher is the model without its adapter.
+    """
+
+    # The Trainer looks here whether it is all right that a checkpoint lacks the backbone.
+    _keys_to_ignore_on_save = None
+
+    def __init__(
+        self,
+        model: PreTrainedModel | PeftModel,
+        heads: TrainableHeads,
+        options: TrainOptions,
+        *,
+        teacher: Callable[[], AbstractContextManager[Any]] | None = None,
+        heads_weight: Callable[[float], float] = lambda _: 1.0,
+    ) -> None:
+        """Puts both together.
+
+        Args:
+            model: the backbone; only the parameters of an adapter are trained and saved.
+            heads: to be trained.
+            options: of the heads' loss.
+            teacher: a context in which the adapter is off; None for a frozen backbone.
+            heads_weight: λ0 at each progress from 0 to 1.
+        """
+        super().__init__()
+        self.model, self.heads, self._options = model, heads, options
+        self._teacher, self._heads_weight = teacher, heads_weight
+        self._rule = TargetRule(
+            num_heads=heads.shape.num_heads,
+            columns=heads.vocabulary.columns().to(model.device),
+            soft_weight=options.soft_weight,
+        )
+
+    def forward(
+        self,
+        token_ids: torch.Tensor,
+        turns: torch.Tensor,
+        attention_mask: torch.Tensor,
+        progress: float = 0.0,
+    ) -> torch.Tensor:
+        """(B, T) each, padded on the right with turn 0 → the loss."""
+        with torch.no_grad(), (self._teacher or nullcontext)():
+            hidden, teacher_logits = self.hidden_and_logits(token_ids, turns, attention_mask)
+        loss = hidden.new_zeros((), dtype=torch.float32)
+        if self._teacher is not None:
+            hidden, logits = self.hidden_and_logits(token_ids, turns, attention_mask)
+            loss = divergence(teacher_logits, logits)
+        rows = _rows(token_ids, turns, teacher_logits)
+        targets = self._rule.targets(rows, torch.arange(len(rows), device=hidden.device))
+        heads_loss = _heads_loss(self.heads, hidden.float(), targets, self._options)
+        return loss + self._heads_weight(progress) * heads_loss
+
+    def hidden_and_logits(
+        self, token_ids: torch.Tensor, turns: torch.Tensor, attention_mask: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """What predicts each of R reply tokens: (R, hidden) and (R, vocab)."""
+        predicts_reply = turns.roll(-1, dims=1) > 0
+        predicts_reply[:, -1] = False
+        hidden: list[torch.Tensor] = []
+
+        def select(state: torch.Tensor) -> torch.Tensor:
+            hidden.append(state[predicts_reply])
+            return hidden[0][None]
+
+        with observed_unembedding(self.model, select):
+            logits = self.model(
+                input_ids=token_ids, attention_mask=attention_mask, use_cache=False
+            ).logits
+        return hidden[0], logits[0]
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
+        """Only what is trained: a checkpoint need not hold the backbone."""
+        state = super().state_dict(*args, **kwargs)
+        adapter = {
+            f"model.{name}"
+            for name, value in self.model.named_parameters()
+            if self._teacher is not None and value.requires_grad
+        }
+        kept = {name for name in state if name.startswith("heads.")} | adapter
+        return {name: value for name, value in state.items() if name in kept}
+
+    def train(self, mode: bool = True) -> "HeadsOnBackbone":
+        """The backbone stays in evaluation mode: dropout would change the teacher."""
+        super().train(mode)
+        self.model.eval()
+        return self
+
+
+def divergence(teacher_logits: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+    """Mean KL(teacher ‖ model) over rows of (R, vocab) logits."""
+    teacher = teacher_logits.float().log_softmax(-1)
+    model = logits.float().log_softmax(-1)
+    return nn.functional.kl_div(model, teacher, reduction="batchmean", log_target=True)
+
+
+def _heads_loss(
+    heads: TrainableHeads, hidden: torch.Tensor, targets: Targets, options: TrainOptions
+) -> torch.Tensor:
+    return medusa_loss(
+        heads(hidden),
+        heads.unembeddings(),
+        targets,
+        decay=options.decay,
+        num_sampled=options.num_sampled,
+    )
+
+
+def _rows(token_ids: torch.Tensor, turns: torch.Tensor, logits: torch.Tensor) -> ReplyRows:
+    """Reply rows of padded conversations, with the teacher's best tokens."""
+    batch = torch.arange(len(turns), device=turns.device)[:, None].expand_as(turns)
+    ids, logprobs = top_logprobs(logits)
+    device = token_ids.device
+    features = Features(logits.new_empty(0), ids.to(device), logprobs.to(device))
+    return ReplyRows.from_conversations(
+        token_ids.reshape(-1), turns.reshape(-1), batch.reshape(-1), features
+    )

@@ -1,0 +1,106 @@
+"""How heads are trained."""
+
+from dataclasses import dataclass, field
+
+from medusa_trt.errors import TrainingError
+from medusa_trt.training.heads_model import HeadsShape
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainOptions:
+    """Options of Medusa-1 and of the heads' part of Medusa-2.
+
+    Attributes:
+        shape: what the heads are made of.
+        draft_vocab_size: tokens that the heads choose from, the most frequent in the replies to
+            train on; all if None.
+        soft_weight: share of the teacher's best tokens in a target, 0 for the token alone.
+        decay: λ of λ_k = λ^k (paper, section 2.2.1).
+        num_sampled: tokens of a sampled softmax besides a batch's targets; exact if None.
+        ridge: penalty of the projection's first guess, see `ridge_projections`.
+        learning_rate: of the heads, the top of a cosine after a warmup.
+        weight_decay: of AdamW.
+        num_epochs: passes over the data.
+        max_steps: end after so many updates; overrides `num_epochs`.
+        batch_rows: reply tokens in an update, where the data holds hidden states.
+        batch_size: conversations in an update's piece, where the backbone runs.
+        accumulation: pieces of an update.
+        held_out_fraction: share of the prompts to measure on and never to train on.
+        num_nodes: of the tree that is measured, the root included.
+        num_checkpoints: evenly over the run; each is also a point of the curves.
+        max_length: conversations are cut to so many tokens, where the backbone runs.
+        bf16: train in mixed precision; where the hardware has it if None.
+        seed: of the order of the data and of sampling.
+    """
+
+    shape: HeadsShape = field(default_factory=HeadsShape)
+    draft_vocab_size: int | None = 8192
+    soft_weight: float = 0.8
+    decay: float = 0.8
+    num_sampled: int | None = None
+    ridge: float = 1e-3
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.01
+    num_epochs: float = 4
+    max_steps: int | None = None
+    batch_rows: int = 512
+    batch_size: int = 8
+    accumulation: int = 1
+    held_out_fraction: float = 0.05
+    num_nodes: int = 8
+    num_checkpoints: int = 8
+    max_length: int = 2048
+    bf16: bool | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in (
+            *("batch_rows", "batch_size", "accumulation", "num_checkpoints", "max_length"),
+            *("draft_vocab_size", "num_sampled", "max_steps"),
+        ):
+            _check(self, name, 1, None)
+        _check(self, "num_nodes", 2, None)
+        for name in ("soft_weight", "decay"):
+            _check(self, name, 0, 1)
+        for name in ("learning_rate", "num_epochs", "ridge", "weight_decay"):
+            _check(self, name, 0, None)
+        if not 0 < self.held_out_fraction < 1:
+            raise TrainingError(
+                f"held_out_fraction is {self.held_out_fraction}: it must lie between 0 and 1"
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JointOptions:
+    """What Medusa-2 adds (paper, section 2.2.2).
+
+    Attributes:
+        heads: how the heads are trained in both stages; its learning rate is the first stage's.
+        learning_rate: of the backbone's adapter.
+        heads_factor: the heads' learning rate in the second stage, in multiples of it.
+        heads_weight: λ0, weight of the heads' loss, reached along a quarter of a sine.
+        lora_rank, lora_alpha: of the adapter on all of the backbone's linear maps.
+        num_epochs: of the second stage.
+    """
+
+    heads: TrainOptions = field(default_factory=TrainOptions)
+    learning_rate: float = 5e-5
+    heads_factor: float = 4.0
+    heads_weight: float = 0.2
+    lora_rank: int = 32
+    lora_alpha: int = 16
+    num_epochs: float = 1
+
+    def __post_init__(self) -> None:
+        for name in ("lora_rank", "lora_alpha"):
+            _check(self, name, 1, None)
+        for name in ("learning_rate", "heads_factor", "heads_weight", "num_epochs"):
+            _check(self, name, 0, None)
+
+
+def _check(options: object, name: str, low: float, high: float | None) -> None:
+    value = getattr(options, name)
+    if value is None or (low <= value and (high is None or value <= high)):
+        return
+    bound = f"at least {low}" if high is None else f"between {low} and {high}"
+    raise TrainingError(f"{name} is {value}: it must be {bound}")

@@ -1,0 +1,144 @@
+"""What a training run leaves behind: heads, tree, curves, log and a card."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from safetensors.torch import save
+
+from medusa_trt import __version__
+from medusa_trt.errors import TrainingError
+from medusa_trt.export.heads import MedusaHeads
+from medusa_trt.training.accuracy import Accuracy
+from medusa_trt.training.heads_model import tensors_from_heads
+from medusa_trt.training.medusa1 import TrainResult
+from medusa_trt.training.options import JointOptions, TrainOptions
+from medusa_trt.training.shards import DataSpec
+
+HEADS_FILE = "medusa_lm_head.safetensors"
+
+
+@contextmanager
+def replaced_folder(folder: Path) -> Iterator[Path]:
+    """A new folder beside `folder`; its files replace those of `folder` once all are written.
+
+    Raises:
+        TrainingError: it cannot be written.
+    """
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        folder.mkdir(parents=True, exist_ok=True)
+        for file in sorted(temporary.iterdir()):
+            file.replace(folder / file.name)
+    except OSError as error:
+        raise TrainingError(f"cannot write {folder}: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def save_heads(heads: MedusaHeads, folder: Path, model: str) -> None:
+    """Writes heads in the public layout, in float16, with the config that readers cross-check."""
+    # As bytes: `save_file` makes a file that only its owner may read.
+    (folder / HEADS_FILE).write_bytes(save(tensors_from_heads(heads, torch.float16)))
+    config = {
+        "base_model_name_or_path": model,
+        "medusa_num_heads": heads.num_heads,
+        "medusa_num_layers": heads.num_layers,
+    }
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
+
+
+def save_report(
+    result: TrainResult,
+    folder: Path,
+    title: str,
+    spec: DataSpec,
+    options: TrainOptions | JointOptions,
+) -> None:
+    """Writes the card, the tree, the curves and the log.
+
+    Args:
+        result: of training.
+        folder: exists.
+        title: the card's first line.
+        spec: of the data.
+        options: of training.
+    """
+    result.accuracy.tree.save(folder / "tree.json")
+    (folder / "log.json").write_text(json.dumps(result.log, indent=1) + "\n", "utf-8")
+    (folder / "README.md").write_text(_card(result, title, spec, options), "utf-8")
+    save_curves(result.log, folder / "curves.png", title)
+
+
+def save_curves(log: list[dict[str, float]], path: Path, title: str) -> None:
+    """Draws loss, top-1 accuracy of each head and tokens a step over updates.
+
+    Raises:
+        TrainingError: matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise TrainingError(
+            "drawing the curves needs matplotlib: pip install 'medusa-trt[train]'"
+        ) from error
+    figure = Figure(figsize=(12, 4), layout="constrained")
+    figure.suptitle(title)
+    axes = figure.subplots(1, 3)
+    heads = sorted({key for entry in log for key in entry if key.endswith("_top_1")})
+    panels = (
+        ("loss", ["loss"]),
+        ("top-1 accuracy, held out", heads),
+        ("tokens a step, held out", ["eval_tokens_per_step"]),
+    )
+    for axis, (label, keys) in zip(axes, panels, strict=True):
+        for key in keys:
+            points = [(entry["step"], entry[key]) for entry in log if key in entry]
+            axis.plot(*zip(*points, strict=True), marker=".", label=key) if points else None
+        axis.set_title(label)
+        axis.set_xlabel("updates")
+        axis.grid(alpha=0.3)
+        if len(keys) > 1:
+            axis.legend([f"head {index}" for index in range(1, len(keys) + 1)])
+    figure.savefig(path, dpi=120)
+
+
+def accuracy_table(accuracy: Accuracy) -> str:
+    """A Markdown table, in percent."""
+    lines = ["| head | top-1 | top-5 | top-10 |", "|---|---|---|---|"]
+    rows = zip(accuracy.top_1, accuracy.top_5, accuracy.top_10, strict=True)
+    for head, values in enumerate(rows, start=1):
+        lines.append(f"| {head} | " + " | ".join(f"{100 * value:.1f}" for value in values) + " |")
+    return "\n".join(lines)
+
+
+def _card(
+    result: TrainResult, title: str, spec: DataSpec, options: TrainOptions | JointOptions
+) -> str:
+    accuracy = result.accuracy
+    recipe = asdict(options)
+    settings = "\n".join(f"- {name}: {value}" for name, value in recipe.items())
+    temperatures = ", ".join(f"{value:g}" for value in spec.temperatures)
+    return f"""# {title}
+
+Trained by medusa-trt {__version__} on {result.num_train_tokens:,} tokens of the model's own
+replies: {spec.num_conversations:,} conversations of up to {spec.num_turns} replies of up to
+{spec.max_new_tokens} tokens, at temperatures {temperatures} in turn, seed {spec.seed}.
+
+Held-out replies ({accuracy.num_tokens:,} tokens of prompts that were not trained on), percent:
+
+{accuracy_table(accuracy)}
+
+{accuracy.tokens_per_step:.3f} tokens a step, the root included, replayed with the tree of
+{accuracy.tree.num_nodes} nodes in `tree.json`. The data's temperatures are in these figures: greedy
+replies are easier.
+
+{settings}
+"""

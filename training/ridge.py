@@ -1,0 +1,64 @@
+"""A good first projection: the linear map from a hidden state to a later one."""
+
+from collections.abc import Iterable
+
+import torch
+
+from medusa_trt.export.heads import Linear
+
+Piece = tuple[torch.Tensor, torch.Tensor]
+
+
+def ridge_projections(pieces: Iterable[Piece], num_heads: int, ridge: float) -> list[Linear]:
+    """Fits, for each head i from 0, h_r → h_(r+1+i) − h_r within replies, by ridge regression.
+
+    The later state's unembedding predicts what the head shall predict, so a head whose blocks are
+    still zero begins as the best linear guess of that state. The bias is not penalized.
+
+    Args:
+        pieces: hidden (R, hidden) and reply_ids (R,), see `ReplyRows`; replies lie within pieces.
+        num_heads: how many maps to fit.
+        ridge: the penalty, as a share of the mean squared value of an input; 0 is least squares.
+
+    Returns:
+        A float32 map with bias for each head.
+    """
+    sums = [_Sums() for _ in range(num_heads)]
+    for hidden, reply_ids in pieces:
+        for ahead, total in enumerate(sums, start=1):
+            is_pair = reply_ids[:-ahead] == reply_ids[ahead:]
+            total.add(hidden[:-ahead][is_pair].float(), hidden[ahead:][is_pair].float())
+    return [total.solution(ridge) for total in sums]
+
+
+class _Sums:
+    """Moments of (x, y) pairs in float64."""
+
+    def __init__(self) -> None:
+        self._xx: torch.Tensor | float = 0.0
+        self._xy: torch.Tensor | float = 0.0
+        self._x: torch.Tensor | float = 0.0
+        self._y: torch.Tensor | float = 0.0
+        self._count = 0
+
+    def add(self, x: torch.Tensor, y: torch.Tensor) -> None:
+        """Counts pairs of rows (N, hidden)."""
+        x, difference = x.double(), (y - x).double()
+        self._xx = self._xx + x.T @ x
+        self._xy = self._xy + x.T @ difference
+        self._x = self._x + x.sum(0)
+        self._y = self._y + difference.sum(0)
+        self._count += len(x)
+
+    def solution(self, ridge: float) -> Linear:
+        """The map; zero where there was no pair to learn from."""
+        assert isinstance(self._xx, torch.Tensor) and isinstance(self._xy, torch.Tensor)
+        assert isinstance(self._x, torch.Tensor) and isinstance(self._y, torch.Tensor)
+        count = max(1, self._count)
+        mean_x, mean_y = self._x.cpu() / count, self._y.cpu() / count
+        covariance = self._xx.cpu() - count * mean_x.outer(mean_x)
+        cross = self._xy.cpu() - count * mean_x.outer(mean_y)
+        penalty = ridge * float(self._xx.diagonal().mean())
+        covariance.diagonal().add_(penalty)
+        weight = torch.linalg.lstsq(covariance, cross, driver="gelsd").solution.T
+        return Linear(weight.float(), (mean_y - weight @ mean_x).float())

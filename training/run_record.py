@@ -1,0 +1,35 @@
+"""Keeps a continued run from mixing with one of other options."""
+
+from pathlib import Path
+
+import msgspec
+
+from medusa_trt.errors import TrainingError
+from medusa_trt.training.options import JointOptions, TrainOptions
+from medusa_trt.training.shards import DataSpec
+
+_FILE = "run.json"
+
+
+def check_same_run(folder: Path, spec: DataSpec, options: TrainOptions | JointOptions) -> None:
+    """Records what a folder's checkpoints belong to, or checks it.
+
+    Raises:
+        TrainingError: the folder holds a run with other data or options, or cannot be written.
+    """
+    record = msgspec.json.format(msgspec.json.encode({"data": spec, "options": options}), indent=2)
+    file = folder / _FILE
+    try:
+        if file.is_file():
+            if file.read_bytes() != record:
+                raise TrainingError(
+                    f"{folder} holds a run with other data or options (see {file}): "
+                    "give another --output, or the same options to continue it"
+                )
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        temporary = file.with_suffix(".tmp")
+        temporary.write_bytes(record)
+        temporary.replace(file)
+    except OSError as error:
+        raise TrainingError(f"cannot write {folder}: {error.strerror or error}") from error
