@@ -42,3 +42,7 @@ class ExportError(MedusaError):
 
 class HeadsError(MedusaError):
     """A head checkpoint is malformed or does not fit the backbone."""
+
+
+class CalibrationError(MedusaError):
+    """A calibration lacks what it needs, or its files are damaged."""
