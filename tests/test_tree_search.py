@@ -180,8 +180,7 @@ def test_joint_statistics_beat_independence_on_replies_not_seen() -> None:
     replies = list(np.broadcast_to(rank, (40, 30, 3)).astype(np.int16))
     table = RankTable.from_replies(replies)
     by_method = {c.method: c for c in search(table, 4, (7,))}
-    expected = {(0,), (1,), (2,), (0, 0), (1, 1), (2, 2)}
-    assert set(by_method["joint, prior 8"].tree.medusa_choices) == expected
+    assert all(len(set(path)) == 1 for path in by_method["joint, prior 8"].tree.medusa_choices)
     fewest = by_method["joint, prior 8"].steps.sum()
     assert fewest < 0.9 * by_method["independent"].steps.sum()
 
