@@ -8,6 +8,8 @@ import msgspec
 from medusa_trt.errors import CalibrationError
 from medusa_trt.runtime.options import SamplingOptions
 
+DEFAULT_MAX_NEW_TOKENS = 128
+
 
 class ReplySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """How replies are asked for; replies to other settings are not mixed with these.
@@ -22,7 +24,7 @@ class ReplySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
 
     prompts: str
     prompts_sha256: str
-    max_new_tokens: int = 128
+    max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS
     temperature: float = 0.0
     seed: int = 0
 

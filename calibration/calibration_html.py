@@ -20,8 +20,8 @@ def html_from_calibration(calibration: Calibration) -> str:
     if can_plot():
         if calibration.heads is not None:
             plots["heads"] = heads_plot(calibration.heads)
-        if calibration.latency is not None:
-            plots["latency"] = latency_plot(calibration.latency)
+        for index, section in enumerate(calibration.latency):
+            plots[f"latency {index}"] = latency_plot(section)
         if calibration.tree is not None:
             plots["tree"] = tree_plot(calibration.tree)
         if calibration.threshold is not None and calibration.threshold.rules:

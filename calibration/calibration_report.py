@@ -121,14 +121,17 @@ class ThresholdSection:
 
 
 class Calibration(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Everything that was found; a section is None until its calibration has run."""
+    """Everything that was found; a section is missing until its calibration has run.
+
+    `latency` has a section for each batch size and number of threads.
+    """
 
     format_version: int = FORMAT_VERSION
     model: str
     target: str
     precision: str
     heads: HeadsSection | None = None
-    latency: LatencySection | None = None
+    latency: tuple[LatencySection, ...] = ()
     tree: TreeSection | None = None
     threshold: ThresholdSection | None = None
 

@@ -15,6 +15,7 @@ from medusa_trt.errors import TreeError
 from medusa_trt.runtime.options import GenerationOptions, SamplingOptions
 from medusa_trt.runtime.sampling import token_from_logits, uniforms_from_seed
 from medusa_trt.runtime.session import MedusaSession
+from medusa_trt.tree_configs import MedusaTree
 
 _PROBE_TOKENS = 16
 
@@ -65,6 +66,19 @@ def rules_from_options(options: ThresholdOptions) -> list[Rule]:
     ]
 
 
+def check_drafts(tree: MedusaTree) -> None:
+    """Refuses a tree that drafts nothing.
+
+    Raises:
+        TreeError: it does not.
+    """
+    if tree.num_nodes == 1:
+        raise TreeError(
+            f"tree {tree.name} drafts nothing, so there is nothing to accept: give the bundle a "
+            "tree, for instance with medusa-trt calibrate tree"
+        )
+
+
 def missing_replies(
     rules: Sequence[Rule],
     prompts: Sequence[BenchPrompt],
@@ -95,14 +109,8 @@ def record_replies(
     Raises:
         KeyboardInterrupt: on Ctrl-C; whole replies are kept.
         PromptError: a prompt does not fit; before the first reply.
-        TreeError: the bundle's tree drafts nothing.
     """
     tree = session.bundle.tree
-    if tree.num_nodes == 1:
-        raise TreeError(
-            f"tree {tree.name} drafts nothing, so there is nothing to accept: give the bundle a "
-            "tree, for instance with medusa-trt calibrate tree"
-        )
     check_room(session, prompts, settings.max_new_tokens)
     for index, rule in missing:
         prompt = prompts[index]
