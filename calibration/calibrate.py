@@ -112,7 +112,7 @@ class Calibrator:
 
         is_complete = _interruptible(work, progress)
         origin = self._origin(progress, is_complete)
-        section = heads_section(self.bundle, log, settings, origin)
+        section = heads_section(self.bundle, log, settings, num_prompts, origin)
         self._save(msgspec.structs.replace(self._calibration, heads=section))
         return section
 
@@ -141,7 +141,7 @@ class Calibrator:
             log,
             self._fingerprint,
             self._threads,
-            options.batch_size,
+            options,
             self._origin(progress, is_complete),
         )
         kept = [other for other in self._calibration.latency if not _same_kind(other, section)]
@@ -161,16 +161,8 @@ class Calibrator:
         """
         if not dry_run:
             check_installable(self.bundle)
-        heads = self._calibration.heads
-        if heads is None:
-            settings = ReplySettings(prompts=PACKAGED, prompts_sha256=prompts_digest(PACKAGED))
-            print("measuring the heads first (medusa-trt calibrate heads)", file=sys.stderr)
-            heads = self.heads(settings)
-            _require_complete(heads.origin)
-        if not any(self._is_measured(section, options) for section in self._calibration.latency):
-            print("measuring step times first (medusa-trt calibrate latency)", file=sys.stderr)
-            times = self.latency(LatencyOptions(batch_size=options.batch_size))
-            _require_complete(times.origin)
+        heads = self._whole_heads()
+        self._measure_whole_latency(options.batch_size)
         progress = Progress(1, "searches")
         latencies = RecordLog(self.folder / LATENCY_FILE, LatencyRecord)
         section = tree_section(
@@ -248,11 +240,31 @@ class Calibrator:
             machine=self._machine,
         )
 
-    def _is_measured(self, section: LatencySection, options: TreeOptions) -> bool:
-        """Whether a section holds the step times that a search needs, from this machine."""
-        wanted = (self._threads, options.batch_size, self._fingerprint)
-        machine = machine_fingerprint(section.origin.machine)
-        return (section.threads, section.batch_size, machine) == wanted
+    def _whole_heads(self) -> HeadsSection:
+        """The heads' section; measured, or measured to its end, where it is not whole."""
+        section = self._calibration.heads
+        if section is None or not section.origin.is_complete:
+            print("measuring the heads first (medusa-trt calibrate heads)", file=sys.stderr)
+            if section is None:
+                digest = prompts_digest(PACKAGED)
+                section = self.heads(ReplySettings(prompts=PACKAGED, prompts_sha256=digest))
+            else:
+                section = self.heads(section.settings, section.num_prompts)
+            _require_complete(section.origin)
+        return section
+
+    def _measure_whole_latency(self, batch_size: int) -> None:
+        """Measures step times of this machine where they are missing or not whole."""
+        wanted = (self._threads, batch_size, self._fingerprint)
+        options = LatencyOptions(batch_size=batch_size)
+        for section in self._calibration.latency:
+            machine = machine_fingerprint(section.origin.machine)
+            if (section.threads, section.options.batch_size, machine) == wanted:
+                options = section.options
+                if section.origin.is_complete:
+                    return
+        print("measuring step times first (medusa-trt calibrate latency)", file=sys.stderr)
+        _require_complete(self.latency(options).origin)
 
     def _save(self, calibration: Calibration) -> None:
         self._calibration = calibration
@@ -277,4 +289,4 @@ def _require_complete(origin: Origin) -> None:
 
 
 def _same_kind(left: LatencySection, right: LatencySection) -> bool:
-    return (left.batch_size, left.threads) == (right.batch_size, right.threads)
+    return (left.options.batch_size, left.threads) == (right.options.batch_size, right.threads)

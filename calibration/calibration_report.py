@@ -6,7 +6,7 @@ from pathlib import Path
 import msgspec
 
 from medusa_trt.calibration.bench_report import Machine, replaced_file
-from medusa_trt.calibration.calibrate_options import ReplySettings, TreeOptions
+from medusa_trt.calibration.calibrate_options import LatencyOptions, ReplySettings, TreeOptions
 from medusa_trt.calibration.latency_curve import Interval
 from medusa_trt.calibration.threshold_summary import Recommendation, RuleSummary
 from medusa_trt.calibration.tree_choice import TreeChoice
@@ -48,7 +48,8 @@ class HeadsSection:
     Attributes:
         origin: see there.
         settings: of the replies.
-        num_replies: how many.
+        num_prompts: as many as were asked for; None for the default.
+        num_replies: as many as there are.
         num_tokens: their tokens.
         counts: samples of each head.
         top_k_accuracies: (num_heads, top_k) share of them among the first k candidates.
@@ -60,6 +61,7 @@ class HeadsSection:
 
     origin: Origin
     settings: ReplySettings
+    num_prompts: int | None
     num_replies: int
     num_tokens: int
     counts: list[int]
@@ -84,10 +86,10 @@ class LatencyPoint:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LatencySection:
-    """Step times for one batch size and number of threads."""
+    """Step times for one number of threads and one batch size, that of `options`."""
 
     origin: Origin
-    batch_size: int
+    options: LatencyOptions
     threads: int | None
     points: list[LatencyPoint]
 

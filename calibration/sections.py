@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from medusa_trt.calibration.calibrate_options import ReplySettings, TreeOptions
+from medusa_trt.calibration.calibrate_options import LatencyOptions, ReplySettings, TreeOptions
 from medusa_trt.calibration.calibration_report import (
     HeadsSection,
     LatencyPoint,
@@ -32,7 +32,11 @@ from medusa_trt.tree_configs import MedusaTree
 
 
 def heads_section(
-    bundle: Bundle, records: Iterable[RankRecord], settings: ReplySettings, origin: Origin
+    bundle: Bundle,
+    records: Iterable[RankRecord],
+    settings: ReplySettings,
+    num_prompts: int | None,
+    origin: Origin,
 ) -> HeadsSection:
     """The heads' accuracies on all recorded replies to these settings.
 
@@ -48,6 +52,7 @@ def heads_section(
     return HeadsSection(
         origin=origin,
         settings=settings,
+        num_prompts=num_prompts,
         num_replies=len(own),
         num_tokens=sum(len(record.token_ids) for record in own),
         counts=head_counts(table.ranks).tolist(),
@@ -63,7 +68,7 @@ def latency_section(
     records: Iterable[LatencyRecord],
     machine: str,
     threads: int | None,
-    batch_size: int,
+    options: LatencyOptions,
     origin: Origin,
 ) -> LatencySection:
     """Step times of this machine, number of threads and batch size.
@@ -72,7 +77,7 @@ def latency_section(
         CalibrationError: there are none.
     """
     by_point: dict[tuple[int, int], list[LatencyRecord]] = {}
-    for record in records_of(records, machine, threads, batch_size):
+    for record in records_of(records, machine, threads, options.batch_size):
         by_point.setdefault((record.context, record.num_nodes), []).append(record)
     if not by_point:
         raise CalibrationError("no step was measured: run medusa-trt calibrate latency again")
@@ -89,7 +94,7 @@ def latency_section(
                 host_ms=float(np.median([r.step_ms - r.engine_ms for r in own])),
             )
         )
-    return LatencySection(origin=origin, batch_size=batch_size, threads=threads, points=points)
+    return LatencySection(origin=origin, options=options, threads=threads, points=points)
 
 
 def records_of(
