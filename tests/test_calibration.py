@@ -330,7 +330,7 @@ def test_threshold_summaries_and_recommendation() -> None:
     assert sampler.mean_logprob == kept.mean_logprob == -1.5
     assert kept.logprob_gain.median == 0 and unlikely.logprob_gain.median == pytest.approx(-0.7)
     assert unlikely.logprob_gain.low < -0.7 < unlikely.logprob_gain.high
-    assert repeated.distinct == (0.2, 0.25, pytest.approx(1 / 3))
+    assert list(repeated.distinct) == pytest.approx([0.2, 0.25, 1 / 3])
     assert kept.token_agreement == 0.4
     (found,) = recommend((sampler, kept, unlikely, repeated), ThresholdOptions())
     assert found.rule.posterior_threshold == 0.1
