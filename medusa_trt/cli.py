@@ -19,6 +19,7 @@ _VERBS = {
     "cli_bench": "compare Medusa with plain decoding",
     "cli_heads": "inspect head checkpoints, convert them between formats",
     "cli_train": "train heads on the model's own replies",
+    "cli_calibrate": "find the tree and thresholds that are best on this machine",
 }
 
 EXIT_ERROR = 2

@@ -3,7 +3,6 @@
 import argparse
 import shlex
 import sys
-import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,13 +17,13 @@ if TYPE_CHECKING:
     from medusa_trt.calibration.bench import ReplyRow
     from medusa_trt.calibration.bench_prompts import BenchPrompt
     from medusa_trt.calibration.bench_report import BenchReport, BenchSetup
+    from medusa_trt.calibration.progress import Progress
     from medusa_trt.runtime.session import MedusaSession
 
 EXIT_DIFFERENT = 1
 EXIT_INTERRUPTED = 130
 
 _MT_BENCH_PROMPTS = 16
-_SECONDS_BETWEEN_LINES = 30.0
 _COLUMNS_OF_FILES = 100
 
 
@@ -115,11 +114,12 @@ def _bench(
     from medusa_trt.calibration.bench_report import BenchReport, Machine, peak_memory_bytes
     from medusa_trt.calibration.bench_summary import summarize, whole_prompts
     from medusa_trt.calibration.bench_tables import print_report
+    from medusa_trt.calibration.progress import Progress
 
     check_runnable(session, prompts, options)
     date, setup = datetime.now(UTC).astimezone(), _setup(session, prompts, options, arguments)
     num_replies = sum(len(prompt.turns) for prompt in prompts) * options.rounds
-    progress = _Progress(num_replies * len(options.modes))
+    progress = Progress(num_replies * len(options.modes), "replies")
     progress.announce(num_replies * warm_up(session, prompts[0], options))
     rows, is_interrupted = _measure(session, prompts, options, progress)
     rows = whole_prompts(rows, prompts, len(options.modes))
@@ -147,7 +147,7 @@ def _measure(
     session: "MedusaSession",
     prompts: Sequence["BenchPrompt"],
     options: BenchOptions,
-    progress: "_Progress",
+    progress: "Progress",
 ) -> tuple[list["ReplyRow"], bool]:
     """The measured replies, and whether a Ctrl-C ended it early."""
     from medusa_trt.calibration.bench import measure
@@ -236,50 +236,6 @@ def _write(
     for path in (arguments.json, arguments.plot):
         if path is not None:
             print(f"wrote {path}", file=sys.stderr)
-
-
-class _Progress:
-    """What is done and how long the rest takes, on standard error."""
-
-    def __init__(self, num_replies: int) -> None:
-        self._num_replies, self._num_done = num_replies, 0
-        self._start_s = self._shown_s = time.perf_counter()
-        self._is_terminal = sys.stderr.isatty()
-
-    @property
-    def elapsed_s(self) -> float:
-        return time.perf_counter() - self._start_s
-
-    def announce(self, estimate_s: float) -> None:
-        """Says what it will cost, and starts the clock."""
-        text = f"{self._num_replies} replies, up to about {_duration(estimate_s)}"
-        print(text, file=sys.stderr, flush=True)
-        self._start_s = self._shown_s = time.perf_counter()
-
-    def advance(self) -> None:
-        """Counts a reply; a terminal is updated each time, a log now and then."""
-        self._num_done += 1
-        now_s = time.perf_counter()
-        if not self._is_terminal and now_s - self._shown_s < _SECONDS_BETWEEN_LINES:
-            return
-        self._shown_s = now_s
-        left_s = self.elapsed_s / self._num_done * (self._num_replies - self._num_done)
-        text = f"{self._num_done} of {self._num_replies} replies, {_duration(left_s)} left"
-        start, end = ("\r\x1b[K", "") if self._is_terminal else ("", "\n")
-        print(start + text, end=end, file=sys.stderr, flush=True)
-
-    def end(self) -> None:
-        """Removes the terminal's line."""
-        if self._is_terminal:
-            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    if seconds < 100 * 60:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h"
 
 
 def _add_number(group: argparse._ArgumentGroup, name: str, default: int, help_: str) -> None:

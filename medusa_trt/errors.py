@@ -46,3 +46,7 @@ class HeadsError(MedusaError):
 
 class TrainingError(MedusaError):
     """Training data cannot be made or read, or heads cannot be trained as asked."""
+
+
+class CalibrationError(MedusaError):
+    """A calibration lacks what it needs, or its files are damaged."""

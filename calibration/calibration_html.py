@@ -1,0 +1,32 @@
+"""The report for people: one HTML file with its plots inside."""
+
+from importlib import resources
+
+import jinja2
+
+from medusa_trt.calibration.calibration_plots import (
+    can_plot,
+    heads_plot,
+    latency_plot,
+    threshold_plot,
+    tree_plot,
+)
+from medusa_trt.calibration.calibration_report import Calibration
+
+
+def html_from_calibration(calibration: Calibration) -> str:
+    """The report. Without matplotlib it has no plots, and says so."""
+    plots: dict[str, str] = {}
+    if can_plot():
+        if calibration.heads is not None:
+            plots["heads"] = heads_plot(calibration.heads)
+        for index, section in enumerate(calibration.latency):
+            plots[f"latency {index}"] = latency_plot(section)
+        if calibration.tree is not None:
+            plots["tree"] = tree_plot(calibration.tree)
+        if calibration.threshold is not None and calibration.threshold.rules:
+            plots["threshold"] = threshold_plot(calibration.threshold)
+    file = resources.files("medusa_trt.calibration") / "calibration.html.jinja"
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    template = environment.from_string(file.read_text(encoding="utf-8"))
+    return template.render(calibration=calibration, plots=plots, has_plots=can_plot())

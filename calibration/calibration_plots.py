@@ -1,0 +1,128 @@
+"""Plots of the calibrations as SVG text. matplotlib is imported when one is drawn."""
+
+from io import StringIO
+from typing import TYPE_CHECKING
+
+from medusa_trt.calibration.calibration_report import (
+    HeadsSection,
+    LatencySection,
+    ThresholdSection,
+    TreeSection,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+
+def can_plot() -> bool:
+    """Whether matplotlib is installed."""
+    try:
+        import matplotlib.figure  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
+def heads_plot(section: HeadsSection) -> str:
+    """Top-k accuracy of each head; joint and independent chains."""
+    figure, (left, right) = _figure(2)
+    for head, accuracies in enumerate(section.top_k_accuracies):
+        ks = range(1, len(accuracies) + 1)
+        left.plot(ks, accuracies, marker="o", markersize=3, label=f"head {head + 1}")
+    _finish(left, "Share of true tokens among the first k candidates", "k", legend=True)
+    left.set_ylim(0, 1)
+    depths = range(1, len(section.joint) + 1)
+    right.plot(depths, section.joint, marker="o", label="measured")
+    right.plot(depths, section.independent, marker="o", linestyle="--", label="if independent")
+    right.set_xticks(list(depths))
+    _finish(right, "First candidates all right down to a depth", "depth", legend=True)
+    right.set_ylim(bottom=0)
+    return _svg(figure)
+
+
+def latency_plot(section: LatencySection) -> str:
+    """Step time against number of nodes, a line for each context."""
+    figure, (axes,) = _figure(1)
+    for context in dict.fromkeys(point.context for point in section.points):
+        points = [point for point in section.points if point.context == context]
+        times = [point.step_ms for point in points]
+        axes.errorbar(
+            [point.num_nodes for point in points],
+            [time.median for time in times],
+            yerr=[
+                [max(0.0, time.median - time.low) for time in times],
+                [max(0.0, time.high - time.median) for time in times],
+            ],
+            marker="o",
+            markersize=3,
+            capsize=2,
+            label=f"after {context} tokens",
+        )
+    _finish(axes, "Milliseconds of a step", "nodes", legend=True)
+    axes.set_ylim(bottom=0)
+    return _svg(figure)
+
+
+def tree_plot(section: TreeSection) -> str:
+    """Accepted length and speedup of the best tree of each size, and of fixed trees."""
+    figure, (left, right) = _figure(2)
+    best, fixed, chosen = section.choice.by_size, section.choice.fixed, section.choice.chosen
+    for axes, title in ((left, "Tokens a step"), (right, "Speedup over plain decoding")):
+        for predictions, style, label in ((best, "-o", "searched"), (fixed, "x", "fixed trees")):
+            values = [p.accept_length if axes is left else p.speedup.median for p in predictions]
+            axes.plot([p.num_nodes for p in predictions], values, style, markersize=4, label=label)
+        _finish(axes, title, "nodes", legend=True)
+    right.fill_between(
+        [p.num_nodes for p in best],
+        [p.speedup.low for p in best],
+        [p.speedup.high for p in best],
+        alpha=0.2,
+        linewidth=0,
+    )
+    right.axhline(1, color="#999999", linewidth=1, linestyle="--")
+    right.axvline(chosen.num_nodes, color="#4b9a52", linewidth=1)
+    return _svg(figure)
+
+
+def threshold_plot(section: ThresholdSection) -> str:
+    """The paper's ablation: accepted length and likelihood against the threshold."""
+    figure, (left, right) = _figure(2)
+    temperatures = dict.fromkeys(summary.rule.temperature for summary in section.rules)
+    for colour, temperature in enumerate(temperatures):
+        own = [summary for summary in section.rules if summary.rule.temperature == temperature]
+        typical = [s for s in own if s.rule.posterior_threshold is not None]
+        sampler = next(s for s in own if s.rule.posterior_threshold is None)
+        thresholds = [s.rule.posterior_threshold or 0.0 for s in typical]
+        for axes, lengths, line in (
+            (left, [s.accept_length for s in typical], sampler.accept_length),
+            (right, [s.mean_logprob for s in typical], sampler.mean_logprob),
+        ):
+            axes.plot(
+                thresholds, lengths, "-o", color=f"C{colour}", label=f"temperature {temperature:g}"
+            )
+            axes.axhline(line, color=f"C{colour}", linestyle="--", linewidth=1)
+    _finish(left, "Tokens a step (dashed: the sampler)", "threshold ε", legend=True)
+    _finish(right, "Log-likelihood, nats a token", "threshold ε", legend=True)
+    return _svg(figure)
+
+
+def _figure(num_axes: int) -> "tuple[Figure, list[Axes]]":
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5.2 * num_axes, 3.6), layout="constrained")
+    return figure, list(figure.subplots(1, num_axes, squeeze=False)[0])
+
+
+def _finish(axes: "Axes", title: str, xlabel: str, *, legend: bool) -> None:
+    axes.set_title(title, fontsize=10)
+    axes.set_xlabel(xlabel)
+    axes.spines[["top", "right"]].set_visible(False)
+    if legend:
+        axes.legend(frameon=False, fontsize=8)
+
+
+def _svg(figure: "Figure") -> str:
+    text = StringIO()
+    figure.savefig(text, format="svg")
+    return text.getvalue()[text.getvalue().index("<svg") :]

@@ -1,0 +1,111 @@
+"""Sections of the calibration report as tables for the terminal, 100 columns wide."""
+
+from collections.abc import Iterable, Sequence
+
+from rich import box
+from rich.table import Table
+
+from medusa_trt.calibration.calibration_report import (
+    HeadsSection,
+    LatencySection,
+    ThresholdSection,
+    TreeSection,
+)
+from medusa_trt.calibration.threshold_summary import Recommendation
+from medusa_trt.calibration.tree_choice import Prediction
+
+_SHOWN_KS = (1, 2, 3, 5, 10)
+
+
+def heads_table(section: HeadsSection) -> Table:
+    """Accuracies in per cent."""
+    ks = [k for k in _SHOWN_KS if k <= len(section.top_k_accuracies[0])]
+    columns = ["head", "samples", *(f"top-{k} %" for k in ks), "all first %", "if independent %"]
+    rows = [
+        [
+            str(head + 1),
+            str(section.counts[head]),
+            *(f"{100 * accuracies[k - 1]:.1f}" for k in ks),
+            f"{100 * section.joint[head]:.1f}",
+            f"{100 * section.independent[head]:.1f}",
+        ]
+        for head, accuracies in enumerate(section.top_k_accuracies)
+    ]
+    return _table(columns, rows)
+
+
+def latency_table(section: LatencySection) -> Table:
+    """Medians with their intervals, a column for each context."""
+    contexts = sorted({point.context for point in section.points})
+    by_point = {(point.num_nodes, point.context): point for point in section.points}
+    rows = []
+    for num_nodes in sorted({point.num_nodes for point in section.points}):
+        row = [str(num_nodes)]
+        for context in contexts:
+            point = by_point.get((num_nodes, context))
+            time = point.step_ms if point else None
+            row.append(f"{time.median:.2f} ({time.low:.2f}-{time.high:.2f})" if time else "-")
+        rows.append(row)
+    return _table(["nodes", *(f"ms after {context} tokens" for context in contexts)], rows)
+
+
+def tree_table(section: TreeSection) -> Table:
+    """Plain decoding, the best of each measured size, and the fastest fixed trees."""
+    choice = section.choice
+    shown = [choice.plain, *(p for p in choice.by_size if p.is_measured), *choice.fixed[:6]]
+    columns = ["tree", "nodes", "depth", "tokens a step", "step ms", "tokens/s", "speedup (95 %)"]
+    return _table(columns, [_prediction_row(prediction) for prediction in shown])
+
+
+def threshold_table(section: ThresholdSection) -> Table:
+    """A row for each rule."""
+    columns = ["T", "ε", "tokens a step", "nats a token", "gain (95 %)", "distinct-2", "same %"]
+    rows = []
+    for summary in section.rules:
+        threshold, gain = summary.rule.posterior_threshold, summary.logprob_gain
+        rows.append(
+            [
+                f"{summary.rule.temperature:g}",
+                "sampler" if threshold is None else f"{threshold:g}",
+                f"{summary.accept_length:.3f}",
+                f"{summary.mean_logprob:.3f}",
+                f"{gain.median:+.3f} ({gain.low:+.3f} to {gain.high:+.3f})",
+                f"{summary.distinct[1]:.3f}",
+                f"{100 * summary.token_agreement:.1f}",
+            ]
+        )
+    return _table(columns, rows)
+
+
+def _prediction_row(prediction: Prediction) -> list[str]:
+    speedup = prediction.speedup
+    return [
+        prediction.method,
+        f"{prediction.num_nodes}{'' if prediction.is_measured else '*'}",
+        str(prediction.max_depth),
+        f"{prediction.accept_length:.3f}",
+        f"{prediction.step_ms:.2f}",
+        f"{prediction.tokens_per_s:.1f}",
+        f"{speedup.median:.3f} ({speedup.low:.3f}-{speedup.high:.3f})",
+    ]
+
+
+def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD)
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="right" if index else "left")
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def recommendation_text(recommendation: Recommendation) -> str:
+    """What to use at a temperature, and why."""
+    rule = recommendation.rule
+    if rule.posterior_threshold is None:
+        use = "acceptance sample"
+    else:
+        use = (
+            f"acceptance typical, ε = {rule.posterior_threshold:g}, δ = {rule.posterior_alpha:.3g}"
+        )
+    return f"Temperature {rule.temperature:g}: {use}; {recommendation.reason}."

@@ -1,0 +1,126 @@
+"""Records where the heads have the true tokens, along the model's own replies."""
+
+import time
+from collections.abc import Callable, Sequence
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from medusa_trt.calibration.bench_prompts import BenchPrompt
+from medusa_trt.calibration.calibrate_options import ReplySettings
+from medusa_trt.calibration.records import RecordLog
+from medusa_trt.calibration.replay import RankTable, ranks_from_drafts
+from medusa_trt.calibration.replies import asked, check_room, forced_rows, whole_reply
+from medusa_trt.runtime.options import GenerationOptions
+from medusa_trt.runtime.session import MedusaSession
+
+_PROBE_TOKENS = 16
+
+
+class RankRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """One reply.
+
+    Attributes:
+        settings: how it was asked for.
+        prompt_id: the prompt's.
+        prompt_tokens: length of the prompt.
+        token_ids: the reply, its end-of-sequence token included and nothing after it.
+        ranks: for each of its tokens but the last as the tree's root, the rank of the token i + 1
+            after it among head i's candidates; -1 is absent, -2 beyond the reply's end.
+    """
+
+    settings: ReplySettings
+    prompt_id: str
+    prompt_tokens: int
+    token_ids: list[int]
+    ranks: list[list[int]]
+
+
+def record_ranks(
+    session: MedusaSession,
+    prompts: Sequence[BenchPrompt],
+    settings: ReplySettings,
+    log: RecordLog[RankRecord],
+    advance: Callable[[], None],
+) -> None:
+    """Answers every prompt that the log has no reply to, and appends its ranks.
+
+    Args:
+        session: the model; replies equal plain decoding's whatever tree is used for them.
+        prompts: what to ask.
+        settings: and how.
+        log: grows by a record for each reply.
+        advance: called after each.
+
+    Raises:
+        KeyboardInterrupt: on Ctrl-C; whole replies are kept.
+        PromptError: a prompt does not fit; before the first reply.
+    """
+    check_room(session, prompts, settings.max_new_tokens)
+    done = {record.prompt_id for record in log if record.settings == settings}
+    for index, prompt in enumerate(prompts):
+        if prompt.id in done:
+            continue
+        prompt_ids = session.encode(asked(session, prompt))
+        options = GenerationOptions(
+            max_new_tokens=settings.max_new_tokens, sampling=settings.sampling(index)
+        )
+        token_ids = whole_reply(session, prompt_ids, options).token_ids
+        log.append(
+            RankRecord(
+                settings=settings,
+                prompt_id=prompt.id,
+                prompt_tokens=len(prompt_ids),
+                token_ids=token_ids,
+                ranks=reply_ranks(session, prompt_ids, token_ids).tolist(),
+            )
+        )
+        advance()
+
+
+def reply_ranks(
+    session: MedusaSession, prompt_ids: Sequence[int], token_ids: Sequence[int]
+) -> NDArray[np.int16]:
+    """(n - 1, num_heads) the ranks of a reply of n tokens; see `ranks_from_drafts`.
+
+    A step drafts from the hidden state before its root, one row at a time, and so does this.
+    """
+    text = [*prompt_ids, *token_ids[:-2]]  # the state before each root but the last
+    num_heads = session.bundle.manifest.heads.num_heads
+    if len(token_ids) < 2:
+        return ranks_from_drafts([], token_ids, num_heads)
+    states = (
+        np.array(row[None])
+        for chunk in forced_rows(session, text, len(prompt_ids) - 1)
+        for row in np.array(chunk.hidden)
+    )
+    drafts = (session.engine.draft(state)[0] for state in states)
+    return ranks_from_drafts(drafts, token_ids, num_heads)
+
+
+def estimate_s(session: MedusaSession, prompt: BenchPrompt, settings: ReplySettings) -> float:
+    """Seconds that one reply of full length takes with its ranks, from a short one."""
+    prompt_ids = session.encode(asked(session, prompt))
+    num_tokens = min(_PROBE_TOKENS, settings.max_new_tokens)
+    options = GenerationOptions(max_new_tokens=num_tokens, ignore_eos=True)
+    whole_reply(session, prompt_ids, options)
+    start = time.perf_counter()
+    reply = whole_reply(session, prompt_ids, options)
+    reply_ranks(session, prompt_ids, reply.token_ids)
+    return (time.perf_counter() - start) / num_tokens * settings.max_new_tokens
+
+
+def table_from_records(records: Sequence[RankRecord], num_heads: int) -> RankTable:
+    """The ranks of recorded replies; at least one of them."""
+    arrays = [np.array(record.ranks, np.int16).reshape(-1, num_heads) for record in records]
+    return RankTable.from_replies(arrays)
+
+
+def mean_context(records: Sequence[RankRecord]) -> int:
+    """Tokens in the cache of a step, on average over the replies' tokens."""
+    tokens = sum(len(record.ranks) for record in records)
+    total = sum(
+        len(record.ranks) * (record.prompt_tokens + len(record.ranks) / 2) for record in records
+    )
+    return round(total / max(1, tokens))

@@ -1,0 +1,140 @@
+"""Decoding replayed on recorded ranks: what any tree would have accepted, without the model.
+
+What a step accepts depends on the rank of each true token among the heads' candidates, and on
+nothing else. So the ranks of a reply give the exact number of steps of every tree.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medusa_trt.tree_configs import MedusaTree
+
+ABSENT = -1
+"""The true token is not among the head's candidates."""
+
+UNKNOWN = -2
+"""The reply has no such token: neither a hit nor a miss."""
+
+
+def ranks_from_drafts(
+    drafts: Iterable[NDArray[np.int64]], token_ids: Sequence[int], num_heads: int
+) -> NDArray[np.int16]:
+    """Where each head has the true tokens among its candidates.
+
+    Args:
+        drafts: for each token of the reply but the last, as the tree's root, (num_heads, top_k)
+            candidates: head i's are for the token i + 1 after the root.
+        token_ids: the reply's n tokens, the last one its end.
+        num_heads: also for a reply with no drafts.
+
+    Returns:
+        (n - 1, num_heads) int16, a rank from 0, `ABSENT`, or `UNKNOWN` beyond the reply's end.
+    """
+    ranks = np.full((max(0, len(token_ids) - 1), num_heads), UNKNOWN, np.int16)
+    for root, candidates in zip(range(len(ranks)), drafts, strict=True):
+        for head, token in enumerate(token_ids[root + 1 : root + 1 + num_heads]):
+            found = np.flatnonzero(candidates[head] == token)
+            ranks[root, head] = found[0] if len(found) else ABSENT
+    return ranks
+
+
+@dataclass(frozen=True)
+class RankTable:
+    """The ranks of R replies, one after the other.
+
+    Attributes:
+        ranks: (P, num_heads) int16, as `ranks_from_drafts` gives them.
+        ends: (R,) int64, where each reply's rows end.
+    """
+
+    ranks: NDArray[np.int16]
+    ends: NDArray[np.int64]
+
+    @classmethod
+    def from_replies(cls, replies: Sequence[NDArray[np.int16]]) -> "RankTable":
+        """A table of (n - 1, num_heads) ranks of each reply; at least one reply."""
+        return cls(np.concatenate(replies), np.cumsum([len(ranks) for ranks in replies]))
+
+    @property
+    def num_replies(self) -> int:
+        """R."""
+        return len(self.ends)
+
+    @property
+    def num_heads(self) -> int:
+        """Heads with ranks."""
+        return int(self.ranks.shape[1])
+
+    @cached_property
+    def lengths(self) -> NDArray[np.int64]:
+        """(R,) rows of each reply: its tokens after the first."""
+        return np.diff(self.ends, prepend=0)
+
+    def select(self, replies: Sequence[int]) -> "RankTable":
+        """The table of these replies."""
+        starts = self.ends - self.lengths
+        return self.from_replies([self.ranks[starts[i] : self.ends[i]] for i in replies])
+
+
+@dataclass(frozen=True, slots=True)
+class Replay:
+    """What a tree would have done.
+
+    Attributes:
+        steps: (R,) int64, verify steps that each reply takes after its first token.
+        visited: (P,) bool, the tokens that are the root of a step.
+    """
+
+    steps: NDArray[np.int64]
+    visited: NDArray[np.bool_]
+
+
+def accept_depths(tree: MedusaTree, ranks: NDArray[np.int16]) -> NDArray[np.int64]:
+    """(P,) the depth that a step reaches from each root: the drafts it accepts.
+
+    Args:
+        tree: at most as deep as there are heads.
+        ranks: (P, num_heads).
+    """
+    child_of = np.full((tree.num_nodes, tree.top_k + 1), -1, np.int64)  # the last column: no child
+    index_of = {node: index for index, node in enumerate(((), *tree.medusa_choices))}
+    for node, index in index_of.items():
+        if node:
+            child_of[index_of[node[:-1]], node[-1]] = index
+    depths = np.zeros(len(ranks), np.int64)
+    rows, nodes = np.arange(len(ranks)), np.zeros(len(ranks), np.int64)
+    for depth in range(tree.max_depth):
+        rank = ranks[rows, depth].astype(np.int64)
+        rank[(rank < 0) | (rank >= tree.top_k)] = tree.top_k
+        children = child_of[nodes, rank]
+        rows, nodes = rows[children >= 0], children[children >= 0]
+        depths[rows] += 1
+    return depths
+
+
+def replay(tree: MedusaTree, table: RankTable) -> Replay:
+    """Decodes every reply with a tree: exactly the steps that the runtime takes.
+
+    The last step's tokens beyond the reply's end are dropped, as the runtime drops them.
+    """
+    advances: list[int] = (accept_depths(tree, table.ranks) + 1).tolist()
+    visited = np.zeros(len(table.ranks), np.bool_)
+    steps = np.zeros(table.num_replies, np.int64)
+    start = 0
+    for reply, end in enumerate(table.ends.tolist()):
+        roots = []
+        while start < end:
+            roots.append(start)
+            start += advances[start]
+        visited[roots] = True
+        steps[reply], start = len(roots), end
+    return Replay(steps, visited)
+
+
+def mean_accept_length(table: RankTable, steps: NDArray[np.int64]) -> float:
+    """Tokens a step adds, over all replies; 1 for plain decoding."""
+    return float(table.lengths.sum() / max(1, steps.sum()))

@@ -1,0 +1,186 @@
+"""The tree with the most tokens a second: accepted length over step time, for every size."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medusa_trt.calibration.calibrate_options import TreeOptions
+from medusa_trt.calibration.latency_curve import (
+    NUM_RESAMPLES,
+    Interval,
+    LatencyCurve,
+    interval,
+)
+from medusa_trt.calibration.replay import RankTable, mean_accept_length
+from medusa_trt.calibration.tree_search import Candidate, fixed_candidates, search
+from medusa_trt.errors import CalibrationError
+from medusa_trt.tree_configs import MedusaTree, chain_tree, load_tree, preset_names
+
+_PLAIN = load_tree("plain")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prediction:
+    """What a tree is predicted to do on this machine.
+
+    Attributes:
+        method: how it was found, or its name.
+        num_nodes: the root included.
+        max_depth: heads that it uses.
+        is_measured: whether the step time of this size was measured, not interpolated.
+        accept_length: tokens a step, on replies it was not made from.
+        step_ms: time of a step.
+        tokens_per_s: of all sequences of the batch together.
+        speedup: over plain decoding, with its 95 % interval.
+        medusa_choices: the tree.
+    """
+
+    method: str
+    num_nodes: int
+    max_depth: int
+    is_measured: bool
+    accept_length: float
+    step_ms: float
+    tokens_per_s: float
+    speedup: Interval
+    medusa_choices: tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TreeChoice:
+    """The outcome of a search.
+
+    Attributes:
+        plain: plain decoding.
+        best: the fastest tree of a measured size.
+        chosen: `best`, or `plain` where that does not pay.
+        untried: an unmeasured size that might be faster by 1 % or more, or None.
+        by_size: the best of each size, smallest first.
+        fixed: presets, chains and the bundle's own tree, fastest first.
+    """
+
+    plain: Prediction
+    best: Prediction
+    chosen: Prediction
+    untried: Prediction | None
+    by_size: tuple[Prediction, ...]
+    fixed: tuple[Prediction, ...]
+
+
+def choose_tree(
+    table: RankTable,
+    curve: LatencyCurve,
+    *,
+    num_heads: int,
+    top_k: int,
+    context: int,
+    own_tree: MedusaTree,
+    options: TreeOptions,
+) -> TreeChoice:
+    """Searches all sizes and depths.
+
+    A node costs the same at every depth, so the best tree of a size is the one that accepts most,
+    whatever its depth. Between measured sizes a kernel may step up, so only a measured size is
+    chosen; interpolated ones are reported.
+
+    Args:
+        table: recorded replies.
+        curve: step times here.
+        num_heads: of the bundle.
+        top_k: candidates of each head.
+        context: tokens in the cache.
+        own_tree: the bundle's.
+        options: see `TreeOptions`.
+
+    Raises:
+        CalibrationError: too few replies, or step times do not cover the context.
+    """
+    sizes = [size for size in range(2, options.max_nodes + 1) if curve.covers(size)]
+    if not sizes or not curve.is_measured(1):
+        raise CalibrationError(
+            "step times of plain decoding and of at least one tree are needed: run medusa-trt "
+            "calibrate latency"
+        )
+    predictor = _Predictor(table, curve, context, options.batch_size)
+    plain = predictor.predict(Candidate("plain", _PLAIN, table.lengths))
+    found = [predictor.predict(candidate) for candidate in search(table, top_k, sizes)]
+    fixed_trees = _fixed_trees(num_heads, top_k, own_tree)
+    fixed = [
+        predictor.predict(candidate)
+        for candidate in fixed_candidates(table, fixed_trees)
+        if curve.covers(candidate.tree.num_nodes)
+    ]
+    ranked = sorted([*found, *fixed], key=lambda prediction: -prediction.tokens_per_s)
+    best = next(prediction for prediction in ranked if prediction.is_measured)
+    fastest = ranked[0]
+    return TreeChoice(
+        plain=plain,
+        best=best,
+        chosen=best if best.speedup.median >= options.min_speedup else plain,
+        untried=fastest if fastest.tokens_per_s > 1.01 * best.tokens_per_s else None,
+        by_size=_best_by_size(found),
+        fixed=tuple(sorted(fixed, key=lambda prediction: -prediction.tokens_per_s)),
+    )
+
+
+class _Predictor:
+    """Turns steps into speed, with intervals by resampling replies and step times alike."""
+
+    def __init__(
+        self, table: RankTable, curve: LatencyCurve, context: int, batch_size: int
+    ) -> None:
+        self._table, self._curve = table, curve
+        self._context, self._batch_size = context, batch_size
+        rng = np.random.default_rng(0)
+        num_replies = table.num_replies
+        self._drawn = rng.multinomial(
+            num_replies, np.full(num_replies, 1 / num_replies), NUM_RESAMPLES
+        )
+        self._plain_ms = curve.step_ms(1, context)
+        self._plain_resampled = curve.step_ms_resampled(1, context)
+
+    def predict(self, candidate: Candidate) -> Prediction:
+        tree = candidate.tree
+        length = mean_accept_length(self._table, candidate.steps)
+        step_ms = self._curve.step_ms(tree.num_nodes, self._context)
+        resampled = self._lengths(candidate.steps) * self._plain_resampled
+        resampled /= self._curve.step_ms_resampled(tree.num_nodes, self._context)
+        speedup = length * self._plain_ms / step_ms
+        return Prediction(
+            method=candidate.method,
+            num_nodes=tree.num_nodes,
+            max_depth=tree.max_depth,
+            is_measured=self._curve.is_measured(tree.num_nodes),
+            accept_length=length,
+            step_ms=step_ms,
+            tokens_per_s=1e3 * self._batch_size * length / step_ms,
+            speedup=interval(speedup, resampled),
+            medusa_choices=tree.medusa_choices,
+        )
+
+    def _lengths(self, steps: NDArray[np.int64]) -> NDArray[np.float64]:
+        """(1000,) accepted lengths over resampled replies."""
+        tokens = self._drawn @ self._table.lengths
+        lengths: NDArray[np.float64] = tokens / np.maximum(1, self._drawn @ steps)
+        return lengths
+
+
+def _best_by_size(found: Iterable[Prediction]) -> tuple[Prediction, ...]:
+    best: dict[int, Prediction] = {}
+    for prediction in found:
+        known = best.get(prediction.num_nodes)
+        if known is None or prediction.accept_length > known.accept_length:
+            best[prediction.num_nodes] = prediction
+    return tuple(best[size] for size in sorted(best))
+
+
+def _fixed_trees(num_heads: int, top_k: int, own_tree: MedusaTree) -> Sequence[MedusaTree]:
+    """The presets and chains that these heads can fill, and the bundle's own tree, each once."""
+    trees = [load_tree(name) for name in preset_names()]
+    trees += [chain_tree(depth) for depth in range(1, num_heads + 1)]
+    fitting = [tree for tree in trees if tree.max_depth <= num_heads and tree.top_k <= top_k]
+    own = [] if own_tree.num_nodes == 1 else [own_tree]
+    by_choices = {tree.medusa_choices: tree for tree in (*own, *fitting)}
+    return list(by_choices.values())

@@ -1,0 +1,110 @@
+"""Trees that accept most: nodes added in the order of the probability that they are accepted.
+
+A step accepts one more token for every node whose whole path is true, so a tree's expected
+accepted length is 1 + the sum of its paths' probabilities (paper, section 2.3.3). A path is never
+more likely than its beginning. The N - 1 most likely paths therefore form a tree, and no tree of N
+nodes has a larger sum: the paper's greedy construction is optimal for every size, under
+independence and under joint statistics alike, and a dynamic program over sizes and depths finds
+nothing better (`tests/reference/tree_program.py` is one, and a test compares them).
+"""
+
+import heapq
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medusa_trt.calibration.replay import UNKNOWN
+from medusa_trt.tree_configs import MedusaTree
+
+Node = tuple[int, ...]
+
+ChildProbabilities = Callable[[Node], Sequence[float]]
+"""For an accepted path, the probability of each rank of the next head's candidates being true;
+empty where there is no further head."""
+
+
+def grow(child_probabilities: ChildProbabilities, max_nodes: int) -> list[Node]:
+    """The most likely paths, best first; every beginning of the list is a tree.
+
+    Args:
+        child_probabilities: the statistics.
+        max_nodes: most nodes, the root included, which is not listed.
+    """
+    order: list[Node] = []
+    frontier: list[tuple[float, int, Node]] = [(-1.0, 0, ())]
+    while frontier and len(order) < max_nodes:
+        weight, depth, node = heapq.heappop(frontier)
+        order.append(node)
+        for rank, probability in enumerate(child_probabilities(node)):
+            if probability > 0:
+                # Of equally likely paths the shorter comes first, so never a child of one to come.
+                heapq.heappush(frontier, (weight * probability, depth + 1, (*node, rank)))
+    return order[1:]
+
+
+def independent(accuracies: NDArray[np.float64]) -> ChildProbabilities:
+    """Heads that are right or wrong independently of each other, as the paper has it.
+
+    Args:
+        accuracies: (num_heads, top_k), see `rank_accuracies`.
+    """
+    rows: list[list[float]] = accuracies.tolist()
+    return lambda node: rows[len(node)] if len(node) < len(rows) else []
+
+
+def expected_accept_length(tree: MedusaTree, child_probabilities: ChildProbabilities) -> float:
+    """1 + the probabilities of the tree's paths: tokens that a step adds."""
+    probability: dict[Node, float] = {(): 1.0}
+    for node in tree.medusa_choices:
+        probability[node] = probability[node[:-1]] * child_probabilities(node[:-1])[node[-1]]
+    return sum(probability.values())
+
+
+def joint(
+    ranks: NDArray[np.int16], accuracies: NDArray[np.float64], prior: float
+) -> ChildProbabilities:
+    """Heads as they were right together, smoothed towards independence.
+
+    After a path that was seen m times, a rank that was true c times of them has the probability
+    (c + prior · p) / (m + prior), p its head's own accuracy: paths that were seen often speak for
+    themselves, rare ones do not overfit.
+
+    Args:
+        ranks: (P, num_heads), of the positions to learn from.
+        accuracies: (num_heads, top_k).
+        prior: positions that independence counts for, above 0.
+    """
+    num_heads, top_k = accuracies.shape
+    tables: list[tuple[dict[Node, int], NDArray[np.int64]]] = []
+    for depth in range(num_heads):
+        tables.append(_child_counts(ranks, depth, top_k))
+
+    def child_probabilities(node: Node) -> Sequence[float]:
+        if len(node) == num_heads:
+            return []
+        own, (row_of, counts) = accuracies[len(node)], tables[len(node)]
+        row = row_of.get(node)
+        if row is None:
+            return list(own.tolist())
+        seen = counts[row]
+        smoothed: list[float] = ((seen[:top_k] + prior * own) / (seen.sum() + prior)).tolist()
+        return smoothed
+
+    return child_probabilities
+
+
+def _child_counts(
+    ranks: NDArray[np.int16], depth: int, top_k: int
+) -> tuple[dict[Node, int], NDArray[np.int64]]:
+    """Row of each path of this length, and in it the counts of the ranks after it.
+
+    The last column counts the positions where no candidate was true.
+    """
+    known = (ranks[:, depth] != UNKNOWN) & (ranks[:, :depth] >= 0).all(axis=1)
+    paths, rows = np.unique(ranks[known, :depth], axis=0, return_inverse=True)
+    counts = np.zeros((len(paths), top_k + 1), np.int64)
+    child = ranks[known, depth].astype(np.int64)
+    child[(child < 0) | (child >= top_k)] = top_k
+    np.add.at(counts, (rows.reshape(-1), child), 1)
+    return {tuple(path): index for index, path in enumerate(paths.tolist())}, counts

@@ -1,0 +1,109 @@
+"""Puts another tree into a bundle, which stays whole whenever the process ends.
+
+Three files change together: the tree, its graph, and the manifest with their hashes. They are
+first written to a folder of their own; its final name is the decision, from which on the files are
+moved, by this process or, if it is killed, by the next calibration.
+"""
+
+import os
+import shutil
+from pathlib import Path
+
+import msgspec
+
+from medusa_trt.errors import CalibrationError
+from medusa_trt.runtime.bundle import (
+    GRAPH_FILES,
+    MANIFEST_FILE,
+    TREE_FILE,
+    Bundle,
+    FileSpec,
+    sha256_from_file,
+)
+from medusa_trt.tree_configs import MedusaTree
+
+_STAGED = "new-tree"
+
+
+def check_installable(bundle: Bundle) -> None:
+    """Fails before the long work where the end of it would.
+
+    Raises:
+        CalibrationError: onnx-ir, which writes the tree's graph, is not installed, or the bundle
+            cannot be written.
+    """
+    try:
+        import medusa_trt.export.onnx_export  # noqa: F401
+    except ImportError as error:
+        raise CalibrationError(
+            f"writing the tree's graph needs {error.name}: pip install 'medusa-trt[export]', or "
+            "use --dry-run and generate with --tree"
+        ) from error
+    if not os.access(bundle.path, os.W_OK):
+        raise CalibrationError(f"cannot write {bundle.path}: change its permissions or --dry-run")
+
+
+def install_tree(bundle: Bundle, tree: MedusaTree, folder: Path) -> Bundle:
+    """Makes a tree the bundle's own.
+
+    Args:
+        bundle: an opened bundle.
+        tree: one that its heads can fill.
+        folder: the bundle's folder for calibrations.
+
+    Raises:
+        TreeError: the heads cannot fill it.
+        CalibrationError: the bundle cannot be written.
+    """
+    from medusa_trt.export.onnx_export import graph_spec, tree_graph
+
+    heads = bundle.manifest.heads
+    tree.check(heads.num_heads, heads.top_k)
+    import onnx_ir as ir
+
+    partial = folder / f".{_STAGED}.{os.getpid()}.tmp"
+    try:
+        partial.mkdir(parents=True)
+        tree.save(partial / TREE_FILE)
+        graph_file = GRAPH_FILES["tree"]
+        ir.save(tree_graph(tree, bundle.manifest.target.opset), partial / graph_file)
+        graphs = bundle.manifest.graphs | {"tree": graph_spec(partial, "tree")}
+        files = {
+            path.name: FileSpec(path.stat().st_size, sha256_from_file(path))
+            for path in (partial / TREE_FILE, partial / graph_file)
+        }
+        manifest = msgspec.structs.replace(
+            bundle.manifest,
+            tree_name=tree.name,
+            graphs=graphs,
+            files=bundle.manifest.files | files,
+        )
+        (partial / MANIFEST_FILE).write_bytes(manifest.to_json())
+        partial.rename(folder / _STAGED)
+    except OSError as error:
+        raise CalibrationError(
+            f"cannot write the tree to {folder}: {error.strerror or error}"
+        ) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    finish_install(bundle.path, folder)
+    return Bundle.open(bundle.path, check_hashes=False)
+
+
+def finish_install(bundle_path: Path, folder: Path) -> None:
+    """Ends what a killed `install_tree` had decided; otherwise does nothing.
+
+    Raises:
+        CalibrationError: the bundle cannot be written.
+    """
+    staged = folder / _STAGED
+    try:
+        if not staged.is_dir():
+            return
+        for path in sorted(staged.iterdir()):
+            path.replace(bundle_path / path.name)
+        staged.rmdir()
+    except OSError as error:
+        raise CalibrationError(
+            f"cannot write the tree to {bundle_path}: {error.strerror or error}"
+        ) from error

@@ -1,0 +1,222 @@
+"""`medusa-trt calibrate` as a user meets it, on a tiny bundle."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from medusa_trt import cli
+from medusa_trt.calibration import latency, tree_install
+from medusa_trt.calibration.calibration_report import Calibration, load_calibration
+from medusa_trt.errors import BundleError, CalibrationError, TreeError
+from medusa_trt.runtime.bundle import Bundle
+from medusa_trt.runtime.session import GenerationOptions, MedusaSession
+from medusa_trt.tree_configs import MedusaTree, chain_tree, load_tree
+
+SMALL = ("--num-prompts", "3", "--max-new-tokens", "8")
+QUICK = ("--sizes", "2,4,8", "--contexts", "16,64", "--rounds", "2")
+
+
+@pytest.fixture
+def bundle(tiny_bundle: Bundle, tmp_path: Path) -> Path:
+    """A bundle of one's own."""
+    path = tmp_path / "tiny"
+    shutil.copytree(tiny_bundle.path, path)
+    return path
+
+
+def calibrate(*words: object) -> int:
+    return cli.main(["calibrate", *map(str, words), "--threads", "1", "--max-length", "448"])
+
+
+def report(bundle: Path) -> Calibration:
+    empty = Calibration(model="", target="", precision="")
+    return load_calibration(bundle / "calibration", empty)
+
+
+@pytest.mark.parametrize("verb", ["", "heads", "latency", "tree", "threshold"])
+def test_every_help_text_works(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["calibrate", *verb.split(), "-h"])
+    assert stopped.value.code == 0
+    assert "usage: medusa-trt calibrate" in capsys.readouterr().out
+
+
+def test_heads_latency_and_tree(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert calibrate("heads", bundle, *SMALL) == 0
+    out, err = capsys.readouterr()
+    assert "top-1 %" in out and "3 replies, up to about" in err
+    section = report(bundle).heads
+    assert section is not None and section.num_replies == 3 and section.origin.is_complete
+    assert section.counts == sorted(section.counts, reverse=True)
+    assert calibrate("heads", bundle, *SMALL) == 0
+    assert "up to about" not in capsys.readouterr().err  # nothing was left to do
+
+    assert calibrate("latency", bundle, *QUICK) == 0
+    out, err = capsys.readouterr()
+    assert "ms after 64 tokens" in out and "16 samples, up to about" in err
+    (times,) = report(bundle).latency
+    assert [(p.context, p.num_nodes) for p in times.points] == [
+        (context, size) for context in (16, 64) for size in (1, 2, 4, 8)
+    ]
+    assert all(0 < p.step_ms.low <= p.step_ms.median <= p.step_ms.high for p in times.points)
+    assert all(0 < p.host_ms < p.step_ms.median for p in times.points)
+
+    # Random heads hardly accept anything.
+    assert calibrate("tree", bundle, "--min-speedup", "3") == 0
+    out, err = capsys.readouterr()
+    assert "Plain decoding is recommended" in " ".join(out.split()) and "first" not in err
+    opened = Bundle.open(bundle)
+    assert opened.tree == load_tree("plain") and opened.manifest.tree_name == "plain"
+    found = report(bundle).tree
+    assert found is not None and found.written and len(found.previous_tree) == 63
+    assert cli.main(["generate", str(bundle), "hello", "--max-new-tokens", "4"]) == 0
+
+    page = (bundle / "calibration" / "report.html").read_text()
+    assert page.count("<svg") == 3 and "Plain decoding is recommended" in page
+    data = json.loads((bundle / "calibration" / "calibration.json").read_text())
+    assert data["latency"][0]["origin"]["machine"]["versions"]["onnxruntime"]
+    assert not list(bundle.glob("**/*.tmp*"))
+
+    assert calibrate("threshold", bundle, *SMALL) == cli.EXIT_ERROR
+    assert "drafts nothing" in capsys.readouterr().err
+
+
+def test_a_dry_run_leaves_the_bundle(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = {path.name: path.read_bytes() for path in bundle.iterdir() if path.is_file()}
+    assert calibrate("heads", bundle, *SMALL) == 0
+    assert calibrate("latency", bundle, *QUICK, "--batch-size", "2") == 0
+    assert calibrate("tree", bundle, "--batch-size", "2", "--dry-run") == 0
+    assert "left as it is" in capsys.readouterr().out
+    assert files == {path.name: path.read_bytes() for path in bundle.iterdir() if path.is_file()}
+    found = report(bundle).tree
+    assert found is not None and not found.written
+    plain = found.choice.plain
+    assert plain.tokens_per_s == pytest.approx(2e3 / plain.step_ms)
+
+
+def test_threshold(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("--thresholds", "0.05,0.2", "--temperatures", "0.8")
+    assert calibrate("threshold", bundle, *words, *SMALL) == 0
+    out, err = capsys.readouterr()
+    assert "sampler" in out and "Temperature 0.8: acceptance" in out
+    assert "9 replies, up to about" in err
+    section = report(bundle).threshold
+    assert section is not None and section.num_prompts == 3
+    assert [s.rule.posterior_threshold for s in section.rules] == [None, 0.05, 0.2]
+    assert section.rules[0].token_agreement == 1
+    assert section.rules[1].rule.posterior_alpha == pytest.approx(0.05**0.5)
+    assert calibrate("threshold", bundle, "--alpha", "0.3", *words, *SMALL) == 0
+    assert "6 replies" in capsys.readouterr().err  # the sampler's are kept
+
+
+def test_ctrl_c_keeps_what_was_measured(
+    bundle: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    samples = 0
+    sample = latency.LatencyMeter._sample
+
+    def interrupted(meter: latency.LatencyMeter, context: int, num_nodes: int) -> object:
+        nonlocal samples
+        samples += 1
+        if samples == 10:
+            raise KeyboardInterrupt
+        return sample(meter, context, num_nodes)
+
+    monkeypatch.setattr(latency.LatencyMeter, "_sample", interrupted)
+    assert calibrate("latency", bundle, *QUICK) == cli.EXIT_INTERRUPTED
+    assert "run the same command again" in capsys.readouterr().err
+    (times,) = report(bundle).latency
+    assert sum(point.num_samples for point in times.points) == 5  # the estimate took four
+    assert not times.origin.is_complete
+    assert calibrate("latency", bundle, *QUICK) == 0
+    assert "11 samples" in capsys.readouterr().err
+    (times,) = report(bundle).latency
+    assert [point.num_samples for point in times.points] == [2] * 8
+
+
+def test_an_installed_tree_is_whole(bundle: Path) -> None:
+    tree = MedusaTree.from_choices([(0,), (1,), (0, 0)], name="calibrated-4")
+    installed = tree_install.install_tree(Bundle.open(bundle), tree, bundle / "calibration")
+    opened = Bundle.open(bundle)
+    assert installed.tree == opened.tree == tree and opened.tree.name == "calibrated-4"
+    outputs = ir.load(bundle / "tree.onnx").graph.outputs
+    assert [tuple(output.shape or ()) for output in outputs] == [(4, 4), (4,)]
+    assert [spec.shape for spec in opened.manifest.graphs["tree"].outputs] == [[4, 4], [4]]
+    mask = outputs[0].producer()
+    assert mask is not None
+    constant = mask.attributes["value"].as_tensor().numpy()
+    np.testing.assert_array_equal(constant == 0, tree.attn_mask)
+    with MedusaSession(opened, num_threads=1) as session:
+        session.generate("hello", GenerationOptions(max_new_tokens=4))
+
+
+@pytest.mark.parametrize("num_moved", [0, 1, 2])
+def test_a_killed_installation_is_finished_by_the_next_run(
+    bundle: Path, num_moved: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moves, replace = 0, Path.replace
+
+    def killed(path: Path, target: Path) -> Path:
+        nonlocal moves
+        moves += 1
+        if moves > num_moved:
+            raise KeyboardInterrupt
+        return replace(path, target)
+
+    folder = bundle / "calibration"
+    monkeypatch.setattr(Path, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        tree_install.install_tree(Bundle.open(bundle), chain_tree(2), folder)
+    monkeypatch.undo()
+    if num_moved:
+        with pytest.raises((BundleError, TreeError)):
+            Bundle.open(bundle)
+    tree_install.finish_install(bundle, folder)
+    assert Bundle.open(bundle).tree == chain_tree(2)
+    assert list(folder.iterdir()) == []
+
+
+def test_trees_that_the_heads_cannot_fill_are_not_installed(bundle: Path) -> None:
+    before = (bundle / "manifest.json").read_bytes()
+    with pytest.raises(TreeError):
+        tree_install.install_tree(Bundle.open(bundle), chain_tree(9), bundle / "calibration")
+    assert (bundle / "manifest.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("latency", "--sizes", "2,x"), "--sizes is '2,x'"),
+        (("latency", "--sizes", "2,1.5"), "whole numbers"),
+        (("latency", "--sizes", "0"), "sizes are [0]"),
+        (("latency", "--rounds", "0"), "rounds is 0"),
+        (("latency", "--batch-size", "0"), "batch_size is 0"),
+        (("heads", "--prompts", "none.txt"), "cannot read the prompts"),
+        (("heads", "--num-prompts", "0"), "num_prompts is 0"),
+        (("heads", "--max-new-tokens", "1"), "max_new_tokens is 1"),
+        (("heads", "--temperature", "-1"), "temperature is -1"),
+        (("tree", "--min-speedup", "0.5"), "min_speedup is 0.5"),
+        (("tree", "--context", "0"), "context is 0"),
+        (("threshold", "--thresholds", "0"), "thresholds are [0.0]"),
+        (("threshold", "--temperatures", "inf"), "temperatures are [inf]"),
+        (("threshold", "--alpha", "2"), "alpha is 2.0"),
+        (("heads",), "is not a bundle"),
+    ],
+)
+def test_mistakes_are_one_line(
+    words: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert calibrate(words[0], "/nonexistent", *words[1:]) == cli.EXIT_ERROR
+    err = capsys.readouterr().err
+    assert message in err and len(err.splitlines()) == 1
+
+
+def test_a_damaged_report_is_named(bundle: Path) -> None:
+    (bundle / "calibration").mkdir()
+    (bundle / "calibration" / "calibration.json").write_text("{")
+    with pytest.raises(CalibrationError, match=r"cannot read .*calibration.json"):
+        report(bundle)
