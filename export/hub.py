@@ -28,4 +28,6 @@ def folder_from_hub(repo_id: str, patterns: Sequence[str]) -> Path:
         return Path(snapshot_download(repo_id, allow_patterns=list(patterns)))
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())
-        raise ExportError(f"cannot download {repo_id!r} from the hub: {reason[:200]}") from error
+        raise ExportError(
+            f"{repo_id!r} is no local path and cannot be downloaded from the hub: {reason[:200]}"
+        ) from error

@@ -6,9 +6,11 @@ from typing import Any
 
 import pytest
 import torch
+from peft import PeftModel
 from reference.head_files import WRITERS, Tensors, all_tensors, config_of
 from safetensors.torch import load_file, save_file
 from tiny_models import HIDDEN_SIZE, VOCAB_SIZE, head_tensors, llama_config, save_tiny_model
+from torch import nn
 from transformers import PhiConfig
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
@@ -264,3 +266,34 @@ def test_a_quantized_backbone_is_not_taken_for_a_whole_one(
     with pytest.raises(MedusaError, match="is quantized with scales: give the full-precision"):
         convert(merged, "fasterdecoding-merged", tmp_path / "output")
     convert(merged, "fasterdecoding", tmp_path / "heads", model=tiny_model)
+
+
+def test_configs_are_what_the_tools_look_for(tiny_model: Path, tmp_path: Path) -> None:
+    source = saved(tmp_path / "heads.safetensors", content())
+    vllm = config_of(convert(source, "vllm", tmp_path / "vllm"))
+    # vLLM renames every key with "num" and "heads" or "layers" in it, so there is one of each.
+    assert [key for key in vllm if "num" in key] == ["num_heads", "num_hidden_layers"]
+    tgi = config_of(convert(source, "tgi-v1", tmp_path / "tgi", model=tiny_model))
+    # text-generation-inference takes a config with `architectures` for another kind of model.
+    assert {*tgi} == {"base_model_name_or_path", "medusa_num_heads", "medusa_num_layers"}
+
+
+class Block(nn.Module):
+    """A residual block with FasterDecoding's names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(HIDDEN_SIZE, HIDDEN_SIZE)
+
+
+def test_peft_itself_loads_the_adapter(tiny_model: Path, tmp_path: Path) -> None:
+    source = saved(tmp_path / "heads.safetensors", content())
+    folder = convert(source, "peft", tmp_path / "adapter", model=tiny_model)
+    model: Any = AutoModelForCausalLM.from_pretrained(tiny_model)
+    unembeddings = [nn.Linear(HIDDEN_SIZE, VOCAB_SIZE, bias=False) for _ in range(2)]
+    model.medusa_head = nn.Sequential(*(nn.Sequential(Block(), part) for part in unembeddings))
+    adapted = PeftModel.from_pretrained(model, str(folder))
+    found = adapted.state_dict()
+    prefix = "base_model.model.medusa_head.modules_to_save.default."
+    for key, tensor in content().items():
+        assert torch.equal(found[prefix + key], tensor)
