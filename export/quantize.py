@@ -50,7 +50,7 @@ def quantized_weight(weight: NDArray[np.floating], bits: int) -> QuantizedWeight
     ordered = codes.reshape(groups, LANES, -1, 4).transpose(0, 2, 1, 3)
     if bits == 4:
         pairs = ordered.reshape(groups, -1, 2, block // 4 * LANES * 4)
-        ordered = pairs[:, :, 0] | pairs[:, :, 1] << 4
+        ordered = np.bitwise_or(pairs[:, :, 0], pairs[:, :, 1] << 4, dtype=np.uint8)
     return QuantizedWeight(
         np.ascontiguousarray(ordered.reshape(groups, -1)),
         np.ascontiguousarray(scales.reshape(groups, LANES, -1).transpose(0, 2, 1)),

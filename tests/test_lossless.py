@@ -25,6 +25,12 @@ def base_model() -> BaseModel:
     return load_base_model(source_from_name("smollm2-135m"))
 
 
+def chat_ids(base: BaseModel, messages: list[dict[str, str]]) -> list[int]:
+    text = base.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    ids: list[int] = base.tokenizer.encode(text, add_special_tokens=False)
+    return ids
+
+
 def gap_at_divergence(
     session: MedusaSession, prompt_ids: list[int], plain: list[int], medusa: list[int]
 ) -> str:
@@ -77,15 +83,13 @@ def test_fp32_equals_the_models_logits_and_reply(
     assert np.abs(outputs.logits[0] - expected).max() <= MAX_LOGIT_DIFFERENCE
     engine.close()
     prompt = [{"role": "user", "content": "What is the capital of France?"}]
-    inputs = base_model.tokenizer.apply_chat_template(
-        prompt, add_generation_prompt=True, return_tensors="pt", return_dict=True
-    )
+    prompt_ids = chat_ids(base_model, prompt)
     generated = base_model.model.generate(  # type: ignore[operator]
-        **inputs, max_new_tokens=24, do_sample=False
+        torch.tensor([prompt_ids]), max_new_tokens=24, do_sample=False
     )
     with MedusaSession(fp32_bundle) as session:
         reply = session.generate(prompt, GenerationOptions(max_new_tokens=24))
-    assert reply.token_ids == generated[0, inputs["input_ids"].shape[1] :].tolist()
+    assert reply.token_ids == generated[0, len(prompt_ids) :].tolist()
 
 
 @pytest.mark.parametrize("spec", ["chain-4", "cartesian-2x3", "vicuna_7b_stage2"])
@@ -116,15 +120,13 @@ def test_plain_decoding_agrees_with_the_model_where_it_is_sure(
     demo_bundle: Bundle, base_model: BaseModel
 ) -> None:
     prompt = [{"role": "user", "content": "What is the capital of France?"}]
-    inputs = base_model.tokenizer.apply_chat_template(
-        prompt, add_generation_prompt=True, return_tensors="pt", return_dict=True
-    )
+    prompt_ids = chat_ids(base_model, prompt)
     with MedusaSession(demo_bundle) as session:
         reply = session.generate(prompt, GenerationOptions(max_new_tokens=24))
-    text = torch.tensor([inputs["input_ids"][0].tolist() + reply.token_ids])
+    text = torch.tensor([prompt_ids + reply.token_ids])
     with torch.no_grad():
         logits = base_model.model(text, use_cache=False).logits[0]
-    start = inputs["input_ids"].shape[1] - 1
+    start = len(prompt_ids) - 1
     for position, token in enumerate(reply.token_ids, start):
         top = logits[position].topk(2)
         if top.values[0] - top.values[1] > 1.0:

@@ -17,6 +17,8 @@ from medusa_trt.export.passes.remove_identity_rotary import RemoveIdentityRotary
 from medusa_trt.export.passes.remove_layout_pairs import RemoveLayoutPairsPass
 from medusa_trt.export.passes.use_fast_argmax import UseFastArgMaxPass
 
+__all__ = ["QuantizeLinearPass", "optimize"]
+
 
 def optimize(model: ir.Model, quantize: QuantizeLinearPass | None = None) -> None:
     """Brings an exported graph into the form that ONNX Runtime runs fastest, in place.

@@ -187,9 +187,10 @@ def _weight_of(node: ir.Node) -> Array | None:
     attributes = node.attributes
     plain = attributes.get_float("alpha", 1.0) == attributes.get_float("beta", 1.0) == 1.0
     bias = node.inputs[2] if len(node.inputs) > 2 else None
-    if not plain or attributes.get_int("transA", 0) or (bias and _constant(bias) is None):
+    known_bias = bias is None or _constant(bias) is not None
+    if not plain or attributes.get_int("transA", 0) != 0 or not known_bias:
         return None
-    return weight.T if attributes.get_int("transB", 0) else weight
+    return weight.T if attributes.get_int("transB", 0) == 1 else weight
 
 
 def _is_plain_norm(node: ir.Node) -> bool:

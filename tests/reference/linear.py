@@ -27,12 +27,14 @@ def rms_norm(x: Array, weight: Array, epsilon: float) -> Array:
         np.array(row) / math.sqrt(sum(value * value for value in row) / len(row) + epsilon)
         for row in x.tolist()
     ]
-    return np.array(rows) * weight
+    normalized: Array = np.array(rows) * weight
+    return normalized
 
 
 def silu(x: Array) -> Array:
     """x times its logistic function."""
-    return x / (1 + np.exp(-x))
+    activated: Array = x / (1 + np.exp(-x))
+    return activated
 
 
 def rotated(x: Array, position: int, cos: Array, sin: Array) -> Array:
