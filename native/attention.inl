@@ -38,7 +38,7 @@ void attend(const Attention& a, int64_t first, float* scratch) {
   for (int64_t lane = 0; lane < count; ++lane) {
     const int64_t node = (first + lane) / a.group, head = (first + lane) % a.group;
     const float* source = a.queries + node * a.row_stride + head * size;
-    float* rotated = reinterpret_cast<float*>(scores);
+    float* rotated = reinterpret_cast<float*>(out);  // which is free until the end
     const int64_t half = a.rotary_dim / 2, position = a.positions[node];
     rotate(source, a.cos + position * half, a.sin + position * half, size, a.rotary_dim, rotated);
     for (int64_t d = 0; d < size; ++d)

@@ -55,8 +55,9 @@ inline auto over_lanes(Vector x, const Function& join) {
   return join(x, __builtin_shuffle(x, exchanged<1>()))[0];
 }
 
-inline void quantize_block(const float* x, int block, int zero, int8_t* values, float* scale,
-                           int32_t* offset) {
+// Without fused multiply-adds, which would round some codes another way on other processors.
+__attribute__((optimize("fp-contract=off"))) void quantize_block(
+    const float* x, int block, int zero, int8_t* values, float* scale, int32_t* offset) {
   const Floats* parts = reinterpret_cast<const Floats*>(x);
   const auto larger = [](Floats a, Floats b) { return a > b ? a : b; };
   Floats largest = {};

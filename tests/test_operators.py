@@ -102,10 +102,12 @@ def product(x: Array, quantized: QuantizedWeight, num_outputs: int) -> Array:
     return kept @ dequantized_weight(quantized, x.shape[1], num_outputs).astype(np.float64)
 
 
-def assert_close(found: Array, expected: Array) -> None:
-    # An activation on the edge between two codes may fall either way in single precision.
-    assert np.abs(found - expected).max() <= 2e-3 * np.abs(expected).max() + 1e-6
-    assert np.square(found - expected).mean() <= 1e-7 * np.square(expected).mean() + 1e-12
+def assert_close(found: Array, expected: Array, one_code: float = 0.0) -> None:
+    """Equal but for rounding, and for `one_code`, what a code that falls the other way makes."""
+    limit = 1e-5 * np.abs(expected).max() + 1e-30
+    assert np.abs(found - expected).max() <= limit + 1.5 * one_code
+    if one_code:
+        assert np.median(np.abs(found - expected)) <= limit
 
 
 SHAPES = st.tuples(st.integers(1, 40), st.integers(1, 200), st.integers(1, 70))
@@ -130,7 +132,9 @@ def test_linear_is_the_product_of_what_was_rounded(
     found = linear(x, quantized, num_outputs, activation=1, norm=norm, bias=bias, residual=residual)
     normalized = rms_norm(x, norm, EPSILON)
     expected = silu(product(normalized, quantized, num_outputs) + bias[:num_outputs]) + residual
-    assert_close(found, expected)
+    # The normalization's last bit may move a code.
+    one_code = np.abs(normalized).max() / 127 * np.abs(weight).max()
+    assert_close(found, expected, float(one_code))
 
 
 @pytest.mark.parametrize("num_rows", [1, 2, 3, 8, 17])
@@ -381,6 +385,16 @@ def test_tree_attention_is_attention_to_the_past_and_the_ancestors(
                 )
                 found = out[b, node, head * size : (head + 1) * size]
                 assert np.allclose(found, reference, atol=2e-5)
+
+
+def test_the_first_token_attends_to_itself_alone() -> None:
+    heads, size = (2, 1), 128
+    states, cache, _, _, mask, tables, _ = random_attention(
+        1, batch=1, nodes=1, heads=heads, size=size
+    )
+    out = tree_attention(states, cache, [0], [0], mask, tables, heads=heads)[0]
+    value = states[0, 0, -size:]
+    assert np.allclose(out[0, 0], np.tile(value, 2), atol=1e-6)
 
 
 def test_a_nodes_result_does_not_depend_on_where_its_path_lies() -> None:

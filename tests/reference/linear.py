@@ -10,14 +10,19 @@ Array = NDArray[Any]
 
 
 def quantized_rows(x: Array, block: int) -> Array:
-    """What is left of (M, K) activations after 8-bit rounding by row and block."""
+    """What is left of (M, K) activations after 8-bit rounding by row and block.
+
+    Codes are found in single precision, as the operator does: elsewhere one on the edge between
+    two would fall the other way.
+    """
     kept = np.zeros(x.shape, np.float64)
     for row in range(len(x)):
         for start in range(0, x.shape[1], block):
-            part = x[row, start : start + block].astype(np.float64)
+            part = x[row, start : start + block].astype(np.float32)
             largest = max(abs(value) for value in part)
-            if largest > 0:
-                kept[row, start : start + block] = np.rint(part / largest * 127) * largest / 127
+            if largest > 1e-30:
+                codes = np.rint(part * (np.float32(127) / largest))
+                kept[row, start : start + block] = codes.astype(np.float64) * largest / 127
     return kept
 
 
