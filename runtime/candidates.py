@@ -1,6 +1,8 @@
 """From the heads' candidates to the tokens of a tree's nodes."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from operator import itemgetter
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,8 +22,17 @@ def tokens_from_candidates(
         B lists of num_nodes tokens; lists, since between two engine calls a numpy call costs more
         than a walk over so few numbers (docs/decisions.md).
     """
-    all_tokens = []
-    for root_token, drafts in zip(root_tokens, draft_ids, strict=True):
-        flat = [root_token, *drafts.ravel().tolist()]
-        all_tokens.append([flat[index] for index in tree_indices])
-    return all_tokens
+    of_nodes = _getter(tuple(tree_indices))
+    flat = draft_ids.reshape(len(root_tokens), -1).tolist()
+    return [
+        list(of_nodes([root_token, *drafts]))
+        for root_token, drafts in zip(root_tokens, flat, strict=True)
+    ]
+
+
+@lru_cache(maxsize=64)
+def _getter(indices: tuple[int, ...]) -> Callable[[list[int]], Sequence[int]]:
+    """Takes the elements at these positions."""
+    if len(indices) == 1:
+        return lambda values: [values[indices[0]]]
+    return itemgetter(*indices)

@@ -70,7 +70,7 @@ class Decoder:
         self._engine = engine
         self._tree = tree
         self._sampling = sampling
-        self._tree_indices: list[int] = tree.tree_indices(top_k).tolist()
+        self._tree_indices = tuple(tree.tree_indices(top_k).tolist())
         self._prefill_chunk = prefill_chunk
         self._min_rows = min_rows
         self._step_tree = self._padded(tree)

@@ -1,8 +1,9 @@
 """The engine on ONNX Runtime: preallocated buffers, bound once per tree shape."""
 
 import os
+from array import array
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,7 @@ class _Bound:
     inputs: dict[str, NDArray[Any]]
     outputs: dict[str, NDArray[Any]]
     tree: MedusaTree
+    outputs_of_verify: VerifyOutputs | None = None
 
 
 class OrtEngine:
@@ -126,19 +128,12 @@ class OrtEngine:
             shown = range(tree.num_nodes) if rows is None else rows
             bound = self._bind_verify(tree, shown, first_slot, num_sequences, logits)
             self._keep((*key, logits), bound)
-        bound.inputs[names.INPUT_IDS][...] = input_ids
+        _write_ids(bound.inputs[names.INPUT_IDS], input_ids)
         bound.inputs[names.PAST_LENGTH][:] = past_lengths
         self._run("verify", bound)
-        flat = bound.outputs
-        self._last_logits = flat.get(names.LOGITS)
-        per_sequence = (num_sequences, -1)
-        return VerifyOutputs(
-            argmax=flat[names.ARGMAX].reshape(per_sequence),
-            hidden=flat[names.HIDDEN].reshape(*per_sequence, self._model.hidden_size),
-            logits=None
-            if self._last_logits is None
-            else self._last_logits.reshape(*per_sequence, self._model.vocab_size),
-        )
+        self._last_logits = bound.outputs.get(names.LOGITS)
+        assert bound.outputs_of_verify is not None
+        return bound.outputs_of_verify
 
     def reduce(
         self,
@@ -247,7 +242,17 @@ class OrtEngine:
                 view = self._cache.layer(layer, kind, first_slot, num_sequences)
                 inputs[names.past_name(layer, kind)] = view
                 outputs[names.present_name(layer, kind)] = view
-        return self._bind("verify", inputs, outputs, tree)
+        bound = self._bind("verify", inputs, outputs, tree)
+        shape = (num_sequences, len(rows))
+        logits_array = outputs.get(names.LOGITS)
+        shaped = VerifyOutputs(
+            argmax=outputs[names.ARGMAX].reshape(shape),
+            hidden=outputs[names.HIDDEN].reshape(*shape, self._model.hidden_size),
+            logits=None
+            if logits_array is None
+            else logits_array.reshape(*shape, self._model.vocab_size),
+        )
+        return replace(bound, outputs_of_verify=shaped)
 
     def _bind_reduce(self, tree: MedusaTree, logits: NDArray[np.float32]) -> _Bound:
         num_rows = len(logits)
@@ -283,9 +288,17 @@ class OrtEngine:
             raise EngineError("the engine is closed: open a new session")
         binding = self._sessions[graph].io_binding()
         for bind, arrays in ((binding.bind_input, inputs), (binding.bind_output, outputs)):
-            for name, array in arrays.items():
-                bind(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
+            for name, each in arrays.items():
+                bind(name, "cpu", 0, each.dtype.type, each.shape, each.ctypes.data)
         return _Bound(binding, inputs, outputs, tree or MedusaTree.from_choices(()))
+
+
+def _write_ids(buffer: NDArray[np.int64], input_ids: TokenIds) -> None:
+    """Writes (B, N) ids; lists go past numpy, whose conversion takes as long as the candidates."""
+    if isinstance(input_ids, np.ndarray) or len(input_ids) > 1:
+        buffer[...] = input_ids
+    else:
+        memoryview(buffer).cast("B").cast("q")[:] = array("q", input_ids[0])
 
 
 def _session_from_file(bundle: Bundle, graph: str, num_threads: int | None) -> Any:
