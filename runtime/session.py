@@ -126,7 +126,10 @@ class MedusaSession:
 
     def generate(self, prompt: Prompt, options: GenerationOptions | None = None) -> Generation:
         """Generates a whole reply; see `stream`."""
-        for event in self.stream(prompt, options):
+        options = options or GenerationOptions()
+        prompt_ids = self.encode(prompt)
+        self._check(prompt_ids, options)
+        for event in self._stream(prompt_ids, options, streamed=False):
             if event.generation is not None:
                 return event.generation
         raise AssertionError("a stream ends with its generation")
@@ -195,12 +198,12 @@ class MedusaSession:
         return [self.generate(prompt, self._seeded(options, index)) for index in range(n)]
 
     def _stream(
-        self, prompt_ids: list[int], options: GenerationOptions
+        self, prompt_ids: list[int], options: GenerationOptions, streamed: bool = True
     ) -> Generator[StreamEvent, None, None]:
         with self._exclusively():
             num_cached = _common_length(self._cached_ids, prompt_ids[:-1])
             del self._cached_ids[num_cached:]
-            running = self._begin(0, prompt_ids, num_cached, options)
+            running = self._begin(0, prompt_ids, num_cached, options, streamed)
             decoder = self._decoder(options)
             reply, event = running.reply, None
             try:
@@ -282,7 +285,12 @@ class MedusaSession:
                 active[slot] = last
 
     def _begin(
-        self, index: int, prompt_ids: list[int], num_cached: int, options: GenerationOptions
+        self,
+        index: int,
+        prompt_ids: list[int],
+        num_cached: int,
+        options: GenerationOptions,
+        streamed: bool = False,
     ) -> _Running:
         room = self._room(options) - len(prompt_ids)
         limit = min(room, options.max_new_tokens or room)
@@ -297,6 +305,7 @@ class MedusaSession:
             stop=options.stop,
             text_stream=self.text.stream(),
             text=self.text.decode(prompt_ids) if options.echo else "",
+            streamed=streamed,
         )
         return _Running(index, prompt_ids, reply)
 
