@@ -51,7 +51,7 @@ def main() -> int:
 def report(bundle: Bundle, engine: OrtEngine, past: int) -> None:
     """Measures and prints."""
     rng = np.random.default_rng(0)
-    engine.cache.slab[:] = rng.normal(size=(1, 1, 1, 1, engine.capacity, 1)) * 0.1
+    engine.cache.fill(rng.normal(0, 0.1, (1, 1, 1, 1, engine.capacity, 1)).astype(np.float32))
     actions: dict[str, Callable[[], object]] = {}
     for num_nodes in NUM_NODES:
         tree, ids = chain_tree(num_nodes - 1), rng.integers(0, 1000, num_nodes)

@@ -203,8 +203,9 @@ class VerifyModule(nn.Module):
         """Inputs to trace with."""
         shape = self.shape
         batch = 1 if self.form == "group_query_attention" else 2
+        dtype = torch.bfloat16 if self.form == "tree_attention" else self.cos.dtype
         cache = [
-            torch.zeros(batch, shape.num_kv_heads, 16, shape.head_dim, dtype=self.cos.dtype)
+            torch.zeros(batch, shape.num_kv_heads, 16, shape.head_dim, dtype=dtype)
             for _ in range(2 * shape.num_layers)
         ]
         num_nodes, num_rows = 6, 4
@@ -282,7 +283,7 @@ class _CachedAttention:
                 "scale": float(scaling),
                 **self.attributes,
             },
-            dtypes=[query.dtype] * 3,
+            dtypes=[query.dtype, past[0].dtype, past[1].dtype],
             shapes=[(batch, num_nodes, num_heads * head_dim), past[0].shape, past[1].shape],
             version=1,
         )

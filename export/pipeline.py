@@ -248,7 +248,7 @@ def _manifest(folder: Path, parts: _Parts, graphs: dict[str, GraphSpec]) -> Mani
             name=target.name,
             precision=parts.precision.name,
             opset=target.opset,
-            cache_dtype="float32",
+            cache_dtype="bfloat16" if cache.dtype == "bfloat16" else "float32",
             min_rows=parts.precision.min_rows,
             operator_library=parts.precision.layer_bits is not None,
             prefill_chunk=target.prefill_chunk,

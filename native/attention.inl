@@ -28,33 +28,47 @@ inline void add_values(const float* values, int64_t head_dim, int64_t rows, cons
   for (int d = 0; d < Count; ++d) out[d] = sums[d];
 }
 
-void attend(const Attention& a, int64_t first, float* scratch) {
-  const int64_t rows = a.past + a.nodes, size = a.head_dim;
-  const int64_t count = a.nodes * a.group - first < kQueryLanes ? a.nodes * a.group - first : kQueryLanes;
+inline void floats_from_bfloats(const uint16_t* from, int64_t count, float* to) {
+  for (int64_t i = 0; i < count; ++i) to[i] = float_from_bfloat(from[i]);
+}
+
+constexpr int64_t kKeys = 12;    // keys multiplied together
+constexpr int64_t kChunk = 32;   // keys whose values stay in the first cache
+
+int64_t attend_floats(int64_t rows, int64_t head_dim) {
+  return kQueryLanes * (rows + 2 * head_dim) + kChunk * head_dim;
+}
+
+void attend(const Attention& a, int64_t first, int64_t count, float* scratch) {
+  const int64_t rows = a.rows(), size = a.head_dim;
   Lanes* queries = reinterpret_cast<Lanes*>(scratch);
   Lanes* out = queries + size;
   Lanes* scores = out + size;
+  float* wide = reinterpret_cast<float*>(scores + rows);  // keys or values in single precision
   for (int64_t d = 0; d < size; ++d) queries[d] = Lanes{};
   for (int64_t lane = 0; lane < count; ++lane) {
     const int64_t node = (first + lane) / a.group, head = (first + lane) % a.group;
     const float* source = a.queries + node * a.row_stride + head * size;
-    float* rotated = reinterpret_cast<float*>(out);  // which is free until the end
     const int64_t half = a.rotary_dim / 2, position = a.positions[node];
-    rotate(source, a.cos + position * half, a.sin + position * half, size, a.rotary_dim, rotated);
+    rotate(source, a.cos + position * half, a.sin + position * half, size, a.rotary_dim, wide);
     for (int64_t d = 0; d < size; ++d)
-      reinterpret_cast<float*>(queries + d)[lane] = rotated[d] * a.scale;
+      reinterpret_cast<float*>(queries + d)[lane] = wide[d] * a.scale;
   }
   int64_t k = 0;
-  for (; k + 12 <= rows; k += 12) {
+  for (; k + kKeys <= rows; k += kKeys) {
     // The first to come here waits for memory, so both matrices are asked for early.
     if (first == 0)
-      for (int64_t byte = 0; byte < 12 * size * 4; byte += 64) {
+      for (int64_t byte = 0; byte < kKeys * size * 2; byte += 64) {
         __builtin_prefetch(reinterpret_cast<const char*>(a.keys + k * size) + byte + kPrefetch);
         __builtin_prefetch(reinterpret_cast<const char*>(a.values + k * size) + byte);
       }
-    scores_of_keys<12>(a.keys + k * size, size, queries, scores + k);
+    floats_from_bfloats(a.keys + k * size, kKeys * size, wide);
+    scores_of_keys<kKeys>(wide, size, queries, scores + k);
   }
-  for (; k < rows; ++k) scores_of_keys<1>(a.keys + k * size, size, queries, scores + k);
+  for (; k < rows; ++k) {
+    floats_from_bfloats(a.keys + k * size, size, wide);
+    scores_of_keys<1>(wide, size, queries, scores + k);
+  }
   for (int64_t j = 0; j < a.nodes; ++j)
     for (int64_t lane = 0; lane < count; ++lane)
       reinterpret_cast<float*>(scores + a.past + j)[lane] +=
@@ -74,14 +88,13 @@ void attend(const Attention& a, int64_t first, float* scratch) {
       total[lane] += row[lane];
     }
   }
-  constexpr int64_t kChunk = 32;  // keys whose values stay in the first cache
   for (int64_t d = 0; d < size; ++d) out[d] = Lanes{};
   for (k = 0; k < rows; k += kChunk) {
     const int64_t chunk = rows - k < kChunk ? rows - k : kChunk;
-    const float* values = a.values + k * size;
+    floats_from_bfloats(a.values + k * size, chunk * size, wide);
     int64_t d = 0;
-    for (; d + 16 <= size; d += 16) add_values<16>(values + d, size, chunk, scores + k, out + d);
-    for (; d < size; ++d) add_values<1>(values + d, size, chunk, scores + k, out + d);
+    for (; d + 16 <= size; d += 16) add_values<16>(wide + d, size, chunk, scores + k, out + d);
+    for (; d < size; ++d) add_values<1>(wide + d, size, chunk, scores + k, out + d);
   }
   for (int64_t lane = 0; lane < count; ++lane) {
     const int64_t node = (first + lane) / a.group, head = (first + lane) % a.group;

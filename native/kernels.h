@@ -14,7 +14,7 @@
 namespace medusa {
 
 constexpr int kLanes = 16;       // outputs of a group
-constexpr int kQueryLanes = 8;   // query rows that attention handles together
+constexpr int kQueryLanes = 8;   // query rows that attention handles together, in vectors
 // How far ahead of their use weights are fetched, in bytes; 2,048 and 8,192 are slower.
 constexpr int kPrefetch = 4096;
 constexpr int kMaxTileRows = 16;
@@ -41,10 +41,10 @@ struct Rows {
   const int32_t* offsets;
 };
 
-// Attention of one sequence's new nodes to its cache, where their keys and values are already.
-// Query rows, `group` heads for each node, are handled 8 at a time, one in each lane: every sum
-// over keys is made in the keys' order, and a masked key adds exactly zero. So a row's result does
-// not depend on the other rows, nor on where in a tree the nodes of its path lie.
+// Attention of one sequence's new nodes to its cache, where their keys and values are already, in
+// bfloat16. A node sees the past and, of the new nodes, those on its path, itself last. A sum over
+// keys is made in the order of the path, and what a node does not see adds exactly zero: a row's
+// result depends neither on the other rows nor on where in the tree the nodes of its path lie.
 struct Attention {
   int64_t group;        // query heads that share a key and value head
   int64_t head_dim;
@@ -53,16 +53,21 @@ struct Attention {
   float scale;
   const float* queries;  // (T, row_stride), at the group's first head
   int64_t row_stride;
-  const float* mask;     // (T, T), added to the scores of the new nodes
-  const float* keys;     // (past + T, head_dim)
-  const float* values;   // (past + T, head_dim)
+  const float* mask;     // (T, T), added to the scores of the new nodes: 0, or hides one
+  bool chain;            // every node sees all nodes before it
+  const uint16_t* keys;    // (past + T, head_dim)
+  const uint16_t* values;  // (past + T, head_dim)
   const float* cos;      // rows of rotary_dim / 2
   const float* sin;
   const int64_t* positions;  // (T,)
   int64_t rotary_dim;
   float* out;            // (T, out_stride), at the group's first head
   int64_t out_stride;
+
+  int64_t rows() const { return past + nodes; }
 };
+
+constexpr float kHidden = -1e30f;  // mask values below hide a node
 
 enum Activation { kNone = 0, kSilu = 1, kGeluTanh = 2 };
 
@@ -84,9 +89,11 @@ struct Kernels {
   void (*gate)(int activation, const float* gate, const float* up, int64_t size, float* out);
   // The index of the largest of `size` values, the first of equal ones; 0 where all are NaN.
   int64_t (*argmax)(const float* x, int64_t size);
-  // Query rows [first, first + 8) of `Attention`; `scratch` holds 8 * (past + T + 2 * head_dim)
-  // floats, 64-byte aligned.
-  void (*attend)(const Attention&, int64_t first, float* scratch);
+  // Query rows [first, first + count) of `Attention`, where row i is head i % group of node
+  // i / group; at most `query_rows` rows. `scratch` holds attend_floats() floats, 64-byte aligned.
+  void (*attend)(const Attention&, int64_t first, int64_t count, float* scratch);
+  int64_t (*attend_floats)(int64_t rows, int64_t head_dim);
+  int query_rows;
 };
 
 const Kernels* portable_kernels();
@@ -109,6 +116,21 @@ inline void rotate(const float* x, const float* cos, const float* sin, int64_t s
     out[i + half] = b * cos[i] + a * sin[i];
   }
   for (int64_t i = rotary_dim; i < size; ++i) out[i] = x[i];
+}
+
+inline float float_from_bfloat(uint16_t bits) {
+  const uint32_t wide = static_cast<uint32_t>(bits) << 16;
+  float value;
+  __builtin_memcpy(&value, &wide, sizeof value);
+  return value;
+}
+
+// Rounded to nearest, ties to even; NaN stays NaN.
+inline uint16_t bfloat_from_float(float value) {
+  uint32_t bits;
+  __builtin_memcpy(&bits, &value, sizeof bits);
+  const uint32_t rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+  return static_cast<uint16_t>(value != value ? 0x7fc0 : rounded);
 }
 
 }  // namespace medusa

@@ -8,26 +8,15 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#include "kernels.h"
+#include "amx.h"
 
 namespace medusa {
 namespace amx {
 
-struct alignas(64) Config {
-  uint8_t palette = 1;
-  uint8_t start_row = 0;
-  uint8_t reserved[14] = {};
-  uint16_t row_bytes[16] = {};
-  uint8_t rows[16] = {};
-};
-
 // Tiles 0, 1: products (rows, 16); 2, 3: activations (rows, 64); 4, 5: weights (16, 64).
 inline void configure(int rows) {
-  Config config;
-  for (int tile = 0; tile < 6; ++tile) {
-    config.rows[tile] = static_cast<uint8_t>(tile < 4 ? rows : 16);
-    config.row_bytes[tile] = 64;
-  }
+  TileConfig config;
+  for (int tile = 0; tile < 6; ++tile) config.set_rows(tile, tile < 4 ? rows : 16);
   _tile_loadconfig(&config);
 }
 
@@ -123,7 +112,8 @@ const Kernels* amx_kernels() {
   if (syscall(SYS_arch_prctl, kRequestPermission, kTileData) != 0) return nullptr;
   static const Kernels* const base = avx512_kernels();
   static const Kernels kernels = {"amx",      amx::any_tile, amx::tile_shape, base->quantize,
-                                  base->gate, base->argmax,  base->attend};
+                                  base->gate, base->argmax,  amx::attend, amx::attend_floats,
+                                  amx::kQueryRows};
   return &kernels;
 }
 }  // namespace medusa

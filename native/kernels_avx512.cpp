@@ -121,7 +121,8 @@ void tile_shape(int, int64_t num_rows, int* rows, int* groups) {
   *groups = groups_for(*rows);
 }
 
-constexpr Kernels kernels = {"avx512-vnni", any_tile, tile_shape, quantize, gate, argmax, attend};
+constexpr Kernels kernels = {"avx512-vnni", any_tile, tile_shape,    quantize,   gate,
+                             argmax, attend, attend_floats, kQueryLanes};
 }  // namespace avx512
 
 const Kernels* avx512_kernels() { return &avx512::kernels; }

@@ -60,18 +60,20 @@ void tile_shape(int, int64_t num_rows, int* rows, int* groups) {
   *groups = 1;
 }
 
-constexpr Kernels kernels = {"portable", tile, tile_shape, quantize, gate, argmax, attend};
+constexpr Kernels kernels = {"portable", tile, tile_shape,    quantize,   gate,
+                             argmax, attend, attend_floats, kQueryLanes};
 }  // namespace portable
 
 const Kernels* portable_kernels() { return &portable::kernels; }
 
 namespace {
 #if defined(__x86_64__)
-// Tiles of 8-bit integers, by leaf 7 of CPUID: compilers before GCC 13 have no name for them.
+// Tiles, of 8-bit integers and bfloat16, by leaf 7 of CPUID: compilers before GCC 13 have no name
+// for them.
 bool has_amx() {
   unsigned a, b, c, d;
   if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return false;
-  return (d >> 24 & 1) && (d >> 25 & 1);
+  return (d >> 22 & 1) && (d >> 24 & 1) && (d >> 25 & 1);
 }
 #endif
 

@@ -294,7 +294,8 @@ class Linear {
 //
 // Inputs: query (B, T, heads * D), or with key and value absent all three in one; key and value
 // (B, T, kv_heads * D); past_key and past_value (B, kv_heads, capacity, D); past_length (B,) int64;
-// position_offsets (T,) int64; tree_mask (T, T) additive; cos and sin (positions, rotary_dim / 2).
+// position_offsets (T,) int64; tree_mask (T, T), 0 or what hides a node; cos and sin
+// (positions, rotary_dim / 2). The cache is bfloat16.
 // Outputs: attended (B, T, heads * D) and the updated cache, which may be the past's memory.
 class TreeAttention {
  public:
@@ -302,10 +303,13 @@ class TreeAttention {
   static constexpr size_t kInputs = 10, kRequiredInputs = kInputs, kOutputs = 3;
 
   static ort::ElementType input_type(size_t index) {
+    if (index == 3 || index == 4) return ort::kBfloat16;
     return index == 5 || index == 6 ? ort::kInt64 : ort::kFloat;
   }
 
-  static ort::ElementType output_type(size_t) { return ort::kFloat; }
+  static ort::ElementType output_type(size_t index) {
+    return index == 0 ? ort::kFloat : ort::kBfloat16;
+  }
 
   TreeAttention(const Api* api, const ort::KernelInfo* info)
       : heads_(int_attribute(api, info, "num_heads")),
@@ -368,17 +372,31 @@ class TreeAttention {
         const int64_t source = (b * nodes + t) * kv_stride + head * size;
         const int64_t target = ((b * kv_heads_ + head) * capacity + pasts[b] + t) * size;
         const int64_t turn = positions[static_cast<size_t>(b * nodes + t)] * rotary_dim / 2;
+        float* rotated = scratch<float>(3, static_cast<size_t>(size));
         rotate(keys + source, cos.as<float>() + turn, sin.as<float>() + turn, size, rotary_dim,
-               new_key.as<float>() + target);
-        std::memcpy(new_value.as<float>() + target, values + source,
-                    static_cast<size_t>(size) * sizeof(float));
+               rotated);
+        for (int64_t d = 0; d < size; ++d) {
+          new_key.as<uint16_t>()[target + d] = bfloat_from_float(rotated[d]);
+          new_value.as<uint16_t>()[target + d] = bfloat_from_float(values[source + d]);
+        }
       }
     };
     for (int64_t index = 0; index < batch * kv_heads_; ++index) append(index);
 
-    const int64_t blocks = (nodes * group + kQueryLanes - 1) / kQueryLanes;
-    call.parallel(batch * kv_heads_ * blocks, [&](int64_t task) {
-      const int64_t b = task / (kv_heads_ * blocks), head = task / blocks % kv_heads_;
+    bool chain = true;
+    for (int64_t t = 0; t < nodes; ++t)
+      for (int64_t j = 0; j < nodes; ++j)
+        chain = chain && (j <= t) == (mask.as<float>()[t * nodes + j] > kHidden);
+
+    // Query rows are spread evenly over as few tasks as can take them.
+    const Kernels& best = *kernels();
+    const int64_t tasks = (nodes * group + best.query_rows - 1) / best.query_rows;
+    const int64_t share = (nodes * group + tasks - 1) / tasks;
+    call.parallel(batch * kv_heads_ * tasks, [&](int64_t task) {
+      const int64_t b = task / (kv_heads_ * tasks), head = task / tasks % kv_heads_;
+      const int64_t first = task % tasks * share;
+      const int64_t count = nodes * group - first < share ? nodes * group - first : share;
+      if (count <= 0) return;
       const int64_t cache = (b * kv_heads_ + head) * capacity * size;
       Attention a;
       a.group = group;
@@ -389,23 +407,24 @@ class TreeAttention {
       a.queries = query.as<float>() + b * nodes * width + head * group * size;
       a.row_stride = width;
       a.mask = mask.as<float>();
-      a.keys = new_key.as<float>() + cache;
-      a.values = new_value.as<float>() + cache;
+      a.chain = chain;
+      a.keys = new_key.as<uint16_t>() + cache;
+      a.values = new_value.as<uint16_t>() + cache;
       a.cos = cos.as<float>();
       a.sin = sin.as<float>();
       a.positions = positions.data() + b * nodes;
       a.rotary_dim = rotary_dim;
       a.out = out.as<float>() + b * nodes * heads_ * size + head * group * size;
       a.out_stride = heads_ * size;
-      const size_t floats = static_cast<size_t>(kQueryLanes * (longest + nodes + 2 * size));
-      kernels()->attend(a, task % blocks * kQueryLanes, scratch<float>(3, floats));
+      const int64_t floats = best.attend_floats(longest + nodes, size);
+      best.attend(a, first, count, scratch<float>(3, static_cast<size_t>(floats)));
     });
   }
 
  private:
   static void copy_unless_same(const Tensor& from, const Tensor& to) {
     if (from.data != to.data)
-      std::memcpy(to.data, from.data, static_cast<size_t>(from.size()) * sizeof(float));
+      std::memcpy(to.data, from.data, static_cast<size_t>(from.size()) * sizeof(uint16_t));
   }
 
   int64_t heads_, kv_heads_;

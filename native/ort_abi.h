@@ -20,7 +20,7 @@ struct OpDomain;
 
 constexpr uint32_t kApiVersion = 17;
 
-enum ElementType { kFloat = 1, kUint8 = 2, kInt64 = 7, kFloat16 = 10 };
+enum ElementType { kFloat = 1, kUint8 = 2, kInt64 = 7, kFloat16 = 10, kBfloat16 = 16 };
 enum Characteristic { kRequired = 0, kOptional = 1 };
 
 struct Api {

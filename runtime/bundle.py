@@ -6,7 +6,7 @@ This module is the only place that names the bundle's files and the graphs' tens
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -117,7 +117,7 @@ class TargetSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     name: str
     precision: str
     opset: int
-    cache_dtype: str
+    cache_dtype: Literal["float32", "bfloat16"]
     min_rows: Count
     prefill_chunk: Count
     operator_library: bool

@@ -14,7 +14,8 @@ class KVCache:
     Attributes:
         slab: (num_layers, 2, batch_size, num_kv_heads, capacity, head_dim); index 0 of the second
             axis holds the keys, 1 the values. The memory is zeroed lazily by the operating
-            system, so rows that are never reached cost nothing.
+            system, so rows that are never reached cost nothing. bfloat16, which numpy does not
+            have, is held as the bits of uint16.
     """
 
     slab: NDArray[np.generic]
@@ -32,6 +33,17 @@ class KVCache:
     ) -> "KVCache":
         """An empty cache for `capacity` rows a slot."""
         return cls(np.zeros((num_layers, 2, batch_size, num_kv_heads, capacity, head_dim), dtype))
+
+    def floats(self, length: int) -> NDArray[np.float32]:
+        """The first `length` rows of everything, (..., length, head_dim), in single precision."""
+        rows = self.slab[..., :length, :]
+        if rows.dtype == np.uint16:
+            rows = (rows.astype(np.uint32) << 16).view(np.float32)
+        return rows.astype(np.float32)
+
+    def fill(self, values: NDArray[np.float32]) -> None:
+        """Writes what can be broadcast to the slab; towards zero where the cache is bfloat16."""
+        self.slab[...] = values.view(np.uint32) >> 16 if self.slab.dtype == np.uint16 else values
 
     @property
     def capacity(self) -> int:

@@ -18,6 +18,7 @@ from medusa_trt.runtime.operators import required_library
 from medusa_trt.runtime.options import SamplingOptions
 from medusa_trt.tree_configs import MedusaTree
 
+_BFLOAT16 = 16  # ONNX's number of the type, whose values numpy holds as uint16
 _MASKED = float(np.finfo(np.float32).min)
 _MAX_BINDINGS = 16
 _MAX_THREADS = 512
@@ -77,7 +78,7 @@ class OrtEngine:
             num_kv_heads=self._model.num_kv_heads,
             capacity=capacity or self._model.max_length + spare,
             head_dim=self._model.head_dim,
-            dtype=target.cache_dtype,
+            dtype=np.uint16 if target.cache_dtype == "bfloat16" else np.float32,
             batch_size=batch_size,
         )
         has_form = "verify_batch" in bundle.manifest.graphs
@@ -289,7 +290,8 @@ class OrtEngine:
         binding = self._sessions[graph].io_binding()
         for bind, arrays in ((binding.bind_input, inputs), (binding.bind_output, outputs)):
             for name, each in arrays.items():
-                bind(name, "cpu", 0, each.dtype.type, each.shape, each.ctypes.data)
+                kind = _BFLOAT16 if each.dtype == np.uint16 else each.dtype.type
+                bind(name, "cpu", 0, kind, each.shape, each.ctypes.data)
         return _Bound(binding, inputs, outputs, tree or MedusaTree.from_choices(()))
 
 

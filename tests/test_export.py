@@ -166,7 +166,7 @@ def prefill(engine: OrtEngine, tokens: NDArray[np.int64], chunk: int) -> NDArray
 
 def cached(engine: OrtEngine, length: int) -> NDArray[np.float32]:
     """The first rows of every layer's keys and values."""
-    return np.array(engine.cache.slab[..., :length, :], np.float32)
+    return engine.cache.floats(length)
 
 
 def expected_logits(model: PreTrainedModel, tokens: NDArray[np.int64]) -> NDArray[np.float32]:

@@ -40,26 +40,3 @@ def silu(x: Array) -> Array:
     """x times its logistic function."""
     activated: Array = x / (1 + np.exp(-x))
     return activated
-
-
-def rotated(x: Array, position: int, cos: Array, sin: Array) -> Array:
-    """One head's vector turned by its position, in halves, the rest as it is."""
-    half = cos.shape[1]
-    out = x.astype(np.float64).copy()
-    for i in range(half):
-        c, s = float(cos[position, i]), float(sin[position, i])
-        out[i] = x[i] * c - x[i + half] * s
-        out[i + half] = x[i + half] * c + x[i] * s
-    return out
-
-
-def attended(query: Array, keys: Array, values: Array, allowed: list[int], scale: float) -> Array:
-    """Softmax attention of one query to the allowed rows."""
-    scores = [scale * sum(query[d] * keys[row][d] for d in range(len(query))) for row in allowed]
-    top = max(scores)
-    weights = [math.exp(score - top) for score in scores]
-    total = sum(weights)
-    out = np.zeros(values.shape[1])
-    for weight, row in zip(weights, allowed, strict=True):
-        out += weight / total * values[row]
-    return out
