@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 def tokens_from_candidates(
     root_tokens: Sequence[int], draft_ids: NDArray[np.int64], tree_indices: Sequence[int]
-) -> list[list[int]]:
+) -> list[Sequence[int]]:
     """Tokens of the tree's nodes (paper, section 2.1.2; `generate_candidates` of its code).
 
     Args:
@@ -19,14 +19,15 @@ def tokens_from_candidates(
         tree_indices: num_nodes positions in `[root, head 0's candidates, head 1's, ...]`.
 
     Returns:
-        B lists of num_nodes tokens; lists, since between two engine calls a numpy call costs more
-        than a walk over so few numbers (docs/decisions.md).
+        num_nodes tokens for each of the B sequences; no array, since between two engine calls a
+        numpy call costs more than a walk over so few numbers (docs/decisions.md).
     """
     of_nodes = _getter(tuple(tree_indices))
-    flat = draft_ids.reshape(len(root_tokens), -1).tolist()
+    flat = memoryview(draft_ids).cast("B").cast("q").tolist()
+    size = len(flat) // len(root_tokens)
     return [
-        list(of_nodes([root_token, *drafts]))
-        for root_token, drafts in zip(root_tokens, flat, strict=True)
+        of_nodes([root_token, *flat[index * size : (index + 1) * size]])
+        for index, root_token in enumerate(root_tokens)
     ]
 
 

@@ -1,7 +1,7 @@
 """The decode loop over tokens: prefill, then draft, verify, accept and commit."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -43,6 +43,10 @@ class Added:
     logprobs: tuple[TokenLogprobs, ...]
 
 
+class PrefillCancelled(Exception):
+    """A prefill was ended between two of its chunks."""
+
+
 class Decoder:
     """Steps sequences of one tree and one distribution together on an engine."""
 
@@ -55,6 +59,7 @@ class Decoder:
         top_k: int,
         min_rows: int,
         prefill_chunk: int,
+        is_cancelled: Callable[[], bool] = lambda: False,
     ) -> None:
         """Prepares the index arrays of the tree.
 
@@ -65,13 +70,14 @@ class Decoder:
             top_k: candidates of each head.
             min_rows: smallest step of the engine; a smaller tree is followed by unread rows.
             prefill_chunk: tokens of one prefill step.
+            is_cancelled: asked before each prefill step.
         """
         self.engine_s = 0.0
         self._engine = engine
         self._tree = tree
         self._sampling = sampling
         self._tree_indices = tuple(tree.tree_indices(top_k).tolist())
-        self._prefill_chunk = prefill_chunk
+        self._prefill_chunk, self._is_cancelled = prefill_chunk, is_cancelled
         self._min_rows = min_rows
         self._step_tree = self._padded(tree)
         self._rows = None if self._step_tree is tree else tuple(range(tree.num_nodes))
@@ -79,10 +85,16 @@ class Decoder:
     def start(
         self, slot: int, prompt_ids: Sequence[int], num_cached: int, chooser: Chooser
     ) -> tuple[SequenceState, Added]:
-        """Prefills a prompt, of which `num_cached` tokens are in the slot, and adds one token."""
+        """Prefills a prompt, of which `num_cached` tokens are in the slot, and adds one token.
+
+        Raises:
+            PrefillCancelled: `is_cancelled` became true.
+        """
         last = len(prompt_ids) - 1
         logits = chooser.walks_logits or chooser.needs_reductions
         for start in range(num_cached, len(prompt_ids), self._prefill_chunk):
+            if self._is_cancelled():
+                raise PrefillCancelled
             ids = np.array(prompt_ids[start : start + self._prefill_chunk], np.int64)
             chunk = self._padded(chain_tree(len(ids) - 1))
             outputs = self._engine.verify(
@@ -103,7 +115,7 @@ class Decoder:
         step_tokens = tokens
         if self._rows is not None:
             num_unread = self._step_tree.num_nodes - self._tree.num_nodes
-            step_tokens = [own + own[-1:] * num_unread for own in tokens]
+            step_tokens = [[*own, *own[-1:] * num_unread] for own in tokens]
         first = states[0].chooser
         past_lengths = [state.past_length for state in states]
         start = time.perf_counter()
@@ -117,7 +129,7 @@ class Decoder:
         self.engine_s += time.perf_counter() - start
         return self._accept(states, self._tree, tokens, outputs)
 
-    def _candidates(self, states: Sequence[SequenceState]) -> list[list[int]]:
+    def _candidates(self, states: Sequence[SequenceState]) -> Sequence[Sequence[int]]:
         """Tokens of the tree's nodes for each sequence."""
         root_tokens = [state.root_token for state in states]
         if self._tree.num_nodes == 1:
@@ -133,19 +145,21 @@ class Decoder:
         self,
         states: Sequence[SequenceState],
         tree: MedusaTree,
-        tokens: list[list[int]],
+        tokens: Sequence[Sequence[int]],
         outputs: VerifyOutputs,
     ) -> list[Added]:
         """Accepts for each sequence, commits, and moves its state on."""
         reductions = self._reduce(states, tree, tokens)
         added = []
-        argmax: list[list[int]] = outputs.argmax.tolist()
+        # Few of the elements are read: a list of all costs more than the walk.
+        argmax = memoryview(outputs.argmax).cast("B").cast("q")
+        num_rows = len(argmax) // len(states)
         for index, state in enumerate(states):
             choice = state.chooser.choose(
                 tree,
                 tokens[index],
                 state.past_length,
-                argmax[index],
+                argmax[index * num_rows : (index + 1) * num_rows],
                 None if outputs.logits is None else outputs.logits[index],
                 reductions,
                 index,
@@ -161,7 +175,7 @@ class Decoder:
         return added
 
     def _reduce(
-        self, states: Sequence[SequenceState], tree: MedusaTree, tokens: list[list[int]]
+        self, states: Sequence[SequenceState], tree: MedusaTree, tokens: Sequence[Sequence[int]]
     ) -> Reductions | None:
         if not states[0].chooser.needs_reductions:
             return None

@@ -9,7 +9,7 @@ from typing import Self
 from medusa_trt.errors import EngineError, GenerationError, PromptError
 from medusa_trt.runtime.bundle import Bundle
 from medusa_trt.runtime.choosing import Chooser
-from medusa_trt.runtime.decoding import Added, Decoder, SequenceState
+from medusa_trt.runtime.decoding import Added, Decoder, PrefillCancelled, SequenceState
 from medusa_trt.runtime.engine import Engine
 from medusa_trt.runtime.options import GenerationOptions, SamplingOptions
 from medusa_trt.runtime.ort_engine import OrtEngine
@@ -216,7 +216,7 @@ class MedusaSession:
                     if self._cancelled.is_set():
                         event, reply.finish_reason = None, "cancelled"
                         break
-            except KeyboardInterrupt:
+            except (KeyboardInterrupt, PrefillCancelled):
                 event, reply.finish_reason = None, "cancelled"
             except EngineError as error:
                 if not reply.token_ids:
@@ -253,7 +253,11 @@ class MedusaSession:
                 index, ids, own = waiting.pop()
                 running = self._begin(index, ids, 0, own)
                 chooser = self._chooser(running, own)
-                running.state, added = decoder.start(len(active), ids, 0, chooser)
+                try:
+                    running.state, added = decoder.start(len(active), ids, 0, chooser)
+                except PrefillCancelled:
+                    done[index] = running.reply.finish(decoder.engine_s, "cancelled")
+                    continue
                 running.reply.add(added, decoder.engine_s)
                 active.append(running)
                 self._retire(active, done, decoder)
@@ -321,6 +325,7 @@ class MedusaSession:
             top_k=self.bundle.manifest.heads.top_k,
             min_rows=target.min_rows,
             prefill_chunk=target.prefill_chunk,
+            is_cancelled=self._cancelled.is_set,
         )
 
     def _tree(self, options: GenerationOptions) -> MedusaTree:
@@ -344,9 +349,10 @@ class MedusaSession:
         if not prompt_ids:
             raise PromptError("the prompt is empty: give at least one token")
         if len(prompt_ids) >= self._room(options):
+            is_shorter = self.max_length < model.max_length
             raise PromptError(
                 f"the prompt has {len(prompt_ids)} tokens, the cache holds {self._room(options)} "
-                "with the reply: shorten the prompt or raise --max-length"
+                f"with the reply: shorten the prompt{' or raise --max-length' * is_shorter}"
             )
         if not all(0 <= token < model.vocab_size for token in prompt_ids):
             raise PromptError(f"the prompt holds a token id outside 0 to {model.vocab_size - 1}")

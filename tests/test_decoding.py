@@ -44,7 +44,8 @@ def test_a_short_path_is_not_extended_by_its_padding() -> None:
 @given(medusa_trees(max_child=4), st.integers(5, 12))
 def test_candidates_are_the_ranks_of_the_nodes(tree: MedusaTree, top_k: int) -> None:
     draft_ids = 1000 + np.arange(max(tree.max_depth, 1) * top_k).reshape(-1, top_k)
-    tokens = tokens_from_candidates([42], draft_ids[None], tree.tree_indices(top_k).tolist())[0]
+    tree_indices = tree.tree_indices(top_k).tolist()
+    tokens = list(tokens_from_candidates([42], draft_ids[None], tree_indices)[0])
     expected = [42, *(draft_ids[len(node) - 1, node[-1]] for node in tree.medusa_choices)]
     assert tokens == expected
 

@@ -108,6 +108,33 @@ def test_cancelling_ends_the_reply_with_what_there_is(tiny_bundle: Bundle) -> No
     assert session.generate([1, 2, 3], GenerationOptions(max_new_tokens=30)).token_ids == whole
 
 
+@pytest.mark.parametrize("batch_size", [1, 2])
+def test_cancelling_ends_a_prefill_between_two_chunks(
+    tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch, batch_size: int
+) -> None:
+    options = GenerationOptions(max_new_tokens=3)
+    with MedusaSession(tiny_bundle, batch_size=batch_size) as session:
+        whole = session.generate([5] * 300, options).token_ids
+        verify, calls = session.engine.verify, []
+
+        def cancelling(*args: object, **kwargs: object) -> object:
+            calls.append(args)
+            session.cancel()
+            return verify(*args, **kwargs)  # type: ignore[arg-type]
+
+        with monkeypatch.context() as patched:
+            patched.setattr(session.engine, "verify", cancelling)
+            if batch_size == 1:
+                replies = [session.generate([7] * 300, options)]
+            else:
+                replies = session.generate_batch([[7] * 300, [8] * 300], options)
+        assert len(calls) == 1
+        assert [(reply.finish_reason, reply.token_ids) for reply in replies] == [
+            ("cancelled", [])
+        ] * batch_size
+        assert session.generate([5] * 300, options).token_ids == whole
+
+
 def test_ctrl_c_returns_what_was_generated(
     tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
