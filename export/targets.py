@@ -5,6 +5,7 @@ from typing import Literal
 
 from medusa_trt.errors import ExportError
 from medusa_trt.export.passes.quantize_weights import WeightFormat
+from medusa_trt.runtime.engine_record import Product
 from medusa_trt.runtime.operators import library_path, required_library
 
 AttentionForm = Literal[
@@ -69,6 +70,8 @@ class Target:
         prefill_chunk: tokens of one prefill step.
         default_tree: the tree for heads that come without one of their own.
         max_length: default limit on the sequence length, where the model allows more.
+        product: whose engines are built from the graphs by default; None where ONNX Runtime runs
+            them.
     """
 
     name: str
@@ -77,6 +80,7 @@ class Target:
     prefill_chunk: int
     default_tree: str
     max_length: int
+    product: Product | None = None
 
 
 
@@ -120,6 +124,7 @@ TARGETS = {
         prefill_chunk=512,
         default_tree="mc_sim_7b_63",
         max_length=4096,
+        product="tensorrt",
     ),
     "tensorrt-rtx": Target(
         name="tensorrt-rtx",
@@ -128,6 +133,7 @@ TARGETS = {
         prefill_chunk=512,
         default_tree="mc_sim_7b_63",
         max_length=4096,
+        product="tensorrt-rtx",
     ),
     "tensorrt-jetson": Target(
         name="tensorrt-jetson",
@@ -136,6 +142,7 @@ TARGETS = {
         prefill_chunk=128,
         default_tree="smollm2_135m_16",
         max_length=2048,
+        product="tensorrt",
     ),
 }
 
