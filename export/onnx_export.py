@@ -31,9 +31,7 @@ _INLINE_LIMIT_BYTES = 1 << 10
 _TENSOR_SCATTER_OPSET = 24
 
 
-def verify_graph(
-    module: VerifyModule, opset: int, quantize: InPlacePass | None = None
-) -> ir.Model:
+def verify_graph(module: VerifyModule, opset: int, quantize: InPlacePass | None = None) -> ir.Model:
     """The verify graph, optimized; see `VerifyModule.forward` for its inputs and outputs."""
     layers = range(module.shape.num_layers)
     on_device = module.form in DEVICE_FORMS

@@ -83,8 +83,6 @@ class Target:
     product: Product | None = None
 
 
-
-
 def _device_precisions(attention: AttentionForm, *names: str) -> tuple[Precision, ...]:
     rows: dict[str, tuple[Literal["float16", "bfloat16"], WeightFormat | None]] = {
         "fp16": ("float16", None),

@@ -1,7 +1,7 @@
 """GPU memory, copies, the stream and captured graphs, through cuda-python."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import ctypes
+from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
@@ -74,7 +74,7 @@ class Cuda:
     def allocate(self, size_bytes: int) -> int:
         """Address of new zeroed memory on the device."""
         (address,) = self._call("cudaMalloc", max(1, size_bytes))
-        self._device.append(address)
+        self._device.append(int(address))
         self._call("cudaMemsetAsync", address, 0, size_bytes, self._stream)
         return int(address)
 
@@ -85,16 +85,20 @@ class Cuda:
 
     def pinned(self, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
         """A zeroed array in host memory that the device copies from and to without a detour."""
-        import ctypes
-
         type_ = np.dtype(dtype)
         size_bytes = int(np.prod(shape)) * type_.itemsize
         (address,) = self._call("cudaMallocHost", max(1, size_bytes))
-        self._pinned.append(address)
+        self._pinned.append(int(address))
         memory = (ctypes.c_char * size_bytes).from_address(int(address))
         array = np.frombuffer(memory, type_).reshape(shape)
         array[...] = 0
         return array
+
+    def free_pinned(self, array: NDArray[Any]) -> None:
+        """Gives a pinned array's memory back; the array must not be used again."""
+        address = array.ctypes.data
+        self._pinned.remove(address)
+        self._call("cudaFreeHost", address)
 
     def upload(self, address: int, array: NDArray[Any]) -> None:
         """Copies a pinned array to the device."""
@@ -136,30 +140,25 @@ class Cuda:
         """Waits for everything asked so far."""
         self._call("cudaStreamSynchronize", self._stream)
 
-    @contextmanager
-    def capture(self) -> Iterator[Callable[[], Callable[[], None]]]:
-        """Records what the block asks for instead of doing it.
-
-        Yields:
-            a function that, after the block, gives the launcher of the recorded graph.
-        """
+    def captured(self, record: Callable[[], None]) -> Any:
+        """A graph of what `record` asks for, which is not done yet; see `launch`."""
         mode = self._runtime.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
         self._call("cudaStreamBeginCapture", self._stream, mode)
-        graph: list[Any] = []
-
-        def launcher() -> Callable[[], None]:
-            (executable,) = self._call("cudaGraphInstantiate", graph[0], 0)
-            self._call("cudaGraphDestroy", graph[0])
-
-            def launch() -> None:
-                self._call("cudaGraphLaunch", executable, self._stream)
-
-            return launch
-
         try:
-            yield launcher
+            record()
         finally:
-            graph += self._call("cudaStreamEndCapture", self._stream)
+            (graph,) = self._call("cudaStreamEndCapture", self._stream)
+        (executable,) = self._call("cudaGraphInstantiate", graph, 0)
+        self._call("cudaGraphDestroy", graph)
+        return executable
+
+    def launch(self, executable: Any) -> None:
+        """Does what a captured graph holds."""
+        self._call("cudaGraphLaunch", executable, self._stream)
+
+    def free_graph(self, executable: Any) -> None:
+        """Frees a captured graph."""
+        self._call("cudaGraphExecDestroy", executable)
 
     def close(self) -> None:
         """Frees all memory and the stream."""

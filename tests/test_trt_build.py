@@ -9,7 +9,15 @@ import onnx_ir as ir
 import pytest
 import torch
 from test_export import FAMILIES, weighted_model
-from tiny_models import TINY_HEADS, VOCAB_SIZE, byte_tokenizer, head_tensors, save_tiny_heads
+from tiny_models import (
+    TINY_HEADS,
+    VOCAB_SIZE,
+    byte_tokenizer,
+    head_tensors,
+    llama_config,
+    random_model,
+    save_tiny_heads,
+)
 
 from medusa_trt.cli import main
 from medusa_trt.errors import BuildError
@@ -32,7 +40,6 @@ needs_rtx = pytest.mark.skipif(
     reason="tensorrt-rtx is not installed: pip install 'medusa-trt[tensorrt-rtx]'",
 )
 
-QUICK = [("llama", "tensorrt", "fp16"), ("gemma", "tensorrt-jetson", "int4")]
 ALL = [
     (family, target.name, precision.name)
     for family in FAMILIES
@@ -59,19 +66,9 @@ def exported(family: str, target: str, precision: str, folder: Path) -> Bundle:
     return export_bundle(options, progress=lambda _: None)
 
 
-@pytest.fixture(scope="module")
-def llama(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    return exported(*QUICK[0], tmp_path_factory.mktemp("llama"))
-
-
-@pytest.fixture(scope="module")
-def jetson_gemma(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    return exported(*QUICK[1], tmp_path_factory.mktemp("gemma"))
-
-
-def check_equals_model(bundle: Bundle, family: str, scratch: Path) -> None:
+def check_equals_model(bundle: Bundle, scratch: Path) -> None:
     """The float16 graph without its rounding, against the model with the weights' rounding."""
-    model = weighted_model(FAMILIES[family])
+    model = random_model(llama_config())
     for parameter in model.parameters():
         parameter.data = parameter.data.half().float()
     engine = OrtEngine(widened_bundle(bundle, scratch / "wide"), capacity=128, batch_size=2)
@@ -103,30 +100,30 @@ def check_built(bundle: Bundle) -> None:
         assert (folder / engine.file).stat().st_size == engine.size_bytes > 100_000
 
 
-def test_the_graph_equals_the_model(llama: Bundle, tmp_path: Path) -> None:
-    check_equals_model(llama, "llama", tmp_path)
-    assert llama.manifest.verified.keys() == {"text", "tree", "batch"}
+def test_the_graph_equals_the_model(trt_bundle: Bundle, tmp_path: Path) -> None:
+    check_equals_model(trt_bundle, tmp_path)
+    assert trt_bundle.manifest.verified.keys() == {"text", "tree", "batch"}
 
 
 @needs_rtx
-def test_the_engines_build(llama: Bundle) -> None:
-    check_built(llama)
+def test_the_engines_build(trt_bundle: Bundle) -> None:
+    check_built(trt_bundle)
 
 
 @needs_rtx
-def test_the_jetson_engines_build(jetson_gemma: Bundle) -> None:
-    check_built(jetson_gemma)
+def test_the_jetson_engines_build(jetson_bundle: Bundle) -> None:
+    check_built(jetson_bundle)
 
 
-def test_the_jetson_graphs_keep_to_operators_of_tensorrt_10_3(jetson_gemma: Bundle) -> None:
+def test_the_jetson_graphs_keep_to_operators_of_tensorrt_10_3(jetson_bundle: Bundle) -> None:
     for graph in ("verify", "heads"):
-        model = ir.load(jetson_gemma.graph_path(graph))
+        model = ir.load(jetson_bundle.graph_path(graph))
         assert {node.domain for node in model.graph} == {""}
         operators = {node.op_type for node in model.graph}
         assert not operators & {"Attention", "TensorScatter", "RotaryEmbedding"}
         assert "RMSNormalization" not in operators
         assert model.graph.opset_imports[""] <= 21
-    assert not jetson_gemma.manifest.target.cache_in_place
+    assert not jetson_bundle.manifest.target.cache_in_place
 
 
 @pytest.mark.slow
@@ -149,17 +146,17 @@ def test_every_family_builds(family: str, target: str, precision: str, tmp_path:
         ({"compute_capabilities": ("9.0",)}, "does not build for compute capability 9.0: choose"),
         ({"hardware_compatible": True}, "has no --hardware-compatible: name each"),
         ({"version_compatible": True}, "has no --version-compatible: build again"),
-        ({"max_length": 4000}, "max_length is 4000, the bundle allows 256"),
+        ({"max_length": 4000}, "max_length is 4000, the bundle allows 320"),
     ],
 )
 def test_what_cannot_be_built_is_refused(
-    llama: Bundle, changes: dict[str, object], message: str
+    trt_bundle: Bundle, changes: dict[str, object], message: str
 ) -> None:
-    before = sorted(llama.path.rglob("*"))
+    before = sorted(trt_bundle.path.rglob("*"))
     values: dict[str, object] = {"target": "tensorrt-rtx", "compute_capabilities": ("8.6",)}
     with pytest.raises(BuildError, match=message):
-        build_engines(llama, BuildOptions(**(values | changes)), lambda _: None)  # type: ignore[arg-type]
-    assert sorted(llama.path.rglob("*")) == before
+        build_engines(trt_bundle, BuildOptions(**(values | changes)), lambda _: None)  # type: ignore[arg-type]
+    assert sorted(trt_bundle.path.rglob("*")) == before
 
 
 def changed_copy(bundle: Bundle, folder: Path, edit: str) -> Bundle:
@@ -187,9 +184,9 @@ def changed_copy(bundle: Bundle, folder: Path, edit: str) -> Bundle:
     ],
 )
 def test_a_failed_build_leaves_the_bundle_as_it_was(
-    llama: Bundle, edit: str, message: str, tmp_path: Path
+    trt_bundle: Bundle, edit: str, message: str, tmp_path: Path
 ) -> None:
-    bundle = changed_copy(llama, tmp_path / "changed", edit)
+    bundle = changed_copy(trt_bundle, tmp_path / "changed", edit)
     before = sorted(bundle.path.rglob("*"))
     options = BuildOptions(target="tensorrt-rtx", compute_capabilities=("8.6",))
     with pytest.raises(BuildError, match=message) as caught:
@@ -229,8 +226,8 @@ def test_quantized_weights_are_the_nearest_codes(
     assert (codes[:, 3].astype(np.float32) == 0).all()
 
 
-def test_the_record_lists_what_was_asked(llama: Bundle) -> None:
-    for folder in (llama.path / "engines").glob("*"):
+def test_the_record_lists_what_was_asked(trt_bundle: Bundle) -> None:
+    for folder in (trt_bundle.path / "engines").glob("*"):
         record = json.loads((folder / "engines.json").read_text())
         assert record["options"]["max_length"] == 128
         assert record["capacity"] == 128 + 64
