@@ -15,6 +15,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from medusa_trt.errors import ExportError
 from medusa_trt.export.attention_probe import attention_calls, attention_problem
+from medusa_trt.export.device_attention import DecomposedAttention, DeviceAttention
 from medusa_trt.export.rotary import IdentityRotary, rotary_tables
 from medusa_trt.export.scatter_attention import ScatterAttention
 from medusa_trt.export.targets import AttentionForm
@@ -24,6 +25,12 @@ ROTARY_SPARE = 128
 """Positions beyond the longest sequence: a tree's nodes at its end still have one."""
 
 _ATTENTION_NAME = "medusa_group_query_attention"
+
+DEVICE_FORMS: dict[str, type[DeviceAttention]] = {
+    "device_attention": DeviceAttention,
+    "decomposed_attention": DecomposedAttention,
+}
+"""Forms whose graphs take `cache_positions`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,8 +101,8 @@ class VerifyModule(nn.Module):
         calls = attention_calls(model, rotary)
         self.shape = CacheShape(len(calls), calls[0].key.shape[1], calls[0].key.shape[3])
         cos, sin = rotary_tables(rotary, max_length + ROTARY_SPARE)
-        self.cos = nn.Buffer(cos, persistent=False)
-        self.sin = nn.Buffer(sin, persistent=False)
+        self.cos = nn.Buffer(cos.to(model.dtype), persistent=False)
+        self.sin = nn.Buffer(sin.to(model.dtype), persistent=False)
         self._replaced = rotary, model.config._attn_implementation
         model.base_model.rotary_emb = IdentityRotary(2 * cos.shape[1])
         model.config._attn_implementation = _ATTENTION_NAME
@@ -112,7 +119,7 @@ class VerifyModule(nn.Module):
         position_offsets: torch.Tensor,
         past_length: torch.Tensor,
         rows: torch.Tensor,
-        *cache: torch.Tensor,
+        *rest: torch.Tensor,
     ) -> tuple[torch.Tensor, ...]:
         """One step over T nodes after `past_length` cached tokens.
 
@@ -122,17 +129,19 @@ class VerifyModule(nn.Module):
             position_offsets: (T,) int64, each node's depth.
             past_length: (B,) int64.
             rows: (R,) int64, the nodes to report on.
-            cache: key and value of each layer in turn, (B, kv_heads, capacity, head_dim).
+            rest: `cache_positions` (L,) int64 where the form reads the cache on a device; then
+                key and value of each layer in turn, (B, kv_heads, capacity, head_dim).
 
         Returns:
             argmax (B * R,), hidden (B * R, hidden_size), logits (B * R, vocab), and the updated
             cache.
         """
         position_ids = past_length[:, None] + position_offsets
-        attention = self._attention(tree_mask, past_length, position_offsets, position_ids, cache)
+        attention = self._attention(tree_mask, past_length, position_offsets, position_ids, rest)
         ALL_ATTENTION_FUNCTIONS.register(_ATTENTION_NAME, attention)
         hidden, logits = self._hidden_and_logits(input_ids, position_ids, attention.bias, rows)
-        return logits.argmax(-1), hidden, logits, *attention.presents
+        # Reported as float32 in every precision, the one type that numpy has too.
+        return logits.argmax(-1), hidden.float(), logits.float(), *attention.presents
 
     def _attention(
         self,
@@ -140,8 +149,19 @@ class VerifyModule(nn.Module):
         past_length: torch.Tensor,
         position_offsets: torch.Tensor,
         position_ids: torch.Tensor,
-        cache: tuple[torch.Tensor, ...],
-    ) -> "_CachedAttention | _TreeAttention | ScatterAttention":
+        rest: tuple[torch.Tensor, ...],
+    ) -> "_CachedAttention | _TreeAttention | ScatterAttention | DeviceAttention":
+        if self.form in DEVICE_FORMS:
+            return DEVICE_FORMS[self.form](
+                cache=rest[1:],
+                cos=self.cos,
+                sin=self.sin,
+                past_length=past_length,
+                position_ids=position_ids,
+                tree_mask=tree_mask,
+                cache_positions=rest[0],
+            )
+        cache = rest
         if self.form == "tensor_scatter":
             return ScatterAttention(
                 cache=cache,
@@ -208,13 +228,14 @@ class VerifyModule(nn.Module):
             torch.zeros(batch, shape.num_kv_heads, 16, shape.head_dim, dtype=dtype)
             for _ in range(2 * shape.num_layers)
         ]
-        num_nodes, num_rows = 6, 4
+        num_nodes, num_rows, num_read = 6, 4, 14
         return (
             torch.zeros(batch, num_nodes, dtype=torch.int64),
-            torch.zeros(num_nodes, num_nodes, dtype=self.cos.dtype),
+            torch.zeros(num_nodes, num_nodes),
             torch.zeros(num_nodes, dtype=torch.int64),
             torch.tensor([5, 7][:batch]),
             torch.arange(num_rows),
+            *([torch.arange(num_read)] if self.form in DEVICE_FORMS else []),
             *cache,
         )
 

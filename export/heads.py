@@ -159,9 +159,14 @@ class HeadsModule(nn.Module):
         )
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        """`hidden` (B, hidden_size) float → (B, num_heads, top_k) int64 token ids, best first."""
-        best = self.logits(hidden).topk(self.top_k, dim=-1).indices.transpose(0, 1)
+        """`hidden` (B, hidden_size) float32 → (B, num_heads, top_k) int64 token ids, best first."""
+        best = self.logits(hidden.to(self.dtype)).topk(self.top_k, dim=-1).indices.transpose(0, 1)
         return best if self.token_map is None else self.token_map[best]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type that the heads compute in."""
+        return next(buffer.dtype for buffer in self.buffers() if buffer.is_floating_point())
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """`hidden` (B, hidden_size) → (num_heads, B, draft_vocab)."""

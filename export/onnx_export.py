@@ -11,13 +11,14 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import torch
+from onnx_ir.passes import InPlacePass
 from torch import nn
 from torch.export import Dim
 
 from medusa_trt.errors import ExportError
-from medusa_trt.export.graph import VerifyModule
+from medusa_trt.export.graph import DEVICE_FORMS, VerifyModule
 from medusa_trt.export.heads import HeadsModule
-from medusa_trt.export.passes import QuantizeLinearPass, optimize
+from medusa_trt.export.passes import optimize
 from medusa_trt.runtime import bundle as names
 from medusa_trt.runtime.bundle import GraphSpec, TensorSpec
 from medusa_trt.tree_configs import MedusaTree
@@ -30,11 +31,10 @@ _INLINE_LIMIT_BYTES = 1 << 10
 _TENSOR_SCATTER_OPSET = 24
 
 
-def verify_graph(
-    module: VerifyModule, opset: int, quantize: QuantizeLinearPass | None = None
-) -> ir.Model:
+def verify_graph(module: VerifyModule, opset: int, quantize: InPlacePass | None = None) -> ir.Model:
     """The verify graph, optimized; see `VerifyModule.forward` for its inputs and outputs."""
     layers = range(module.shape.num_layers)
+    on_device = module.form in DEVICE_FORMS
     batched = module.form != "group_query_attention"
     batch = {0: Dim("batch", min=1, max=1 << 16)} if batched else {}
     num_nodes = Dim("num_nodes", min=1, max=1 << 20)
@@ -51,6 +51,7 @@ def verify_graph(
             names.POSITION_OFFSETS,
             names.PAST_LENGTH,
             names.ROWS,
+            *([names.CACHE_POSITIONS] if on_device else []),
             *(names.past_name(layer, kind) for layer in layers for kind in kinds),
         ],
         output_names=[
@@ -65,20 +66,36 @@ def verify_graph(
             {0: num_nodes},
             batch,
             {0: num_rows},
-            tuple({2: capacity, **batch} for _ in range(2 * module.shape.num_layers)),
+            (
+                *([{0: Dim("num_read", min=2, max=1 << 30)}] if on_device else []),
+                *({2: capacity, **batch} for _ in range(2 * module.shape.num_layers)),
+            ),
         ),
     )
-    optimize(model, quantize)
-    if module.form == "tensor_scatter":
+    optimize(model, quantize, portable=on_device)
+    if module.form in ("tensor_scatter", "device_attention"):
         # Traced at the older opset, which has the fused norm; nothing else in the graph differs.
         model.graph.opset_imports[""] = max(opset, _TENSOR_SCATTER_OPSET)
     return model
 
 
 def heads_graph(
-    module: HeadsModule, hidden_size: int, opset: int, quantize: QuantizeLinearPass | None = None
+    module: HeadsModule,
+    hidden_size: int,
+    opset: int,
+    quantize: InPlacePass | None = None,
+    *,
+    portable: bool = False,
 ) -> ir.Model:
-    """The heads graph; see `HeadsModule.forward` for its input and output."""
+    """The heads graph; see `HeadsModule.forward` for its input and output.
+
+    Args:
+        module: the heads.
+        hidden_size: of the backbone.
+        opset: of the graph.
+        quantize: where its products are to be quantized.
+        portable: see `optimize`.
+    """
     model = _traced(
         module,
         (torch.zeros(2, hidden_size),),
@@ -88,7 +105,7 @@ def heads_graph(
         dynamic_shapes=({0: Dim("batch", min=1, max=1 << 16)},),
     )
     if quantize is not None:
-        optimize(model, quantize)
+        optimize(model, quantize, portable=portable)
     return model
 
 

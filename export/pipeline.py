@@ -2,11 +2,16 @@
 
 import os
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import msgspec
+import onnx_ir as ir
+import torch
+from onnx_ir.passes import InPlacePass
 from transformers import PreTrainedModel
 
 from medusa_trt.errors import ExportError, HeadsError
@@ -22,7 +27,7 @@ from medusa_trt.export.onnx_export import (
     verify_graph,
 )
 from medusa_trt.export.output_folder import new_folder
-from medusa_trt.export.passes import QuantizeLinearPass
+from medusa_trt.export.passes import QuantizeLinearPass, QuantizeWeightsPass, WidenFloatsPass
 from medusa_trt.export.reduce_graph import reduce_graph
 from medusa_trt.export.separate_heads import SeparateHeadsModule
 from medusa_trt.export.targets import (
@@ -139,11 +144,12 @@ def export_bundle(options: ExportOptions, progress: Callable[[str], None] = prin
 
 def _write_bundle(folder: Path, parts: _Parts, progress: Callable[[str], None]) -> None:
     model = parts.base.model
+    traced = _in_type(model, parts.precision.dtype)
     quantize = _quantization(parts)
     graphs = {}
     for name, form in _verify_forms(parts.precision).items():
         progress(f"tracing the {name} graph")
-        module = VerifyModule(model, parts.max_length, form)
+        module = VerifyModule(traced, parts.max_length, form)
         try:
             graphs[name] = verify_graph(module, parts.target.opset, quantize)
         finally:
@@ -159,11 +165,13 @@ def _write_bundle(folder: Path, parts: _Parts, progress: Callable[[str], None]) 
         None if bias is None else bias.detach(),
     )
     graphs["heads"] = heads_graph(
-        heads_module,
+        heads_module.to(traced.dtype),
         parts.heads.hidden_size,
         parts.target.opset,
-        None if quantize is None else quantize.at(8),
+        _heads_quantization(quantize),
+        portable=parts.precision.on_device,
     )
+    del traced
     graphs["reduce"] = reduce_graph(model.config.vocab_size, parts.target.opset)
     graphs["tree"] = tree_graph(parts.tree, parts.target.opset)
     progress("writing weights and graphs")
@@ -174,15 +182,7 @@ def _write_bundle(folder: Path, parts: _Parts, progress: Callable[[str], None]) 
     manifest = _manifest(folder, parts, graph_specs)
     _write_manifest(folder, manifest)
     progress("comparing the bundle with the model")
-    bundle = Bundle.open(folder, check_hashes=False)
-    text_ids = parts.base.tokenizer.encode(TEXT)
-    verified: dict[str, Agreement] = {}
-    for batch_size in (1, 2):
-        engine = OrtEngine(bundle, capacity=len(text_ids) + 64, batch_size=batch_size)
-        try:
-            verified |= verify_bundle(bundle, engine, model, text_ids)
-        finally:
-            engine.close()
+    verified = _verified(folder, parts)
     for where, result in verified.items():
         progress(
             f"  {where}: argmax equal at {result.argmax_agreement:.1%} of {result.num_positions} "
@@ -190,6 +190,45 @@ def _write_bundle(folder: Path, parts: _Parts, progress: Callable[[str], None]) 
             f"{result.max_logit_difference:.1e}"
         )
     _write_manifest(folder, msgspec.structs.replace(manifest, verified=verified))
+
+
+def _verified(folder: Path, parts: _Parts) -> dict[str, Agreement]:
+    """Compares the bundle in a folder with its model, through ONNX Runtime on the CPU."""
+    bundle = Bundle.open(folder, check_hashes=False)
+    text_ids = parts.base.tokenizer.encode(TEXT)
+    verified: dict[str, Agreement] = {}
+    with TemporaryDirectory() as scratch:
+        if parts.precision.dtype == "bfloat16":  # which ONNX Runtime does not compute in here
+            bundle = widened_bundle(bundle, Path(scratch) / "float32")
+        for batch_size in (1, 2):
+            engine = OrtEngine(bundle, capacity=len(text_ids) + 64, batch_size=batch_size)
+            try:
+                verified |= verify_bundle(bundle, engine, parts.base.model, text_ids)
+            finally:
+                engine.close()
+    return verified
+
+
+def widened_bundle(bundle: Bundle, folder: Path) -> Bundle:
+    """Writes a bundle's graphs in float32 to a new folder; see `WidenFloatsPass`.
+
+    Only an engine can use it: what the graphs do not need is left out.
+    """
+    folder.mkdir()
+    graphs = {}
+    for name, spec in bundle.manifest.graphs.items():
+        graphs[name] = ir.load(bundle.path / spec.file)
+        WidenFloatsPass()(graphs[name])
+    save_graphs(folder, graphs)
+    manifest = bundle.manifest
+    target = msgspec.structs.replace(manifest.target, cache_dtype="float32")
+    return Bundle(folder, msgspec.structs.replace(manifest, target=target), bundle.tree)
+
+
+def _in_type(model: PreTrainedModel, dtype: str) -> PreTrainedModel:
+    """The model itself, or a copy in another type."""
+    wanted = getattr(torch, dtype)
+    return model if model.dtype == wanted else deepcopy(model).to(wanted)
 
 
 def _write_texts(folder: Path, parts: _Parts) -> None:
@@ -203,8 +242,19 @@ def _write_texts(folder: Path, parts: _Parts) -> None:
     (folder / names.GENERATION_CONFIG_FILE).write_text(content, "utf-8")
 
 
-def _quantization(parts: _Parts) -> QuantizeLinearPass | None:
+def _heads_quantization(quantize: InPlacePass | None) -> InPlacePass | None:
+    """The heads have no unembedding that must be kept: what they draft is checked."""
+    if isinstance(quantize, QuantizeLinearPass):
+        return quantize.at(8)
+    if isinstance(quantize, QuantizeWeightsPass):
+        return QuantizeWeightsPass(quantize.format)
+    return None
+
+
+def _quantization(parts: _Parts) -> InPlacePass | None:
     precision = parts.precision
+    if precision.weights is not None:
+        return QuantizeWeightsPass(precision.weights, parts.base.model.config.vocab_size)
     if precision.layer_bits is None or precision.unembedding_bits is None:
         return None
     vocab_size = parts.base.model.config.vocab_size
@@ -248,7 +298,8 @@ def _manifest(folder: Path, parts: _Parts, graphs: dict[str, GraphSpec]) -> Mani
             name=target.name,
             precision=parts.precision.name,
             opset=target.opset,
-            cache_dtype="bfloat16" if cache.dtype == "bfloat16" else "float32",
+            cache_dtype=parts.precision.cache_dtype,
+            cache_in_place=parts.precision.attention != "decomposed_attention",
             min_rows=parts.precision.min_rows,
             operator_library=parts.precision.layer_bits is not None,
             prefill_chunk=target.prefill_chunk,

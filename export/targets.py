@@ -4,15 +4,25 @@ from dataclasses import dataclass
 from typing import Literal
 
 from medusa_trt.errors import ExportError
+from medusa_trt.export.passes.quantize_weights import WeightFormat
+from medusa_trt.runtime.engine_record import Product
 from medusa_trt.runtime.operators import library_path, required_library
 
-AttentionForm = Literal["group_query_attention", "tensor_scatter", "tree_attention"]
+AttentionForm = Literal[
+    "group_query_attention",
+    "tensor_scatter",
+    "tree_attention",
+    "device_attention",
+    "decomposed_attention",
+]
 """How the verify graph attends and updates its cache:
 
 - group_query_attention: `com.microsoft.GroupQueryAttention`, which ONNX Runtime's CPU provider runs
   with a tree mask for one sequence only;
 - tensor_scatter: the standard `TensorScatter` and `Attention` of opset 24, for any batch;
-- tree_attention: the operator library's own `TreeAttention`, for any batch.
+- tree_attention: the operator library's own `TreeAttention`, for any batch;
+- device_attention: the standard operators as TensorRT 10.15 and later take them, for any batch;
+- decomposed_attention: the same with the operators of TensorRT 10.3.
 """
 
 
@@ -29,6 +39,9 @@ class Precision:
         layer_bits: bits of the layers' weights where the operator library multiplies; None where
             ONNX Runtime does.
         unembedding_bits: bits of the unembedding and the heads, likewise.
+        dtype: what is computed in.
+        weights: format of the layers' and the heads' weights behind `DequantizeLinear`; None
+            leaves them in `dtype`.
     """
 
     name: str
@@ -37,6 +50,18 @@ class Precision:
     min_rows: int = 1
     layer_bits: int | None = None
     unembedding_bits: int | None = None
+    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+    weights: WeightFormat | None = None
+
+    @property
+    def cache_dtype(self) -> Literal["float32", "float16", "bfloat16"]:
+        """Type of the KV cache: that of the computation, but for the library's own attention."""
+        return "bfloat16" if self.attention == "tree_attention" else self.dtype
+
+    @property
+    def on_device(self) -> bool:
+        """Whether the graphs keep to standard operators and read their cache on a device."""
+        return self.attention in ("device_attention", "decomposed_attention")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +75,8 @@ class Target:
         prefill_chunk: tokens of one prefill step.
         default_tree: the tree for heads that come without one of their own.
         max_length: default limit on the sequence length, where the model allows more.
+        product: whose engines are built from the graphs by default; None where ONNX Runtime runs
+            them.
     """
 
     name: str
@@ -58,6 +85,21 @@ class Target:
     prefill_chunk: int
     default_tree: str
     max_length: int
+    product: Product | None = None
+
+
+def _device_precisions(attention: AttentionForm, *names: str) -> tuple[Precision, ...]:
+    rows: dict[str, tuple[Literal["float16", "bfloat16"], WeightFormat | None]] = {
+        "fp16": ("float16", None),
+        "bf16": ("bfloat16", None),
+        "int8": ("float16", "int8"),
+        "int4": ("float16", "int4"),
+        "fp8": ("float16", "fp8"),
+    }
+    return tuple(
+        Precision(name=name, attention=attention, dtype=rows[name][0], weights=rows[name][1])
+        for name in names
+    )
 
 
 TARGETS = {
@@ -77,6 +119,33 @@ TARGETS = {
         prefill_chunk=128,
         default_tree="smollm2_135m_6",
         max_length=8192,
+    ),
+    "tensorrt": Target(
+        name="tensorrt",
+        precisions=_device_precisions("device_attention", "fp16", "bf16", "int8", "int4", "fp8"),
+        opset=23,
+        prefill_chunk=512,
+        default_tree="mc_sim_7b_63",
+        max_length=4096,
+        product="tensorrt",
+    ),
+    "tensorrt-rtx": Target(
+        name="tensorrt-rtx",
+        precisions=_device_precisions("device_attention", "fp16", "bf16", "int8", "int4", "fp8"),
+        opset=23,
+        prefill_chunk=512,
+        default_tree="mc_sim_7b_63",
+        max_length=4096,
+        product="tensorrt-rtx",
+    ),
+    "tensorrt-jetson": Target(
+        name="tensorrt-jetson",
+        precisions=_device_precisions("decomposed_attention", "fp16", "int8", "int4"),
+        opset=21,
+        prefill_chunk=128,
+        default_tree="smollm2_135m_16",
+        max_length=2048,
+        product="tensorrt",
     ),
 }
 

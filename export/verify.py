@@ -15,7 +15,14 @@ from medusa_trt.tree_configs import MedusaTree, chain_tree
 MAX_LOGIT_DIFFERENCE = {"fp32": 1e-3}
 """Largest difference between logits that an export may show, for a precision that is exact."""
 
-MAX_RELATIVE_ERROR = {"fp32": 1e-3, "int8": 0.3, "int4": 0.8}
+MAX_RELATIVE_ERROR = {
+    "fp32": 1e-3,
+    "fp16": 0.02,
+    "bf16": 0.1,
+    "int8": 0.3,
+    "fp8": 0.4,
+    "int4": 0.8,
+}
 """Largest `Agreement.relative_error` for each precision: far above rounding, below a fault."""
 
 TEXT = (

@@ -17,6 +17,7 @@ from medusa_trt.errors import MedusaError
 _VERBS = {
     "cli_chat": "hold a conversation in the terminal",
     "cli_bench": "compare Medusa with plain decoding",
+    "cli_build": "build TensorRT engines from a bundle",
     "cli_heads": "inspect head checkpoints, convert them between formats",
     "cli_train": "train heads on the model's own replies",
     "cli_calibrate": "find the tree and thresholds that are best on this machine",

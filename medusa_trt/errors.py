@@ -40,6 +40,10 @@ class ExportError(MedusaError):
     """A model cannot be exported, or its bundle differs from the model."""
 
 
+class BuildError(MedusaError):
+    """An engine cannot be built from a bundle."""
+
+
 class HeadsError(MedusaError):
     """A head checkpoint is malformed or does not fit the backbone."""
 

@@ -39,6 +39,7 @@ TREE_MASK = "tree_mask"
 POSITION_OFFSETS = "position_offsets"
 PAST_LENGTH = "past_length"
 ROWS = "rows"
+CACHE_POSITIONS = "cache_positions"
 ARGMAX = "argmax"
 HIDDEN = "hidden"
 LOGITS = "logits"
@@ -111,16 +112,18 @@ class TargetSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     `min_rows` is the smallest number of nodes for which a step uses the same kernels as a tree
     does; plain decoding pads to it, so that its tokens equal Medusa's. `operator_library` says
-    whether the graphs use the operators of `runtime/operators.py`.
+    whether the graphs use the operators of `runtime/operators.py`. `cache_in_place` says whether
+    the verify graph's cache outputs may be bound to the memory of its cache inputs.
     """
 
     name: str
     precision: str
     opset: int
-    cache_dtype: Literal["float32", "bfloat16"]
+    cache_dtype: Literal["float32", "float16", "bfloat16"]
     min_rows: Count
     prefill_chunk: Count
     operator_library: bool
+    cache_in_place: bool = True
 
 
 class Agreement(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -257,8 +260,10 @@ class Bundle:
 
 
 def _needed_graphs(manifest: Manifest) -> list[str]:
-    """All of them; the operators of the library need no batch form."""
-    if manifest.target.operator_library:
+    """All of them; no batch form where the verify graph takes any number of sequences."""
+    verify = manifest.graphs.get("verify")
+    reads_positions = verify is not None and CACHE_POSITIONS in {t.name for t in verify.inputs}
+    if manifest.target.operator_library or reads_positions:
         return [name for name in GRAPH_FILES if name != "verify_batch"]
     return list(GRAPH_FILES)
 

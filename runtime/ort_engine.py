@@ -78,7 +78,7 @@ class OrtEngine:
             num_kv_heads=self._model.num_kv_heads,
             capacity=capacity or self._model.max_length + spare,
             head_dim=self._model.head_dim,
-            dtype=np.uint16 if target.cache_dtype == "bfloat16" else np.float32,
+            dtype=np.uint16 if target.cache_dtype == "bfloat16" else target.cache_dtype,
             batch_size=batch_size,
         )
         has_form = "verify_batch" in bundle.manifest.graphs
@@ -88,6 +88,8 @@ class OrtEngine:
             "heads": _session_from_file(bundle, "heads", num_threads),
             "reduce": _session_from_file(bundle, "reduce", num_threads),
         }
+        inputs = {spec.name for spec in bundle.manifest.graphs[verify].inputs}
+        self._reads_positions = names.CACHE_POSITIONS in inputs
         self._bindings: dict[tuple[object, ...], _Bound] = {}
         self._last_logits: NDArray[np.float32] | None = None
 
@@ -231,6 +233,8 @@ class OrtEngine:
             names.PAST_LENGTH: np.zeros(num_sequences, np.int64),
             names.ROWS: np.array(rows, np.int64),
         }
+        if self._reads_positions:
+            inputs[names.CACHE_POSITIONS] = np.arange(self.capacity)
         num_rows = num_sequences * len(rows)
         outputs: dict[str, NDArray[Any]] = {
             names.ARGMAX: np.zeros(num_rows, np.int64),

@@ -45,6 +45,43 @@ def tiny_bundle(
 
 
 @pytest.fixture(scope="session")
+def trt_bundle(
+    tiny_model: Path, tiny_heads: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Bundle:
+    """The tiny model exported for TensorRT at float16."""
+    output = tmp_path_factory.mktemp("bundles") / "tiny-trt"
+    return export_bundle(
+        ExportOptions(
+            model=str(tiny_model),
+            heads=tiny_heads,
+            tree="chain-3",
+            output=output,
+            max_length=320,
+            target="tensorrt",
+        )
+    )
+
+
+@pytest.fixture(scope="session")
+def jetson_bundle(
+    tiny_model: Path, tiny_heads: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Bundle:
+    """The tiny model exported for TensorRT 10.3 with 4-bit weights."""
+    output = tmp_path_factory.mktemp("bundles") / "tiny-jetson"
+    return export_bundle(
+        ExportOptions(
+            model=str(tiny_model),
+            heads=tiny_heads,
+            tree="chain-3",
+            output=output,
+            max_length=256,
+            target="tensorrt-jetson",
+            precision="int4",
+        )
+    )
+
+
+@pytest.fixture(scope="session")
 def demo_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """SmolLM2-135M with the paper's form of heads, four of them, so that every tree fits.
 

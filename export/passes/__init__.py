@@ -1,7 +1,7 @@
 """Graph passes on onnx-ir, one a file. `optimize` runs them in order."""
 
 import onnx_ir as ir
-from onnx_ir.passes import PassManager
+from onnx_ir.passes import InPlacePass, PassManager
 from onnx_ir.passes.common import (
     DeduplicateInitializersPass,
     RemoveUnusedNodesPass,
@@ -10,24 +10,33 @@ from onnx_ir.passes.common import (
 )
 
 from medusa_trt.export.passes.fuse_skip_norm import FuseSkipNormPass
+from medusa_trt.export.passes.match_norm_types import MatchNormTypesPass
 from medusa_trt.export.passes.pack_qkv import PackQkvPass
 from medusa_trt.export.passes.pack_split_qkv import PackSplitQkvPass
 from medusa_trt.export.passes.quantize_linear import QuantizeLinearPass
+from medusa_trt.export.passes.quantize_weights import QuantizeWeightsPass
 from medusa_trt.export.passes.remove_identity_rotary import RemoveIdentityRotaryPass
 from medusa_trt.export.passes.remove_layout_pairs import RemoveLayoutPairsPass
 from medusa_trt.export.passes.use_fast_argmax import UseFastArgMaxPass
+from medusa_trt.export.passes.widen_floats import WidenFloatsPass
 
-__all__ = ["QuantizeLinearPass", "optimize"]
+__all__ = ["QuantizeLinearPass", "QuantizeWeightsPass", "WidenFloatsPass", "optimize"]
 
 
-def optimize(model: ir.Model, quantize: QuantizeLinearPass | None = None) -> None:
-    """Brings an exported graph into the form that ONNX Runtime runs fastest, in place.
+def optimize(
+    model: ir.Model, quantize: InPlacePass | None = None, *, portable: bool = False
+) -> None:
+    """Brings an exported graph into the form that its engine runs fastest, in place.
 
     Args:
         model: the graph.
         quantize: where its products are to be quantized.
+        portable: keep to standard operators; otherwise those of ONNX Runtime, and with `quantize`
+            those of the operator library, are used.
     """
-    fuse = [FuseSkipNormPass()] if quantize is None else [quantize, UseFastArgMaxPass()]
+    fuse: list[InPlacePass] = [] if quantize is None else [quantize]
+    if not portable:
+        fuse.append(FuseSkipNormPass() if quantize is None else UseFastArgMaxPass())
     PassManager(
         [
             RemoveIdentityRotaryPass(),
@@ -35,6 +44,7 @@ def optimize(model: ir.Model, quantize: QuantizeLinearPass | None = None) -> Non
             RemoveLayoutPairsPass(),
             PackQkvPass(),
             PackSplitQkvPass(),
+            MatchNormTypesPass(),
             *fuse,
             RemoveUnusedNodesPass(),
             DeduplicateInitializersPass(),

@@ -1,0 +1,150 @@
+"""Weights of products behind `DequantizeLinear`, the standard form of weight quantization."""
+
+from typing import Any, Literal
+
+import ml_dtypes
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+from onnx_ir.passes import InPlacePass, PassResult
+
+WeightFormat = Literal["int4", "int8", "fp8"]
+"""int4 has a scale for a block of inputs, int8 and fp8 (E4M3) one for each output."""
+
+_BLOCK_SIZES = (128, 64, 32, 16)
+_MAX_CODE = {"int4": 7.0, "int8": 127.0, "fp8": 448.0}
+_SHRINKS = np.linspace(1.0, 0.7, 13, dtype=np.float32)
+
+Array = NDArray[Any]
+
+
+class QuantizeWeightsPass(InPlacePass):
+    """Puts constant matrices behind `DequantizeLinear`: quantized weights, float products.
+
+    Requires: products of two dimensions or more by constant matrices, in the type that is to be
+    computed in. Ensures: each such matrix is quantized, except those with `kept_outputs` outputs
+    and those whose inputs no block size divides.
+    """
+
+    def __init__(self, format_: WeightFormat, kept_outputs: int | None = None) -> None:
+        """Takes the format, and the number of outputs by which the unembedding is known."""
+        super().__init__()
+        self.format: WeightFormat = format_
+        self._kept_outputs = kept_outputs
+
+    def call(self, model: ir.Model) -> PassResult:
+        """Quantizes each weight."""
+        products = [node for node in model.graph if node.op_type in ("MatMul", "Gemm")]
+        modified = [self._quantized(model.graph, node) for node in products]
+        return PassResult(model, any(modified))
+
+    def _quantized(self, graph: ir.Graph, product: ir.Node) -> bool:
+        weight = _weight_of(product)
+        if weight is None or weight.shape[1] == self._kept_outputs:
+            return False
+        block_size = None
+        if self.format == "int4":
+            block_size = next((size for size in _BLOCK_SIZES if len(weight) % size == 0), None)
+            if block_size is None:
+                return False
+        codes, scales = quantized_matrix(weight, self.format, block_size)
+        name = product.name or str(product.outputs[0].name)
+        dequantize = ir.Node(
+            "",
+            "DequantizeLinear",
+            [
+                _initializer(graph, f"{name}.codes", codes),
+                _initializer(graph, f"{name}.scales", scales),
+            ],
+            [ir.AttrInt64("axis", 1)]
+            if block_size is None
+            else [ir.AttrInt64("axis", 0), ir.AttrInt64("block_size", block_size)],
+            name=f"{name}.dequantize",
+        )
+        dequantized = dequantize.outputs[0]
+        dequantized.name, dequantized.shape = f"{name}.weight", ir.Shape(weight.shape)
+        dequantized.type = ir.TensorType(ir.DataType.from_numpy(weight.dtype))
+        graph.insert_before(product, dequantize)
+        _multiply_by(graph, product, dequantized)
+        return True
+
+
+def quantized_matrix(
+    weight: Array, format_: WeightFormat, block_size: int | None
+) -> tuple[Array, Array]:
+    """Codes (K, N) and scales of a weight (K, N), in the weight's own type.
+
+    Scales are (K / block_size, N) with blocks, (N,) without. At 4 bits each is the one of the
+    least squared error among some that clip.
+    """
+    wide = weight.astype(np.float32)
+    blocks = wide.reshape(-1, block_size or len(wide), wide.shape[1])
+    limit = _MAX_CODE[format_]
+    largest = np.abs(blocks).max(1, keepdims=True) / limit
+    best = _stored(largest, weight.dtype)
+    if format_ == "int4":
+        best_error = np.full(largest.shape, np.inf, np.float32)
+        for shrink in _SHRINKS:
+            scales = _stored(largest * shrink, weight.dtype)
+            codes = np.rint(blocks / scales).clip(-limit - 1, limit)
+            error = np.square(codes * scales - blocks).sum(1, keepdims=True)
+            best = np.where(error < best_error, scales, best)
+            best_error = np.minimum(best_error, error)
+    scaled = (blocks / best).reshape(wide.shape)
+    if format_ == "fp8":
+        codes = scaled.clip(-limit, limit).astype(ml_dtypes.float8_e4m3fn)
+    else:
+        low = -limit - 1 if format_ == "int4" else -limit
+        code_type = ml_dtypes.int4 if format_ == "int4" else np.int8
+        codes = np.rint(scaled).clip(low, limit).astype(code_type)
+    stored = best[:, 0].astype(weight.dtype)
+    return codes, stored if block_size else stored[0]
+
+
+def _stored(scales: Array, dtype: np.dtype[Any]) -> NDArray[np.float32]:
+    """The scales as they are stored, 1 in place of 0."""
+    stored = scales.astype(dtype).astype(np.float32)
+    return np.where(stored == 0, np.float32(1), stored)
+
+
+def _weight_of(product: ir.Node) -> Array | None:
+    """The (inputs, outputs) matrix of a product by a constant."""
+    value = product.inputs[1]
+    if value is None or value.const_value is None or len(value.const_value.shape) != 2:
+        return None
+    weight = value.const_value.numpy()
+    if product.op_type == "MatMul":
+        return weight
+    attributes = product.attributes
+    if attributes.get_int("transA", 0) or any(
+        attributes.get_float(name, 1.0) != 1.0 for name in ("alpha", "beta")
+    ):
+        return None
+    return weight.T if attributes.get_int("transB", 0) else weight
+
+
+def _multiply_by(graph: ir.Graph, product: ir.Node, weight: ir.Value) -> None:
+    """Lets a product take another weight, as a MatMul and, of a Gemm's bias, an Add."""
+    old = product.outputs[0]
+    nodes = [ir.Node("", "MatMul", [product.inputs[0], weight], name=product.name)]
+    nodes[0].outputs[0].type = old.type
+    if len(product.inputs) > 2 and product.inputs[2] is not None:
+        nodes.append(ir.Node("", "Add", [nodes[0].outputs[0], product.inputs[2]]))
+    new = nodes[-1].outputs[0]
+    nodes[0].outputs[0].name = f"{old.name}.product"
+    new.name, new.shape, new.type = old.name, old.shape, old.type
+    graph.insert_before(product, nodes)
+    old.replace_all_uses_with(new, replace_graph_outputs=True)
+    graph.remove(product, safe=True)
+
+
+def _initializer(graph: ir.Graph, name: str, array: Array) -> ir.Value:
+    tensor = ir.tensor(np.ascontiguousarray(array), name=name)
+    value = ir.Value(
+        name=name,
+        shape=ir.Shape(array.shape),
+        type=ir.TensorType(tensor.dtype),
+        const_value=tensor,
+    )
+    graph.register_initializer(value)
+    return value

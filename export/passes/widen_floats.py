@@ -1,0 +1,47 @@
+"""The same graph in float32, for engines that lack the narrow types."""
+
+from collections.abc import Iterable
+
+import numpy as np
+import onnx_ir as ir
+from onnx_ir.passes import InPlacePass, PassResult
+
+_NARROW = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+
+
+class WidenFloatsPass(InPlacePass):
+    """Turns float16 and bfloat16 into float32 everywhere: values, weights and casts.
+
+    The result computes the same function without the rounding between operators, so a graph that
+    ONNX Runtime has no kernels for can be compared with its model. Ensures: no value of a narrow
+    type remains.
+    """
+
+    def call(self, model: ir.Model) -> PassResult:
+        """Widens every value."""
+        graph = model.graph
+        for value in _values(graph):
+            if value.dtype in _NARROW:
+                value.dtype = ir.DataType.FLOAT
+                if value.const_value is not None and value.is_initializer():
+                    value.const_value = _widened(value.const_value)
+        for node in graph:
+            for name, attribute in node.attributes.items():
+                if attribute.type == ir.AttributeType.TENSOR:
+                    tensor = attribute.as_tensor()
+                    if tensor.dtype in _NARROW:
+                        node.attributes[name] = ir.AttrTensor(name, _widened(tensor))
+                elif name in ("to", "output_dtype") and attribute.as_int() in _NARROW:
+                    node.attributes[name] = ir.AttrInt64(name, int(ir.DataType.FLOAT))
+        return PassResult(model, True)
+
+
+def _values(graph: ir.Graph) -> Iterable[ir.Value]:
+    yield from graph.inputs
+    yield from graph.initializers.values()
+    for node in graph:
+        yield from node.outputs
+
+
+def _widened(tensor: ir.TensorProtocol) -> ir.Tensor:
+    return ir.tensor(tensor.numpy().astype(np.float32), name=tensor.name)

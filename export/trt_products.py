@@ -1,0 +1,103 @@
+"""TensorRT and TensorRT-RTX: what each can do, and how the builder of either is driven."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+from medusa_trt.errors import BuildError
+from medusa_trt.runtime.engine_record import MODULES, Product
+
+_HARMLESS = "has Int64 binding"
+"""A parser warning that states a fact: int64 inputs and outputs are int64."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProductSpec:
+    """A row of what the products offer.
+
+    Attributes:
+        name: the product.
+        ahead_of_time: builds for GPUs that the machine does not have.
+        unsupported: options of `BuildOptions` that it lacks, each with what to do instead.
+    """
+
+    name: Product
+    ahead_of_time: bool
+    unsupported: dict[str, str]
+
+    def load(self) -> Any:
+        """The Python module.
+
+        Raises:
+            BuildError: it is not installed.
+        """
+        try:
+            return import_module(MODULES[self.name])
+        except ImportError as error:
+            raise BuildError(
+                f"{self.name} is not installed: pip install 'medusa-trt[{self.name}]'"
+            ) from error
+
+
+PRODUCTS: dict[str, ProductSpec] = {
+    "tensorrt": ProductSpec(
+        name="tensorrt",
+        ahead_of_time=False,
+        unsupported={"compute_capabilities": "it builds for the GPU of this machine"},
+    ),
+    "tensorrt-rtx": ProductSpec(
+        name="tensorrt-rtx",
+        ahead_of_time=True,
+        unsupported={
+            "version_compatible": "build again after an update",
+            "hardware_compatible": "name each compute capability",
+            "timing_cache": "it times nothing while it builds",
+        },
+    ),
+}
+
+
+def logger_class(module: Any) -> Any:
+    """A logger that keeps warnings and errors, as a subclass of the module's own."""
+
+    class Logger(module.ILogger):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.warnings: list[str] = []
+            self.errors: list[str] = []
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity <= module.ILogger.ERROR:
+                self.errors.append(message)
+            elif severity == module.ILogger.WARNING and _HARMLESS not in message:
+                self.warnings.append(message)
+
+    return Logger
+
+
+def progress_class(module: Any) -> Any:
+    """A progress monitor that tells each phase and the share of its steps that are done."""
+
+    class Monitor(module.IProgressMonitor):  # type: ignore[misc]
+        def __init__(self, tell: Callable[[str, float], None]) -> None:
+            super().__init__()
+            self._tell = tell
+            self._steps: dict[str, int] = {}
+            self._interrupted = False
+
+        def phase_start(self, phase: str, parent: str | None, num_steps: int) -> None:
+            self._steps[phase] = num_steps
+
+        def phase_finish(self, phase: str) -> None:
+            self._steps.pop(phase, None)
+
+        def step_complete(self, phase: str, step: int) -> bool:
+            try:
+                self._tell(phase, (step + 1) / max(1, self._steps.get(phase, 1)))
+            except KeyboardInterrupt:
+                self._interrupted = True
+            # False ends the build: what is raised here would be lost in native code.
+            return not self._interrupted
+
+    return Monitor

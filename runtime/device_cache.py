@@ -1,0 +1,80 @@
+"""The KV cache in device memory: the layout of `KVCache`, updated by copies on the device."""
+
+from collections.abc import Sequence
+
+from medusa_trt.runtime.device_memory import Cuda
+
+
+class DeviceCache:
+    """Keys and values of `batch_size` sequences in one piece of device memory.
+
+    The layout is (num_layers, 2, batch_size, num_kv_heads, capacity, head_dim). Where graphs cannot
+    write the cache in place there are two such pieces, and each step reads one and writes the
+    other.
+    """
+
+    def __init__(
+        self,
+        cuda: Cuda,
+        *,
+        num_layers: int,
+        batch_size: int,
+        num_kv_heads: int,
+        capacity: int,
+        head_dim: int,
+        item_bytes: int,
+        in_place: bool,
+    ) -> None:
+        """Allocates it; see the class for the sizes."""
+        self._cuda = cuda
+        self.capacity, self.batch_size = capacity, batch_size
+        self._num_layers, self._num_kv_heads = num_layers, num_kv_heads
+        self._row_bytes = head_dim * item_bytes
+        self._head_bytes = capacity * self._row_bytes
+        self._slot_bytes = num_kv_heads * self._head_bytes
+        self._tensor_bytes = batch_size * self._slot_bytes
+        size_bytes = 2 * num_layers * self._tensor_bytes
+        self._slabs = [cuda.allocate(size_bytes) for _ in range(1 if in_place else 2)]
+        self.current = 0
+
+    def addresses(self, layer: int, kind: str, first_slot: int = 0) -> tuple[int, int]:
+        """Where a step finds a layer's "key" or "value", and where it writes the updated one."""
+        index = 2 * layer + ("key", "value").index(kind)
+        offset = index * self._tensor_bytes + first_slot * self._slot_bytes
+        source = self._slabs[self.current]
+        target = self._slabs[(self.current + 1) % len(self._slabs)]
+        return source + offset, target + offset
+
+    def stepped(self) -> None:
+        """To be called after each step: what it wrote is what the next one reads."""
+        self.current = (self.current + 1) % len(self._slabs)
+
+    def commit(self, slot: int, past_length: int, nodes: Sequence[int]) -> None:
+        """Makes the accepted nodes' rows contiguous; see `KVCache.commit`."""
+        begin = self._slabs[self.current] + slot * self._slot_bytes
+        for position, node in enumerate(nodes):
+            if node != position:
+                target, source = (
+                    begin + (past_length + row) * self._row_bytes for row in (position, node)
+                )
+                self._copy(target, source, self._row_bytes)
+
+    def move(self, source: int, target: int, length: int) -> None:
+        """Copies the first `length` rows of one slot into another."""
+        begin = self._slabs[self.current]
+        self._copy(
+            begin + target * self._slot_bytes,
+            begin + source * self._slot_bytes,
+            length * self._row_bytes,
+        )
+
+    def _copy(self, target: int, source: int, size_bytes: int) -> None:
+        self._cuda.copy_blocks(
+            target,
+            source,
+            size_bytes=size_bytes,
+            num_inner=self._num_kv_heads,
+            inner_stride=self._head_bytes,
+            num_outer=2 * self._num_layers,
+            outer_stride=self._tensor_bytes,
+        )

@@ -1,0 +1,114 @@
+"""Engines of TensorRT or TensorRT-RTX, loaded and checked."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from medusa_trt.errors import EngineError
+from medusa_trt.runtime.bundle import Bundle, TensorSpec
+from medusa_trt.runtime.device_memory import Cuda
+from medusa_trt.runtime.engine_record import (
+    EngineRecord,
+    Machine,
+    Product,
+    check_engines,
+    engine_folders,
+    mismatches,
+    record_from_folder,
+)
+
+_TYPES = {"float": "FLOAT", "float16": "HALF", "bfloat16": "BF16", "int64": "INT64"}
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedEngines:
+    """Deserialized engines by graph, with what was recorded of them."""
+
+    record: EngineRecord
+    engines: dict[str, Any]
+    runtime: Any
+
+
+def load_engines(
+    bundle: Bundle, folder: Path | None, product: Product, module: Any, cuda: Cuda
+) -> LoadedEngines:
+    """Loads a bundle's engines.
+
+    Args:
+        bundle: the bundle they were built from.
+        folder: where they are; by default those in the bundle that fit this machine.
+        product: what `module` is.
+        module: `tensorrt` or `tensorrt_rtx`.
+        cuda: the GPU.
+
+    Raises:
+        EngineError: none fit this machine (it says what differs), or they are damaged or of
+            another bundle.
+    """
+    machine = Machine(product, str(module.__version__), cuda.compute_capability)
+    folder = folder or _fitting_folder(bundle, machine)
+    record = record_from_folder(folder)
+    if differences := mismatches(record, machine):
+        raise EngineError(
+            f"the engines in {folder} do not fit this machine: {'; '.join(differences)}. "
+            "Build them again here with medusa-trt build"
+        )
+    check_engines(record, folder, bundle)
+    runtime = module.Runtime(module.Logger(module.Logger.ERROR))
+    if record.any_version:
+        runtime.engine_host_code_allowed = True
+    engines = {}
+    for graph, spec in record.engines.items():
+        path = folder / spec.file
+        engine = runtime.deserialize_cuda_engine(path.read_bytes())
+        if engine is None:
+            raise EngineError(
+                f"{product} {machine.version} cannot load {path}: build the engines again here"
+            )
+        if record.stripped:
+            _refit(module, engine, bundle.graph_path(graph))
+        if record.weight_streaming:
+            engine.weight_streaming_budget_v2 = engine.get_weight_streaming_automatic_budget()
+        _check_tensors(module, engine, [*spec.inputs, *spec.outputs], path)
+        engines[graph] = engine
+    return LoadedEngines(record, engines, runtime)
+
+
+def _fitting_folder(bundle: Bundle, machine: Machine) -> Path:
+    folders = engine_folders(bundle)
+    if not folders:
+        raise EngineError(f"{bundle.path} has no engines: make them with medusa-trt build")
+    reasons = {}
+    for folder in folders:
+        differences = mismatches(record_from_folder(folder), machine)
+        if not differences:
+            return folder
+        reasons[folder.name] = "; ".join(differences)
+    listed = ". ".join(f"{name}: {reason}" for name, reason in reasons.items())
+    raise EngineError(
+        f"no engines of {bundle.path} fit this machine. {listed}. "
+        "Build them again here with medusa-trt build"
+    )
+
+
+def _refit(module: Any, engine: Any, graph: Path) -> None:
+    """Gives a stripped engine its weights from the ONNX file."""
+    logger = module.Logger(module.Logger.ERROR)
+    refitter = module.Refitter(engine, logger)
+    parser = module.OnnxParserRefitter(refitter, logger)
+    if not parser.refit_from_file(str(graph)) or not refitter.refit_cuda_engine():
+        raise EngineError(f"the weights of {graph} do not fit the engine: build it again")
+
+
+def _check_tensors(module: Any, engine: Any, specs: list[TensorSpec], path: Path) -> None:
+    found = {
+        name: engine.get_tensor_dtype(name)
+        for name in map(engine.get_tensor_name, range(engine.num_io_tensors))
+    }
+    wanted = {spec.name: getattr(module.DataType, _TYPES[spec.dtype]) for spec in specs}
+    for name in sorted(found.keys() | wanted.keys()):
+        if found.get(name) != wanted.get(name):
+            raise EngineError(
+                f"{path}: tensor {name} is {found.get(name)}, the record says "
+                f"{wanted.get(name)}: build the engines again"
+            )

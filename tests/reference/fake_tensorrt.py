@@ -1,0 +1,218 @@
+"""TensorRT's API on host memory: an engine is its ONNX file, and ONNX Runtime executes it.
+
+It refuses what TensorRT refuses: shapes outside the profile, tensors without an address or beyond
+their allocation, and a cache output at another address than its input where it is written in
+place. Only what the project calls is here.
+"""
+
+import ctypes
+import json
+from math import prod
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+from reference.fake_cuda import FakeCuda
+
+_NUMPY = {"FLOAT": np.float32, "HALF": np.float16, "INT64": np.int64}
+_ONNX = {1: "FLOAT", 7: "INT64", 10: "HALF"}
+
+
+class _Tensor:
+    def __init__(self, value: Any) -> None:
+        self.name = value.name
+        self.dtype = _ONNX[value.type.tensor_type.elem_type]
+        dims = value.type.tensor_type.shape.dim
+        self.shape = tuple(dim.dim_value if not dim.dim_param else -1 for dim in dims)
+
+
+class FakeTensorRT:
+    """Stands for the module `tensorrt`, on one `FakeCuda`."""
+
+    class ILogger:
+        ERROR, WARNING = 1, 2
+
+        def __init__(self, *_: object) -> None: ...
+
+    class IProgressMonitor:
+        def __init__(self) -> None: ...
+
+    Logger = ILogger
+    NetworkDefinitionCreationFlag = SimpleNamespace(STRONGLY_TYPED=1)
+    BuilderFlag = SimpleNamespace(
+        VERSION_COMPATIBLE="version", REFIT="refit", STRIP_PLAN="strip", WEIGHT_STREAMING="stream"
+    )
+    HardwareCompatibilityLevel = SimpleNamespace(AMPERE_PLUS="ampere+")
+    MemoryPoolType = SimpleNamespace(WORKSPACE="workspace")
+    LayerType = SimpleNamespace(MATRIX_MULTIPLY="product")
+    DataType = SimpleNamespace(FLOAT="FLOAT", HALF="HALF", INT64="INT64", BF16="BF16")
+
+    def __init__(self, cuda: FakeCuda, version: str = "11.0.0") -> None:
+        self.cuda, self.__version__ = cuda, version
+        self.configs: list[Any] = []
+        self.executed: list[str] = []
+
+    def Builder(self, logger: Any) -> Any:
+        return _Builder(self)
+
+    def OnnxParser(self, network: "_Network", logger: Any) -> Any:
+        return SimpleNamespace(parse=network.parse, num_errors=0)
+
+    def Runtime(self, logger: Any) -> Any:
+        return SimpleNamespace(deserialize_cuda_engine=lambda plan: _Engine(self, plan))
+
+
+class _Network:
+    num_layers = 0
+
+    def parse(self, model: bytes, path: str) -> bool:
+        self.path, self.model = path, onnx.load_from_string(model)
+        return True
+
+    def __getattr__(self, name: str) -> Any:
+        inputs = [_Tensor(value) for value in self.model.graph.input]
+        outputs = [_Tensor(value) for value in self.model.graph.output]
+        return {
+            "num_inputs": len(inputs),
+            "num_outputs": len(outputs),
+            "get_input": inputs.__getitem__,
+            "get_output": outputs.__getitem__,
+        }[name]
+
+
+class _Config:
+    progress_monitor: Any = None
+
+    def __init__(self) -> None:
+        self.profiles: list[dict[str, Any]] = []
+        self.flags: list[str] = []
+        self.cache = b""
+
+    def add_optimization_profile(self, profile: Any) -> None:
+        self.profiles.append(profile.shapes)
+
+    def set_flag(self, flag: str) -> None:
+        self.flags.append(flag)
+
+    def set_memory_pool_limit(self, pool: str, limit: int) -> None:
+        self.limit = limit
+
+    def create_timing_cache(self, content: bytes) -> bytes:
+        return content
+
+    def set_timing_cache(self, cache: bytes, ignore_mismatch: bool) -> None:
+        self.cache = cache
+
+    def get_timing_cache(self) -> Any:
+        return SimpleNamespace(serialize=lambda: self.cache + b"t")
+
+
+class _Builder:
+    def __init__(self, module: FakeTensorRT) -> None:
+        self.module = module
+
+    def create_network(self, flags: int) -> _Network:
+        assert flags == 1 << 1, "strongly typed"
+        return _Network()
+
+    def create_builder_config(self) -> _Config:
+        config = _Config()
+        self.module.configs.append(config)
+        return config
+
+    def create_optimization_profile(self) -> Any:
+        shapes: dict[str, Any] = {}
+        return SimpleNamespace(
+            shapes=shapes, set_shape=lambda name, *ranges: shapes.update({name: ranges})
+        )
+
+    def build_serialized_network(self, network: _Network, config: _Config) -> bytes:
+        config.progress_monitor.phase_start("building", None, 1)
+        assert config.progress_monitor.step_complete("building", 0)
+        for index in range(network.num_inputs):
+            tensor = network.get_input(index)
+            for profile in config.profiles:
+                assert (-1 in tensor.shape) == (tensor.name in profile)
+        free = {v.name: list(_Tensor(v).shape) for v in network.model.graph.output}
+        plan = {"path": network.path, "profiles": config.profiles, "outputs": free}
+        return json.dumps(plan).encode()
+
+
+class _Engine:
+    def __init__(self, module: FakeTensorRT, plan: bytes) -> None:
+        content = json.loads(plan)
+        self.module, self.profiles = module, content["profiles"]
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        self.session = onnxruntime.InferenceSession(content["path"], options)
+        graph = onnx.load(content["path"], load_external_data=False).graph
+        self.inputs = {value.name: _Tensor(value) for value in graph.input}
+        self.outputs = {value.name: _Tensor(value) for value in graph.output}
+        self.in_place = any(node.op_type == "TensorScatter" for node in graph.node)
+        self.names = [*self.inputs, *self.outputs]
+        self.num_io_tensors = len(self.names)
+
+    def get_tensor_name(self, index: int) -> str:
+        return self.names[index]
+
+    def get_tensor_dtype(self, name: str) -> str:
+        return str({**self.inputs, **self.outputs}[name].dtype)
+
+    def create_execution_context(self) -> "_Context":
+        return _Context(self)
+
+
+class _Context:
+    def __init__(self, engine: _Engine) -> None:
+        self.engine, self.profile = engine, 0
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self.addresses: dict[str, int] = {}
+
+    def set_optimization_profile_async(self, index: int, stream: int) -> bool:
+        self.profile = index
+        return index < len(self.engine.profiles)
+
+    def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
+        low, _, high = self.engine.profiles[self.profile].get(name, (shape, shape, shape))
+        self.shapes[name] = shape
+        return len(shape) == len(low) and all(
+            a <= size <= b for a, size, b in zip(low, shape, high, strict=True)
+        )
+
+    def set_tensor_address(self, name: str, address: int) -> bool:
+        self.addresses[name] = address
+        return name in self.engine.names
+
+    def execute_async_v3(self, stream: int) -> bool:
+        engine = self.engine
+        assert self.addresses.keys() == set(engine.names), "a tensor has no address"
+        assert self.shapes.keys() == set(engine.inputs), "an input has no shape"
+        for name in engine.inputs:
+            if name.startswith("past_key_values."):
+                output = name.replace("past_key_values.", "present.")
+                same = self.addresses[name] == self.addresses[output]
+                assert same == engine.in_place, f"{output} lies wrong"
+        addresses, shapes = dict(self.addresses), dict(self.shapes)
+        engine.module.cuda.submit(lambda: self._execute(addresses, shapes))
+        return True
+
+    def _execute(self, addresses: dict[str, int], shapes: dict[str, tuple[int, ...]]) -> None:
+        engine = self.engine
+        engine.module.executed.append(f"profile {self.profile}")
+        feeds = {
+            name: self._array(addresses[name], shapes[name], tensor.dtype).copy()
+            for name, tensor in engine.inputs.items()
+        }
+        names = list(engine.outputs)
+        for name, array in zip(names, engine.session.run(names, feeds), strict=True):
+            target = self._array(addresses[name], array.shape, engine.outputs[name].dtype)
+            target[...] = array
+
+    def _array(self, address: int, shape: tuple[int, ...], dtype: str) -> Any:
+        type_ = np.dtype(_NUMPY[dtype])
+        size_bytes = prod(shape) * type_.itemsize
+        self.engine.module.cuda.check(address, size_bytes)
+        memory = (ctypes.c_char * size_bytes).from_address(address)
+        return np.frombuffer(memory, type_).reshape(shape)

@@ -1,0 +1,227 @@
+"""The TensorRT engine against a stand-in that executes the graphs on host memory."""
+
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+from reference.fake_cuda import FakeCuda
+from reference.fake_tensorrt import FakeTensorRT
+
+from medusa_trt.errors import EngineError
+from medusa_trt.export.trt_build import build_engines
+from medusa_trt.export.trt_options import BuildOptions
+from medusa_trt.export.trt_products import PRODUCTS, ProductSpec
+from medusa_trt.runtime.bundle import Bundle
+from medusa_trt.runtime.engine_record import (
+    RECORD_FILE,
+    EngineRecord,
+    Machine,
+    mismatches,
+    record_from_folder,
+)
+from medusa_trt.runtime.options import GenerationOptions, SamplingOptions
+from medusa_trt.runtime.ort_engine import OrtEngine
+from medusa_trt.runtime.session import MedusaSession
+from medusa_trt.runtime.trt_engine import TrtEngine
+from medusa_trt.tree_configs import MedusaTree, chain_tree
+
+PROMPT = "the quick brown fox jumps over the lazy dog. the quick brown "
+TREE = MedusaTree.from_choices([(0,), (1,), (0, 0), (0, 1), (0, 0, 0)], name="six")
+
+
+class Built:
+    """Engines of a bundle, built and run by the stand-in."""
+
+    def __init__(self, bundle: Bundle, folder: Path, **options: int) -> None:
+        self.bundle, self.cuda = bundle, FakeCuda()
+        self.module = FakeTensorRT(self.cuda)
+        self.folder = folder / "engines"
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(ProductSpec, "load", lambda _: self.module)
+            patch.setattr("medusa_trt.export.trt_build._own_capability", lambda _: "8.6")
+            build_engines(
+                bundle,
+                BuildOptions(output=self.folder, **options),  # type: ignore[arg-type]
+                lambda _: None,
+            )
+
+    def engine(self, **arguments: object) -> TrtEngine:
+        values = {"module": self.module, "cuda": self.cuda, "folder": self.folder, **arguments}
+        return TrtEngine(self.bundle, **values)  # type: ignore[arg-type]
+
+    def change(self, **changes: object) -> None:
+        record = msgspec.structs.replace(record_from_folder(self.folder), **changes)
+        (self.folder / RECORD_FILE).write_bytes(msgspec.json.encode(record))
+
+
+@pytest.fixture(scope="module")
+def built(trt_bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Built:
+    return Built(trt_bundle, tmp_path_factory.mktemp("trt"), max_batch_size=3)
+
+
+@pytest.fixture(scope="module")
+def jetson(jetson_bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Built:
+    return Built(jetson_bundle, tmp_path_factory.mktemp("jetson"))
+
+
+def replies(session: MedusaSession, tree: MedusaTree) -> list[list[int]]:
+    options = GenerationOptions(max_new_tokens=40, ignore_eos=True, tree=tree)
+    sampled = GenerationOptions(
+        max_new_tokens=24,
+        ignore_eos=True,
+        tree=tree,
+        sampling=SamplingOptions(temperature=0.8, top_p=0.9, seed=4),
+    )
+    return [session.generate(PROMPT, each).token_ids for each in (options, sampled)]
+
+
+@pytest.mark.parametrize("which", ["built", "jetson"])
+def test_replies_equal_those_of_onnx_runtime(which: str, request: pytest.FixtureRequest) -> None:
+    own: Built = request.getfixturevalue(which)
+    with MedusaSession(own.bundle, engine=own.engine()) as session:
+        found = replies(session, TREE)
+        plain = replies(session, chain_tree(0))
+    engine = OrtEngine(own.bundle, capacity=own.bundle.manifest.model.max_length + 64)
+    with MedusaSession(own.bundle, engine=engine) as session:
+        expected = replies(session, TREE)
+    assert found == expected
+    assert plain == expected
+    assert not own.cuda.memory, "memory was not freed"
+
+
+def test_steady_steps_run_as_graphs_and_wait_once(built: Built) -> None:
+    engine = built.engine()
+    tokens = [[5, 6, 7, 8, 9, 10]]
+    engine.verify(tokens, TREE, [0])
+    assert built.cuda.num_launches == 0
+    for step in range(1, 4):
+        waits, launches = built.cuda.num_waits, built.cuda.num_launches
+        engine.verify(tokens, TREE, [6 * step])
+        assert built.cuda.num_waits == waits + 1
+        assert built.cuda.num_launches == launches + 1
+    engine.commit(0, 18, [0, 2])
+    engine.move(0, 0, 3)
+    engine.close()
+    engine.close()
+    with pytest.raises(EngineError, match="the engine is closed"):
+        engine.verify(tokens, TREE, [0])
+
+
+def test_a_batch_of_ragged_sequences_equals_each_alone(built: Built) -> None:
+    rng = np.random.default_rng(0)
+    lengths = [40, 3, 17]
+    prompts = [rng.integers(0, 250, length) for length in lengths]
+    tokens = rng.integers(0, 250, (3, TREE.num_nodes))
+    engine = built.engine(batch_size=3)
+    for slot, prompt in enumerate(prompts):
+        engine.verify(prompt[None], chain_tree(len(prompt) - 1), [0], first_slot=slot, rows=(0,))
+    together = engine.verify(tokens, TREE, lengths, logits=True).logits
+    assert together is not None
+    together = together.copy()
+    engine.move(2, 0, 17)
+    moved = engine.verify(tokens[2:], TREE, [17], logits=True).logits
+    assert moved is not None
+    assert np.abs(moved[0] - together[2]).max() < 0.1
+    alone = built.engine()
+    for slot, prompt in enumerate(prompts):
+        alone.verify(prompt[None], chain_tree(len(prompt) - 1), [0], rows=(0,))
+        logits = alone.verify(tokens[slot : slot + 1], TREE, [len(prompt)], logits=True).logits
+        assert logits is not None
+        assert np.abs(logits[0] - together[slot]).max() < 0.1
+    alone.close()
+    engine.close()
+
+
+def test_many_trees_do_not_keep_memory(built: Built) -> None:
+    engine = built.engine()
+    before = None
+    for size in range(2, 40):
+        engine.verify([list(range(size))], chain_tree(size - 1), [0])
+        if size == 20:
+            before = len(built.cuda.memory)
+    assert before == len(built.cuda.memory)
+    engine.close()
+    assert not built.cuda.memory
+
+
+def test_limits_are_named(built: Built, jetson: Built) -> None:
+    engine = built.engine()
+    with pytest.raises(EngineError, match="do not fit the KV cache of 384 rows"):
+        engine.verify([[1]], chain_tree(0), [384])
+    engine.close()
+    with pytest.raises(EngineError, match="batch_size is 4: these engines take 1 to 3; build"):
+        built.engine(batch_size=4)
+    with pytest.raises(EngineError, match="batch_size is 2: these engines take 1 to 1"):
+        jetson.engine(batch_size=2)
+    with pytest.raises(EngineError, match="384 rows, 1000 are needed"):
+        built.engine(capacity=1000)
+
+
+def test_a_machine_without_a_gpu_is_named(built: Built) -> None:
+    with pytest.raises(EngineError, match="CUDA finds no GPU"):
+        built.engine(cuda=FakeCuda(num_devices=0))
+
+
+@pytest.mark.parametrize(
+    ("machine", "found"),
+    [
+        (Machine("tensorrt", "11.0.0", "8.6"), []),
+        (Machine("tensorrt-rtx", "11.0.0", "8.6"), ["of tensorrt, this is tensorrt-rtx"]),
+        (Machine("tensorrt", "11.1.0", "8.6"), ["built with version 11.0.0, installed is 11.1.0"]),
+        (Machine("tensorrt", "11.0.0", "9.0"), ["capability 8.6, this GPU has 9.0"]),
+        (Machine("tensorrt", "10.9", "7.5"), ["version 11.0.0", "capability 8.6"]),
+    ],
+)
+def test_what_does_not_fit_is_named(built: Built, machine: Machine, found: list[str]) -> None:
+    reasons = mismatches(record_from_folder(built.folder), machine)
+    assert len(reasons) == len(found)
+    assert all(part in reason for part, reason in zip(found, reasons, strict=True))
+
+
+def test_compatible_engines_load_on_later_versions_and_gpus(built: Built) -> None:
+    own = record_from_folder(built.folder)
+    wide: EngineRecord = msgspec.structs.replace(own, any_version=True, any_hardware=True)
+    assert not mismatches(wide, Machine("tensorrt", "11.2.1", "12.0"))
+    assert len(mismatches(wide, Machine("tensorrt", "10.9.0", "8.0"))) == 2
+
+
+def test_loading_says_what_differs(trt_bundle: Bundle, tmp_path: Path) -> None:
+    own = Built(trt_bundle, tmp_path)
+    own.change(version="10.16.1", compute_capabilities=["8.9"])
+    with pytest.raises(EngineError, match=r"version 10.16.1.*11.0.0; built for.* 8.9.* 8.6"):
+        own.engine()
+    own.change(version="11.0.0", compute_capabilities=["8.6"])
+    (own.folder / "heads.engine").write_bytes(b"short")
+    with pytest.raises(EngineError, match=r"heads.engine is missing or truncated"):
+        own.engine()
+    with pytest.raises(EngineError, match="has no engines: make them with medusa-trt build"):
+        own.engine(folder=None)
+
+
+def test_the_builder_gets_the_options(trt_bundle: Bundle, tmp_path: Path) -> None:
+    own = Built(
+        trt_bundle,
+        tmp_path,
+        workspace_mib=64,
+        optimization_level=2,
+        weight_streaming=True,
+        version_compatible=True,
+    )
+    config = own.module.configs[0]
+    assert config.limit == 64 << 20 and config.builder_optimization_level == 2
+    assert config.flags == ["version", "stream"]
+    assert (tmp_path / "timing.cache").read_bytes() == b"tt"  # both engines added to it
+    small = Built(trt_bundle, tmp_path, overwrite=True, max_tree_nodes=8, prefill_chunk=16)
+    engine = small.engine()
+    engine.verify([[1] * 16], chain_tree(15), [0])
+    assert small.module.executed == ["profile 1"]
+    with pytest.raises(EngineError, match="a step of 20 nodes: the engines take 16 at most"):
+        engine.verify([[1] * 20], chain_tree(19), [0])
+    engine.close()
+    assert (tmp_path / "timing.cache").read_bytes() == b"tttt"
+    assert record_from_folder(own.folder).any_version is False
+
+
+def test_every_product_has_a_row() -> None:
+    assert {"tensorrt", "tensorrt-rtx"} == PRODUCTS.keys()
