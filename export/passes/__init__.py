@@ -15,7 +15,7 @@ from medusa_trt.export.passes.pack_split_qkv import PackSplitQkvPass
 from medusa_trt.export.passes.quantize_linear import QuantizeLinearPass
 from medusa_trt.export.passes.remove_identity_rotary import RemoveIdentityRotaryPass
 from medusa_trt.export.passes.remove_layout_pairs import RemoveLayoutPairsPass
-from medusa_trt.export.passes.use_fast_argmax import UseFastArgMaxPass
+from medusa_trt.export.passes.use_fast_selection import UseFastSelectionPass
 
 __all__ = ["QuantizeLinearPass", "optimize"]
 
@@ -27,7 +27,7 @@ def optimize(model: ir.Model, quantize: QuantizeLinearPass | None = None) -> Non
         model: the graph.
         quantize: where its products are to be quantized.
     """
-    fuse = [FuseSkipNormPass()] if quantize is None else [quantize, UseFastArgMaxPass()]
+    fuse = [FuseSkipNormPass()] if quantize is None else [quantize, UseFastSelectionPass()]
     PassManager(
         [
             RemoveIdentityRotaryPass(),
