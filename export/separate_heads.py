@@ -1,6 +1,7 @@
 """The heads one after the other, by plain matrix products that can be quantized."""
 
 import torch
+from torch import nn
 
 from medusa_trt.export.heads import HeadsModule, Linear, MedusaHeads
 
@@ -36,16 +37,25 @@ class SeparateHeadsModule(HeadsModule):
         for head, tensor in enumerate(tensors):
             self.register_buffer(f"{name}_{head}", tensor.contiguous(), persistent=False)
 
-    def _affine(self, name: str, state: torch.Tensor) -> torch.Tensor:
-        """`state` (1 or num_heads, B, in) → (num_heads, B, out)."""
-        products = self._products(f"{name}_weight", state)
-        biases = [getattr(self, f"{name}_bias_{head}") for head in range(len(products))]
-        return torch.stack([product + bias for product, bias in zip(products, biases, strict=True)])
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """`hidden` (B, hidden_size) → (num_heads, B, draft_vocab)."""
+        states = [self._state(head, hidden) for head in range(self.num_heads)]
+        if not self.shared:
+            unembeddings = [getattr(self, f"unembedding_{head}") for head in range(len(states))]
+            return torch.stack([x @ each for x, each in zip(states, unembeddings, strict=True)])
+        # Two dimensions make one product of all heads, with the weight as the backbone has it.
+        flat = nn.functional.linear(torch.cat(states), self.unembedding, self.unembedding_bias)
+        return flat.reshape(self.num_heads, -1, flat.shape[-1])
 
-    def _unembed(self, state: torch.Tensor) -> torch.Tensor:
-        return torch.stack(self._products("unembedding", state))
+    def _state(self, head: int, state: torch.Tensor) -> torch.Tensor:
+        """What a head's unembedding reads."""
+        for layer in range(self.num_layers):
+            state = state + nn.functional.silu(self._affine_of(f"block{layer}", head, state))
+        if self.has_projection:
+            state = state + self._affine_of("projection", head, state)
+        return state
 
-    def _products(self, name: str, state: torch.Tensor) -> list[torch.Tensor]:
-        """Each head's state by its matrix (in, out); a single state serves all heads."""
-        weights = [getattr(self, f"{name}_{head}") for head in range(self.num_heads)]
-        return [state[min(head, len(state) - 1)] @ weight for head, weight in enumerate(weights)]
+    def _affine_of(self, name: str, head: int, state: torch.Tensor) -> torch.Tensor:
+        weight: torch.Tensor = getattr(self, f"{name}_weight_{head}")
+        bias: torch.Tensor = getattr(self, f"{name}_bias_{head}")
+        return state @ weight + bias

@@ -89,6 +89,9 @@ struct Kernels {
   void (*gate)(int activation, const float* gate, const float* up, int64_t size, float* out);
   // The index of the largest of `size` values, the first of equal ones; 0 where all are NaN.
   int64_t (*argmax)(const float* x, int64_t size);
+  // The indices of the `count` largest values, largest first, of equal ones the first, and 0 where
+  // NaN leaves too few; `best` holds `count` floats.
+  void (*top_k)(const float* x, int64_t size, int64_t count, float* best, int64_t* indices);
   // Query rows [first, first + count) of `Attention`, where row i is head i % group of node
   // i / group; at most `query_rows` rows. `scratch` holds attend_floats() floats, 64-byte aligned.
   void (*attend)(const Attention&, int64_t first, int64_t count, float* scratch);

@@ -61,7 +61,7 @@ void tile_shape(int, int64_t num_rows, int* rows, int* groups) {
 }
 
 constexpr Kernels kernels = {"portable", tile, tile_shape,    quantize,   gate,
-                             argmax, attend, attend_floats, kQueryLanes};
+                             argmax, top_k, attend, attend_floats, kQueryLanes};
 }  // namespace portable
 
 const Kernels* portable_kernels() { return &portable::kernels; }

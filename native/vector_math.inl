@@ -118,3 +118,34 @@ int64_t argmax(const float* x, int64_t size) {
     if (x[i] == most) return i;
   return 0;  // nothing but NaN
 }
+
+// The indices of the `count` largest values, largest first, of equal ones the first; where NaN
+// leaves too few, 0. `best` holds `count` floats.
+void top_k(const float* x, int64_t size, int64_t count, float* best, int64_t* indices) {
+  for (int64_t place = 0; place < count; ++place) indices[place] = 0;
+  int64_t found = 0;
+  const auto offer = [&](int64_t index) {
+    const float value = x[index];
+    if (!(found < count ? value == value : value > best[count - 1])) return;
+    int64_t place = found < count ? found++ : count - 1;
+    for (; place > 0 && best[place - 1] < value; --place) {
+      best[place] = best[place - 1];
+      indices[place] = indices[place - 1];
+    }
+    best[place] = value;
+    indices[place] = index;
+  };
+  constexpr int64_t kStep = 4 * kFloats;
+  int64_t i = 0;
+  for (; i + kStep <= size; i += kStep) {
+    const Floats* parts = reinterpret_cast<const Floats*>(x + i);
+    if (found == count) {
+      const float least = best[count - 1];
+      const Ints above = (parts[0] > least) | (parts[1] > least) | (parts[2] > least) |
+                         (parts[3] > least);
+      if (!over_lanes(above, [](Ints a, Ints b) { return a | b; })) continue;
+    }
+    for (int64_t k = i; k < i + kStep; ++k) offer(k);
+  }
+  for (; i < size; ++i) offer(i);
+}

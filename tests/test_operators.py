@@ -245,5 +245,27 @@ def test_argmax_is_the_first_of_the_largest(
     assert found.tolist() == expected
 
 
+@settings(deadline=None, max_examples=60)
+@given(
+    st.integers(1, 5), st.integers(1, 300), st.integers(1, 12), st.integers(0, 100), st.booleans()
+)
+def test_top_k_is_the_stable_sort_from_the_top(
+    num_rows: int, size: int, count: int, seed: int, with_nan: bool
+) -> None:
+    rng = np.random.default_rng(seed)
+    x = (rng.integers(-20, 20, (num_rows, size)) / 4).astype(np.float32)
+    if with_nan:
+        x[rng.random(x.shape) < 0.3] = np.nan
+    model = session("TopK", ["x"], {"y": TensorProto.INT64}, {"x": x}, {}, count=count)
+    if count > size:
+        with pytest.raises(Exception, match="x has fewer values than are wanted"):
+            model.run(None, {"x": x})
+        return
+    found = model.run(None, {"x": x})[0]
+    for row, indices in zip(x, found, strict=True):
+        best = [int(i) for i in np.argsort(-row, kind="stable") if not np.isnan(row[i])][:count]
+        assert indices.tolist() == best + [0] * (count - len(best))
+
+
 if __name__ == "__main__":
     run_products(*sys.argv[1:])

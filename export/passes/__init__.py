@@ -17,7 +17,7 @@ from medusa_trt.export.passes.quantize_linear import QuantizeLinearPass
 from medusa_trt.export.passes.quantize_weights import QuantizeWeightsPass
 from medusa_trt.export.passes.remove_identity_rotary import RemoveIdentityRotaryPass
 from medusa_trt.export.passes.remove_layout_pairs import RemoveLayoutPairsPass
-from medusa_trt.export.passes.use_fast_argmax import UseFastArgMaxPass
+from medusa_trt.export.passes.use_fast_selection import UseFastSelectionPass
 from medusa_trt.export.passes.widen_floats import WidenFloatsPass
 
 __all__ = ["QuantizeLinearPass", "QuantizeWeightsPass", "WidenFloatsPass", "optimize"]
@@ -36,7 +36,7 @@ def optimize(
     """
     fuse: list[InPlacePass] = [] if quantize is None else [quantize]
     if not portable:
-        fuse.append(FuseSkipNormPass() if quantize is None else UseFastArgMaxPass())
+        fuse.append(FuseSkipNormPass() if quantize is None else UseFastSelectionPass())
     PassManager(
         [
             RemoveIdentityRotaryPass(),
