@@ -126,11 +126,12 @@ def _card(
     recipe = asdict(options)
     settings = "\n".join(f"- {name}: {value}" for name, value in recipe.items())
     temperatures = ", ".join(f"{value:g}" for value in spec.temperatures)
+    replies = "reply" if spec.num_turns == 1 else "replies"
     return f"""# {title}
 
 Trained by medusa-trt {__version__} on {result.num_train_tokens:,} tokens of the model's own
-replies: {spec.num_conversations:,} conversations with {spec.num_turns}
-{"reply" if spec.num_turns == 1 else "replies"} of up to {spec.max_new_tokens} tokens, at temperatures {temperatures} in turn, seed {spec.seed}.
+replies: {spec.num_conversations:,} conversations with {spec.num_turns} {replies}
+of up to {spec.max_new_tokens} tokens, at temperatures {temperatures} in turn, seed {spec.seed}.
 
 Held-out replies ({accuracy.num_tokens:,} tokens of prompts that were not trained on), percent:
 
