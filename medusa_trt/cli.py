@@ -66,6 +66,14 @@ def _add_export_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", type=Path, metavar="FOLDER", help="the bundle to write")
     parser.add_argument("--max-length", type=int, metavar="N", help="longest sequence in tokens")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing bundle")
+    parser.add_argument(
+        "--random-weights",
+        action="store_true",
+        help="use the model's shape (vicuna-7b, vicuna-13b or a config.json) without its weights",
+    )
+    parser.add_argument(
+        "--layers", type=int, metavar="N", help="with random weights: only N layers"
+    )
     parser.add_argument("--verbose", action="store_true", help="show tracebacks")
     parser.set_defaults(run=_export)
 
@@ -133,6 +141,8 @@ def _export(arguments: argparse.Namespace) -> None:
             target=arguments.target,
             max_length=arguments.max_length,
             overwrite=arguments.overwrite,
+            random_weights=arguments.random_weights,
+            num_layers=arguments.layers,
         ),
         progress,
     )

@@ -71,7 +71,9 @@ def check_equals_model(bundle: Bundle, scratch: Path) -> None:
     model = random_model(llama_config())
     for parameter in model.parameters():
         parameter.data = parameter.data.half().float()
-    engine = OrtEngine(widened_bundle(bundle, scratch / "wide"), capacity=128, batch_size=2)
+    engine = OrtEngine(
+        widened_bundle(bundle, scratch / "wide"), capacity=128, batch_size=2, num_threads=1
+    )
     ids = np.random.default_rng(3).integers(0, VOCAB_SIZE, 60).tolist()
     found = [
         compare_on_text(engine, model, ids, chunk=17),
