@@ -18,6 +18,7 @@ _VERBS = {
     "cli_chat": "hold a conversation in the terminal",
     "cli_bench": "compare Medusa with plain decoding",
     "cli_build": "build TensorRT engines from a bundle",
+    "cli_deploy": "write what a device or container needs to run a bundle",
     "cli_heads": "inspect head checkpoints, convert them between formats",
     "cli_train": "train heads on the model's own replies",
     "cli_calibrate": "find the tree and thresholds that are best on this machine",
