@@ -74,6 +74,9 @@ class ExportOptions:
         target: where the bundle will run.
         max_length: longest sequence in tokens; the model's own limit, at most the target's.
         overwrite: replace an existing bundle.
+        random_weights: use the model's shape with random weights and heads: for builds and timing.
+            Such a bundle is not compared with its model.
+        num_layers: with random weights, only so many layers.
     """
 
     model: str
@@ -84,6 +87,14 @@ class ExportOptions:
     target: str = "ort-cpu"
     max_length: int | None = None
     overwrite: bool = False
+    random_weights: bool = False
+    num_layers: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.num_layers is not None and not self.random_weights:
+            raise ExportError("--layers cuts a model with --random-weights only")
+        if self.random_weights and self.heads is not None:
+            raise ExportError("--random-weights makes its own heads: leave --heads out")
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +108,7 @@ class _Parts:
     precision: Precision
     max_length: int
     top_k: int
+    compared: bool
 
 
 def export_bundle(options: ExportOptions, progress: Callable[[str], None] = print) -> Bundle:
@@ -114,21 +126,12 @@ def export_bundle(options: ExportOptions, progress: Callable[[str], None] = prin
     """
     target = target_from_name(options.target)
     precision = precision_from_name(target, options.precision)
-    source = source_from_name(options.model)
-    output = options.output or Path(source.name)
-    _check_output(output, options.overwrite)
-    progress("reading the heads")
-    choice = heads_for(source, options.heads)
-    source, found, heads = choice.source, choice.loaded, choice.loaded.heads
-    progress(f"  {heads.num_heads} heads in {found.format} format from {found.path}")
-    for text in choice.warnings:
-        progress(f"warning: {text}")
-    tree = load_tree(options.tree or (source.alias.tree if source.alias else target.default_tree))
+    if options.random_weights:
+        base, heads, tree = _random_parts(options, target, precision, progress)
+    else:
+        base, heads, tree = _loaded_parts(options, target, progress)
     top_k = max(MIN_TOP_K, tree.top_k)
     tree.check(heads.num_heads, top_k)
-    progress(f"loading {source.name}")
-    base = load_base_model(source)
-    refuse_unsupported(base.model)
     heads.check_fits(base.model.config.hidden_size, base.model.config.vocab_size)
     if top_k > (num_tokens := heads.draft_vocab_size(base.model.config.vocab_size)):
         raise HeadsError(
@@ -136,10 +139,48 @@ def export_bundle(options: ExportOptions, progress: Callable[[str], None] = prin
             f"{top_k}: use heads with a larger vocabulary"
         )
     max_length = _checked_max_length(options.max_length, base.model, target)
-    parts = _Parts(base, heads, tree, target, precision, max_length, top_k)
+    parts = _Parts(
+        base, heads, tree, target, precision, max_length, top_k, not options.random_weights
+    )
+    output = options.output or Path(base.source.name)
+    _check_output(output, options.overwrite)
     with new_folder(output, options.overwrite) as folder:
         _write_bundle(folder, parts, progress)
     return Bundle.open(output, check_hashes=False)
+
+
+def _loaded_parts(
+    options: ExportOptions, target: Target, progress: Callable[[str], None]
+) -> tuple[BaseModel, MedusaHeads, MedusaTree]:
+    source = source_from_name(options.model)
+    _check_output(options.output or Path(source.name), options.overwrite)
+    progress("reading the heads")
+    choice = heads_for(source, options.heads)
+    source, found, heads = choice.source, choice.loaded, choice.loaded.heads
+    progress(f"  {heads.num_heads} heads in {found.format} format from {found.path}")
+    for text in choice.warnings:
+        progress(f"warning: {text}")
+    tree = load_tree(options.tree or (source.alias.tree if source.alias else target.default_tree))
+    tree.check(heads.num_heads, max(MIN_TOP_K, tree.top_k))
+    progress(f"loading {source.name}")
+    base = load_base_model(source)
+    refuse_unsupported(base.model)
+    return base, heads, tree
+
+
+def _random_parts(
+    options: ExportOptions, target: Target, precision: Precision, progress: Callable[[str], None]
+) -> tuple[BaseModel, MedusaHeads, MedusaTree]:
+    from medusa_trt.export.random_weights import random_base_model, random_heads
+
+    progress(f"making random weights of {options.model}'s shape")
+    dtype = getattr(torch, precision.dtype)
+    base = random_base_model(options.model, options.num_layers, dtype)
+    return (
+        base,
+        random_heads(base.model.config, dtype),
+        load_tree(options.tree or target.default_tree),
+    )
 
 
 def _write_bundle(folder: Path, parts: _Parts, progress: Callable[[str], None]) -> None:
@@ -181,6 +222,9 @@ def _write_bundle(folder: Path, parts: _Parts, progress: Callable[[str], None]) 
     _write_texts(folder, parts)
     manifest = _manifest(folder, parts, graph_specs)
     _write_manifest(folder, manifest)
+    if not parts.compared:
+        progress("not compared with the model: its weights are random")
+        return
     progress("comparing the bundle with the model")
     verified = _verified(folder, parts)
     for where, result in verified.items():

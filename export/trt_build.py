@@ -213,6 +213,7 @@ def _build_engine(build: _Build, graph: str, folder: Path) -> EngineFile:
     build.tell(f"building the {graph} engine")
     plan = builder.build_serialized_network(network, config)
     del parser
+    _check_warnings(build, spec.file)
     if plan is None:
         raise BuildError(build_failure(build.logger.errors, graph))
     path = folder / f"{graph}.engine"
@@ -245,11 +246,6 @@ def _parsed(build: _Build, builder: Any, spec: GraphSpec) -> tuple[Any, Any]:
     parsed = parser.parse(ir.to_proto(model).SerializeToString(), str(path))
     if not parsed:
         raise BuildError(parser_failure(build.module, parser, spec.file))
-    if build.logger.warnings:
-        raise BuildError(
-            f"{spec.file}: TensorRT warns {one_line(build.logger.warnings[0])!r}, so the engine "
-            "would not compute what the graph says: export the model again with this release"
-        )
     return network, parser
 
 
@@ -289,6 +285,19 @@ def _profiles(build: _Build, graph: str, spec: GraphSpec) -> list[Profile]:
             inputs[tensor.name] = ShapeRange(low, opt, high)
         profiles.append(Profile(name, inputs))
     return profiles
+
+
+def _check_warnings(build: _Build, file: str) -> None:
+    """Fails for an ignored input, which would be a wrong engine; passes other warnings on."""
+    warnings = [one_line(text) for text in build.logger.warnings]
+    build.logger.warnings.clear()
+    for text in warnings:
+        if "unused" in text.lower():
+            raise BuildError(
+                f"{file}: TensorRT warns {text!r}, so the engine would not compute what the graph "
+                "says: export the model again with this release"
+            )
+        build.tell(f"warning: {text}")
 
 
 def _config(build: _Build, builder: Any, network: Any, profiles: list[Profile]) -> Any:

@@ -18,6 +18,7 @@ _VERBS = {
     "cli_chat": "hold a conversation in the terminal",
     "cli_bench": "compare Medusa with plain decoding",
     "cli_build": "build TensorRT engines from a bundle",
+    "cli_deploy": "write what a device or container needs to run a bundle",
     "cli_heads": "inspect head checkpoints, convert them between formats",
     "cli_train": "train heads on the model's own replies",
     "cli_calibrate": "find the tree and thresholds that are best on this machine",
@@ -66,6 +67,14 @@ def _add_export_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", type=Path, metavar="FOLDER", help="the bundle to write")
     parser.add_argument("--max-length", type=int, metavar="N", help="longest sequence in tokens")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing bundle")
+    parser.add_argument(
+        "--random-weights",
+        action="store_true",
+        help="use the model's shape (vicuna-7b, vicuna-13b or a config.json) without its weights",
+    )
+    parser.add_argument(
+        "--layers", type=int, metavar="N", help="with random weights: only N layers"
+    )
     parser.add_argument("--verbose", action="store_true", help="show tracebacks")
     parser.set_defaults(run=_export)
 
@@ -133,6 +142,8 @@ def _export(arguments: argparse.Namespace) -> None:
             target=arguments.target,
             max_length=arguments.max_length,
             overwrite=arguments.overwrite,
+            random_weights=arguments.random_weights,
+            num_layers=arguments.layers,
         ),
         progress,
     )

@@ -51,9 +51,12 @@ class Cuda:
             EngineError: there is no GPU that CUDA can use.
         """
         self._runtime = runtime
-        (num_devices,) = self._call("cudaGetDeviceCount")
-        if num_devices < 1:
-            raise EngineError("CUDA finds no GPU: run this on a machine that has one")
+        code, num_devices = runtime.cudaGetDeviceCount()
+        if int(code) != 0 or num_devices < 1:
+            raise EngineError(
+                f"CUDA finds no GPU ({getattr(code, 'name', code)}): run this on a machine that "
+                "has one, with its driver"
+            )
         capability = [
             self._call("cudaDeviceGetAttribute", getattr(runtime.cudaDeviceAttr, name), 0)[0]
             for name in (

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Self
 
 from medusa_trt.errors import EngineError, GenerationError, PromptError
+from medusa_trt.runtime.backends import engine_from_backend
 from medusa_trt.runtime.bundle import Bundle
 from medusa_trt.runtime.choosing import Chooser
 from medusa_trt.runtime.decoding import Added, Decoder, PrefillCancelled, SequenceState
 from medusa_trt.runtime.engine import Engine
 from medusa_trt.runtime.options import GenerationOptions, SamplingOptions
-from medusa_trt.runtime.ort_engine import OrtEngine
 from medusa_trt.runtime.reply import FinishReason, Generation, GenerationStats, Reply, StreamEvent
 from medusa_trt.runtime.text import Message, TextCodec
 from medusa_trt.tree_configs import MedusaTree
@@ -58,6 +58,7 @@ class MedusaSession:
         bundle: Bundle | str | Path,
         *,
         engine: Engine | None = None,
+        backend: str | None = None,
         max_length: int | None = None,
         batch_size: int = 1,
         num_threads: int | None = None,
@@ -66,7 +67,9 @@ class MedusaSession:
 
         Args:
             bundle: an opened bundle, or its folder.
-            engine: an engine to use instead of ONNX Runtime's; it is closed with the session.
+            engine: an engine to use instead of the backend's; it is closed with the session.
+            backend: what runs the graphs, a name in `runtime/backends.py`; the one of the
+                bundle's target by default.
             max_length: longest sequence, prompt and reply together, in tokens; what the bundle
                 allows by default.
             batch_size: sequences that `generate_batch` steps together.
@@ -87,7 +90,8 @@ class MedusaSession:
             )
         self.text = TextCodec(self.bundle)
         spare = max(_SPARE_ROWS, self.bundle.tree.num_nodes)
-        self.engine: Engine = engine or OrtEngine(
+        self.engine: Engine = engine or engine_from_backend(
+            backend,
             self.bundle,
             capacity=self.max_length + spare,
             batch_size=batch_size,

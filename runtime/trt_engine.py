@@ -323,6 +323,7 @@ class TrtEngine:
 
     def _keep(self, key: tuple[object, ...], bound: _Bound) -> None:
         while len(self._bindings) >= _MAX_BINDINGS:
+            self._cuda.synchronize()
             self._release(self._bindings.pop(next(iter(self._bindings))))
         self._bindings[key] = bound
 

@@ -2,8 +2,10 @@
 
 import importlib.util
 import json
+import shutil
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import onnx_ir as ir
 import pytest
@@ -20,16 +22,17 @@ from tiny_models import (
 )
 
 from medusa_trt.cli import main
-from medusa_trt.errors import BuildError
+from medusa_trt.errors import BuildError, ExportError
 from medusa_trt.export.passes.quantize_weights import quantized_matrix
 from medusa_trt.export.pipeline import ExportOptions, export_bundle, widened_bundle
 from medusa_trt.export.targets import TARGETS
 from medusa_trt.export.trt_build import build_engines
 from medusa_trt.export.trt_options import BuildOptions
 from medusa_trt.export.verify import compare_on_text, compare_on_tree, random_tree
-from medusa_trt.runtime.bundle import Bundle
+from medusa_trt.runtime.bundle import Bundle, TensorSpec
 from medusa_trt.runtime.engine_record import record_from_folder
 from medusa_trt.runtime.ort_engine import OrtEngine
+from medusa_trt.tree_configs import chain_tree
 
 CAPABILITIES = ("8.6", "12.0")
 MAX_TWIN_ERROR = 2e-3
@@ -71,7 +74,9 @@ def check_equals_model(bundle: Bundle, scratch: Path) -> None:
     model = random_model(llama_config())
     for parameter in model.parameters():
         parameter.data = parameter.data.half().float()
-    engine = OrtEngine(widened_bundle(bundle, scratch / "wide"), capacity=128, batch_size=2)
+    engine = OrtEngine(
+        widened_bundle(bundle, scratch / "wide"), capacity=128, batch_size=2, num_threads=1
+    )
     ids = np.random.default_rng(3).integers(0, VOCAB_SIZE, 60).tolist()
     found = [
         compare_on_text(engine, model, ids, chunk=17),
@@ -161,18 +166,20 @@ def test_what_cannot_be_built_is_refused(
 
 def changed_copy(bundle: Bundle, folder: Path, edit: str) -> Bundle:
     """A bundle whose verify graph has something that TensorRT refuses."""
-    import shutil
-
     shutil.copytree(bundle.path, folder, ignore=shutil.ignore_patterns("engines"))
-    path = folder / "verify.onnx"
+    path, manifest = folder / "verify.onnx", bundle.manifest
     model = ir.load(path)
     if edit == "operator":
         next(node for node in model.graph if node.op_type == "Sigmoid").op_type = "NoSuchOp"
     else:
         extra = ir.Value(name="extra", shape=ir.Shape([2]), type=ir.TensorType(ir.DataType.FLOAT))
         model.graph.inputs.append(extra)
+        verify = manifest.graphs["verify"]
+        inputs = [*verify.inputs, TensorSpec("extra", "float", [2])]
+        graphs = manifest.graphs | {"verify": msgspec.structs.replace(verify, inputs=inputs)}
+        manifest = msgspec.structs.replace(manifest, graphs=graphs)
     ir.save(model, path)
-    return Bundle(folder, bundle.manifest, bundle.tree)
+    return Bundle(folder, manifest, bundle.tree)
 
 
 @needs_rtx
@@ -231,3 +238,41 @@ def test_the_record_lists_what_was_asked(trt_bundle: Bundle) -> None:
         record = json.loads((folder / "engines.json").read_text())
         assert record["options"]["max_length"] == 128
         assert record["capacity"] == 128 + 64
+
+
+def test_random_weights_make_a_bundle_of_the_shape(tiny_model: Path, tmp_path: Path) -> None:
+    bundle = export_bundle(
+        ExportOptions(
+            model=str(tiny_model),
+            output=tmp_path / "bundle",
+            tree="chain-2",
+            target="tensorrt",
+            precision="int4",
+            random_weights=True,
+            num_layers=1,
+        ),
+        progress=lambda _: None,
+    )
+    assert bundle.manifest.model.num_layers == 1
+    assert bundle.manifest.model.vocab_size == VOCAB_SIZE
+    assert not bundle.manifest.verified
+    engine = OrtEngine(bundle, capacity=64, num_threads=1)
+    outputs = engine.verify([[1, 2, 3]], chain_tree(2), [0], logits=True)
+    assert outputs.logits is not None and np.isfinite(outputs.logits).all()
+    assert outputs.logits.std() > 0
+    engine.close()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_layers": 2}, "--layers cuts a model with --random-weights only"),
+        ({"random_weights": True, "heads": "x"}, "leave --heads out"),
+        ({"random_weights": True}, "no shape is known for 'nothing': give one of vicuna-7b"),
+        ({"random_weights": True, "model": "vicuna-7b", "num_layers": 99}, "vicuna-7b has 32"),
+    ],
+)
+def test_mistakes_in_random_weights(changes: dict[str, object], message: str) -> None:
+    values: dict[str, object] = {"model": "nothing", "target": "tensorrt"}
+    with pytest.raises(ExportError, match=message):
+        export_bundle(ExportOptions(**(values | changes)), lambda _: None)  # type: ignore[arg-type]

@@ -82,7 +82,9 @@ def test_replies_equal_those_of_onnx_runtime(which: str, request: pytest.Fixture
     with MedusaSession(own.bundle, engine=own.engine()) as session:
         found = replies(session, TREE)
         plain = replies(session, chain_tree(0))
-    engine = OrtEngine(own.bundle, capacity=own.bundle.manifest.model.max_length + 64)
+    engine = OrtEngine(
+        own.bundle, capacity=own.bundle.manifest.model.max_length + 64, num_threads=1
+    )
     with MedusaSession(own.bundle, engine=engine) as session:
         expected = replies(session, TREE)
     assert found == expected
@@ -94,7 +96,9 @@ def test_steady_steps_run_as_graphs_and_wait_once(built: Built) -> None:
     engine = built.engine()
     tokens = [[5, 6, 7, 8, 9, 10]]
     engine.verify(tokens, TREE, [0])
-    assert built.cuda.num_launches == 0
+    before = built.cuda.num_launches
+    engine.verify(tokens, chain_tree(5), [0])
+    assert built.cuda.num_launches == before  # a first run of a shape is no graph yet
     for step in range(1, 4):
         waits, launches = built.cuda.num_waits, built.cuda.num_launches
         engine.verify(tokens, TREE, [6 * step])
@@ -225,3 +229,13 @@ def test_the_builder_gets_the_options(trt_bundle: Bundle, tmp_path: Path) -> Non
 
 def test_every_product_has_a_row() -> None:
     assert {"tensorrt", "tensorrt-rtx"} == PRODUCTS.keys()
+
+
+def test_a_session_chooses_the_backend(trt_bundle: Bundle) -> None:
+    with MedusaSession(trt_bundle, backend="ort-cpu", max_length=64, num_threads=1) as session:
+        options = GenerationOptions(max_new_tokens=4, ignore_eos=True)
+        assert len(session.generate("hello", options).token_ids) == 4
+    with pytest.raises(EngineError, match="unknown backend 'cpu': choose from ort-cpu, tensorrt"):
+        MedusaSession(trt_bundle, backend="cpu")
+    with pytest.raises(EngineError, match=r"not installed|CUDA|no engines"):
+        MedusaSession(trt_bundle)

@@ -36,11 +36,11 @@ class FakeCuda:
     def __init__(self, capability: tuple[int, int] = (8, 6), num_devices: int = 1) -> None:
         self.capability, self.num_devices = capability, num_devices
         self.memory: dict[int, Any] = {}
-        self.queue: list[Callable[[], None]] = []
-        self.captured: list[Callable[[], None]] | None = None
+        self.queue: list[Callable[[], object]] = []
+        self.captured: list[Callable[[], object]] | None = None
         self.num_launches = self.num_waits = 0
 
-    def submit(self, work: Callable[[], None]) -> None:
+    def submit(self, work: Callable[[], object]) -> None:
         (self.queue if self.captured is None else self.captured).append(work)
 
     def check(self, address: int, size_bytes: int) -> None:
@@ -63,7 +63,7 @@ class FakeCuda:
         return (OK,)
 
     def cudaMalloc(self, size_bytes: int) -> tuple[Error, int]:
-        buffer = (ctypes.c_char * size_bytes)(*b"\xa5" * min(size_bytes, 64))
+        buffer = ctypes.create_string_buffer(b"\xa5" * min(size_bytes, 64), size_bytes)
         address = ctypes.addressof(buffer)
         self.memory[address] = buffer
         return OK, address
@@ -79,7 +79,7 @@ class FakeCuda:
 
     def cudaMemsetAsync(self, address: int, value: int, size: int, stream: int) -> tuple[Error]:
         self.check(address, size)
-        self.submit(lambda: ctypes.memset(address, value, size) and None)
+        self.submit(lambda: ctypes.memset(address, value, size))
         return (OK,)
 
     def cudaMemcpyAsync(
@@ -87,7 +87,7 @@ class FakeCuda:
     ) -> tuple[Error]:
         self.check(target, size_bytes)
         self.check(source, size_bytes)
-        self.submit(lambda: ctypes.memmove(target, source, size_bytes) and None)
+        self.submit(lambda: ctypes.memmove(target, source, size_bytes))
         return (OK,)
 
     def cudaMemcpy3DAsync(self, job: Any, stream: int) -> tuple[Error]:
@@ -121,25 +121,25 @@ class FakeCuda:
         self.captured = []
         return (OK,)
 
-    def cudaStreamEndCapture(self, stream: int) -> tuple[Error, list[Callable[[], None]]]:
+    def cudaStreamEndCapture(self, stream: int) -> tuple[Error, list[Callable[[], object]]]:
         assert self.captured is not None
         graph, self.captured = self.captured, None
         return OK, graph
 
     def cudaGraphInstantiate(
-        self, graph: list[Callable[[], None]], flags: int
-    ) -> tuple[Error, list[Callable[[], None]]]:
+        self, graph: list[Callable[[], object]], flags: int
+    ) -> tuple[Error, list[Callable[[], object]]]:
         return OK, list(graph)
 
-    def cudaGraphDestroy(self, graph: list[Callable[[], None]]) -> tuple[Error]:
+    def cudaGraphDestroy(self, graph: list[Callable[[], object]]) -> tuple[Error]:
         graph.clear()
         return (OK,)
 
-    def cudaGraphExecDestroy(self, executable: list[Callable[[], None]]) -> tuple[Error]:
+    def cudaGraphExecDestroy(self, executable: list[Callable[[], object]]) -> tuple[Error]:
         executable.clear()
         return (OK,)
 
-    def cudaGraphLaunch(self, executable: list[Callable[[], None]], stream: int) -> tuple[Error]:
+    def cudaGraphLaunch(self, executable: list[Callable[[], object]], stream: int) -> tuple[Error]:
         assert executable, "the graph was freed"
         self.num_launches += 1
         self.queue += executable

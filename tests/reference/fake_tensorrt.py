@@ -146,6 +146,7 @@ class _Engine:
         self.module, self.profiles = module, content["profiles"]
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
+        options.intra_op_num_threads = 1
         self.session = onnxruntime.InferenceSession(content["path"], options)
         graph = onnx.load(content["path"], load_external_data=False).graph
         self.inputs = {value.name: _Tensor(value) for value in graph.input}
