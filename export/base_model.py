@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr
+from contextlib import contextmanager, redirect_stderr, suppress
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib import resources
@@ -16,6 +16,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    GenerationConfig,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -28,6 +29,8 @@ from medusa_trt.export.gguf import checked_gguf, gguf_from_package
 from medusa_trt.export.head_formats.key_layouts import listed
 from medusa_trt.export.head_formats.loading import ADAPTER_CONFIG
 from medusa_trt.export.hub import is_hub_id
+from medusa_trt.export.safetensors_weights import weights_from_safetensors
+from medusa_trt.export.streamed_model import Weights, empty_model, weights_in_memory
 
 
 class Alias(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -68,11 +71,19 @@ class ModelSource:
 
 @dataclass(frozen=True, slots=True)
 class BaseModel:
-    """A loaded backbone with its tokenizer."""
+    """A backbone with its tokenizer.
+
+    Attributes:
+        source: where it comes from.
+        model: with its weights in memory, or with parameters on the meta device.
+        tokenizer: a fast one.
+        weights: of the model, read when they are used.
+    """
 
     source: ModelSource
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
+    weights: Weights
 
     @property
     def eos_token_ids(self) -> list[int]:
@@ -134,7 +145,38 @@ def load_base_model(source: ModelSource) -> BaseModel:
             does not know.
         HeadsError: the adapter that belongs to it does not fit.
     """
-    return BaseModel(source, load_model(source, torch.float32), load_tokenizer(source))
+    model = load_model(source, torch.float32)
+    return BaseModel(source, model, load_tokenizer(source), weights_in_memory(model))
+
+
+def open_base_model(source: ModelSource) -> BaseModel:
+    """Opens a backbone without reading its weights, where its files allow that.
+
+    They do where each parameter is one tensor of a safetensors or GGUF file; others are loaded.
+
+    Raises:
+        ExportError: see `load_base_model`.
+        HeadsError: see `load_base_model`.
+    """
+    with _loading(source):
+        streamed = None if source.adapter is not None else _streamed(source)
+    if streamed is None:
+        return load_base_model(source)
+    model, weights = streamed
+    return BaseModel(source, model, load_tokenizer(source), weights)
+
+
+def _streamed(source: ModelSource) -> tuple[PreTrainedModel, Weights] | None:
+    config = load_config(source)
+    if source.gguf_file is not None or getattr(config, "quantization_config", None) is not None:
+        return None
+    model = empty_model(config)
+    weights = weights_from_safetensors(model, source.location)
+    if weights is None:
+        return None
+    with suppress(OSError):  # many checkpoints have none
+        model.generation_config = GenerationConfig.from_pretrained(source.location)
+    return model, weights
 
 
 def load_model(source: ModelSource, dtype: torch.dtype | Literal["auto"]) -> PreTrainedModel:

@@ -16,6 +16,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from medusa_trt.errors import ExportError
 from medusa_trt.export.attention_probe import attention_calls, attention_problem
 from medusa_trt.export.rotary import IdentityRotary, rotary_tables
+from medusa_trt.export.streamed_model import fake_parameters
 from medusa_trt.export.scatter_attention import ScatterAttention
 from medusa_trt.export.targets import AttentionForm
 from medusa_trt.runtime.operators import DOMAIN
@@ -91,7 +92,8 @@ class VerifyModule(nn.Module):
         self.form = form
         rotary = model.base_model.rotary_emb
         assert isinstance(rotary, nn.Module)
-        calls = attention_calls(model, rotary)
+        with fake_parameters(model) as mode, mode:
+            calls = attention_calls(model, rotary)
         self.shape = CacheShape(len(calls), calls[0].key.shape[1], calls[0].key.shape[3])
         cos, sin = rotary_tables(rotary, max_length + ROTARY_SPARE)
         self.cos = nn.Buffer(cos, persistent=False)

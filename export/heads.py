@@ -126,7 +126,8 @@ class HeadsModule(nn.Module):
 
         Args:
             heads: the heads.
-            shared_unembedding: (vocab, hidden) of the backbone, for heads without their own.
+            shared_unembedding: (vocab, hidden) of the backbone, for heads without their own; on
+                the meta device where it is to be read later.
             top_k: candidates of each head.
             shared_bias: (vocab,) that the backbone adds to its logits, if it does.
         """
@@ -152,7 +153,11 @@ class HeadsModule(nn.Module):
         else:
             own = [head.unembedding for head in heads.heads if head.unembedding is not None]
             unembedding = torch.stack(own).transpose(1, 2).contiguous()
-        self.unembedding = nn.Buffer(unembedding, persistent=False)
+        self.unembedding = (
+            nn.Parameter(unembedding, requires_grad=False)
+            if unembedding.is_meta
+            else nn.Buffer(unembedding, persistent=False)
+        )
         self.unembedding_bias = None if bias is None else nn.Buffer(bias, persistent=False)
         self.token_map = (
             None if heads.token_map is None else nn.Buffer(heads.token_map, persistent=False)

@@ -7,10 +7,12 @@ from importlib.metadata import version
 from pathlib import Path
 
 import msgspec
+import onnx_ir as ir
+import torch
 from transformers import PreTrainedModel
 
 from medusa_trt.errors import ExportError, HeadsError
-from medusa_trt.export.base_model import BaseModel, load_base_model, source_from_name
+from medusa_trt.export.base_model import BaseModel, open_base_model, source_from_name
 from medusa_trt.export.graph import VerifyModule, refuse_unsupported
 from medusa_trt.export.heads import HeadsModule, MedusaHeads
 from medusa_trt.export.heads_choice import heads_for
@@ -25,6 +27,7 @@ from medusa_trt.export.output_folder import new_folder
 from medusa_trt.export.passes import QuantizeLinearPass
 from medusa_trt.export.reduce_graph import reduce_graph
 from medusa_trt.export.separate_heads import SeparateHeadsModule
+from medusa_trt.export.streamed_model import tensor_from_array, weights_at_hand
 from medusa_trt.export.targets import (
     AttentionForm,
     Precision,
@@ -121,9 +124,10 @@ def export_bundle(options: ExportOptions, progress: Callable[[str], None] = prin
     tree = load_tree(options.tree or (source.alias.tree if source.alias else target.default_tree))
     top_k = max(MIN_TOP_K, tree.top_k)
     tree.check(heads.num_heads, top_k)
-    progress(f"loading {source.name}")
-    base = load_base_model(source)
-    refuse_unsupported(base.model)
+    progress(f"opening {source.name}")
+    base = open_base_model(source)
+    with weights_at_hand(base.model, base.weights):
+        refuse_unsupported(base.model)
     heads.check_fits(base.model.config.hidden_size, base.model.config.vocab_size)
     if top_k > (num_tokens := heads.draft_vocab_size(base.model.config.vocab_size)):
         raise HeadsError(
@@ -145,31 +149,19 @@ def _write_bundle(folder: Path, parts: _Parts, progress: Callable[[str], None]) 
         progress(f"tracing the {name} graph")
         module = VerifyModule(model, parts.max_length, form)
         try:
-            graphs[name] = verify_graph(module, parts.target.opset, quantize)
+            graphs[name] = verify_graph(
+                module, parts.target.opset, quantize, parts.base.weights
+            )
         finally:
             module.release()
     progress("tracing the heads graph")
-    unembedding = model.get_output_embeddings()
-    bias = getattr(unembedding, "bias", None)
-    module_class = HeadsModule if quantize is None else SeparateHeadsModule
-    heads_module = module_class(
-        parts.heads,
-        unembedding.weight.detach(),
-        parts.top_k,
-        None if bias is None else bias.detach(),
-    )
-    graphs["heads"] = heads_graph(
-        heads_module,
-        parts.heads.hidden_size,
-        parts.target.opset,
-        None if quantize is None else quantize.at(8),
-    )
+    graphs["heads"] = _heads_graph(parts, quantize)
     graphs["reduce"] = reduce_graph(model.config.vocab_size, parts.target.opset)
     graphs["tree"] = tree_graph(parts.tree, parts.target.opset)
     progress("writing weights and graphs")
     save_graphs(folder, graphs)
     graph_specs = {name: graph_spec(folder, name) for name in graphs}
-    del graphs, heads_module
+    del graphs
     _write_texts(folder, parts)
     manifest = _manifest(folder, parts, graph_specs)
     _write_manifest(folder, manifest)
@@ -180,7 +172,8 @@ def _write_bundle(folder: Path, parts: _Parts, progress: Callable[[str], None]) 
     for batch_size in (1, 2):
         engine = OrtEngine(bundle, capacity=len(text_ids) + 64, batch_size=batch_size)
         try:
-            verified |= verify_bundle(bundle, engine, model, text_ids)
+            with weights_at_hand(model, parts.base.weights):
+                verified |= verify_bundle(bundle, engine, model, text_ids)
         finally:
             engine.close()
     for where, result in verified.items():
@@ -190,6 +183,34 @@ def _write_bundle(folder: Path, parts: _Parts, progress: Callable[[str], None]) 
             f"{result.max_logit_difference:.1e}"
         )
     _write_manifest(folder, msgspec.structs.replace(manifest, verified=verified))
+
+
+def _heads_graph(parts: _Parts, quantize: QuantizeLinearPass | None) -> ir.Model:
+    layer = parts.base.model.get_output_embeddings()
+    names_of = {id(each): name for name, each in parts.base.model.named_parameters()}
+    unembedding, bias = (
+        None if each is None else parts.base.weights[names_of[id(each)]]
+        for each in (layer.weight, getattr(layer, "bias", None))
+    )
+    assert unembedding is not None
+    # Rows that a token map picks are few; the whole is read when the graph is written.
+    is_whole = parts.heads.token_map is None and parts.heads.heads[0].unembedding is None
+    module_class = HeadsModule if quantize is None else SeparateHeadsModule
+    module = module_class(
+        parts.heads,
+        torch.empty(unembedding.sizes, device="meta")
+        if parts.heads.token_map is None
+        else tensor_from_array(unembedding.stored()),
+        parts.top_k,
+        None if bias is None else tensor_from_array(bias.stored()).float(),
+    )
+    return heads_graph(
+        module,
+        parts.heads.hidden_size,
+        parts.target.opset,
+        None if quantize is None else quantize.at(8),
+        unembedding if is_whole else None,
+    )
 
 
 def _write_texts(folder: Path, parts: _Parts) -> None:

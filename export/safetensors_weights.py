@@ -1,0 +1,137 @@
+"""A checkpoint's weights by the names of the model's parameters, read when they are used."""
+
+import json
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from transformers import PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+from transformers.utils import cached_file
+
+from medusa_trt.errors import ExportError
+from medusa_trt.export.head_formats.key_layouts import listed
+from medusa_trt.export.lazy_tensor import Array, LazyTensor
+from medusa_trt.export.streamed_model import Weights, array_from_tensor, tensor_from_array
+
+_INDEX = "model.safetensors.index.json"
+_SINGLE = "model.safetensors"
+_PLAIN_DTYPES = {"F64", "F32", "F16", "BF16"}
+
+
+def weights_from_safetensors(model: PreTrainedModel, location: str) -> Weights | None:
+    """The weights of a folder or hub repository in safetensors, sharded or not.
+
+    Args:
+        model: without weights in memory; buffers that the checkpoint holds are loaded into it.
+        location: a folder or hub id.
+
+    Returns:
+        A tensor for each parameter; None where the checkpoint is of another kind or its tensors
+        have to be joined or converted, which transformers does in memory.
+
+    Raises:
+        ExportError: a file is damaged, or weights are missing or misshapen.
+    """
+    files = _files_of(location)
+    if files is None:
+        return None
+    found = _tensors_by_parameter(model, files, location)
+    if found is None:
+        return None
+    buffers = dict(model.named_buffers())
+    for name in found.keys() & buffers.keys():
+        buffers[name].copy_(tensor_from_array(found[name].stored()))
+    weights: dict[str, LazyTensor] = {}
+    first_names: dict[int, str] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if name in found:
+            first_names.setdefault(id(parameter), name)
+    missing = []
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        source = found.get(first_names.get(id(parameter), name))
+        if source is None:
+            missing.append(name)
+        elif source.sizes != tuple(parameter.shape):
+            raise ExportError(
+                f"{location}: {name} is {source.sizes}, the config says {tuple(parameter.shape)}"
+            )
+        else:
+            weights[name] = source
+    if missing:
+        raise ExportError(
+            f"{location} lacks weights of the model: {listed(missing)}; give a whole model"
+        )
+    return weights
+
+
+def _files_of(location: str) -> list[Path] | None:
+    """The checkpoint's files, downloaded where the location is a hub id."""
+    index = _cached(location, _INDEX)
+    if index is None:
+        single = _cached(location, _SINGLE)
+        return None if single is None else [single]
+    try:
+        names = set(json.loads(index.read_text("utf-8"))["weight_map"].values())
+    except (OSError, ValueError, KeyError, AttributeError) as error:
+        raise ExportError(f"{index} is damaged: it has no weight_map ({error!r})") from error
+    if outside := [name for name in names if Path(str(name)).name != name]:
+        raise ExportError(f"{index} points outside its folder: {listed(map(str, outside))}")
+    files = [_cached(location, name) for name in sorted(names)]
+    if missing := [name for name, file in zip(sorted(names), files, strict=True) if file is None]:
+        raise ExportError(f"{index} lists files that are not there: {listed(missing)}")
+    return [file for file in files if file is not None]
+
+
+def _cached(location: str, name: str) -> Path | None:
+    found = cached_file(
+        location,
+        name,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_gated_repo=True,
+        _raise_exceptions_for_connection_errors=True,
+    )
+    return None if found is None else Path(found)
+
+
+def _tensors_by_parameter(
+    model: PreTrainedModel, files: list[Path], location: str
+) -> dict[str, LazyTensor] | None:
+    mapping = get_model_conversion_mapping(model)
+    renamings = [each for each in mapping if isinstance(each, WeightRenaming)]
+    converters = [each for each in mapping if isinstance(each, WeightConverter)]
+    wanted = model.state_dict()
+    tensors = {}
+    for file in files:
+        try:
+            with safe_open(file, "pt") as opened:
+                slices = {key: opened.get_slice(key) for key in opened.keys()}  # noqa: SIM118
+                facts = {key: (each.get_shape(), each.get_dtype()) for key, each in slices.items()}
+        except (SafetensorError, OSError) as error:
+            raise ExportError(f"cannot read {file}: {error}") from error
+        for key, (shape, dtype) in facts.items():
+            name, converted = rename_source_key(
+                key, renamings, converters, model.base_model_prefix, wanted
+            )
+            name = key if key in wanted and name not in wanted else name
+            if name not in wanted:
+                continue
+            if converted is not None or dtype not in _PLAIN_DTYPES:
+                return None
+            source = _Source(file, key)
+            tensors[name] = LazyTensor(source.read, shape, (location, key))
+    return tensors
+
+
+class _Source:
+    """One tensor of a file. The file is mapped for one use at a time, so that its pages go."""
+
+    def __init__(self, file: Path, key: str) -> None:
+        self._file, self._key = file, key
+
+    def read(self) -> Array:
+        try:
+            with safe_open(self._file, "pt") as opened:
+                return array_from_tensor(opened.get_tensor(self._key))
+        except (SafetensorError, OSError) as error:
+            raise ExportError(f"cannot read {self._key} of {self._file}: {error}") from error
