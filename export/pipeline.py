@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from medusa_trt.errors import ExportError, HeadsError
 from medusa_trt.export.base_model import BaseModel, open_base_model, source_from_name
+from medusa_trt.export.check import compared, described
 from medusa_trt.export.graph import VerifyModule, refuse_unsupported
 from medusa_trt.export.heads import HeadsModule, MedusaHeads
 from medusa_trt.export.heads_choice import heads_for
@@ -23,7 +24,7 @@ from medusa_trt.export.onnx_export import (
     tree_graph,
     verify_graph,
 )
-from medusa_trt.export.output_folder import new_folder
+from medusa_trt.export.output_folder import check_space, new_folder
 from medusa_trt.export.passes import QuantizeLinearPass
 from medusa_trt.export.reduce_graph import reduce_graph
 from medusa_trt.export.separate_heads import SeparateHeadsModule
@@ -35,11 +36,9 @@ from medusa_trt.export.targets import (
     precision_from_name,
     target_from_name,
 )
-from medusa_trt.export.verify import TEXT, verify_bundle
 from medusa_trt.runtime import bundle as names
 from medusa_trt.runtime.bundle import (
     FORMAT_VERSION,
-    Agreement,
     Bundle,
     FileSpec,
     GraphSpec,
@@ -49,7 +48,6 @@ from medusa_trt.runtime.bundle import (
     TargetSpec,
     sha256_from_file,
 )
-from medusa_trt.runtime.ort_engine import OrtEngine
 from medusa_trt.tree_configs import MedusaTree, load_tree
 
 MIN_TOP_K = 10
@@ -121,7 +119,8 @@ def export_bundle(options: ExportOptions, progress: Callable[[str], None] = prin
     progress(f"  {heads.num_heads} heads in {found.format} format from {found.path}")
     for text in choice.warnings:
         progress(f"warning: {text}")
-    tree = load_tree(options.tree or (source.alias.tree if source.alias else target.default_tree))
+    own_tree = None if source.alias is None else source.alias.tree
+    tree = load_tree(options.tree or own_tree or target.default_tree)
     top_k = max(MIN_TOP_K, tree.top_k)
     tree.check(heads.num_heads, top_k)
     progress(f"opening {source.name}")
@@ -136,6 +135,7 @@ def export_bundle(options: ExportOptions, progress: Callable[[str], None] = prin
         )
     max_length = _checked_max_length(options.max_length, base.model, target)
     parts = _Parts(base, heads, tree, target, precision, max_length, top_k)
+    check_space(output, _estimated_bytes(parts))
     with new_folder(output, options.overwrite) as folder:
         _write_bundle(folder, parts, progress)
     return Bundle.open(output, check_hashes=False)
@@ -149,9 +149,7 @@ def _write_bundle(folder: Path, parts: _Parts, progress: Callable[[str], None]) 
         progress(f"tracing the {name} graph")
         module = VerifyModule(model, parts.max_length, form)
         try:
-            graphs[name] = verify_graph(
-                module, parts.target.opset, quantize, parts.base.weights
-            )
+            graphs[name] = verify_graph(module, parts.target.opset, quantize, parts.base.weights)
         finally:
             module.release()
     progress("tracing the heads graph")
@@ -167,22 +165,26 @@ def _write_bundle(folder: Path, parts: _Parts, progress: Callable[[str], None]) 
     _write_manifest(folder, manifest)
     progress("comparing the bundle with the model")
     bundle = Bundle.open(folder, check_hashes=False)
-    text_ids = parts.base.tokenizer.encode(TEXT)
-    verified: dict[str, Agreement] = {}
-    for batch_size in (1, 2):
-        engine = OrtEngine(bundle, capacity=len(text_ids) + 64, batch_size=batch_size)
-        try:
-            with weights_at_hand(model, parts.base.weights):
-                verified |= verify_bundle(bundle, engine, model, text_ids)
-        finally:
-            engine.close()
+    try:
+        verified = compared(bundle, parts.base)
+    except ExportError as error:
+        raise ExportError(f"{error}; no bundle was written") from error
     for where, result in verified.items():
-        progress(
-            f"  {where}: argmax equal at {result.argmax_agreement:.1%} of {result.num_positions} "
-            f"positions, KL {result.kl_divergence:.1e} nats, largest logit difference "
-            f"{result.max_logit_difference:.1e}"
-        )
+        progress(f"  {described(where, result)}")
     _write_manifest(folder, msgspec.structs.replace(manifest, verified=verified))
+
+
+def _estimated_bytes(parts: _Parts) -> int:
+    """Size of the bundle: matrices at the precision with its scales, all else as float32."""
+    precision, total = parts.precision, 0
+    embedding = parts.base.model.get_input_embeddings().weight
+    for parameter in parts.base.model.parameters():
+        is_rounded = parameter.ndim == 2 and parameter is not embedding
+        bits = precision.layer_bits if is_rounded else None
+        total += parameter.numel() * (32 if bits is None else bits + 1) // 8
+    head_bits = 32 if precision.unembedding_bits is None else precision.unembedding_bits + 1
+    total += sum(size * head_bits // 8 for size in parts.heads.sizes)
+    return total
 
 
 def _heads_graph(parts: _Parts, quantize: QuantizeLinearPass | None) -> ir.Model:

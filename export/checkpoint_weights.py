@@ -1,8 +1,12 @@
 """A checkpoint's weights by the names of the model's parameters, read when they are used."""
 
 import json
+import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
@@ -14,13 +18,14 @@ from medusa_trt.export.head_formats.key_layouts import listed
 from medusa_trt.export.lazy_tensor import Array, LazyTensor
 from medusa_trt.export.streamed_model import Weights, array_from_tensor, tensor_from_array
 
-_INDEX = "model.safetensors.index.json"
-_SINGLE = "model.safetensors"
-_PLAIN_DTYPES = {"F64", "F32", "F16", "BF16"}
+_NAMES = ("model.safetensors", "pytorch_model.bin")
+"""By preference; a sharded checkpoint has an index by the same name."""
+
+_PLAIN_DTYPES = {torch.float64, torch.float32, torch.float16, torch.bfloat16}
 
 
-def weights_from_safetensors(model: PreTrainedModel, location: str) -> Weights | None:
-    """The weights of a folder or hub repository in safetensors, sharded or not.
+def weights_from_checkpoint(model: PreTrainedModel, location: str) -> Weights | None:
+    """The weights of a folder or hub repository in safetensors or PyTorch's files, sharded or not.
 
     Args:
         model: without weights in memory; buffers that the checkpoint holds are loaded into it.
@@ -67,18 +72,23 @@ def weights_from_safetensors(model: PreTrainedModel, location: str) -> Weights |
 
 def _files_of(location: str) -> list[Path] | None:
     """The checkpoint's files, downloaded where the location is a hub id."""
-    index = _cached(location, _INDEX)
-    if index is None:
-        single = _cached(location, _SINGLE)
-        return None if single is None else [single]
+    for single in _NAMES:
+        if index := _cached(location, f"{single}.index.json"):
+            return _shards(location, index)
+        if file := _cached(location, single):
+            return [file]
+    return None
+
+
+def _shards(location: str, index: Path) -> list[Path]:
     try:
-        names = set(json.loads(index.read_text("utf-8"))["weight_map"].values())
-    except (OSError, ValueError, KeyError, AttributeError) as error:
+        names = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise ExportError(f"{index} is damaged: it has no weight_map ({error!r})") from error
     if outside := [name for name in names if Path(str(name)).name != name]:
         raise ExportError(f"{index} points outside its folder: {listed(map(str, outside))}")
-    files = [_cached(location, name) for name in sorted(names)]
-    if missing := [name for name, file in zip(sorted(names), files, strict=True) if file is None]:
+    files = [_cached(location, name) for name in names]
+    if missing := [name for name, file in zip(names, files, strict=True) if file is None]:
         raise ExportError(f"{index} lists files that are not there: {listed(missing)}")
     return [file for file in files if file is not None]
 
@@ -103,12 +113,8 @@ def _tensors_by_parameter(
     wanted = model.state_dict()
     tensors = {}
     for file in files:
-        try:
-            with safe_open(file, "pt") as opened:
-                slices = {key: opened.get_slice(key) for key in opened.keys()}  # noqa: SIM118
-                facts = {key: (each.get_shape(), each.get_dtype()) for key, each in slices.items()}
-        except (SafetensorError, OSError) as error:
-            raise ExportError(f"cannot read {file}: {error}") from error
+        with _opened(file) as opened:
+            facts = {key: (tensor.shape, tensor.dtype) for key, tensor in opened.items()}
         for key, (shape, dtype) in facts.items():
             name, converted = rename_source_key(
                 key, renamings, converters, model.base_model_prefix, wanted
@@ -119,7 +125,7 @@ def _tensors_by_parameter(
             if converted is not None or dtype not in _PLAIN_DTYPES:
                 return None
             source = _Source(file, key)
-            tensors[name] = LazyTensor(source.read, shape, (location, key))
+            tensors[name] = LazyTensor(source.read, tuple(shape), (location, key))
     return tensors
 
 
@@ -130,8 +136,21 @@ class _Source:
         self._file, self._key = file, key
 
     def read(self) -> Array:
-        try:
-            with safe_open(self._file, "pt") as opened:
-                return array_from_tensor(opened.get_tensor(self._key))
-        except (SafetensorError, OSError) as error:
-            raise ExportError(f"cannot read {self._key} of {self._file}: {error}") from error
+        with _opened(self._file, self._key) as opened:
+            return array_from_tensor(opened[self._key].detach())
+
+
+@contextmanager
+def _opened(file: Path, key: str | None = None) -> Iterator[dict[str, torch.Tensor]]:
+    """The tensors of a file, or one of them, mapped and not read."""
+    try:
+        if file.suffix == ".safetensors":
+            with safe_open(file, "pt") as opened:
+                keys = list(opened.keys()) if key is None else [key]
+                yield {key: opened.get_tensor(key) for key in keys}
+        else:
+            loaded = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
+            yield {key: tensor for key, tensor in loaded.items() if torch.is_tensor(tensor)}
+    except (SafetensorError, OSError, RuntimeError, pickle.UnpicklingError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise ExportError(f"cannot read {file}: {reason}") from error
