@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from medusa_trt.errors import ExportError, HeadsError
 from medusa_trt.export.base_model import BaseModel, open_base_model, source_from_name
 from medusa_trt.export.check import compared, described
-from medusa_trt.export.graph import VerifyModule, refuse_unsupported
+from medusa_trt.export.graph import VerifyModule, refuse_unsupported, sliding_window_of
 from medusa_trt.export.heads import HeadsModule, MedusaHeads
 from medusa_trt.export.heads_choice import heads_for
 from medusa_trt.export.onnx_export import (
@@ -52,6 +52,9 @@ from medusa_trt.tree_configs import MedusaTree, load_tree
 
 MIN_TOP_K = 10
 """Candidates of each head, at least: the paper's number, so that published trees can be tried."""
+
+_LEAST_WINDOW = 1024
+"""A sliding window at least this long becomes the default limit on the sequence length."""
 
 _RECORDED_VERSIONS = ("medusa-trt", "torch", "transformers", "onnx", "onnx-ir", "onnxruntime")
 
@@ -125,15 +128,15 @@ def export_bundle(options: ExportOptions, progress: Callable[[str], None] = prin
     tree.check(heads.num_heads, top_k)
     progress(f"opening {source.name}")
     base = open_base_model(source)
+    max_length = _checked_max_length(options.max_length, base.model, target)
     with weights_at_hand(base.model, base.weights):
-        refuse_unsupported(base.model)
+        refuse_unsupported(base.model, max_length)
     heads.check_fits(base.model.config.hidden_size, base.model.config.vocab_size)
     if top_k > (num_tokens := heads.draft_vocab_size(base.model.config.vocab_size)):
         raise HeadsError(
             f"the heads offer {num_tokens} tokens, the tree {tree.name} and the runtime need "
             f"{top_k}: use heads with a larger vocabulary"
         )
-    max_length = _checked_max_length(options.max_length, base.model, target)
     parts = _Parts(base, heads, tree, target, precision, max_length, top_k)
     check_space(output, _estimated_bytes(parts))
     with new_folder(output, options.overwrite) as folder:
@@ -300,7 +303,8 @@ def _checked_max_length(asked: int | None, model: PreTrainedModel, target: Targe
             "sequence: they are not supported"
         )
     if asked is None:
-        return int(min(limit, target.max_length))
+        window = sliding_window_of(model) or limit
+        return int(min(limit, target.max_length, max(window, _LEAST_WINDOW)))
     if not 64 <= asked <= limit:
         raise ExportError(f"--max-length is {asked}: {model.config.model_type} takes 64 to {limit}")
     return asked

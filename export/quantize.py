@@ -117,20 +117,30 @@ def _codes_of_4_bits(
 ) -> tuple[NDArray[np.uint8], NDArray[np.float16]]:
     """-8 to 7 with the largest magnitude near -8, whichever its sign: the scale may be negative."""
     largest = np.take_along_axis(blocks, np.abs(blocks).argmax(-1)[..., None], -1)[..., 0]
-    best_codes = np.zeros(blocks.shape, np.float32)
     best_scales = np.zeros(blocks.shape[:-1], np.float16)
     best_errors = np.full(blocks.shape[:-1], np.inf, np.float32)
+    codes = np.empty_like(blocks)
     for shrink in _SHRINKS:
         for sign in (-8, 7):
             scales = (largest / sign * shrink).astype(np.float16)
-            divisors = _divisors(scales)
-            codes = np.rint(blocks / divisors[..., None]).clip(-8, 7)
-            errors = np.square(codes * divisors[..., None] - blocks).sum(-1)
+            divisors = _divisors(scales)[..., None]
+            _round_to_4_bits(blocks, divisors, codes)
+            codes *= divisors
+            codes -= blocks
+            errors = np.einsum("nbk,nbk->nb", codes, codes)
             better = errors < best_errors
-            best_errors = np.where(better, errors, best_errors)
-            best_scales = np.where(better, scales, best_scales)
-            best_codes = np.where(better[..., None], codes, best_codes)
-    return (best_codes + 8).astype(np.uint8), best_scales
+            np.copyto(best_errors, errors, where=better)
+            np.copyto(best_scales, scales, where=better)
+    _round_to_4_bits(blocks, _divisors(best_scales)[..., None], codes)
+    return (codes + 8).astype(np.uint8), best_scales
+
+
+def _round_to_4_bits(
+    blocks: NDArray[np.float32], divisors: NDArray[np.float32], codes: NDArray[np.float32]
+) -> None:
+    np.divide(blocks, divisors, out=codes)
+    np.rint(codes, out=codes)
+    np.clip(codes, -8, 7, out=codes)
 
 
 def _divisors(scales: NDArray[np.float16]) -> NDArray[np.float32]:

@@ -57,7 +57,7 @@ def _pack(graph: ir.Graph, products: list[ir.Node]) -> None:
         [ir.AttrInt64("axis", -1)],
         num_outputs=len(weights),
     )
-    product.outputs[0].name = name
+    product.outputs[0].name, product.outputs[0].type = name, products[0].outputs[0].type
     for index, (old, new) in enumerate(zip(products, split.outputs, strict=True)):
         new.name, new.shape, new.type = f"{name}.{index}", old.outputs[0].shape, old.outputs[0].type
         old.outputs[0].replace_all_uses_with(new)
