@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -22,7 +23,7 @@ from transformers import LlamaConfig
 from medusa_trt.export.base_model import load_tokenizer, source_from_name
 from medusa_trt.export.streamed_model import empty_model
 
-SHAPES = {
+SHAPES: dict[str, dict[str, Any]] = {
     # https://huggingface.co/lmsys/vicuna-7b-v1.3/blob/main/config.json
     "vicuna-7b": {
         "vocab_size": 32000,

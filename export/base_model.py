@@ -26,10 +26,14 @@ from medusa_trt.export.adapter import base_model_of, merged_with_adapter
 from medusa_trt.export.aliases import Alias, aliases
 from medusa_trt.export.checkpoint_weights import weights_from_checkpoint
 from medusa_trt.export.gguf import checked_gguf, gguf_from_package
+from medusa_trt.export.gguf_weights import weights_from_gguf
 from medusa_trt.export.head_formats.key_layouts import listed
 from medusa_trt.export.head_formats.loading import ADAPTER_CONFIG
 from medusa_trt.export.hub import is_hub_id
 from medusa_trt.export.streamed_model import Weights, empty_model, weights_in_memory
+
+STREAMED_GGUF_BYTES = 512 << 20
+"""A smaller GGUF file is dequantized once, a larger one a tensor at a time whenever it is used."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +134,8 @@ def load_base_model(source: ModelSource) -> BaseModel:
 def open_base_model(source: ModelSource) -> BaseModel:
     """Opens a backbone without reading its weights, where its files allow that.
 
-    They do where each parameter is one tensor of a safetensors or PyTorch file; others are loaded.
+    They do where each parameter is one tensor of a safetensors, PyTorch or GGUF file; others
+    are loaded.
 
     Raises:
         ExportError: see `load_base_model`.
@@ -146,7 +151,9 @@ def open_base_model(source: ModelSource) -> BaseModel:
 
 def _streamed(source: ModelSource) -> tuple[PreTrainedModel, Weights] | None:
     config = load_config(source)
-    if source.gguf_file is not None or getattr(config, "quantization_config", None) is not None:
+    if source.gguf_file is not None:
+        return _streamed_gguf(Path(source.location) / source.gguf_file, config)
+    if getattr(config, "quantization_config", None) is not None:
         return None
     model = empty_model(config)
     weights = weights_from_checkpoint(model, source.location)
@@ -155,6 +162,14 @@ def _streamed(source: ModelSource) -> tuple[PreTrainedModel, Weights] | None:
     with suppress(OSError):  # many checkpoints have none
         model.generation_config = GenerationConfig.from_pretrained(source.location)
     return model, weights
+
+
+def _streamed_gguf(path: Path, config: PretrainedConfig) -> tuple[PreTrainedModel, Weights] | None:
+    if path.stat().st_size < STREAMED_GGUF_BYTES:
+        return None
+    model = empty_model(config)
+    weights = weights_from_gguf(model, path)
+    return None if weights is None else (model, weights)
 
 
 def load_model(source: ModelSource, dtype: torch.dtype | Literal["auto"]) -> PreTrainedModel:

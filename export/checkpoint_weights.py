@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
-from transformers.utils import cached_file
+from transformers.utils.hub import cached_file
 
 from medusa_trt.errors import ExportError
 from medusa_trt.export.head_formats.key_layouts import listed

@@ -195,7 +195,7 @@ def _traced(
     assert program is not None
     model = program.model
     for value in model.graph.initializers.values():
-        if value.name in weights:
+        if value.name is not None and value.name in weights:
             value.const_value = weights[value.name].named(value.name)
     _simplify(model)
     for node in model.graph:

@@ -88,7 +88,7 @@ class _Loader:
             tensor = tensor if type(module) is nn.Embedding else tensor.float()
             module._parameters[key] = nn.Parameter(tensor, requires_grad=False)
 
-    def drop(self, module: nn.Module, _: object, output: object) -> object:
+    def drop(self, module: nn.Module, _: object, output: torch.Tensor) -> torch.Tensor | None:
         for key, (meta, _name) in self._empty.items():
             module._parameters[key] = meta
         return output.float() if type(module) is nn.Embedding else None

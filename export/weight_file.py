@@ -2,7 +2,7 @@
 
 from collections.abc import Hashable
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import onnx_ir as ir
@@ -55,7 +55,7 @@ class WeightFile:
         )
 
 
-def write_array(file: BinaryIO, array: Array, dtype: np.dtype) -> None:
+def write_array(file: BinaryIO, array: Array, dtype: np.dtype[Any]) -> None:
     """Writes an array in a type, converting a part at a time."""
     if array.ndim == 0:
         array = array[None]
@@ -63,4 +63,4 @@ def write_array(file: BinaryIO, array: Array, dtype: np.dtype) -> None:
     num_rows = max(1, _CHUNK_BYTES // row_bytes)
     for start in range(0, len(array), num_rows):
         part = np.ascontiguousarray(array[start : start + num_rows], dtype)
-        file.write(memoryview(part.reshape(-1).view(np.uint8)))
+        file.write(part.reshape(-1).view(np.uint8).data)

@@ -120,9 +120,9 @@ def _print_tables(
         console.print()
         for name, spec in bundle.manifest.graphs.items():
             for kind, tensors in (("in", spec.inputs), ("out", spec.outputs)):
-                for each in tensors:
+                for tensor in tensors:
                     console.print(
-                        escape(f"{name:<13} {kind:<3} {each.name} {each.dtype} {each.shape}")
+                        escape(f"{name:<13} {kind:<3} {tensor.name} {tensor.dtype} {tensor.shape}")
                     )
     console.print()
     console.print("\n".join(tree_lines(bundle)))

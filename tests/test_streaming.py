@@ -15,7 +15,8 @@ from tiny_models import llama_config, random_model, save_tiny_model
 from medusa_trt.errors import ExportError
 from medusa_trt.export.base_model import load_base_model, open_base_model, source_from_name
 from medusa_trt.export.checkpoint_weights import weights_from_checkpoint
-from medusa_trt.export.lazy_tensor import LazyTensor, concatenated, lazy, transposed
+from medusa_trt.export.gguf_weights import weights_from_gguf
+from medusa_trt.export.lazy_tensor import Array, LazyTensor, concatenated, lazy, transposed
 from medusa_trt.export.output_folder import check_space, new_folder
 from medusa_trt.export.segmented_engine import SegmentedEngine
 from medusa_trt.export.streamed_model import empty_model, weights_at_hand
@@ -52,7 +53,7 @@ def test_a_streamed_model_computes_what_a_loaded_one_does(
     model = random_model(llama_config(tie_word_embeddings=tied))
     state = model.state_dict()
     if kind == "bfloat16":
-        model.to(torch.bfloat16).save_pretrained(folder)
+        model.bfloat16().save_pretrained(folder)
     elif kind == "sharded":
         (folder / "model.safetensors").unlink()
         model.save_pretrained(folder, max_shard_size="100KB")
@@ -68,6 +69,26 @@ def test_a_streamed_model_computes_what_a_loaded_one_does(
         }
         save_file(renamed, folder / "model.safetensors", {"format": "pt"})
     assert torch.equal(streamed_logits(folder), loaded_logits(folder))
+
+
+def test_a_gguf_file_gives_the_weights_that_transformers_reads() -> None:
+    source = source_from_name("smollm2-135m")
+    assert source.gguf_file is not None
+    loaded = load_base_model(source).model
+    weights = weights_from_gguf(
+        empty_model(loaded.config), Path(source.location) / source.gguf_file
+    )
+    assert weights is not None
+    parameters = dict(loaded.named_parameters(remove_duplicate=False))
+    assert weights.keys() == parameters.keys()
+    for name in (
+        "lm_head.weight",
+        "model.norm.weight",
+        "model.layers.3.self_attn.q_proj.weight",
+        "model.layers.3.self_attn.k_proj.weight",
+        "model.layers.29.mlp.down_proj.weight",
+    ):
+        assert np.array_equal(weights[name].stored(), parameters[name].detach().numpy())
 
 
 def test_missing_and_misshapen_weights_are_named(tmp_path: Path) -> None:
@@ -97,8 +118,7 @@ def test_recipes_give_what_numpy_does_and_know_equal_ones() -> None:
     rng = np.random.default_rng(0)
     arrays = [rng.normal(size=(3, 4)).astype(ml_dtypes.bfloat16) for _ in range(2)]
     tensors = [
-        LazyTensor(lambda array=array: array, (3, 4), ("file", index))
-        for index, array in enumerate(arrays)
+        LazyTensor(array.view, (3, 4), ("file", index)) for index, array in enumerate(arrays)
     ]
     joined = concatenated([transposed(tensor) for tensor in tensors], axis=1)
     expected = np.concatenate([array.T for array in arrays], axis=1).astype(np.float32)
@@ -113,7 +133,7 @@ def test_equal_weights_of_several_graphs_are_written_once(tmp_path: Path) -> Non
     array = np.arange(1000, dtype=np.float16).reshape(40, 25)
     reads = []
 
-    def stored() -> np.ndarray:
+    def stored() -> Array:
         reads.append(1)
         return array
 
@@ -138,7 +158,7 @@ def test_equal_weights_of_several_graphs_are_written_once(tmp_path: Path) -> Non
         True,
         True,
     ]
-    assert found[0] is found[3]
+    assert found[0] is found[3] and found[3] is not None and found[4] is not None
     assert np.array_equal(found[3].numpy(), array.astype(np.float32))
     assert np.array_equal(found[4].numpy(), array.T.astype(np.float32))
 
