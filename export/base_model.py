@@ -30,6 +30,7 @@ from medusa_trt.export.gguf_weights import weights_from_gguf
 from medusa_trt.export.head_formats.key_layouts import listed
 from medusa_trt.export.head_formats.loading import ADAPTER_CONFIG
 from medusa_trt.export.hub import is_hub_id
+from medusa_trt.export.packed_weights import Packing, packing_from_config
 from medusa_trt.export.streamed_model import Weights, empty_model, weights_in_memory
 
 STREAMED_GGUF_BYTES = 512 << 20
@@ -70,6 +71,17 @@ class BaseModel:
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     weights: Weights
+
+    @property
+    def warning(self) -> str | None:
+        """What the user should know of how the weights are stored."""
+        packing = _packing(self.model.config)
+        if packing is None:
+            return None
+        return (
+            f"{self.source.name} holds {packing.method} weights of {packing.bits} bits: they are "
+            "dequantized, and rounded again where --precision is not fp32"
+        )
 
     @property
     def eos_token_ids(self) -> list[int]:
@@ -153,15 +165,22 @@ def _streamed(source: ModelSource) -> tuple[PreTrainedModel, Weights] | None:
     config = load_config(source)
     if source.gguf_file is not None:
         return _streamed_gguf(Path(source.location) / source.gguf_file, config)
-    if getattr(config, "quantization_config", None) is not None:
+    packing = _packing(config)
+    if packing is None and getattr(config, "quantization_config", None) is not None:
         return None
     model = empty_model(config)
-    weights = weights_from_checkpoint(model, source.location)
+    weights = weights_from_checkpoint(model, source.location, packing)
     if weights is None:
         return None
     with suppress(OSError):  # many checkpoints have none
         model.generation_config = GenerationConfig.from_pretrained(source.location)
     return model, weights
+
+
+def _packing(config: PretrainedConfig) -> Packing | None:
+    found = getattr(config, "quantization_config", None)
+    as_dict = found if isinstance(found, dict) or found is None else found.to_dict()
+    return None if as_dict is None else packing_from_config(as_dict)
 
 
 def _streamed_gguf(path: Path, config: PretrainedConfig) -> tuple[PreTrainedModel, Weights] | None:

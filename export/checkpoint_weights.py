@@ -2,8 +2,9 @@
 
 import json
 import pickle
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -16,6 +17,7 @@ from transformers.utils.hub import cached_file
 from medusa_trt.errors import ExportError
 from medusa_trt.export.head_formats.key_layouts import listed
 from medusa_trt.export.lazy_tensor import Array, LazyTensor
+from medusa_trt.export.packed_weights import Packing
 from medusa_trt.export.streamed_model import Weights, array_from_tensor, tensor_from_array
 
 _NAMES = ("model.safetensors", "pytorch_model.bin")
@@ -24,12 +26,15 @@ _NAMES = ("model.safetensors", "pytorch_model.bin")
 _PLAIN_DTYPES = {torch.float64, torch.float32, torch.float16, torch.bfloat16}
 
 
-def weights_from_checkpoint(model: PreTrainedModel, location: str) -> Weights | None:
+def weights_from_checkpoint(
+    model: PreTrainedModel, location: str, packing: Packing | None = None
+) -> Weights | None:
     """The weights of a folder or hub repository in safetensors or PyTorch's files, sharded or not.
 
     Args:
         model: without weights in memory; buffers that the checkpoint holds are loaded into it.
         location: a folder or hub id.
+        packing: of its linear layers, if they are quantized.
 
     Returns:
         A tensor for each parameter; None where the checkpoint is of another kind or its tensors
@@ -41,7 +46,7 @@ def weights_from_checkpoint(model: PreTrainedModel, location: str) -> Weights | 
     files = _files_of(location)
     if files is None:
         return None
-    found = _tensors_by_parameter(model, files, location)
+    found = _tensors_by_parameter(model, files, location, packing)
     if found is None:
         return None
     buffers = dict(model.named_buffers())
@@ -105,17 +110,22 @@ def _cached(location: str, name: str) -> Path | None:
 
 
 def _tensors_by_parameter(
-    model: PreTrainedModel, files: list[Path], location: str
+    model: PreTrainedModel, files: list[Path], location: str, packing: Packing | None
 ) -> dict[str, LazyTensor] | None:
     mapping = get_model_conversion_mapping(model)
     renamings = [each for each in mapping if isinstance(each, WeightRenaming)]
     converters = [each for each in mapping if isinstance(each, WeightConverter)]
     wanted = model.state_dict()
     tensors = {}
+    packed: dict[str, dict[str, _Source]] = {}
     for file in files:
         with _opened(file) as opened:
             facts = {key: (tensor.shape, tensor.dtype) for key, tensor in opened.items()}
         for key, (shape, dtype) in facts.items():
+            layer, _, suffix = key.rpartition(".")
+            if packing is not None and suffix in packing.suffixes:
+                packed.setdefault(layer, {})[suffix] = _Source(file, key)
+                continue
             name, converted = rename_source_key(
                 key, renamings, converters, model.base_model_prefix, wanted
             )
@@ -126,7 +136,23 @@ def _tensors_by_parameter(
                 return None
             source = _Source(file, key)
             tensors[name] = LazyTensor(source.read, tuple(shape), (location, key))
+    for layer, sources in packed.items():
+        assert packing is not None
+        needed = set(packing.suffixes) - set(packing.optional)
+        if missing := sorted(needed - sources.keys()):
+            raise ExportError(f"{location}: {layer} lacks {listed(missing)}")
+        name, _ = rename_source_key(
+            f"{layer}.weight", renamings, converters, model.base_model_prefix, wanted
+        )
+        if name in wanted:
+            read = partial(_unpacked, packing, sources)
+            tensors[name] = LazyTensor(read, tuple(wanted[name].shape), (location, layer))
     return tensors
+
+
+def _unpacked(packing: Packing, sources: Mapping[str, "_Source"]) -> Array:
+    tensors = {suffix: source.read() for suffix, source in sources.items()}
+    return packing.unpack(tensors, packing.bits)
 
 
 class _Source:

@@ -31,7 +31,8 @@ def weights_from_gguf(model: PreTrainedModel, path: Path) -> Weights | None:
     """
     reader = GGUFReader(path)
     architecture = read_field(reader, "general.architecture")[0]
-    processor = TENSOR_PROCESSORS.get(architecture, TensorProcessor)(model.config.to_dict())
+    processor_class: Any = TENSOR_PROCESSORS.get(architecture, TensorProcessor)
+    processor = processor_class(model.config.to_dict())
     try:
         names = get_gguf_hf_weights_map(model, processor)
     except NotImplementedError:

@@ -128,6 +128,8 @@ def export_bundle(options: ExportOptions, progress: Callable[[str], None] = prin
     tree.check(heads.num_heads, top_k)
     progress(f"opening {source.name}")
     base = open_base_model(source)
+    if base.warning is not None:
+        progress(f"warning: {base.warning}")
     max_length = _checked_max_length(options.max_length, base.model, target)
     with weights_at_hand(base.model, base.weights):
         refuse_unsupported(base.model, max_length)
