@@ -100,15 +100,21 @@ def attention_calls(model: PreTrainedModel, rotary: nn.Module) -> list[Attention
     return calls
 
 
-def attention_problem(model: PreTrainedModel) -> str | None:
-    """Why `GroupQueryAttention` cannot stand for this model's attention, or None."""
+def attention_problem(model: PreTrainedModel, window_reaches_all: bool = False) -> str | None:
+    """Why `GroupQueryAttention` cannot stand for this model's attention, or None.
+
+    Args:
+        model: able to run.
+        window_reaches_all: whether a sliding window is no limit on the sequences to come.
+    """
     rotary = model.base_model.rotary_emb
     assert isinstance(rotary, nn.Module)
     calls = attention_calls(model, rotary)
     if [call.layer for call in calls] != list(range(model.config.num_hidden_layers)):
         return "attention other than once in each layer"
+    harmless = {"sliding_window"} if window_reaches_all else set()
     for call in calls:
-        if refused := sorted(call.options & _REFUSED_OPTIONS.keys()):
+        if refused := sorted(call.options & _REFUSED_OPTIONS.keys() - harmless):
             return _REFUSED_OPTIONS[refused[0]]
         if call.own_mask:
             return "an attention mask of their own"

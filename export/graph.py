@@ -18,6 +18,7 @@ from medusa_trt.export.attention_probe import attention_calls, attention_problem
 from medusa_trt.export.device_attention import DecomposedAttention, DeviceAttention
 from medusa_trt.export.rotary import IdentityRotary, rotary_tables
 from medusa_trt.export.scatter_attention import ScatterAttention
+from medusa_trt.export.streamed_model import fake_parameters
 from medusa_trt.export.targets import AttentionForm
 from medusa_trt.runtime.operators import DOMAIN
 
@@ -42,13 +43,27 @@ class CacheShape:
     head_dim: int
 
 
-def refuse_unsupported(model: PreTrainedModel) -> None:
+def sliding_window_of(model: PreTrainedModel) -> int | None:
+    """How many tokens a model's attention reaches back in some layer, where that is limited."""
+    config = model.config
+    window = getattr(config, "sliding_window", None)
+    used = getattr(config, "use_sliding_window", True)
+    return int(window) if window and used else None
+
+
+def refuse_unsupported(model: PreTrainedModel, max_length: int | None = None) -> None:
     """Refuses what `GroupQueryAttention` with a tree mask cannot express.
+
+    Args:
+        model: able to run.
+        max_length: the longest sequence; a sliding window that reaches over all of it is none.
 
     Raises:
         ExportError: the feature by its name.
     """
-    found = _problem_in_config(model) or attention_problem(model)
+    window = sliding_window_of(model)
+    reaches_all = window is not None and max_length is not None and max_length <= window
+    found = _problem_in_config(model, reaches_all) or attention_problem(model, reaches_all)
     if found is not None:
         raise ExportError(
             f"{model.config.model_type} models with {found} are not supported: "
@@ -56,15 +71,18 @@ def refuse_unsupported(model: PreTrainedModel) -> None:
         )
 
 
-def _problem_in_config(model: PreTrainedModel) -> str | None:
+def _problem_in_config(model: PreTrainedModel, window_reaches_all: bool) -> str | None:
     config = model.config
     rope = getattr(config, "rope_parameters", None) or {}
     layer_types = set(getattr(config, "layer_types", None) or ()) - {"full_attention"}
+    if window_reaches_all:
+        layer_types.discard("sliding_attention")
+    window = sliding_window_of(model)
     found = None
     if not getattr(model, "_supports_attention_backend", False):
         found = "attention outside the attention interface of transformers"
-    elif getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True):
-        found = f"a sliding window of {config.sliding_window} tokens"
+    elif window is not None and not window_reaches_all:
+        found = f"a sliding window of {window} tokens (a --max-length of at most that avoids it)"
     elif getattr(config, "attn_logit_softcapping", None):
         found = f"attention soft-capping at {config.attn_logit_softcapping}"
     elif model._is_stateful:
@@ -98,7 +116,8 @@ class VerifyModule(nn.Module):
         self.form = form
         rotary = model.base_model.rotary_emb
         assert isinstance(rotary, nn.Module)
-        calls = attention_calls(model, rotary)
+        with fake_parameters(model) as mode, mode:
+            calls = attention_calls(model, rotary)
         self.shape = CacheShape(len(calls), calls[0].key.shape[1], calls[0].key.shape[3])
         cos, sin = rotary_tables(rotary, max_length + ROTARY_SPARE)
         self.cos = nn.Buffer(cos.to(model.dtype), persistent=False)

@@ -71,6 +71,17 @@ class MedusaHeads:
         same = all(head.unembedding is first for head in self.heads)
         return first if same else None
 
+    @property
+    def sizes(self) -> list[int]:
+        """Elements of each tensor, a common unembedding once."""
+        tensors: dict[int, torch.Tensor] = {}
+        for head in self.heads:
+            maps = [*head.blocks, *([head.projection] if head.projection else [])]
+            for tensor in (*(map_.weight for map_ in maps), head.unembedding):
+                if tensor is not None:
+                    tensors[id(tensor)] = tensor
+        return [tensor.numel() for tensor in tensors.values()]
+
     def draft_vocab_size(self, vocab_size: int) -> int:
         """Number of tokens that the heads choose from, on a backbone with `vocab_size`."""
         return vocab_size if self.token_map is None else int(self.token_map.numel())
@@ -126,7 +137,8 @@ class HeadsModule(nn.Module):
 
         Args:
             heads: the heads.
-            shared_unembedding: (vocab, hidden) of the backbone, for heads without their own.
+            shared_unembedding: (vocab, hidden) of the backbone, for heads without their own; on
+                the meta device where it is to be read later.
             top_k: candidates of each head.
             shared_bias: (vocab,) that the backbone adds to its logits, if it does.
         """
@@ -152,7 +164,11 @@ class HeadsModule(nn.Module):
         else:
             own = [head.unembedding for head in heads.heads if head.unembedding is not None]
             unembedding = torch.stack(own).transpose(1, 2).contiguous()
-        self.unembedding = nn.Buffer(unembedding, persistent=False)
+        self.unembedding = (
+            nn.Parameter(unembedding, requires_grad=False)
+            if unembedding.is_meta
+            else nn.Buffer(unembedding, persistent=False)
+        )
         self.unembedding_bias = None if bias is None else nn.Buffer(bias, persistent=False)
         self.token_map = (
             None if heads.token_map is None else nn.Buffer(heads.token_map, persistent=False)

@@ -64,14 +64,17 @@ def heads_for(source: ModelSource, asked: str | Path | None) -> HeadsChoice:
 
 
 def _own_heads(source: ModelSource) -> str | Path:
-    if source.alias is not None:
-        return source.alias.heads_path
+    if source.alias is not None and (found := source.alias.heads_source) is not None:
+        return found
     if source.adapter is not None:
         return source.adapter
     is_folder = source.gguf_file is None and Path(source.location).is_dir()
     if (is_folder or is_hub_id(source.location)) and holds_heads(source.location):
         return source.location
-    raise HeadsError(f"no heads are known for {source.name!r}: give a checkpoint with --heads")
+    raise HeadsError(
+        f"no heads are known for {source.name!r}: give a checkpoint with --heads, or train some "
+        "with medusa-trt train"
+    )
 
 
 def _is_backbone(source: ModelSource, asked: str | Path | None, backbone: Path) -> bool:

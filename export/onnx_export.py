@@ -1,10 +1,9 @@
 """Tracing the graphs to ONNX, and writing them with one copy of each weight."""
 
-import hashlib
 import logging
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
 from io import StringIO
 from pathlib import Path
 
@@ -12,13 +11,19 @@ import numpy as np
 import onnx_ir as ir
 import torch
 from onnx_ir.passes import InPlacePass
+from onnxscript.optimizer import optimize_ir
+from onnxscript.rewriter import onnx_fusions
 from torch import nn
 from torch.export import Dim
 
 from medusa_trt.errors import ExportError
 from medusa_trt.export.graph import DEVICE_FORMS, VerifyModule
 from medusa_trt.export.heads import HeadsModule
+from medusa_trt.export.lazy_tensor import LazyTensor
 from medusa_trt.export.passes import optimize
+from medusa_trt.export.passes.fold_transpose import FoldTransposePass
+from medusa_trt.export.streamed_model import Weights, fake_parameters
+from medusa_trt.export.weight_file import WeightFile
 from medusa_trt.runtime import bundle as names
 from medusa_trt.runtime.bundle import GraphSpec, TensorSpec
 from medusa_trt.tree_configs import MedusaTree
@@ -26,13 +31,23 @@ from medusa_trt.tree_configs import MedusaTree
 MASKED = float(np.finfo(np.float32).min)
 """The additive mask's value where a node does not see another."""
 
-_INLINE_LIMIT_BYTES = 1 << 10
-
 _TENSOR_SCATTER_OPSET = 24
 
 
-def verify_graph(module: VerifyModule, opset: int, quantize: InPlacePass | None = None) -> ir.Model:
-    """The verify graph, optimized; see `VerifyModule.forward` for its inputs and outputs."""
+def verify_graph(
+    module: VerifyModule,
+    opset: int,
+    quantize: InPlacePass | None = None,
+    weights: Weights | None = None,
+) -> ir.Model:
+    """The verify graph, optimized; see `VerifyModule.forward` for its inputs and outputs.
+
+    Args:
+        module: traced without data where `weights` are given.
+        opset: of the graph.
+        quantize: where its products are to be quantized.
+        weights: of the model in `module`, read when the graph is written.
+    """
     layers = range(module.shape.num_layers)
     on_device = module.form in DEVICE_FORMS
     batched = module.form != "group_query_attention"
@@ -71,6 +86,7 @@ def verify_graph(module: VerifyModule, opset: int, quantize: InPlacePass | None 
                 *({2: capacity, **batch} for _ in range(2 * module.shape.num_layers)),
             ),
         ),
+        weights={f"model.{name}": weight for name, weight in (weights or {}).items()},
     )
     optimize(model, quantize, portable=on_device)
     if module.form in ("tensor_scatter", "device_attention"):
@@ -84,16 +100,18 @@ def heads_graph(
     hidden_size: int,
     opset: int,
     quantize: InPlacePass | None = None,
+    unembedding: LazyTensor | None = None,
     *,
     portable: bool = False,
 ) -> ir.Model:
     """The heads graph; see `HeadsModule.forward` for its input and output.
 
     Args:
-        module: the heads.
-        hidden_size: of the backbone.
+        module: the heads, with the backbone's unembedding as a parameter where that is lazy.
+        hidden_size: width of the hidden state.
         opset: of the graph.
         quantize: where its products are to be quantized.
+        unembedding: the backbone's, where the heads share it and it is to be read later.
         portable: see `optimize`.
     """
     model = _traced(
@@ -103,6 +121,7 @@ def heads_graph(
         input_names=[names.HIDDEN],
         output_names=[names.DRAFT_IDS],
         dynamic_shapes=({0: Dim("batch", min=1, max=1 << 16)},),
+        weights={} if unembedding is None else {"unembedding": unembedding},
     )
     if quantize is not None:
         optimize(model, quantize, portable=portable)
@@ -134,29 +153,18 @@ def tree_graph(tree: MedusaTree, opset: int) -> ir.Model:
 def save_graphs(folder: Path, graphs: Mapping[str, ir.Model]) -> None:
     """Writes the graphs into a bundle's folder.
 
-    The verify graph's large weights go to one external file. Other graphs that have equal
-    weights (heads that share the unembedding, the batch form) refer to its bytes in that file.
+    Large weights go to one external file, each once, whichever graphs have it: heads that share
+    the unembedding, and the batch form, refer to the same bytes. A protobuf file holds 2 GB at
+    most, and the heads of a large model have more.
 
     Args:
         folder: the bundle's.
         graphs: by their names in `GRAPH_FILES`; "verify" is among them.
     """
-    ir.save(
-        graphs["verify"],
-        folder / names.GRAPH_FILES["verify"],
-        external_data=names.WEIGHTS_FILE,
-        size_threshold_bytes=_INLINE_LIMIT_BYTES,
-    )
-    saved = ir.load(folder / names.GRAPH_FILES["verify"]).graph
-    written = {
-        _digest(value.const_value): value.const_value
-        for value in saved.initializers.values()
-        if isinstance(value.const_value, ir.ExternalTensor)
-    }
+    weights = WeightFile(folder / names.WEIGHTS_FILE)
     for name, model in graphs.items():
-        if name != "verify":
-            _share_weights(folder, model, written)
-            ir.save(model, folder / names.GRAPH_FILES[name])
+        weights.take(model)
+        ir.save(model, folder / names.GRAPH_FILES[name])
 
 
 def graph_spec(folder: Path, graph: str) -> GraphSpec:
@@ -174,9 +182,11 @@ def _traced(
     input_names: list[str],
     output_names: list[str],
     dynamic_shapes: tuple[object, ...] | None,
+    weights: Weights,
 ) -> ir.Model:
+    """Traces a module; parameters named in `weights` are traced without data."""
     try:
-        with torch.no_grad(), _quiet():
+        with torch.no_grad(), _quiet(), fake_parameters(module) if weights else nullcontext():
             program = torch.onnx.export(
                 module,
                 inputs,
@@ -185,7 +195,7 @@ def _traced(
                 input_names=input_names,
                 output_names=output_names,
                 dynamic_shapes=dynamic_shapes,
-                optimize=True,
+                optimize=False,
                 verbose=False,
             )
     except torch.onnx.OnnxExporterError as error:
@@ -193,6 +203,10 @@ def _traced(
         raise ExportError(f"torch cannot trace this model: {reason}; please report it") from error
     assert program is not None
     model = program.model
+    for value in model.graph.initializers.values():
+        if value.name is not None and value.name in weights:
+            value.const_value = weights[value.name].named(value.name)
+    _simplify(model)
     for node in model.graph:
         node.metadata_props.clear()
     model.metadata_props.clear()
@@ -214,35 +228,17 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _share_weights(
-    folder: Path, model: ir.Model, written: dict[tuple[object, ...], ir.ExternalTensor]
-) -> None:
-    """Refers to weights that are in the external file, and adds large ones that are not.
+def _simplify(model: ir.Model) -> None:
+    """What the exporter's own optimization does, without reading large weights."""
 
-    A protobuf file holds 2 GB at most, and the heads of a large model have more.
-    """
-    with (folder / names.WEIGHTS_FILE).open("ab") as file:
-        for value in model.graph.initializers.values():
-            tensor = value.const_value
-            if tensor is None or tensor.nbytes <= _INLINE_LIMIT_BYTES:
-                continue
-            digest = _digest(tensor)
-            if digest not in written:
-                written[digest] = ir.ExternalTensor(
-                    names.WEIGHTS_FILE,
-                    file.tell(),
-                    tensor.nbytes,
-                    tensor.dtype,
-                    shape=ir.Shape(tensor.shape.numpy()),
-                    name=value.name or "",
-                    base_dir=folder,
-                )
-                file.write(tensor.tobytes())
-            value.const_value = written[digest]
+    def should_fold(node: ir.Node) -> bool | None:
+        is_weight = node.op_type == "Transpose" and node.inputs[0] in weights
+        return False if is_weight else None
 
-
-def _digest(tensor: ir.TensorProtocol) -> tuple[object, ...]:
-    return tensor.dtype, tuple(tensor.shape), hashlib.sha256(tensor.tobytes()).digest()
+    weights = set(model.graph.initializers.values())
+    optimize_ir(model, should_fold=should_fold)
+    FoldTransposePass()(model)
+    onnx_fusions.fuse(model)
 
 
 def _tensor_specs(values: Iterable[ir.Value]) -> list[TensorSpec]:

@@ -1,6 +1,7 @@
 """Output folders that appear whole or not at all."""
 
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,11 +10,37 @@ from pathlib import Path
 from medusa_trt.errors import ExportError
 
 
+def check_space(output: Path, needed_bytes: int) -> None:
+    """Fails before the long work where the disk cannot hold its result.
+
+    Raises:
+        ExportError: too little is free.
+    """
+    folder = output.absolute().parent
+    free_bytes = shutil.disk_usage(folder).free
+    if free_bytes < needed_bytes:
+        raise ExportError(
+            f"{folder} has {free_bytes / 1e9:.1f} GB free, the bundle needs about "
+            f"{needed_bytes / 1e9:.1f} GB: free some, choose a smaller --precision, or give an "
+            "--output on another disk"
+        )
+
+
+def _remove_leftovers(output: Path) -> None:
+    """What an export to this folder left that was killed before it could clean up."""
+    pattern = re.compile(re.escape(f".{output.name}.partial-") + r"(\d+)")
+    for path in output.absolute().parent.iterdir():
+        found = pattern.fullmatch(path.name)
+        if found and not Path(f"/proc/{found[1]}").exists() and Path("/proc/self").exists():
+            shutil.rmtree(path, ignore_errors=True)
+
+
 @contextmanager
 def new_folder(output: Path, overwrite: bool) -> Iterator[Path]:
     """A folder that becomes `output` when the block succeeds and vanishes when it does not."""
     partial = output.absolute().with_name(f".{output.name}.partial-{os.getpid()}")
     try:
+        _remove_leftovers(output)
         partial.mkdir()
         yield partial
         if overwrite and output.exists():

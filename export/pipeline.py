@@ -15,8 +15,14 @@ from onnx_ir.passes import InPlacePass
 from transformers import PreTrainedModel
 
 from medusa_trt.errors import ExportError, HeadsError
-from medusa_trt.export.base_model import BaseModel, load_base_model, source_from_name
-from medusa_trt.export.graph import VerifyModule, refuse_unsupported
+from medusa_trt.export.base_model import (
+    BaseModel,
+    load_base_model,
+    open_base_model,
+    source_from_name,
+)
+from medusa_trt.export.check import compared, described
+from medusa_trt.export.graph import VerifyModule, refuse_unsupported, sliding_window_of
 from medusa_trt.export.heads import HeadsModule, MedusaHeads
 from medusa_trt.export.heads_choice import heads_for
 from medusa_trt.export.onnx_export import (
@@ -26,10 +32,11 @@ from medusa_trt.export.onnx_export import (
     tree_graph,
     verify_graph,
 )
-from medusa_trt.export.output_folder import new_folder
+from medusa_trt.export.output_folder import check_space, new_folder
 from medusa_trt.export.passes import QuantizeLinearPass, QuantizeWeightsPass, WidenFloatsPass
 from medusa_trt.export.reduce_graph import reduce_graph
 from medusa_trt.export.separate_heads import SeparateHeadsModule
+from medusa_trt.export.streamed_model import tensor_from_array, weights_at_hand
 from medusa_trt.export.targets import (
     AttentionForm,
     Precision,
@@ -37,7 +44,6 @@ from medusa_trt.export.targets import (
     precision_from_name,
     target_from_name,
 )
-from medusa_trt.export.verify import TEXT, verify_bundle
 from medusa_trt.runtime import bundle as names
 from medusa_trt.runtime.bundle import (
     FORMAT_VERSION,
@@ -51,11 +57,13 @@ from medusa_trt.runtime.bundle import (
     TargetSpec,
     sha256_from_file,
 )
-from medusa_trt.runtime.ort_engine import OrtEngine
 from medusa_trt.tree_configs import MedusaTree, load_tree
 
 MIN_TOP_K = 10
 """Candidates of each head, at least: the paper's number, so that published trees can be tried."""
+
+_LEAST_WINDOW = 1024
+"""A sliding window at least this long becomes the default limit on the sequence length."""
 
 _RECORDED_VERSIONS = ("medusa-trt", "torch", "transformers", "onnx", "onnx-ir", "onnxruntime")
 
@@ -129,28 +137,32 @@ def export_bundle(options: ExportOptions, progress: Callable[[str], None] = prin
     if options.random_weights:
         base, heads, tree = _random_parts(options, target, precision, progress)
     else:
-        base, heads, tree = _loaded_parts(options, target, progress)
+        base, heads, tree = _loaded_parts(options, target, precision, progress)
     top_k = max(MIN_TOP_K, tree.top_k)
     tree.check(heads.num_heads, top_k)
+    max_length = _checked_max_length(options.max_length, base.model, target)
+    if not options.random_weights:
+        with weights_at_hand(base.model, base.weights):
+            refuse_unsupported(base.model, max_length)
     heads.check_fits(base.model.config.hidden_size, base.model.config.vocab_size)
     if top_k > (num_tokens := heads.draft_vocab_size(base.model.config.vocab_size)):
         raise HeadsError(
             f"the heads offer {num_tokens} tokens, the tree {tree.name} and the runtime need "
             f"{top_k}: use heads with a larger vocabulary"
         )
-    max_length = _checked_max_length(options.max_length, base.model, target)
     parts = _Parts(
         base, heads, tree, target, precision, max_length, top_k, not options.random_weights
     )
     output = options.output or Path(base.source.name)
     _check_output(output, options.overwrite)
+    check_space(output, _estimated_bytes(parts))
     with new_folder(output, options.overwrite) as folder:
         _write_bundle(folder, parts, progress)
     return Bundle.open(output, check_hashes=False)
 
 
 def _loaded_parts(
-    options: ExportOptions, target: Target, progress: Callable[[str], None]
+    options: ExportOptions, target: Target, precision: Precision, progress: Callable[[str], None]
 ) -> tuple[BaseModel, MedusaHeads, MedusaTree]:
     source = source_from_name(options.model)
     _check_output(options.output or Path(source.name), options.overwrite)
@@ -160,11 +172,13 @@ def _loaded_parts(
     progress(f"  {heads.num_heads} heads in {found.format} format from {found.path}")
     for text in choice.warnings:
         progress(f"warning: {text}")
-    tree = load_tree(options.tree or (source.alias.tree if source.alias else target.default_tree))
+    own_tree = None if source.alias is None else source.alias.tree
+    tree = load_tree(options.tree or own_tree or target.default_tree)
     tree.check(heads.num_heads, max(MIN_TOP_K, tree.top_k))
-    progress(f"loading {source.name}")
-    base = load_base_model(source)
-    refuse_unsupported(base.model)
+    progress(f"opening {source.name}")
+    base = load_base_model(source) if precision.on_device else open_base_model(source)
+    if base.warning is not None:
+        progress(f"warning: {base.warning}")
     return base, heads, tree
 
 
@@ -192,33 +206,20 @@ def _write_bundle(folder: Path, parts: _Parts, progress: Callable[[str], None]) 
         progress(f"tracing the {name} graph")
         module = VerifyModule(traced, parts.max_length, form)
         try:
-            graphs[name] = verify_graph(module, parts.target.opset, quantize)
+            # On a device all is computed in one type, so that model is traced with its data.
+            weights = None if parts.precision.on_device else parts.base.weights
+            graphs[name] = verify_graph(module, parts.target.opset, quantize, weights)
         finally:
             module.release()
     progress("tracing the heads graph")
-    unembedding = model.get_output_embeddings()
-    bias = getattr(unembedding, "bias", None)
-    module_class = HeadsModule if quantize is None else SeparateHeadsModule
-    heads_module = module_class(
-        parts.heads,
-        unembedding.weight.detach(),
-        parts.top_k,
-        None if bias is None else bias.detach(),
-    )
-    graphs["heads"] = heads_graph(
-        heads_module.to(traced.dtype),
-        parts.heads.hidden_size,
-        parts.target.opset,
-        _heads_quantization(quantize),
-        portable=parts.precision.on_device,
-    )
+    graphs["heads"] = _heads_graph(parts, quantize, traced)
     del traced
     graphs["reduce"] = reduce_graph(model.config.vocab_size, parts.target.opset)
     graphs["tree"] = tree_graph(parts.tree, parts.target.opset)
     progress("writing weights and graphs")
     save_graphs(folder, graphs)
     graph_specs = {name: graph_spec(folder, name) for name in graphs}
-    del graphs, heads_module
+    del graphs
     _write_texts(folder, parts)
     manifest = _manifest(folder, parts, graph_specs)
     _write_manifest(folder, manifest)
@@ -226,31 +227,22 @@ def _write_bundle(folder: Path, parts: _Parts, progress: Callable[[str], None]) 
         progress("not compared with the model: its weights are random")
         return
     progress("comparing the bundle with the model")
-    verified = _verified(folder, parts)
+    try:
+        verified = _verified(folder, parts)
+    except ExportError as error:
+        raise ExportError(f"{error}; no bundle was written") from error
     for where, result in verified.items():
-        progress(
-            f"  {where}: argmax equal at {result.argmax_agreement:.1%} of {result.num_positions} "
-            f"positions, KL {result.kl_divergence:.1e} nats, largest logit difference "
-            f"{result.max_logit_difference:.1e}"
-        )
+        progress(f"  {described(where, result)}")
     _write_manifest(folder, msgspec.structs.replace(manifest, verified=verified))
 
 
 def _verified(folder: Path, parts: _Parts) -> dict[str, Agreement]:
     """Compares the bundle in a folder with its model, through ONNX Runtime on the CPU."""
     bundle = Bundle.open(folder, check_hashes=False)
-    text_ids = parts.base.tokenizer.encode(TEXT)
-    verified: dict[str, Agreement] = {}
     with TemporaryDirectory() as scratch:
         if parts.precision.dtype == "bfloat16":  # which ONNX Runtime does not compute in here
             bundle = widened_bundle(bundle, Path(scratch) / "float32")
-        for batch_size in (1, 2):
-            engine = OrtEngine(bundle, capacity=len(text_ids) + 64, batch_size=batch_size)
-            try:
-                verified |= verify_bundle(bundle, engine, parts.base.model, text_ids)
-            finally:
-                engine.close()
-    return verified
+        return compared(bundle, parts.base)
 
 
 def widened_bundle(bundle: Bundle, folder: Path) -> Bundle:
@@ -273,6 +265,59 @@ def _in_type(model: PreTrainedModel, dtype: str) -> PreTrainedModel:
     """The model itself, or a copy in another type."""
     wanted = getattr(torch, dtype)
     return model if model.dtype == wanted else deepcopy(model).to(wanted)
+
+
+def _estimated_bytes(parts: _Parts) -> int:
+    """Size of the bundle: matrices at the precision with its scales, all else whole."""
+    precision, total = parts.precision, 0
+    whole_bits = 32 if precision.dtype == "float32" else 16
+    embedding = parts.base.model.get_input_embeddings().weight
+    for parameter in parts.base.model.parameters():
+        is_rounded = parameter.ndim == 2 and parameter is not embedding
+        bits = precision.layer_bits if is_rounded else None
+        total += parameter.numel() * (whole_bits if bits is None else bits + 1) // 8
+    head_bits = 32 if precision.unembedding_bits is None else precision.unembedding_bits + 1
+    total += sum(size * head_bits // 8 for size in parts.heads.sizes)
+    return total
+
+
+def _heads_graph(parts: _Parts, quantize: InPlacePass | None, traced: PreTrainedModel) -> ir.Model:
+    layer = parts.base.model.get_output_embeddings()
+    module_class = HeadsModule if quantize is None else SeparateHeadsModule
+    if parts.precision.on_device:
+        layer = traced.get_output_embeddings()
+        bias = None if layer.bias is None else layer.bias.detach()
+        whole = module_class(parts.heads, layer.weight.detach(), parts.top_k, bias)
+        return heads_graph(
+            whole.to(traced.dtype),
+            parts.heads.hidden_size,
+            parts.target.opset,
+            _heads_quantization(quantize),
+            portable=True,
+        )
+    names_of = {id(each): name for name, each in parts.base.model.named_parameters()}
+    unembedding, bias = (
+        None if each is None else parts.base.weights[names_of[id(each)]]
+        for each in (layer.weight, getattr(layer, "bias", None))
+    )
+    assert unembedding is not None
+    # Rows that a token map picks are few; the whole is read when the graph is written.
+    is_whole = parts.heads.token_map is None and parts.heads.heads[0].unembedding is None
+    module = module_class(
+        parts.heads,
+        torch.empty(unembedding.sizes, device="meta")
+        if parts.heads.token_map is None
+        else tensor_from_array(unembedding.stored()),
+        parts.top_k,
+        None if bias is None else tensor_from_array(bias.stored()).float(),
+    )
+    return heads_graph(
+        module,
+        parts.heads.hidden_size,
+        parts.target.opset,
+        _heads_quantization(quantize),
+        unembedding if is_whole else None,
+    )
 
 
 def _write_texts(folder: Path, parts: _Parts) -> None:
@@ -372,7 +417,8 @@ def _checked_max_length(asked: int | None, model: PreTrainedModel, target: Targe
             "sequence: they are not supported"
         )
     if asked is None:
-        return int(min(limit, target.max_length))
+        window = sliding_window_of(model) or limit
+        return int(min(limit, target.max_length, max(window, _LEAST_WINDOW)))
     if not 64 <= asked <= limit:
         raise ExportError(f"--max-length is {asked}: {model.config.model_type} takes 64 to {limit}")
     return asked

@@ -1,5 +1,6 @@
 """Weights in the form that the operator library's `Linear` reads (native/kernels.h)."""
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +13,9 @@ BLOCK_SIZES = {8: 64, 4: 32}
 """Inputs that share a scale, by bits."""
 
 _INPUTS_MULTIPLE = 64
+_PART_SIZE = 1 << 17
+"""Weights that one thread rounds at a time: they stay in its cache."""
+
 _SHRINKS = np.linspace(1.0, 0.7, 13, dtype=np.float32)
 
 
@@ -34,28 +38,52 @@ def quantized_weight(weight: NDArray[np.floating], bits: int) -> QuantizedWeight
     """Rounds to nearest, symmetric at 8 bits; at 4 bits with the scale of least squared error.
 
     Args:
-        weight: (K, N), as `MatMul` has it.
+        weight: (K, N), as `MatMul` has it, in any floating-point type.
         bits: 8 or 4.
     """
     num_inputs, num_outputs = weight.shape
-    block = BLOCK_SIZES[bits]
-    padded = np.zeros(
-        (_rounded_up(num_outputs, LANES), _rounded_up(num_inputs, _INPUTS_MULTIPLE)), np.float32
-    )
-    padded[:num_outputs, :num_inputs] = weight.T
-    blocks = padded.reshape(len(padded), -1, block)
+    num_groups = -(-num_outputs // LANES)
+    padded_inputs = _rounded_up(num_inputs, _INPUTS_MULTIPLE)
+    data = np.empty((num_groups, padded_inputs * LANES * bits // 8), np.uint8)
+    scales = np.empty((num_groups, padded_inputs // BLOCK_SIZES[bits], LANES), np.float16)
+    part = max(1, _PART_SIZE // (padded_inputs * LANES))
+
+    def quantize(first: int) -> None:
+        groups = slice(first, min(first + part, num_groups))
+        some = weight[:, groups.start * LANES : groups.stop * LANES]
+        padded = np.zeros(((groups.stop - groups.start) * LANES, padded_inputs), np.float32)
+        padded[: some.shape[1], :num_inputs] = some.T
+        data[groups], scales[groups] = _quantized_groups(padded, bits)
+
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(quantize, range(0, num_groups, part)))
+    return QuantizedWeight(data, scales, bits)
+
+
+def _quantized_groups(
+    padded: NDArray[np.float32], bits: int
+) -> tuple[NDArray[np.uint8], NDArray[np.float16]]:
+    """Rows are outputs, in whole groups."""
+    blocks = padded.reshape(len(padded), -1, BLOCK_SIZES[bits])
     codes, scales = (_codes_of_8_bits if bits == 8 else _codes_of_4_bits)(blocks)
-    groups = len(padded) // LANES
+    return packed_codes(codes, bits), packed_scales(scales)
+
+
+def packed_codes(codes: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
+    """Codes (outputs, blocks, block) in the order of the operator, for whole groups."""
+    groups = len(codes) // LANES
     # (group, k / 4, lane, k % 4): what one dot product instruction reads.
     ordered = codes.reshape(groups, LANES, -1, 4).transpose(0, 2, 1, 3)
     if bits == 4:
-        pairs = ordered.reshape(groups, -1, 2, block // 4 * LANES * 4)
+        pairs = ordered.reshape(groups, -1, 2, BLOCK_SIZES[bits] // 4 * LANES * 4)
         ordered = np.bitwise_or(pairs[:, :, 0], pairs[:, :, 1] << 4, dtype=np.uint8)
-    return QuantizedWeight(
-        np.ascontiguousarray(ordered.reshape(groups, -1)),
-        np.ascontiguousarray(scales.reshape(groups, LANES, -1).transpose(0, 2, 1)),
-        bits,
-    )
+    return np.ascontiguousarray(ordered.reshape(groups, -1))
+
+
+def packed_scales(scales: NDArray[np.float16]) -> NDArray[np.float16]:
+    """Scales (outputs, blocks) in the order of the operator, for whole groups."""
+    grouped = scales.reshape(len(scales) // LANES, LANES, -1)
+    return np.ascontiguousarray(grouped.transpose(0, 2, 1))
 
 
 def dequantized_weight(
@@ -89,20 +117,30 @@ def _codes_of_4_bits(
 ) -> tuple[NDArray[np.uint8], NDArray[np.float16]]:
     """-8 to 7 with the largest magnitude near -8, whichever its sign: the scale may be negative."""
     largest = np.take_along_axis(blocks, np.abs(blocks).argmax(-1)[..., None], -1)[..., 0]
-    best_codes = np.zeros(blocks.shape, np.float32)
     best_scales = np.zeros(blocks.shape[:-1], np.float16)
     best_errors = np.full(blocks.shape[:-1], np.inf, np.float32)
+    codes = np.empty_like(blocks)
     for shrink in _SHRINKS:
         for sign in (-8, 7):
             scales = (largest / sign * shrink).astype(np.float16)
-            divisors = _divisors(scales)
-            codes = np.rint(blocks / divisors[..., None]).clip(-8, 7)
-            errors = np.square(codes * divisors[..., None] - blocks).sum(-1)
+            divisors = _divisors(scales)[..., None]
+            _round_to_4_bits(blocks, divisors, codes)
+            codes *= divisors
+            codes -= blocks
+            errors = np.einsum("nbk,nbk->nb", codes, codes)
             better = errors < best_errors
-            best_errors = np.where(better, errors, best_errors)
-            best_scales = np.where(better, scales, best_scales)
-            best_codes = np.where(better[..., None], codes, best_codes)
-    return (best_codes + 8).astype(np.uint8), best_scales
+            np.copyto(best_errors, errors, where=better)
+            np.copyto(best_scales, scales, where=better)
+    _round_to_4_bits(blocks, _divisors(best_scales)[..., None], codes)
+    return (codes + 8).astype(np.uint8), best_scales
+
+
+def _round_to_4_bits(
+    blocks: NDArray[np.float32], divisors: NDArray[np.float32], codes: NDArray[np.float32]
+) -> None:
+    np.divide(blocks, divisors, out=codes)
+    np.rint(codes, out=codes)
+    np.clip(codes, -8, 7, out=codes)
 
 
 def _divisors(scales: NDArray[np.float16]) -> NDArray[np.float32]:

@@ -21,6 +21,7 @@ from medusa_trt.errors import ExportError
 from medusa_trt.export.base_model import BaseModel, ModelSource, quiet_transformers
 from medusa_trt.export.graph import refuse_unsupported
 from medusa_trt.export.heads import Linear, MedusaHead, MedusaHeads
+from medusa_trt.export.streamed_model import weights_in_memory
 
 NUM_HEADS = 4
 _PERIOD = 1_000_003
@@ -74,7 +75,8 @@ def random_base_model(name: str, num_layers: int | None, dtype: torch.dtype) -> 
     refuse_unsupported(random_model(probe, torch.float32))
     cut = "" if num_layers is None else f"-{num_layers}-layers"
     source = ModelSource(f"{Path(name).name}{cut}-random", name)
-    return BaseModel(source, random_model(config, dtype), byte_tokenizer())
+    model = random_model(config, dtype)
+    return BaseModel(source, model, byte_tokenizer(), weights_in_memory(model))
 
 
 def random_model(config: PretrainedConfig, dtype: torch.dtype) -> PreTrainedModel:

@@ -1,6 +1,7 @@
 """Comparing a bundle with the Hugging Face model it came from."""
 
 from collections.abc import Iterator, Sequence
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -9,7 +10,7 @@ from transformers import PreTrainedModel
 
 from medusa_trt.errors import ExportError
 from medusa_trt.runtime.bundle import Agreement, Bundle
-from medusa_trt.runtime.engine import Engine
+from medusa_trt.runtime.engine import TokenIds, VerifyOutputs
 from medusa_trt.tree_configs import MedusaTree, chain_tree
 
 MAX_LOGIT_DIFFERENCE = {"fp32": 1e-3}
@@ -35,13 +36,33 @@ TEXT = (
 """Prose, numbers and code to compare on."""
 
 _MAX_PREFIX = 32
-_NUM_TREE_NODES = 24
+NUM_TREE_NODES = 24
+"""Of the random tree to compare on."""
+
 _TREE_DEPTH = 4
 _SEED = 0
 
 
+class Verifier(Protocol):
+    """What the comparison asks of an engine; see `Engine`."""
+
+    @property
+    def batch_size(self) -> int: ...
+
+    def verify(
+        self,
+        input_ids: TokenIds,
+        tree: MedusaTree,
+        past_lengths: Sequence[int],
+        *,
+        rows: Sequence[int] | None = None,
+        first_slot: int = 0,
+        logits: bool = False,
+    ) -> VerifyOutputs: ...
+
+
 def compare_on_text(
-    engine: Engine, model: PreTrainedModel, token_ids: list[int], chunk: int
+    engine: Verifier, model: PreTrainedModel, token_ids: list[int], chunk: int
 ) -> Agreement:
     """Prefills text in chunks and compares every position's logits with the model's."""
     pieces = []
@@ -55,7 +76,7 @@ def compare_on_text(
 
 
 def compare_on_tree(
-    engine: Engine, model: PreTrainedModel, prefixes: Sequence[list[int]], tree: MedusaTree
+    engine: Verifier, model: PreTrainedModel, prefixes: Sequence[list[int]], tree: MedusaTree
 ) -> Agreement:
     """Verifies random tokens on a tree after each prefix at once, and compares every node's logits.
 
@@ -133,7 +154,11 @@ def log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def verify_bundle(
-    bundle: Bundle, engine: Engine, model: PreTrainedModel, text_ids: list[int]
+    bundle: Bundle,
+    engine: Verifier,
+    model: PreTrainedModel,
+    text_ids: list[int],
+    num_tree_nodes: int = NUM_TREE_NODES,
 ) -> dict[str, Agreement]:
     """Compares a bundle with its model on text and on a random tree.
 
@@ -143,13 +168,14 @@ def verify_bundle(
             is the batch form of the verify graph.
         model: the Hugging Face model, unchanged.
         text_ids: tokens of real text.
+        num_tree_nodes: of the random tree.
 
     Raises:
         ExportError: the bundle differs by more than its precision allows.
     """
     manifest = bundle.manifest
     room = manifest.model.max_length
-    tree = random_tree(min(_NUM_TREE_NODES, room // 2), _TREE_DEPTH, _SEED)
+    tree = random_tree(min(num_tree_nodes, room // 2), _TREE_DEPTH, _SEED)
     text = text_ids[: room - 1]
     prefix = text[: room - tree.num_nodes][:_MAX_PREFIX]
     if engine.batch_size == 1:
@@ -173,6 +199,6 @@ def verify_bundle(
                 f"{result.max_logit_difference:.3g} (allowed: {limit:g}), by "
                 f"{result.relative_error:.1%} on the whole (allowed: {relative_limit:.1%}), argmax "
                 f"agreement "
-                f"{result.argmax_agreement:.1%}: no bundle was written; please report this model"
+                f"{result.argmax_agreement:.1%}: do not use it; please report this model"
             )
     return found

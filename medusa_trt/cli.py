@@ -21,6 +21,10 @@ _VERBS = {
     "cli_deploy": "write what a device or container needs to run a bundle",
     "cli_heads": "inspect head checkpoints, convert them between formats",
     "cli_train": "train heads on the model's own replies",
+    "cli_inspect": "show what a bundle holds and what it needs",
+    "cli_verify": "compare a bundle with its model",
+    "cli_models": "list the models known by a short name",
+    "cli_doctor": "say what this machine can run and what to install",
     "cli_calibrate": "find the tree and thresholds that are best on this machine",
 }
 

@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 import msgspec
 
 from medusa_trt.errors import BundleError
+from medusa_trt.runtime.external_data import check_external_data
 from medusa_trt.tree_configs import MedusaTree
 
 FORMAT_VERSION = 1
@@ -233,9 +234,11 @@ class Bundle:
             manifest = manifest_from_json(manifest_path.read_bytes(), str(manifest_path))
             for name, spec in manifest.files.items():
                 _check_file(folder, name, spec, check_hashes)
+            _check_complete(manifest, manifest_path)
+            for graph in manifest.graphs.values():
+                check_external_data(folder / graph.file, WEIGHTS_FILE)
         except OSError as error:
             raise BundleError(f"cannot read {error.filename}: {error.strerror}") from error
-        _check_complete(manifest, manifest_path)
         tree = MedusaTree.load(folder / TREE_FILE, name=manifest.tree_name)
         tree.check(manifest.heads.num_heads, manifest.heads.top_k)
         return cls(folder, manifest, tree)

@@ -82,7 +82,15 @@ FAMILIES = {
     ),
     "llama-yarn-rope": rope("yarn", original_max_position_embeddings=128),
     "mistral": config("mistral", sliding_window=None),
+    "mistral-window": config("mistral", sliding_window=MAX_LENGTH),
     "qwen2": config("qwen2"),
+    "qwen2-window": config(
+        "qwen2",
+        use_sliding_window=True,
+        sliding_window=MAX_LENGTH,
+        layer_types=["full_attention", "sliding_attention"],
+    ),
+    "smollm3": config("smollm3", no_rope_layers=[1, 1]),
     "qwen3": config("qwen3", head_dim=32),
     "granite": config(
         "granite",
@@ -423,6 +431,13 @@ def test_norms_between_rotation_and_attention_are_refused_unless_they_commute() 
     refuse_unsupported(random_model(config("hunyuan_v1_dense", head_dim=16)))
     with pytest.raises(ExportError, match="right before attention"):
         refuse_unsupported(weighted_model(config("hunyuan_v1_dense", head_dim=16)))
+
+
+def test_a_window_shorter_than_the_longest_sequence_is_refused() -> None:
+    model = weighted_model(FAMILIES["mistral-window"])
+    refuse_unsupported(model, MAX_LENGTH)
+    with pytest.raises(ExportError, match=r"window of 64 tokens \(a --max-length of at most that"):
+        refuse_unsupported(model, MAX_LENGTH + 1)
 
 
 def test_a_refused_model_leaves_nothing_behind(tmp_path: Path) -> None:

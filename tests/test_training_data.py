@@ -172,7 +172,7 @@ def test_a_template_is_taken_apart_and_put_together_again() -> None:
 def test_a_model_without_a_template_continues_text_only(base: BaseModel, tmp_path: Path) -> None:
     tokenizer = byte_tokenizer()
     tokenizer.chat_template = None
-    plain = BaseModel(base.source, base.model, tokenizer)
+    plain = BaseModel(base.source, base.model, tokenizer, base.weights)
     options = DataOptions(batch_size=5, max_new_tokens=3)
     [shard] = generate_data(plain, PROMPTS, tmp_path / "data", options)
     assert shard is not None

@@ -4,8 +4,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
 from onnx_ir.passes import InPlacePass, PassResult
+
+from medusa_trt.export.lazy_tensor import LazyTensor, concatenated
+from medusa_trt.export.passes.rewiring import constant_of, initializer
 
 OP_TYPES = ("GroupQueryAttention", "TreeAttention")
 
@@ -41,62 +43,57 @@ class _Projection:
 
     product: ir.Node
     source: ir.Value
-    weight: NDArray[np.generic]
-    bias: NDArray[np.generic] | None
+    weight: ir.TensorProtocol
+    bias: ir.TensorProtocol | None
 
 
 def _projection(value: ir.Value | None) -> _Projection | None:
     node = None if value is None else value.producer()
     bias = None
     if node is not None and node.op_type == "Add":
-        product, bias = node.inputs[0], _constant(node.inputs[1])
-        if bias is None or bias.ndim != 1:
+        product, bias = node.inputs[0], constant_of(node.inputs[1])
+        if bias is None or len(bias.shape) != 1:
             return None
         node = None if product is None else product.producer()
     if node is None or node.op_type != "MatMul" or node.inputs[0] is None:
         return None
-    weight = _constant(node.inputs[1])
-    if weight is None or weight.ndim != 2 or (bias is not None and len(bias) != weight.shape[1]):
+    weight = constant_of(node.inputs[1])
+    if weight is None or len(weight.shape) != 2:
+        return None
+    if bias is not None and bias.shape[0] != weight.shape[1]:
         return None
     return _Projection(node, node.inputs[0], weight, bias)
 
 
 def _packed(graph: ir.Graph, projections: list[_Projection]) -> ir.Value:
     first = projections[0]
-    weights = [projection.weight for projection in projections]
-    biases = [
-        np.zeros(p.weight.shape[1], p.weight.dtype) if p.bias is None else p.bias
-        for p in projections
-    ]
-    nodes = [_node(graph, "MatMul", first.source, np.concatenate(weights, axis=1), first.product)]
+    weight = concatenated([projection.weight for projection in projections], axis=1)
+    nodes = [_node(graph, "MatMul", first.source, weight, first.product)]
     if any(projection.bias is not None for projection in projections):
+        biases = [_bias_or_zeros(projection) for projection in projections]
         product = nodes[0].outputs[0]
-        nodes.append(_node(graph, "Add", product, np.concatenate(biases), first.product))
+        nodes.append(_node(graph, "Add", product, concatenated(biases, axis=0), first.product))
     graph.insert_before(first.product, nodes)
     return nodes[-1].outputs[0]
 
 
+def _bias_or_zeros(projection: _Projection) -> ir.TensorProtocol:
+    if projection.bias is not None:
+        return projection.bias
+    num_outputs, dtype = projection.weight.shape.numpy()[1], projection.weight.dtype.numpy()
+    return ir.tensor(np.zeros(num_outputs, dtype))
+
+
 def _node(
-    graph: ir.Graph, op_type: str, source: ir.Value, array: NDArray[np.generic], origin: ir.Node
+    graph: ir.Graph, op_type: str, source: ir.Value, tensor: LazyTensor, origin: ir.Node
 ) -> ir.Node:
     """An operator on `source` and a new initializer, named after the node it stems from."""
     kind = "weight" if op_type == "MatMul" else "bias"
-    tensor = ir.tensor(array, name=f"{origin.name}.packed_{kind}")
-    constant = ir.Value(
-        name=tensor.name,
-        shape=ir.Shape(array.shape),
-        type=ir.TensorType(tensor.dtype),
-        const_value=tensor,
-    )
-    graph.register_initializer(constant)
+    constant = initializer(graph, f"{origin.name}.packed_{kind}", tensor)
     node = ir.Node("", op_type, [source, constant])
     output = node.outputs[0]
     output.name = f"{origin.name}.packed_{op_type.lower()}"
     output.type = source.type
     if source.shape is not None:
-        output.shape = ir.Shape([*source.shape[:-1], array.shape[-1]])
+        output.shape = ir.Shape([*source.shape[:-1], tensor.sizes[-1]])
     return node
-
-
-def _constant(value: ir.Value | None) -> NDArray[np.generic] | None:
-    return None if value is None or value.const_value is None else value.const_value.numpy()

@@ -1,16 +1,15 @@
 """One product instead of three before attention that takes query, key and value apart."""
 
 from collections import defaultdict
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
 from onnx_ir.passes import InPlacePass, PassResult
 
-_NUM_PACKED = 3
+from medusa_trt.export.lazy_tensor import concatenated
+from medusa_trt.export.passes.rewiring import initializer
 
-Array = NDArray[Any]
+_NUM_PACKED = 3
 
 
 class PackSplitQkvPass(InPlacePass):
@@ -37,18 +36,19 @@ class PackSplitQkvPass(InPlacePass):
         return PassResult(model, bool(packed))
 
 
-def _weight(product: ir.Node) -> Array | None:
+def _weight(product: ir.Node) -> ir.TensorProtocol | None:
     value = product.inputs[1]
     if value is None or value.const_value is None or len(value.const_value.shape) != 2:
         return None
-    return value.const_value.numpy()
+    return value.const_value
 
 
 def _pack(graph: ir.Graph, products: list[ir.Node]) -> None:
     weights = [weight for product in products if (weight := _weight(product)) is not None]
     name = f"{products[0].name}.packed"
-    packed = _initializer(graph, f"{name}_weight", np.concatenate(weights, axis=1))
-    sizes = _initializer(graph, f"{name}_sizes", np.array([w.shape[1] for w in weights]))
+    packed = initializer(graph, f"{name}_weight", concatenated(weights, axis=1))
+    widths = np.array([weight.shape.numpy()[1] for weight in weights])
+    sizes = initializer(graph, f"{name}_sizes", ir.tensor(widths))
     product = ir.Node("", "MatMul", [products[0].inputs[0], packed])
     split = ir.Node(
         "",
@@ -57,20 +57,8 @@ def _pack(graph: ir.Graph, products: list[ir.Node]) -> None:
         [ir.AttrInt64("axis", -1)],
         num_outputs=len(weights),
     )
-    product.outputs[0].name = name
+    product.outputs[0].name, product.outputs[0].type = name, products[0].outputs[0].type
     for index, (old, new) in enumerate(zip(products, split.outputs, strict=True)):
         new.name, new.shape, new.type = f"{name}.{index}", old.outputs[0].shape, old.outputs[0].type
         old.outputs[0].replace_all_uses_with(new)
     graph.insert_before(products[0], [product, split])
-
-
-def _initializer(graph: ir.Graph, name: str, array: Array) -> ir.Value:
-    tensor = ir.tensor(array, name=name)
-    value = ir.Value(
-        name=name,
-        shape=ir.Shape(array.shape),
-        type=ir.TensorType(tensor.dtype),
-        const_value=tensor,
-    )
-    graph.register_initializer(value)
-    return value

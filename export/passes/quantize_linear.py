@@ -1,19 +1,22 @@
 """Quantized products, with what surrounds them, in one operator each."""
 
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
 from onnx_ir.passes import InPlacePass, PassResult
 
-from medusa_trt.export.passes.rewiring import same_known_shape
-from medusa_trt.export.quantize import LANES, quantized_weight
+from medusa_trt.export.lazy_tensor import Array, LazyTensor, lazy, transposed
+from medusa_trt.export.passes.rewiring import constant_of, initializer, same_known_shape
+from medusa_trt.export.quantize import (
+    BLOCK_SIZES,
+    LANES,
+    QuantizedWeight,
+    quantized_weight,
+)
 from medusa_trt.runtime.operators import DOMAIN
 
 _SILU = 1
-Array = NDArray[Any]
 
 
 class QuantizeLinearPass(InPlacePass):
@@ -48,17 +51,17 @@ class QuantizeLinearPass(InPlacePass):
     def _replace(self, graph: ir.Graph, product: ir.Node) -> set[ir.Node]:
         plan = _planned(product)
         weight = plan.weights[0]
-        is_unembedding = weight.shape[1] == self._vocab_size
+        num_outputs = weight.sizes[1]
+        is_unembedding = num_outputs == self._vocab_size
         bits = self._unembedding_bits if is_unembedding else self._layer_bits
-        num_outputs = weight.shape[1]
-        quantized = quantized_weight(_in_turn(plan.weights), bits)
+        data, scales = _quantized(_in_turn(plan.weights), bits)
         name = product.name or product.outputs[0].name
         inputs: list[ir.Value | None] = [
             plan.source,
-            _initializer(graph, f"{name}.weight", quantized.data),
-            _initializer(graph, f"{name}.scales", quantized.scales),
+            initializer(graph, f"{name}.weight", data),
+            initializer(graph, f"{name}.scales", scales),
             plan.norm_weight,
-            _initializer(graph, f"{name}.bias", _in_turn(plan.biases)) if plan.biases else None,
+            initializer(graph, f"{name}.bias", _in_turn(plan.biases)) if plan.biases else None,
             plan.residual,
         ]
         while inputs[-1] is None:
@@ -89,9 +92,9 @@ class _Plan:
 
     source: ir.Value
     last: ir.Node
-    weights: list[Array]
+    weights: list[LazyTensor]
     products: list[ir.Node]
-    biases: list[Array] = field(default_factory=list)
+    biases: list[LazyTensor] = field(default_factory=list)
     norm_weight: ir.Value | None = None
     epsilon: float = 0.0
     activated: bool = False
@@ -102,7 +105,7 @@ def _planned(product: ir.Node) -> _Plan:
     weight = _weight_of(product)
     assert weight is not None and product.inputs[0] is not None
     plan = _Plan(product.inputs[0], product, [weight], [product])
-    plan.last, bias = _with_bias(product, weight.shape[1])
+    plan.last, bias = _with_bias(product, weight.sizes[1])
     if bias is not None:
         plan.biases = [bias]
     _add_activation(plan)
@@ -133,8 +136,8 @@ def _add_activation(plan: _Plan) -> None:
     up_weight = None if up is None else _weight_of(up)
     if up is None or up_weight is None or up.inputs[0] is not plan.source:
         return
-    last, up_bias = _with_bias(up, up_weight.shape[1])
-    same_form = up_weight.shape == plan.weights[0].shape and (up_bias is None) == (not plan.biases)
+    last, up_bias = _with_bias(up, up_weight.sizes[1])
+    same_form = up_weight.sizes == plan.weights[0].sizes and (up_bias is None) == (not plan.biases)
     if last.outputs[0] is not other or not same_form or _only_user(last) is not gated:
         return
     plan.weights.append(up_weight)
@@ -153,16 +156,16 @@ def _add_residual(plan: _Plan) -> None:
         plan.last, plan.residual = add, others[0]
 
 
-def _with_bias(product: ir.Node, num_outputs: int) -> tuple[ir.Node, Array | None]:
+def _with_bias(product: ir.Node, num_outputs: int) -> tuple[ir.Node, LazyTensor | None]:
     """The node after which the product has its constant bias, and the bias."""
     if product.op_type == "Gemm" and len(product.inputs) > 2 and product.inputs[2] is not None:
-        return product, _constant(product.inputs[2])
+        return product, _lazy_constant(product.inputs[2])
     add = _only_user(product)
     if add is None or add.op_type != "Add":
         return product, None
     for value in add.inputs:
-        bias = _constant(value)
-        if bias is not None and bias.shape == (num_outputs,):
+        bias = _lazy_constant(value)
+        if bias is not None and bias.sizes == (num_outputs,):
             return add, bias
     return product, None
 
@@ -175,31 +178,31 @@ def _before_bias(value: ir.Value | None) -> ir.Node | None:
     return node
 
 
-def _weight_of(node: ir.Node) -> Array | None:
+def _weight_of(node: ir.Node) -> LazyTensor | None:
     """The (inputs, outputs) matrix of a product by a constant."""
     if node.op_type not in ("MatMul", "Gemm") or node.domain != "":
         return None
-    weight = _constant(node.inputs[1])
-    if weight is None or weight.ndim != 2 or weight.dtype != np.float32:
+    weight = _lazy_constant(node.inputs[1])
+    if weight is None or len(weight.sizes) != 2 or weight.dtype != ir.DataType.FLOAT:
         return None
     if node.op_type == "MatMul":
         return weight
     attributes = node.attributes
     plain = attributes.get_float("alpha", 1.0) == attributes.get_float("beta", 1.0) == 1.0
     bias = node.inputs[2] if len(node.inputs) > 2 else None
-    known_bias = bias is None or _constant(bias) is not None
+    known_bias = bias is None or bias.const_value is not None
     if not plain or attributes.get_int("transA", 0) != 0 or not known_bias:
         return None
-    return weight.T if attributes.get_int("transB", 0) == 1 else weight
+    return transposed(weight) if attributes.get_int("transB", 0) == 1 else weight
 
 
 def _is_plain_norm(node: ir.Node) -> bool:
     value = node.inputs[0]
     if node.op_type != "RMSNormalization" or value is None or value.shape is None:
         return False
-    weight = _constant(node.inputs[1])
+    weight = constant_of(node.inputs[1])
     over_last = node.attributes.get_int("axis", -1) in (-1, len(value.shape) - 1)
-    return over_last and weight is not None and weight.ndim == 1
+    return over_last and weight is not None and len(weight.shape) == 1
 
 
 def _only_user(node: ir.Node) -> ir.Node | None:
@@ -212,29 +215,61 @@ def _is_inner(value: ir.Value) -> bool:
     return not value.is_graph_output()
 
 
-def _in_turn(arrays: list[Array]) -> Array:
-    """One array as it is; two with 16 of their last axis in turn, each padded to full groups."""
+def _in_turn(tensors: list[LazyTensor]) -> LazyTensor:
+    """One tensor as it is; two with 16 of their last axis in turn, each padded to full groups."""
+    if len(tensors) == 1:
+        return tensors[0]
+    *outer, width = tensors[0].sizes
+    width += -width % LANES
+    return LazyTensor(
+        lambda: _arrays_in_turn([tensor.stored() for tensor in tensors]),
+        (*outer, len(tensors) * width),
+        ("in turn", *(tensor.key for tensor in tensors)),
+        tensors[0].dtype,
+    )
+
+
+def _arrays_in_turn(arrays: list[Array]) -> Array:
     padded = []
     for array in arrays:
         missing = -array.shape[-1] % LANES
         widths = [(0, 0)] * (array.ndim - 1) + [(0, missing)]
-        whole = np.pad(array, widths)
+        whole = np.pad(array, widths) if missing else array
         padded.append(whole.reshape(*array.shape[:-1], -1, 1, LANES))
     joined = np.concatenate(padded, axis=-2)
     return joined.reshape(*joined.shape[:-3], -1)
 
 
-def _initializer(graph: ir.Graph, name: str, array: Array) -> ir.Value:
-    tensor = ir.tensor(array, name=name)
-    value = ir.Value(
-        name=name,
-        shape=ir.Shape(array.shape),
-        type=ir.TensorType(tensor.dtype),
-        const_value=tensor,
+def _quantized(weight: LazyTensor, bits: int) -> tuple[LazyTensor, LazyTensor]:
+    """The data and the scales of a weight, quantized once for both if read in this order."""
+    num_inputs, num_outputs = weight.sizes
+    groups, inputs = -(-num_outputs // LANES), num_inputs + -num_inputs % 64
+    done: list[QuantizedWeight] = []
+
+    def data() -> Array:
+        done[:] = [quantized_weight(weight.stored(), bits)]
+        return done[0].data
+
+    def scales() -> Array:
+        quantized = done.pop() if done else quantized_weight(weight.stored(), bits)
+        return quantized.scales
+
+    return (
+        LazyTensor(
+            data,
+            (groups, inputs * LANES * bits // 8),
+            ("codes", bits, weight.key),
+            ir.DataType.UINT8,
+        ),
+        LazyTensor(
+            scales,
+            (groups, inputs // BLOCK_SIZES[bits], LANES),
+            ("scales", bits, weight.key),
+            ir.DataType.FLOAT16,
+        ),
     )
-    graph.register_initializer(value)
-    return value
 
 
-def _constant(value: ir.Value | None) -> Array | None:
-    return None if value is None or value.const_value is None else value.const_value.numpy()
+def _lazy_constant(value: ir.Value | None) -> LazyTensor | None:
+    tensor = constant_of(value)
+    return None if tensor is None else lazy(tensor)

@@ -1,6 +1,8 @@
-"""What the passes share: comparing shapes and taking a node out."""
+"""What the passes share: comparing shapes, taking a node out, and constants."""
 
 import onnx_ir as ir
+
+from medusa_trt.export.lazy_tensor import lazy
 
 
 def same_known_shape(left: ir.Value | None, right: ir.Value | None) -> bool:
@@ -15,3 +17,21 @@ def bypass(node: ir.Node, source: ir.Value) -> None:
     assert node.graph is not None
     node.outputs[0].replace_all_uses_with(source)
     node.graph.remove(node, safe=True)
+
+
+def constant_of(value: ir.Value | None) -> ir.TensorProtocol | None:
+    """The tensor of a constant, which may not have been read yet."""
+    return None if value is None else value.const_value
+
+
+def initializer(graph: ir.Graph, name: str, tensor: ir.TensorProtocol) -> ir.Value:
+    """Adds a constant to a graph."""
+    named = lazy(tensor).named(name)
+    value = ir.Value(
+        name=name,
+        shape=ir.Shape(named.sizes),
+        type=ir.TensorType(named.dtype),
+        const_value=named,
+    )
+    graph.register_initializer(value)
+    return value

@@ -1,0 +1,155 @@
+"""Time and peak memory of an export, on a checkpoint of random weights in a model's real shape.
+
+    python benchmarks/export_memory.py --shape vicuna-7b --precision int4 --folder /tmp/export
+
+The checkpoint is made shard by shard in float16 and deleted afterwards, and so is the bundle. The
+export runs in a process of its own, whose peak resident memory the kernel reports.
+"""
+
+import argparse
+import json
+import resource
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from transformers import LlamaConfig
+
+from medusa_trt.export.base_model import load_tokenizer, source_from_name
+from medusa_trt.export.streamed_model import empty_model
+
+SHAPES: dict[str, dict[str, Any]] = {
+    # https://huggingface.co/lmsys/vicuna-7b-v1.3/blob/main/config.json
+    "vicuna-7b": {
+        "vocab_size": 32000,
+        "hidden_size": 4096,
+        "intermediate_size": 11008,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 32,
+        "max_position_embeddings": 2048,
+    },
+    # https://huggingface.co/meta-llama/Llama-3.2-1B/blob/main/config.json
+    "llama-1b": {
+        "vocab_size": 128256,
+        "hidden_size": 2048,
+        "intermediate_size": 8192,
+        "num_hidden_layers": 16,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "head_dim": 64,
+        "max_position_embeddings": 8192,
+        "tie_word_embeddings": True,
+    },
+    "tiny": {
+        "vocab_size": 49152,
+        "hidden_size": 256,
+        "intermediate_size": 512,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "max_position_embeddings": 2048,
+    },
+}
+NUM_HEADS = 4
+SHARD_BYTES = 1 << 30
+TOKENIZER = "smollm2-135m"
+_BLOCK = (1 << 24) - 3
+
+
+def main() -> None:
+    """Makes a checkpoint, exports it, prints one line of JSON."""
+    parser = argparse.ArgumentParser(description="Time and peak memory of an export.")
+    parser.add_argument("--shape", choices=SHAPES, default="llama-1b")
+    parser.add_argument("--precision", default="int4")
+    parser.add_argument("--folder", type=Path, required=True, help="scratch space")
+    parser.add_argument("--keep", action="store_true", help="keep the checkpoint and the bundle")
+    arguments = parser.parse_args()
+    model, heads, bundle = (arguments.folder / name for name in ("model", "heads", "bundle"))
+    arguments.folder.mkdir(parents=True, exist_ok=True)
+    if not (model / "model.safetensors.index.json").is_file():
+        shutil.rmtree(model, ignore_errors=True)
+        make_checkpoint(model, arguments.shape)
+    make_heads(heads, arguments.shape)
+    try:
+        report = exported(model, heads, bundle, arguments.precision)
+        print(json.dumps({"shape": arguments.shape, "precision": arguments.precision, **report}))
+    finally:
+        if not arguments.keep:
+            for folder in (model, heads, bundle):
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def make_checkpoint(folder: Path, shape: str) -> None:
+    """Sharded safetensors in float16, with a real tokenizer beside them."""
+    folder.mkdir()
+    config = LlamaConfig(**SHAPES[shape], dtype="float16", architectures=["LlamaForCausalLM"])
+    model = empty_model(config)
+    # One block of noise over and over: what is measured does not depend on the numbers.
+    noise = (torch.randn(_BLOCK, generator=torch.Generator().manual_seed(0)) * 0.02).half()
+    weight_map: dict[str, str] = {}
+    shard: dict[str, torch.Tensor] = {}
+    size_bytes = 0
+    parameters = list(model.named_parameters())
+    for index, (name, parameter) in enumerate(parameters):
+        tensor = torch.empty(parameter.shape, dtype=torch.float16)
+        if parameter.ndim == 1:
+            tensor.fill_(1)
+        else:
+            for part in tensor.view(-1).split(_BLOCK):
+                part.copy_(noise[: len(part)])
+        shard[name] = tensor
+        size_bytes += tensor.nbytes
+        if size_bytes >= SHARD_BYTES or index == len(parameters) - 1:
+            file = f"model-{len(set(weight_map.values())) + 1:05}.safetensors"
+            save_file(shard, folder / file, metadata={"format": "pt"})
+            weight_map |= dict.fromkeys(shard, file)
+            shard, size_bytes = {}, 0
+    config.save_pretrained(folder)
+    load_tokenizer(source_from_name(TOKENIZER)).save_pretrained(folder)
+    index_file = folder / "model.safetensors.index.json"
+    index_file.write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+
+
+def make_heads(folder: Path, shape: str) -> None:
+    """Random heads of one layer that share the backbone's unembedding."""
+    folder.mkdir(exist_ok=True)
+    hidden_size = int(SHAPES[shape]["hidden_size"])
+    generator = torch.Generator().manual_seed(1)
+    tensors = {
+        f"{head}.0.linear.{kind}": (torch.randn(size, generator=generator) * 0.02).half()
+        for head in range(NUM_HEADS)
+        for kind, size in (("weight", (hidden_size, hidden_size)), ("bias", (hidden_size,)))
+    }
+    save_file(tensors, folder / "medusa_lm_head.safetensors")
+
+
+def exported(model: Path, heads: Path, bundle: Path, precision: str) -> dict[str, object]:
+    """Exports in another process; its time, its peak memory and the sizes."""
+    command = [sys.executable, "-m", "medusa_trt.cli", "export", "--model", str(model)]
+    command += ["--heads", str(heads), "--output", str(bundle), "--precision", precision]
+    command += ["--tree", "mc_sim_7b_63", "--overwrite"]
+    start = time.perf_counter()
+    subprocess.run(command, check=True)
+    seconds = time.perf_counter() - start
+    # Of the largest child that has ended, kilobytes on Linux.
+    peak_bytes = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
+    return {
+        "seconds": round(seconds, 1),
+        "peak_resident_gib": round(peak_bytes / 2**30, 3),
+        "checkpoint_gb": round(_size_bytes(model) / 1e9, 2),
+        "bundle_gb": round(_size_bytes(bundle) / 1e9, 2),
+    }
+
+
+def _size_bytes(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.iterdir())
+
+
+if __name__ == "__main__":
+    main()

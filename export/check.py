@@ -1,0 +1,77 @@
+"""Comparing a finished bundle with a model."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from medusa_trt.errors import ExportError
+from medusa_trt.export.base_model import BaseModel, open_base_model, source_from_name
+from medusa_trt.export.segmented_engine import SegmentedEngine
+from medusa_trt.export.streamed_model import weights_at_hand
+from medusa_trt.export.verify import NUM_TREE_NODES, TEXT, verify_bundle
+from medusa_trt.runtime.bundle import CACHE_POSITIONS, WEIGHTS_FILE, Agreement, Bundle
+from medusa_trt.runtime.ort_engine import OrtEngine
+
+MAX_WHOLE_BYTES = 768 << 20
+"""Weights of a bundle that is compared with its model as a whole; larger ones go in parts."""
+
+_SPARE_ROWS = 64
+_NUM_TEXT_TOKENS = {False: None, True: 32}
+_NUM_TREE_NODES = {False: NUM_TREE_NODES, True: 8}
+"""By whether the model is large: each pass over one takes a minute."""
+
+
+def check_bundle(path: Path, model: str) -> Iterator[str]:
+    """Compares, and says how close they are, a line a kind of input.
+
+    Raises:
+        BundleError: no bundle there, or it is damaged.
+        ExportError: the model has other sizes, or the logits differ.
+    """
+    bundle = Bundle.open(path)
+    base = open_base_model(source_from_name(model))
+    spec, config = bundle.manifest.model, base.model.config
+    for name, found, expected in (
+        ("layers", spec.num_layers, config.num_hidden_layers),
+        ("hidden size", spec.hidden_size, config.hidden_size),
+        ("tokens", spec.vocab_size, config.vocab_size),
+    ):
+        if found != expected:
+            raise ExportError(
+                f"{path} has {found} {name}, {model} has {expected}: give the model it came from"
+            )
+    for where, result in compared(bundle, base).items():
+        yield described(where, result)
+
+
+def compared(bundle: Bundle, base: BaseModel) -> dict[str, Agreement]:
+    """Compares one sequence and two ragged ones, without holding a large model in memory.
+
+    Raises:
+        ExportError: the logits differ by more than the precision allows.
+    """
+    weights_bytes = bundle.manifest.files[WEIGHTS_FILE].size_bytes
+    inputs = {tensor.name for tensor in bundle.manifest.graphs["verify"].inputs}
+    # Only the forms for the CPU can be cut into parts.
+    is_large = weights_bytes > MAX_WHOLE_BYTES and CACHE_POSITIONS not in inputs
+    engine_class = SegmentedEngine if is_large else OrtEngine
+    text_ids = base.tokenizer.encode(TEXT)[: _NUM_TEXT_TOKENS[is_large]]
+    found: dict[str, Agreement] = {}
+    for batch_size in (1, 2):
+        engine = engine_class(bundle, capacity=len(text_ids) + _SPARE_ROWS, batch_size=batch_size)
+        try:
+            with weights_at_hand(base.model, base.weights):
+                found |= verify_bundle(
+                    bundle, engine, base.model, text_ids, _NUM_TREE_NODES[is_large]
+                )
+        finally:
+            engine.close()
+    return found
+
+
+def described(where: str, result: Agreement) -> str:
+    """One line on one comparison."""
+    return (
+        f"{where}: argmax equal at {result.argmax_agreement:.1%} of {result.num_positions} "
+        f"positions, KL {result.kl_divergence:.1e} nats, largest logit difference "
+        f"{result.max_logit_difference:.1e}"
+    )

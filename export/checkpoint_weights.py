@@ -1,0 +1,182 @@
+"""A checkpoint's weights by the names of the model's parameters, read when they are used."""
+
+import json
+import pickle
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from transformers import PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+from transformers.utils.hub import cached_file
+
+from medusa_trt.errors import ExportError
+from medusa_trt.export.head_formats.key_layouts import listed
+from medusa_trt.export.lazy_tensor import Array, LazyTensor
+from medusa_trt.export.packed_weights import Packing
+from medusa_trt.export.streamed_model import Weights, array_from_tensor, tensor_from_array
+
+_NAMES = ("model.safetensors", "pytorch_model.bin")
+"""By preference; a sharded checkpoint has an index by the same name."""
+
+_PLAIN_DTYPES = {torch.float64, torch.float32, torch.float16, torch.bfloat16}
+
+
+def weights_from_checkpoint(
+    model: PreTrainedModel, location: str, packing: Packing | None = None
+) -> Weights | None:
+    """The weights of a folder or hub repository in safetensors or PyTorch's files, sharded or not.
+
+    Args:
+        model: without weights in memory; buffers that the checkpoint holds are loaded into it.
+        location: a folder or hub id.
+        packing: of its linear layers, if they are quantized.
+
+    Returns:
+        A tensor for each parameter; None where the checkpoint is of another kind or its tensors
+        have to be joined or converted, which transformers does in memory.
+
+    Raises:
+        ExportError: a file is damaged, or weights are missing or misshapen.
+    """
+    files = _files_of(location)
+    if files is None:
+        return None
+    found = _tensors_by_parameter(model, files, location, packing)
+    if found is None:
+        return None
+    buffers = dict(model.named_buffers())
+    for name in found.keys() & buffers.keys():
+        buffers[name].copy_(tensor_from_array(found[name].stored()))
+    weights: dict[str, LazyTensor] = {}
+    first_names: dict[int, str] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if name in found:
+            first_names.setdefault(id(parameter), name)
+    missing = []
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        source = found.get(first_names.get(id(parameter), name))
+        if source is None:
+            missing.append(name)
+        elif source.sizes != tuple(parameter.shape):
+            raise ExportError(
+                f"{location}: {name} is {source.sizes}, the config says {tuple(parameter.shape)}"
+            )
+        else:
+            weights[name] = source
+    if missing:
+        raise ExportError(
+            f"{location} lacks weights of the model: {listed(missing)}; give a whole model"
+        )
+    return weights
+
+
+def _files_of(location: str) -> list[Path] | None:
+    """The checkpoint's files, downloaded where the location is a hub id."""
+    for single in _NAMES:
+        if index := _cached(location, f"{single}.index.json"):
+            return _shards(location, index)
+        if file := _cached(location, single):
+            return [file]
+    return None
+
+
+def _shards(location: str, index: Path) -> list[Path]:
+    try:
+        names = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise ExportError(f"{index} is damaged: it has no weight_map ({error!r})") from error
+    if outside := [name for name in names if Path(str(name)).name != name]:
+        raise ExportError(f"{index} points outside its folder: {listed(map(str, outside))}")
+    files = [_cached(location, name) for name in names]
+    if missing := [name for name, file in zip(names, files, strict=True) if file is None]:
+        raise ExportError(f"{index} lists files that are not there: {listed(missing)}")
+    return [file for file in files if file is not None]
+
+
+def _cached(location: str, name: str) -> Path | None:
+    found = cached_file(
+        location,
+        name,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_gated_repo=True,
+        _raise_exceptions_for_connection_errors=True,
+    )
+    return None if found is None else Path(found)
+
+
+def _tensors_by_parameter(
+    model: PreTrainedModel, files: list[Path], location: str, packing: Packing | None
+) -> dict[str, LazyTensor] | None:
+    mapping = get_model_conversion_mapping(model)
+    renamings = [each for each in mapping if isinstance(each, WeightRenaming)]
+    converters = [each for each in mapping if isinstance(each, WeightConverter)]
+    wanted = model.state_dict()
+    tensors = {}
+    packed: dict[str, dict[str, _Source]] = {}
+    for file in files:
+        with _opened(file) as opened:
+            facts = {key: (tensor.shape, tensor.dtype) for key, tensor in opened.items()}
+        for key, (shape, dtype) in facts.items():
+            layer, _, suffix = key.rpartition(".")
+            if packing is not None and suffix in packing.suffixes:
+                packed.setdefault(layer, {})[suffix] = _Source(file, key)
+                continue
+            name, converted = rename_source_key(
+                key, renamings, converters, model.base_model_prefix, wanted
+            )
+            name = key if key in wanted and name not in wanted else name
+            if name not in wanted:
+                continue
+            if converted is not None or dtype not in _PLAIN_DTYPES:
+                return None
+            source = _Source(file, key)
+            tensors[name] = LazyTensor(source.read, tuple(shape), (location, key))
+    for layer, sources in packed.items():
+        assert packing is not None
+        needed = set(packing.suffixes) - set(packing.optional)
+        if missing := sorted(needed - sources.keys()):
+            raise ExportError(f"{location}: {layer} lacks {listed(missing)}")
+        name, _ = rename_source_key(
+            f"{layer}.weight", renamings, converters, model.base_model_prefix, wanted
+        )
+        if name in wanted:
+            read = partial(_unpacked, packing, sources)
+            tensors[name] = LazyTensor(read, tuple(wanted[name].shape), (location, layer))
+    return tensors
+
+
+def _unpacked(packing: Packing, sources: Mapping[str, "_Source"]) -> Array:
+    tensors = {suffix: source.read() for suffix, source in sources.items()}
+    return packing.unpack(tensors, packing.bits)
+
+
+class _Source:
+    """One tensor of a file. The file is mapped for one use at a time, so that its pages go."""
+
+    def __init__(self, file: Path, key: str) -> None:
+        self._file, self._key = file, key
+
+    def read(self) -> Array:
+        with _opened(self._file, self._key) as opened:
+            return array_from_tensor(opened[self._key].detach())
+
+
+@contextmanager
+def _opened(file: Path, key: str | None = None) -> Iterator[dict[str, torch.Tensor]]:
+    """The tensors of a file, or one of them, mapped and not read."""
+    try:
+        if file.suffix == ".safetensors":
+            with safe_open(file, "pt") as opened:
+                keys = list(opened.keys()) if key is None else [key]
+                yield {key: opened.get_tensor(key) for key in keys}
+        else:
+            loaded = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
+            yield {key: tensor for key, tensor in loaded.items() if torch.is_tensor(tensor)}
+    except (SafetensorError, OSError, RuntimeError, pickle.UnpicklingError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise ExportError(f"cannot read {file}: {reason}") from error

@@ -1,0 +1,112 @@
+"""What a bundle is made of, and what it asks of a machine."""
+
+from collections import Counter
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+
+import msgspec
+import numpy as np
+import onnx_ir as ir
+
+from medusa_trt.errors import ExportError
+from medusa_trt.runtime.bundle import Bundle
+
+
+class Gpu(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A row of `gpus.json`: memory and its bandwidth as the maker states them, decimal units."""
+
+    name: str
+    memory_gb: float
+    bandwidth_gb_s: float
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class GraphFacts:
+    """One graph.
+
+    Attributes:
+        operators: how many nodes of each kind.
+        weight_bytes: of all its weights, shared ones included.
+        read_bytes: of the weights that every step reads whole: all but tables that it looks up.
+        precisions: bytes of weights by type.
+    """
+
+    operators: Counter[str]
+    weight_bytes: int
+    read_bytes: int
+    precisions: Counter[str]
+
+
+@cache
+def gpus() -> dict[str, Gpu]:
+    """The GPUs known by a short name."""
+    data = (resources.files("medusa_trt.export") / "gpus.json").read_bytes()
+    return msgspec.json.decode(data, type=dict[str, Gpu])
+
+
+def gpu_from_name(name: str) -> Gpu:
+    """Looks a GPU up.
+
+    Raises:
+        ExportError: it is not in the table.
+    """
+    if name not in gpus():
+        raise ExportError(f"unknown GPU {name!r}: choose from {', '.join(gpus())}")
+    return gpus()[name]
+
+
+def graph_facts(bundle: Bundle, graph: str) -> GraphFacts:
+    """Reads a graph, and no weight of it."""
+    model = ir.load(bundle.graph_path(graph))
+    operators = Counter(
+        f"{node.domain}.{node.op_type}" if node.domain else node.op_type for node in model.graph
+    )
+    precisions: Counter[str] = Counter()
+    read_bytes = 0
+    for value in model.graph.initializers.values():
+        if value.const_value is None:
+            continue
+        size_bytes = value.const_value.nbytes
+        precisions[value.const_value.dtype.name.lower()] += size_bytes
+        is_table = all(user.op_type == "Gather" and index == 0 for user, index in value.uses()) or {
+            "cos",
+            "sin",
+        } & {value.name}
+        read_bytes += 0 if is_table else size_bytes
+    return GraphFacts(operators, precisions.total(), read_bytes, precisions)
+
+
+def cache_bytes(bundle: Bundle, num_tokens: int) -> int:
+    """Size of the KV cache of one sequence."""
+    model = bundle.manifest.model
+    item = np.dtype(bundle.manifest.target.cache_dtype).itemsize
+    return 2 * model.num_layers * model.num_kv_heads * model.head_dim * num_tokens * item
+
+
+def steps_per_s(read_bytes: int, gpu: Gpu) -> float:
+    """An upper bound: one step reads its weights once, and does nothing else."""
+    return gpu.bandwidth_gb_s * 1e9 / read_bytes
+
+
+def tree_lines(bundle: Bundle) -> list[str]:
+    """The tree drawn as text, a node a line: which candidate of which head it is."""
+    tree = bundle.tree
+    children: dict[int, list[int]] = {}
+    for node, parent in enumerate(tree.parents.tolist()):
+        if node:
+            children.setdefault(parent, []).append(node)
+    paths = [(), *tree.medusa_choices]
+    lines = ["root"]
+
+    def draw(node: int, indent: str) -> None:
+        below = children.get(node, [])
+        for child in below:
+            is_last = child == below[-1]
+            path = paths[child]
+            lines.append(f"{indent}{'└─' if is_last else '├─'} head {len(path)} #{path[-1] + 1}")
+            draw(child, indent + ("   " if is_last else "│  "))
+
+    draw(0, "")
+    return lines

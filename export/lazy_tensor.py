@@ -1,0 +1,91 @@
+"""Weights that are read when they are written: tensors of a graph with a recipe in place of data.
+
+A recipe is known by its key, so that equal weights of several graphs are found without reading
+them. Nothing is kept after a use: the largest tensor bounds the memory.
+"""
+
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+
+
+class LazyTensor(ir.LazyTensor):
+    """A tensor of a graph that is made anew whenever it is asked for.
+
+    Attributes:
+        key: equal for equal contents.
+        stored: gives the array in the type of the file it comes from, which may be narrower than
+            the graph's, and may be a view of the file.
+    """
+
+    def __init__(
+        self,
+        stored: Callable[[], Array],
+        shape: Sequence[int],
+        key: Hashable,
+        dtype: ir.DataType = ir.DataType.FLOAT,
+        name: str | None = None,
+    ) -> None:
+        """Takes the recipe.
+
+        Args:
+            stored: makes the array, of this shape.
+            shape: of the tensor.
+            key: equal for equal contents.
+            dtype: in the graph.
+            name: of the tensor.
+        """
+        super().__init__(self._converted, dtype, ir.Shape(shape), name=name)
+        self.stored = stored
+        self.key = key
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """The shape as numbers."""
+        return tuple(self.shape.numpy())
+
+    def named(self, name: str) -> "LazyTensor":
+        """The same tensor by another name."""
+        return LazyTensor(self.stored, self.sizes, self.key, self.dtype, name)
+
+    def _converted(self) -> ir.TensorProtocol:
+        array = self.stored()
+        dtype = self.dtype.numpy()
+        return ir.tensor(np.ascontiguousarray(array, dtype), name=self.name)
+
+
+def lazy(tensor: ir.TensorProtocol) -> LazyTensor:
+    """Any tensor of a graph as a lazy one; one that is in memory is known by its identity."""
+    if isinstance(tensor, LazyTensor):
+        return tensor
+    # The recipe keeps the tensor alive, so that no other can have its identity.
+    return LazyTensor(tensor.numpy, tensor.shape.numpy(), ("memory", id(tensor)), tensor.dtype)
+
+
+def transposed(tensor: ir.TensorProtocol, axes: Sequence[int] = (1, 0)) -> LazyTensor:
+    """With its axes in another order."""
+    source = lazy(tensor)
+    shape = [source.sizes[axis] for axis in axes]
+    key = ("transposed", tuple(axes), source.key)
+    if tuple(axes) == (1, 0) and isinstance(source.key, tuple) and source.key[:2] == key[:2]:
+        key = source.key[2]
+    return LazyTensor(lambda: source.stored().transpose(axes), shape, key, source.dtype)
+
+
+def concatenated(tensors: Sequence[ir.TensorProtocol], axis: int) -> LazyTensor:
+    """Joined along an axis."""
+    parts = [lazy(tensor) for tensor in tensors]
+    shape = list(parts[0].sizes)
+    shape[axis] = sum(part.sizes[axis] for part in parts)
+    key = ("concatenated", axis, tuple(part.key for part in parts))
+    return LazyTensor(
+        lambda: np.concatenate([part.stored() for part in parts], axis=axis),
+        shape,
+        key,
+        parts[0].dtype,
+    )

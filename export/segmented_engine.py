@@ -1,0 +1,154 @@
+"""Runs a verify graph a part at a time, to compare a bundle that is larger than the memory."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from medusa_trt.errors import EngineError
+from medusa_trt.runtime import bundle as names
+from medusa_trt.runtime.bundle import Bundle
+from medusa_trt.runtime.engine import TokenIds, VerifyOutputs
+from medusa_trt.runtime.operators import required_library
+from medusa_trt.tree_configs import MedusaTree
+
+_MASKED = float(np.finfo(np.float32).min)
+_FOLDER_ENTRY = "session.model_external_initializers_file_folder_path"
+
+SEGMENT_BYTES = 128 << 20
+"""Weights of one part; a single tensor may be larger."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Segment:
+    """Consecutive nodes, and what crosses their borders."""
+
+    model: bytes
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+
+class SegmentedEngine:
+    """Verifies as `OrtEngine` does, loading and dropping the graph's parts in turn.
+
+    It is slow: every step reads all weights. It neither drafts nor commits.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        *,
+        capacity: int,
+        batch_size: int = 1,
+        segment_bytes: int = SEGMENT_BYTES,
+    ) -> None:
+        """Splits the graph; no weight is read yet."""
+        self.batch_size, self.capacity = batch_size, capacity
+        self._bundle = bundle
+        has_form = "verify_batch" in bundle.manifest.graphs
+        form = "verify_batch" if batch_size > 1 and has_form else "verify"
+        self._segments = _split(ir.load(bundle.graph_path(form)), segment_bytes)
+        spec = bundle.manifest.model
+        shape = (batch_size, spec.num_kv_heads, capacity, spec.head_dim)
+        self._cache = {
+            (layer, kind): np.zeros(shape, bundle.manifest.target.cache_dtype)
+            for layer in range(spec.num_layers)
+            for kind in ("key", "value")
+        }
+
+    def verify(
+        self,
+        input_ids: TokenIds,
+        tree: MedusaTree,
+        past_lengths: Sequence[int],
+        *,
+        rows: Sequence[int] | None = None,
+        first_slot: int = 0,
+        logits: bool = False,
+    ) -> VerifyOutputs:
+        """See `Engine.verify`; logits are always there."""
+        del logits
+        slots = slice(first_slot, first_slot + len(past_lengths))
+        shown = list(range(tree.num_nodes) if rows is None else rows)
+        values: dict[str, NDArray[Any]] = {
+            names.INPUT_IDS: np.asarray(input_ids, np.int64),
+            names.TREE_MASK: np.where(tree.attn_mask, 0, _MASKED).astype(np.float32),
+            names.POSITION_OFFSETS: np.ascontiguousarray(tree.position_offsets),
+            names.PAST_LENGTH: np.array(past_lengths, np.int64),
+            names.ROWS: np.array(shown, np.int64),
+        }
+        for place, cache in self._cache.items():
+            values[names.past_name(*place)] = np.ascontiguousarray(cache[slots])
+        for segment in self._segments:
+            values |= self._run(segment, values)
+        for place, cache in self._cache.items():
+            cache[slots] = values[names.present_name(*place)]
+        found = [values[name] for name in (names.ARGMAX, names.HIDDEN, names.LOGITS)]
+        shape = (len(past_lengths), len(shown))
+        argmax, hidden, all_logits = (array.reshape(*shape, *array.shape[1:]) for array in found)
+        return VerifyOutputs(argmax=argmax, hidden=hidden, logits=all_logits)
+
+    def close(self) -> None:
+        """Drops the graph and the cache."""
+        self._segments, self._cache = [], {}
+
+    def _run(self, segment: _Segment, values: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        if self._bundle.manifest.target.operator_library:
+            options.register_custom_ops_library(os.fspath(required_library()))
+        options.add_session_config_entry(_FOLDER_ENTRY, os.fspath(self._bundle.path.absolute()))
+        options.enable_cpu_mem_arena = False
+        try:
+            session = onnxruntime.InferenceSession(
+                segment.model, options, providers=["CPUExecutionProvider"]
+            )
+            feeds = {name: values[name] for name in segment.inputs}
+            outputs = session.run(list(segment.outputs), feeds)
+        except Exception as error:  # ONNX Runtime raises many pybind classes with no common base
+            raise EngineError(f"ONNX Runtime failed in a part of the graph: {error}") from error
+        return dict(zip(segment.outputs, outputs, strict=True))
+
+
+def _split(model: ir.Model, segment_bytes: int) -> list[_Segment]:
+    """Cuts a graph, whose nodes are in topological order, where its weights fill a part."""
+    parts: list[list[ir.Node]] = [[]]
+    size_bytes = 0
+    for node in model.graph:
+        weights = [value.const_value for value in node.inputs if value is not None]
+        node_bytes = sum(tensor.nbytes for tensor in weights if tensor is not None)
+        if parts[-1] and size_bytes + node_bytes > segment_bytes:
+            parts.append([])
+            size_bytes = 0
+        parts[-1].append(node)
+        size_bytes += node_bytes
+    return [_segment(model, part) for part in parts]
+
+
+def _segment(model: ir.Model, nodes: list[ir.Node]) -> _Segment:
+    inside = set(nodes)
+    made = [value for node in nodes for value in node.outputs]
+    inputs = {
+        value: None
+        for node in nodes
+        for value in node.inputs
+        if value is not None and value.producer() not in inside and not value.is_initializer()
+    }
+    outputs = [
+        value
+        for value in made
+        if value.is_graph_output() or any(user not in inside for user in value.consumers())
+    ]
+    graph = ir.convenience.extract(model.graph, list(inputs), outputs)
+    part = ir.Model(graph, ir_version=model.ir_version, producer_name="medusa-trt")
+    return _Segment(
+        ir.to_proto(part).SerializeToString(),
+        tuple(value.name or "" for value in inputs),
+        tuple(value.name or "" for value in outputs),
+    )

@@ -1,0 +1,117 @@
+"""A model without weights in memory: each module's are read when it runs, and dropped after."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import ml_dtypes
+import numpy as np
+import torch
+from accelerate import init_empty_weights
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from transformers import PretrainedConfig, PreTrainedModel
+from transformers.initialization import no_init_weights
+from transformers.models.auto.modeling_auto import AutoModelForCausalLM
+
+from medusa_trt.export.lazy_tensor import Array, LazyTensor
+
+Weights = Mapping[str, LazyTensor]
+"""A model's parameters by their names, every name of a tied one."""
+
+
+def empty_model(config: PretrainedConfig) -> PreTrainedModel:
+    """A model whose parameters are on the meta device and whose buffers are as they should be."""
+    with init_empty_weights(include_buffers=False), no_init_weights():
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model.tie_weights()
+    model.eval()
+    return model
+
+
+def weights_in_memory(model: PreTrainedModel) -> Weights:
+    """A loaded model's own parameters."""
+    first_names: dict[int, str] = {}
+    weights = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        key = "parameter", first_names.setdefault(id(parameter), name)
+        weights[name] = LazyTensor(parameter.detach().numpy, tuple(parameter.shape), key)
+    return weights
+
+
+def tensor_from_array(array: Array) -> torch.Tensor:
+    """Shares the memory of an array, bfloat16 included."""
+    if array.dtype == ml_dtypes.bfloat16:
+        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(array)
+
+
+def array_from_tensor(tensor: torch.Tensor) -> Array:
+    """Shares the memory of a tensor, bfloat16 included."""
+    if tensor.dtype == torch.bfloat16:
+        return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+    array: Array = tensor.numpy()
+    return array
+
+
+@contextmanager
+def weights_at_hand(model: PreTrainedModel, weights: Weights) -> Iterator[None]:
+    """Lets an empty model run inside the block; a model with its weights in memory runs anyway."""
+    names = {id(each): name for name, each in model.named_parameters()}
+    handles = []
+    for module in model.modules():
+        empty = {
+            key: (each, names[id(each)])
+            for key, each in module._parameters.items()
+            if each is not None and each.is_meta
+        }
+        if empty:
+            loader = _Loader(empty, weights)
+            handles.append(module.register_forward_pre_hook(loader.fill))
+            handles.append(module.register_forward_hook(loader.drop, always_call=True))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+class _Loader:
+    """Gives one module its parameters for one call."""
+
+    def __init__(self, empty: dict[str, tuple[nn.Parameter, str]], weights: Weights) -> None:
+        self._empty, self._weights = empty, weights
+
+    def fill(self, module: nn.Module, _: object) -> None:
+        for key, (_meta, name) in self._empty.items():
+            tensor = tensor_from_array(self._weights[name].stored())
+            # Of an embedding a few rows are read: they are converted instead of the whole.
+            tensor = tensor if type(module) is nn.Embedding else tensor.float()
+            module._parameters[key] = nn.Parameter(tensor, requires_grad=False)
+
+    def drop(self, module: nn.Module, _: object, output: torch.Tensor) -> torch.Tensor | None:
+        for key, (meta, _name) in self._empty.items():
+            module._parameters[key] = meta
+        return output.float() if type(module) is nn.Embedding else None
+
+
+@contextmanager
+def fake_parameters(module: nn.Module) -> Iterator[FakeTensorMode]:
+    """Gives a module parameters with shapes and no data inside the block, to be traced with."""
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    fakes: dict[int, nn.Parameter] = {}
+    replaced: list[tuple[nn.Module, str, nn.Parameter]] = []
+    for each in module.modules():
+        for key, own in each._parameters.items():
+            if own is not None:
+                replaced.append((each, key, own))
+    for each, key, own in replaced:
+        if id(own) not in fakes:
+            with mode:
+                fake = torch.empty(own.shape, dtype=own.dtype, device="cpu")
+            fakes[id(own)] = nn.Parameter(fake, requires_grad=False)
+        each._parameters[key] = fakes[id(own)]
+    try:
+        yield mode
+    finally:
+        for each, key, own in replaced:
+            each._parameters[key] = own

@@ -1,0 +1,66 @@
+"""One file of weights for all graphs of a bundle, written tensor by tensor."""
+
+from collections.abc import Hashable
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import onnx_ir as ir
+
+from medusa_trt.export.lazy_tensor import Array, LazyTensor, lazy
+
+_INLINE_LIMIT_BYTES = 1 << 10
+_CHUNK_BYTES = 16 << 20
+_PAGE_BYTES = 1 << 16
+"""Large tensors begin at a multiple of this, so that they can be mapped into memory."""
+
+_LINE_BYTES = 64
+
+
+class WeightFile:
+    """Moves weights out of graphs; equal ones of several graphs are written once."""
+
+    def __init__(self, path: Path) -> None:
+        """Takes the file to write; `path` does not exist yet."""
+        self._path = path
+        self._written: dict[Hashable, ir.ExternalTensor] = {}
+
+    def take(self, model: ir.Model) -> None:
+        """Writes a graph's large weights, and lets the graph refer to the file."""
+        with self._path.open("ab") as file:
+            for value in model.graph.initializers.values():
+                tensor = value.const_value
+                if tensor is None or tensor.nbytes <= _INLINE_LIMIT_BYTES:
+                    continue
+                source = lazy(tensor)
+                key = source.dtype, source.key
+                if key not in self._written:
+                    self._written[key] = self._append(file, source, value.name or "")
+                value.const_value = self._written[key]
+
+    def _append(self, file: BinaryIO, tensor: LazyTensor, name: str) -> ir.ExternalTensor:
+        boundary = _PAGE_BYTES if tensor.nbytes >= _PAGE_BYTES else _LINE_BYTES
+        file.write(bytes(-file.tell() % boundary))
+        offset = file.tell()
+        write_array(file, tensor.stored(), tensor.dtype.numpy())
+        assert file.tell() - offset == tensor.nbytes
+        return ir.ExternalTensor(
+            self._path.name,
+            offset,
+            tensor.nbytes,
+            tensor.dtype,
+            shape=ir.Shape(tensor.sizes),
+            name=name,
+            base_dir=self._path.parent,
+        )
+
+
+def write_array(file: BinaryIO, array: Array, dtype: np.dtype[Any]) -> None:
+    """Writes an array in a type, converting a part at a time."""
+    if array.ndim == 0:
+        array = array[None]
+    row_bytes = max(1, array[:1].size * np.dtype(dtype).itemsize)
+    num_rows = max(1, _CHUNK_BYTES // row_bytes)
+    for start in range(0, len(array), num_rows):
+        part = np.ascontiguousarray(array[start : start + num_rows], dtype)
+        file.write(part.reshape(-1).view(np.uint8).data)
