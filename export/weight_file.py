@@ -1,6 +1,7 @@
 """One file of weights for all graphs of a bundle, written tensor by tensor."""
 
 from collections.abc import Hashable
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -33,7 +34,7 @@ class WeightFile:
                 if tensor is None or tensor.nbytes <= _INLINE_LIMIT_BYTES:
                     continue
                 source = lazy(tensor)
-                key = source.dtype, source.key
+                key = source.dtype, _content(source)
                 if key not in self._written:
                     self._written[key] = self._append(file, source, value.name or "")
                 value.const_value = self._written[key]
@@ -42,7 +43,10 @@ class WeightFile:
         boundary = _PAGE_BYTES if tensor.nbytes >= _PAGE_BYTES else _LINE_BYTES
         file.write(bytes(-file.tell() % boundary))
         offset = file.tell()
-        write_array(file, tensor.stored(), tensor.dtype.numpy())
+        if tensor.dtype.bitwidth < 8:
+            file.write(tensor.tobytes())
+        else:
+            write_array(file, tensor.stored(), tensor.dtype.numpy())
         assert file.tell() - offset == tensor.nbytes
         return ir.ExternalTensor(
             self._path.name,
@@ -53,6 +57,13 @@ class WeightFile:
             name=name,
             base_dir=self._path.parent,
         )
+
+
+def _content(tensor: LazyTensor) -> Hashable:
+    """What equal weights have in common: the recipe, or the bytes of what is in memory anyway."""
+    if isinstance(tensor.key, tuple) and tensor.key[0] == "memory":
+        return tensor.sizes, sha256(tensor.tobytes()).digest()
+    return tensor.key
 
 
 def write_array(file: BinaryIO, array: Array, dtype: np.dtype[Any]) -> None:
