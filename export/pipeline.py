@@ -29,6 +29,7 @@ from medusa_trt.export.targets import (
     AttentionForm,
     Precision,
     Target,
+    fallback_notice,
     precision_from_name,
     target_from_name,
 )
@@ -109,6 +110,8 @@ def export_bundle(options: ExportOptions, progress: Callable[[str], None] = prin
     """
     target = target_from_name(options.target)
     precision = precision_from_name(target, options.precision)
+    if notice := fallback_notice(target, precision, options.precision):
+        progress(f"warning: {notice}")
     source = source_from_name(options.model)
     output = options.output or Path(source.name)
     _check_output(output, options.overwrite)
