@@ -13,7 +13,7 @@ setup(
             SOURCES,
             depends=[str(path) for path in Path("native").glob("*.[hi]*")],
             language="c++",
-            extra_compile_args=["-std=c++17", "-O3", "-fvisibility=hidden", "-Wno-psabi"],
+            extra_compile_args=["-std=c++17", "-O3", "-fvisibility=hidden", "-g0", "-Wno-psabi"],
             # Without a compiler the package still installs, and the runtime says what is missing.
             optional=True,
         )

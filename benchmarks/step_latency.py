@@ -1,24 +1,26 @@
-"""Step time of a bundle against the number of nodes, as a table.
+"""Step time of bundles against the number of nodes, with the floors measured in the same run.
 
-    python benchmarks/step_latency.py BUNDLE [--past 256] [--threads 2]
+    python benchmarks/step_latency.py BUNDLE... [--past 256 --past 1024] [--threads 1 --threads 2]
 
-Sizes are interleaved and medians given, since other work on the machine comes and goes. The heads
-and the host's part (candidates, acceptance, commit) are measured in the same run.
+Sizes, pasts and bundles are interleaved and medians given, since other work on the machine comes
+and goes. Prefill, the heads and the host's part (candidates, acceptance, commit) are measured too.
 """
 
 import argparse
-import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
+import msgspec
 import numpy as np
 from rich.console import Console
-from rich.table import Table
+from step_floors import ArithmeticFloor, cache_bytes, products_of, reading
+from step_report import StepReport, StepTable, print_report
 
+from medusa_trt.calibration.bench_report import Machine, replaced_file
 from medusa_trt.errors import MedusaError
 from medusa_trt.runtime.acceptance import accept_exact
 from medusa_trt.runtime.bundle import Bundle
@@ -26,55 +28,133 @@ from medusa_trt.runtime.candidates import tokens_from_candidates
 from medusa_trt.runtime.ort_engine import OrtEngine
 from medusa_trt.tree_configs import MedusaTree, chain_tree, load_tree
 
-NUM_NODES = (1, 2, 3, 4, 6, 8, 16, 32, 64)
+NUM_NODES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
+PREFILL_TOKENS = 512
 ROUNDS = 15
 
 
 def main() -> int:
     """Runs the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
-    parser.add_argument("bundle", type=Path, metavar="BUNDLE")
-    parser.add_argument("--past", type=int, default=256, help="cached tokens")
-    parser.add_argument("--threads", type=int, help="threads for one step")
+    parser.add_argument("bundles", type=Path, nargs="+", metavar="BUNDLE")
+    lists = (("--past", "cached tokens", 256), ("--threads", "threads for one step", 1))
+    for name, what, default in lists:
+        text = f"{what}; repeatable (default: {default})"
+        parser.add_argument(name, type=int, action="append", metavar="N", help=text)
+    parser.add_argument("--rounds", type=int, default=ROUNDS, metavar="N")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything measured")
     arguments = parser.parse_args()
+    arguments.past, arguments.threads = arguments.past or [256], arguments.threads or [1]
     try:
-        bundle = Bundle.open(arguments.bundle)
-        capacity = arguments.past + max(NUM_NODES)
-        engine = OrtEngine(bundle, capacity=capacity, num_threads=arguments.threads)
-        report(bundle, engine, arguments.past)
+        check(arguments)
+        report = measured(arguments)
+        print_report(report, Console())
+        if arguments.json is not None:
+            with replaced_file(arguments.json) as temporary:
+                temporary.write_bytes(msgspec.json.format(msgspec.json.encode(report), indent=1))
     except MedusaError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
 
 
-def report(bundle: Bundle, engine: OrtEngine, past: int) -> None:
-    """Measures and prints."""
+def check(arguments: argparse.Namespace) -> None:
+    """Fails now rather than after the measurement."""
+    for name in ("past", "threads", "rounds"):
+        values = getattr(arguments, name)
+        for value in values if isinstance(values, list) else [values]:
+            if value < (2 if name == "rounds" else 1):
+                raise MedusaError(f"--{name} is {value}: it is too small")
+    if arguments.json is not None and not arguments.json.parent.is_dir():
+        raise MedusaError(f"cannot write {arguments.json}: its folder does not exist")
+
+
+def measured(arguments: argparse.Namespace) -> StepReport:
+    """Measures all bundles with each number of threads."""
+    bundles = {str(path): Bundle.open(path) for path in arguments.bundles}
+    tables: list[StepTable] = []
+    for threads in arguments.threads:
+        tables += measured_with(bundles, arguments.past, threads, arguments.rounds)
+    return StepReport(
+        command=" ".join(["step_latency.py", *sys.argv[1:]]),
+        machine=Machine.this(),
+        rounds=arguments.rounds,
+        tables=tables,
+    )
+
+
+def measured_with(
+    bundles: dict[str, Bundle], pasts: Sequence[int], threads: int, rounds: int
+) -> list[StepTable]:
+    """One table for each bundle and past."""
+    actions: dict[tuple[str, int, str], Callable[[], object]] = {}
+    for path, bundle in bundles.items():
+        capacity = max(*pasts, PREFILL_TOKENS) + max(NUM_NODES)
+        engine = OrtEngine(bundle, capacity=capacity, num_threads=threads)
+        for past in pasts:
+            size_bytes = products_of(bundle).size_bytes + cache_bytes(bundle, past)
+            named = engine_actions(bundle, engine, past) | {"read": reading(size_bytes, threads)}
+            actions |= {(path, past, name): action for name, action in named.items()}
+    times_ms = interleaved(actions, rounds)
+    tables = []
+    for path, bundle in bundles.items():
+        products = products_of(bundle)
+        arithmetic = ArithmeticFloor(products, threads)
+        arithmetic_ms = {nodes: arithmetic.ms(nodes) for nodes in NUM_NODES}
+        for past in pasts:
+            chosen = {key[2]: times for key, times in times_ms.items() if key[:2] == (path, past)}
+            size_bytes = products.size_bytes + cache_bytes(bundle, past)
+            table = StepTable(
+                bundle=path,
+                precision=bundle.manifest.target.precision,
+                threads=threads,
+                past=past,
+                read_bytes=size_bytes,
+                arithmetic_ms=arithmetic_ms,
+                times_ms=chosen,
+            )
+            tables.append(table)
+    return tables
+
+
+def engine_actions(bundle: Bundle, engine: OrtEngine, past: int) -> dict[str, Callable[[], object]]:
+    """What is timed: steps by their number of nodes, prefill, heads, the host's work."""
     rng = np.random.default_rng(0)
     engine.cache.fill(rng.normal(0, 0.1, (1, 1, 1, 1, engine.capacity, 1)).astype(np.float32))
     actions: dict[str, Callable[[], object]] = {}
     for num_nodes in NUM_NODES:
         tree, ids = chain_tree(num_nodes - 1), rng.integers(0, 1000, num_nodes)
-        actions[f"verify {num_nodes}"] = partial(engine.verify, ids[None], tree, [past])
+        actions[str(num_nodes)] = partial(engine.verify, ids[None], tree, [past])
     hidden = np.ones((1, bundle.manifest.model.hidden_size), np.float32)
     actions["heads"] = lambda: engine.draft(hidden)
-    published = load_tree("mc_sim_7b_63")
-    actions["host, 64 nodes"] = host_work(engine, published, past)
-    times_ms: dict[str, list[float]] = {name: [] for name in actions}
-    for round_ in range(ROUNDS + 1):
-        for name, action in actions.items():
+    actions["host"] = host_work(engine, load_tree("mc_sim_7b_63"), past)
+    actions["prefill"] = prefill(engine, bundle.manifest.target.prefill_chunk)
+    return actions
+
+
+def interleaved(
+    actions: dict[tuple[str, int, str], Callable[[], object]], rounds: int
+) -> dict[tuple[str, int, str], list[float]]:
+    """Milliseconds of each action in each round; a first round warms up."""
+    times_ms: dict[tuple[str, int, str], list[float]] = {key: [] for key in actions}
+    for round_ in range(rounds + 1):
+        for key, action in actions.items():
             start = time.perf_counter()
             action()
             if round_ > 0:
-                times_ms[name].append(1e3 * (time.perf_counter() - start))
-    base_ms = statistics.median(times_ms[f"verify {bundle.manifest.target.min_rows}"])
-    table = Table(title=f"{bundle.manifest.model.name}, past {past}, {ROUNDS} rounds")
-    for column in ("step", "median ms", "quartiles ms", "ratio to plain"):
-        table.add_column(column, justify="left" if column == "step" else "right")
-    for name, samples in times_ms.items():
-        low, median, high = statistics.quantiles(samples, n=4)
-        table.add_row(name, f"{median:.2f}", f"{low:.2f}-{high:.2f}", f"{median / base_ms:.2f}")
-    Console().print(table)
+                times_ms[key].append(1e3 * (time.perf_counter() - start))
+    return times_ms
+
+
+def prefill(engine: OrtEngine, chunk: int) -> Callable[[], object]:
+    """A prompt of `PREFILL_TOKENS` tokens, in chunks as a session does it."""
+    tree, ids = chain_tree(chunk - 1), np.arange(chunk)[None]
+
+    def work() -> None:
+        for past in range(0, PREFILL_TOKENS, chunk):
+            engine.verify(ids, tree, [past], rows=[chunk - 1])
+
+    return work
 
 
 def host_work(engine: OrtEngine, tree: MedusaTree, past: int) -> Callable[[], object]:

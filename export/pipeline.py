@@ -41,6 +41,7 @@ from medusa_trt.export.targets import (
     AttentionForm,
     Precision,
     Target,
+    fallback_notice,
     precision_from_name,
     target_from_name,
 )
@@ -134,6 +135,8 @@ def export_bundle(options: ExportOptions, progress: Callable[[str], None] = prin
     """
     target = target_from_name(options.target)
     precision = precision_from_name(target, options.precision)
+    if notice := fallback_notice(target, precision, options.precision):
+        progress(f"warning: {notice}")
     if options.random_weights:
         base, heads, tree = _random_parts(options, target, precision, progress)
     else:

@@ -182,3 +182,14 @@ def precision_from_name(target: Target, name: str | None) -> Precision:
         f"target {target.name} has no precision {name!r}: "
         f"choose from {', '.join(precision.name for precision in target.precisions)}"
     )
+
+
+def fallback_notice(target: Target, precision: Precision, name: str | None) -> str | None:
+    """What to tell a user who named no precision and does not get the target's default."""
+    default = target.precisions[0]
+    if name is not None or precision is default:
+        return None
+    return (
+        f"the operator library was not built, so this is an export in {precision.name} instead of "
+        f"{default.name}: for {default.name} install a C++ compiler and medusa-trt again"
+    )

@@ -1,0 +1,140 @@
+"""Who takes part in `peers.py`: one row each, and how it is set up."""
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from peer_environments import GENAI, LLAMA_CPP, Workshop
+
+from medusa_trt.errors import MedusaError
+from medusa_trt.runtime.bundle import Bundle
+
+_LLAMA_CPP_PRECISIONS = ("q4_0", "q4_1", "q8_0")
+
+_NUM_LOOKUP = 2
+"""Tokens that prompt lookup drafts: what llama-cpp-python's README advises for CPUs."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Contender:
+    """A process to start.
+
+    Attributes:
+        name: in tables, without spaces.
+        python: its environment's interpreter.
+        worker: a module in `peer_workers`.
+        options: of the worker's `load`, but for the number of threads.
+    """
+
+    name: str
+    python: Path
+    worker: str
+    options: dict[str, Any]
+
+
+def contenders_for(
+    workshop: Workshop,
+    model: str,
+    bundles: Sequence[Bundle],
+    max_length: int,
+    only: Sequence[str] | None,
+    left_out: dict[str, str],
+) -> list[Contender]:
+    """Sets up all that take part; one that cannot be is added to `left_out` with the reason.
+
+    Args:
+        workshop: where environments and models are made.
+        model: what the peers run.
+        bundles: what this project runs.
+        max_length: the longest prompt with its reply, in tokens.
+        only: parts of names to take; None takes all.
+        left_out: gets names and reasons.
+
+    Raises:
+        MedusaError: nobody is left.
+    """
+    rows = {
+        **_medusa_rows(bundles),
+        **_llama_cpp_rows(workshop, model, max_length),
+        **_genai_rows(workshop, model, max_length),
+        **_transformers_rows(workshop, model),
+    }
+    chosen = {
+        name: row
+        for name, row in rows.items()
+        if only is None or any(part in name for part in only)
+    }
+    if not chosen:
+        raise MedusaError(f"no contender is named like that: choose from {', '.join(rows)}")
+    contenders = []
+    for name, row in chosen.items():
+        try:
+            python, worker, options = row()
+        except MedusaError as error:
+            workshop.say(f"{name} left out: {error}")
+            left_out[name] = str(error)
+        else:
+            contenders.append(Contender(name=name, python=python, worker=worker, options=options))
+    if not contenders:
+        raise MedusaError("no contender could be set up: see the lines above")
+    return contenders
+
+
+_Row = Callable[[], tuple[Path, str, dict[str, Any]]]
+
+
+def _medusa_rows(bundles: Sequence[Bundle]) -> dict[str, _Row]:
+    def row(bundle: Bundle, tree: str | None) -> _Row:
+        options = {"bundle": str(bundle.path), "tree": tree}
+        return lambda: (Path(sys.executable), "medusa_worker", options)
+
+    rows: dict[str, _Row] = {}
+    for bundle in bundles:
+        precision = bundle.manifest.target.precision
+        if f"medusa-trt-{precision}-plain" in rows:
+            raise MedusaError(f"two bundles are {precision}: give one of each precision")
+        rows[f"medusa-trt-{precision}-plain"] = row(bundle, "plain")
+        rows[f"medusa-trt-{precision}-medusa"] = row(bundle, None)
+    return rows
+
+
+def _llama_cpp_rows(workshop: Workshop, model: str, max_length: int) -> dict[str, _Row]:
+    def row(precision: str, num_lookup: int) -> _Row:
+        return lambda: (
+            workshop.python(LLAMA_CPP),
+            "llama_cpp_worker",
+            {
+                "model": str(workshop.gguf_file(model, precision)),
+                "max_length": max_length,
+                "num_lookup": num_lookup,
+            },
+        )
+
+    rows = {f"llama.cpp-{precision}": row(precision, 0) for precision in _LLAMA_CPP_PRECISIONS}
+    return rows | {"llama.cpp-q4_0-lookup": row("q4_0", _NUM_LOOKUP)}
+
+
+def _genai_rows(workshop: Workshop, model: str, max_length: int) -> dict[str, _Row]:
+    def row(precision: str) -> _Row:
+        return lambda: (
+            workshop.python(GENAI),
+            "genai_worker",
+            {"model": str(workshop.genai_folder(model, precision)), "max_length": max_length},
+        )
+
+    return {f"onnxruntime-genai-{precision}": row(precision) for precision in ("int4", "fp32")}
+
+
+def _transformers_rows(workshop: Workshop, model: str) -> dict[str, _Row]:
+    """In this project's own environment, which has torch and transformers for the export."""
+
+    def row(dtype: str) -> _Row:
+        return lambda: (
+            Path(sys.executable),
+            "transformers_worker",
+            {"model": str(workshop.hugging_face_folder(model)), "dtype": dtype},
+        )
+
+    return {"transformers-fp32": row("float32"), "transformers-bf16": row("bfloat16")}

@@ -1,0 +1,200 @@
+"""What the contenders of `peers.py` run in: pinned environments, and the model in their formats.
+
+Everything lies below one folder and is made once. A folder or file appears under its own name only
+when it is complete; an environment is complete when it has its marker.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from medusa_trt.errors import MedusaError
+
+WORKERS = Path(__file__).resolve().parent / "peer_workers"
+
+_MARKER = ".complete"
+
+
+class PeerError(MedusaError):
+    """A contender cannot be set up or has failed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Environment:
+    """A virtual environment with pinned packages.
+
+    Attributes:
+        name: its folder.
+        requirements: exact versions.
+        variables: for compiling them; llama.cpp is compiled for this processor.
+    """
+
+    name: str
+    requirements: tuple[str, ...]
+    variables: tuple[tuple[str, str], ...] = ()
+
+
+# GCC 12's `_tile_loadconfig` declares 8 of the 64 bytes that it reads, and the optimizer then drops
+# what llama.cpp stored in the others: its AMX kernels crashed without the two -fno options.
+LLAMA_CPP = Environment(
+    name="llama-cpp-python-0.3.36",
+    requirements=("llama-cpp-python==0.3.36", "numpy==2.4.6"),
+    variables=(
+        (
+            "CMAKE_ARGS",
+            "-DGGML_NATIVE=ON -DLLAVA_BUILD=OFF '-DCMAKE_CXX_FLAGS=-fno-tree-dse -fno-dse'",
+        ),
+    ),
+)
+GENAI = Environment(
+    name="onnxruntime-genai-0.18.0",
+    requirements=("onnxruntime-genai==0.18.0", "onnxruntime==1.31.1", "numpy==2.4.6"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Workshop:
+    """Makes environments and models below `folder`; `say` tells what takes long."""
+
+    folder: Path
+    say: Callable[[str], None]
+
+    def python(self, environment: Environment) -> Path:
+        """The environment's interpreter, installing it first if need be.
+
+        Raises:
+            PeerError: pip cannot install it.
+        """
+        folder = self.folder / environment.name
+        python = folder / "bin" / "python"
+        if not (folder / _MARKER).is_file():
+            self.say(f"installing {' '.join(environment.requirements)}")
+            shutil.rmtree(folder, ignore_errors=True)
+            variables = dict(environment.variables)
+            self._run([sys.executable, "-m", "venv", str(folder)], environment.name)
+            pip = [str(python), "-m", "pip", "install", "--disable-pip-version-check"]
+            if variables:  # pip's cache of compiled packages does not know them
+                pip.append("--no-cache-dir")
+            self._run([*pip, *environment.requirements], environment.name, variables)
+            (folder / _MARKER).touch()
+        return python
+
+    def hugging_face_folder(self, model: str) -> Path:
+        """The model as a folder that transformers and onnxruntime-genai's builder read.
+
+        Raises:
+            MedusaError: the model cannot be loaded.
+        """
+
+        def make(target: Path) -> None:
+            from transformers import AutoModelForCausalLM
+
+            from medusa_trt.export.base_model import (
+                load_base_model,
+                quiet_transformers,
+                source_from_name,
+            )
+
+            base = load_base_model(source_from_name(model))
+            # What was read from GGUF is float32 now but still says that it is quantized, and such a
+            # model refuses save_pretrained: its weights go into a fresh one.
+            values = base.model.config.to_dict()
+            values.pop("quantization_config", None)
+            config = type(base.model.config).from_dict(values)
+            with quiet_transformers():
+                fresh = AutoModelForCausalLM.from_config(config)
+                fresh.load_state_dict(base.model.state_dict())
+                fresh.save_pretrained(target)
+                base.tokenizer.save_pretrained(target)
+
+        return self._made(f"{model}-hf", make)
+
+    def genai_folder(self, model: str, precision: str) -> Path:
+        """The model as onnxruntime-genai's own builder writes it, from the Hugging Face folder.
+
+        The builder runs with this project's torch and transformers. For int4 it uses blocks of 32
+        and int8 activations (accuracy level 4), ONNX Runtime's fastest.
+
+        Raises:
+            PeerError: the builder failed.
+        """
+        python = self.python(GENAI)
+        (builder,) = python.parents[1].glob(
+            "lib/*/site-packages/onnxruntime_genai/models/builder.py"
+        )
+        source = self.hugging_face_folder(model)
+        options = ["--extra_options", "accuracy_level=4", "block_size=32"]
+
+        name = f"{model}-genai-{precision}"
+
+        def make(target: Path) -> None:
+            command = [sys.executable, str(builder), "-i", str(source), "-o", str(target)]
+            command += ["-p", precision, "-e", "cpu", "-c", str(target / "cache")]
+            self._run(command + (options if precision == "int4" else []), name)
+
+        return self._made(name, make)
+
+    def gguf_file(self, model: str, precision: str) -> Path:
+        """The model's GGUF file, or one in another precision made from it.
+
+        Raises:
+            PeerError: the model is not a GGUF file, or llama.cpp cannot quantize it.
+        """
+        from medusa_trt.export.base_model import source_from_name
+
+        python, source = self.python(LLAMA_CPP), source_from_name(model)
+        if source.gguf_file is None:
+            raise PeerError(f"{model} is not a GGUF file")
+        original = Path(source.location) / source.gguf_file
+        if precision in original.name.lower():
+            return original
+        script, name = WORKERS / "llama_cpp_quantize.py", f"{model}-{precision}.gguf"
+
+        def make(target: Path) -> None:
+            self._run([str(python), str(script), str(original), str(target), precision], name)
+
+        return self._made(name, make)
+
+    def _made(self, name: str, make: Callable[[Path], None]) -> Path:
+        """A file or folder, made under a temporary name if it is not there."""
+        path = self.folder / name
+        if not path.exists():
+            self.say(f"making {name}")
+            temporary = self.folder / f".{os.getpid()}-{name}"
+            try:
+                make(temporary)
+                temporary.rename(path)
+            finally:
+                shutil.rmtree(temporary, ignore_errors=True)
+                temporary.unlink(missing_ok=True)
+        return path
+
+    def _run(
+        self, command: Sequence[str], name: str, variables: dict[str, str] | None = None
+    ) -> None:
+        """Runs a command with its output in a log.
+
+        Raises:
+            PeerError: it failed; says its last line and where the others are.
+        """
+        log = self.folder / f"{name}.log"
+        with log.open("ab") as file:
+            code = subprocess.run(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, **(variables or {})},
+            ).returncode
+        if code != 0:
+            raise PeerError(f"{last_line(log)} (exit code {code}, log: {log})")
+
+
+def last_line(log: Path) -> str:
+    """The last line of a log that says something."""
+    lines = log.read_text(encoding="utf-8", errors="replace").split("\n")
+    return next((line.strip() for line in reversed(lines) if line.strip()), "no output")

@@ -1,0 +1,96 @@
+"""A contender's process, which stands still except while it answers."""
+
+import json
+import os
+import signal
+import subprocess
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from peer_contenders import Contender
+from peer_environments import WORKERS, PeerError, last_line
+
+
+class PeerProcess:
+    """Speaks JSON lines with `peer_workers/loop.py`.
+
+    Between answers the process is stopped by a signal, so that no thread of it can spin.
+    """
+
+    def __init__(self, contender: Contender, threads: int, log: Path) -> None:
+        """Starts it and waits until it is ready.
+
+        Raises:
+            PeerError: it cannot start.
+        """
+        options = json.dumps({**contender.options, "threads": threads})
+        self._log, self._file = log, log.open("wb")
+        self._process = subprocess.Popen(
+            [str(contender.python), str(WORKERS / "loop.py"), contender.worker, options],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._file,
+            text=True,
+        )
+        try:
+            self.versions: dict[str, str] = self._read()["versions"]
+        except BaseException:
+            self._end()
+            raise
+        self._stop()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._end()
+
+    def answer(self, prompt_ids: list[int], max_new_tokens: int) -> dict[str, Any]:
+        """One reply, as `loop.answer` gives it.
+
+        Raises:
+            PeerError: the process died, or gave another number of tokens.
+        """
+        request = {"prompt_ids": prompt_ids, "max_new_tokens": max_new_tokens}
+        self._process.send_signal(signal.SIGCONT)
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(json.dumps(request) + "\n")
+            self._process.stdin.flush()
+        except BrokenPipeError as error:
+            raise PeerError(self._death()) from error
+        reply = self._read()
+        self._stop()
+        if (num_tokens := len(reply["token_ids"])) != max_new_tokens:
+            raise PeerError(f"{num_tokens} tokens instead of {max_new_tokens}")
+        return reply
+
+    def _stop(self) -> None:
+        """Stops it, and waits until it stands still or is dead."""
+        self._process.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, self._process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+
+    def _read(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise PeerError(self._death())
+        message: dict[str, Any] = json.loads(line)
+        return message
+
+    def _death(self) -> str:
+        code = self._process.wait()
+        return f"{last_line(self._log)} (exit code {code}, log: {self._log})"
+
+    def _end(self) -> None:
+        self._process.kill()  # works on a stopped process too
+        self._process.wait()
+        for file in (self._process.stdin, self._process.stdout, self._file):
+            if file is not None:
+                file.close()

@@ -1,0 +1,208 @@
+"""What `peers.py` measured, and its tables."""
+
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from rich.console import Console
+from rich.table import Table
+
+from medusa_trt.calibration.bench_report import Machine
+
+_REFERENCES = ("transformers-fp32", "medusa-trt-fp32-plain")
+_MEDUSA = "-medusa"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PeerReply:
+    """One reply of one contender.
+
+    Attributes:
+        contender: its name.
+        threads: that it was given.
+        prompt: index of the prompt.
+        token_ids: the reply.
+        first_token_s: seconds from the request to the first token.
+        decode_s: seconds for the tokens after the first.
+        num_steps: evaluations of the model in `decode_s`.
+        peak_memory_bytes: the most memory that the process has held so far.
+    """
+
+    contender: str
+    threads: int
+    prompt: int
+    token_ids: list[int]
+    first_token_s: float
+    decode_s: float
+    num_steps: int
+    peak_memory_bytes: int
+
+    @property
+    def decode_tokens_per_s(self) -> float:
+        """Tokens after the first over their time."""
+        return (len(self.token_ids) - 1) / self.decode_s
+
+    @property
+    def tokens_per_s(self) -> float:
+        """All tokens over the whole time, the prompt's evaluation included."""
+        return len(self.token_ids) / (self.first_token_s + self.decode_s)
+
+
+@dataclass(slots=True, kw_only=True)
+class PeerReport:
+    """Everything that is known of a run.
+
+    Attributes:
+        command: as typed.
+        date: when it began, UTC.
+        model: what the peers ran.
+        num_tokens: of every reply.
+        prompt_lengths: in tokens.
+        machine: hardware, and this project's versions.
+        versions: of each contender's packages.
+        left_out: contenders that could not be set up or failed, with the reason.
+        is_complete: false after an interruption.
+        replies: all that was measured.
+    """
+
+    command: str
+    date: str
+    model: str
+    num_tokens: int
+    prompt_lengths: list[int]
+    machine: Machine
+    versions: dict[str, dict[str, str]]
+    left_out: dict[str, str]
+    is_complete: bool
+    replies: list[PeerReply]
+
+    def of(self, contender: str, threads: int) -> list[PeerReply]:
+        """A contender's replies in the order of the prompts."""
+        return [
+            reply
+            for reply in self.replies
+            if reply.contender == contender and reply.threads == threads
+        ]
+
+
+def first_difference(left: Sequence[int], right: Sequence[int]) -> int | None:
+    """Index of the first token that differs; None for equal replies.
+
+    Where one reply is the other's beginning, it is the shorter one's length.
+    """
+    if left == right:
+        return None
+    pairs = zip(left, right, strict=False)
+    differing = (index for index, (a, b) in enumerate(pairs) if a != b)
+    return next(differing, min(len(left), len(right)))
+
+
+def median_ratio(
+    left: Sequence[PeerReply], right: Sequence[PeerReply], rate: Callable[[PeerReply], float]
+) -> float:
+    """Median over the prompts of one contender's rate over the other's."""
+    return statistics.median(rate(a) / rate(b) for a, b in zip(left, right, strict=True))
+
+
+def print_report(report: PeerReport, console: Console) -> None:
+    """A table for each number of threads."""
+    machine, lengths = report.machine, report.prompt_lengths
+    console.print(
+        f"{report.model} on {machine.cpu}, {machine.num_usable_cores} cores; "
+        f"{len(lengths)} prompts of {min(lengths)} to {max(lengths)} tokens, "
+        f"replies of {report.num_tokens}"
+    )
+    for threads in sorted({reply.threads for reply in report.replies}):
+        _print_table(report, threads, console)
+    if not report.is_complete:
+        console.print("interrupted: the prompts that all had answered until then")
+    for name, reason in report.left_out.items():
+        console.print(f"left out: {name}: {reason}", markup=False)
+
+
+def _print_table(report: PeerReport, threads: int, console: Console) -> None:
+    names = list(
+        dict.fromkeys(reply.contender for reply in report.replies if reply.threads == threads)
+    )
+    replies = {name: report.of(name, threads) for name in names}
+    speed = {name: _median(replies[name], _decode_rate) for name in names}
+    own = [name for name in names if name.endswith(_MEDUSA)]
+    best = max(own, key=speed.__getitem__, default=None)
+    reference = next((name for name in _REFERENCES if name in names), names[0])
+    table = Table(title=f"{threads} thread{'s' if threads > 1 else ''}, medians over the prompts")
+    table.add_column("contender", no_wrap=True)
+    titles = ("first token ms", "decode tok/s", "quar- tiles", "tok/ step", "all tok/s")
+    shown = ("fastest Medusa", "equal replies", "first differs", "peak MB")
+    for column in (*titles, *shown):
+        table.add_column(column, justify="right")
+    for name in sorted(names, key=speed.__getitem__, reverse=True):
+        own_replies = replies[name]
+        table.add_row(
+            name,
+            f"{1e3 * _median(own_replies, lambda reply: reply.first_token_s):.0f}",
+            f"{speed[name]:.1f}",
+            _quartiles(own_replies),
+            f"{_tokens_per_step(own_replies):.2f}",
+            f"{_median(own_replies, lambda reply: reply.tokens_per_s):.1f}",
+            f"{median_ratio(replies[best], own_replies, _decode_rate):.2f}x" if best else "",
+            *_equality(own_replies, replies[reference]),
+            f"{max(reply.peak_memory_bytes for reply in own_replies) / 1e6:.0f}",
+        )
+    console.print(table)
+    console.print(
+        f"fastest Medusa: its decode tok/s over this one's, by prompt; equal replies: to those of "
+        f"{reference}; first differs: the first other token, median of the replies not equal"
+    )
+    for name in own:
+        _print_identity(name, report, threads, console)
+
+
+def identity(report: PeerReport, name: str, threads: int) -> tuple[int, int]:
+    """Of how many of Medusa's replies plain decoding gave the same tokens, and of how many not."""
+    plain = report.of(name.removesuffix(_MEDUSA) + "-plain", threads)
+    pairs = zip(report.of(name, threads), plain, strict=False)
+    equal = [a.token_ids == b.token_ids for a, b in pairs]
+    return sum(equal), len(equal) - sum(equal)
+
+
+def is_identical(report: PeerReport) -> bool:
+    """Whether Medusa always gave the tokens of plain decoding."""
+    runs = {(reply.contender, reply.threads) for reply in report.replies}
+    return all(identity(report, *run)[1] == 0 for run in runs if run[0].endswith(_MEDUSA))
+
+
+def _print_identity(name: str, report: PeerReport, threads: int, console: Console) -> None:
+    num_equal, num_different = identity(report, name, threads)
+    text = f"{name}: {num_equal} replies have the tokens of plain decoding"
+    if num_different:
+        text = f"[bold red]{text}, {num_different} DIFFER: please report this[/bold red]"
+    console.print(text)
+
+
+def _equality(replies: Sequence[PeerReply], reference: Sequence[PeerReply]) -> tuple[str, str]:
+    """How many replies are equal, and where the others first differ in the median."""
+    pairs = zip(replies, reference, strict=True)
+    found = [first_difference(reply.token_ids, other.token_ids) for reply, other in pairs]
+    differing = [index for index in found if index is not None]
+    where = f"{statistics.median(differing):.0f}" if differing else "-"
+    return f"{len(found) - len(differing)}/{len(found)}", where
+
+
+def _decode_rate(reply: PeerReply) -> float:
+    return reply.decode_tokens_per_s
+
+
+def _median(replies: Sequence[PeerReply], value: Callable[[PeerReply], float]) -> float:
+    return statistics.median(map(value, replies))
+
+
+def _quartiles(replies: Sequence[PeerReply]) -> str:
+    if len(replies) < 2:
+        return "-"
+    low, _, high = statistics.quantiles(map(_decode_rate, replies), n=4)
+    return f"{low:.1f}-{high:.1f}"
+
+
+def _tokens_per_step(replies: Sequence[PeerReply]) -> float:
+    num_tokens = sum(len(reply.token_ids) - 1 for reply in replies)
+    return num_tokens / sum(reply.num_steps for reply in replies)
