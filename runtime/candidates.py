@@ -23,7 +23,7 @@ def tokens_from_candidates(
         numpy call costs more than a walk over so few numbers (docs/decisions.md).
     """
     of_nodes = _getter(tuple(tree_indices))
-    flat = memoryview(draft_ids).cast("B").cast("q").tolist()
+    flat = draft_ids.data.cast("B").cast("q").tolist()
     size = len(flat) // len(root_tokens)
     return [
         of_nodes([root_token, *flat[index * size : (index + 1) * size]])

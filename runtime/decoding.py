@@ -112,10 +112,10 @@ class Decoder:
     def step(self, states: Sequence[SequenceState]) -> list[Added]:
         """Advances the sequences in slots 0 to B - 1 by one verify step."""
         tokens = self._candidates(states)
-        step_tokens = tokens
+        step_tokens: Sequence[Sequence[int]] = tokens
         if self._rows is not None:
             num_unread = self._step_tree.num_nodes - self._tree.num_nodes
-            step_tokens = [[*own, *own[-1:] * num_unread] for own in tokens]
+            step_tokens = [[*own, *[own[-1]] * num_unread] for own in tokens]
         first = states[0].chooser
         past_lengths = [state.past_length for state in states]
         start = time.perf_counter()
@@ -152,7 +152,7 @@ class Decoder:
         reductions = self._reduce(states, tree, tokens)
         added = []
         # Few of the elements are read: a list of all costs more than the walk.
-        argmax = memoryview(outputs.argmax).cast("B").cast("q")
+        argmax = outputs.argmax.data.cast("B").cast("q")
         num_rows = len(argmax) // len(states)
         for index, state in enumerate(states):
             choice = state.chooser.choose(

@@ -304,7 +304,7 @@ def _write_ids(buffer: NDArray[np.int64], input_ids: TokenIds) -> None:
     if isinstance(input_ids, np.ndarray) or len(input_ids) > 1:
         buffer[...] = input_ids
     else:
-        memoryview(buffer).cast("B").cast("q")[:] = array("q", input_ids[0])
+        buffer.data.cast("B").cast("q")[:] = array("q", input_ids[0])
 
 
 def _session_from_file(bundle: Bundle, graph: str, num_threads: int | None) -> Any:

@@ -103,13 +103,21 @@ def attention(case: Case, *, packed: bool = True, in_place: bool = True) -> tupl
         "cos": case.tables[0],
         "sin": case.tables[1],
     }
-    types = {
+    types: dict[str, int] = {
         "out": TensorProto.FLOAT,
         "new_key": TensorProto.BFLOAT16,
         "new_value": TensorProto.BFLOAT16,
     }
-    settings = {"num_heads": num_heads, "kv_num_heads": kv_heads, "scale": SCALE}
-    model = session("TreeAttention", [*names, "cos", "sin"], types, feeds, {}, **settings)
+    model = session(
+        "TreeAttention",
+        [*names, "cos", "sin"],
+        types,
+        feeds,
+        {},
+        num_heads=num_heads,
+        kv_num_heads=kv_heads,
+        scale=SCALE,
+    )
     out = np.zeros((*case.states.shape[:2], num_heads * size), np.float32)
     run_bound(model, feeds, {"out": out, "new_key": cache[0], "new_value": cache[1]})
     return out, cache

@@ -40,6 +40,7 @@ def _fast(node: ir.Node) -> ir.Node | None:
         last = attributes.get_int("select_last_index", 0)
         return None if kept or last else ir.Node(DOMAIN, "ArgMax", [value])
     if node.op_type == "TopK" and attributes.get_int("axis", -1) in last_axes:
+        assert node.inputs[1] is not None
         values, count = node.outputs[0], ir.convenience.get_const_tensor(node.inputs[1])
         is_unused = not values.uses() and not values.is_graph_output()
         if count is None or not is_unused or not attributes.get_int("largest", 1):
