@@ -44,7 +44,9 @@ def written(name: str, folder: Path, tensors: Tensors, model: Path) -> Path:
 
 def export(model: Path, heads: Path | str | None, output: Path) -> tuple[Bundle, list[str]]:
     told: list[str] = []
-    options = ExportOptions(model=str(model), heads=heads, tree="chain-2", output=output)
+    options = ExportOptions(
+        model=str(model), heads=heads, tree="chain-2", precision="fp32", output=output
+    )
     return export_bundle(options, told.append), told
 
 
