@@ -71,7 +71,7 @@ def weights_at_hand(model: PreTrainedModel, weights: Weights) -> Iterator[None]:
         }
         if empty and type(module) is nn.Linear and module.weight.numel() > _PART_SIZE:
             by_key = {key: weights[name] for key, (_, name) in empty.items()}
-            module.forward = partial(_linear_in_parts, by_key["weight"], by_key.get("bias"))
+            module.forward = partial(_linear_in_parts, by_key["weight"], by_key.get("bias"))  # type: ignore[method-assign]
             in_parts.append(module)
         elif empty:
             loader = _Loader(empty, weights)
