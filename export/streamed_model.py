@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 
 import ml_dtypes
 import numpy as np
@@ -14,6 +15,9 @@ from transformers.initialization import no_init_weights
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
 from medusa_trt.export.lazy_tensor import Array, LazyTensor
+
+_PART_SIZE = 1 << 26
+"""Elements of a linear layer that are converted to float32 at a time."""
 
 Weights = Mapping[str, LazyTensor]
 """A model's parameters by their names, every name of a tied one."""
@@ -58,13 +62,18 @@ def weights_at_hand(model: PreTrainedModel, weights: Weights) -> Iterator[None]:
     """Lets an empty model run inside the block; a model with its weights in memory runs anyway."""
     names = {id(each): name for name, each in model.named_parameters()}
     handles = []
+    in_parts: list[nn.Module] = []
     for module in model.modules():
         empty = {
             key: (each, names[id(each)])
             for key, each in module._parameters.items()
             if each is not None and each.is_meta
         }
-        if empty:
+        if empty and type(module) is nn.Linear and module.weight.numel() > _PART_SIZE:
+            by_key = {key: weights[name] for key, (_, name) in empty.items()}
+            module.forward = partial(_linear_in_parts, by_key["weight"], by_key.get("bias"))  # type: ignore[method-assign]
+            in_parts.append(module)
+        elif empty:
             loader = _Loader(empty, weights)
             handles.append(module.register_forward_pre_hook(loader.fill))
             handles.append(module.register_forward_hook(loader.drop, always_call=True))
@@ -73,6 +82,16 @@ def weights_at_hand(model: PreTrainedModel, weights: Weights) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
+        for module in in_parts:
+            del module.forward  # the class has its own
+
+
+def _linear_in_parts(weight: LazyTensor, bias: LazyTensor | None, x: torch.Tensor) -> torch.Tensor:
+    """A product with a matrix too large to be converted as a whole, an unembedding's."""
+    stored = tensor_from_array(weight.stored())
+    rows = max(1, _PART_SIZE // stored.shape[1])
+    outputs = torch.cat([nn.functional.linear(x, part.float()) for part in stored.split(rows)], -1)
+    return outputs if bias is None else outputs + tensor_from_array(bias.stored()).float()
 
 
 class _Loader:

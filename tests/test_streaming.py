@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from tiny_models import llama_config, random_model, save_tiny_model
 
 from medusa_trt.errors import ExportError
+from medusa_trt.export import streamed_model
 from medusa_trt.export.base_model import load_base_model, open_base_model, source_from_name
 from medusa_trt.export.checkpoint_weights import weights_from_checkpoint
 from medusa_trt.export.gguf_weights import weights_from_gguf
@@ -212,3 +213,11 @@ def test_what_a_killed_export_left_is_removed_by_the_next(tmp_path: Path) -> Non
         (folder / "file").touch()
     assert not dead.exists() and alive.exists() and other.exists()
     assert (tmp_path / "bundle" / "file").exists()
+
+
+def test_a_large_linear_layer_is_multiplied_in_parts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = save_tiny_model(tmp_path / "model")
+    monkeypatch.setattr(streamed_model, "_PART_SIZE", 1000)
+    assert torch.allclose(streamed_logits(folder), loaded_logits(folder), atol=1e-5)

@@ -216,10 +216,13 @@ def _is_inner(value: ir.Value) -> bool:
 
 
 def _in_turn(tensors: list[LazyTensor]) -> LazyTensor:
-    """One tensor as it is; two with 16 of their last axis in turn, each padded to full groups."""
-    if len(tensors) == 1:
-        return tensors[0]
+    """Two tensors with 16 of their last axis in turn, each padded to full groups; one padded.
+
+    One matrix stays as it is: quantization itself pads it.
+    """
     *outer, width = tensors[0].sizes
+    if len(tensors) == 1 and (outer or width % LANES == 0):
+        return tensors[0]
     width += -width % LANES
     return LazyTensor(
         lambda: _arrays_in_turn([tensor.stored() for tensor in tensors]),
