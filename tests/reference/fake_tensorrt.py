@@ -212,8 +212,8 @@ class _Context:
             target[...] = array
 
     def _array(self, address: int, shape: tuple[int, ...], dtype: str) -> Any:
-        type_ = np.dtype(_NUMPY[dtype])
+        type_: np.dtype[Any] = np.dtype(_NUMPY[dtype])
         size_bytes = prod(shape) * type_.itemsize
         self.engine.module.cuda.check(address, size_bytes)
-        memory = (ctypes.c_char * size_bytes).from_address(address)
-        return np.frombuffer(memory, type_).reshape(shape)
+        memory = (ctypes.c_uint8 * size_bytes).from_address(address)
+        return np.ctypeslib.as_array(memory).view(type_).reshape(shape)
