@@ -152,7 +152,7 @@ class _Engine:
         self.inputs = {value.name: _Tensor(value) for value in graph.input}
         self.outputs = {value.name: _Tensor(value) for value in graph.output}
         self.in_place = any(node.op_type == "TensorScatter" for node in graph.node)
-        self.names = [*self.inputs, *self.outputs]
+        self.names: list[str] = [*self.inputs, *self.outputs]
         self.num_io_tensors = len(self.names)
 
     def get_tensor_name(self, index: int) -> str:
