@@ -70,13 +70,16 @@ class DeviceAttention:
         """transformers' attention interface: (B, heads, T, head_dim) → (B, T, heads, head_dim)."""
         layer = module.layer_idx
         assert isinstance(layer, int)
-        valid = []
-        rows_of_layer = self._rotated(key), value
-        for past, rows in zip(self.cache[2 * layer : 2 * layer + 2], rows_of_layer, strict=True):
-            present = self._updated(past, rows)
-            self.presents.append(present)
-            valid.append(self._read_rows(present))
-        attended = self._attended(self._rotated(query), *valid, float(scaling))
+        keys, values = (
+            self._updated(past, rows)
+            for past, rows in zip(
+                self.cache[2 * layer : 2 * layer + 2], (self._rotated(key), value), strict=True
+            )
+        )
+        self.presents += keys, values
+        attended = self._attended(
+            self._rotated(query), self._read_rows(keys), self._read_rows(values), float(scaling)
+        )
         return attended.transpose(1, 2), None
 
     def _rotated(self, states: torch.Tensor) -> torch.Tensor:

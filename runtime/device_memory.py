@@ -92,8 +92,8 @@ class Cuda:
         size_bytes = int(np.prod(shape)) * type_.itemsize
         (address,) = self._call("cudaMallocHost", max(1, size_bytes))
         self._pinned.append(int(address))
-        memory = (ctypes.c_char * size_bytes).from_address(int(address))
-        array = np.frombuffer(memory, type_).reshape(shape)
+        memory = (ctypes.c_uint8 * size_bytes).from_address(int(address))
+        array: NDArray[Any] = np.ctypeslib.as_array(memory).view(type_).reshape(shape)
         array[...] = 0
         return array
 

@@ -35,7 +35,9 @@ def refusal(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
     return lines[0]
 
 
-@pytest.mark.parametrize("verb", [[], ["export"], ["generate"], ["chat"], ["bench"]])
+@pytest.mark.parametrize(
+    "verb", [[], ["export"], ["generate"], ["chat"], ["bench"], ["build"], ["deploy"]]
+)
 def test_every_help_text_works(verb: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         cli.main([*verb, "-h"])

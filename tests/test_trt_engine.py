@@ -66,9 +66,9 @@ def jetson(jetson_bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> B
 
 
 def replies(session: MedusaSession, tree: MedusaTree) -> list[list[int]]:
-    options = GenerationOptions(max_new_tokens=40, ignore_eos=True, tree=tree)
+    options = GenerationOptions(max_new_tokens=24, ignore_eos=True, tree=tree)
     sampled = GenerationOptions(
-        max_new_tokens=24,
+        max_new_tokens=12,
         ignore_eos=True,
         tree=tree,
         sampling=SamplingOptions(temperature=0.8, top_p=0.9, seed=4),

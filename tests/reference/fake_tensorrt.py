@@ -152,7 +152,7 @@ class _Engine:
         self.inputs = {value.name: _Tensor(value) for value in graph.input}
         self.outputs = {value.name: _Tensor(value) for value in graph.output}
         self.in_place = any(node.op_type == "TensorScatter" for node in graph.node)
-        self.names = [*self.inputs, *self.outputs]
+        self.names: list[str] = [*self.inputs, *self.outputs]
         self.num_io_tensors = len(self.names)
 
     def get_tensor_name(self, index: int) -> str:
@@ -212,8 +212,8 @@ class _Context:
             target[...] = array
 
     def _array(self, address: int, shape: tuple[int, ...], dtype: str) -> Any:
-        type_ = np.dtype(_NUMPY[dtype])
+        type_: np.dtype[Any] = np.dtype(_NUMPY[dtype])
         size_bytes = prod(shape) * type_.itemsize
         self.engine.module.cuda.check(address, size_bytes)
-        memory = (ctypes.c_char * size_bytes).from_address(address)
-        return np.frombuffer(memory, type_).reshape(shape)
+        memory = (ctypes.c_uint8 * size_bytes).from_address(address)
+        return np.ctypeslib.as_array(memory).view(type_).reshape(shape)
