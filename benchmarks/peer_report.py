@@ -200,7 +200,7 @@ def _quartiles(replies: Sequence[PeerReply]) -> str:
     if len(replies) < 2:
         return "-"
     low, _, high = statistics.quantiles(map(_decode_rate, replies), n=4)
-    return f"{low:.1f}-{high:.1f}"
+    return f"{low:.0f}-{high:.0f}"
 
 
 def _tokens_per_step(replies: Sequence[PeerReply]) -> float:
