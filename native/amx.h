@@ -18,6 +18,9 @@ struct alignas(64) TileConfig {
     rows[tile] = static_cast<uint8_t>(count);
     row_bytes[tile] = 64;
   }
+
+  // GCC 12 takes the instruction to read 8 bytes, and might drop the stores to the others.
+  void keep() const { asm volatile("" : : "m"(*this)); }
 };
 
 constexpr int kQueryRows = 16;

@@ -118,6 +118,7 @@ void score(const Attention& a, int64_t first, int64_t count, const Work& work) {
   const int64_t size = a.head_dim, rows = a.rows();
   TileConfig config;
   for (int tile = 0; tile < 8; ++tile) config.set_rows(tile, 16);
+  config.keep();
   _tile_loadconfig(&config);
   const bool resident = size == 64;  // the queries stay in tiles
   if (resident) {
@@ -239,6 +240,7 @@ void add_blocks(const Attention& a, int64_t count, int64_t blocks, const Work& w
   TileConfig config;
   for (int tile = 0; tile < 5; ++tile) config.set_rows(tile, count);
   for (int tile = 5; tile < 8; ++tile) config.set_rows(tile, 16);
+  config.keep();
   _tile_loadconfig(&config);
   for (int64_t start = 0; start < size; start += kMostGroups * 16) {
     const int64_t groups = (size - start) / 16 < kMostGroups ? (size - start) / 16 : kMostGroups;

@@ -17,6 +17,7 @@ namespace amx {
 inline void configure(int rows) {
   TileConfig config;
   for (int tile = 0; tile < 6; ++tile) config.set_rows(tile, tile < 4 ? rows : 16);
+  config.keep();
   _tile_loadconfig(&config);
 }
 
