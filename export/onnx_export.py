@@ -124,7 +124,7 @@ def heads_graph(
         weights={} if unembedding is None else {"unembedding": unembedding},
     )
     if quantize is not None:
-        optimize(model, quantize, portable=portable)
+        optimize(model, quantize, portable=portable, attends=False)
     return model
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from tiny_models import TINY_HEADS, save_tiny_heads, save_tiny_model
 
+from medusa_trt.export.base_model import BaseModel, load_base_model, source_from_name
 from medusa_trt.export.pipeline import ExportOptions, export_bundle
 from medusa_trt.runtime.bundle import Bundle
 
@@ -91,3 +92,8 @@ def demo_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     return export_bundle(
         ExportOptions(model="smollm2-135m", heads=PAPER_HEADS, tree="mc_sim_7b_63", output=output)
     )
+
+
+@pytest.fixture(scope="session")
+def base_model() -> BaseModel:
+    return load_base_model(source_from_name("smollm2-135m"))

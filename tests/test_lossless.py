@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from medusa_trt.calibration.prompts import self_generated_prompts
-from medusa_trt.export.base_model import BaseModel, load_base_model, source_from_name
+from medusa_trt.export.base_model import BaseModel
 from medusa_trt.export.pipeline import ExportOptions, export_bundle
-from medusa_trt.export.verify import agreement
+from medusa_trt.export.verify import MAX_RELATIVE_ERROR, agreement
 from medusa_trt.runtime.bundle import Bundle
 from medusa_trt.runtime.ort_engine import OrtEngine
 from medusa_trt.runtime.session import GenerationOptions, MedusaSession
@@ -16,13 +16,7 @@ from medusa_trt.tree_configs import chain_tree, load_tree
 NUM_PROMPTS = 20
 MAX_NEW_TOKENS = 32
 MAX_LOGIT_DIFFERENCE = 1e-3
-MAX_RELATIVE_ERROR = 0.2  # of a node's logits in int8
 TREES = ("chain-3", "cartesian-2x3", "smollm2_135m_6", "mc_sim_7b_63")
-
-
-@pytest.fixture(scope="module")
-def base_model() -> BaseModel:
-    return load_base_model(source_from_name("smollm2-135m"))
 
 
 def chat_ids(base: BaseModel, messages: list[dict[str, str]]) -> list[int]:
@@ -105,14 +99,16 @@ def test_each_node_has_the_logits_of_its_path(
     outputs = engine.verify(tokens[None], tree, [len(prompt)], logits=True)
     assert outputs.logits is not None
     paths = [(), *tree.medusa_choices]
+    expected = np.empty_like(outputs.logits[0])
     for node, path in enumerate(paths):
         ancestors = [paths.index(path[:depth]) for depth in range(len(path) + 1)]
         text = torch.tensor([prompt_ids + tokens[ancestors].tolist()])
         with torch.no_grad():
-            expected = base_model.model(text, use_cache=False).logits[0, -1].numpy()
-        found = agreement(outputs.logits[0, node][None], expected[None])
-        assert found.relative_error <= MAX_RELATIVE_ERROR
-        assert outputs.argmax[0, node] == outputs.logits[0, node].argmax()
+            expected[node] = base_model.model(text, use_cache=False).logits[0, -1].numpy()
+    # Single nodes after random tokens are off by up to half in int8; wrong paths are by more.
+    found = agreement(outputs.logits[0], expected)
+    assert found.relative_error <= MAX_RELATIVE_ERROR[demo_bundle.manifest.target.precision]
+    assert np.array_equal(outputs.argmax[0], outputs.logits[0].argmax(-1))
     engine.close()
 
 

@@ -14,7 +14,12 @@ from tiny_models import llama_config, random_model, save_tiny_model
 
 from medusa_trt.errors import ExportError
 from medusa_trt.export import streamed_model
-from medusa_trt.export.base_model import load_base_model, open_base_model, source_from_name
+from medusa_trt.export.base_model import (
+    BaseModel,
+    load_base_model,
+    open_base_model,
+    source_from_name,
+)
 from medusa_trt.export.checkpoint_weights import weights_from_checkpoint
 from medusa_trt.export.gguf_weights import weights_from_gguf
 from medusa_trt.export.lazy_tensor import Array, LazyTensor, concatenated, lazy, transposed
@@ -72,10 +77,9 @@ def test_a_streamed_model_computes_what_a_loaded_one_does(
     assert torch.equal(streamed_logits(folder), loaded_logits(folder))
 
 
-def test_a_gguf_file_gives_the_weights_that_transformers_reads() -> None:
-    source = source_from_name("smollm2-135m")
+def test_a_gguf_file_gives_the_weights_that_transformers_reads(base_model: BaseModel) -> None:
+    source, loaded = base_model.source, base_model.model
     assert source.gguf_file is not None
-    loaded = load_base_model(source).model
     weights = weights_from_gguf(
         empty_model(loaded.config), Path(source.location) / source.gguf_file
     )

@@ -1,5 +1,6 @@
 """The TensorRT engine against a stand-in that executes the graphs on host memory."""
 
+import shutil
 from pathlib import Path
 
 import msgspec
@@ -199,6 +200,8 @@ def test_loading_says_what_differs(trt_bundle: Bundle, tmp_path: Path) -> None:
     (own.folder / "heads.engine").write_bytes(b"short")
     with pytest.raises(EngineError, match=r"heads.engine is missing or truncated"):
         own.engine()
+    without = shutil.copytree(trt_bundle.path, tmp_path / "b", ignore=lambda *_: ["engines"])
+    own.bundle = Bundle.open(without)
     with pytest.raises(EngineError, match="has no engines: make them with medusa-trt build"):
         own.engine(folder=None)
 

@@ -24,7 +24,11 @@ __all__ = ["QuantizeLinearPass", "QuantizeWeightsPass", "WidenFloatsPass", "opti
 
 
 def optimize(
-    model: ir.Model, quantize: InPlacePass | None = None, *, portable: bool = False
+    model: ir.Model,
+    quantize: InPlacePass | None = None,
+    *,
+    portable: bool = False,
+    attends: bool = True,
 ) -> None:
     """Brings an exported graph into the form that its engine runs fastest, in place.
 
@@ -33,17 +37,18 @@ def optimize(
         quantize: where its products are to be quantized.
         portable: keep to standard operators; otherwise those of ONNX Runtime, and with `quantize`
             those of the operator library, are used.
+        attends: whether the graph has attention, whose projections are packed.
     """
     fuse: list[InPlacePass] = [] if quantize is None else [quantize]
     if not portable:
         fuse.append(FuseSkipNormPass() if quantize is None else UseFastSelectionPass())
+    packs = [PackQkvPass(), PackSplitQkvPass()] if attends else []
     PassManager(
         [
             RemoveIdentityRotaryPass(),
             RemoveUnusedNodesPass(),
             RemoveLayoutPairsPass(),
-            PackQkvPass(),
-            PackSplitQkvPass(),
+            *packs,
             MatchNormTypesPass(),
             *fuse,
             RemoveUnusedNodesPass(),
