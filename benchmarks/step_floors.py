@@ -44,15 +44,16 @@ def products_of(bundle: Bundle) -> Products:
     graph = ir.load(bundle.graph_path("verify")).graph
     size_bytes, multiply_adds = 0, Counter[int]()
     for node in graph:
-        if node.op_type not in ("Linear", "MatMul", "Gemm"):
+        if node.op_type not in ("Linear", "LinearChain", "MatMul", "Gemm"):
             continue
-        constants = [value.const_value for value in node.inputs if value is not None]
-        tensors = [tensor for tensor in constants if tensor is not None]
-        if not tensors:
-            continue
-        size_bytes += sum(tensor.nbytes for tensor in tensors)
-        bits = node.attributes.get_int("bits", 32)
-        multiply_adds[bits] += max(tensor.nbytes for tensor in tensors) * 8 // bits
+        constants = [None if value is None else value.const_value for value in node.inputs]
+        size_bytes += sum(tensor.nbytes for tensor in constants if tensor is not None)
+        is_chain = node.op_type == "LinearChain"
+        for i in range(node.attributes.get_int("num_layers", 1)):
+            weight = constants[2 + 4 * i if is_chain else 1]
+            bits = node.attributes.get_int(f"bits{i}" if is_chain else "bits", 32)
+            if weight is not None:
+                multiply_adds[bits] += weight.nbytes * 8 // bits
     return Products(size_bytes, dict(multiply_adds))
 
 

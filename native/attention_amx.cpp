@@ -57,23 +57,48 @@ struct Work {
   }
 };
 
+// x as bfloat16 in the upper halves of 32 bits, rounded as bfloat_from_float does.
+inline __m512i rounded_halves(__m512 x) {
+  const __m512i bits = _mm512_castps_si512(x);
+  const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+  const __m512i sum = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
+  const __mmask16 nan = _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
+  return _mm512_and_si512(_mm512_mask_mov_epi32(sum, nan, _mm512_set1_epi32(0x7fc00000)),
+                          _mm512_set1_epi32(static_cast<int>(0xffff0000)));
+}
+
 // Queries as the right side of a product with keys: pairs of dimensions by 16 rows, once rounded
 // and once what rounding left, which together hold 16 bits of precision.
 void load_queries(const Attention& a, int64_t first, int64_t count, const Work& work) {
   const int64_t size = a.head_dim, half = a.rotary_dim / 2;
-  uint16_t* rounded = work.queries;
-  uint16_t* left = work.queries + 16 * size;
-  __builtin_memset(rounded, 0, static_cast<size_t>(32 * size) * sizeof(uint16_t));
+  int32_t* rounded = reinterpret_cast<int32_t*>(work.queries);
+  int32_t* left = rounded + 8 * size;
+  if (count < 16)
+    __builtin_memset(rounded, 0, static_cast<size_t>(32 * size) * sizeof(uint16_t));
+  const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+  const __m512i odd = _mm512_add_epi32(even, _mm512_set1_epi32(1));
+  const __m512i places = _mm512_slli_epi32(even, 3);  // 16 rows between pairs
+  const __m512 scale = _mm512_set1_ps(a.scale);
   for (int64_t lane = 0; lane < count; ++lane) {
     const int64_t node = (first + lane) / a.group, head = (first + lane) % a.group;
     const int64_t turn = a.positions[node] * half;
     rotate(a.queries + node * a.row_stride + head * size, a.cos + turn, a.sin + turn, size,
            a.rotary_dim, work.sums);
-    for (int64_t d = 0; d < size; ++d) {
-      const float value = work.sums[d] * a.scale;
-      const int64_t place = (d / 2 * 16 + lane) * 2 + (d & 1);
-      rounded[place] = bfloat_from_float(value);
-      left[place] = bfloat_from_float(value - float_from_bfloat(rounded[place]));
+    for (int64_t d = 0; d < size; d += 32) {
+      const __m512 low = _mm512_mul_ps(_mm512_load_ps(work.sums + d), scale);
+      const __m512 high = _mm512_mul_ps(_mm512_load_ps(work.sums + d + 16), scale);
+      const __m512 evens = _mm512_permutex2var_ps(low, even, high);
+      const __m512 odds = _mm512_permutex2var_ps(low, odd, high);
+      const __m512i even_halves = rounded_halves(evens), odd_halves = rounded_halves(odds);
+      const __m512i even_left =
+          rounded_halves(_mm512_sub_ps(evens, _mm512_castsi512_ps(even_halves)));
+      const __m512i odd_left =
+          rounded_halves(_mm512_sub_ps(odds, _mm512_castsi512_ps(odd_halves)));
+      const int64_t place = d / 2 * 16 + lane;
+      _mm512_i32scatter_epi32(rounded + place, places,
+                              _mm512_or_si512(_mm512_srli_epi32(even_halves, 16), odd_halves), 4);
+      _mm512_i32scatter_epi32(left + place, places,
+                              _mm512_or_si512(_mm512_srli_epi32(even_left, 16), odd_left), 4);
     }
   }
 }

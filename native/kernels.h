@@ -71,6 +71,16 @@ constexpr float kHidden = -1e30f;  // mask values below hide a node
 
 enum Activation { kNone = 0, kSilu = 1, kGeluTanh = 2 };
 
+// How products become results: activation(product + bias) [* (up + bias)] + residual.
+struct Finish {
+  int activation;
+  bool gated;             // groups are gates and what they multiply in turn
+  int64_t outputs;        // N, or half of it
+  const float* bias;      // (groups, 16) or null
+  const float* residual;  // (rows, outputs) or null
+  float* out;             // (rows, outputs)
+};
+
 // One implementation for each instruction set.
 struct Kernels {
   const char* name;
@@ -85,13 +95,19 @@ struct Kernels {
   void (*quantize)(const float* x, const float* norm, float epsilon, int64_t size, int64_t inputs,
                    int block, int zero, float* scratch, int8_t* values, float* scales,
                    int32_t* offsets);
-  // out[i] = activation(gate[i]) * up[i]; without `up`, activation(gate[i]).
-  void (*gate)(int activation, const float* gate, const float* up, int64_t size, float* out);
+  // What becomes of the products of `rows` rows with a group, or with a group of gates and the next
+  // one, `up`; their rows are `stride` floats apart.
+  void (*finish)(const Finish&, const float* products, const float* up, int64_t stride, int64_t row,
+                 int rows, int64_t group);
   // The index of the largest of `size` values, the first of equal ones; 0 where all are NaN.
   int64_t (*argmax)(const float* x, int64_t size);
   // The indices of the `count` largest values, largest first, of equal ones the first, and 0 where
   // NaN leaves too few; `best` holds `count` floats.
   void (*top_k)(const float* x, int64_t size, int64_t count, float* best, int64_t* indices);
+  // Writes one key (head_dim,), rotated, and one value into the cache.
+  void (*append)(const float* key, const float* value, const float* cos, const float* sin,
+                 int64_t head_dim, int64_t rotary_dim, float* scratch, uint16_t* to_key,
+                 uint16_t* to_value);
   // Query rows [first, first + count) of `Attention`, where row i is head i % group of node
   // i / group; at most `query_rows` rows. `scratch` holds attend_floats() floats, 64-byte aligned.
   void (*attend)(const Attention&, int64_t first, int64_t count, float* scratch);
@@ -109,8 +125,10 @@ const Kernels* amx_kernels();  // Linux; null where it does not allow them
 // The fastest that this processor runs, or the one named by MEDUSA_TRT_KERNELS.
 const Kernels* kernels();
 
+// The functions below are static, so that each instruction set's file has its own.
+
 // x (size,) rotated in halves: pairs (i, i + rotary_dim / 2), as Llama does.
-inline void rotate(const float* x, const float* cos, const float* sin, int64_t size,
+static inline void rotate(const float* x, const float* cos, const float* sin, int64_t size,
                    int64_t rotary_dim, float* out) {
   const int64_t half = rotary_dim / 2;
   for (int64_t i = 0; i < half; ++i) {
@@ -121,7 +139,7 @@ inline void rotate(const float* x, const float* cos, const float* sin, int64_t s
   for (int64_t i = rotary_dim; i < size; ++i) out[i] = x[i];
 }
 
-inline float float_from_bfloat(uint16_t bits) {
+static inline float float_from_bfloat(uint16_t bits) {
   const uint32_t wide = static_cast<uint32_t>(bits) << 16;
   float value;
   __builtin_memcpy(&value, &wide, sizeof value);
@@ -129,7 +147,7 @@ inline float float_from_bfloat(uint16_t bits) {
 }
 
 // Rounded to nearest, ties to even; NaN stays NaN.
-inline uint16_t bfloat_from_float(float value) {
+static inline uint16_t bfloat_from_float(float value) {
   uint32_t bits;
   __builtin_memcpy(&bits, &value, sizeof bits);
   const uint32_t rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;

@@ -116,9 +116,9 @@ const Kernels* amx_kernels() {
   constexpr int kRequestPermission = 0x1023, kTileData = 18;
   if (syscall(SYS_arch_prctl, kRequestPermission, kTileData) != 0) return nullptr;
   static const Kernels* const base = avx512_kernels();
-  static const Kernels kernels = {"amx",      amx::any_tile, amx::tile_shape, base->quantize,
-                                  base->gate, base->argmax,  base->top_k, amx::attend, amx::attend_floats,
-                                  amx::kQueryRows};
+  static const Kernels kernels = {"amx",        amx::any_tile, amx::tile_shape,    base->quantize,
+                                  base->finish, base->argmax,  base->top_k,        base->append,
+                                  amx::attend,  amx::attend_floats, amx::kQueryRows};
   return &kernels;
 }
 }  // namespace medusa

@@ -9,6 +9,44 @@
 namespace medusa {
 namespace avx512 {
 #define MEDUSA_FLOATS 16
+#define MEDUSA_OWN_QUANTIZE_BLOCK
+
+// See vector_math.inl, whose codes these are; packing them takes a third of the time.
+template <int Vectors>
+inline void quantize_vectors(const float* x, int zero, int8_t* values, float* scale,
+                             int32_t* offset) {
+  __m512 parts[4] = {};
+  __m512 largest = _mm512_setzero_ps();
+  for (int i = 0; i < Vectors; ++i) {
+    parts[i] = _mm512_loadu_ps(x + 16 * i);
+    largest = _mm512_max_ps(largest, _mm512_abs_ps(parts[i]));
+  }
+  const float most = _mm512_reduce_max_ps(largest);
+  const __m512 inverse = _mm512_set1_ps(most > 1e-30f ? 127.0f / most : 0.0f);
+  __m512i codes[4] = {};
+  for (int i = 0; i < Vectors; ++i)
+    codes[i] = _mm512_cvtps_epi32(_mm512_mul_ps(parts[i], inverse));
+  // Packing works in quarters, so their order is put right at the end.
+  const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+  const __m512i bytes = _mm512_permutexvar_epi32(
+      order, _mm512_packs_epi16(_mm512_packs_epi32(codes[0], codes[1]),
+                                _mm512_packs_epi32(codes[2], codes[3])));
+  if (Vectors == 4)
+    _mm512_storeu_si512(values, bytes);
+  else
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(values), _mm512_castsi512_si256(bytes));
+  *scale = most / 127.0f;
+  *offset = -zero * _mm512_reduce_add_epi32(_mm512_dpbusd_epi32(
+                        _mm512_setzero_si512(), _mm512_set1_epi8(1), bytes));
+}
+
+inline void quantize_block(const float* x, int block, int zero, int8_t* values, float* scale,
+                           int32_t* offset) {
+  if (block == 64)
+    quantize_vectors<4>(x, zero, values, scale, offset);
+  else
+    quantize_vectors<2>(x, zero, values, scale, offset);
+}
 #include "vector_math.inl"
 #include "attention.inl"
 
@@ -121,8 +159,8 @@ void tile_shape(int, int64_t num_rows, int* rows, int* groups) {
   *groups = groups_for(*rows);
 }
 
-constexpr Kernels kernels = {"avx512-vnni", any_tile, tile_shape,    quantize,   gate,
-                             argmax, top_k, attend, attend_floats, kQueryLanes};
+constexpr Kernels kernels = {"avx512-vnni", any_tile, tile_shape,    quantize,      finish,
+                             argmax, top_k,    append,     attend,   attend_floats, kQueryLanes};
 }  // namespace avx512
 
 const Kernels* avx512_kernels() { return &avx512::kernels; }

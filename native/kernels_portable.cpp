@@ -60,8 +60,8 @@ void tile_shape(int, int64_t num_rows, int* rows, int* groups) {
   *groups = 1;
 }
 
-constexpr Kernels kernels = {"portable", tile, tile_shape,    quantize,   gate,
-                             argmax, top_k, attend, attend_floats, kQueryLanes};
+constexpr Kernels kernels = {"portable", tile, tile_shape,    quantize,      finish,
+                             argmax, top_k,    append,     attend,   attend_floats, kQueryLanes};
 }  // namespace portable
 
 const Kernels* portable_kernels() { return &portable::kernels; }

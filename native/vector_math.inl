@@ -20,24 +20,72 @@ inline float fast_exp(float x) {
   return x < -87.0f ? 0.0f : p * power;
 }
 
-inline float activate(int activation, float x) {
-  if (activation == kSilu) return x / (1.0f + fast_exp(-x));
-  float inner = 1.5957691216057308f * (x + 0.044715f * x * x * x);  // 2 sqrt(2 / pi)
-  return x / (1.0f + fast_exp(-inner));
-}
-
-void gate(int activation, const float* gate, const float* up, int64_t size, float* out) {
-  if (activation == kSilu) {
-    for (int64_t i = 0; i < size; ++i) out[i] = activate(kSilu, gate[i]) * (up ? up[i] : 1.0f);
-  } else {
-    for (int64_t i = 0; i < size; ++i) out[i] = activate(kGeluTanh, gate[i]) * (up ? up[i] : 1.0f);
-  }
-}
-
 constexpr int kFloats = MEDUSA_FLOATS;  // in a register
 typedef float Floats __attribute__((vector_size(4 * kFloats), aligned(4), may_alias));
 typedef int32_t Ints __attribute__((vector_size(4 * kFloats), aligned(4), may_alias));
 typedef int8_t Bytes __attribute__((vector_size(kFloats), aligned(1), may_alias));
+
+// fast_exp of each lane; loops over it are not always vectorized.
+inline Floats fast_exp(Floats x) {
+  const Floats zero = {}, least = zero - 87.0f, most = zero + 88.0f;
+  const Floats clamped = x < least ? least : (x > most ? most : x);
+  const Floats t = clamped * 1.44269504088896341f;
+  constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it leaves no room for a fraction
+  const Floats n = (t + kRound) - kRound, f = t - n;
+  Floats p = 1.5403530393381609954e-4f * f + 1.3333558146428443423e-3f;
+  p = p * f + 9.6181291076284771619e-3f;
+  p = p * f + 5.5504108664821579953e-2f;
+  p = p * f + 2.4022650695910071233e-1f;
+  p = p * f + 6.9314718055994530942e-1f;
+  p = p * f + 1.0f;
+  const Ints bits = (__builtin_convertvector(n, Ints) + 127) << 23;
+  const Floats power = reinterpret_cast<const Floats&>(bits);
+  return x < least ? zero : p * power;
+}
+
+inline Floats activate(int activation, Floats x) {
+  if (activation == kSilu) return x / (1.0f + fast_exp(-x));
+  const Floats inner = 1.5957691216057308f * (x + 0.044715f * x * x * x);  // 2 sqrt(2 / pi)
+  return x / (1.0f + fast_exp(-inner));
+}
+
+inline Floats at(const float* values, int64_t index) {
+  return *reinterpret_cast<const Floats*>(values + index);
+}
+
+template <int Activation>
+void finish_rows(const Finish& f, const float* products, const float* up, int64_t stride,
+                 int64_t row, int rows, int64_t group) {
+  const int64_t column = (f.gated ? group / 2 : group) * kLanes;
+  const int64_t count = f.outputs - column < kLanes ? f.outputs - column : kLanes;
+  const float* bias = f.bias ? f.bias + group * kLanes : nullptr;
+  for (int r = 0; r < rows; ++r, products += stride, up += up ? stride : 0) {
+    const int64_t start = (row + r) * f.outputs + column;
+    for (int i = 0; i < count; i += kFloats) {
+      Floats x = at(products, i);
+      if (bias) x += at(bias, i);
+      if (Activation != kNone) x = activate(Activation, x);
+      if (up) x *= bias ? at(up, i) + at(bias, kLanes + i) : at(up, i);
+      if (i + kFloats <= count) {
+        if (f.residual) x += at(f.residual, start + i);
+        *reinterpret_cast<Floats*>(f.out + start + i) = x;
+      } else {
+        for (int64_t j = 0; i + j < count; ++j)
+          f.out[start + i + j] = x[j] + (f.residual ? f.residual[start + i + j] : 0.0f);
+      }
+    }
+  }
+}
+
+void finish(const Finish& f, const float* products, const float* up, int64_t stride, int64_t row,
+            int rows, int64_t group) {
+  if (f.activation == kNone)
+    finish_rows<kNone>(f, products, up, stride, row, rows, group);
+  else if (f.activation == kSilu)
+    finish_rows<kSilu>(f, products, up, stride, row, rows, group);
+  else
+    finish_rows<kGeluTanh>(f, products, up, stride, row, rows, group);
+}
 
 // x with its halves (or quarters, ...) exchanged, for sums and maxima over all lanes.
 template <int Distance>
@@ -55,6 +103,7 @@ inline auto over_lanes(Vector x, const Function& join) {
   return join(x, __builtin_shuffle(x, exchanged<1>()))[0];
 }
 
+#ifndef MEDUSA_OWN_QUANTIZE_BLOCK
 // Without fused multiply-adds, which would round some codes another way on other processors.
 __attribute__((optimize("fp-contract=off"))) void quantize_block(
     const float* x, int block, int zero, int8_t* values, float* scale, int32_t* offset) {
@@ -75,6 +124,7 @@ __attribute__((optimize("fp-contract=off"))) void quantize_block(
   *scale = most / 127.0f;
   *offset = -zero * over_lanes(sums, [](Ints a, Ints b) { return a + b; });
 }
+#endif
 
 void quantize(const float* x, const float* norm, float epsilon, int64_t size, int64_t inputs,
               int block, int zero, float* scratch, int8_t* values, float* scales,
@@ -83,13 +133,14 @@ void quantize(const float* x, const float* norm, float epsilon, int64_t size, in
   if (norm || inputs > size) {
     float factor = 1.0f;
     if (norm) {
-      float partial[16] = {};
+      float partial[64] = {};  // the same order of additions for every instruction set
       int64_t i = 0;
-      for (; i + 16 <= size; i += 16)
-        for (int lane = 0; lane < 16; ++lane) partial[lane] += x[i + lane] * x[i + lane];
-      float sum = 0.0f;
+      for (; i + 64 <= size; i += 64)
+        for (int lane = 0; lane < 64; ++lane) partial[lane] += x[i + lane] * x[i + lane];
+      for (int width = 32; width; width /= 2)
+        for (int lane = 0; lane < width; ++lane) partial[lane] += partial[lane + width];
+      float sum = partial[0];
       for (; i < size; ++i) sum += x[i] * x[i];
-      for (float part : partial) sum += part;
       factor = 1.0f / __builtin_sqrtf(sum / static_cast<float>(size) + epsilon);
     }
     if (norm)
@@ -101,6 +152,14 @@ void quantize(const float* x, const float* norm, float epsilon, int64_t size, in
   }
   for (int64_t start = 0, index = 0; start < inputs; start += block, ++index)
     quantize_block(source + start, block, zero, values + start, scales + index, offsets + index);
+}
+
+void append(const float* key, const float* value, const float* cos, const float* sin,
+            int64_t head_dim, int64_t rotary_dim, float* scratch, uint16_t* to_key,
+            uint16_t* to_value) {
+  rotate(key, cos, sin, head_dim, rotary_dim, scratch);
+  for (int64_t d = 0; d < head_dim; ++d) to_key[d] = bfloat_from_float(scratch[d]);
+  for (int64_t d = 0; d < head_dim; ++d) to_value[d] = bfloat_from_float(value[d]);
 }
 
 // The index of the largest of `size` values, the first of equal ones.

@@ -9,6 +9,7 @@ from onnx_ir.passes.common import (
     TopologicalSortPass,
 )
 
+from medusa_trt.export.passes.chain_linears import ChainLinearsPass
 from medusa_trt.export.passes.fuse_skip_norm import FuseSkipNormPass
 from medusa_trt.export.passes.match_norm_types import MatchNormTypesPass
 from medusa_trt.export.passes.pack_qkv import PackQkvPass
@@ -42,6 +43,7 @@ def optimize(
     fuse: list[InPlacePass] = [] if quantize is None else [quantize]
     if not portable:
         fuse.append(FuseSkipNormPass() if quantize is None else UseFastSelectionPass())
+    chain = [] if quantize is None or portable else [TopologicalSortPass(), ChainLinearsPass()]
     packs = [PackQkvPass(), PackSplitQkvPass()] if attends else []
     PassManager(
         [
@@ -52,6 +54,7 @@ def optimize(
             MatchNormTypesPass(),
             *fuse,
             RemoveUnusedNodesPass(),
+            *chain,
             DeduplicateInitializersPass(),
             TopologicalSortPass(),
             RemoveUnusedOpsetsPass(),

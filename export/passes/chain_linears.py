@@ -1,0 +1,97 @@
+"""Layers that follow each other, in one operator."""
+
+from dataclasses import dataclass, field
+
+import onnx_ir as ir
+from onnx_ir.passes import InPlacePass, PassResult
+
+from medusa_trt.runtime.operators import DOMAIN
+
+_MOST_LAYERS = 8
+_EXTERNAL, _NONE = -1, -2
+_ATTRIBUTES = ("bits", "num_outputs", "activation", "gated")
+
+
+class ChainLinearsPass(InPlacePass):
+    """Joins `Linear` nodes to `LinearChain`, whose layers run without waking threads in between.
+
+    A chain's layers read its input or each other, and add its residual or each other's outputs.
+    Requires: nodes are in topological order. Ensures: of two neighbours that could be in one chain
+    of at most eight layers, none is left alone. The order may be lost.
+    """
+
+    def call(self, model: ir.Model) -> PassResult:
+        """Joins what can be joined."""
+        chains: list[_Chain] = []
+        for node in model.graph:
+            if node.domain != DOMAIN or node.op_type != "Linear":
+                continue
+            if not any(chain.take(node) for chain in reversed(chains)):
+                chains.append(_Chain(node))
+        joined = [chain for chain in chains if len(chain.nodes) > 1]
+        for chain in joined:
+            chain.replace(model.graph)
+        return PassResult(model, bool(joined))
+
+
+@dataclass(slots=True)
+class _Chain:
+    """Nodes to join; the first decides what comes from outside."""
+
+    first: ir.Node
+    nodes: list[ir.Node] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.nodes = [self.first]
+
+    def take(self, node: ir.Node) -> bool:
+        """Adds a node, if it reads nothing else from outside than the first does."""
+        source, residual = self._number(node.inputs[0], 0), self._number(_residual(node), 5)
+        if source is None or residual is None or len(self.nodes) == _MOST_LAYERS:
+            return False
+        self.nodes.append(node)
+        return True
+
+    def _number(self, value: ir.Value | None, place: int) -> int | None:
+        """The layer whose output a value is, or what else a chain calls it; None if nothing."""
+        if value is None:
+            return _NONE
+        if value is (_residual(self.first) if place else self.first.inputs[0]):
+            return _EXTERNAL
+        outputs = [node.outputs[0] for node in self.nodes]
+        return next((i for i, output in enumerate(outputs) if output is value), None)
+
+    def replace(self, graph: ir.Graph) -> None:
+        """Puts one node in the place of all."""
+        inputs = [self.first.inputs[0], _residual(self.first)]
+        attributes = [ir.AttrInt64("num_layers", len(self.nodes))]
+        inside = set(self.nodes)
+        results: list[ir.Value] = []
+        for i, node in enumerate(self.nodes):
+            inputs += [node.inputs[k] if k < len(node.inputs) else None for k in range(1, 5)]
+            source, residual = self._number(node.inputs[0], 0), self._number(_residual(node), 5)
+            assert source is not None and residual is not None
+            values = {name: node.attributes.get_int(name, 0) for name in _ATTRIBUTES}
+            for name, value in {**values, "source": source, "residual": residual}.items():
+                attributes.append(ir.AttrInt64(f"{name}{i}", value))
+            epsilon = node.attributes.get_float("epsilon", 0.0)
+            attributes.append(ir.AttrFloat32(f"epsilon{i}", epsilon))
+            output = node.outputs[0]
+            if output.is_graph_output() or any(user not in inside for user in output.consumers()):
+                attributes.append(ir.AttrInt64(f"result{len(results)}", i))
+                results.append(output)
+        attributes.append(ir.AttrInt64("num_results", len(results)))
+        while inputs[-1] is None:
+            inputs.pop()
+        chain = ir.Node(DOMAIN, "LinearChain", inputs, attributes, num_outputs=len(results))
+        chain.name = self.first.name
+        graph.insert_before(self.first, chain)
+        for old, new in zip(results, chain.outputs, strict=True):
+            new.name, new.shape, new.type = old.name, old.shape, old.type
+            old.replace_all_uses_with(new, replace_graph_outputs=True)
+            old.name = f"{old.name}.replaced"
+        graph.remove(self.nodes[::-1], safe=True)
+
+
+def _residual(node: ir.Node) -> ir.Value | None:
+    return node.inputs[5] if len(node.inputs) > 5 else None

@@ -1,0 +1,130 @@
+// What an operator's kernel does with ONNX Runtime.
+#pragma once
+
+#include <cstring>
+#include <exception>
+#include <string>
+#include <vector>
+
+#include "kernels.h"
+#include "ort_abi.h"
+
+namespace medusa {
+namespace {
+
+using ort::Api;
+using ort::Status;
+
+constexpr int kInvalidArgument = 2;
+
+// A failure on its way to the operator's caller.
+struct Failure {
+  Status* status;
+};
+
+void check(Status* status) {
+  if (status) throw Failure{status};
+}
+
+struct Tensor {
+  char* data = nullptr;
+  std::vector<int64_t> shape;
+
+  template <typename T>
+  T* as() const {
+    return reinterpret_cast<T*>(data);
+  }
+  int64_t size() const {
+    int64_t product = 1;
+    for (int64_t dim : shape) product *= dim;
+    return product;
+  }
+};
+
+// Scratch memory of the calling thread, aligned for vectors.
+template <typename T>
+T* scratch(int which, size_t count) {
+  thread_local std::vector<char> buffers[5];
+  std::vector<char>& buffer = buffers[which];
+  if (buffer.size() < count * sizeof(T) + 64) buffer.resize(count * sizeof(T) + 64);
+  const uintptr_t address = reinterpret_cast<uintptr_t>(buffer.data());
+  return reinterpret_cast<T*>((address + 63) / 64 * 64);
+}
+
+Tensor tensor_of(const Api* api, const ort::Value* value) {
+  ort::ShapeInfo* info = nullptr;
+  check(api->shape_info(value, &info));
+  size_t rank = 0;
+  Status* status = api->dimensions_count(info, &rank);
+  Tensor tensor;
+  tensor.shape.resize(rank);
+  if (!status) status = api->dimensions(info, tensor.shape.data(), rank);
+  api->release_shape_info(info);
+  check(status);
+  void* data = nullptr;
+  check(api->data(const_cast<ort::Value*>(value), &data));
+  tensor.data = static_cast<char*>(data);
+  return tensor;
+}
+
+// One call of a kernel.
+class Call {
+ public:
+  Call(const Api* api, ort::KernelContext* context) : api_(api), context_(context) {}
+
+  // An input; absent ones have no data.
+  Tensor input(size_t index) const {
+    size_t count = 0;
+    check(api_->input_count(context_, &count));
+    const ort::Value* value = nullptr;
+    if (index < count) check(api_->input(context_, index, &value));
+    return value ? tensor_of(api_, value) : Tensor();
+  }
+
+  Tensor output(size_t index, const std::vector<int64_t>& shape) const {
+    ort::Value* value = nullptr;
+    check(api_->output(context_, index, shape.data(), shape.size(), &value));
+    Tensor tensor;
+    tensor.shape = shape;
+    void* data = nullptr;
+    check(api_->data(value, &data));
+    tensor.data = static_cast<char*>(data);
+    return tensor;
+  }
+
+  // Calls task(0) ... task(total - 1) on the session's threads.
+  template <typename Task>
+  void parallel(int64_t total, const Task& task) const {
+    if (total == 0) return;
+    if (total == 1) return task(0);
+    const auto call = [](void* argument, size_t index) {
+      (*static_cast<const Task*>(argument))(static_cast<int64_t>(index));
+    };
+    void* argument = const_cast<void*>(static_cast<const void*>(&task));
+    check(api_->parallel_for(context_, call, static_cast<size_t>(total), 0, argument));
+  }
+
+  void require(bool condition, const char* op, const char* what) const {
+    if (!condition)
+      throw Failure{api_->create_status(kInvalidArgument, (std::string(op) + ": " + what).c_str())};
+  }
+
+ private:
+  const Api* api_;
+  ort::KernelContext* context_;
+};
+
+int64_t int_attribute(const Api* api, const ort::KernelInfo* info, const char* name) {
+  int64_t value = 0;
+  check(api->int_attribute(info, name, &value));
+  return value;
+}
+
+float float_attribute(const Api* api, const ort::KernelInfo* info, const char* name) {
+  float value = 0;
+  check(api->float_attribute(info, name, &value));
+  return value;
+}
+
+}  // namespace
+}  // namespace medusa

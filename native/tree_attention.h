@@ -1,0 +1,152 @@
+// The operator TreeAttention.
+#pragma once
+
+#include "call.h"
+
+namespace medusa {
+namespace {
+
+// Rotary embedding, cache update and attention of T nodes under a tree mask, for B sequences of
+// different lengths.
+//
+// Inputs: query (B, T, heads * D), or with key and value absent all three in one; key and value
+// (B, T, kv_heads * D); past_key and past_value (B, kv_heads, capacity, D); past_length (B,) int64;
+// position_offsets (T,) int64; tree_mask (T, T), 0 or what hides a node; cos and sin
+// (positions, rotary_dim / 2). The cache is bfloat16.
+// Outputs: attended (B, T, heads * D) and the updated cache, which may be the past's memory.
+class TreeAttention {
+ public:
+  static constexpr const char* kName = "TreeAttention";
+  static constexpr size_t kInputs = 10, kRequiredInputs = kInputs, kOutputs = 3;
+  static constexpr size_t kRequiredOutputs = kOutputs;
+
+  static bool may_lack(size_t index) { return index == 1 || index == 2; }
+
+  static ort::ElementType input_type(size_t index) {
+    if (index == 3 || index == 4) return ort::kBfloat16;
+    return index == 5 || index == 6 ? ort::kInt64 : ort::kFloat;
+  }
+
+  static ort::ElementType output_type(size_t index) {
+    return index == 0 ? ort::kFloat : ort::kBfloat16;
+  }
+
+  TreeAttention(const Api* api, const ort::KernelInfo* info)
+      : heads_(int_attribute(api, info, "num_heads")),
+        kv_heads_(int_attribute(api, info, "kv_num_heads")),
+        scale_(float_attribute(api, info, "scale")) {}
+
+  void compute(const Call& call) const {
+    const Tensor query = call.input(0), key = call.input(1), value = call.input(2);
+    const Tensor past_key = call.input(3), past_value = call.input(4);
+    const Tensor past_length = call.input(5), offsets = call.input(6), mask = call.input(7);
+    const Tensor cos = call.input(8), sin = call.input(9);
+    call.require(query.shape.size() == 3 && past_key.shape.size() == 4 && cos.shape.size() == 2 &&
+                     past_key.shape == past_value.shape && cos.shape == sin.shape,
+                 kName, "a rank or shape is wrong");
+    const int64_t batch = query.shape[0], nodes = query.shape[1];
+    const int64_t capacity = past_key.shape[2], size = past_key.shape[3];
+    const bool packed = !key.data;
+    const int64_t width = (packed ? heads_ + 2 * kv_heads_ : heads_) * size;
+    call.require(past_key.shape[0] == batch && past_key.shape[1] == kv_heads_ &&
+                     query.shape[2] == width && past_length.size() == batch &&
+                     offsets.size() == nodes && mask.size() == nodes * nodes &&
+                     2 * cos.shape[1] <= size,
+                 kName, "inputs differ in shape");
+    if (!packed) {
+      const std::vector<int64_t> shape = {batch, nodes, kv_heads_ * size};
+      call.require(key.shape == shape && value.shape == shape, kName, "inputs differ in shape");
+    }
+    const int64_t* pasts = past_length.as<const int64_t>();
+    for (int64_t b = 0; b < batch; ++b) {
+      call.require(pasts[b] >= 0 && pasts[b] <= capacity - nodes, kName,
+                   "the nodes do not fit the cache");
+      for (int64_t t = 0; t < nodes; ++t) {
+        const int64_t position = pasts[b] + offsets.as<const int64_t>()[t];
+        call.require(position >= 0 && position < cos.shape[0], kName,
+                     "a position is outside the rotary table");
+      }
+    }
+    const Tensor out = call.output(0, {batch, nodes, heads_ * size});
+    const Tensor new_key = call.output(1, past_key.shape);
+    const Tensor new_value = call.output(2, past_value.shape);
+    copy_unless_same(past_key, new_key);
+    copy_unless_same(past_value, new_value);
+    if (batch * nodes == 0) return;
+
+    const int64_t rotary_dim = 2 * cos.shape[1], group = heads_ / kv_heads_;
+    const int64_t kv_stride = packed ? width : kv_heads_ * size;
+    const float* keys = packed ? query.as<float>() + heads_ * size : key.as<float>();
+    const float* values = packed ? keys + kv_heads_ * size : value.as<float>();
+    int64_t longest = 0;
+    for (int64_t b = 0; b < batch; ++b) longest = pasts[b] > longest ? pasts[b] : longest;
+    std::vector<int64_t> positions(static_cast<size_t>(batch * nodes));
+    for (int64_t b = 0; b < batch; ++b)
+      for (int64_t t = 0; t < nodes; ++t)
+        positions[static_cast<size_t>(b * nodes + t)] =
+            pasts[b] + offsets.as<const int64_t>()[t];
+
+    const auto append = [&](int64_t index) {
+      const int64_t b = index / kv_heads_, head = index % kv_heads_;
+      for (int64_t t = 0; t < nodes; ++t) {
+        const int64_t source = (b * nodes + t) * kv_stride + head * size;
+        const int64_t target = ((b * kv_heads_ + head) * capacity + pasts[b] + t) * size;
+        const int64_t turn = positions[static_cast<size_t>(b * nodes + t)] * rotary_dim / 2;
+        kernels()->append(keys + source, values + source, cos.as<float>() + turn,
+                          sin.as<float>() + turn, size, rotary_dim,
+                          scratch<float>(3, static_cast<size_t>(size)),
+                          new_key.as<uint16_t>() + target, new_value.as<uint16_t>() + target);
+      }
+    };
+    for (int64_t index = 0; index < batch * kv_heads_; ++index) append(index);
+
+    bool chain = true;
+    for (int64_t t = 0; t < nodes; ++t)
+      for (int64_t j = 0; j < nodes; ++j)
+        chain = chain && (j <= t) == (mask.as<float>()[t * nodes + j] > kHidden);
+
+    // Query rows are spread evenly over as few tasks as can take them.
+    const Kernels& best = *kernels();
+    const int64_t tasks = (nodes * group + best.query_rows - 1) / best.query_rows;
+    const int64_t share = (nodes * group + tasks - 1) / tasks;
+    call.parallel(batch * kv_heads_ * tasks, [&](int64_t task) {
+      const int64_t b = task / (kv_heads_ * tasks), head = task / tasks % kv_heads_;
+      const int64_t first = task % tasks * share;
+      const int64_t count = nodes * group - first < share ? nodes * group - first : share;
+      if (count <= 0) return;
+      const int64_t cache = (b * kv_heads_ + head) * capacity * size;
+      Attention a;
+      a.group = group;
+      a.head_dim = size;
+      a.past = pasts[b];
+      a.nodes = nodes;
+      a.scale = scale_;
+      a.queries = query.as<float>() + b * nodes * width + head * group * size;
+      a.row_stride = width;
+      a.mask = mask.as<float>();
+      a.chain = chain;
+      a.keys = new_key.as<uint16_t>() + cache;
+      a.values = new_value.as<uint16_t>() + cache;
+      a.cos = cos.as<float>();
+      a.sin = sin.as<float>();
+      a.positions = positions.data() + b * nodes;
+      a.rotary_dim = rotary_dim;
+      a.out = out.as<float>() + b * nodes * heads_ * size + head * group * size;
+      a.out_stride = heads_ * size;
+      const int64_t floats = best.attend_floats(longest + nodes, size);
+      best.attend(a, first, count, scratch<float>(3, static_cast<size_t>(floats)));
+    });
+  }
+
+ private:
+  static void copy_unless_same(const Tensor& from, const Tensor& to) {
+    if (from.data != to.data)
+      std::memcpy(to.data, from.data, static_cast<size_t>(from.size()) * sizeof(uint16_t));
+  }
+
+  int64_t heads_, kv_heads_;
+  float scale_;
+};
+
+}  // namespace
+}  // namespace medusa

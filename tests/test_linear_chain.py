@@ -1,0 +1,227 @@
+"""Chains of linear layers: bit for bit what the layers give one by one."""
+
+import os
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime as ort
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from one_operator import session
+from onnx import TensorProto
+
+from medusa_trt.export.passes.chain_linears import ChainLinearsPass
+from medusa_trt.export.quantize import quantized_weight
+from medusa_trt.runtime.operators import DOMAIN, library_path, required_library
+
+pytestmark = pytest.mark.skipif(library_path() is None, reason="built without a C++ compiler")
+
+Floats = NDArray[np.float32]
+MOST_LAYERS = 8
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A `Linear` to be; `source` and `residual` are earlier layers, -1 for the chain's input."""
+
+    num_outputs: int
+    source: int = -1
+    residual: int | None = None
+    gated: bool = False
+    normed: bool = False
+    biased: bool = False
+
+
+DECODER = (
+    Layer(80, residual=-1),
+    Layer(112, source=0, gated=True, normed=True),
+    Layer(80, source=1, residual=0),
+    Layer(160, source=2, normed=True, biased=True),
+)
+HEADS = (
+    Layer(64, residual=-1),
+    Layer(64, source=0, residual=0, biased=True),
+    Layer(64, residual=-1),
+    Layer(64, source=2),
+    Layer(64),
+)
+
+
+def model_of(
+    layers: tuple[Layer, ...], num_inputs: int, results: set[int], bits: int = 8
+) -> ir.Model:
+    """Each layer as a node; `x` is input and residual where its width allows, else `r` is added."""
+    rng = np.random.default_rng(len(layers))
+    x = ir.val("x", ir.DataType.FLOAT, ir.Shape(["rows", num_inputs]))
+    added = {layer.num_outputs for layer in layers if layer.residual == -1}
+    residual = ir.val("r", ir.DataType.FLOAT, ir.Shape(["rows", max(added, default=1)]))
+    constants: list[ir.Value] = []
+
+    def constant(name: str, array: NDArray[np.generic]) -> ir.Value:
+        constants.append(ir.val(name, const_value=ir.tensor(array, name=name)))
+        return constants[-1]
+
+    nodes: list[ir.Node] = []
+    for i, layer in enumerate(layers):
+        source = x if layer.source < 0 else nodes[layer.source].outputs[0]
+        size = num_inputs if layer.source < 0 else layers[layer.source].num_outputs
+        columns = layer.num_outputs + -layer.num_outputs % 16
+        weight = rng.normal(size=(size, columns * 2 if layer.gated else layer.num_outputs))
+        quantized = quantized_weight((weight / 8).astype(np.float32), bits)
+        inputs: list[ir.Value | None] = [
+            source,
+            constant(f"w{i}", quantized.data),
+            constant(f"s{i}", quantized.scales),
+            constant(f"n{i}", rng.uniform(0.5, 2, size).astype(np.float32))
+            if layer.normed
+            else None,
+            constant(f"b{i}", rng.normal(size=len(quantized.data) * 16).astype(np.float32))
+            if layer.biased
+            else None,
+        ]
+        if layer.residual is not None:
+            inputs.append(residual if layer.residual < 0 else nodes[layer.residual].outputs[0])
+        attributes = {
+            "bits": bits,
+            "num_outputs": layer.num_outputs,
+            "activation": int(layer.gated),
+            "gated": int(layer.gated),
+            "epsilon": 1e-5,
+        }
+        nodes.append(ir.node("Linear", inputs, attributes, domain=DOMAIN))
+        (y,) = nodes[-1].outputs
+        y.name, y.dtype, y.shape = f"y{i}", ir.DataType.FLOAT, ir.Shape(["rows", None])
+    graph = ir.Graph(
+        [x, residual],
+        [nodes[i].outputs[0] for i in sorted(results)],
+        nodes=nodes,
+        initializers=constants,
+        opset_imports={"": 21, DOMAIN: 1},
+    )
+    return ir.Model(graph, ir_version=10)
+
+
+def opened(model: ir.Model, threads: int) -> ort.InferenceSession:
+    options = ort.SessionOptions()
+    options.register_custom_ops_library(os.fspath(required_library()))
+    options.intra_op_num_threads = threads
+    return ort.InferenceSession(ir.to_proto(model).SerializeToString(), options)
+
+
+def feeds_of(model: ir.Model, num_rows: int) -> dict[str, Floats]:
+    rng = np.random.default_rng(num_rows)
+    sizes = {str(value.name): value.shape for value in model.graph.inputs}
+    return {
+        name: rng.normal(size=(num_rows, int(str(shape[1])))).astype(np.float32)
+        for name, shape in sizes.items()
+        if shape is not None
+    }
+
+
+def check_joined(model: ir.Model, num_rows: int, threads: int) -> Counter[str]:
+    """Joins the layers, compares the results, and counts the operators."""
+    feeds = feeds_of(model, num_rows)
+    names = [value.name for value in model.graph.outputs]
+    before = opened(model, threads).run(None, feeds)
+    ChainLinearsPass()(model)
+    after = opened(model, threads).run(None, feeds)
+    assert names == [value.name for value in model.graph.outputs]
+    for one, other in zip(before, after, strict=True):
+        np.testing.assert_array_equal(one, other)
+    return Counter(node.op_type for node in model.graph)
+
+
+@pytest.mark.parametrize("num_rows", [1, 2, 8, 17, 100])
+@pytest.mark.parametrize("threads", [1, 2, 4])
+@pytest.mark.parametrize("bits", [8, 4])
+def test_a_decoder_layers_products_become_one_node(num_rows: int, threads: int, bits: int) -> None:
+    model = model_of(DECODER, 80, {2, 3}, bits)
+    assert check_joined(model, num_rows, threads) == {"LinearChain": 1}
+
+
+def test_layers_that_read_the_same_input_become_one_node() -> None:
+    assert check_joined(model_of(HEADS, 64, {1, 3, 4}), 1, 2) == {"LinearChain": 1}
+
+
+@st.composite
+def _chains(draw: st.DrawFn) -> tuple[Layer, ...]:
+    layers: list[Layer] = []
+    for i in range(draw(st.integers(2, 11))):
+        num_outputs = draw(st.sampled_from([48, 70]))
+        fitting = [k for k in range(i) if layers[k].num_outputs == num_outputs]
+        if num_outputs == 70:
+            fitting.append(-1)
+        layers.append(
+            Layer(
+                num_outputs,
+                draw(st.integers(-1, i - 1)),
+                draw(st.sampled_from([None, *fitting])),
+                *(draw(st.booleans()) for _ in range(3)),
+            )
+        )
+    return tuple(layers)
+
+
+@settings(deadline=None, max_examples=30)
+@given(_chains(), st.integers(1, 30), st.data())
+def test_any_layers_give_the_same_bits_joined(
+    layers: tuple[Layer, ...], num_rows: int, data: st.DataObject
+) -> None:
+    results = data.draw(st.sets(st.integers(0, len(layers) - 1), min_size=1))
+    model = model_of(layers, 100, results | {len(layers) - 1})
+    counts = check_joined(model, num_rows, 2)
+    assert counts.total() >= -(-len(layers) // MOST_LAYERS)
+
+
+def test_calls_from_several_threads_end_and_agree() -> None:
+    model = model_of(DECODER, 80, {2, 3})
+    ChainLinearsPass()(model)
+    session = opened(model, 2)
+    feeds = feeds_of(model, 9)
+    expected = session.run(None, feeds)
+    with ThreadPoolExecutor(6) as pool:
+        for results in pool.map(lambda _: session.run(None, feeds), range(300)):
+            for one, other in zip(expected, results, strict=True):
+                np.testing.assert_array_equal(one, other)
+
+
+def test_a_result_between_two_chains_keeps_them_apart() -> None:
+    """What is computed from a chain's result outside must not come back into the chain."""
+    model = model_of((Layer(64), Layer(64, source=0)), 64, {0, 1})
+    first, second = list(model.graph)
+    outside = ir.node("Neg", [first.outputs[0]])
+    outside.outputs[0].name = "outside"
+    model.graph.insert_before(second, outside)
+    second.replace_input_with(0, outside.outputs[0])
+    assert not ChainLinearsPass()(model).modified
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"source0": 0}, "reads one that comes later"),
+        ({"residual0": 3}, "reads one that comes later"),
+        ({"num_layers": 9}, "number of layers"),
+        ({"result0": 1}, "a result is of no layer"),
+        ({"num_outputs0": 40}, "another number of outputs"),
+    ],
+)
+def test_wrong_chains_are_refused(changed: dict[str, int], message: str) -> None:
+    quantized = quantized_weight(np.ones((64, 32), np.float32), 8)
+    x = np.ones((2, 64), np.float32)
+    layer = {"bits0": 8, "num_outputs0": 32, "activation0": 0, "gated0": 0, "epsilon0": 0.0}
+    attributes = {"source0": -1, "residual0": -2, "num_layers": 1, "num_results": 1, "result0": 0}
+    with pytest.raises(Exception, match=message):
+        session(
+            "LinearChain",
+            ["x", "", "weight", "scales"],
+            {"y": TensorProto.FLOAT},
+            {"x": x},
+            {"weight": quantized.data, "scales": quantized.scales},
+            **{**layer, **attributes, **changed},
+        ).run(None, {"x": x})
