@@ -57,6 +57,12 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
         "(default: prompts that ship with the package)",
     )
     parser.add_argument(
+        "--bundle",
+        type=Path,
+        metavar="FOLDER",
+        help="let this bundle's engine reply: the model as it will be run, and faster on a CPU",
+    )
+    parser.add_argument(
         "--num-conversations",
         type=int,
         metavar="N",
@@ -85,7 +91,14 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
 
 def _add_training(parser: argparse.ArgumentParser) -> None:
     _add_common(parser)
-    parser.add_argument("--data", type=Path, required=True, metavar="FOLDER", help="of train data")
+    parser.add_argument(
+        "--data",
+        type=Path,
+        nargs="+",
+        required=True,
+        metavar="FOLDER",
+        help="of train data; several are taken together",
+    )
     group = parser.add_argument_group("heads")
     group.add_argument("--num-heads", type=int, metavar="N", help="tokens drafted ahead")
     group.add_argument("--num-layers", type=int, metavar="N", help="residual blocks of a head")
@@ -179,17 +192,19 @@ def _given(arguments: argparse.Namespace, *names: str) -> dict[str, Any]:
 def _data(arguments: argparse.Namespace) -> None:
     from tqdm import tqdm
 
+    from medusa_trt.runtime.bundle import Bundle
     from medusa_trt.training.backbone import load_backbone
     from medusa_trt.training.distill import DataOptions, generate_data, seed_prompts
 
     names = ("num_conversations", "batch_size", "num_turns", "max_new_tokens", "temperatures")
     options = DataOptions(**_given(arguments, *names, "keep_features", "seed"))
     prompts = seed_prompts(arguments.prompts)
+    bundle = None if arguments.bundle is None else Bundle.open(arguments.bundle)
     base = load_backbone(arguments.model)
     total = options.num_conversations or len(prompts)
     num_tokens = 0
     with tqdm(total=-(-total // options.batch_size), unit="shard", smoothing=0.1) as bar:
-        for shard in generate_data(base, prompts, arguments.output, options):
+        for shard in generate_data(base, prompts, arguments.output, options, bundle):
             if shard is None:
                 bar.initial += 1  # it was there: it says nothing about the speed
             else:
@@ -235,14 +250,14 @@ def _heads(arguments: argparse.Namespace) -> None:
     from medusa_trt.training.run_record import check_same_run
     from medusa_trt.training.shards import read_spec
 
-    spec = read_spec(arguments.data)
-    check_same_run(arguments.output, spec, options)
+    specs = [read_spec(folder) for folder in arguments.data]
+    check_same_run(arguments.output, specs, options)
     base = load_backbone(arguments.model, quantization=arguments.quantization)
     split = load_split(base, arguments.data, options.held_out_fraction)
     result = train_heads(base, split, arguments.output / "checkpoints", options)
     with replaced_folder(arguments.output) as folder:
         save_heads(result.heads, folder, base.source.name)
-        save_report(result, folder, f"Medusa heads for {base.source.name}", spec, options)
+        save_report(result, folder, f"Medusa heads for {base.source.name}", specs, options)
     _conclude(result.accuracy, arguments.output)
 
 
@@ -258,16 +273,16 @@ def _joint(arguments: argparse.Namespace) -> None:
     from medusa_trt.training.run_record import check_same_run
     from medusa_trt.training.shards import read_spec
 
-    spec = read_spec(arguments.data)
+    specs = [read_spec(folder) for folder in arguments.data]
     heads = None if arguments.heads is None else heads_from_path(arguments.heads)
-    check_same_run(arguments.output, spec, options)
+    check_same_run(arguments.output, specs, options)
     base = load_backbone(arguments.model, dtype=torch.float32)
     split = load_split(base, arguments.data, options.heads.held_out_fraction)
     result = train_joint(base, split, arguments.output / "checkpoints", options, heads)
     with replaced_folder(arguments.output) as folder:
         save_combined(base, result.model, result.second.heads, folder)
         title = f"{base.source.name} with Medusa heads, trained together"
-        save_report(result.second, folder, title, spec, options)
+        save_report(result.second, folder, title, specs, options)
     _conclude(result.second.accuracy, arguments.output)
 
 

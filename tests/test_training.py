@@ -328,10 +328,18 @@ def test_data_of_another_model_and_quantization_without_its_library_are_refused(
     tiny_model: Path, base: BaseModel, tmp_path: Path
 ) -> None:
     list(generate_data(base, [("Hi",), ("Yes",)], tmp_path, DataOptions(max_new_tokens=3)))
-    load_split(base, tmp_path, 0.5)
+    load_split(base, [tmp_path], 0.5)
     other = replace(base, source=replace(base.source, name="other"))
     with pytest.raises(TrainingError, match=r"was made by tiny-llama .* not by other"):
-        load_split(other, tmp_path, 0.5)
+        load_split(other, [tmp_path], 0.5)
+    more, without = tmp_path / "more", tmp_path / "without"
+    options = DataOptions(max_new_tokens=3, seed=1)
+    list(generate_data(base, [("No",), ("So",)], more, options))
+    split = load_split(base, [tmp_path, more], 0.5)
+    assert len(split.train) + len(split.held_out) == 4
+    list(generate_data(base, [("No",)], without, replace(options, keep_features=False)))
+    with pytest.raises(TrainingError, match=r"only one of .* holds hidden states"):
+        load_split(base, [tmp_path, without], 0.5)
     if importlib.util.find_spec("bitsandbytes") is None:
         with pytest.raises(TrainingError, match="needs bitsandbytes"):
             load_backbone(str(tiny_model), quantization="4bit")

@@ -1,8 +1,10 @@
 """Self-distillation data: the model's own replies, whole after any interruption."""
 
 import json
+import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from tiny_models import EOS_ID, byte_tokenizer
@@ -10,8 +12,11 @@ from tiny_models import EOS_ID, byte_tokenizer
 from medusa_trt.calibration.bench_prompts import mt_bench_prompts
 from medusa_trt.errors import TrainingError
 from medusa_trt.export.base_model import BaseModel, load_base_model, source_from_name
+from medusa_trt.runtime.bundle import Bundle
+from medusa_trt.runtime.ort_engine import OrtEngine
 from medusa_trt.training.conversation import ChatFrame
 from medusa_trt.training.distill import DataOptions, generate_data, seed_prompts
+from medusa_trt.training.engine_generation import EngineGenerator
 from medusa_trt.training.generation import BatchGenerator, _Draw
 from medusa_trt.training.rows import Split
 from medusa_trt.training.shards import Shard, load_shards, shard_path
@@ -35,12 +40,14 @@ def files_of(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
+@pytest.mark.parametrize("from_bundle", [False, True])
 def test_replies_and_features_equal_running_the_model_on_the_whole_text(
-    base: BaseModel, tmp_path: Path
+    base: BaseModel, tiny_bundle: Bundle, tmp_path: Path, from_bundle: bool
 ) -> None:
-    """Greedy replies of padded batches against one forward pass a conversation."""
+    """Greedy replies of batches against one forward pass a conversation."""
     options = DataOptions(batch_size=5, max_new_tokens=8, temperatures=(0.0,))
-    [shard] = generate_data(base, PROMPTS, tmp_path / "data", options)
+    bundle = tiny_bundle if from_bundle else None
+    [shard] = generate_data(base, PROMPTS, tmp_path / "data", options, bundle)
     assert shard is not None and shard.features is not None
     row = 0
     for (token_ids, turns), (prompt, *_) in zip(conversations(shard), PROMPTS, strict=True):
@@ -57,6 +64,42 @@ def test_replies_and_features_equal_running_the_model_on_the_whole_text(
             assert shard.features.top_ids[row, 0] == best.indices[0]
             row += 1
     assert row == len(shard.features.hidden)
+
+
+def test_a_texts_continuation_does_not_depend_on_the_batch_it_is_in(tiny_bundle: Bundle) -> None:
+    """Texts of different lengths that end at different times, more than the engine has slots."""
+    rng = np.random.default_rng(0)
+    opening = [5, 6, 7]
+    texts = [opening + rng.integers(3, 90, rng.integers(0, 40)).tolist() for _ in range(30)]
+
+    def continued(batch_size: int, eos_ids: list[int]) -> list[list[int]]:
+        engine = OrtEngine(tiny_bundle, capacity=120, batch_size=batch_size)
+        generator = EngineGenerator(engine, eos_ids)
+        found = generator.continue_texts(texts, max_new_tokens=20, temperature=0)
+        assert all(each.is_ended == (each.token_ids[-1] in eos_ids) for each in found)
+        return [each.token_ids for each in found]
+
+    words = continued(1, [])
+    ends = sorted({token for ids in words for token in ids})[::6]
+    alone = continued(1, ends)
+    assert len({len(ids) for ids in alone}) > 3  # else nothing would be moved
+    assert continued(24, ends) == alone
+
+
+def test_a_text_that_does_not_fit_the_engine_is_refused(tiny_bundle: Bundle) -> None:
+    generator = EngineGenerator(OrtEngine(tiny_bundle, capacity=64), [EOS_ID])
+    with pytest.raises(TrainingError, match="50 tokens and 20 new ones do not fit"):
+        generator.continue_texts([[5] * 50], max_new_tokens=20, temperature=0)
+
+
+def test_a_bundle_of_another_model_is_refused(
+    tiny_model: Path, tiny_bundle: Bundle, tmp_path: Path
+) -> None:
+    other = shutil.copytree(tiny_model, tmp_path / "other")
+    base = load_base_model(source_from_name(str(other)))
+    with pytest.raises(TrainingError, match=r"the bundle is of tiny-llama .* not of other"):
+        next(generate_data(base, PROMPTS, tmp_path / "data", OPTIONS, tiny_bundle))
+    assert not (tmp_path / "data").exists()
 
 
 def test_a_conversation_has_the_turns_of_its_seed_and_the_models_own(

@@ -11,13 +11,18 @@ from medusa_trt.calibration.bench_prompts import mt_bench_prompts, prompts_from_
 from medusa_trt.calibration.prompts import self_generated_prompts
 from medusa_trt.errors import TrainingError
 from medusa_trt.export.base_model import BaseModel
+from medusa_trt.runtime.backends import engine_from_backend
+from medusa_trt.runtime.bundle import Bundle
 from medusa_trt.training.conversation import ChatFrame, Conversation
-from medusa_trt.training.generation import BatchGenerator, Continuation
+from medusa_trt.training.engine_generation import SPARE_ROWS, EngineGenerator
+from medusa_trt.training.generation import BatchGenerator, Continuation, Generator
 from medusa_trt.training.shards import DataSpec, Features, Shard, shard_path, write_spec
 
 FORMAT_VERSION = 1
 _USER_TEMPERATURE = 1.0
 _MAX_USER_TOKENS = 64
+_MAX_FRAME_TOKENS = 64
+"""What a chat template puts around a turn, generously."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,28 +82,42 @@ def seed_prompts(path: Path | None) -> list[tuple[str, ...]]:
 
 
 def generate_data(
-    base: BaseModel, prompts: Sequence[tuple[str, ...]], folder: Path, options: DataOptions
+    base: BaseModel,
+    prompts: Sequence[tuple[str, ...]],
+    folder: Path,
+    options: DataOptions,
+    bundle: Bundle | None = None,
 ) -> Iterator[Shard | None]:
     """Makes the shards that a folder lacks.
 
     A shard depends on the options and its index alone, so that a run that was ended and run again
     leaves the same files as one that was not.
 
+    Args:
+        base: the model.
+        prompts: user turns to begin with.
+        folder: where the shards go.
+        options: how many conversations of which kind.
+        bundle: one of the same model, whose engine writes the replies instead of `base`.
+
     Yields:
         each new shard once it is written, None for one that was there.
 
     Raises:
-        TrainingError: the folder holds other data, or the model cannot write what is asked.
+        TrainingError: the folder holds other data, the model cannot write what is asked, or the
+            bundle is of another model.
     """
     frame = ChatFrame.from_tokenizer(base.tokenizer)
-    spec = _spec(base, prompts, options)
+    spec = _spec(base, prompts, options, _dtype(base, bundle))
     if not frame.has_template and (options.num_turns > 1 or spec.num_conversations > len(prompts)):
         raise TrainingError(
             f"{base.source.name} has no chat template, so it cannot write user turns: give "
             f"--num-turns 1 and at most {len(prompts)} conversations"
         )
+    longest = max(len(frame.opening(base.tokenizer, turns[0])) for turns in prompts)
+    generator = _generator(base, options, bundle, longest)
     write_spec(folder, spec)
-    writer = _Writer(base, frame, options)
+    writer = _Writer(base, frame, options, generator)
     for index in range(spec.num_shards):
         path = shard_path(folder, index)
         if path.is_file():
@@ -114,9 +133,11 @@ def generate_data(
 class _Writer:
     """Holds the conversations of one shard at a time."""
 
-    def __init__(self, base: BaseModel, frame: ChatFrame, options: DataOptions) -> None:
+    def __init__(
+        self, base: BaseModel, frame: ChatFrame, options: DataOptions, generator: Generator
+    ) -> None:
         self._tokenizer, self._frame, self._options = base.tokenizer, frame, options
-        self._generator = BatchGenerator(base)
+        self._generator = generator
         self._forbidden = _mt_bench_turns()
 
     def shard(self, index: int, prompts: Sequence[tuple[str, ...]], size: int) -> Shard:
@@ -212,7 +233,41 @@ def _shard_from(conversations: list[Conversation], features: Features | None) ->
     )
 
 
-def _spec(base: BaseModel, prompts: Sequence[tuple[str, ...]], options: DataOptions) -> DataSpec:
+def _generator(
+    base: BaseModel, options: DataOptions, bundle: Bundle | None, longest: int
+) -> Generator:
+    """`longest` is the number of tokens of the longest first turn."""
+    if bundle is None:
+        return BatchGenerator(base)
+    spec = bundle.manifest.model
+    here = (base.source.name, base.model.config.hidden_size, base.model.config.vocab_size)
+    if (spec.name, spec.hidden_size, spec.vocab_size) != here:
+        raise TrainingError(
+            f"the bundle is of {spec.name} with {spec.hidden_size} hidden values and "
+            f"{spec.vocab_size} tokens, not of {here[0]} with {here[1]} and {here[2]}"
+        )
+    # No more rows than a conversation needs: pages of the cache are touched all over.
+    turn = options.max_new_tokens + _MAX_USER_TOKENS + _MAX_FRAME_TOKENS
+    needed = max(longest, _MAX_USER_TOKENS + _MAX_FRAME_TOKENS) + options.num_turns * turn
+    engine = engine_from_backend(
+        None,
+        bundle,
+        capacity=min(needed, spec.max_length) + SPARE_ROWS,
+        batch_size=options.batch_size,
+        num_threads=None,
+    )
+    return EngineGenerator(engine, base.eos_token_ids)
+
+
+def _dtype(base: BaseModel, bundle: Bundle | None) -> str:
+    if bundle is not None:
+        return f"bundle {bundle.manifest.target.name} {bundle.manifest.target.precision}"
+    return str(base.model.dtype).removeprefix("torch.")
+
+
+def _spec(
+    base: BaseModel, prompts: Sequence[tuple[str, ...]], options: DataOptions, dtype: str
+) -> DataSpec:
     num_conversations = options.num_conversations or len(prompts)
     digest = hashlib.sha256(repr([tuple(turns) for turns in prompts]).encode())
     return DataSpec(
@@ -228,7 +283,7 @@ def _spec(base: BaseModel, prompts: Sequence[tuple[str, ...]], options: DataOpti
         temperatures=options.temperatures,
         has_features=options.keep_features,
         prompts_sha256=digest.hexdigest(),
-        dtype=str(base.model.dtype).removeprefix("torch."),
+        dtype=dtype,
         seed=options.seed,
     )
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Protocol, cast
 
 import torch
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
@@ -28,23 +28,50 @@ class Continuation:
     features: Features | None
 
 
-class _Draw(LogitsProcessor):
-    """Draws from the whole distribution by inverse transform, and leaves only that token.
+class Generator(Protocol):
+    """Continues texts with what the model would say."""
 
-    `generate` draws by torch.multinomial, which takes 113 ms for 128 rows of 49,152 tokens on two
-    cores, more than half of a step of the model; this takes 13.
+    def continue_texts(
+        self,
+        texts: Sequence[list[int]],
+        *,
+        max_new_tokens: int,
+        temperature: float,
+        keep_features: bool = False,
+    ) -> list[Continuation]:
+        """Continues each text until it ends.
+
+        Args:
+            texts: token ids, none empty.
+            max_new_tokens: limit for each.
+            temperature: 0 is greedy; else all tokens are drawn from, by torch's global generator.
+            keep_features: whether to keep hidden states and the teacher's best tokens.
+        """
+        ...
+
+
+def draw(logits: torch.Tensor, temperature: float) -> torch.Tensor:
+    """Draws a token for each row of logits (N, vocab) by inverse transform; (N,) int64.
+
+    `torch.multinomial` takes 113 ms for 128 rows of 49,152 tokens on two cores, more than half of
+    a step of the model; this takes 13.
     """
+    cumulative = (logits.float() / temperature).softmax(-1).cumsum_(-1)
+    # Rounding leaves the last sum beside 1; a draw of exactly 0 would take a token of no mass.
+    places = (1 - torch.rand(len(logits), 1, device=logits.device)) * cumulative[:, -1:]
+    return torch.searchsorted(cumulative, places).clamp_(max=logits.shape[-1] - 1)[:, 0]
+
+
+class _Draw(LogitsProcessor):
+    """Leaves only a drawn token, since `generate` itself would draw slowly."""
 
     def __init__(self, temperature: float) -> None:
         self._temperature = temperature
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """`scores` (N, vocab) → the same with all but the drawn token at minus infinity."""
-        cumulative = (scores.float() / self._temperature).softmax(-1).cumsum_(-1)
-        # Rounding leaves the last sum beside 1; a draw of exactly 0 would take a token of no mass.
-        places = (1 - torch.rand(len(scores), 1, device=scores.device)) * cumulative[:, -1:]
-        drawn = torch.searchsorted(cumulative, places).clamp_(max=scores.shape[-1] - 1)
-        return torch.full_like(scores, -torch.inf).scatter_(1, drawn, 0.0)
+        drawn = draw(scores, self._temperature)
+        return torch.full_like(scores, -torch.inf).scatter_(1, drawn[:, None], 0.0)
 
 
 class BatchGenerator:
@@ -70,14 +97,7 @@ class BatchGenerator:
         temperature: float,
         keep_features: bool = False,
     ) -> list[Continuation]:
-        """Continues each text until it ends.
-
-        Args:
-            texts: token ids, none empty.
-            max_new_tokens: limit for each.
-            temperature: 0 is greedy; else all tokens are drawn from, by torch's global generator.
-            keep_features: whether to keep hidden states and the teacher's best tokens.
-        """
+        """See `Generator.continue_texts`."""
         length = max(map(len, texts))
         inputs = torch.full((len(texts), length), self._pad_id, device=self._model.device)
         mask = torch.zeros_like(inputs)
@@ -128,7 +148,7 @@ class BatchGenerator:
                 torch.stack([best[step][0][index] for step in steps]),
                 torch.stack([best[step][1][index] for step in steps]),
             )
-            check_finite(features)
+            features.check_finite()
         return Continuation(token_ids, bool(ends), features)
 
     def _config(self, max_new_tokens: int) -> GenerationConfig:
@@ -159,16 +179,3 @@ def top_logprobs(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     values, ids = logits.topk(min(NUM_TEACHER_TOKENS, logits.shape[-1]), dim=-1)
     logprobs = values.float() - logits.float().logsumexp(-1, keepdim=True)
     return ids.to("cpu", torch.int32), logprobs.to("cpu", torch.float16)
-
-
-def check_finite(features: Features) -> None:
-    """Refuses what does not fit into 16 bits.
-
-    Raises:
-        TrainingError: a hidden state is infinite or not a number.
-    """
-    if not bool(features.hidden.isfinite().all()):
-        raise TrainingError(
-            "a hidden state of this model does not fit into float16: "
-            "make the data without features (--no-features)"
-        )

@@ -1,6 +1,6 @@
 """Medusa-1: heads on a frozen backbone (paper, section 2.2.1)."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,21 +47,29 @@ class TrainResult:
     num_train_tokens: int
 
 
-def load_split(base: BaseModel, folder: Path, held_out_fraction: float) -> Split:
-    """Reads training data for a model.
+def load_split(base: BaseModel, folders: Sequence[Path], held_out_fraction: float) -> Split:
+    """Reads training data for a model, of one folder or several.
 
     Raises:
-        TrainingError: there is none, it is not complete, or it is of another model.
+        TrainingError: there is none, it is not complete, it is of another model, or some folders
+            hold hidden states and some do not.
     """
-    spec, config = read_spec(folder), base.model.config
-    found = (spec.model, spec.hidden_size, spec.vocab_size)
+    specs, config = [read_spec(folder) for folder in folders], base.model.config
     expected = (base.source.name, config.hidden_size, config.vocab_size)
-    if found != expected:
-        raise TrainingError(
-            f"{folder} was made by {found[0]} (hidden size {found[1]}, {found[2]} tokens), not by "
-            f"{expected[0]} ({expected[1]}, {expected[2]}): make data with the model to train for"
-        )
-    return Split.from_shards(load_shards(folder), held_out_fraction)
+    for folder, spec in zip(folders, specs, strict=True):
+        found = (spec.model, spec.hidden_size, spec.vocab_size)
+        if found != expected:
+            raise TrainingError(
+                f"{folder} was made by {found[0]} (hidden size {found[1]}, {found[2]} tokens), not "
+                f"by {expected[0]} ({expected[1]}, {expected[2]}): make data with the model to "
+                "train for"
+            )
+        if spec.has_features != specs[0].has_features:
+            raise TrainingError(
+                f"only one of {folders[0]} and {folder} holds hidden states: train on either"
+            )
+    shards = [shard for folder in folders for shard in load_shards(folder)]
+    return Split.from_shards(shards, held_out_fraction)
 
 
 def train_heads(base: BaseModel, split: Split, folder: Path, options: TrainOptions) -> TrainResult:

@@ -3,7 +3,7 @@
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -59,7 +59,7 @@ def save_report(
     result: TrainResult,
     folder: Path,
     title: str,
-    spec: DataSpec,
+    specs: Sequence[DataSpec],
     options: TrainOptions | JointOptions,
 ) -> None:
     """Writes the card, the tree, the curves and the log.
@@ -68,12 +68,12 @@ def save_report(
         result: of training.
         folder: exists.
         title: the card's first line.
-        spec: of the data.
+        specs: of the data's folders.
         options: of training.
     """
     result.accuracy.tree.save(folder / "tree.json")
     (folder / "log.json").write_text(json.dumps(result.log, indent=1) + "\n", "utf-8")
-    (folder / "README.md").write_text(_card(result, title, spec, options), "utf-8")
+    (folder / "README.md").write_text(_card(result, title, specs, options), "utf-8")
     save_curves(result.log, folder / "curves.png", title)
 
 
@@ -120,18 +120,21 @@ def accuracy_table(accuracy: Accuracy) -> str:
 
 
 def _card(
-    result: TrainResult, title: str, spec: DataSpec, options: TrainOptions | JointOptions
+    result: TrainResult,
+    title: str,
+    specs: Sequence[DataSpec],
+    options: TrainOptions | JointOptions,
 ) -> str:
     accuracy = result.accuracy
     recipe = asdict(options)
+    data = "\n".join(map(_data_line, specs))
     settings = "\n".join(f"- {name}: {value}" for name, value in recipe.items())
-    temperatures = ", ".join(f"{value:g}" for value in spec.temperatures)
-    replies = "reply" if spec.num_turns == 1 else "replies"
     return f"""# {title}
 
 Trained by medusa-trt {__version__} on {result.num_train_tokens:,} tokens of the model's own
-replies: {spec.num_conversations:,} conversations with {spec.num_turns} {replies}
-of up to {spec.max_new_tokens} tokens, at temperatures {temperatures} in turn, seed {spec.seed}.
+replies:
+
+{data}
 
 Held-out replies ({accuracy.num_tokens:,} tokens of prompts that were not trained on), percent:
 
@@ -143,3 +146,13 @@ replies are easier.
 
 {settings}
 """
+
+
+def _data_line(spec: DataSpec) -> str:
+    temperatures = ", ".join(f"{value:g}" for value in spec.temperatures)
+    replies = "reply" if spec.num_turns == 1 else "replies"
+    return (
+        f"- {spec.num_conversations:,} conversations with {spec.num_turns} {replies} of up to "
+        f"{spec.max_new_tokens} tokens, at temperatures {temperatures} in turn, seed {spec.seed} "
+        f"({spec.dtype})"
+    )

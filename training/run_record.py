@@ -1,5 +1,6 @@
 """Keeps a continued run from mixing with one of other options."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
@@ -11,13 +12,17 @@ from medusa_trt.training.shards import DataSpec
 _FILE = "run.json"
 
 
-def check_same_run(folder: Path, spec: DataSpec, options: TrainOptions | JointOptions) -> None:
+def check_same_run(
+    folder: Path, specs: Sequence[DataSpec], options: TrainOptions | JointOptions
+) -> None:
     """Records what a folder's checkpoints belong to, or checks it.
 
     Raises:
         TrainingError: the folder holds a run with other data or options, or cannot be written.
     """
-    record = msgspec.json.format(msgspec.json.encode({"data": spec, "options": options}), indent=2)
+    record = msgspec.json.format(
+        msgspec.json.encode({"data": list(specs), "options": options}), indent=2
+    )
     file = folder / _FILE
     try:
         if file.is_file():

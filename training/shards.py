@@ -32,7 +32,7 @@ class DataSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         temperatures: of the shards in turn; 0 is greedy.
         has_features: whether hidden states and the teacher's best tokens are kept.
         prompts_sha256: of all seed prompts.
-        dtype: of the backbone.
+        dtype: of the backbone, or what kind of bundle wrote the replies.
         seed: of sampling.
     """
 
@@ -74,6 +74,18 @@ class Features:
             torch.cat([part.top_ids for part in parts]),
             torch.cat([part.top_logprobs for part in parts]),
         )
+
+    def check_finite(self) -> None:
+        """Refuses what does not fit into 16 bits.
+
+        Raises:
+            TrainingError: a hidden state is infinite or not a number.
+        """
+        if not bool(self.hidden.isfinite().all()):
+            raise TrainingError(
+                "a hidden state of this model does not fit into float16: "
+                "make the data without features (--no-features)"
+            )
 
 
 @dataclass(frozen=True, slots=True)
