@@ -91,28 +91,37 @@ struct Layer {
   }
 };
 
-// Work that threads take piece by piece, half of them from its beginning and half from its end, so
-// that two threads read what lies together. A thread that finds none left waits until those that
-// took some have done it, so however few threads take part, none waits for one that never comes.
+// Work that threads take piece by piece: one half of them from its first half and the others from
+// the second, so that each reads what lies together, then what is left of the other half. A thread
+// that finds nothing left waits until those that took some have done it, so however few threads
+// take part, none waits for one that never comes.
 class Phase {
  public:
-  void begin(int64_t total) { total_ = total; }
-  int64_t total() const { return total_; }
-  bool is_taken() const { return is_all(taken_.load(std::memory_order_relaxed)); }
+  void begin(int64_t total) {
+    end_[0] = middle(total);
+    end_[1] = total;
+    next_[0].count.store(0, std::memory_order_relaxed);
+    next_[1].count.store(end_[0], std::memory_order_relaxed);
+  }
+
+  // Where a thread begins.
+  int64_t first(int half) const { return half ? end_[0] : 0; }
+
+  bool is_taken() const { return is_taken(0) && is_taken(1); }
 
   template <typename Task>
-  void take(bool from_end, const Task& task) {
-    while (!is_taken()) {
-      const uint64_t taken = taken_.fetch_add(from_end ? kOneFromEnd : 1, std::memory_order_relaxed);
-      if (is_all(taken)) break;
-      task(from_end ? total_ - 1 - static_cast<int64_t>(taken / kOneFromEnd)
-                    : static_cast<int64_t>(taken % kOneFromEnd));
-      done_.fetch_add(1, std::memory_order_release);
-    }
+  void take(int half, const Task& task) {
+    for (int turn = 0; turn < 2; ++turn, half = 1 - half)
+      while (!is_taken(half)) {
+        const int64_t index = next_[half].count.fetch_add(1, std::memory_order_relaxed);
+        if (index >= end_[half]) break;
+        task(index);
+        done_.count.fetch_add(1, std::memory_order_release);
+      }
   }
 
   void wait() const {
-    for (int spins = 0; done_.load(std::memory_order_acquire) < total_;)
+    for (int spins = 0; done_.count.load(std::memory_order_acquire) < end_[1];)
       if (++spins % 256 == 0)
         std::this_thread::yield();
       else
@@ -120,10 +129,14 @@ class Phase {
   }
 
  private:
-  static constexpr uint64_t kOneFromEnd = uint64_t{1} << 32;
+  struct alignas(64) Counter {
+    std::atomic<int64_t> count{0};
+  };
 
-  bool is_all(uint64_t taken) const {
-    return static_cast<int64_t>(taken % kOneFromEnd + taken / kOneFromEnd) >= total_;
+  static int64_t middle(int64_t total) { return (total + 1) / 2; }
+
+  bool is_taken(int half) const {
+    return next_[half].count.load(std::memory_order_relaxed) >= end_[half];
   }
 
   static void pause() {
@@ -132,9 +145,8 @@ class Phase {
 #endif
   }
 
-  int64_t total_ = 0;
-  alignas(64) std::atomic<uint64_t> taken_{0};  // from the beginning, and in the upper half from the end
-  alignas(64) std::atomic<int64_t> done_{0};
+  int64_t end_[2] = {0, 0};
+  Counter next_[2], done_;
 };
 
 // Layers that run one after the other on the same threads.
@@ -199,10 +211,10 @@ class Chain {
     std::atomic<int> threads{0};
     call.parallel(kMostThreads, [&](int64_t) {
       if (run[layers.size() - 1].products.is_taken()) return;
-      const bool from_end = threads.fetch_add(1) % 2 != 0;
+      const int half = threads.fetch_add(1) % 2;
       for (size_t i = 0; i < layers.size(); ++i) {
-        run[i].work(layers[i], num_rows, shared, from_end);
-        if (i + 1 < layers.size()) run[i + 1].fetch(layers[i + 1].weights, from_end);
+        run[i].work(layers[i], num_rows, shared, half);
+        if (i + 1 < layers.size()) run[i + 1].fetch(layers[i + 1].weights, half);
         run[i].products.wait();
       }
     });
@@ -245,11 +257,11 @@ class Chain {
     }
 
     // A thread's part.
-    void work(const Layer& layer, int64_t num_rows, const Shared& shared, bool from_end) {
+    void work(const Layer& layer, int64_t num_rows, const Shared& shared, int half) {
       const Weights& w = layer.weights;
       Shared rows = shared;
       if (quantizes_together) {
-        quantization.take(from_end, [&](int64_t row) { quantize(layer, row, rows); });
+        quantization.take(half, [&](int64_t row) { quantize(layer, row, rows); });
         quantization.wait();
       } else if (!products.is_taken()) {
         const size_t count = static_cast<size_t>(num_rows);
@@ -258,14 +270,15 @@ class Chain {
                 scratch<float>(1, blocks), scratch<int32_t>(2, blocks)};
         for (int64_t row = 0; row < num_rows; ++row) quantize(layer, row, rows);
       }
-      products.take(from_end, [&](int64_t task) {
+      products.take(half, [&](int64_t task) {
         multiply(w, {rows.values, rows.scales, rows.offsets}, num_rows, task);
       });
     }
 
     // Asks for the weights that a thread will take first, as much as kernels ask for ahead.
-    void fetch(const Weights& w, bool from_end) const {
-      const int64_t tasks = products.total(), group = from_end ? (tasks - 1) * spans_a_task * span : 0;
+    void fetch(const Weights& w, int half) const {
+      const int64_t group = products.first(half) * spans_a_task * span;
+      if (group >= w.groups) return;
       const char* first = reinterpret_cast<const char*>(w.data) + group * w.group_bytes();
       for (int byte = 0; byte < kFetched; byte += 64) __builtin_prefetch(first + byte, 0, 2);
     }
