@@ -16,8 +16,8 @@ class ChainLinearsPass(InPlacePass):
     """Joins `Linear` nodes to `LinearChain`, whose layers run without waking threads in between.
 
     A chain's layers read its input or each other, and add its residual or each other's outputs.
-    Requires: nodes are in topological order. Ensures: of two neighbours that could be in one chain
-    of at most eight layers, none is left alone. The order may be lost.
+    Requires: nodes are in topological order, and none is unused. Ensures: of two neighbours that
+    could be in one chain of at most eight layers, none is left alone. The order may be lost.
     """
 
     def call(self, model: ir.Model) -> PassResult:
