@@ -201,7 +201,17 @@ def path_to(tree: MedusaTree, node: int) -> list[int]:
     return path
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+VARIANTS = {"llama-linear-rope", "llama-yarn-rope", "llama-tied-biased", "qwen2-window", "granite"}
+"""Families whose forward is nearly that of another one."""
+
+
+@pytest.mark.parametrize(
+    "family",
+    [
+        pytest.param(family, marks=[pytest.mark.slow] if family in VARIANTS else [])
+        for family in FAMILIES
+    ],
+)
 def test_a_bundle_computes_what_the_model_does(family: str, tmp_path: Path) -> None:
     model = weighted_model(FAMILIES[family])
     engine = OrtEngine(exported(model, tmp_path), capacity=2 * MAX_LENGTH)

@@ -77,6 +77,7 @@ def test_a_streamed_model_computes_what_a_loaded_one_does(
     assert torch.equal(streamed_logits(folder), loaded_logits(folder))
 
 
+@pytest.mark.slow
 def test_a_gguf_file_gives_the_weights_that_transformers_reads(base_model: BaseModel) -> None:
     source, loaded = base_model.source, base_model.model
     assert source.gguf_file is not None
