@@ -1,9 +1,6 @@
 // The operators Linear and LinearChain.
 #pragma once
 
-#include <atomic>
-#include <thread>
-
 #include "call.h"
 #include "huge_memory.h"
 
@@ -91,68 +88,7 @@ struct Layer {
   }
 };
 
-// Work that threads take piece by piece: one half of them from its first half and the others from
-// the second, so that each reads what lies together, then what is left of the other half. A thread
-// that finds nothing left waits until those that took some have done it, so however few threads
-// take part, none waits for one that never comes.
-class Phase {
- public:
-  void begin(int64_t total) {
-    end_[0] = middle(total);
-    end_[1] = total;
-    next_[0].count.store(0, std::memory_order_relaxed);
-    next_[1].count.store(end_[0], std::memory_order_relaxed);
-  }
-
-  // Where a thread begins.
-  int64_t first(int half) const { return half ? end_[0] : 0; }
-
-  bool is_taken() const { return is_taken(0) && is_taken(1); }
-
-  template <typename Task>
-  void take(int half, const Task& task) {
-    for (int turn = 0; turn < 2; ++turn, half = 1 - half)
-      while (!is_taken(half)) {
-        const int64_t index = next_[half].count.fetch_add(1, std::memory_order_relaxed);
-        if (index >= end_[half]) break;
-        task(index);
-        done_.count.fetch_add(1, std::memory_order_release);
-      }
-  }
-
-  void wait() const {
-    for (int spins = 0; done_.count.load(std::memory_order_acquire) < end_[1];)
-      if (++spins % 256 == 0)
-        std::this_thread::yield();
-      else
-        pause();
-  }
-
- private:
-  struct alignas(64) Counter {
-    std::atomic<int64_t> count{0};
-  };
-
-  static int64_t middle(int64_t total) { return (total + 1) / 2; }
-
-  bool is_taken(int half) const {
-    return next_[half].count.load(std::memory_order_relaxed) >= end_[half];
-  }
-
-  static void pause() {
-#if defined(__x86_64__)
-    __builtin_ia32_pause();
-#endif
-  }
-
-  int64_t end_[2] = {0, 0};
-  Counter next_[2], done_;
-};
-
-// Layers that run one after the other on the same threads.
-//
-// Waking ONNX Runtime's threads takes about 4 µs, as long as a small layer itself; here they meet
-// between layers without being sent to sleep.
+// Layers that run one after the other in one call.
 class Chain {
  public:
   static constexpr size_t kMostLayers = 8;
@@ -206,23 +142,22 @@ class Chain {
                                                : run[static_cast<size_t>(layer.residual)].out;
       run[i].plan(layer, num_rows, added);
     }
-    // More calls than threads: whoever comes when all is done leaves at once.
-    constexpr int64_t kMostThreads = 64;
-    std::atomic<int> threads{0};
-    call.parallel(kMostThreads, [&](int64_t) {
-      if (run[layers.size() - 1].products.is_taken()) return;
-      const int half = threads.fetch_add(1) % 2;
-      for (size_t i = 0; i < layers.size(); ++i) {
-        run[i].work(layers[i], num_rows, shared, half);
-        if (i + 1 < layers.size()) run[i + 1].fetch(layers[i + 1].weights, half);
-        run[i].products.wait();
-      }
-    });
+    for (size_t i = 0; i < layers.size(); ++i) {
+      const Run& step = run[i];
+      const Layer& layer = layers[i];
+      const auto quantize = [&](int64_t row) { step.quantize(layer, row, shared); };
+      constexpr int64_t kWorthThreads = 1 << 15;  // values; below, waking threads costs more
+      if (num_rows * layer.weights.inputs < kWorthThreads)
+        for (int64_t row = 0; row < num_rows; ++row) quantize(row);
+      else
+        call.parallel(num_rows, quantize);
+      call.parallel(step.tasks, [&](int64_t task) {
+        step.multiply(layer.weights, {shared.values, shared.scales, shared.offsets}, num_rows, task);
+      });
+    }
   }
 
  private:
-  static constexpr int kFetched = 8192;
-
   struct Shared {
     int8_t* values;
     float* scales;
@@ -236,9 +171,7 @@ class Chain {
     float* out = nullptr;
     Finish finish;
     int tile_rows, tile_groups;
-    int64_t span, spans_a_task;
-    bool quantizes_together;
-    Phase quantization, products;
+    int64_t span, spans_a_task, tasks;
 
     void plan(const Layer& layer, int64_t num_rows, const float* added) {
       const Weights& w = layer.weights;
@@ -250,37 +183,7 @@ class Chain {
       constexpr int64_t kTasks = 64;  // enough for an even split between threads
       const int64_t spans = (w.groups + span - 1) / span;
       spans_a_task = (spans + kTasks - 1) / kTasks;
-      products.begin((spans + spans_a_task - 1) / spans_a_task);
-      constexpr int64_t kWorthSharing = 1 << 12;  // values; below, each thread quantizes all
-      quantizes_together = num_rows * w.inputs > kWorthSharing;
-      quantization.begin(quantizes_together ? num_rows : 0);
-    }
-
-    // A thread's part.
-    void work(const Layer& layer, int64_t num_rows, const Shared& shared, int half) {
-      const Weights& w = layer.weights;
-      Shared rows = shared;
-      if (quantizes_together) {
-        quantization.take(half, [&](int64_t row) { quantize(layer, row, rows); });
-        quantization.wait();
-      } else if (!products.is_taken()) {
-        const size_t count = static_cast<size_t>(num_rows);
-        const size_t blocks = count * static_cast<size_t>(w.blocks());
-        rows = {scratch<int8_t>(0, count * static_cast<size_t>(w.inputs)),
-                scratch<float>(1, blocks), scratch<int32_t>(2, blocks)};
-        for (int64_t row = 0; row < num_rows; ++row) quantize(layer, row, rows);
-      }
-      products.take(half, [&](int64_t task) {
-        multiply(w, {rows.values, rows.scales, rows.offsets}, num_rows, task);
-      });
-    }
-
-    // Asks for the weights that a thread will take first, as much as kernels ask for ahead.
-    void fetch(const Weights& w, int half) const {
-      const int64_t group = products.first(half) * spans_a_task * span;
-      if (group >= w.groups) return;
-      const char* first = reinterpret_cast<const char*>(w.data) + group * w.group_bytes();
-      for (int byte = 0; byte < kFetched; byte += 64) __builtin_prefetch(first + byte, 0, 2);
+      tasks = (spans + spans_a_task - 1) / spans_a_task;
     }
 
     void quantize(const Layer& layer, int64_t row, const Shared& to) const {

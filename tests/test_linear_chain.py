@@ -192,6 +192,18 @@ def test_calls_from_several_threads_end_and_agree() -> None:
                 np.testing.assert_array_equal(one, other)
 
 
+def test_a_thread_that_comes_late_disturbs_nothing() -> None:
+    """Layers whose rows each thread quantizes for itself, before ones whose rows all share."""
+    layers = [Layer(1536 if i % 2 else 576, source=i - 1) for i in range(8)]
+    model = model_of(tuple(layers), 576, {7})
+    ChainLinearsPass()(model)
+    feeds = feeds_of(model, 6)
+    expected = opened(model, 1).run(None, feeds)[0]
+    session = opened(model, 4)  # more threads than most machines' cores: some come late
+    for _ in range(1500):
+        np.testing.assert_array_equal(session.run(None, feeds)[0], expected)
+
+
 def test_a_result_between_two_chains_keeps_them_apart() -> None:
     """What is computed from a chain's result outside must not come back into the chain."""
     model = model_of((Layer(64), Layer(64, source=0)), 64, {0, 1})
