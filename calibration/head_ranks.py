@@ -95,7 +95,10 @@ def reply_ranks(
         for chunk in forced_rows(session, text, len(prompt_ids) - 1)
         for row in np.array(chunk.hidden)
     )
-    drafts = (session.engine.draft(state)[0] for state in states)
+    drafts = (
+        session.engine.draft(state, [root])[0]
+        for state, root in zip(states, token_ids[:-1], strict=True)
+    )
     return ranks_from_drafts(drafts, token_ids, num_heads)
 
 

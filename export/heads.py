@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 from medusa_trt.errors import HeadsError
 
@@ -27,11 +28,22 @@ class MedusaHead:
         blocks: residual blocks `x + SiLU(W x + b)` in order (paper, section 2.1.1).
         projection: an optional residual map without activation, `x + W x + b`, after the blocks.
         unembedding: (draft_vocab, hidden), or None to share the backbone's.
+        root_map: an optional residual map before the blocks, `x + W [x, e] + b` with W (hidden,
+            2 · hidden), where e is the backbone's input embedding of the tree's root, the token
+            that x predicted. A head that does not see it has to guess which token that was (the
+            idea is Hydra's, arXiv 2402.05109, whose heads see the drafted tokens as well).
     """
 
     blocks: tuple[Linear, ...]
     projection: Linear | None = None
     unembedding: torch.Tensor | None = None
+    root_map: Linear | None = None
+
+    @property
+    def maps(self) -> tuple[Linear, ...]:
+        """All maps but the unembedding, in the order in which they are applied."""
+        ends = (self.root_map,), self.blocks, (self.projection,)
+        return tuple(map_ for part in ends for map_ in part if map_ is not None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +77,11 @@ class MedusaHeads:
         return int(self.heads[0].blocks[0].weight.shape[0])
 
     @property
+    def reads_root(self) -> bool:
+        """Whether they read the root token's embedding besides the hidden state."""
+        return self.heads[0].root_map is not None
+
+    @property
     def common_unembedding(self) -> torch.Tensor | None:
         """The one unembedding that all heads use and that is not the backbone's, or None."""
         first = self.heads[0].unembedding
@@ -76,8 +93,7 @@ class MedusaHeads:
         """Elements of each tensor, a common unembedding once."""
         tensors: dict[int, torch.Tensor] = {}
         for head in self.heads:
-            maps = [*head.blocks, *([head.projection] if head.projection else [])]
-            for tensor in (*(map_.weight for map_ in maps), head.unembedding):
+            for tensor in (*(map_.weight for map_ in head.maps), head.unembedding):
                 if tensor is not None:
                     tensors[id(tensor)] = tensor
         return [tensor.numel() for tensor in tensors.values()]
@@ -121,7 +137,7 @@ def _check_token_map(token_ids: list[int], vocab_size: int) -> None:
 
 
 class HeadsModule(nn.Module):
-    """The heads as a graph: one hidden state in, each head's best tokens out.
+    """The heads as a graph: a hidden state and the root token in, each head's best tokens out.
 
     All heads are evaluated together as batched products.
     """
@@ -132,6 +148,7 @@ class HeadsModule(nn.Module):
         shared_unembedding: torch.Tensor,
         top_k: int,
         shared_bias: torch.Tensor | None = None,
+        embedding: torch.Tensor | None = None,
     ) -> None:
         """Stacks the heads' parameters.
 
@@ -141,10 +158,18 @@ class HeadsModule(nn.Module):
                 the meta device where it is to be read later.
             top_k: candidates of each head.
             shared_bias: (vocab,) that the backbone adds to its logits, if it does.
+            embedding: (vocab, hidden) of the backbone's input, for heads that read the root; may
+                be on the meta device as well.
         """
         super().__init__()
         self.top_k = top_k
         self.num_heads, self.num_layers = heads.num_heads, heads.num_layers
+        self.reads_root = heads.reads_root
+        if self.reads_root:
+            assert embedding is not None
+            root_maps = [head.root_map for head in heads.heads]
+            self._stack("root_map", [map_ for map_ in root_maps if map_ is not None])
+            self.embedding = nn.Parameter(embedding, requires_grad=False)
         for layer in range(heads.num_layers):
             self._stack(f"block{layer}", [head.blocks[layer] for head in heads.heads])
         self.has_projection = heads.heads[0].projection is not None
@@ -159,7 +184,7 @@ class HeadsModule(nn.Module):
         elif self.shared:
             unembedding, bias = shared_unembedding, shared_bias
             if heads.token_map is not None:
-                unembedding = unembedding[heads.token_map].contiguous()
+                unembedding = unembedding[heads.token_map].float()
                 bias = None if bias is None else bias[heads.token_map].contiguous()
         else:
             own = [head.unembedding for head in heads.heads if head.unembedding is not None]
@@ -174,9 +199,18 @@ class HeadsModule(nn.Module):
             None if heads.token_map is None else nn.Buffer(heads.token_map, persistent=False)
         )
 
-    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        """`hidden` (B, hidden_size) float32 → (B, num_heads, top_k) int64 token ids, best first."""
-        best = self.logits(hidden.to(self.dtype)).topk(self.top_k, dim=-1).indices.transpose(0, 1)
+    def forward(self, hidden: torch.Tensor, root_ids: torch.Tensor | None = None) -> torch.Tensor:
+        """The best candidates of each head.
+
+        Args:
+            hidden: (B, hidden_size) float32.
+            root_ids: (B,) int64 the tokens decided from it, for heads that read the root.
+
+        Returns:
+            (B, num_heads, top_k) int64 token ids, best first.
+        """
+        logits = self.logits(hidden.to(self.dtype), root_ids)
+        best = logits.topk(self.top_k, dim=-1).indices.transpose(0, 1)
         return best if self.token_map is None else self.token_map[best]
 
     @property
@@ -184,9 +218,11 @@ class HeadsModule(nn.Module):
         """The type that the heads compute in."""
         return next(buffer.dtype for buffer in self.buffers() if buffer.is_floating_point())
 
-    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """`hidden` (B, hidden_size) → (num_heads, B, draft_vocab)."""
+    def logits(self, hidden: torch.Tensor, root_ids: torch.Tensor | None = None) -> torch.Tensor:
+        """`hidden` (B, hidden_size), `root_ids` (B,) → (num_heads, B, draft_vocab)."""
         state = hidden[None]
+        if self.reads_root:
+            state = state + self._affine("root_map", self._with_root(hidden, root_ids)[None])
         for layer in range(self.num_layers):
             state = state + nn.functional.silu(self._affine(f"block{layer}", state))
         if self.has_projection:
@@ -199,6 +235,12 @@ class HeadsModule(nn.Module):
             )
             return flat.reshape(num_heads, -1, flat.shape[-1])
         return self._unembed(state)
+
+    def _with_root(self, hidden: torch.Tensor, root_ids: torch.Tensor | None) -> torch.Tensor:
+        """(B, 2 · hidden_size)."""
+        assert root_ids is not None
+        root = nn.functional.embedding(root_ids, self.embedding)
+        return torch.cat([hidden, root.to(hidden.dtype)], -1)
 
     def _unembed(self, state: torch.Tensor) -> torch.Tensor:
         """(num_heads, B, hidden_size) by each head's own unembedding."""
@@ -217,3 +259,10 @@ class HeadsModule(nn.Module):
         weight: torch.Tensor = getattr(self, f"{name}_weight")
         bias: torch.Tensor = getattr(self, f"{name}_bias")
         return torch.matmul(state, weight) + bias
+
+
+def embedding_of(model: PreTrainedModel) -> torch.Tensor:
+    """(vocab, hidden) weight that turns tokens to vectors; without a gradient."""
+    weight = model.get_input_embeddings().weight
+    assert isinstance(weight, torch.Tensor)
+    return weight.detach()

@@ -100,28 +100,32 @@ def heads_graph(
     hidden_size: int,
     opset: int,
     quantize: InPlacePass | None = None,
-    unembedding: LazyTensor | None = None,
+    weights: Mapping[str, LazyTensor] | None = None,
     *,
     portable: bool = False,
 ) -> ir.Model:
-    """The heads graph; see `HeadsModule.forward` for its input and output.
+    """The heads graph; see `HeadsModule.forward` for its inputs and output.
 
     Args:
-        module: the heads, with the backbone's unembedding as a parameter where that is lazy.
+        module: the heads, with the backbone's matrices as parameters where those are lazy.
         hidden_size: width of the hidden state.
         opset: of the graph.
         quantize: where its products are to be quantized.
-        unembedding: the backbone's, where the heads share it and it is to be read later.
+        weights: those of the module's parameters that are to be read later, by their names.
         portable: see `optimize`.
     """
+    inputs: tuple[torch.Tensor, ...] = (torch.zeros(2, hidden_size),)
+    if module.reads_root:
+        inputs = (*inputs, torch.zeros(2, dtype=torch.int64))
+    batch = Dim("batch", min=1, max=1 << 16)
     model = _traced(
         module,
-        (torch.zeros(2, hidden_size),),
+        inputs,
         opset,
-        input_names=[names.HIDDEN],
+        input_names=[names.HIDDEN, names.ROOT_IDS][: len(inputs)],
         output_names=[names.DRAFT_IDS],
-        dynamic_shapes=({0: Dim("batch", min=1, max=1 << 16)},),
-        weights={} if unembedding is None else {"unembedding": unembedding},
+        dynamic_shapes=({0: batch},) * len(inputs),
+        weights=weights or {},
     )
     if quantize is not None:
         optimize(model, quantize, portable=portable, attends=False)

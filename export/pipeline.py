@@ -23,7 +23,7 @@ from medusa_trt.export.base_model import (
 )
 from medusa_trt.export.check import compared, described
 from medusa_trt.export.graph import VerifyModule, refuse_unsupported, sliding_window_of
-from medusa_trt.export.heads import HeadsModule, MedusaHeads
+from medusa_trt.export.heads import HeadsModule, MedusaHeads, embedding_of
 from medusa_trt.export.heads_choice import heads_for
 from medusa_trt.export.onnx_export import (
     graph_spec,
@@ -285,41 +285,50 @@ def _estimated_bytes(parts: _Parts) -> int:
 
 
 def _heads_graph(parts: _Parts, quantize: InPlacePass | None, traced: PreTrainedModel) -> ir.Model:
-    layer = parts.base.model.get_output_embeddings()
+    heads, model = parts.heads, parts.base.model
     module_class = HeadsModule if quantize is None else SeparateHeadsModule
+    layer = model.get_output_embeddings()
     if parts.precision.on_device:
         layer = traced.get_output_embeddings()
-        bias = None if layer.bias is None else layer.bias.detach()
-        whole = module_class(parts.heads, layer.weight.detach(), parts.top_k, bias)
+        whole = module_class(
+            heads,
+            layer.weight.detach(),
+            parts.top_k,
+            None if layer.bias is None else layer.bias.detach(),
+            embedding_of(traced),
+        )
         return heads_graph(
             whole.to(traced.dtype),
-            parts.heads.hidden_size,
+            heads.hidden_size,
             parts.target.opset,
             _heads_quantization(quantize),
             portable=True,
         )
-    names_of = {id(each): name for name, each in parts.base.model.named_parameters()}
-    unembedding, bias = (
+    names_of = {id(each): name for name, each in model.named_parameters()}
+    unembedding, bias, embedding = (
         None if each is None else parts.base.weights[names_of[id(each)]]
-        for each in (layer.weight, getattr(layer, "bias", None))
+        for each in (
+            layer.weight,
+            getattr(layer, "bias", None),
+            model.get_input_embeddings().weight,
+        )
     )
-    assert unembedding is not None
+    assert unembedding is not None and embedding is not None
+    weights = {"embedding": embedding}
     # Rows that a token map picks are few; the whole is read when the graph is written.
-    is_whole = parts.heads.token_map is None and parts.heads.heads[0].unembedding is None
+    if heads.token_map is None and heads.heads[0].unembedding is None:
+        weights["unembedding"] = unembedding
     module = module_class(
-        parts.heads,
+        heads,
         torch.empty(unembedding.sizes, device="meta")
-        if parts.heads.token_map is None
+        if heads.token_map is None
         else tensor_from_array(unembedding.stored()),
         parts.top_k,
         None if bias is None else tensor_from_array(bias.stored()).float(),
+        torch.empty(embedding.sizes, device="meta"),
     )
     return heads_graph(
-        module,
-        parts.heads.hidden_size,
-        parts.target.opset,
-        _heads_quantization(quantize),
-        unembedding if is_whole else None,
+        module, heads.hidden_size, parts.target.opset, _heads_quantization(quantize), weights
     )
 
 

@@ -19,9 +19,10 @@ class SeparateHeadsModule(HeadsModule):
         shared_unembedding: torch.Tensor,
         top_k: int,
         shared_bias: torch.Tensor | None = None,
+        embedding: torch.Tensor | None = None,
     ) -> None:
         """As `HeadsModule`."""
-        super().__init__(heads, shared_unembedding, top_k, shared_bias)
+        super().__init__(heads, shared_unembedding, top_k, shared_bias, embedding)
         if not self.shared:
             self._register("unembedding", list(self.unembedding))
             del self.unembedding
@@ -37,9 +38,10 @@ class SeparateHeadsModule(HeadsModule):
         for head, tensor in enumerate(tensors):
             self.register_buffer(f"{name}_{head}", tensor.contiguous(), persistent=False)
 
-    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """`hidden` (B, hidden_size) → (num_heads, B, draft_vocab)."""
-        states = [self._state(head, hidden) for head in range(self.num_heads)]
+    def logits(self, hidden: torch.Tensor, root_ids: torch.Tensor | None = None) -> torch.Tensor:
+        """`hidden` (B, hidden_size), `root_ids` (B,) → (num_heads, B, draft_vocab)."""
+        wide = self._with_root(hidden, root_ids) if self.reads_root else None
+        states = [self._state(head, hidden, wide) for head in range(self.num_heads)]
         if not self.shared:
             unembeddings = [getattr(self, f"unembedding_{head}") for head in range(len(states))]
             return torch.stack([x @ each for x, each in zip(states, unembeddings, strict=True)])
@@ -47,8 +49,10 @@ class SeparateHeadsModule(HeadsModule):
         flat = nn.functional.linear(torch.cat(states), self.unembedding, self.unembedding_bias)
         return flat.reshape(self.num_heads, -1, flat.shape[-1])
 
-    def _state(self, head: int, state: torch.Tensor) -> torch.Tensor:
-        """What a head's unembedding reads."""
+    def _state(self, head: int, state: torch.Tensor, wide: torch.Tensor | None) -> torch.Tensor:
+        """What a head's unembedding reads; `wide` is the state with the root's embedding."""
+        if wide is not None:
+            state = state + self._affine_of("root_map", head, wide)
         for layer in range(self.num_layers):
             state = state + nn.functional.silu(self._affine_of(f"block{layer}", head, state))
         if self.has_projection:

@@ -134,6 +134,7 @@ def _rows(loaded: "LoadedHeads") -> list[tuple[str, str]]:
         ("heads", str(facts.num_heads)),
         ("layers", f"{facts.num_layers} a head, {biases} biases"),
         ("projection", "yes" if facts.has_projection else "no"),
+        ("reads the root token", "yes" if facts.has_root_map else "no"),
         ("hidden size", f"{facts.hidden_size:,}"),
         ("unembedding", unembedding),
         ("vocabulary", "unknown" if facts.vocab_size is None else f"{facts.vocab_size:,} tokens"),

@@ -103,6 +103,7 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--num-heads", type=int, metavar="N", help="tokens drafted ahead")
     group.add_argument("--num-layers", type=int, metavar="N", help="residual blocks of a head")
     for name, help_ in (
+        ("root-map", "a linear map of the hidden state and the root token, before the blocks"),
         ("projection", "a linear map after the blocks"),
         ("own-unembedding", "an unembedding for each head instead of the backbone's"),
     ):
@@ -134,7 +135,7 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
         ("--weight-decay", "of AdamW"),
         ("--soft-weight", "share of the teacher's best tokens in a target"),
         ("--decay", "λ: head k counts λ^k in the loss"),
-        ("--ridge", "penalty of the projection's first guess"),
+        ("--ridge", "penalty of the first guess of the root map or projection"),
         ("--held-out-fraction", "share of the prompts to measure on"),
     ):
         group.add_argument(flag, type=float, metavar="X", help=help_)
@@ -219,7 +220,10 @@ def _train_options(arguments: argparse.Namespace) -> "TrainOptions":
     from medusa_trt.training.heads_model import HeadsShape
     from medusa_trt.training.options import TrainOptions
 
-    shape = _given(arguments, "num_heads", "num_layers", "has_projection", "has_own_unembedding")
+    shape = _given(
+        arguments,
+        *("num_heads", "num_layers", "has_root_map", "has_projection", "has_own_unembedding"),
+    )
     given = _given(
         arguments,
         *("batch_rows", "batch_size", "accumulation", "max_steps", "num_sampled"),

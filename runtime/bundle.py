@@ -44,6 +44,7 @@ CACHE_POSITIONS = "cache_positions"
 ARGMAX = "argmax"
 HIDDEN = "hidden"
 LOGITS = "logits"
+ROOT_IDS = "root_ids"
 DRAFT_IDS = "draft_ids"
 CANDIDATES = "candidates"
 PARENT_ROWS = "parent_rows"
@@ -165,6 +166,11 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     verified: dict[str, Agreement]
     versions: dict[str, str]
     files: dict[str, FileSpec]
+
+    @property
+    def heads_read_root(self) -> bool:
+        """Whether the heads graph takes the root's token besides the hidden state."""
+        return any(spec.name == ROOT_IDS for spec in self.graphs["heads"].inputs)
 
     def to_json(self) -> bytes:
         """The manifest as indented JSON."""

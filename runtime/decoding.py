@@ -136,7 +136,8 @@ class Decoder:
             return [[token] for token in root_tokens]
         start = time.perf_counter()
         drafts = self._engine.draft(
-            states[0].hidden[None] if len(states) == 1 else np.stack([s.hidden for s in states])
+            states[0].hidden[None] if len(states) == 1 else np.stack([s.hidden for s in states]),
+            root_tokens,
         )
         self.engine_s += time.perf_counter() - start
         return tokens_from_candidates(root_tokens, drafts, self._tree_indices)

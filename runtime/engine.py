@@ -111,8 +111,12 @@ class Engine(Protocol):
         """
         ...
 
-    def draft(self, hidden: NDArray[np.float32]) -> NDArray[np.int64]:
-        """Runs the heads on one hidden state a sequence, (B, hidden_size).
+    def draft(self, hidden: NDArray[np.float32], root_ids: Sequence[int]) -> NDArray[np.int64]:
+        """Runs the heads for B sequences.
+
+        Args:
+            hidden: (B, hidden_size), the state of each sequence that its root token follows.
+            root_ids: B tokens, the roots of the trees to draft; some heads read them too.
 
         Returns:
             (B, num_heads, top_k) int64, each head's most likely tokens, best first; valid until

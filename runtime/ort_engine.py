@@ -90,6 +90,7 @@ class OrtEngine:
         }
         inputs = {spec.name for spec in bundle.manifest.graphs[verify].inputs}
         self._reads_positions = names.CACHE_POSITIONS in inputs
+        self._heads_read_root = bundle.manifest.heads_read_root
         self._bindings: dict[tuple[object, ...], _Bound] = {}
         self._last_logits: NDArray[np.float32] | None = None
 
@@ -173,20 +174,22 @@ class OrtEngine:
             candidate_logprob=shaped[names.CANDIDATE_LOGPROB],
         )
 
-    def draft(self, hidden: NDArray[np.float32]) -> NDArray[np.int64]:
+    def draft(self, hidden: NDArray[np.float32], root_ids: Sequence[int]) -> NDArray[np.int64]:
         """See `Engine.draft`."""
         key = ("heads", len(hidden))
         bound = self._bindings.get(key)
         if bound is None:
             spec = self._heads_spec
             shape = (len(hidden), spec.num_heads, spec.top_k)
-            bound = self._bind(
-                "heads",
-                {names.HIDDEN: np.zeros_like(hidden)},
-                {names.DRAFT_IDS: np.zeros(shape, np.int64)},
-            )
+            inputs: dict[str, NDArray[Any]] = {names.HIDDEN: np.zeros_like(hidden)}
+            if self._heads_read_root:
+                inputs[names.ROOT_IDS] = np.zeros(len(hidden), np.int64)
+            outputs = {names.DRAFT_IDS: np.zeros(shape, np.int64)}
+            bound = self._bind("heads", inputs, outputs)
             self._keep(key, bound)
         np.copyto(bound.inputs[names.HIDDEN], hidden)
+        if self._heads_read_root:
+            bound.inputs[names.ROOT_IDS][:] = root_ids
         self._run("heads", bound)
         return bound.outputs[names.DRAFT_IDS]
 

@@ -109,6 +109,7 @@ class TrtEngine:
         positions[:] = np.arange(self.capacity)
         self._positions = self._cuda.allocate(positions.nbytes)
         self._cuda.upload(self._positions, positions)
+        self._heads_read_root = bundle.manifest.heads_read_root
         self._bindings: dict[tuple[object, ...], _Bound] = {}
         self._last: VerifyOutputs | None = None
 
@@ -172,7 +173,7 @@ class TrtEngine:
         assert self._last is not None and self._last.logits is not None
         return reductions_from_logits(self._last.logits, input_ids, tree, sampling, uniforms)
 
-    def draft(self, hidden: NDArray[np.float32]) -> NDArray[np.int64]:
+    def draft(self, hidden: NDArray[np.float32], root_ids: Sequence[int]) -> NDArray[np.int64]:
         """See `Engine.draft`."""
         self._check_open()
         key = ("heads", len(hidden))
@@ -180,10 +181,14 @@ class TrtEngine:
         if bound is None:
             bound = self._bound("heads", 0)
             self._input(bound, names.HIDDEN, np.zeros_like(hidden), every_run=True)
+            if self._heads_read_root:
+                self._input(bound, names.ROOT_IDS, np.zeros(len(hidden), np.int64), every_run=True)
             shape = (len(hidden), self._heads_spec.num_heads, self._heads_spec.top_k)
             self._output(bound, names.DRAFT_IDS, shape, np.int64, wanted=True)
             self._keep(key, bound)
         bound.uploads[names.HIDDEN][0][...] = hidden
+        if self._heads_read_root:
+            bound.uploads[names.ROOT_IDS][0][:] = root_ids
         self._run("heads", bound)
         drafts: NDArray[np.int64] = bound.downloads[names.DRAFT_IDS][0]
         return drafts

@@ -36,6 +36,7 @@ def tensors(
     own: bool = False,
     bias: bool = True,
     projection: bool = False,
+    root_map: bool = False,
     token_map: bool = False,
 ) -> Tensors:
     """Heads in the public layout, with this project's extensions if asked for."""
@@ -48,6 +49,12 @@ def tensors(
         for head in range(num_heads):
             for kind in ("weight", "bias"):
                 found[f"{head}.projection.{kind}"] = extra[f"{head}.0.linear.{kind}"]
+    if root_map:
+        generator = torch.Generator().manual_seed(8)
+        for head in range(num_heads):
+            weight = torch.randn(HIDDEN, 2 * HIDDEN, generator=generator) / HIDDEN**0.5
+            found[f"{head}.root_map.weight"] = weight
+            found[f"{head}.root_map.bias"] = torch.randn(HIDDEN, generator=generator)
     if not bias:
         found = {key: tensor for key, tensor in found.items() if not key.endswith(".bias")}
     return found | ({"token_map": MAP} if token_map else {})
@@ -55,6 +62,10 @@ def tensors(
 
 def unembedding() -> torch.Tensor:
     return torch.randn(VOCAB, HIDDEN, generator=torch.Generator().manual_seed(5))
+
+
+def embedding() -> torch.Tensor:
+    return torch.randn(VOCAB, HIDDEN, generator=torch.Generator().manual_seed(6))
 
 
 def as_arrays(found: Tensors) -> dict[str, NDArray[np.generic]]:
@@ -74,6 +85,7 @@ def refused(found: Mapping[str, torch.Tensor], message: str) -> None:
     own=st.booleans(),
     bias=st.booleans(),
     projection=st.booleans(),
+    root_map=st.booleans(),
     token_map=st.booleans(),
     shared_bias=st.booleans(),
     batch=st.integers(1, 3),
@@ -84,6 +96,7 @@ def test_logits_and_drafts_are_the_references(
     own: bool,
     bias: bool,
     projection: bool,
+    root_map: bool,
     token_map: bool,
     shared_bias: bool,
     batch: int,
@@ -94,22 +107,27 @@ def test_logits_and_drafts_are_the_references(
         own=own,
         bias=bias,
         projection=projection,
+        root_map=root_map,
         token_map=token_map,
     )
     added = torch.arange(VOCAB) % 7 / 3 if shared_bias else None
-    module = HeadsModule(heads_from_tensors(found, "heads"), unembedding(), 5, added)
-    hidden = torch.randn(batch, HIDDEN, generator=torch.Generator().manual_seed(batch))
+    heads = heads_from_tensors(found, "heads")
+    module = HeadsModule(heads, unembedding(), 5, added, embedding())
+    generator = torch.Generator().manual_seed(batch)
+    hidden = torch.randn(batch, HIDDEN, generator=generator)
+    roots = torch.randint(VOCAB, (batch,), generator=generator)
     expected = head_logits(
         as_arrays(found),
         unembedding().double().numpy(),
         hidden.double().numpy(),
         None if added is None else added.double().numpy(),
+        embedding()[roots].double().numpy(),
     )
-    logits = module.logits(hidden).numpy()
+    logits = module.logits(hidden, roots).numpy()
     assert logits.shape == (num_heads, batch, len(MAP) if token_map else VOCAB)
     assert np.abs(logits - expected).max() <= MAX_LOGIT_DIFFERENCE
     best = np.argsort(-expected, axis=-1)[..., :5].swapaxes(0, 1)
-    assert (module(hidden).numpy() == (MAP.numpy()[best] if token_map else best)).all()
+    assert (module(hidden, roots).numpy() == (MAP.numpy()[best] if token_map else best)).all()
 
 
 @pytest.mark.parametrize("layer", [0, 1, 2])
@@ -181,7 +199,7 @@ def test_half_precision_and_parameters_become_plain_floats(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.uint8])
 def test_the_extensions_are_read(dtype: torch.dtype, tmp_path: Path) -> None:
-    found = tensors(own=True, projection=True, token_map=True)
+    found = tensors(own=True, projection=True, root_map=True, token_map=True)
     file = save(found | {"token_map": MAP.to(dtype)}, tmp_path / "heads.safetensors")
     heads = heads_from_path(file)
     assert heads.token_map is not None and heads.token_map.dtype == torch.int64
@@ -192,6 +210,10 @@ def test_the_extensions_are_read(dtype: torch.dtype, tmp_path: Path) -> None:
         assert head.projection is not None and head.projection.bias is not None
         assert torch.equal(head.projection.weight, found[f"{index}.projection.weight"])
         assert torch.equal(head.projection.bias, found[f"{index}.projection.bias"])
+        assert head.root_map is not None and head.root_map.bias is not None
+        assert torch.equal(head.root_map.weight, found[f"{index}.root_map.weight"])
+        assert torch.equal(head.root_map.bias, found[f"{index}.root_map.bias"])
+    assert heads.reads_root
 
 
 def test_the_tensors_win_over_the_config(tmp_path: Path) -> None:
@@ -248,13 +270,15 @@ def test_the_same_key_with_and_without_a_prefix_is_refused() -> None:
         ("1.projection.weight", r"head 1 .* belong: 1\.projection\.bias"),
         ("1.projection", "head 1 differs from head 0"),
         ("1.projection.bias", "head 1 differs from head 0"),
+        ("1.root_map.weight", r"head 1 .* belong: 1\.root_map\.bias"),
+        ("1.root_map", "head 1 differs from head 0"),
         ("2.1.linear.bias", "head 2 differs from head 0"),
         ("2.3.weight", "head 2 differs from head 0"),
         ("", r"holds heads \[\]"),
     ],
 )
 def test_a_missing_key_is_named(missing: str, message: str) -> None:
-    found = tensors(num_layers=3, own=True, projection=True)
+    found = tensors(num_layers=3, own=True, projection=True, root_map=True)
     left = {key: tensor for key, tensor in found.items() if not key.startswith(missing)}
     assert len(left) < len(found)
     refused(left, message)
@@ -283,13 +307,15 @@ def test_heads_of_different_depth_or_size_are_refused() -> None:
         ("1.0.linear.bias", ()),
         ("2.projection.weight", (HIDDEN, 1)),
         ("2.projection.bias", (1,)),
+        ("2.root_map.weight", (HIDDEN, HIDDEN)),
+        ("2.root_map.bias", (2 * HIDDEN,)),
         ("2.2.weight", (VOCAB, HIDDEN - 1)),
         ("2.2.weight", (VOCAB,)),
         ("2.2.weight", (1, VOCAB, HIDDEN)),
     ],
 )
 def test_a_misshapen_tensor_is_named(key: str, shape: tuple[int, ...]) -> None:
-    found = tensors(num_layers=2, own=True, projection=True)
+    found = tensors(num_layers=2, own=True, projection=True, root_map=True)
     text = str(shape).replace("(", r"\(").replace(")", r"\)")
     refused(found | {key: torch.zeros(shape)}, rf"{key} is {text}, expected \(")
 

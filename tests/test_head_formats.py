@@ -2,6 +2,7 @@
 
 import warnings
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from medusa_trt.export.head_formats.key_layouts import (
     VLLM,
     HeadKey,
     KeyLayout,
+    Part,
 )
 from medusa_trt.export.head_formats.loading import load_heads
 from medusa_trt.export.head_formats.saving import ConvertOptions, convert_heads
@@ -44,7 +46,12 @@ FOUND_AS = {"tgi-v2": "shared"}
 
 
 def content(
-    *, num_layers: int = 1, own: bool = True, token_map: bool = False, projection: bool = False
+    *,
+    num_layers: int = 1,
+    own: bool = True,
+    token_map: bool = False,
+    projection: bool = False,
+    root_map: bool = False,
 ) -> Tensors:
     vocab_size = (len(MAP) if token_map else VOCAB_SIZE) if own else None
     found = head_tensors(num_heads=2, num_layers=num_layers, vocab_size=vocab_size)
@@ -52,6 +59,9 @@ def content(
         for head in range(2):
             found[f"{head}.projection.weight"] = torch.eye(HIDDEN_SIZE) / (2 + head)
             found[f"{head}.projection.bias"] = torch.ones(HIDDEN_SIZE) * head
+    if root_map:
+        for head in range(2):
+            found[f"{head}.root_map.weight"] = torch.eye(HIDDEN_SIZE, 2 * HIDDEN_SIZE) / (3 + head)
     return found | ({"token_map": MAP} if token_map else {})
 
 
@@ -131,6 +141,9 @@ def test_what_a_format_cannot_hold_is_named(to: str, tiny_model: Path, tmp_path:
     source = written("medusa-trt", tmp_path / "p", content(projection=True), tiny_model)
     with pytest.raises(HeadsError, match=rf"{to} cannot hold a projection.*--to medusa-trt$"):
         convert(source, to, output, tiny_model)
+    source = written("medusa-trt", tmp_path / "r", content(root_map=True), tiny_model)
+    with pytest.raises(HeadsError, match=rf"{to} cannot hold heads that read .*medusa-trt$"):
+        convert(source, to, output, tiny_model)
     if to not in TRUNCATED:
         source = written("medusa-trt", tmp_path / "t", content(token_map=True), tiny_model)
         with pytest.raises(HeadsError, match=rf"{to} cannot hold a truncated vocabulary .*vllm"):
@@ -144,7 +157,7 @@ def test_what_a_format_cannot_hold_is_named(to: str, tiny_model: Path, tmp_path:
 
 LAYOUT_NAMES = st.builds(
     HeadKey,
-    st.sampled_from(["block", "unembedding", "common_unembedding", "projection", "token_map"]),
+    st.sampled_from(get_args(Part)),
     st.sampled_from(["weight", "bias", "weight_scale", "input_scale"]),
     st.integers(0, 9999),
     st.integers(0, 9999),
@@ -155,7 +168,7 @@ LAYOUT_NAMES = st.builds(
 @given(layout=st.sampled_from([SEQUENTIAL, VLLM, TENSORRT_LLM]), key=LAYOUT_NAMES)
 def test_a_layout_reads_the_names_that_it_writes(layout: KeyLayout, key: HeadKey) -> None:
     template = getattr(layout, key.part)
-    allowed = {"block": 4, "projection": 2, "token_map": 1}.get(key.part, 4)
+    allowed = {"block": 4, "projection": 2, "root_map": 2, "token_map": 1}.get(key.part, 4)
     kinds = ["weight", "bias", "weight_scale", "input_scale"][:allowed]
     if "unembedding" in key.part:
         kinds.remove("bias")

@@ -8,6 +8,7 @@ from typing import Any
 
 import huggingface_hub
 import numpy as np
+import onnx
 import onnxruntime as ort
 import pytest
 import torch
@@ -53,14 +54,19 @@ def export(model: Path, heads: Path | str | None, output: Path) -> tuple[Bundle,
 def assert_drafts(bundle: Bundle, tensors: Tensors, weights: Tensors) -> None:
     """Runs the exported heads and compares their ids, rank by rank, with the reference."""
     hidden = torch.randn(4, HIDDEN_SIZE, generator=torch.Generator().manual_seed(2))
+    roots = torch.tensor([0, 7, 31, VOCAB_SIZE - 1])
     session = ort.InferenceSession(bundle.path / names.GRAPH_FILES["heads"])
-    (drafted,) = session.run([names.DRAFT_IDS], {names.HIDDEN: hidden.numpy()})
+    fed = {names.HIDDEN: hidden.numpy(), names.ROOT_IDS: roots.numpy()}
+    wanted = [each.name for each in session.get_inputs()]
+    assert (names.ROOT_IDS in wanted) == bundle.manifest.heads_read_root
+    (drafted,) = session.run([names.DRAFT_IDS], {name: fed[name] for name in wanted})
     bias = weights.get("lm_head.bias")
     logits = head_logits(
         {key: tensor.numpy() for key, tensor in tensors.items()},
         weights["lm_head.weight"].double().numpy(),
         hidden.double().numpy(),
         None if bias is None else bias.double().numpy(),
+        weights["model.embed_tokens.weight"][roots].double().numpy(),
     )
     best = np.argsort(-logits, axis=-1)[..., :MIN_TOP_K].swapaxes(0, 1)
     expected = MAP.numpy()[best] if "token_map" in tensors else best
@@ -77,6 +83,43 @@ def test_a_truncated_vocabulary_of_vllm_is_exported(tiny_model: Path, tmp_path: 
     assert any(f"2 heads in vllm format from {folder}" in line for line in told)
     assert bundle.manifest.heads.draft_vocab_size == len(MAP)
     assert_drafts(bundle, tensors, load_file(tiny_model / "model.safetensors"))
+
+
+def embedding_offset(bundle: Bundle, graph: str) -> str:
+    """Where in the file of weights the matrix lies that the graph's one large Gather reads."""
+    model = onnx.load(bundle.graph_path(graph), load_external_data=False).graph
+    gathered = {node.input[0] for node in model.node if node.op_type == "Gather"}
+    (found,) = (
+        str({entry.key: entry.value for entry in tensor.external_data}["offset"])
+        for tensor in model.initializer
+        if tensor.name in gathered and tuple(tensor.dims) == (VOCAB_SIZE, HIDDEN_SIZE)
+    )
+    return found
+
+
+@pytest.mark.parametrize("truncated", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_heads_that_read_the_root_are_exported(
+    truncated: bool, dtype: torch.dtype, tiny_model: Path, tmp_path: Path
+) -> None:
+    """They read the backbone's own embedding, which the bundle holds once."""
+    model = shutil.copytree(tiny_model, tmp_path / "model")
+    weights = load_file(model / "model.safetensors")
+    weights = {name: tensor.to(dtype) for name, tensor in weights.items()}
+    save_file(weights, model / "model.safetensors", {"format": "pt"})
+    tensors = content(vocab_size=None) | ({"token_map": MAP} if truncated else {})
+    generator = torch.Generator().manual_seed(5)
+    for head in range(num_heads(tensors)):
+        weight = torch.randn(HIDDEN_SIZE, 2 * HIDDEN_SIZE, generator=generator) / 8
+        tensors |= {
+            f"{head}.root_map.weight": weight,
+            f"{head}.root_map.bias": weight[:, 0].clone(),
+        }
+    save_file(tensors, tmp_path / "heads.safetensors")
+    bundle, _ = export(model, tmp_path / "heads.safetensors", tmp_path / "bundle")
+    assert bundle.manifest.heads_read_root
+    assert_drafts(bundle, tensors, weights)
+    assert embedding_offset(bundle, "heads") == embedding_offset(bundle, "verify")
 
 
 def test_shared_heads_add_the_bias_of_the_backbones_logits(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Sampling: filters against transformers, the device against the host, draws against the law."""
 
 from collections import Counter
+from collections.abc import Sequence
 
 import numpy as np
 import onnxruntime
@@ -205,7 +206,7 @@ class GuessingEngine(OrtEngine):
             tokens = [token for token, _ in seen.most_common(spec.top_k)]
             self._guesses[0, head, : len(tokens)] = tokens
 
-    def draft(self, hidden: NDArray[np.float32]) -> NDArray[np.int64]:
+    def draft(self, hidden: NDArray[np.float32], root_ids: Sequence[int]) -> NDArray[np.int64]:
         return self._guesses
 
 

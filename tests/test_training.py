@@ -16,7 +16,7 @@ from medusa_trt.cli import main
 from medusa_trt.errors import TrainingError
 from medusa_trt.export.base_model import BaseModel, load_base_model, source_from_name
 from medusa_trt.export.head_checkpoint import heads_from_path, heads_from_tensors
-from medusa_trt.export.heads import HeadsModule
+from medusa_trt.export.heads import HeadsModule, embedding_of
 from medusa_trt.training.backbone import load_backbone, unembedding_of
 from medusa_trt.training.distill import DataOptions, generate_data
 from medusa_trt.training.heads_model import (
@@ -102,15 +102,22 @@ def quick(shape: HeadsShape, **changes: object) -> TrainOptions:
 
 @pytest.mark.parametrize("num_layers", [1, 2])
 @pytest.mark.parametrize("noise", [0.0, NOISE])
+@pytest.mark.parametrize("has_root_map", [False, True])
 def test_each_head_reaches_the_accuracy_that_a_rule_allows(
-    num_layers: int, noise: float, base: BaseModel, tmp_path: Path
+    num_layers: int, noise: float, has_root_map: bool, base: BaseModel, tmp_path: Path
 ) -> None:
-    """Head i sees a token and shall predict the one i + 2 further on."""
+    """Head i sees a token and shall predict the one i + 2 further on.
+
+    With a root map it sees the next token too, and a noisy rule allows more.
+    """
     split = ruled_split(base, noise, has_features=True)
-    options = quick(HeadsShape(num_layers=num_layers))
+    shape = HeadsShape(
+        num_layers=num_layers, has_root_map=has_root_map, has_projection=not has_root_map
+    )
+    options = quick(shape)
     result = train_heads(base, split, tmp_path, options)
     for head, accuracy in enumerate(result.accuracy.top_1):
-        allowed = best_accuracy(head + 2, noise)
+        allowed = best_accuracy(head + (1 if has_root_map else 2), noise)
         assert allowed - 0.08 < accuracy < allowed + 0.08, (head, allowed)
     if not noise:
         assert result.accuracy.top_1 == (1.0, 1.0, 1.0)
@@ -133,12 +140,14 @@ def test_heads_learn_the_rule_on_a_running_backbone_that_stays_as_it_is(
 
 @pytest.mark.parametrize("has_own_unembedding", [False, True])
 def test_heads_and_layers_are_not_tied(has_own_unembedding: bool) -> None:
-    shape = HeadsShape(num_heads=3, num_layers=2, has_own_unembedding=has_own_unembedding)
+    shape = HeadsShape(
+        num_heads=3, num_layers=2, has_projection=True, has_own_unembedding=has_own_unembedding
+    )
     unembedding = torch.randn(V, 8)
-    heads = TrainableHeads(shape, DraftVocabulary(None, V), unembedding)
+    heads = TrainableHeads(shape, DraftVocabulary(None, V), unembedding, torch.randn(V, 8))
     parameters = dict(heads.named_parameters())
     assert len({value.data_ptr() for value in parameters.values()}) == len(parameters)
-    assert len(parameters) == 3 * (2 * 2 + 2 + has_own_unembedding)
+    assert len(parameters) == 3 * (2 * 2 + 2 + 2 + has_own_unembedding)
     for name, value in parameters.items():
         before = {other: tensor.detach().clone() for other, tensor in parameters.items()}
         with torch.no_grad():
@@ -147,20 +156,34 @@ def test_heads_and_layers_are_not_tied(has_own_unembedding: bool) -> None:
         assert changed == {name}
 
 
-def test_the_checkpoint_gives_the_logits_that_were_trained(tmp_path: Path) -> None:
-    shape = HeadsShape(num_heads=2, num_layers=2, has_own_unembedding=True)
+@pytest.mark.parametrize("has_root_map", [True, False])
+@pytest.mark.parametrize("has_projection", [True, False])
+def test_the_checkpoint_gives_the_logits_that_were_trained(
+    has_root_map: bool, has_projection: bool
+) -> None:
+    shape = HeadsShape(
+        num_heads=2,
+        num_layers=2,
+        has_root_map=has_root_map,
+        has_projection=has_projection,
+        has_own_unembedding=True,
+    )
     vocabulary = DraftVocabulary(torch.tensor([1, 4, 30]), V)
-    unembedding, hidden = torch.randn(V, 8), torch.randn(5, 8)
-    heads = TrainableHeads(shape, vocabulary, unembedding)
+    unembedding, embedding, hidden = torch.randn(V, 8), torch.randn(V, 8), torch.randn(5, 8)
+    roots = torch.randint(V, (5,))
+    heads = TrainableHeads(shape, vocabulary, unembedding, embedding)
     for parameter in heads.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     read = heads_from_tensors(tensors_from_heads(heads.to_heads(), torch.float32), "test")
-    exported = HeadsModule(read, unembedding, top_k=2)
-    assert torch.allclose(exported.logits(hidden), heads.logits(hidden), atol=1e-5)
+    exported = HeadsModule(read, unembedding, top_k=2, embedding=embedding)
+    expected = heads.logits(hidden, roots)
+    assert torch.allclose(exported.logits(hidden, roots), expected, atol=1e-5)
+    other = heads.logits(hidden, (roots + 1) % V)
+    assert torch.equal(other, expected) != has_root_map
     assert shape_of(read) == shape
-    again = TrainableHeads(shape, vocabulary, unembedding)
+    again = TrainableHeads(shape, vocabulary, unembedding, embedding)
     again.load_heads(read)
-    assert torch.equal(again.logits(hidden), heads.logits(hidden))
+    assert torch.equal(again.logits(hidden, roots), expected)
 
 
 @pytest.mark.parametrize("has_features", [True, False])
@@ -221,7 +244,12 @@ def adapted_module(base: BaseModel) -> HeadsOnBackbone:
 
     adapted = get_peft_model(base.model, LoraConfig(r=4, target_modules="all-linear"))
     shape = HeadsShape(num_heads=2)
-    heads = TrainableHeads(shape, DraftVocabulary(None, VOCAB_SIZE), unembedding_of(base.model))
+    heads = TrainableHeads(
+        shape,
+        DraftVocabulary(None, VOCAB_SIZE),
+        unembedding_of(base.model),
+        embedding_of(base.model),
+    )
     return HeadsOnBackbone(
         adapted,
         heads,

@@ -11,6 +11,7 @@ from reference import training as reference
 from tiny_models import llama_config, random_model
 
 from medusa_trt.errors import TrainingError
+from medusa_trt.export.heads import embedding_of
 from medusa_trt.training.accuracy import (
     MAX_RANK,
     Accuracy,
@@ -23,7 +24,7 @@ from medusa_trt.training.heads_model import HeadsShape, TrainableHeads
 from medusa_trt.training.loss import medusa_loss, sampled_columns, soft_cross_entropy
 from medusa_trt.training.modules import HeadsOnBackbone, divergence
 from medusa_trt.training.options import TrainOptions
-from medusa_trt.training.ridge import ridge_projections
+from medusa_trt.training.ridge import ridge_maps
 from medusa_trt.training.rows import DraftVocabulary, ReplyRows, TargetRule, Targets
 from medusa_trt.training.shards import Features
 
@@ -165,7 +166,8 @@ def test_padding_and_user_turns_never_enter_the_loss() -> None:
     model = random_model(llama_config(vocab_size=VOCAB, hidden_size=32, intermediate_size=48))
     shape = HeadsShape(num_heads=3, num_layers=2)
     unembedding = model.get_output_embeddings().weight.detach()
-    heads = TrainableHeads(shape, DraftVocabulary(None, VOCAB), unembedding)
+    vocabulary = DraftVocabulary(None, VOCAB)
+    heads = TrainableHeads(shape, vocabulary, unembedding, embedding_of(model))
     for parameter in heads.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
     options = TrainOptions(shape=shape, soft_weight=0.0)
@@ -185,7 +187,8 @@ def test_padding_and_user_turns_never_enter_the_loss() -> None:
     logits = [[], [], []]  # type: list[list[list[np.ndarray]]]
     for row in tokens:
         hidden = model.model(torch.tensor([row])).last_hidden_state[0]
-        for k, of_head in enumerate(heads.logits(hidden)):
+        roots = torch.tensor([*row[1:], 0])  # the last position predicts nothing
+        for k, of_head in enumerate(heads.logits(hidden, roots)):
             logits[k].append(list(of_head.double().numpy()))
     expected = reference.loss_over_positions(logits, tokens, turns, 0.8)
     assert loss.item() == pytest.approx(expected, rel=1e-4)
@@ -210,22 +213,23 @@ def test_divergence_is_the_kl_from_teacher_to_model() -> None:
 
 @pytest.mark.parametrize("num_pieces", [1, 3])
 def test_ridge_without_penalty_is_least_squares(num_pieces: int) -> None:
+    """From 7 inputs to the change of 5 hidden values."""
     rng = np.random.default_rng(0)
     pieces = []
     for piece in range(num_pieces):
         lengths = [20, 1, 2, 30]
         ids = np.repeat(np.arange(4) + 10 * piece, lengths)
-        pieces.append((rng.normal(size=(sum(lengths), 5)), ids))
-    maps = ridge_projections(
-        [(torch.tensor(x), torch.tensor(ids)) for x, ids in pieces], num_heads=2, ridge=0.0
-    )
+        x, hidden = rng.normal(size=(sum(lengths), 7)), rng.normal(size=(sum(lengths), 5))
+        pieces.append((x, hidden, ids))
+    tensors = [(torch.tensor(x), torch.tensor(h), torch.tensor(ids)) for x, h, ids in pieces]
+    maps = ridge_maps(tensors, num_heads=2, ridge=0.0)
     for ahead, map_ in enumerate(maps, start=1):
         inputs, outputs = [], []
-        for x, ids in pieces:
+        for x, hidden, ids in pieces:
             for row in range(len(x) - ahead):
                 if ids[row] == ids[row + ahead]:
                     inputs.append([*x[row], 1.0])
-                    outputs.append(x[row + ahead] - x[row])
+                    outputs.append(hidden[row + ahead] - hidden[row])
         solution = np.linalg.lstsq(np.array(inputs), np.array(outputs), rcond=None)[0]
         assert map_.bias is not None
         assert np.allclose(map_.weight.numpy(), solution[:-1].T, atol=1e-5)

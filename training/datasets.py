@@ -28,6 +28,7 @@ class FeatureRows(Dataset[Batch]):
         targets = self._rule.targets(self._rows, index)
         return {
             "hidden": self._hidden[index],
+            "root_ids": self._rows.token_ids[index],
             "columns": targets.columns,
             "weights": targets.weights,
             "exists": targets.exists,

@@ -71,7 +71,8 @@ def _ranks(heads: TrainableHeads, hidden: torch.Tensor, rows: ReplyRows) -> Iter
     for index in torch.arange(len(rows), device=rows.token_ids.device).split(_CHUNK_ROWS):
         targets = rule.targets(rows, index)
         columns = targets.columns[..., 0].where(targets.weights[..., 0] > 0, -1)
-        logits = heads.logits(hidden[index.to(hidden.device)].to(device).float())
+        state = hidden[index.to(hidden.device)].to(device).float()
+        logits = heads.logits(state, rows.token_ids[index].to(device))
         parts.append(ranks_from_logits(logits, columns.to(device), targets.exists.to(device)))
     lengths = rows.reply_ids.unique_consecutive(return_counts=True)[1].tolist()
     ranks = torch.cat([torch.from_numpy(part) for part in parts])

@@ -7,7 +7,7 @@ import torch
 
 from medusa_trt.calibration.bench_prompts import mt_bench_prompts, prompts_from_file
 from medusa_trt.export.base_model import BaseModel
-from medusa_trt.export.heads import MedusaHeads
+from medusa_trt.export.heads import MedusaHeads, embedding_of
 from medusa_trt.training.accuracy import Accuracy
 from medusa_trt.training.backbone import unembedding_of
 from medusa_trt.training.conversation import ChatFrame, Conversation
@@ -77,6 +77,6 @@ def measure_heads(
     if tree is not None:
         tree.check(heads.num_heads, tree.top_k)
     vocabulary = DraftVocabulary(heads.token_map, len(unembedding))
-    module = TrainableHeads(shape_of(heads), vocabulary, unembedding).to(base.model.device)
+    module = TrainableHeads(shape_of(heads), vocabulary, unembedding, embedding_of(base.model))
     module.load_heads(heads)
-    return accuracy_of(module, kept_pieces(replies), num_nodes, tree)
+    return accuracy_of(module.to(base.model.device), kept_pieces(replies), num_nodes, tree)

@@ -1,6 +1,6 @@
 """Medusa-1: heads on a frozen backbone (paper, section 2.2.1)."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,7 +8,7 @@ import torch
 
 from medusa_trt.errors import TrainingError
 from medusa_trt.export.base_model import BaseModel
-from medusa_trt.export.heads import MedusaHeads
+from medusa_trt.export.heads import MedusaHeads, embedding_of
 from medusa_trt.training.accuracy import Accuracy
 from medusa_trt.training.backbone import unembedding_of
 from medusa_trt.training.datasets import FeatureRows, PaddedConversations
@@ -16,10 +16,11 @@ from medusa_trt.training.heads_model import TrainableHeads
 from medusa_trt.training.held_out import accuracy_of, computed_pieces, kept_pieces
 from medusa_trt.training.modules import HeadsOnBackbone, HeadsOnFeatures
 from medusa_trt.training.options import TrainOptions
-from medusa_trt.training.ridge import Piece, ridge_projections
+from medusa_trt.training.ridge import ridge_maps
 from medusa_trt.training.rows import (
     DraftVocabulary,
     LabelledTokens,
+    ReplyRows,
     Split,
     TargetRule,
     rows_from_conversations,
@@ -27,7 +28,8 @@ from medusa_trt.training.rows import (
 from medusa_trt.training.shards import load_shards, read_spec
 from medusa_trt.training.trainer import run_trainer
 
-_RIDGE_BATCHES = 200
+_RIDGE_ROWS = 1 << 18
+"""Rows that the first guess is fitted to: more change it little and take minutes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +99,8 @@ def new_heads(base: BaseModel, split: Split, options: TrainOptions) -> Trainable
     size = vocab_size if options.draft_vocab_size is None else options.draft_vocab_size
     rows = rows_from_conversations([without_features(c) for c in split.train])
     vocabulary = DraftVocabulary.most_frequent(rows, size, vocab_size)
-    return TrainableHeads(options.shape, vocabulary, unembedding).to(base.model.device)
+    heads = TrainableHeads(options.shape, vocabulary, unembedding, embedding_of(base.model))
+    return heads.to(base.model.device)
 
 
 def without_features(conversation: LabelledTokens) -> LabelledTokens:
@@ -109,9 +112,7 @@ def _train_on_features(
     heads: TrainableHeads, split: Split, folder: Path, options: TrainOptions
 ) -> TrainResult:
     rows = rows_from_conversations(split.train)
-    if options.shape.has_projection:
-        pieces = ((hidden, part.reply_ids) for hidden, part in kept_pieces(split.train))
-        _initialize(heads, pieces, options)
+    _initialize(heads, kept_pieces(split.train), options)
     rule = TargetRule(
         num_heads=options.shape.num_heads,
         columns=heads.vocabulary.columns(),
@@ -135,8 +136,7 @@ def _train_on_backbone(
 ) -> TrainResult:
     module = HeadsOnBackbone(base.model, heads, options)
     train = PaddedConversations(split.train, options.max_length)
-    if options.shape.has_projection:
-        _initialize(heads, _first_pieces(module, train, options), options)
+    _initialize(heads, computed_pieces(module, train, options.batch_size), options)
     accuracy, log = run_trainer(
         module,
         [{"params": list(heads.parameters()), "lr": options.learning_rate}],
@@ -168,14 +168,28 @@ def num_reply_tokens(conversations: list[LabelledTokens]) -> int:
     return sum(int((conversation.turns > 0).sum()) for conversation in conversations)
 
 
-def _initialize(heads: TrainableHeads, pieces: Iterator[Piece], options: TrainOptions) -> None:
-    heads.set_projections(ridge_projections(pieces, options.shape.num_heads, options.ridge))
+def _initialize(
+    heads: TrainableHeads, found: Iterable[tuple[torch.Tensor, ReplyRows]], options: TrainOptions
+) -> None:
+    """Begins with the best linear guess, where the heads have a linear map."""
+    if options.shape.has_root_map or options.shape.has_projection:
+        pieces = (
+            (
+                heads.inputs(hidden.float(), rows.token_ids.to(hidden.device)),
+                hidden,
+                rows.reply_ids.to(hidden.device),
+            )
+            for hidden, rows in _first(found, _RIDGE_ROWS)
+        )
+        heads.set_linear_maps(ridge_maps(pieces, options.shape.num_heads, options.ridge))
 
 
-def _first_pieces(
-    module: HeadsOnBackbone, data: PaddedConversations, options: TrainOptions
-) -> Iterator[Piece]:
-    """Some hidden states to fit the first projections to."""
-    pieces = computed_pieces(module, data, options.batch_size)
-    for _, (hidden, rows) in zip(range(_RIDGE_BATCHES), pieces, strict=False):
-        yield hidden, rows.reply_ids
+def _first(
+    pieces: Iterable[tuple[torch.Tensor, ReplyRows]], num_rows: int
+) -> Iterator[tuple[torch.Tensor, ReplyRows]]:
+    """Whole pieces until there are so many rows."""
+    for hidden, rows in pieces:
+        if num_rows <= 0:
+            return
+        yield hidden, rows
+        num_rows -= len(rows)

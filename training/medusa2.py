@@ -9,7 +9,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from medusa_trt.export.base_model import BaseModel
-from medusa_trt.export.heads import MedusaHeads
+from medusa_trt.export.heads import MedusaHeads, embedding_of
 from medusa_trt.training.backbone import unembedding_of
 from medusa_trt.training.datasets import PaddedConversations
 from medusa_trt.training.heads_model import TrainableHeads, shape_of, tensors_from_heads
@@ -139,9 +139,9 @@ def _heads_to_continue(base: BaseModel, heads: MedusaHeads) -> TrainableHeads:
     weight = unembedding_of(base.model)
     heads.check_fits(weight.shape[1], weight.shape[0])
     vocabulary = DraftVocabulary(heads.token_map, len(weight))
-    trainable = TrainableHeads(shape_of(heads), vocabulary, weight).to(base.model.device)
+    trainable = TrainableHeads(shape_of(heads), vocabulary, weight, embedding_of(base.model))
     trainable.load_heads(heads)
-    return trainable
+    return trainable.to(base.model.device)
 
 
 def _lora_config(options: JointOptions) -> LoraConfig:

@@ -28,14 +28,18 @@ class HeadsOnFeatures(nn.Module):
     def forward(
         self,
         hidden: torch.Tensor,
+        root_ids: torch.Tensor,
         columns: torch.Tensor,
         weights: torch.Tensor,
         exists: torch.Tensor,
         progress: float = 0.0,
     ) -> torch.Tensor:
-        """`hidden` (N, hidden) and the parts of `Targets` → the loss; `progress` is unused."""
+        """`hidden` (N, hidden), `root_ids` (N,) and the parts of `Targets` → the loss.
+
+        `progress` is unused.
+        """
         targets = Targets(columns, weights, exists)
-        return _heads_loss(self.heads, hidden.float(), targets, self._options)
+        return _heads_loss(self.heads, hidden.float(), root_ids, targets, self._options)
 
 
 class HeadsOnBackbone(nn.Module):
@@ -91,7 +95,7 @@ class HeadsOnBackbone(nn.Module):
             loss = divergence(teacher_logits, logits)
         rows = _rows(token_ids, turns, teacher_logits)
         targets = self._rule.targets(rows, torch.arange(len(rows), device=hidden.device))
-        heads_loss = _heads_loss(self.heads, hidden.float(), targets, self._options)
+        heads_loss = _heads_loss(self.heads, hidden.float(), rows.token_ids, targets, self._options)
         return loss + self._heads_weight(progress) * heads_loss
 
     def hidden_and_logits(
@@ -138,10 +142,14 @@ def divergence(teacher_logits: torch.Tensor, logits: torch.Tensor) -> torch.Tens
 
 
 def _heads_loss(
-    heads: TrainableHeads, hidden: torch.Tensor, targets: Targets, options: TrainOptions
+    heads: TrainableHeads,
+    hidden: torch.Tensor,
+    root_ids: torch.Tensor,
+    targets: Targets,
+    options: TrainOptions,
 ) -> torch.Tensor:
     return medusa_loss(
-        heads(hidden),
+        heads(hidden, root_ids),
         heads.unembeddings(),
         targets,
         decay=options.decay,

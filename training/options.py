@@ -17,7 +17,7 @@ class TrainOptions:
         soft_weight: share of the teacher's best tokens in a target, 0 for the token alone.
         decay: λ of λ_k = λ^k (paper, section 2.2.1).
         num_sampled: tokens of a sampled softmax besides a batch's targets; exact if None.
-        ridge: penalty of the projection's first guess, see `ridge_projections`.
+        ridge: penalty of the first guess of the root map or projection, see `ridge_maps`.
         learning_rate: of the heads, the top of a cosine after a warmup.
         weight_decay: of AdamW.
         num_epochs: passes over the data.

@@ -1,4 +1,4 @@
-"""A good first projection: the linear map from a hidden state to a later one."""
+"""Good first maps: the linear map from a hidden state to a later one."""
 
 from collections.abc import Iterable
 
@@ -6,17 +6,18 @@ import torch
 
 from medusa_trt.export.heads import Linear
 
-Piece = tuple[torch.Tensor, torch.Tensor]
+Piece = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
-def ridge_projections(pieces: Iterable[Piece], num_heads: int, ridge: float) -> list[Linear]:
-    """Fits, for each head i from 0, h_r → h_(r+1+i) − h_r within replies, by ridge regression.
+def ridge_maps(pieces: Iterable[Piece], num_heads: int, ridge: float) -> list[Linear]:
+    """Fits, for each head i from 0, x_r → h_(r+1+i) − h_r within replies, by ridge regression.
 
     The later state's unembedding predicts what the head shall predict, so a head whose blocks are
     still zero begins as the best linear guess of that state. The bias is not penalized.
 
     Args:
-        pieces: hidden (R, hidden) and reply_ids (R,), see `ReplyRows`; replies lie within pieces.
+        pieces: what the map reads x (R, inputs), hidden (R, hidden) and reply_ids (R,), see
+            `ReplyRows`; replies lie within pieces.
         num_heads: how many maps to fit.
         ridge: the penalty, as a share of the mean squared value of an input; 0 is least squares.
 
@@ -24,10 +25,11 @@ def ridge_projections(pieces: Iterable[Piece], num_heads: int, ridge: float) -> 
         A float32 map with bias for each head.
     """
     sums = [_Sums() for _ in range(num_heads)]
-    for hidden, reply_ids in pieces:
+    for x, hidden, reply_ids in pieces:
         for ahead, total in enumerate(sums, start=1):
             is_pair = reply_ids[:-ahead] == reply_ids[ahead:]
-            total.add(hidden[:-ahead][is_pair].float(), hidden[ahead:][is_pair].float())
+            difference = hidden[ahead:][is_pair].float() - hidden[:-ahead][is_pair].float()
+            total.add(x[:-ahead][is_pair].float(), difference)
     return [total.solution(ridge) for total in sums]
 
 
@@ -41,13 +43,12 @@ class _Sums:
         self._y: torch.Tensor | float = 0.0
         self._count = 0
 
-    def add(self, x: torch.Tensor, y: torch.Tensor) -> None:
-        """Counts pairs of rows (N, hidden)."""
-        x, difference = x.double(), (y - x).double()
-        self._xx = self._xx + x.T @ x
-        self._xy = self._xy + x.T @ difference
-        self._x = self._x + x.sum(0)
-        self._y = self._y + difference.sum(0)
+    def add(self, x: torch.Tensor, difference: torch.Tensor) -> None:
+        """Counts pairs of rows, (N, inputs) and (N, hidden)."""
+        self._xx = self._xx + (x.T @ x).double()
+        self._xy = self._xy + (x.T @ difference).double()
+        self._x = self._x + x.double().sum(0)
+        self._y = self._y + difference.double().sum(0)
         self._count += len(x)
 
     def solution(self, ridge: float) -> Linear:

@@ -68,6 +68,9 @@ class _Assembly:
         projection = None
         if (key := HeadKey("projection", "weight", index)) in self.named:
             projection = self._linear(key, size)
+        root_map = None
+        if (key := HeadKey("root_map", "weight", index)) in self.named:
+            root_map = self._linear(key, size, 2 * size)
         unembedding = common
         for layer in (None, len(blocks)):
             if (key := HeadKey("unembedding", "weight", index, layer)) in self.named:
@@ -89,12 +92,13 @@ class _Assembly:
                 f"{self.source}: head {index} has {len(blocks)} whole layers, to which these keys "
                 f"do not belong: {listed(left)}"
             )
-        return MedusaHead(tuple(blocks), projection, unembedding)
+        return MedusaHead(tuple(blocks), projection, unembedding, root_map)
 
-    def _linear(self, weight_key: HeadKey, size: int) -> Linear:
+    def _linear(self, weight_key: HeadKey, size: int, num_inputs: int | None = None) -> Linear:
         bias_key = weight_key._replace(kind="bias")
         weight, bias = self.named.pop(weight_key), self.named.pop(bias_key, None)
-        for key, tensor, shape in ((weight_key, weight, (size, size)), (bias_key, bias, (size,))):
+        shapes = (size, num_inputs or size), (size,)
+        for key, tensor, shape in zip((weight_key, bias_key), (weight, bias), shapes, strict=True):
             if tensor is not None and tuple(tensor.shape) != shape:
                 raise HeadsError(
                     f"{self.source}: {self.recognized.name(key)} is {tuple(tensor.shape)}, "
@@ -149,7 +153,7 @@ def _refuse_ties(
     """Refuses blocks that are one tensor under two keys, as `[ResBlock] * L` makes them."""
     seen: dict[tuple[int, int], str] = {}
     for key, tensor in tensors.items():
-        if key.part in ("block", "projection") and tensor.numel():
+        if key.part in ("block", "projection", "root_map") and tensor.numel():
             place = tensor.untyped_storage().data_ptr(), int(tensor.storage_offset())
             if place in seen:
                 raise tied_error(source, {recognized.name(key): seen[place]})
@@ -166,10 +170,9 @@ def tied_error(source: str, tied: Mapping[str, str]) -> HeadsError:
 
 
 def _shapes(head: MedusaHead) -> tuple[object, ...]:
-    maps = [*head.blocks, *([head.projection] if head.projection else [])]
     return (
         len(head.blocks),
-        [(map_.weight.shape, map_.bias is None) for map_ in maps],
+        [(map_.weight.shape, map_.bias is None) for map_ in head.maps],
         None if head.unembedding is None else head.unembedding.shape,
     )
 

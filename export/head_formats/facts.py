@@ -33,6 +33,7 @@ def facts_of(heads: MedusaHeads, vocab_size: int | None, base_model: str | None)
         draft_vocab_size=draft_vocab_size,
         has_biases=any(block.bias is not None for block in first.blocks),
         has_projection=first.projection is not None,
+        has_root_map=heads.reads_root,
         has_token_map=heads.token_map is not None,
         unembedding="shared" if first.unembedding is None else "common" if is_common else "own",
         base_model=base_model,

@@ -29,9 +29,15 @@ def fitted(heads: MedusaHeads, row: HeadFormat, backbone: Backbone | None) -> Me
     facts = facts_of(heads, None, None)
     _refuse(
         row,
-        facts.has_projection and not row.has_projection,
+        facts.has_projection and not row.has_extra_maps,
         "a projection after the blocks",
-        lambda other: other.has_projection,
+        lambda other: other.has_extra_maps,
+    )
+    _refuse(
+        row,
+        facts.has_root_map and not row.has_extra_maps,
+        "heads that read the root token's embedding",
+        lambda other: other.has_extra_maps,
     )
     _refuse(
         row,

@@ -26,6 +26,7 @@ class HeadsFacts:
         draft_vocab_size: tokens that the heads choose from; None: the backbone's vocabulary.
         has_biases: whether the blocks have them.
         has_projection: whether a linear map follows the blocks, this project's extension.
+        has_root_map: whether they read the root's embedding, this project's extension.
         has_token_map: whether the vocabulary is truncated.
         unembedding: each head's `own`, one in `common` in the file, or the backbone's `shared`.
         base_model: what `base_model_name_or_path` says, or None.
@@ -38,6 +39,7 @@ class HeadsFacts:
     draft_vocab_size: int | None
     has_biases: bool
     has_projection: bool
+    has_root_map: bool
     has_token_map: bool
     unembedding: Unembedding
     base_model: str | None = None
@@ -57,7 +59,7 @@ class HeadFormat:
         unembeddings: which it holds; the first one is what others are turned into.
         needs_biases: its tools read them unasked, so absent ones are written as zeros.
         max_layers: most residual blocks of a head, None for any number.
-        has_projection: whether it holds one.
+        has_extra_maps: whether it holds a root map and a projection.
         has_token_map: whether it holds one.
         backbone: what of the backbone its folder needs: nothing, the "config", or the "weights".
         config_file: the config's name.
@@ -73,7 +75,7 @@ class HeadFormat:
     unembeddings: tuple[Unembedding, ...] = ("own",)
     needs_biases: bool = True
     max_layers: int | None = None
-    has_projection: bool = False
+    has_extra_maps: bool = False
     has_token_map: bool = False
     backbone: Literal["config", "weights"] | None = None
     config_file: str = "config.json"
@@ -177,12 +179,12 @@ _SAFETENSORS, _PICKLE = "medusa_lm_head.safetensors", "medusa_lm_head.pt"
 _ROWS = (
     HeadFormat(
         name="medusa-trt",
-        description="this project's: shared or own unembeddings, projection, token map",
+        description="this project's: shared or own unembeddings, root map, projection, token map",
         file=_SAFETENSORS,
         config=_medusa_trt,
         unembeddings=("own", "shared"),
         needs_biases=False,
-        has_projection=True,
+        has_extra_maps=True,
         has_token_map=True,
     ),
     HeadFormat(

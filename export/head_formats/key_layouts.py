@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 
 from medusa_trt.errors import HeadsError
 
-Part = Literal["block", "projection", "unembedding", "common_unembedding", "token_map"]
+Part = Literal["block", "projection", "root_map", "unembedding", "common_unembedding", "token_map"]
 
 _INDEX = "(?:0|[1-9][0-9]{0,3})"
 _SCALES = {
@@ -50,6 +50,7 @@ class KeyLayout:
     block: str
     unembedding: str
     projection: str | None = None
+    root_map: str | None = None
     common_unembedding: str | None = None
     token_map: str | None = None
 
@@ -81,6 +82,7 @@ def _patterns(layout: KeyLayout) -> tuple[tuple[Part, re.Pattern[str]], ...]:
     kinds: dict[Part, str] = {
         "block": f"bias|{weight}",
         "projection": "weight|bias",
+        "root_map": "weight|bias",
         "unembedding": weight,
         "common_unembedding": weight,
         "token_map": "",
@@ -100,10 +102,11 @@ SEQUENTIAL = KeyLayout(
     block="{head}.{layer}.linear.{kind}",
     unembedding="{head}.{layer}.{kind}",
     projection="{head}.projection.{kind}",
+    root_map="{head}.root_map.{kind}",
     token_map="token_map",
 )
 """FasterDecoding's: a head is `nn.Sequential` of blocks and an unembedding. This project adds the
-projection and the token map."""
+projection, the root map and the token map."""
 
 VLLM = KeyLayout(
     name="vllm",

@@ -236,7 +236,7 @@ def _format_name(
         is_modelopt = recognized.prefix == "medusa_heads."
         whole = "fasterdecoding-merged" if recognized.others else "mlc"
         return "modelopt" if is_modelopt else whole
-    if facts.has_projection or facts.has_token_map:
+    if facts.has_projection or facts.has_root_map or facts.has_token_map:
         return "medusa-trt"
     if "medusa_config" in config:
         return "rtp-llm"

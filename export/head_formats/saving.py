@@ -203,6 +203,8 @@ def _named_tensors(
         ]
         if head.projection is not None:
             maps.append((HeadKey("projection", "weight", index), head.projection))
+        if head.root_map is not None:
+            maps.append((HeadKey("root_map", "weight", index), head.root_map))
         for key, map_ in maps:
             named[key] = map_.weight
             if map_.bias is not None:

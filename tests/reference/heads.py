@@ -16,18 +16,40 @@ def head_logits(
     shared_unembedding: Array,
     hidden: Array,
     shared_bias: Array | None = None,
+    roots: Array | None = None,
 ) -> Array:
     """(num_heads, B, draft_vocab) logits of heads named as in a checkpoint, for `hidden` (B, H).
 
     `shared_bias` (vocab,) is what the backbone adds to its own logits: heads on its unembedding
-    add it too.
+    add it too; `roots` (B, H) are the embeddings of the root tokens, which a root map reads.
     """
     num_heads = len({key.split(".")[0] for key in tensors if key != "token_map"})
     logits = [
-        [_logits_of_row(tensors, shared_unembedding, shared_bias, head, row) for row in hidden]
+        [
+            _logits_of_row(
+                tensors,
+                shared_unembedding,
+                shared_bias,
+                head,
+                _with_root_map(tensors, head, row, None if roots is None else roots[index]),
+            )
+            for index, row in enumerate(hidden)
+        ]
         for head in range(num_heads)
     ]
     return np.array(logits)
+
+
+def _with_root_map(
+    tensors: Mapping[str, NDArray[np.generic]], head: int, x: Array, root: Array | None
+) -> Array:
+    weight = tensors.get(f"{head}.root_map.weight")
+    if weight is None:
+        return x
+    assert root is not None
+    change = np.asarray(weight, np.float64) @ np.array([*x, *root])
+    bias = tensors.get(f"{head}.root_map.bias")
+    return np.asarray(x + change + (0.0 if bias is None else np.asarray(bias, np.float64)))
 
 
 def _logits_of_row(

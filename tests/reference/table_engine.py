@@ -104,7 +104,7 @@ class TableEngine:
         entropy = -(np.exp(logprobs) * logprobs).sum(-1).astype(np.float32)
         return Reductions(sampled, np.ones(shape, np.bool_), entropy, own)
 
-    def draft(self, hidden: NDArray[np.float32]) -> NDArray[np.int64]:
+    def draft(self, hidden: NDArray[np.float32], root_ids: Sequence[int]) -> NDArray[np.int64]:
         return np.stack([self._drafts(list(self._texts[int(state[0])])) for state in hidden])
 
     def commit(self, slot: int, past_length: int, nodes: Sequence[int]) -> None:
