@@ -1,8 +1,10 @@
 // What an operator's kernel does with ONNX Runtime.
 #pragma once
 
+#include <atomic>
 #include <cstring>
 #include <exception>
+#include <new>
 #include <string>
 #include <vector>
 
@@ -41,11 +43,23 @@ struct Tensor {
   }
 };
 
-// Scratch memory of the calling thread, aligned for vectors.
+// A place where a test's build makes threads late or short of memory.
+#ifndef MEDUSA_TEST_POINT
+#define MEDUSA_TEST_POINT(name)
+#endif
+
+// What scratch memory is for. The thread that calls an operator shares its buffers for the call
+// with the threads that help, and takes tasks itself: a task uses `kTask` only.
+namespace Scratch {
+enum Use { kTask, kInner, kValues, kScales, kOffsets, kNumUses };
+}
+
+// Scratch memory of this thread, aligned for vectors.
 template <typename T>
-T* scratch(int which, size_t count) {
-  thread_local std::vector<char> buffers[5];
-  std::vector<char>& buffer = buffers[which];
+T* scratch(Scratch::Use use, size_t count) {
+  MEDUSA_TEST_POINT("allocate");
+  thread_local std::vector<char> buffers[Scratch::kNumUses];
+  std::vector<char>& buffer = buffers[use];
   if (buffer.size() < count * sizeof(T) + 64) buffer.resize(count * sizeof(T) + 64);
   const uintptr_t address = reinterpret_cast<uintptr_t>(buffer.data());
   return reinterpret_cast<T*>((address + 63) / 64 * 64);
@@ -92,16 +106,26 @@ class Call {
     return tensor;
   }
 
-  // Calls task(0) ... task(total - 1) on the session's threads.
+  // Calls task(0) ... task(total - 1) on the session's threads. Where one runs out of memory, the
+  // call fails when all have run: exceptions do not get through ONNX Runtime's threads.
   template <typename Task>
   void parallel(int64_t total, const Task& task) const {
     if (total == 0) return;
     if (total == 1) return task(0);
+    struct Section {
+      const Task& task;
+      std::atomic<bool> is_short;
+    } section{task, {false}};
     const auto call = [](void* argument, size_t index) {
-      (*static_cast<const Task*>(argument))(static_cast<int64_t>(index));
+      Section& own = *static_cast<Section*>(argument);
+      try {
+        own.task(static_cast<int64_t>(index));
+      } catch (const std::bad_alloc&) {
+        own.is_short.store(true, std::memory_order_relaxed);
+      }
     };
-    void* argument = const_cast<void*>(static_cast<const void*>(&task));
-    check(api_->parallel_for(context_, call, static_cast<size_t>(total), 0, argument));
+    check(api_->parallel_for(context_, call, static_cast<size_t>(total), 0, &section));
+    if (section.is_short.load(std::memory_order_relaxed)) throw std::bad_alloc();
   }
 
   void require(bool condition, const char* op, const char* what) const {

@@ -14,6 +14,7 @@
 namespace medusa {
 
 constexpr int kLanes = 16;       // outputs of a group
+constexpr int kLeastBlock = 32;  // inputs that share a scale, at least
 constexpr int kQueryLanes = 8;   // query rows that attention handles together, in vectors
 // How far ahead of their use weights are fetched, in bytes; 2,048 and 8,192 are slower.
 constexpr int kPrefetch = 4096;

@@ -57,7 +57,7 @@ class TopK {
     const Tensor out = call.output(0, shape);
     call.parallel(out.size() / count_, [&](int64_t row) {
       kernels()->top_k(x.as<const float>() + row * size, size, count_,
-                       scratch<float>(3, static_cast<size_t>(count_)),
+                       scratch<float>(Scratch::kTask, static_cast<size_t>(count_)),
                        out.as<int64_t>() + row * count_);
     });
   }

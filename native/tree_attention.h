@@ -94,7 +94,7 @@ class TreeAttention {
         const int64_t turn = positions[static_cast<size_t>(b * nodes + t)] * rotary_dim / 2;
         kernels()->append(keys + source, values + source, cos.as<float>() + turn,
                           sin.as<float>() + turn, size, rotary_dim,
-                          scratch<float>(3, static_cast<size_t>(size)),
+                          scratch<float>(Scratch::kTask, static_cast<size_t>(size)),
                           new_key.as<uint16_t>() + target, new_value.as<uint16_t>() + target);
       }
     };
@@ -134,7 +134,7 @@ class TreeAttention {
       a.out = out.as<float>() + b * nodes * heads_ * size + head * group * size;
       a.out_stride = heads_ * size;
       const int64_t floats = best.attend_floats(longest + nodes, size);
-      best.attend(a, first, count, scratch<float>(3, static_cast<size_t>(floats)));
+      best.attend(a, first, count, scratch<float>(Scratch::kTask, static_cast<size_t>(floats)));
     });
   }
 

@@ -1,41 +1,24 @@
 """Chains of linear layers: bit for bit what the layers give one by one."""
 
-import os
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
-import onnxruntime as ort
 import pytest
+from chain_models import Layer, feeds_of, model_of, opened
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 from one_operator import session
 from onnx import TensorProto
 
 from medusa_trt.export.passes.chain_linears import ChainLinearsPass
 from medusa_trt.export.quantize import quantized_weight
-from medusa_trt.runtime.operators import DOMAIN, library_path, required_library
+from medusa_trt.runtime.operators import library_path
 
 pytestmark = pytest.mark.skipif(library_path() is None, reason="built without a C++ compiler")
 
-Floats = NDArray[np.float32]
 MOST_LAYERS = 8
-
-
-@dataclass(frozen=True)
-class Layer:
-    """A `Linear` to be; `source` and `residual` are earlier layers, -1 for the chain's input."""
-
-    num_outputs: int
-    source: int = -1
-    residual: int | None = None
-    gated: bool = False
-    normed: bool = False
-    biased: bool = False
-
 
 DECODER = (
     Layer(80, residual=-1),
@@ -50,77 +33,6 @@ HEADS = (
     Layer(64, source=2),
     Layer(64),
 )
-
-
-def model_of(
-    layers: tuple[Layer, ...], num_inputs: int, results: set[int], bits: int = 8
-) -> ir.Model:
-    """Each layer as a node; `x` is input and residual where its width allows, else `r` is added."""
-    rng = np.random.default_rng(len(layers))
-    x = ir.val("x", ir.DataType.FLOAT, ir.Shape(["rows", num_inputs]))
-    added = {layer.num_outputs for layer in layers if layer.residual == -1}
-    residual = ir.val("r", ir.DataType.FLOAT, ir.Shape(["rows", max(added, default=1)]))
-    constants: list[ir.Value] = []
-
-    def constant(name: str, array: NDArray[np.generic]) -> ir.Value:
-        constants.append(ir.val(name, const_value=ir.tensor(array, name=name)))
-        return constants[-1]
-
-    nodes: list[ir.Node] = []
-    for i, layer in enumerate(layers):
-        source = x if layer.source < 0 else nodes[layer.source].outputs[0]
-        size = num_inputs if layer.source < 0 else layers[layer.source].num_outputs
-        columns = layer.num_outputs + -layer.num_outputs % 16
-        weight = rng.normal(size=(size, columns * 2 if layer.gated else layer.num_outputs))
-        quantized = quantized_weight((weight / 8).astype(np.float32), bits)
-        inputs: list[ir.Value | None] = [
-            source,
-            constant(f"w{i}", quantized.data),
-            constant(f"s{i}", quantized.scales),
-            constant(f"n{i}", rng.uniform(0.5, 2, size).astype(np.float32))
-            if layer.normed
-            else None,
-            constant(f"b{i}", rng.normal(size=len(quantized.data) * 16).astype(np.float32))
-            if layer.biased
-            else None,
-        ]
-        if layer.residual is not None:
-            inputs.append(residual if layer.residual < 0 else nodes[layer.residual].outputs[0])
-        attributes = {
-            "bits": bits,
-            "num_outputs": layer.num_outputs,
-            "activation": int(layer.gated),
-            "gated": int(layer.gated),
-            "epsilon": 1e-5,
-        }
-        nodes.append(ir.node("Linear", inputs, attributes, domain=DOMAIN))
-        (y,) = nodes[-1].outputs
-        y.name, y.dtype, y.shape = f"y{i}", ir.DataType.FLOAT, ir.Shape(["rows", None])
-    graph = ir.Graph(
-        [x, residual],
-        [nodes[i].outputs[0] for i in sorted(results)],
-        nodes=nodes,
-        initializers=constants,
-        opset_imports={"": 21, DOMAIN: 1},
-    )
-    return ir.Model(graph, ir_version=10)
-
-
-def opened(model: ir.Model, threads: int) -> ort.InferenceSession:
-    options = ort.SessionOptions()
-    options.register_custom_ops_library(os.fspath(required_library()))
-    options.intra_op_num_threads = threads
-    return ort.InferenceSession(ir.to_proto(model).SerializeToString(), options)
-
-
-def feeds_of(model: ir.Model, num_rows: int) -> dict[str, Floats]:
-    rng = np.random.default_rng(num_rows)
-    sizes = {str(value.name): value.shape for value in model.graph.inputs}
-    return {
-        name: rng.normal(size=(num_rows, int(str(shape[1])))).astype(np.float32)
-        for name, shape in sizes.items()
-        if shape is not None
-    }
 
 
 def check_joined(model: ir.Model, num_rows: int, threads: int) -> Counter[str]:
@@ -190,18 +102,6 @@ def test_calls_from_several_threads_end_and_agree() -> None:
         for results in pool.map(lambda _: session.run(None, feeds), range(300)):
             for one, other in zip(expected, results, strict=True):
                 np.testing.assert_array_equal(one, other)
-
-
-def test_a_thread_that_comes_late_disturbs_nothing() -> None:
-    """Layers whose rows each thread quantizes for itself, before ones whose rows all share."""
-    layers = [Layer(1536 if i % 2 else 576, source=i - 1) for i in range(8)]
-    model = model_of(tuple(layers), 576, {7})
-    ChainLinearsPass()(model)
-    feeds = feeds_of(model, 6)
-    expected = opened(model, 1).run(None, feeds)[0]
-    session = opened(model, 4)  # more threads than most machines' cores: some come late
-    for _ in range(1500):
-        np.testing.assert_array_equal(session.run(None, feeds)[0], expected)
 
 
 def test_a_result_between_two_chains_keeps_them_apart() -> None:
