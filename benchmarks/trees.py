@@ -7,6 +7,7 @@ import argparse
 import json
 import statistics
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
@@ -103,6 +104,8 @@ def _trees(session: MedusaSession, wanted: list[str] | None) -> list[MedusaTree]
             if wanted is not None:
                 raise
             continue
+        if tree.name in {other.name for other in found.values()}:
+            tree = replace(tree, name=f"{tree.name} (preset)")  # the bundle has an older one
         found.setdefault(tree.medusa_choices, tree)
     return list(found.values())
 
