@@ -11,24 +11,30 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, eager_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from medusa_trt.export.rotary import IdentityRotary, rotary_tables, rotated
+from medusa_trt.export.rotary import (
+    IdentityRotary,
+    rotary_at_length,
+    rotary_tables,
+    rotated,
+    rotations,
+)
+from medusa_trt.export.streamed_model import fake_parameters
 
 _ATTENTION_NAME = "medusa_trt"
 _NUM_TOKENS = 8
+_WINDOW = 3
+"""Of layers with a sliding window while they are watched, so that it cuts among few tokens."""
+
 _TOLERANCE = 1e-4
 """Of the largest value; rounding stays far below, another rotation far above."""
 
 _DIM_STEP = 16
 """ONNX Runtime's kernel rotates a multiple of this many dimensions."""
 
-_REFUSED_OPTIONS = {
-    "sliding_window": "a sliding window",
-    "softcap": "attention soft-capping",
-    "s_aux": "attention sinks",
-    "position_bias": "an attention position bias",
-}
+_REFUSED_OPTIONS = {"s_aux": "attention sinks", "position_bias": "an attention position bias"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,16 +46,20 @@ class AttentionCall:
         query: (1, heads, T, head_dim), as attention got it.
         key: (1, kv_heads, T, head_dim).
         value: (1, kv_heads, T, head_dim).
-        own_mask: whether the mask is another than the one given to the model.
-        options: names of the arguments that are not None.
+        mask: (1, 1, T, T) additive, as attention got it; None if it got none.
+        window: positions that the layer reaches back, itself included; None for all.
+        softcap: bound of its scores; None for no bound.
+        refused: what it asks for that is not supported, as a user would call it.
     """
 
     layer: int
     query: torch.Tensor
     key: torch.Tensor
     value: torch.Tensor
-    own_mask: bool
-    options: frozenset[str]
+    mask: torch.Tensor | None
+    window: int | None
+    softcap: float | None
+    refused: tuple[str, ...]
 
 
 @contextmanager
@@ -59,6 +69,7 @@ def replaced_attention(
     """Lets a model use another rotary module and attention function inside the block."""
     own = model.base_model.rotary_emb, model.config._attn_implementation
     ALL_ATTENTION_FUNCTIONS.register(_ATTENTION_NAME, attention)
+    ALL_MASK_ATTENTION_FUNCTIONS.register(_ATTENTION_NAME, eager_mask)
     model.base_model.rotary_emb, model.config._attn_implementation = rotary, _ATTENTION_NAME
     try:
         yield
@@ -66,14 +77,20 @@ def replaced_attention(
         model.base_model.rotary_emb, model.config._attn_implementation = own
 
 
-def attention_calls(model: PreTrainedModel, rotary: nn.Module) -> list[AttentionCall]:
+def attention_calls(
+    model: PreTrainedModel, rotary: nn.Module, mask: torch.Tensor | None
+) -> list[AttentionCall]:
     """Runs the model on a few tokens with this rotary module.
 
     What attention gives back depends on the values alone, so that queries and keys do not depend
     on how earlier layers rotated theirs.
+
+    Args:
+        model: able to run.
+        rotary: in place of its own.
+        mask: (1, 1, T, T) given to the model; for None it makes its own.
     """
     calls: list[AttentionCall] = []
-    mask = torch.zeros(1, 1, _NUM_TOKENS, _NUM_TOKENS)
 
     def attention(
         module: nn.Module,
@@ -81,12 +98,21 @@ def attention_calls(model: PreTrainedModel, rotary: nn.Module) -> list[Attention
         key: torch.Tensor,
         value: torch.Tensor,
         attention_mask: torch.Tensor | None,
+        *,
+        sliding_window: int | None = None,
+        softcap: float | None = None,
         **options: object,
     ) -> tuple[torch.Tensor, None]:
-        given = frozenset(name for name, option in options.items() if option is not None)
         layer = module.layer_idx
         assert isinstance(layer, int)
-        calls.append(AttentionCall(layer, query, key, value, attention_mask is not mask, given))
+        refused = tuple(
+            name for option, name in _REFUSED_OPTIONS.items() if options.get(option) is not None
+        )
+        calls.append(
+            AttentionCall(
+                layer, query, key, value, attention_mask, sliding_window, softcap, refused
+            )
+        )
         output = value.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
         return output.transpose(1, 2).contiguous(), None
 
@@ -100,36 +126,82 @@ def attention_calls(model: PreTrainedModel, rotary: nn.Module) -> list[Attention
     return calls
 
 
-def attention_problem(model: PreTrainedModel, window_reaches_all: bool = False) -> str | None:
-    """Why `GroupQueryAttention` cannot stand for this model's attention, or None.
+def attention_shapes(model: PreTrainedModel, max_length: int) -> list[AttentionCall]:
+    """The calls of a model whose parameters may have no data; their tensors have none either."""
+    rotary = model.base_model.rotary_emb
+    assert isinstance(rotary, nn.Module)
+    fixed = rotary_at_length(rotary, max_length)
+    with fake_parameters(model) as mode, mode:
+        return attention_calls(model, fixed, torch.zeros(1, 1, _NUM_TOKENS, _NUM_TOKENS))
+
+
+def attention_problem(model: PreTrainedModel, max_length: int) -> str | None:
+    """Why the verify graph's attention cannot stand for this model's, or None.
 
     Args:
         model: able to run.
-        window_reaches_all: whether a sliding window is no limit on the sequences to come.
+        max_length: the longest sequence.
     """
     rotary = model.base_model.rotary_emb
     assert isinstance(rotary, nn.Module)
-    calls = attention_calls(model, rotary)
+    fixed = rotary_at_length(rotary, max_length)
+    with _short_window(model):
+        calls = attention_calls(model, fixed, None)
+    return _problem_of_calls(model, calls) or _problem_of_rotation(model, fixed, calls)
+
+
+@contextmanager
+def _short_window(model: PreTrainedModel) -> Iterator[None]:
+    """Lets a model make its masks with a window that cuts among the tokens it is watched on."""
+    own = getattr(model.config, "sliding_window", None)
+    if own is not None:
+        model.config.sliding_window = _WINDOW
+    try:
+        yield
+    finally:
+        if own is not None:
+            model.config.sliding_window = own
+
+
+def _problem_of_calls(model: PreTrainedModel, calls: list[AttentionCall]) -> str | None:
     if [call.layer for call in calls] != list(range(model.config.num_hidden_layers)):
         return "attention other than once in each layer"
-    harmless = {"sliding_window"} if window_reaches_all else set()
+    position = torch.arange(_NUM_TOKENS)
+    distance = position[:, None] - position
     for call in calls:
-        if refused := sorted(call.options & _REFUSED_OPTIONS.keys() - harmless):
-            return _REFUSED_OPTIONS[refused[0]]
-        if call.own_mask:
+        if call.refused:
+            return call.refused[0]
+        reach = _NUM_TOKENS if call.window is None else _WINDOW
+        seen = (distance >= 0) & (distance < reach)
+        if call.mask is None or not torch.equal((call.mask == 0).expand(1, 1, -1, -1)[0, 0], seen):
             return "an attention mask of their own"
         if not calls[0].key.shape == call.key.shape == call.value.shape:
             return "keys and values of several sizes"
-    cos, sin = rotary_tables(rotary, _NUM_TOKENS)
-    rotary_dim, head_dim = 2 * cos.shape[1], calls[0].key.shape[-1]
+    return None
+
+
+def _problem_of_rotation(
+    model: PreTrainedModel, rotary: nn.Module, calls: list[AttentionCall]
+) -> str | None:
+    kinds = rotations(model.config)
+    if not any(kind is not None for kind in kinds):
+        return "no rotary embedding"
+    tables = rotary_tables(rotary, kinds, _NUM_TOKENS)
+    rotary_dims = {2 * cos.shape[1] for cos, _ in tables.values()}
+    rotary_dim, head_dim = max(rotary_dims), calls[0].key.shape[-1]
+    if len(rotary_dims) > 1:
+        return "rotary embeddings of several sizes"
     if rotary_dim % _DIM_STEP or head_dim % _DIM_STEP:
         return f"{rotary_dim} rotated of {head_dim} head dimensions, other than multiples of 16,"
-    plain = attention_calls(model, IdentityRotary(rotary_dim))
-    for own, before in zip(calls, plain, strict=True):
+    mask = torch.zeros(1, 1, _NUM_TOKENS, _NUM_TOKENS)
+    plain = attention_calls(model, IdentityRotary(rotary_dim), mask)
+    for own, before, kind in zip(calls, plain, kinds, strict=True):
+        if before.mask is not mask:
+            return "an attention mask of their own"
         for found, source in ((own.query, before.query), (own.key, before.key)):
-            if torch.equal(found, source):
+            if kind is not None and torch.equal(found, source):
                 return f"no rotary embedding in layer {own.layer}"
-            if not _close(found, rotated(source, cos, sin)):
+            if not _close(found, rotated(source, *tables[kind])):
                 return "a rotary embedding other than of halves, right before attention"
     return None
 

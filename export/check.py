@@ -5,6 +5,7 @@ from pathlib import Path
 
 from medusa_trt.errors import ExportError
 from medusa_trt.export.base_model import BaseModel, open_base_model, source_from_name
+from medusa_trt.export.rotary import rotary_fixed_at
 from medusa_trt.export.segmented_engine import SegmentedEngine
 from medusa_trt.export.streamed_model import weights_at_hand
 from medusa_trt.export.verify import NUM_TREE_NODES, TEXT, verify_bundle
@@ -59,7 +60,10 @@ def compared(bundle: Bundle, base: BaseModel) -> dict[str, Agreement]:
     for batch_size in (1, 2):
         engine = engine_class(bundle, capacity=len(text_ids) + _SPARE_ROWS, batch_size=batch_size)
         try:
-            with weights_at_hand(base.model, base.weights):
+            with (
+                rotary_fixed_at(base.model, bundle.manifest.model.max_length),
+                weights_at_hand(base.model, base.weights),
+            ):
                 found |= verify_bundle(
                     bundle, engine, base.model, text_ids, _NUM_TREE_NODES[is_large]
                 )

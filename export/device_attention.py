@@ -1,11 +1,13 @@
 """Attention for TensorRT: the cache is written in place, and one mask is made for all layers."""
 
-from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import nn
 
-from medusa_trt.export.rotary import rotated
+from medusa_trt.export.attention_inputs import AttentionInputs, AttentionMask
+from medusa_trt.export.grouped_attention import grouped_attention
+from medusa_trt.export.rotary import RotaryTable, rotated
 
 MASKED = -3e4
 """The additive mask where a node does not see a row.
@@ -28,33 +30,13 @@ class DeviceAttention:
     opset = 23
     """The exporter fuses norms at this opset only; the finished graph is declared as opset 24."""
 
-    def __init__(
-        self,
-        *,
-        cache: Sequence[torch.Tensor],
-        cos: torch.Tensor,
-        sin: torch.Tensor,
-        past_length: torch.Tensor,
-        position_ids: torch.Tensor,
-        tree_mask: torch.Tensor,
-        cache_positions: torch.Tensor,
-    ) -> None:
-        """Makes what all layers share.
-
-        Args:
-            cache: key and value of each layer in turn, (B, kv_heads, capacity, head_dim).
-            cos: (positions, rotary_dim / 2).
-            sin: (positions, rotary_dim / 2).
-            past_length: (B,) int64.
-            position_ids: (B, T) int64.
-            tree_mask: (T, T) float32 additive.
-            cache_positions: (L,) int64, 0 to L - 1: the rows of the cache that are read.
-        """
-        self.cache = cache
+    def __init__(self, inputs: AttentionInputs) -> None:
+        """Makes what all layers share."""
+        assert inputs.cache_positions is not None
+        self._inputs, self._cache_positions = inputs, inputs.cache_positions
+        self._position_ids = inputs.position_ids
         self.presents: list[torch.Tensor] = []
-        self._rotary_inputs = [cos, sin, position_ids]
-        self._past_length, self._cache_positions = past_length, cache_positions
-        self.bias = self._joined_mask(tree_mask).to(cos.dtype)
+        self.mask = self._joined_mask()
 
     def __call__(
         self,
@@ -65,29 +47,31 @@ class DeviceAttention:
         attention_mask: torch.Tensor | None,
         *,
         scaling: float,
+        sliding_window: int | None = None,
+        softcap: float | None = None,
         **_: object,
     ) -> tuple[torch.Tensor, None]:
         """transformers' attention interface: (B, heads, T, head_dim) → (B, T, heads, head_dim)."""
         layer = module.layer_idx
         assert isinstance(layer, int)
-        keys, values = (
+        table = self._inputs.tables[layer]
+        cache = self._inputs.cache[2 * layer : 2 * layer + 2]
+        presents = [
             self._updated(past, rows)
-            for past, rows in zip(
-                self.cache[2 * layer : 2 * layer + 2], (self._rotated(key), value), strict=True
-            )
-        )
-        self.presents += keys, values
-        attended = self._attended(
-            self._rotated(query), self._read_rows(keys), self._read_rows(values), float(scaling)
-        )
+            for past, rows in zip(cache, (self._rotated(key, table), value), strict=True)
+        ]
+        self.presents += presents
+        read = [self._read_rows(present) for present in presents]
+        bias = self.mask.within(sliding_window)
+        attend = self._attended if softcap is None else partial(grouped_attention, softcap=softcap)
+        attended = attend(self._rotated(query, table), *read, bias, float(scaling))
         return attended.transpose(1, 2), None
 
-    def _rotated(self, states: torch.Tensor) -> torch.Tensor:
-        cos, _, _ = self._rotary_inputs
-        num_rotated = 2 * cos.shape[1]
+    def _rotated(self, states: torch.Tensor, table: RotaryTable) -> torch.Tensor:
+        num_rotated = 2 * table[0].shape[1]
         return torch.onnx.ops.symbolic(
             "RotaryEmbedding",
-            [states, *self._rotary_inputs],
+            [states, *table, self._position_ids],
             {"rotary_embedding_dim": num_rotated} if num_rotated < states.shape[-1] else {},
             dtype=states.dtype,
             shape=states.shape,
@@ -97,7 +81,7 @@ class DeviceAttention:
     def _updated(self, past: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
         return torch.onnx.ops.symbolic(
             "TensorScatter",
-            [past, rows, self._past_length],
+            [past, rows, self._inputs.past_length],
             {"axis": -2, "mode": "linear"},
             dtype=past.dtype,
             shape=past.shape,
@@ -105,11 +89,16 @@ class DeviceAttention:
         )
 
     def _attended(
-        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        bias: torch.Tensor,
+        scaling: float,
     ) -> torch.Tensor:
         return torch.onnx.ops.symbolic(
             "Attention",
-            [query, key, value, self.bias],
+            [query, key, value, bias],
             {"scale": scaling},
             dtype=query.dtype,
             shape=query.shape,
@@ -131,14 +120,21 @@ class DeviceAttention:
             version=self.opset,
         )
 
-    def _joined_mask(self, tree_mask: torch.Tensor) -> torch.Tensor:
-        """(B, 1, T, L) additive: a sequence's past, then its nodes, then nothing."""
-        num_nodes = tree_mask.shape[0]
-        columns = self._cache_positions[None] - self._past_length[:, None]
-        nodes = nn.functional.embedding(columns.clamp(0, num_nodes - 1), tree_mask.T)
-        nodes = nodes.transpose(1, 2)
-        own = torch.where((columns < num_nodes)[:, None] & (nodes >= 0), 0.0, MASKED)
-        return torch.where((columns < 0)[:, None], 0.0, own)[:, None]
+    def _joined_mask(self) -> AttentionMask:
+        """Over the rows that are read: a sequence's past, then its nodes, then nothing."""
+        inputs = self._inputs
+        num_nodes = inputs.tree_mask.shape[0]
+        columns, past = self._cache_positions[None], inputs.past_length[:, None]
+        node_of = (columns - past).clamp(0, num_nodes - 1)
+        nodes = nn.functional.embedding(node_of, inputs.tree_mask.T).transpose(1, 2)
+        own = torch.where((columns < past + num_nodes)[:, None] & (nodes >= 0), 0.0, MASKED)
+        return AttentionMask(
+            torch.where((columns < past)[:, None], 0.0, own)[:, None].to(inputs.tables[0][0].dtype),
+            self._position_ids,
+            torch.where(columns < past, columns, past + inputs.position_offsets[node_of]),
+            inputs.max_length,
+            MASKED,
+        )
 
 
 class DecomposedAttention(DeviceAttention):
@@ -149,33 +145,14 @@ class DecomposedAttention(DeviceAttention):
 
     opset = 18
 
-    def __init__(
-        self,
-        *,
-        cache: Sequence[torch.Tensor],
-        cos: torch.Tensor,
-        sin: torch.Tensor,
-        past_length: torch.Tensor,
-        position_ids: torch.Tensor,
-        tree_mask: torch.Tensor,
-        cache_positions: torch.Tensor,
-    ) -> None:
+    def __init__(self, inputs: AttentionInputs) -> None:
         """As `DeviceAttention`."""
-        super().__init__(
-            cache=cache,
-            cos=cos,
-            sin=sin,
-            past_length=past_length,
-            position_ids=position_ids,
-            tree_mask=tree_mask,
-            cache_positions=cache_positions,
-        )
-        angles = (nn.functional.embedding(position_ids, table) for table in (cos, sin))
-        self._angles = [table[:, None] for table in angles]
-        batch, num_nodes = position_ids.shape
-        num_kv_heads = cache[0].shape[1]
+        super().__init__(inputs)
+        self._angles: dict[int, list[torch.Tensor]] = {}
+        batch, num_nodes = self._position_ids.shape
+        num_kv_heads = inputs.cache[0].shape[1]
         shape = (batch, num_kv_heads, num_nodes, 1)
-        rows = past_length[:, None] + torch.arange(num_nodes)
+        rows = inputs.past_length[:, None] + torch.arange(num_nodes)
         places = (
             torch.arange(batch)[:, None, None],
             torch.arange(num_kv_heads)[None, :, None],
@@ -183,8 +160,13 @@ class DecomposedAttention(DeviceAttention):
         )
         self._places = torch.cat([place[..., None].expand(shape) for place in places], -1)
 
-    def _rotated(self, states: torch.Tensor) -> torch.Tensor:
-        return rotated(states, *self._angles)
+    def _rotated(self, states: torch.Tensor, table: RotaryTable) -> torch.Tensor:
+        if id(table) not in self._angles:
+            self._angles[id(table)] = [
+                nn.functional.embedding(self._position_ids, each)[:, None] for each in table
+            ]
+        cos, sin = self._angles[id(table)]
+        return rotated(states, cos, sin)
 
     def _updated(self, past: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
         return torch.onnx.ops.symbolic(
@@ -197,18 +179,11 @@ class DecomposedAttention(DeviceAttention):
         )
 
     def _attended(
-        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        bias: torch.Tensor,
+        scaling: float,
     ) -> torch.Tensor:
-        """The query heads of one key-value head as rows of one product, so keys are not repeated.
-
-        Source: Ainslie et al. 2023, "GQA".
-        """
-        batch, num_heads, num_nodes, head_dim = query.shape
-        num_kv_heads = key.shape[1]
-        group = num_heads // num_kv_heads
-        folded = (query * scaling).reshape(batch, num_kv_heads, group * num_nodes, head_dim)
-        scores = (folded @ key.transpose(2, 3)).reshape(batch, num_kv_heads, group, num_nodes, -1)
-        masked = (scores + self.bias[:, :, None]).float()
-        weights = torch.softmax(masked, -1).to(value.dtype)
-        flat = weights.reshape(batch, num_kv_heads, group * num_nodes, -1)
-        return (flat @ value).reshape(batch, num_heads, num_nodes, head_dim)
+        return grouped_attention(query, key, value, bias, scaling)

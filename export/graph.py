@@ -4,34 +4,40 @@ The model runs unchanged; its attention function and rotary module are replaced 
 transformers' attention interface, so that one operator rotates, updates the cache and attends.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, cast
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from medusa_trt.errors import ExportError
-from medusa_trt.export.attention_probe import attention_calls, attention_problem
+from medusa_trt.export.attention_inputs import AttentionInputs
+from medusa_trt.export.attention_probe import attention_shapes
 from medusa_trt.export.device_attention import DecomposedAttention, DeviceAttention
-from medusa_trt.export.rotary import IdentityRotary, rotary_tables
+from medusa_trt.export.ort_attention import CachedAttention, TreeAttention
+from medusa_trt.export.rotary import IdentityRotary, rotary_at_length, rotary_tables, rotations
 from medusa_trt.export.scatter_attention import ScatterAttention
-from medusa_trt.export.streamed_model import fake_parameters
 from medusa_trt.export.targets import AttentionForm
-from medusa_trt.runtime.operators import DOMAIN
 
 ROTARY_SPARE = 128
 """Positions beyond the longest sequence: a tree's nodes at its end still have one."""
 
 _ATTENTION_NAME = "medusa_group_query_attention"
 
-DEVICE_FORMS: dict[str, type[DeviceAttention]] = {
+DEVICE_FORMS: tuple[AttentionForm, ...] = ("device_attention", "decomposed_attention")
+"""Forms whose graphs take `cache_positions`."""
+
+_FORMS: dict[
+    AttentionForm, Callable[[AttentionInputs], CachedAttention | ScatterAttention | DeviceAttention]
+] = {
+    "group_query_attention": CachedAttention,
+    "tree_attention": TreeAttention,
+    "tensor_scatter": ScatterAttention,
     "device_attention": DeviceAttention,
     "decomposed_attention": DecomposedAttention,
 }
-"""Forms whose graphs take `cache_positions`."""
+"""What each form makes attention of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,63 +47,6 @@ class CacheShape:
     num_layers: int
     num_kv_heads: int
     head_dim: int
-
-
-def sliding_window_of(model: PreTrainedModel) -> int | None:
-    """How many tokens a model's attention reaches back in some layer, where that is limited."""
-    config = model.config
-    window = getattr(config, "sliding_window", None)
-    used = getattr(config, "use_sliding_window", True)
-    return int(window) if window and used else None
-
-
-def refuse_unsupported(model: PreTrainedModel, max_length: int | None = None) -> None:
-    """Refuses what `GroupQueryAttention` with a tree mask cannot express.
-
-    Args:
-        model: able to run.
-        max_length: the longest sequence; a sliding window that reaches over all of it is none.
-
-    Raises:
-        ExportError: the feature by its name.
-    """
-    window = sliding_window_of(model)
-    reaches_all = window is not None and max_length is not None and max_length <= window
-    found = _problem_in_config(model, reaches_all) or attention_problem(model, reaches_all)
-    if found is not None:
-        raise ExportError(
-            f"{model.config.model_type} models with {found} are not supported: "
-            "use a model without it, or open an issue"
-        )
-
-
-def _problem_in_config(model: PreTrainedModel, window_reaches_all: bool) -> str | None:
-    config = model.config
-    rope = getattr(config, "rope_parameters", None) or {}
-    layer_types = set(getattr(config, "layer_types", None) or ()) - {"full_attention"}
-    if window_reaches_all:
-        layer_types.discard("sliding_attention")
-    window = sliding_window_of(model)
-    found = None
-    if not getattr(model, "_supports_attention_backend", False):
-        found = "attention outside the attention interface of transformers"
-    elif window is not None and not window_reaches_all:
-        found = f"a sliding window of {window} tokens (a --max-length of at most that avoids it)"
-    elif getattr(config, "attn_logit_softcapping", None):
-        found = f"attention soft-capping at {config.attn_logit_softcapping}"
-    elif model._is_stateful:
-        found = "a state other than keys and values"
-    elif layer_types:
-        found = f"layers of another kind than full attention ({', '.join(sorted(layer_types))})"
-    elif not isinstance(getattr(model.base_model, "rotary_emb", None), nn.Module):
-        found = "positions other than one rotary embedding for all layers"
-    elif any(isinstance(value, dict) for value in rope.values()):
-        found = "a rotary embedding for each type of layer"
-    elif rope.get("rope_type") in ("dynamic", "longrope"):
-        found = f"{rope['rope_type']} rotary scaling"
-    elif any("Experts" in type(module).__name__ for module in model.modules()):
-        found = "mixture-of-experts layers"
-    return found
 
 
 class VerifyModule(nn.Module):
@@ -114,16 +63,20 @@ class VerifyModule(nn.Module):
         super().__init__()
         self.model = model
         self.form = form
+        self.max_length = max_length
         rotary = model.base_model.rotary_emb
         assert isinstance(rotary, nn.Module)
-        with fake_parameters(model) as mode, mode:
-            calls = attention_calls(model, rotary)
+        calls = attention_shapes(model, max_length)
         self.shape = CacheShape(len(calls), calls[0].key.shape[1], calls[0].key.shape[3])
-        cos, sin = rotary_tables(rotary, max_length + ROTARY_SPARE)
-        self.cos = nn.Buffer(cos.to(model.dtype), persistent=False)
-        self.sin = nn.Buffer(sin.to(model.dtype), persistent=False)
+        fixed = rotary_at_length(rotary, max_length)
+        kinds = rotations(model.config)
+        tables = rotary_tables(fixed, kinds, max_length + ROTARY_SPARE)
+        for index, table in enumerate(tables.values()):
+            for name, values in zip(_table_names(index), table, strict=True):
+                self.register_buffer(name, values.to(model.dtype), persistent=False)
+        self._table_of_layer = [list(tables).index(kind) for kind in kinds]
         self._replaced = rotary, model.config._attn_implementation
-        model.base_model.rotary_emb = IdentityRotary(2 * cos.shape[1])
+        model.base_model.rotary_emb = IdentityRotary(2 * self.cos.shape[1])
         model.config._attn_implementation = _ATTENTION_NAME
         self.eval()
 
@@ -155,60 +108,29 @@ class VerifyModule(nn.Module):
             argmax (B * R,), hidden (B * R, hidden_size), logits (B * R, vocab), and the updated
             cache.
         """
-        position_ids = past_length[:, None] + position_offsets
-        attention = self._attention(tree_mask, past_length, position_offsets, position_ids, rest)
+        cache_positions, cache = None, rest
+        if self.form in DEVICE_FORMS:
+            cache_positions, *cache = rest
+        tables = [
+            (getattr(self, cos), getattr(self, sin))
+            for cos, sin in map(_table_names, range(max(self._table_of_layer) + 1))
+        ]
+        inputs = AttentionInputs(
+            cache=cache,
+            tables=[tables[index] for index in self._table_of_layer],
+            past_length=past_length,
+            position_offsets=position_offsets,
+            tree_mask=tree_mask,
+            max_length=self.max_length,
+            cache_positions=cache_positions,
+        )
+        attention = _FORMS[self.form](inputs)
         ALL_ATTENTION_FUNCTIONS.register(_ATTENTION_NAME, attention)
-        hidden, logits = self._hidden_and_logits(input_ids, position_ids, attention.bias, rows)
+        hidden, logits = self._hidden_and_logits(
+            input_ids, inputs.position_ids, attention.mask.whole, rows
+        )
         # Reported as float32 in every precision, the one type that numpy has too.
         return logits.argmax(-1), hidden.float(), logits.float(), *attention.presents
-
-    def _attention(
-        self,
-        tree_mask: torch.Tensor,
-        past_length: torch.Tensor,
-        position_offsets: torch.Tensor,
-        position_ids: torch.Tensor,
-        rest: tuple[torch.Tensor, ...],
-    ) -> "_CachedAttention | _TreeAttention | ScatterAttention | DeviceAttention":
-        if self.form in DEVICE_FORMS:
-            return DEVICE_FORMS[self.form](
-                cache=rest[1:],
-                cos=self.cos,
-                sin=self.sin,
-                past_length=past_length,
-                position_ids=position_ids,
-                tree_mask=tree_mask,
-                cache_positions=rest[0],
-            )
-        cache = rest
-        if self.form == "tensor_scatter":
-            return ScatterAttention(
-                cache=cache,
-                cos=self.cos,
-                sin=self.sin,
-                past_length=past_length,
-                position_ids=position_ids,
-                tree_mask=tree_mask,
-                num_nodes=position_ids.shape[1],
-            )
-        if self.form == "tree_attention":
-            return _TreeAttention(
-                cache=cache,
-                bias=tree_mask[None, None],
-                shared_inputs=[past_length, position_offsets, tree_mask, self.cos, self.sin],
-            )
-        # A symbolic size: int() would make the tracer ask for its value.
-        num_past = cast(int, past_length.item())
-        torch._check(num_past >= 0)
-        past_mask = tree_mask.new_zeros(tree_mask.shape[0], num_past)
-        return _CachedAttention(
-            cache=cache,
-            cos=self.cos,
-            sin=self.sin,
-            position_ids=position_ids,
-            total_length=(past_length + position_ids.shape[1]).to(torch.int32),
-            bias=torch.cat([past_mask, tree_mask], dim=1)[None, None],
-        )
 
     def _hidden_and_logits(
         self,
@@ -259,95 +181,6 @@ class VerifyModule(nn.Module):
         )
 
 
-class _CachedAttention:
-    """Emits `com.microsoft.GroupQueryAttention`: rotary, cache update and masked attention.
-
-    ONNX Runtime takes an attention bias with a past at batch 1 only, and writes the present into
-    the past's memory when both are bound to it.
-    """
-
-    op_type = "com.microsoft::GroupQueryAttention"
-    attributes: ClassVar[dict[str, int]] = {"do_rotary": 1}
-
-    def __init__(
-        self,
-        *,
-        cache: Sequence[torch.Tensor],
-        cos: torch.Tensor,
-        sin: torch.Tensor,
-        position_ids: torch.Tensor,
-        total_length: torch.Tensor,
-        bias: torch.Tensor,
-    ) -> None:
-        self.cache = cache
-        self.presents: list[torch.Tensor] = []
-        self.bias = bias
-        self.shared_inputs = [
-            total_length - 1,
-            total_length.reshape(()),
-            cos,
-            sin,
-            position_ids,
-            bias,
-        ]
-
-    def __call__(
-        self,
-        module: nn.Module,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        attention_mask: torch.Tensor | None,
-        *,
-        scaling: float,
-        **_: object,
-    ) -> tuple[torch.Tensor, None]:
-        """transformers' attention interface: (1, heads, T, head_dim) → (1, T, heads, head_dim)."""
-        batch, num_heads, num_nodes, head_dim = query.shape
-        layer = module.layer_idx
-        assert isinstance(layer, int)
-        past = self.cache[2 * layer : 2 * layer + 2]
-        outputs = torch.onnx.ops.symbolic_multi_out(
-            self.op_type,
-            [
-                *(
-                    states.transpose(1, 2).reshape(batch, num_nodes, -1)
-                    for states in (query, key, value)
-                ),
-                *past,
-                *self.shared_inputs,
-            ],
-            {
-                "num_heads": num_heads,
-                "kv_num_heads": key.shape[1],
-                "scale": float(scaling),
-                **self.attributes,
-            },
-            dtypes=[query.dtype, past[0].dtype, past[1].dtype],
-            shapes=[(batch, num_nodes, num_heads * head_dim), past[0].shape, past[1].shape],
-            version=1,
-        )
-        self.presents += outputs[1:]
-        return outputs[0].reshape(batch, num_nodes, num_heads, head_dim), None
-
-
-class _TreeAttention(_CachedAttention):
-    """Emits the operator library's `TreeAttention`, which makes its mask and positions itself."""
-
-    op_type = f"{DOMAIN}::TreeAttention"
-    attributes: ClassVar[dict[str, int]] = {}
-
-    def __init__(
-        self,
-        *,
-        cache: Sequence[torch.Tensor],
-        bias: torch.Tensor,
-        shared_inputs: list[torch.Tensor],
-    ) -> None:
-        self.cache, self.bias, self.shared_inputs = cache, bias, shared_inputs
-        self.presents = []
-
-
 class _PassThroughCache:
     """Gives attention the new keys and values alone: the operator itself joins the past."""
 
@@ -358,3 +191,8 @@ class _PassThroughCache:
 
     def get_seq_length(self, *_: object) -> int:
         return 0
+
+
+def _table_names(index: int) -> tuple[str, str]:
+    """What a rotary table's tensors are called in the graph."""
+    return ("cos", "sin") if index == 0 else (f"cos_{index}", f"sin_{index}")

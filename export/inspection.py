@@ -70,10 +70,8 @@ def graph_facts(bundle: Bundle, graph: str) -> GraphFacts:
             continue
         size_bytes = value.const_value.nbytes
         precisions[value.const_value.dtype.name.lower()] += size_bytes
-        is_table = all(user.op_type == "Gather" and index == 0 for user, index in value.uses()) or {
-            "cos",
-            "sin",
-        } & {value.name}
+        is_embedding = all(user.op_type == "Gather" and not index for user, index in value.uses())
+        is_table = is_embedding or (value.name or "").partition("_")[0] in ("cos", "sin")
         read_bytes += 0 if is_table else size_bytes
     return GraphFacts(operators, precisions.total(), read_bytes, precisions)
 

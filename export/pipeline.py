@@ -22,7 +22,7 @@ from medusa_trt.export.base_model import (
     source_from_name,
 )
 from medusa_trt.export.check import compared, described
-from medusa_trt.export.graph import VerifyModule, refuse_unsupported, sliding_window_of
+from medusa_trt.export.graph import VerifyModule
 from medusa_trt.export.heads import HeadsModule, MedusaHeads, embedding_of
 from medusa_trt.export.heads_choice import heads_for
 from medusa_trt.export.onnx_export import (
@@ -37,6 +37,11 @@ from medusa_trt.export.passes import QuantizeLinearPass, QuantizeWeightsPass, Wi
 from medusa_trt.export.reduce_graph import reduce_graph
 from medusa_trt.export.separate_heads import SeparateHeadsModule
 from medusa_trt.export.streamed_model import tensor_from_array, weights_at_hand
+from medusa_trt.export.support import (
+    needs_general_attention,
+    refuse_unsupported,
+    sliding_window_of,
+)
 from medusa_trt.export.targets import (
     AttentionForm,
     Precision,
@@ -64,7 +69,8 @@ MIN_TOP_K = 10
 """Candidates of each head, at least: the paper's number, so that published trees can be tried."""
 
 _LEAST_WINDOW = 1024
-"""A sliding window at least this long becomes the default limit on the sequence length."""
+"""A sliding window at least this long becomes the default limit on the sequence length: attention
+that sees everything is the faster one."""
 
 _RECORDED_VERSIONS = ("medusa-trt", "torch", "transformers", "onnx", "onnx-ir", "onnxruntime")
 
@@ -147,6 +153,7 @@ def export_bundle(options: ExportOptions, progress: Callable[[str], None] = prin
     if not options.random_weights:
         with weights_at_hand(base.model, base.weights):
             refuse_unsupported(base.model, max_length)
+    precision = precision.for_attention(needs_general_attention(base.model, max_length))
     heads.check_fits(base.model.config.hidden_size, base.model.config.vocab_size)
     if top_k > (num_tokens := heads.draft_vocab_size(base.model.config.vocab_size)):
         raise HeadsError(
@@ -429,8 +436,9 @@ def _checked_max_length(asked: int | None, model: PreTrainedModel, target: Targe
             "sequence: they are not supported"
         )
     if asked is None:
-        window = sliding_window_of(model) or limit
-        return int(min(limit, target.max_length, max(window, _LEAST_WINDOW)))
+        window = sliding_window_of(model)
+        reach = window if window is not None and window >= _LEAST_WINDOW else limit
+        return int(min(limit, target.max_length, reach))
     if not 64 <= asked <= limit:
         raise ExportError(f"--max-length is {asked}: {model.config.model_type} takes 64 to {limit}")
     return asked

@@ -19,16 +19,16 @@ from transformers import (
 
 from medusa_trt.errors import ExportError
 from medusa_trt.export.base_model import BaseModel, ModelSource, quiet_transformers
-from medusa_trt.export.graph import refuse_unsupported
 from medusa_trt.export.heads import Linear, MedusaHead, MedusaHeads
 from medusa_trt.export.streamed_model import weights_in_memory
+from medusa_trt.export.support import refuse_unsupported
 
 NUM_HEADS = 4
 _PERIOD = 1_000_003
 """Random numbers that are drawn; a prime, so that no two rows of a matrix are equal."""
 
 _SCALE = 0.02
-_PROBE_VOCAB = 64
+_PROBE_VOCAB, _PROBE_LENGTH = 64, 1024
 
 
 def shapes() -> dict[str, dict[str, object]]:
@@ -72,7 +72,7 @@ def random_base_model(name: str, num_layers: int | None, dtype: torch.dtype) -> 
     probe = _cut(config, 1)
     probe.vocab_size = _PROBE_VOCAB
     probe.pad_token_id = None
-    refuse_unsupported(random_model(probe, torch.float32))
+    refuse_unsupported(random_model(probe, torch.float32), _PROBE_LENGTH)
     cut = "" if num_layers is None else f"-{num_layers}-layers"
     source = ModelSource(f"{Path(name).name}{cut}-random", name)
     model = random_model(config, dtype)

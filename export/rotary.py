@@ -1,7 +1,15 @@
 """Rotary embeddings: a model's own as tables, and one that leaves everything as it is."""
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from copy import deepcopy
+
 import torch
 from torch import nn
+from transformers import PretrainedConfig, PreTrainedModel
+
+RotaryTable = tuple[torch.Tensor, torch.Tensor]
+"""Cosines and sines, (num_positions, rotary_dim / 2) each."""
 
 
 class IdentityRotary(nn.Module):
@@ -16,14 +24,77 @@ class IdentityRotary(nn.Module):
         return self.cos.to(x.dtype), self.sin.to(x.dtype)
 
 
-def rotary_tables(rotary: nn.Module, num_positions: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cosines and sines (num_positions, rotary_dim / 2) from the model's own rotary module."""
-    probe = torch.zeros(1, 1, 1)
+def rotary_at_length(rotary: nn.Module, max_length: int) -> nn.Module:
+    """A copy of a model's rotary module that treats every sequence as one of this length.
+
+    Dynamic and LongRoPE scaling choose their frequencies by the length of the text, so a cache that
+    was rotated before the choice would not fit what comes after it. As in vLLM, the longest
+    sequence decides for all.
+
+    Args:
+        rotary: as transformers makes it.
+        max_length: in tokens.
+    """
+    fixed = deepcopy(rotary)
+    kinds = getattr(fixed, "rope_type", "default")
     with torch.no_grad():
-        tables = rotary(probe, torch.arange(num_positions)[None])
-    half = tables[0].shape[-1] // 2
-    cos, sin = (table[0, :, :half].contiguous() for table in tables)
-    return cos, sin
+        for kind in kinds if isinstance(kinds, dict) else [""]:
+            _rotation(fixed, torch.arange(max_length), kind)
+    # By this name transformers knows whether to choose anew.
+    fixed.rope_type = (
+        dict.fromkeys(kinds, "default") if isinstance(kinds, dict) else "default"
+    )  # type: ignore[assignment]
+    return fixed
+
+
+@contextmanager
+def rotary_fixed_at(model: PreTrainedModel, max_length: int) -> Iterator[None]:
+    """Lets a model rotate inside the block as `rotary_at_length` says."""
+    own = model.base_model.rotary_emb
+    assert isinstance(own, nn.Module)
+    model.base_model.rotary_emb = rotary_at_length(own, max_length)
+    try:
+        yield
+    finally:
+        model.base_model.rotary_emb = own
+
+
+def rotations(config: PretrainedConfig) -> list[str | None]:
+    """What each layer's rotary module calls its rotation: a type of layer, or "" for the only one.
+
+    None stands for a layer that does not rotate.
+    """
+    num_layers = config.num_hidden_layers
+    parameters = getattr(config, "rope_parameters", None) or {}
+    kinds: list[str | None] = [""] * num_layers
+    if any(isinstance(value, dict) for value in parameters.values()):
+        kinds = [kind if parameters.get(kind) else None for kind in config.layer_types[:num_layers]]
+    rotates = getattr(config, "no_rope_layers", None)  # 1 where a layer does rotate
+    return kinds if rotates is None else [
+        kind if rotates[layer] else None for layer, kind in enumerate(kinds)
+    ]
+
+
+def rotary_tables(
+    rotary: nn.Module, kinds: Sequence[str | None], num_positions: int
+) -> dict[str | None, RotaryTable]:
+    """The table of each rotation that some layer uses; of None, the one that changes nothing.
+
+    Args:
+        rotary: the model's own module.
+        kinds: see `rotations`; at least one rotates.
+        num_positions: rows of each table.
+    """
+    with torch.no_grad():
+        tables = {
+            kind: _rotation(rotary, torch.arange(num_positions), kind)
+            for kind in dict.fromkeys(kinds)
+            if kind is not None
+        }
+    if None in kinds:
+        cos, _ = next(iter(tables.values()))
+        tables[None] = torch.ones_like(cos), torch.zeros_like(cos)
+    return tables
 
 
 def rotated(states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
@@ -35,3 +106,10 @@ def rotated(states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch
     half = cos.shape[-1]
     first, second, rest = states.tensor_split((half, 2 * half), dim=-1)
     return torch.cat([first * cos - second * sin, second * cos + first * sin, rest], dim=-1)
+
+
+def _rotation(rotary: nn.Module, positions: torch.Tensor, kind: str) -> RotaryTable:
+    tables = rotary(torch.zeros(1, 1, 1), positions[None], *([kind] if kind else []))
+    half = tables[0].shape[-1] // 2
+    cos, sin = (table[0, :, :half].contiguous() for table in tables)
+    return cos, sin

@@ -1,9 +1,11 @@
 """Attention for several sequences: `TensorScatter` into the cache, then `Attention`."""
 
-from collections.abc import Sequence
-
 import torch
 from torch import nn
+
+from medusa_trt.export.attention_inputs import AttentionInputs, AttentionMask
+from medusa_trt.export.grouped_attention import grouped_attention
+from medusa_trt.export.rotary import RotaryTable
 
 MASKED = -3.4028234663852886e38
 """The additive mask's value where a node does not see another: the least float32."""
@@ -19,34 +21,13 @@ class ScatterAttention:
     writes the cache in place when past and present are bound to one memory.
     """
 
-    def __init__(
-        self,
-        *,
-        cache: Sequence[torch.Tensor],
-        cos: torch.Tensor,
-        sin: torch.Tensor,
-        past_length: torch.Tensor,
-        position_ids: torch.Tensor,
-        tree_mask: torch.Tensor,
-        num_nodes: int,
-    ) -> None:
-        """Makes what all layers share.
-
-        Args:
-            cache: key and value of each layer in turn, (B, kv_heads, capacity, head_dim).
-            cos: (positions, head_dim / 2).
-            sin: (positions, head_dim / 2).
-            past_length: (B,) int64.
-            position_ids: (B, T) int64.
-            tree_mask: (T, T) additive.
-            num_nodes: T.
-        """
-        self.cache = cache
+    def __init__(self, inputs: AttentionInputs) -> None:
+        """Makes what all layers share."""
+        self._inputs = inputs
+        self._position_ids = inputs.position_ids
+        self._num_valid = inputs.past_length.max() + inputs.position_offsets.shape[0]
         self.presents: list[torch.Tensor] = []
-        self._rotary_inputs = [cos, sin, position_ids]
-        self._past_length = past_length
-        self._num_valid = past_length.max() + num_nodes
-        self.bias = self._joined_mask(tree_mask, num_nodes)
+        self.mask = self._joined_mask()
 
     def __call__(
         self,
@@ -57,18 +38,20 @@ class ScatterAttention:
         attention_mask: torch.Tensor | None,
         *,
         scaling: float,
+        sliding_window: int | None = None,
+        softcap: float | None = None,
         **_: object,
     ) -> tuple[torch.Tensor, None]:
         """transformers' attention interface: (B, heads, T, head_dim) → (B, T, heads, head_dim)."""
         layer = module.layer_idx
         assert isinstance(layer, int)
+        table = self._inputs.tables[layer]
+        cache = self._inputs.cache[2 * layer : 2 * layer + 2]
         valid = []
-        for past, rows in zip(
-            self.cache[2 * layer : 2 * layer + 2], (self._rotated(key), value), strict=True
-        ):
+        for past, rows in zip(cache, (self._rotated(key, table), value), strict=True):
             present = torch.onnx.ops.symbolic(
                 "TensorScatter",
-                [past, rows, self._past_length],
+                [past, rows, self._inputs.past_length],
                 {"axis": -2, "mode": "linear"},
                 dtype=past.dtype,
                 shape=past.shape,
@@ -76,9 +59,14 @@ class ScatterAttention:
             )
             self.presents.append(present)
             valid.append(self._valid_rows(present))
+        rotated = self._rotated(query, table)
+        bias = self.mask.within(sliding_window)
+        if softcap is not None:
+            # Not by the operator's own attribute, which caps the mask with the scores.
+            return grouped_attention(rotated, *valid, bias, scaling, softcap).transpose(1, 2), None
         attended = torch.onnx.ops.symbolic(
             "Attention",
-            [self._rotated(query), *valid, self.bias],
+            [rotated, *valid, bias],
             {"scale": float(scaling)},
             dtype=query.dtype,
             shape=query.shape,
@@ -86,12 +74,11 @@ class ScatterAttention:
         )
         return attended.transpose(1, 2), None
 
-    def _rotated(self, states: torch.Tensor) -> torch.Tensor:
-        cos, sin, position_ids = self._rotary_inputs
-        num_rotated = 2 * cos.shape[1]
+    def _rotated(self, states: torch.Tensor, table: RotaryTable) -> torch.Tensor:
+        num_rotated = 2 * table[0].shape[1]
         return torch.onnx.ops.symbolic(
             "RotaryEmbedding",
-            [states, cos, sin, position_ids],
+            [states, *table, self._position_ids],
             {"rotary_embedding_dim": num_rotated} if num_rotated < states.shape[-1] else {},
             dtype=states.dtype,
             shape=states.shape,
@@ -100,7 +87,7 @@ class ScatterAttention:
 
     def _valid_rows(self, present: torch.Tensor) -> torch.Tensor:
         """The cache up to the longest sequence's last node: the rest would only cost time."""
-        shape = (*present.shape[:2], self.bias.shape[-1], present.shape[3])
+        shape = (*present.shape[:2], self.mask.whole.shape[-1], present.shape[3])
         zero, axis = torch.zeros(1, dtype=torch.int64), torch.full((1,), 2, dtype=torch.int64)
         return torch.onnx.ops.symbolic(
             "Slice",
@@ -111,11 +98,21 @@ class ScatterAttention:
             version=_TRACED_OPSET,
         )
 
-    def _joined_mask(self, tree_mask: torch.Tensor, num_nodes: int) -> torch.Tensor:
-        """(B, 1, T, valid rows) additive: a sequence's past, then its nodes, then nothing."""
+    def _joined_mask(self) -> AttentionMask:
+        """Over the valid rows: a sequence's past, then its nodes, then nothing."""
+        inputs = self._inputs
+        num_nodes = inputs.position_offsets.shape[0]
         num_columns = self._num_valid.item()
         torch._check(num_columns >= 2)
-        columns = torch.arange(num_columns)[None] - self._past_length[:, None]
-        nodes = tree_mask.T[columns.clamp(0, num_nodes - 1)].transpose(1, 2)
-        own = torch.where((columns < num_nodes)[:, None], nodes, MASKED)
-        return torch.where((columns < 0)[:, None], 0.0, own)[:, None]
+        columns = torch.arange(num_columns)[None]
+        past = inputs.past_length[:, None]
+        node_of = (columns - past).clamp(0, num_nodes - 1)
+        nodes = inputs.tree_mask.T[node_of].transpose(1, 2)
+        own = torch.where((columns < past + num_nodes)[:, None], nodes, MASKED)
+        return AttentionMask(
+            torch.where((columns < past)[:, None], 0.0, own)[:, None],
+            self._position_ids,
+            torch.where(columns < past, columns, past + inputs.position_offsets[node_of]),
+            inputs.max_length,
+            MASKED,
+        )

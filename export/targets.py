@@ -1,6 +1,6 @@
 """What differs between deployment targets: one row each."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from medusa_trt.errors import ExportError
@@ -26,6 +26,15 @@ AttentionForm = Literal[
 """
 
 
+@dataclass(frozen=True, slots=True)
+class AttentionForms:
+    """Forms of attention that go together; see `Precision` for each."""
+
+    one: AttentionForm
+    batch: AttentionForm | None
+    min_rows: int
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Precision:
     """How the weights are stored, and what runs on them.
@@ -36,6 +45,8 @@ class Precision:
         batch_attention: the form for several sequences, a verify graph of its own; None where
             `attention` takes them.
         min_rows: see `TargetSpec`.
+        general: what takes the place of these three for a model with capped scores or short
+            sliding windows; None where `attention` serves it too.
         layer_bits: bits of the layers' weights where the operator library multiplies; None where
             ONNX Runtime does.
         unembedding_bits: bits of the unembedding and the heads, likewise.
@@ -48,6 +59,7 @@ class Precision:
     attention: AttentionForm
     batch_attention: AttentionForm | None = None
     min_rows: int = 1
+    general: AttentionForms | None = None
     layer_bits: int | None = None
     unembedding_bits: int | None = None
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
@@ -57,6 +69,15 @@ class Precision:
     def cache_dtype(self) -> Literal["float32", "float16", "bfloat16"]:
         """Type of the KV cache: that of the computation, but for the library's own attention."""
         return "bfloat16" if self.attention == "tree_attention" else self.dtype
+
+    def for_attention(self, is_general: bool) -> "Precision":
+        """The row for a model, by what `needs_general_attention` says of it."""
+        if not is_general or self.general is None:
+            return self
+        forms = self.general
+        return replace(
+            self, attention=forms.one, batch_attention=forms.batch, min_rows=forms.min_rows
+        )
 
     @property
     def on_device(self) -> bool:
@@ -102,17 +123,31 @@ def _device_precisions(attention: AttentionForm, *names: str) -> tuple[Precision
     )
 
 
+_ORT_FORMS = AttentionForms("group_query_attention", "tensor_scatter", min_rows=2)
+
 TARGETS = {
     "ort-cpu": Target(
         name="ort-cpu",
         precisions=(
-            Precision(name="int8", attention="tree_attention", layer_bits=8, unembedding_bits=8),
-            Precision(name="int4", attention="tree_attention", layer_bits=4, unembedding_bits=8),
+            Precision(
+                name="int8",
+                attention="tree_attention",
+                general=_ORT_FORMS,
+                layer_bits=8,
+                unembedding_bits=8,
+            ),
+            Precision(
+                name="int4",
+                attention="tree_attention",
+                general=_ORT_FORMS,
+                layer_bits=4,
+                unembedding_bits=8,
+            ),
             Precision(
                 name="fp32",
-                attention="group_query_attention",
-                batch_attention="tensor_scatter",
-                min_rows=2,
+                attention=_ORT_FORMS.one,
+                batch_attention=_ORT_FORMS.batch,
+                min_rows=_ORT_FORMS.min_rows,
             ),
         ),
         opset=23,

@@ -24,11 +24,12 @@ from tiny_models import (
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
 from medusa_trt.errors import ExportError
-from medusa_trt.export.graph import VerifyModule, refuse_unsupported
+from medusa_trt.export.graph import VerifyModule
 from medusa_trt.export.head_checkpoint import heads_from_tensors
 from medusa_trt.export.heads import HeadsModule
 from medusa_trt.export.onnx_export import heads_graph
 from medusa_trt.export.pipeline import ExportOptions, export_bundle
+from medusa_trt.export.support import refuse_unsupported
 from medusa_trt.export.verify import MAX_RELATIVE_ERROR, agreement
 from medusa_trt.runtime import bundle as names
 from medusa_trt.runtime.bundle import Bundle
@@ -434,13 +435,13 @@ def test_what_would_come_out_wrong_is_refused_by_name(feature: str) -> None:
     model = weighted_model(REFUSED[feature])
     pattern = f"^{model.config.model_type} models with {feature}.*not supported: [^\n]*$"
     with pytest.raises(ExportError, match=pattern):
-        refuse_unsupported(model)
+        refuse_unsupported(model, MAX_LENGTH)
 
 
 def test_norms_between_rotation_and_attention_are_refused_unless_they_commute() -> None:
-    refuse_unsupported(random_model(config("hunyuan_v1_dense", head_dim=16)))
+    refuse_unsupported(random_model(config("hunyuan_v1_dense", head_dim=16)), MAX_LENGTH)
     with pytest.raises(ExportError, match="right before attention"):
-        refuse_unsupported(weighted_model(config("hunyuan_v1_dense", head_dim=16)))
+        refuse_unsupported(weighted_model(config("hunyuan_v1_dense", head_dim=16)), MAX_LENGTH)
 
 
 def test_a_window_shorter_than_the_longest_sequence_is_refused() -> None:
@@ -462,7 +463,7 @@ def test_the_model_is_given_back_unchanged() -> None:
     attributes = model.model.rotary_emb, model.config._attn_implementation
     with torch.no_grad():
         before = model(tokens).logits
-    refuse_unsupported(model)
+    refuse_unsupported(model, MAX_LENGTH)
     module = VerifyModule(model, MAX_LENGTH, "group_query_attention")
     assert model.model.rotary_emb is not attributes[0]
     module.release()

@@ -1,0 +1,39 @@
+"""Attention spelled out in products, for engines and models that no operator serves."""
+
+import torch
+
+
+def grouped_attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    bias: torch.Tensor,
+    scaling: float,
+    softcap: float | None = None,
+) -> torch.Tensor:
+    """The query heads of one key-value head as rows of one product, so keys are not repeated.
+
+    Source: Ainslie et al. 2023, "GQA"; soft-capping, Gemma Team 2024, "Gemma 2", section 2.
+
+    Args:
+        query: (B, heads, T, head_dim).
+        key: (B, kv_heads, L, head_dim).
+        value: (B, kv_heads, L, head_dim).
+        bias: (B, 1, T, L) additive mask.
+        scaling: of the products.
+        softcap: bounds the scaled scores x to softcap * tanh(x / softcap), before the mask.
+
+    Returns:
+        (B, heads, T, head_dim).
+    """
+    batch, num_heads, num_nodes, head_dim = query.shape
+    num_kv_heads = key.shape[1]
+    group = num_heads // num_kv_heads
+    folded = (query * scaling).reshape(batch, num_kv_heads, group * num_nodes, head_dim)
+    scores = (folded @ key.transpose(2, 3)).reshape(batch, num_kv_heads, group, num_nodes, -1)
+    if softcap is not None:
+        scores = torch.tanh(scores / softcap) * softcap
+    masked = (scores + bias[:, :, None]).float()
+    weights = torch.softmax(masked, -1).to(value.dtype)
+    flat = weights.reshape(batch, num_kv_heads, group * num_nodes, -1)
+    return (flat @ value).reshape(batch, num_heads, num_nodes, head_dim)

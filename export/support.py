@@ -1,0 +1,59 @@
+"""Which models can be exported, and what each asks of its attention."""
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from medusa_trt.errors import ExportError
+from medusa_trt.export.attention_probe import attention_problem, attention_shapes
+
+_LAYER_TYPES = {"full_attention", "sliding_attention"}
+
+
+def sliding_window_of(model: PreTrainedModel) -> int | None:
+    """How many tokens a model's attention reaches back in some layer, where that is limited."""
+    config = model.config
+    window = getattr(config, "sliding_window", None)
+    used = getattr(config, "use_sliding_window", True)
+    return int(window) if window and used else None
+
+
+def needs_general_attention(model: PreTrainedModel, max_length: int) -> bool:
+    """Whether a layer caps its scores, or has a window shorter than the longest sequence."""
+    return any(
+        call.softcap is not None or (call.window is not None and call.window < max_length)
+        for call in attention_shapes(model, max_length)
+    )
+
+
+def refuse_unsupported(model: PreTrainedModel, max_length: int) -> None:
+    """Refuses what the verify graph's attention under a tree mask cannot express.
+
+    Args:
+        model: able to run.
+        max_length: the longest sequence.
+
+    Raises:
+        ExportError: the feature by its name.
+    """
+    found = _problem_in_config(model) or attention_problem(model, max_length)
+    if found is not None:
+        raise ExportError(
+            f"{model.config.model_type} models with {found} are not supported: "
+            "use a model without it, or open an issue"
+        )
+
+
+def _problem_in_config(model: PreTrainedModel) -> str | None:
+    layer_types = set(getattr(model.config, "layer_types", None) or ()) - _LAYER_TYPES
+    found = None
+    if not getattr(model, "_supports_attention_backend", False):
+        found = "attention outside the attention interface of transformers"
+    elif model._is_stateful:
+        found = "a state other than keys and values"
+    elif layer_types:
+        found = f"layers of another kind than attention ({', '.join(sorted(layer_types))})"
+    elif not isinstance(getattr(model.base_model, "rotary_emb", None), nn.Module):
+        found = "positions other than rotary embeddings"
+    elif any("Experts" in type(module).__name__ for module in model.modules()):
+        found = "mixture-of-experts layers"
+    return found
