@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, eager_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from medusa_trt.export.dense_experts import experts_made_dense
 from medusa_trt.export.rotary import (
     IdentityRotary,
     rotary_at_length,
@@ -116,7 +117,8 @@ def attention_calls(
         output = value.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
         return output.transpose(1, 2).contiguous(), None
 
-    with torch.no_grad(), replaced_attention(model, rotary, attention):
+    replaced = replaced_attention(model, rotary, attention)
+    with torch.no_grad(), replaced, experts_made_dense(model):
         model.base_model(
             input_ids=torch.arange(_NUM_TOKENS)[None],
             position_ids=torch.arange(_NUM_TOKENS)[None],

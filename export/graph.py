@@ -14,6 +14,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from medusa_trt.export.attention_inputs import AttentionInputs
 from medusa_trt.export.attention_probe import attention_shapes
+from medusa_trt.export.dense_experts import experts_made_dense
 from medusa_trt.export.device_attention import DecomposedAttention, DeviceAttention
 from medusa_trt.export.ort_attention import CachedAttention, TreeAttention
 from medusa_trt.export.rotary import IdentityRotary, rotary_at_length, rotary_tables, rotations
@@ -126,9 +127,10 @@ class VerifyModule(nn.Module):
         )
         attention = _FORMS[self.form](inputs)
         ALL_ATTENTION_FUNCTIONS.register(_ATTENTION_NAME, attention)
-        hidden, logits = self._hidden_and_logits(
-            input_ids, inputs.position_ids, attention.mask.whole, rows
-        )
+        with experts_made_dense(self.model):
+            hidden, logits = self._hidden_and_logits(
+                input_ids, inputs.position_ids, attention.mask.whole, rows
+            )
         # Reported as float32 in every precision, the one type that numpy has too.
         return logits.argmax(-1), hidden.float(), logits.float(), *attention.presents
 

@@ -77,6 +77,13 @@ def transposed(tensor: ir.TensorProtocol, axes: Sequence[int] = (1, 0)) -> LazyT
     return LazyTensor(lambda: source.stored().transpose(axes), shape, key, source.dtype)
 
 
+def selected(tensor: ir.TensorProtocol, index: int) -> LazyTensor:
+    """One of the tensors that are stacked along the first axis."""
+    source = lazy(tensor)
+    key = ("selected", index, source.key)
+    return LazyTensor(lambda: source.stored()[index], source.sizes[1:], key, source.dtype)
+
+
 def concatenated(tensors: Sequence[ir.TensorProtocol], axis: int) -> LazyTensor:
     """Joined along an axis."""
     parts = [lazy(tensor) for tensor in tensors]

@@ -22,6 +22,7 @@ from medusa_trt.export.heads import HeadsModule
 from medusa_trt.export.lazy_tensor import LazyTensor
 from medusa_trt.export.passes import optimize
 from medusa_trt.export.passes.fold_transpose import FoldTransposePass
+from medusa_trt.export.passes.unstack_weights import UnstackWeightsPass
 from medusa_trt.export.streamed_model import Weights, fake_parameters
 from medusa_trt.export.weight_file import WeightFile
 from medusa_trt.runtime import bundle as names
@@ -236,11 +237,12 @@ def _simplify(model: ir.Model) -> None:
     """What the exporter's own optimization does, without reading large weights."""
 
     def should_fold(node: ir.Node) -> bool | None:
-        is_weight = node.op_type == "Transpose" and node.inputs[0] in weights
+        is_weight = node.op_type in ("Transpose", "Gather") and node.inputs[0] in weights
         return False if is_weight else None
 
     weights = set(model.graph.initializers.values())
     optimize_ir(model, should_fold=should_fold)
+    UnstackWeightsPass()(model)
     FoldTransposePass()(model)
     onnx_fusions.fuse(model)
 

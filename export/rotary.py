@@ -41,9 +41,7 @@ def rotary_at_length(rotary: nn.Module, max_length: int) -> nn.Module:
         for kind in kinds if isinstance(kinds, dict) else [""]:
             _rotation(fixed, torch.arange(max_length), kind)
     # By this name transformers knows whether to choose anew.
-    fixed.rope_type = (
-        dict.fromkeys(kinds, "default") if isinstance(kinds, dict) else "default"
-    )  # type: ignore[assignment]
+    fixed.rope_type = dict.fromkeys(kinds, "default") if isinstance(kinds, dict) else "default"  # type: ignore[assignment]
     return fixed
 
 
@@ -70,9 +68,11 @@ def rotations(config: PretrainedConfig) -> list[str | None]:
     if any(isinstance(value, dict) for value in parameters.values()):
         kinds = [kind if parameters.get(kind) else None for kind in config.layer_types[:num_layers]]
     rotates = getattr(config, "no_rope_layers", None)  # 1 where a layer does rotate
-    return kinds if rotates is None else [
-        kind if rotates[layer] else None for layer, kind in enumerate(kinds)
-    ]
+    return (
+        kinds
+        if rotates is None
+        else [kind if rotates[layer] else None for layer, kind in enumerate(kinds)]
+    )
 
 
 def rotary_tables(

@@ -5,6 +5,7 @@ from transformers import PreTrainedModel
 
 from medusa_trt.errors import ExportError
 from medusa_trt.export.attention_probe import attention_problem, attention_shapes
+from medusa_trt.export.dense_experts import experts_problem
 
 _LAYER_TYPES = {"full_attention", "sliding_attention"}
 
@@ -54,6 +55,4 @@ def _problem_in_config(model: PreTrainedModel) -> str | None:
         found = f"layers of another kind than attention ({', '.join(sorted(layer_types))})"
     elif not isinstance(getattr(model.base_model, "rotary_emb", None), nn.Module):
         found = "positions other than rotary embeddings"
-    elif any("Experts" in type(module).__name__ for module in model.modules()):
-        found = "mixture-of-experts layers"
-    return found
+    return found or experts_problem(model)

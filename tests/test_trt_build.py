@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 import torch
-from test_export import FAMILIES, weighted_model
+from model_families import FAMILIES, weighted_model
 from tiny_models import (
     TINY_HEADS,
     VOCAB_SIZE,
