@@ -120,10 +120,13 @@ class DeviceAttention:
             version=self.opset,
         )
 
+    def _num_nodes(self) -> int | torch.Tensor:
+        return self._inputs.tree_mask.shape[0]
+
     def _joined_mask(self) -> AttentionMask:
         """Over the rows that are read: a sequence's past, then its nodes, then nothing."""
         inputs = self._inputs
-        num_nodes = inputs.tree_mask.shape[0]
+        num_nodes = self._num_nodes()
         columns, past = self._cache_positions[None], inputs.past_length[:, None]
         node_of = (columns - past).clamp(0, num_nodes - 1)
         nodes = nn.functional.embedding(node_of, inputs.tree_mask.T).transpose(1, 2)
@@ -135,6 +138,18 @@ class DeviceAttention:
             inputs.max_length,
             MASKED,
         )
+
+
+class CudaAttention(DeviceAttention):
+    """The same where ONNX Runtime's CUDA provider runs it: nothing is made on the host.
+
+    That provider computes with sizes on the host and copies what meets a tensor to the device, and
+    a step with such a copy cannot be a CUDA graph.
+    """
+
+    def _num_nodes(self) -> torch.Tensor:
+        """The nodes counted on the device: the root's row of the mask holds nothing above 0."""
+        return (self._inputs.tree_mask[0] <= 0).sum()
 
 
 class DecomposedAttention(DeviceAttention):

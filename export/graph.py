@@ -15,7 +15,11 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from medusa_trt.export.attention_inputs import AttentionInputs
 from medusa_trt.export.attention_probe import attention_shapes
 from medusa_trt.export.dense_experts import experts_made_dense
-from medusa_trt.export.device_attention import DecomposedAttention, DeviceAttention
+from medusa_trt.export.device_attention import (
+    CudaAttention,
+    DecomposedAttention,
+    DeviceAttention,
+)
 from medusa_trt.export.ort_attention import CachedAttention, TreeAttention
 from medusa_trt.export.rotary import IdentityRotary, rotary_at_length, rotary_tables, rotations
 from medusa_trt.export.scatter_attention import ScatterAttention
@@ -26,7 +30,11 @@ ROTARY_SPARE = 128
 
 _ATTENTION_NAME = "medusa_group_query_attention"
 
-DEVICE_FORMS: tuple[AttentionForm, ...] = ("device_attention", "decomposed_attention")
+DEVICE_FORMS: tuple[AttentionForm, ...] = (
+    "device_attention",
+    "cuda_attention",
+    "decomposed_attention",
+)
 """Forms whose graphs take `cache_positions`."""
 
 _FORMS: dict[
@@ -36,6 +44,7 @@ _FORMS: dict[
     "tree_attention": TreeAttention,
     "tensor_scatter": ScatterAttention,
     "device_attention": DeviceAttention,
+    "cuda_attention": CudaAttention,
     "decomposed_attention": DecomposedAttention,
 }
 """What each form makes attention of."""

@@ -22,7 +22,9 @@ from medusa_trt.export.heads import HeadsModule
 from medusa_trt.export.lazy_tensor import LazyTensor
 from medusa_trt.export.passes import optimize
 from medusa_trt.export.passes.fold_transpose import FoldTransposePass
+from medusa_trt.export.passes.fuse_skip_norm import FuseSkipNormPass
 from medusa_trt.export.passes.unstack_weights import UnstackWeightsPass
+from medusa_trt.export.passes.widen_selection import WidenSelectionPass
 from medusa_trt.export.streamed_model import Weights, fake_parameters
 from medusa_trt.export.weight_file import WeightFile
 from medusa_trt.runtime import bundle as names
@@ -90,7 +92,9 @@ def verify_graph(
         weights={f"model.{name}": weight for name, weight in (weights or {}).items()},
     )
     optimize(model, quantize, portable=on_device)
-    if module.form in ("tensor_scatter", "device_attention"):
+    if module.form == "cuda_attention":
+        FuseSkipNormPass()(model)
+    if module.form in ("tensor_scatter", "device_attention", "cuda_attention"):
         # Traced at the older opset, which has the fused norm; nothing else in the graph differs.
         model.graph.opset_imports[""] = max(opset, _TENSOR_SCATTER_OPSET)
     return model
@@ -245,6 +249,7 @@ def _simplify(model: ir.Model) -> None:
     UnstackWeightsPass()(model)
     FoldTransposePass()(model)
     onnx_fusions.fuse(model)
+    WidenSelectionPass()(model)
 
 
 def _tensor_specs(values: Iterable[ir.Value]) -> list[TensorSpec]:

@@ -13,6 +13,7 @@ AttentionForm = Literal[
     "tensor_scatter",
     "tree_attention",
     "device_attention",
+    "cuda_attention",
     "decomposed_attention",
 ]
 """How the verify graph attends and updates its cache:
@@ -22,6 +23,7 @@ AttentionForm = Literal[
 - tensor_scatter: the standard `TensorScatter` and `Attention` of opset 24, for any batch;
 - tree_attention: the operator library's own `TreeAttention`, for any batch;
 - device_attention: the standard operators as TensorRT 10.15 and later take them, for any batch;
+- cuda_attention: the same as ONNX Runtime's CUDA provider runs them without its host;
 - decomposed_attention: the same with the operators of TensorRT 10.3.
 """
 
@@ -81,8 +83,8 @@ class Precision:
 
     @property
     def on_device(self) -> bool:
-        """Whether the graphs keep to standard operators and read their cache on a device."""
-        return self.attention in ("device_attention", "decomposed_attention")
+        """Whether the graphs compute in one type and read their cache on a device."""
+        return self.attention in ("device_attention", "cuda_attention", "decomposed_attention")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,6 +156,14 @@ TARGETS = {
         prefill_chunk=128,
         default_tree="smollm2_135m_6",
         max_length=8192,
+    ),
+    "ort-cuda": Target(
+        name="ort-cuda",
+        precisions=_device_precisions("cuda_attention", "fp16", "bf16", "int4"),
+        opset=23,
+        prefill_chunk=512,
+        default_tree="mc_sim_7b_63",
+        max_length=4096,
     ),
     "tensorrt": Target(
         name="tensorrt",

@@ -11,7 +11,7 @@ import pytest
 import torch
 from bundle_steps import MAX_LOGIT_DIFFERENCE, expected_logits, exported, prefill, verify
 from model_families import FAMILIES, MAX_LENGTH, config, weighted_model
-from tiny_models import HIDDEN_SIZE, TINY_HEADS, VOCAB_SIZE, head_tensors, random_model
+from tiny_models import HIDDEN_SIZE, TINY_HEADS, VOCAB_SIZE, head_tensors
 
 from medusa_trt.errors import ExportError
 from medusa_trt.export.graph import VerifyModule
