@@ -12,6 +12,7 @@ from pathlib import Path
 
 from medusa_trt import __version__
 from medusa_trt.cli_sampling import add_sampling_arguments, sampling_from_arguments
+from medusa_trt.cli_session import add_session_arguments, session_from_arguments
 from medusa_trt.errors import MedusaError
 
 _VERBS = {
@@ -92,8 +93,7 @@ def _add_generate_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--echo", action="store_true", help="show the prompt before the reply")
     add_sampling_arguments(parser)
     parser.add_argument("--tree", help="another tree than the bundle's; plain: no drafting")
-    parser.add_argument("--threads", type=int, metavar="N", help="threads for one step")
-    parser.add_argument("--max-length", type=int, metavar="N", help="prompt and reply, in tokens")
+    add_session_arguments(parser)
     parser.add_argument("--verbose", action="store_true", help="show tracebacks")
     parser.set_defaults(run=_generate)
 
@@ -156,7 +156,7 @@ def _export(arguments: argparse.Namespace) -> None:
 
 
 def _generate(arguments: argparse.Namespace) -> None:
-    from medusa_trt.runtime.session import GenerationOptions, MedusaSession
+    from medusa_trt.runtime.options import GenerationOptions
     from medusa_trt.tree_configs import load_tree
 
     tree = load_tree(arguments.tree) if arguments.tree else None
@@ -169,9 +169,7 @@ def _generate(arguments: argparse.Namespace) -> None:
         echo=arguments.echo,
     )
     prompt = sys.stdin.read() if arguments.prompt == "-" else arguments.prompt
-    with MedusaSession(
-        arguments.bundle, num_threads=arguments.threads, max_length=arguments.max_length
-    ) as session:
+    with session_from_arguments(arguments.bundle, arguments) as session:
         chat = session.text.has_chat_template and not arguments.raw
         asked = [{"role": "user", "content": prompt}] if chat else prompt
         for event in session.stream(asked, options):

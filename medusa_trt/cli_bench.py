@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from medusa_trt.calibration.bench_options import BenchOptions
+from medusa_trt.cli_session import add_session_arguments, session_from_arguments
 from medusa_trt.errors import MedusaError
 from medusa_trt.runtime.options import AcceptanceName
 from medusa_trt.tree_configs import load_tree
@@ -64,8 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     _add_number(group, "--seed", options.seed, "of sample and typical")
     group.add_argument("--tree", help="another tree than the bundle's")
-    group.add_argument("--threads", type=int, metavar="N", help="threads for one step")
-    group.add_argument("--max-length", type=int, metavar="N", help="a conversation, in tokens")
+    add_session_arguments(group)
     group = parser.add_argument_group("output")
     group.add_argument("--json", type=Path, metavar="FILE", help="write everything measured")
     group.add_argument("--plot", type=Path, metavar="FILE", help="draw it: .png, .svg or .html")
@@ -91,14 +91,9 @@ def run(arguments: argparse.Namespace) -> int:
         seed=arguments.seed,
         tree=tree,
     )
-    # Only now, so that other verbs and wrong options do not wait for it.
-    from medusa_trt.runtime.session import MedusaSession
-
     _check_outputs(arguments)
     prompts = _prompts(arguments)
-    with MedusaSession(
-        arguments.bundle, num_threads=arguments.threads, max_length=arguments.max_length
-    ) as session:
+    with session_from_arguments(arguments.bundle, arguments) as session:
         return _bench(session, prompts, options, arguments)
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from medusa_trt.cli_sampling import add_sampling_arguments, sampling_from_arguments
+from medusa_trt.cli_session import add_session_arguments, session_from_arguments
 from medusa_trt.errors import MedusaError
 from medusa_trt.runtime.options import GenerationOptions
 from medusa_trt.tree_configs import load_tree
@@ -29,8 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-new-tokens", type=int, metavar="N", help="limit on a reply")
     add_sampling_arguments(parser)
     parser.add_argument("--tree", help="another tree than the bundle's; plain: no drafting")
-    parser.add_argument("--threads", type=int, metavar="N", help="threads for one step")
-    parser.add_argument("--max-length", type=int, metavar="N", help="the conversation, in tokens")
+    add_session_arguments(parser)
     parser.add_argument(
         "--verbose", action="store_true", help="show statistics after replies, and tracebacks"
     )
@@ -54,14 +54,11 @@ def run(arguments: argparse.Namespace) -> None:
     # Only now, so that other verbs and wrong options do not wait for it.
     from medusa_trt.chat import Chat
     from medusa_trt.runtime.conversation import Conversation
-    from medusa_trt.runtime.session import MedusaSession
 
     is_terminal = sys.stdin.isatty()
     with (
         sigterm_leaves(),
-        MedusaSession(
-            arguments.bundle, num_threads=arguments.threads, max_length=arguments.max_length
-        ) as session,
+        session_from_arguments(arguments.bundle, arguments) as session,
     ):
         console = _console(verbose=arguments.verbose)
         chat = Chat(session, Conversation(arguments.system), options, console)

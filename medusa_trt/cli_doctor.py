@@ -7,6 +7,8 @@ import platform
 import shutil
 from importlib.metadata import PackageNotFoundError, version
 
+_MISSING = "not installed"
+
 _EXTRAS = {
     "ort-cpu": (("onnxruntime",), "decode on the CPU"),
     "export": (
@@ -15,10 +17,11 @@ _EXTRAS = {
     ),
     "train": (("peft",), "train heads, merge adapters"),
     "grammar": (("llguidance",), "constrain replies by a grammar"),
-    "tensorrt": (("tensorrt", "polygraphy"), "build and run TensorRT engines"),
-    "tensorrt-rtx": (("tensorrt_rtx",), "build TensorRT-RTX engines"),
+    "ort-cuda": (("onnxruntime-gpu", "cuda"), "decode on a GPU with ONNX Runtime"),
+    "tensorrt": (("tensorrt", "cuda"), "build and run TensorRT engines"),
+    "tensorrt-rtx": (("tensorrt_rtx", "cuda"), "build and run TensorRT-RTX engines"),
 }
-"""Import names of what each extra brings, and what it is for."""
+"""Import names (or packages, with a hyphen) of what each extra brings, and what it is for."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,7 +43,7 @@ def run(arguments: argparse.Namespace) -> None:
     print(f"operators  {_operators()}")
     print()
     for extra, (modules, purpose) in _EXTRAS.items():
-        missing = [name for name in modules if importlib.util.find_spec(name) is None]
+        missing = [name for name in modules if not _is_installed(name)]
         state = f"no: pip install 'medusa-trt[{extra}]'" if missing else "yes"
         print(f"{purpose:<32} {state}")
 
@@ -58,8 +61,14 @@ def _operators() -> str:
         return str(error)
 
 
+def _is_installed(name: str) -> bool:
+    if "-" in name:  # two packages with one import name: ONNX Runtime with and without CUDA
+        return _version(name) != _MISSING
+    return importlib.util.find_spec(name) is not None
+
+
 def _version(package: str) -> str:
     try:
         return version(package)
     except PackageNotFoundError:
-        return "not installed"
+        return _MISSING

@@ -6,6 +6,7 @@ from medusa_trt.errors import EngineError
 from medusa_trt.runtime.bundle import Bundle
 from medusa_trt.runtime.engine import Engine
 from medusa_trt.runtime.engine_record import Product
+from medusa_trt.runtime.ort_cuda_engine import OrtCudaEngine
 from medusa_trt.runtime.ort_engine import OrtEngine
 from medusa_trt.runtime.trt_engine import TrtEngine
 
@@ -20,6 +21,10 @@ def _ort_cpu(bundle: Bundle, *, capacity: int, batch_size: int, num_threads: int
     return OrtEngine(bundle, capacity=capacity, batch_size=batch_size, num_threads=num_threads)
 
 
+def _ort_cuda(bundle: Bundle, *, capacity: int, batch_size: int, num_threads: int | None) -> Engine:
+    return OrtCudaEngine(bundle, capacity=capacity, batch_size=batch_size)
+
+
 def _tensorrt(product: Product) -> _Opener:
     def opened(
         bundle: Bundle, *, capacity: int, batch_size: int, num_threads: int | None
@@ -31,6 +36,7 @@ def _tensorrt(product: Product) -> _Opener:
 
 BACKENDS: dict[str, _Opener] = {
     "ort-cpu": _ort_cpu,
+    "ort-cuda": _ort_cuda,
     "tensorrt": _tensorrt("tensorrt"),
     "tensorrt-rtx": _tensorrt("tensorrt-rtx"),
 }

@@ -23,8 +23,8 @@ def cuda_runtime() -> Any:
         return import_module(_MODULE)
     except ImportError as error:
         raise EngineError(
-            "cuda-python is not installed: pip install 'medusa-trt[tensorrt]' or "
-            "'medusa-trt[tensorrt-rtx]'"
+            "cuda-python is not installed: pip install 'medusa-trt[ort-cuda]', "
+            "'medusa-trt[tensorrt]' or 'medusa-trt[tensorrt-rtx]'"
         ) from error
 
 

@@ -64,6 +64,24 @@ def trt_bundle(
 
 
 @pytest.fixture(scope="session")
+def cuda_bundle(
+    tiny_model: Path, tiny_heads: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Bundle:
+    """The tiny model exported for ONNX Runtime's CUDA provider at float16."""
+    output = tmp_path_factory.mktemp("bundles") / "tiny-cuda"
+    return export_bundle(
+        ExportOptions(
+            model=str(tiny_model),
+            heads=tiny_heads,
+            tree="chain-3",
+            output=output,
+            max_length=320,
+            target="ort-cuda",
+        )
+    )
+
+
+@pytest.fixture(scope="session")
 def jetson_bundle(
     tiny_model: Path, tiny_heads: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Bundle:

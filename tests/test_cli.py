@@ -110,6 +110,8 @@ def test_a_prompt_can_come_from_standard_input(tiny_bundle: Bundle) -> None:
         (["hi", "--threads", "0"], "num_threads is 0"),
         (["hi", "--threads", "100000"], "num_threads is 100000"),
         (["hi", "--max-length", "513"], "max_length is 513"),
+        (["hi", "--backend", "gpu"], "unknown backend 'gpu': choose from ort-cpu, ort-cuda"),
+        (["hi", "--backend", "ort-cuda"], "exported for ort-cpu: export the model with --target"),
         (["hi", "--tree", "chain-5"], "5 but there are 4 heads"),
         (["hi", "--tree", "oak"], "unknown tree 'oak'"),
         (["hi", "--temperature", "-1"], "temperature is -1"),

@@ -138,4 +138,5 @@ def test_doctor_says_what_runs_here(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor"]) == 0
     shown = capsys.readouterr().out
     assert "export models                    yes" in shown
+    assert "train heads, merge adapters      yes" in shown
     assert all(word in shown for word in ("Python", "memory", "operators"))

@@ -1,0 +1,94 @@
+"""On a GPU: the graphs against Hugging Face, replayed steps, replies. `pytest -m gpu`."""
+
+import importlib.util
+
+import numpy as np
+import pytest
+from tiny_models import VOCAB_SIZE, llama_config, random_model
+
+from medusa_trt.export.trt_build import build_engines
+from medusa_trt.export.trt_options import BuildOptions
+from medusa_trt.export.verify import (
+    MAX_RELATIVE_ERROR,
+    compare_on_text,
+    compare_on_tree,
+    random_tree,
+)
+from medusa_trt.runtime.backends import engine_from_backend
+from medusa_trt.runtime.bundle import Bundle
+from medusa_trt.runtime.device_memory import compute_capability
+from medusa_trt.runtime.engine import Engine
+from medusa_trt.runtime.options import GenerationOptions
+from medusa_trt.runtime.session import MedusaSession
+from medusa_trt.tree_configs import MedusaTree, chain_tree
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(compute_capability() is None, reason="CUDA finds no GPU"),
+]
+TREE = MedusaTree.from_choices([(0,), (1,), (0, 0), (0, 1), (0, 0, 0)], name="six")
+PROMPT = "the quick brown fox jumps over the lazy dog. the quick brown "
+BACKENDS = {
+    "ort-cuda": ("onnxruntime", "cuda_bundle"),
+    "tensorrt": ("tensorrt", "trt_bundle"),
+    "tensorrt-rtx": ("tensorrt_rtx", "trt_bundle"),
+}
+"""What each needs to be installed, and its bundle."""
+
+
+@pytest.fixture(params=BACKENDS)
+def opened(request: pytest.FixtureRequest) -> tuple[str, Bundle]:
+    """A backend, and a bundle for it with its engines."""
+    module, fixture = BACKENDS[request.param]
+    if importlib.util.find_spec(module) is None:
+        pytest.skip(f"{module} is not installed")
+    bundle: Bundle = request.getfixturevalue(fixture)
+    if request.param != "ort-cuda":
+        options = BuildOptions(target=request.param, max_batch_size=2, overwrite=True)
+        build_engines(bundle, options, lambda _: None)
+    return request.param, bundle
+
+
+def engine_for(opened: tuple[str, Bundle], batch_size: int) -> Engine:
+    backend, bundle = opened
+    return engine_from_backend(
+        backend, bundle, capacity=384, batch_size=batch_size, num_threads=None
+    )
+
+
+def test_logits_equal_hugging_face(opened: tuple[str, Bundle]) -> None:
+    model = random_model(llama_config())
+    ids = np.random.default_rng(3).integers(0, VOCAB_SIZE, 300).tolist()
+    engine = engine_for(opened, batch_size=2)
+    found = [
+        compare_on_text(engine, model, ids, chunk=17),
+        compare_on_tree(engine, model, [ids[:31]], random_tree(20, 4, seed=5)),
+        compare_on_tree(engine, model, [ids[:31], ids[:7]], random_tree(20, 4, seed=5)),
+    ]
+    engine.close()
+    limit = MAX_RELATIVE_ERROR[opened[1].manifest.target.precision]
+    assert all(each.relative_error <= limit for each in found), found
+
+
+def test_a_recorded_step_repeats_the_first(opened: tuple[str, Bundle]) -> None:
+    engine = engine_for(opened, batch_size=1)
+    steps = []
+    for tokens in ([[5, 6, 7, 8, 9, 10]], [[11, 12, 13, 14, 15, 16]], [[5, 6, 7, 8, 9, 10]]):
+        outputs = engine.verify(tokens, TREE, [0], logits=True)
+        assert outputs.logits is not None
+        steps.append((outputs.logits.copy(), engine.draft(outputs.hidden[:, 0]).copy()))
+    engine.close()
+    assert np.array_equal(steps[0][0], steps[2][0])
+    assert not np.array_equal(steps[0][0], steps[1][0])
+    assert np.array_equal(steps[0][1], steps[2][1])
+
+
+def test_replies_with_a_tree_equal_plain_ones(opened: tuple[str, Bundle]) -> None:
+    backend, bundle = opened
+    options = [
+        GenerationOptions(max_new_tokens=48, ignore_eos=True, tree=tree)
+        for tree in (TREE, chain_tree(0))
+    ]
+    with MedusaSession(bundle, backend=backend, max_length=256) as session:
+        with_tree, plain = (session.generate(PROMPT, each).token_ids for each in options)
+    assert with_tree == plain
