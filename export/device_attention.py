@@ -1,6 +1,7 @@
 """Attention for TensorRT: the cache is written in place, and one mask is made for all layers."""
 
 from functools import partial
+from typing import cast
 
 import torch
 from torch import nn
@@ -120,7 +121,7 @@ class DeviceAttention:
             version=self.opset,
         )
 
-    def _num_nodes(self) -> int | torch.Tensor:
+    def _num_nodes(self) -> int:
         return self._inputs.tree_mask.shape[0]
 
     def _joined_mask(self) -> AttentionMask:
@@ -147,9 +148,10 @@ class CudaAttention(DeviceAttention):
     a step with such a copy cannot be a CUDA graph.
     """
 
-    def _num_nodes(self) -> torch.Tensor:
+    def _num_nodes(self) -> int:
         """The nodes counted on the device: the root's row of the mask holds nothing above 0."""
-        return (self._inputs.tree_mask[0] <= 0).sum()
+        # A tensor, which the tracer takes like a symbolic size.
+        return cast(int, (self._inputs.tree_mask[0] <= 0).sum())
 
 
 class DecomposedAttention(DeviceAttention):

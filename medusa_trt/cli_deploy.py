@@ -10,7 +10,7 @@ from medusa_trt.errors import MedusaError
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of `deploy`."""
     parser.add_argument("bundle", type=Path, metavar="BUNDLE")
-    parser.add_argument("--kind", required=True, help="jetson or container")
+    parser.add_argument("--kind", required=True, help="jetson, container or triton")
     parser.add_argument(
         "--output", type=Path, metavar="FOLDER", help="where to write (default: deploy-KIND)"
     )
