@@ -76,7 +76,7 @@ def test_a_recorded_step_repeats_the_first(opened: tuple[str, Bundle]) -> None:
     for tokens in ([[5, 6, 7, 8, 9, 10]], [[11, 12, 13, 14, 15, 16]], [[5, 6, 7, 8, 9, 10]]):
         outputs = engine.verify(tokens, TREE, [0], logits=True)
         assert outputs.logits is not None
-        steps.append((outputs.logits.copy(), engine.draft(outputs.hidden[:, 0]).copy()))
+        steps.append((outputs.logits.copy(), engine.draft(outputs.hidden[:, 0], [0]).copy()))
     engine.close()
     assert np.array_equal(steps[0][0], steps[2][0])
     assert not np.array_equal(steps[0][0], steps[1][0])
