@@ -8,6 +8,7 @@ export runs in a process of its own, whose peak resident memory the kernel repor
 
 import argparse
 import json
+import re
 import resource
 import shutil
 import subprocess
@@ -57,6 +58,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     },
 }
 NUM_HEADS = 4
+SAMPLE_S = 0.1
 SHARD_BYTES = 1 << 30
 TOKENIZER = "smollm2-135m"
 _BLOCK = (1 << 24) - 3
@@ -66,7 +68,9 @@ def main() -> None:
     """Makes a checkpoint, exports it, prints one line of JSON."""
     parser = argparse.ArgumentParser(description="Time and peak memory of an export.")
     parser.add_argument("--shape", choices=SHAPES, default="llama-1b")
+    parser.add_argument("--target", default="ort-cpu")
     parser.add_argument("--precision", default="int4")
+    parser.add_argument("--heads", choices=["own", "shared"], default="own", help="unembeddings")
     parser.add_argument("--folder", type=Path, required=True, help="scratch space")
     parser.add_argument("--keep", action="store_true", help="keep the checkpoint and the bundle")
     arguments = parser.parse_args()
@@ -75,10 +79,13 @@ def main() -> None:
     if not (model / "model.safetensors.index.json").is_file():
         shutil.rmtree(model, ignore_errors=True)
         make_checkpoint(model, arguments.shape)
-    make_heads(heads, arguments.shape)
+    make_heads(heads, arguments.shape, arguments.heads == "own")
     try:
-        report = exported(model, heads, bundle, arguments.precision)
-        print(json.dumps({"shape": arguments.shape, "precision": arguments.precision, **report}))
+        facts = {
+            name: getattr(arguments, name) for name in ("shape", "target", "precision", "heads")
+        }
+        report = exported(model, heads, bundle, arguments.target, arguments.precision)
+        print(json.dumps(facts | report))
     finally:
         if not arguments.keep:
             for folder in (model, heads, bundle):
@@ -116,8 +123,8 @@ def make_checkpoint(folder: Path, shape: str) -> None:
     index_file.write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
 
 
-def make_heads(folder: Path, shape: str) -> None:
-    """Random heads of one layer that share the backbone's unembedding."""
+def make_heads(folder: Path, shape: str, own_unembeddings: bool) -> None:
+    """Random heads of one layer, as the published ones with unembeddings of their own."""
     folder.mkdir(exist_ok=True)
     hidden_size = int(SHAPES[shape]["hidden_size"])
     generator = torch.Generator().manual_seed(1)
@@ -126,25 +133,49 @@ def make_heads(folder: Path, shape: str) -> None:
         for head in range(NUM_HEADS)
         for kind, size in (("weight", (hidden_size, hidden_size)), ("bias", (hidden_size,)))
     }
+    if own_unembeddings:
+        size = int(SHAPES[shape]["vocab_size"]), hidden_size
+        for head in range(NUM_HEADS):
+            tensors[f"{head}.1.weight"] = (torch.randn(size, generator=generator) * 0.02).half()
     save_file(tensors, folder / "medusa_lm_head.safetensors")
 
 
-def exported(model: Path, heads: Path, bundle: Path, precision: str) -> dict[str, object]:
+def exported(
+    model: Path, heads: Path, bundle: Path, target: str, precision: str
+) -> dict[str, object]:
     """Exports in another process; its time, its peak memory and the sizes."""
     command = [sys.executable, "-m", "medusa_trt.cli", "export", "--model", str(model)]
-    command += ["--heads", str(heads), "--output", str(bundle), "--precision", precision]
-    command += ["--tree", "mc_sim_7b_63", "--overwrite"]
+    command += ["--heads", str(heads), "--output", str(bundle), "--target", target]
+    command += ["--precision", precision, "--tree", "mc_sim_7b_63", "--overwrite"]
     start = time.perf_counter()
-    subprocess.run(command, check=True)
+    peak_anonymous_bytes = 0
+    with subprocess.Popen(command) as process:
+        while process.poll() is None:
+            peak_anonymous_bytes = max(peak_anonymous_bytes, anonymous_bytes(process.pid))
+            time.sleep(SAMPLE_S)
+    if process.returncode:
+        raise SystemExit(process.returncode)
     seconds = time.perf_counter() - start
     # Of the largest child that has ended, kilobytes on Linux.
     peak_bytes = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
     return {
         "seconds": round(seconds, 1),
         "peak_resident_gib": round(peak_bytes / 2**30, 3),
+        "peak_anonymous_gib": round(peak_anonymous_bytes / 2**30, 3),
         "checkpoint_gb": round(_size_bytes(model) / 1e9, 2),
         "bundle_gb": round(_size_bytes(bundle) / 1e9, 2),
     }
+
+
+def anonymous_bytes(process_id: int) -> int:
+    """Resident memory of a process that no file backs, so that it cannot be dropped; 0 elsewhere
+    than on Linux."""
+    try:
+        status = Path(f"/proc/{process_id}/status").read_text("utf-8")
+    except OSError:
+        return 0
+    found = re.search(r"RssAnon:\s+(\d+) kB", status)
+    return 0 if found is None else int(found[1]) * 1024
 
 
 def _size_bytes(folder: Path) -> int:

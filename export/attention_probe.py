@@ -175,7 +175,7 @@ def _problem_of_calls(model: PreTrainedModel, calls: list[AttentionCall]) -> str
             return call.refused[0]
         reach = _NUM_TOKENS if call.window is None else _WINDOW
         seen = (distance >= 0) & (distance < reach)
-        if call.mask is None or not torch.equal((call.mask == 0).expand(1, 1, -1, -1)[0, 0], seen):
+        if call.mask is None or bool(((call.mask == 0) != seen).any()):
             return "an attention mask of their own"
         if not calls[0].key.shape == call.key.shape == call.value.shape:
             return "keys and values of several sizes"

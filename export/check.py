@@ -9,7 +9,7 @@ from medusa_trt.export.rotary import rotary_fixed_at
 from medusa_trt.export.segmented_engine import SegmentedEngine
 from medusa_trt.export.streamed_model import weights_at_hand
 from medusa_trt.export.verify import NUM_TREE_NODES, TEXT, verify_bundle
-from medusa_trt.runtime.bundle import CACHE_POSITIONS, WEIGHTS_FILE, Agreement, Bundle
+from medusa_trt.runtime.bundle import WEIGHTS_FILE, Agreement, Bundle
 from medusa_trt.runtime.ort_engine import OrtEngine
 
 MAX_WHOLE_BYTES = 768 << 20
@@ -51,9 +51,7 @@ def compared(bundle: Bundle, base: BaseModel) -> dict[str, Agreement]:
         ExportError: the logits differ by more than the precision allows.
     """
     weights_bytes = bundle.manifest.files[WEIGHTS_FILE].size_bytes
-    inputs = {tensor.name for tensor in bundle.manifest.graphs["verify"].inputs}
-    # Only the forms for the CPU can be cut into parts.
-    is_large = weights_bytes > MAX_WHOLE_BYTES and CACHE_POSITIONS not in inputs
+    is_large = weights_bytes > MAX_WHOLE_BYTES
     engine_class = SegmentedEngine if is_large else OrtEngine
     text_ids = base.tokenizer.encode(TEXT)[: _NUM_TEXT_TOKENS[is_large]]
     found: dict[str, Agreement] = {}

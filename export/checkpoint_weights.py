@@ -23,7 +23,8 @@ from medusa_trt.export.streamed_model import Weights, array_from_tensor, tensor_
 _NAMES = ("model.safetensors", "pytorch_model.bin")
 """By preference; a sharded checkpoint has an index by the same name."""
 
-_PLAIN_DTYPES = {torch.float64, torch.float32, torch.float16, torch.bfloat16}
+PLAIN_DTYPES = {torch.float64, torch.float32, torch.float16, torch.bfloat16}
+"""Of weights that need no scale."""
 
 
 def weights_from_checkpoint(
@@ -117,14 +118,14 @@ def _tensors_by_parameter(
     converters = [each for each in mapping if isinstance(each, WeightConverter)]
     wanted = model.state_dict()
     tensors = {}
-    packed: dict[str, dict[str, _Source]] = {}
+    packed: dict[str, dict[str, TensorSource]] = {}
     for file in files:
         with _opened(file) as opened:
             facts = {key: (tensor.shape, tensor.dtype) for key, tensor in opened.items()}
         for key, (shape, dtype) in facts.items():
             layer, _, suffix = key.rpartition(".")
             if packing is not None and suffix in packing.suffixes:
-                packed.setdefault(layer, {})[suffix] = _Source(file, key)
+                packed.setdefault(layer, {})[suffix] = TensorSource(file, key)
                 continue
             name, converted = rename_source_key(
                 key, renamings, converters, model.base_model_prefix, wanted
@@ -132,9 +133,9 @@ def _tensors_by_parameter(
             name = key if key in wanted and name not in wanted else name
             if name not in wanted:
                 continue
-            if converted is not None or dtype not in _PLAIN_DTYPES:
+            if converted is not None or dtype not in PLAIN_DTYPES:
                 return None
-            source = _Source(file, key)
+            source = TensorSource(file, key)
             tensors[name] = LazyTensor(source.read, tuple(shape), (location, key))
     for layer, sources in packed.items():
         assert packing is not None
@@ -150,20 +151,25 @@ def _tensors_by_parameter(
     return tensors
 
 
-def _unpacked(packing: Packing, sources: Mapping[str, "_Source"]) -> Array:
+def _unpacked(packing: Packing, sources: Mapping[str, "TensorSource"]) -> Array:
     tensors = {suffix: source.read() for suffix, source in sources.items()}
     return packing.unpack(tensors, packing.bits)
 
 
-class _Source:
+class TensorSource:
     """One tensor of a file. The file is mapped for one use at a time, so that its pages go."""
 
     def __init__(self, file: Path, key: str) -> None:
-        self._file, self._key = file, key
+        self.file, self.key = file, key
 
     def read(self) -> Array:
-        with _opened(self._file, self._key) as opened:
-            return array_from_tensor(opened[self._key].detach())
+        """In the file's own type.
+
+        Raises:
+            ExportError: the file is damaged.
+        """
+        with _opened(self.file, self.key) as opened:
+            return array_from_tensor(opened[self.key].detach())
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from medusa_trt.errors import HeadsError
+from medusa_trt.export.lazy_tensor import LazyTensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,10 +57,13 @@ class MedusaHeads:
     Attributes:
         heads: every head with the same number of blocks.
         token_map: (draft_vocab,) int64 token ids of a truncated vocabulary, or None.
+        unread: the heads' own unembeddings, or a common one, to be read when they are used: those
+            in `heads` have no data then. Empty where all is in memory.
     """
 
     heads: tuple[MedusaHead, ...]
     token_map: torch.Tensor | None = None
+    unread: tuple[LazyTensor, ...] = ()
 
     @property
     def num_heads(self) -> int:

@@ -40,7 +40,7 @@ def heads_for(source: ModelSource, asked: str | Path | None) -> HeadsChoice:
         HeadsError: no heads are known for the model, or they cannot be read.
         ExportError: the backbone beside the heads is quantized, or cannot be downloaded.
     """
-    loaded = load_heads(asked if asked is not None else _own_heads(source))
+    loaded = load_heads(asked if asked is not None else _own_heads(source), read_all=False)
     if loaded.adapter is not None:
         if source.adapter is not None and source.adapter.resolve() != loaded.adapter.resolve():
             raise HeadsError(

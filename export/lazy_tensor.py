@@ -53,6 +53,10 @@ class LazyTensor(ir.LazyTensor):
         """The same tensor by another name."""
         return LazyTensor(self.stored, self.sizes, self.key, self.dtype, name)
 
+    def in_type(self, dtype: ir.DataType) -> "LazyTensor":
+        """The same tensor in a graph of another type."""
+        return LazyTensor(self.stored, self.sizes, self.key, dtype, self.name)
+
     def _converted(self) -> ir.TensorProtocol:
         array = self.stored()
         dtype = self.dtype.numpy()

@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Callable
-from copy import deepcopy
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -17,14 +16,14 @@ from transformers import PreTrainedModel
 from medusa_trt.errors import ExportError, HeadsError
 from medusa_trt.export.base_model import (
     BaseModel,
-    load_base_model,
     open_base_model,
     source_from_name,
 )
 from medusa_trt.export.check import compared, described
 from medusa_trt.export.graph import VerifyModule
-from medusa_trt.export.heads import HeadsModule, MedusaHeads, embedding_of
+from medusa_trt.export.heads import HeadsModule, MedusaHeads
 from medusa_trt.export.heads_choice import heads_for
+from medusa_trt.export.lazy_tensor import transposed
 from medusa_trt.export.onnx_export import (
     graph_spec,
     heads_graph,
@@ -36,7 +35,12 @@ from medusa_trt.export.output_folder import check_space, new_folder
 from medusa_trt.export.passes import QuantizeLinearPass, QuantizeWeightsPass, WidenFloatsPass
 from medusa_trt.export.reduce_graph import reduce_graph
 from medusa_trt.export.separate_heads import SeparateHeadsModule
-from medusa_trt.export.streamed_model import tensor_from_array, weights_at_hand
+from medusa_trt.export.streamed_model import (
+    Weights,
+    in_type,
+    tensor_from_array,
+    weights_at_hand,
+)
 from medusa_trt.export.support import (
     needs_general_attention,
     refuse_unsupported,
@@ -146,7 +150,7 @@ def export_bundle(options: ExportOptions, progress: Callable[[str], None] = prin
     if options.random_weights:
         base, heads, tree = _random_parts(options, target, precision, progress)
     else:
-        base, heads, tree = _loaded_parts(options, target, precision, progress)
+        base, heads, tree = _loaded_parts(options, target, progress)
     top_k = max(MIN_TOP_K, tree.top_k)
     tree.check(heads.num_heads, top_k)
     max_length = _checked_max_length(options.max_length, base.model, target)
@@ -172,7 +176,7 @@ def export_bundle(options: ExportOptions, progress: Callable[[str], None] = prin
 
 
 def _loaded_parts(
-    options: ExportOptions, target: Target, precision: Precision, progress: Callable[[str], None]
+    options: ExportOptions, target: Target, progress: Callable[[str], None]
 ) -> tuple[BaseModel, MedusaHeads, MedusaTree]:
     source = source_from_name(options.model)
     _check_output(options.output or Path(source.name), options.overwrite)
@@ -186,7 +190,7 @@ def _loaded_parts(
     tree = load_tree(options.tree or own_tree or target.default_tree)
     tree.check(heads.num_heads, max(MIN_TOP_K, tree.top_k))
     progress(f"opening {source.name}")
-    base = load_base_model(source) if precision.on_device else open_base_model(source)
+    base = open_base_model(source)
     if base.warning is not None:
         progress(f"warning: {base.warning}")
     return base, heads, tree
@@ -209,20 +213,19 @@ def _random_parts(
 
 def _write_bundle(folder: Path, parts: _Parts, progress: Callable[[str], None]) -> None:
     model = parts.base.model
-    traced = _in_type(model, parts.precision.dtype)
+    dtype = getattr(torch, parts.precision.dtype)
+    traced, weights = in_type(model, parts.base.weights, dtype)
     quantize = _quantization(parts)
     graphs = {}
     for name, form in _verify_forms(parts.precision).items():
         progress(f"tracing the {name} graph")
         module = VerifyModule(traced, parts.max_length, form)
         try:
-            # On a device all is computed in one type, so that model is traced with its data.
-            weights = None if parts.precision.on_device else parts.base.weights
             graphs[name] = verify_graph(module, parts.target.opset, quantize, weights)
         finally:
             module.release()
     progress("tracing the heads graph")
-    graphs["heads"] = _heads_graph(parts, quantize, traced)
+    graphs["heads"] = _heads_graph(parts, quantize, weights)
     del traced
     graphs["reduce"] = reduce_graph(model.config.vocab_size, parts.target.opset)
     graphs["tree"] = tree_graph(parts.tree, parts.target.opset)
@@ -271,12 +274,6 @@ def widened_bundle(bundle: Bundle, folder: Path) -> Bundle:
     return Bundle(folder, msgspec.structs.replace(manifest, target=target), bundle.tree)
 
 
-def _in_type(model: PreTrainedModel, dtype: str) -> PreTrainedModel:
-    """The model itself, or a copy in another type."""
-    wanted = getattr(torch, dtype)
-    return model if model.dtype == wanted else deepcopy(model).to(wanted)
-
-
 def _estimated_bytes(parts: _Parts) -> int:
     """Size of the bundle: matrices at the precision with its scales, all else whole."""
     precision, total = parts.precision, 0
@@ -291,29 +288,15 @@ def _estimated_bytes(parts: _Parts) -> int:
     return total
 
 
-def _heads_graph(parts: _Parts, quantize: InPlacePass | None, traced: PreTrainedModel) -> ir.Model:
+def _heads_graph(parts: _Parts, quantize: InPlacePass | None, backbone: Weights) -> ir.Model:
     heads, model = parts.heads, parts.base.model
-    module_class = HeadsModule if quantize is None else SeparateHeadsModule
+    own = [tensor.in_type(next(iter(backbone.values())).dtype) for tensor in heads.unread]
+    is_stacked = quantize is None and len(own) < 2
+    module_class = HeadsModule if is_stacked else SeparateHeadsModule
     layer = model.get_output_embeddings()
-    if parts.precision.on_device:
-        layer = traced.get_output_embeddings()
-        whole = module_class(
-            heads,
-            layer.weight.detach(),
-            parts.top_k,
-            None if layer.bias is None else layer.bias.detach(),
-            embedding_of(traced),
-        )
-        return heads_graph(
-            whole.to(traced.dtype),
-            heads.hidden_size,
-            parts.target.opset,
-            _heads_quantization(quantize),
-            portable=True,
-        )
     names_of = {id(each): name for name, each in model.named_parameters()}
     unembedding, bias, embedding = (
-        None if each is None else parts.base.weights[names_of[id(each)]]
+        None if each is None else backbone[names_of[id(each)]]
         for each in (
             layer.weight,
             getattr(layer, "bias", None),
@@ -322,6 +305,10 @@ def _heads_graph(parts: _Parts, quantize: InPlacePass | None, traced: PreTrained
     )
     assert unembedding is not None and embedding is not None
     weights = {"embedding": embedding}
+    if len(own) == 1:
+        weights["unembedding"] = own[0]
+    else:
+        weights |= {f"unembedding_{head}": transposed(each) for head, each in enumerate(own)}
     # Rows that a token map picks are few; the whole is read when the graph is written.
     if heads.token_map is None and heads.heads[0].unembedding is None:
         weights["unembedding"] = unembedding
@@ -335,7 +322,12 @@ def _heads_graph(parts: _Parts, quantize: InPlacePass | None, traced: PreTrained
         torch.empty(embedding.sizes, device="meta"),
     )
     return heads_graph(
-        module, heads.hidden_size, parts.target.opset, _heads_quantization(quantize), weights
+        module.to(getattr(torch, parts.precision.dtype)),
+        heads.hidden_size,
+        parts.target.opset,
+        _heads_quantization(quantize),
+        weights,
+        portable=parts.precision.on_device,
     )
 
 

@@ -80,6 +80,7 @@ class SegmentedEngine:
             names.POSITION_OFFSETS: np.ascontiguousarray(tree.position_offsets),
             names.PAST_LENGTH: np.array(past_lengths, np.int64),
             names.ROWS: np.array(shown, np.int64),
+            names.CACHE_POSITIONS: np.arange(self.capacity),
         }
         for place, cache in self._cache.items():
             values[names.past_name(*place)] = np.ascontiguousarray(cache[slots])

@@ -36,7 +36,10 @@ class SeparateHeadsModule(HeadsModule):
 
     def _register(self, name: str, tensors: list[torch.Tensor]) -> None:
         for head, tensor in enumerate(tensors):
-            self.register_buffer(f"{name}_{head}", tensor.contiguous(), persistent=False)
+            if tensor.is_meta:  # a parameter, whose data are read later
+                setattr(self, f"{name}_{head}", nn.Parameter(tensor, requires_grad=False))
+            else:
+                self.register_buffer(f"{name}_{head}", tensor.contiguous(), persistent=False)
 
     def logits(self, hidden: torch.Tensor, root_ids: torch.Tensor | None = None) -> torch.Tensor:
         """`hidden` (B, hidden_size), `root_ids` (B,) → (num_heads, B, draft_vocab)."""

@@ -2,10 +2,12 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from copy import deepcopy
 from functools import partial
 
 import ml_dtypes
 import numpy as np
+import onnx_ir as ir
 import torch
 from accelerate import init_empty_weights
 from torch import nn
@@ -38,8 +40,23 @@ def weights_in_memory(model: PreTrainedModel) -> Weights:
     weights = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         key = "parameter", first_names.setdefault(id(parameter), name)
-        weights[name] = LazyTensor(parameter.detach().numpy, tuple(parameter.shape), key)
+        read = partial(array_from_tensor, parameter.detach())
+        weights[name] = LazyTensor(read, tuple(parameter.shape), key)
     return weights
+
+
+def in_type(
+    model: PreTrainedModel, weights: Weights, dtype: torch.dtype
+) -> tuple[PreTrainedModel, Weights]:
+    """A model to trace in a type, of whose parameters only the shapes count, and its weights."""
+    kind = ir.DataType.from_numpy(np.dtype(str(dtype).removeprefix("torch.")))
+    weights = {name: weight.in_type(kind) for name, weight in weights.items()}
+    if model.dtype == dtype:
+        return model, weights
+    empty: dict[int, object] = {}
+    for each in model.parameters():
+        empty[id(each)] = nn.Parameter(each.to("meta", dtype), requires_grad=False)
+    return deepcopy(model, empty).to(dtype), weights
 
 
 def tensor_from_array(array: Array) -> torch.Tensor:

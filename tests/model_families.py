@@ -41,12 +41,12 @@ def longrope(original_length: int) -> PretrainedConfig:
     """A Phi-3 with other frequencies beyond `original_length` tokens, far from the others."""
     return config(
         "phi3",
+        original_max_position_embeddings=original_length,
         rope_parameters={
             "rope_type": "longrope",
             "rope_theta": 10000.0,
             "short_factor": [1.0 + 0.1 * index for index in range(8)],
             "long_factor": [2.0 + 3.0 * index for index in range(8)],
-            "original_max_position_embeddings": original_length,
         },
     )
 
@@ -95,6 +95,7 @@ FAMILIES = {
     "gemma": config("gemma", head_dim=16),
     "gemma2": config(
         "gemma2",
+        tie_word_embeddings=False,
         head_dim=32,
         sliding_window=WINDOW,
         layer_types=_HYBRID,
@@ -104,6 +105,7 @@ FAMILIES = {
     ),
     "gemma3": config(
         "gemma3_text",
+        tie_word_embeddings=False,
         head_dim=32,
         sliding_window=WINDOW,
         layer_types=_HYBRID,

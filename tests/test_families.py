@@ -41,7 +41,7 @@ from medusa_trt.tree_configs import chain_tree
 
 NUM_PREFIX = 50
 NUM_PROMPT = 20
-WIDE_TREE = "cartesian-40x2"
+WIDE_TREE = "cartesian-120"
 """So many candidates that random heads are right now and then."""
 
 
@@ -244,7 +244,7 @@ REFUSED = {
     ),
     "attention outside the attention interface": config("stablelm"),
     "positions other than rotary embeddings": config("gpt2"),
-    "mixture-of-experts layers": config("mixtral", sliding_window=None),
+    "experts other than plain gated ones \\(GptOssExperts\\)": config("gpt_oss"),
     "no rotary embedding in layer 1": config(
         "exaone4", sliding_window=WINDOW, layer_types=["sliding_attention", "full_attention"]
     ),

@@ -255,7 +255,7 @@ def test_an_adapter_changes_the_backbone_that_its_heads_draft_for(
         assert found.keys() == expected.keys()
         for key in expected:
             torch.testing.assert_close(found[key], expected[key], rtol=0, atol=1e-6)
-    read = heads_for(source_from_name(str(folder)), None).loaded.heads
+    read = load_heads(heads_for(source_from_name(str(folder)), None).loaded.path).heads
     for key, tensor in tensors.items():
         head, layer, *kinds = key.split(".")
         assert torch.equal(tensor, part_of(read.heads[int(head)], int(layer), kinds))

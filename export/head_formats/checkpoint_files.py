@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from zipfile import is_zipfile
 
 import torch
 from safetensors import safe_open
@@ -161,7 +162,8 @@ def _tensors_from_pickle(file: Path) -> dict[str, torch.Tensor]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # on the pickle protocol of a file that it refuses
-            loaded = torch.load(file, map_location="cpu", weights_only=True)
+            mapped = is_zipfile(file)  # an older pickle can only be read whole
+            loaded = torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:
         # The error's own text recommends to run the code in the file.
         raise HeadsError(

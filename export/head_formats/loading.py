@@ -26,6 +26,7 @@ from medusa_trt.export.head_formats.key_layouts import (
     is_head_key,
     recognize,
 )
+from medusa_trt.export.head_formats.unread import in_order, unread_unembeddings
 from medusa_trt.export.heads import MedusaHeads
 from medusa_trt.export.hub import folder_from_hub, is_hub_id
 
@@ -70,11 +71,12 @@ class LoadedHeads:
         return any(key.endswith(_SCALE_SUFFIXES) for key in self.others)
 
 
-def load_heads(source: str | Path) -> LoadedHeads:
+def load_heads(source: str | Path, *, read_all: bool = True) -> LoadedHeads:
     """Reads heads in any public layout; the tensors decide, a config only cross-checks.
 
     Args:
         source: a tensor file, an `.index.json`, a folder or a hub id.
+        read_all: whether their own unembeddings are read too; see `MedusaHeads.unread`.
 
     Raises:
         HeadsError: nothing there, an unsafe or damaged file, or keys that are missing, unknown,
@@ -94,9 +96,11 @@ def load_heads(source: str | Path) -> LoadedHeads:
     config, config_path = _config_beside(checkpoint, recognized)
     if recognized.layout is VLLM and config.get("original_lm_head") is True:
         recognized = _with_original_lm_head(recognized)
+    unread = {} if read_all else unread_unembeddings(checkpoint, recognized)
     by_name = checkpoint.load(recognized.names.values())
     tensors = {key: by_name[file_key] for key, file_key in recognized.names.items()}
-    heads = heads_from_keys(recognized, tensors, name)
+    tensors |= {key: tensors[key].to("meta") for key in unread}
+    heads = replace(heads_from_keys(recognized, tensors, name), unread=in_order(unread))
     if recognized.layout is VLLM:
         heads = _with_vllm_config(heads, config, config_path)
     return _described(checkpoint, recognized, tensors, heads, config, config_path)

@@ -6,6 +6,8 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import InPlacePass, PassResult
 
+from medusa_trt.export.lazy_tensor import lazy
+
 _NARROW = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 
 
@@ -24,7 +26,7 @@ class WidenFloatsPass(InPlacePass):
             if value.dtype in _NARROW:
                 value.dtype = ir.DataType.FLOAT
                 if value.const_value is not None and value.is_initializer():
-                    value.const_value = _widened(value.const_value)
+                    value.const_value = lazy(value.const_value).in_type(ir.DataType.FLOAT)
         for node in graph:
             for name, attribute in node.attributes.items():
                 if attribute.type == ir.AttributeType.TENSOR:
