@@ -22,10 +22,12 @@ from medusa_trt.export.trt_checks import (
 )
 from medusa_trt.export.trt_options import BuildOptions
 from medusa_trt.export.trt_products import PRODUCTS, ProductSpec, logger_class, progress_class
+from medusa_trt.export.trt_tree import merge_tree, merged_spec
 from medusa_trt.runtime import bundle as names
 from medusa_trt.runtime.bundle import Bundle, GraphSpec, sha256_from_file
 from medusa_trt.runtime.engine_record import (
     ENGINES_FOLDER,
+    PREFILL_ENGINE,
     PREFILL_PROFILE,
     RECORD_FILE,
     TREE_PROFILE,
@@ -33,10 +35,8 @@ from medusa_trt.runtime.engine_record import (
     EngineRecord,
     Profile,
     ShapeRange,
+    graph_of_engine,
 )
-
-GRAPHS = ("verify", "heads")
-"""The graphs that become engines; the tree is an input of the first."""
 
 _FLAGS = {
     "version_compatible": "VERSION_COMPATIBLE",
@@ -105,7 +105,7 @@ def build_engines(
     output.parent.mkdir(parents=True, exist_ok=True)
     try:
         with new_folder(output, options.overwrite) as folder:
-            engines = {graph: _build_engine(build, graph, folder) for graph in GRAPHS}
+            engines = {name: _build_engine(build, name, folder) for name in _engine_names(build)}
             record = _record(build, capabilities, engines)
             content = msgspec.json.format(msgspec.json.encode(record))
             (folder / RECORD_FILE).write_bytes(content)
@@ -196,27 +196,33 @@ def _timing_cache_file(build: _Build, output: Path) -> Path | None:
     return build.options.timing_cache or output.parent / "timing.cache"
 
 
-def _build_engine(build: _Build, graph: str, folder: Path) -> EngineFile:
-    spec = build.bundle.manifest.graphs[graph]
-    build.tell(f"reading the {graph} graph")
+def _engine_names(build: _Build) -> tuple[str, ...]:
+    return ("verify", *([PREFILL_ENGINE] if build.options.merge_tree else []), "heads")
+
+
+def _build_engine(build: _Build, name: str, folder: Path) -> EngineFile:
+    is_merged = name == "verify" and build.options.merge_tree
+    graph_spec = build.bundle.manifest.graphs[graph_of_engine(name)]
+    spec = merged_spec(graph_spec, build.bundle.tree.num_nodes) if is_merged else graph_spec
+    build.tell(f"reading the {name} graph")
     builder = build.module.Builder(build.logger)
-    network, parser = _parsed(build, builder, spec)
+    network, parser = _parsed(build, builder, spec, is_merged)
     check_interface(build.module, network, spec, build.capacity)
     check_precision(build.module, network, build.bundle.manifest.target.cache_dtype)
-    profiles = _profiles(build, graph, spec)
+    profiles = _profiles(build, name, spec, is_merged)
     config = _config(build, builder, network, profiles)
     last = _Throttle(build.tell)
     monitor = progress_class(build.module)(
-        lambda phase, share: last(f"  {graph}: {phase.lower()}, {share:.0%}")
+        lambda phase, share: last(f"  {name}: {phase.lower()}, {share:.0%}")
     )
     config.progress_monitor = monitor
-    build.tell(f"building the {graph} engine")
+    build.tell(f"building the {name} engine")
     plan = builder.build_serialized_network(network, config)
     del parser
     _check_warnings(build, spec.file)
     if plan is None:
-        raise BuildError(build_failure(build.logger.errors, graph))
-    path = folder / f"{graph}.engine"
+        raise BuildError(build_failure(build.logger.errors, name))
+    path = folder / f"{name}.engine"
     path.write_bytes(memoryview(plan))
     if "timing_cache" not in build.product.unsupported:
         build.timing_cache = bytes(memoryview(config.get_timing_cache().serialize()))
@@ -231,14 +237,18 @@ def _build_engine(build: _Build, graph: str, folder: Path) -> EngineFile:
     )
 
 
-def _parsed(build: _Build, builder: Any, spec: GraphSpec) -> tuple[Any, Any]:
+def _parsed(build: _Build, builder: Any, spec: GraphSpec, is_merged: bool) -> tuple[Any, Any]:
     """The network of a graph whose cache has its final length, and the parser that owns weights."""
     path = build.bundle.path / spec.file
     model = ir.load(path)
+    if is_merged:
+        merge_tree(model, ir.load(build.bundle.graph_path("tree")))
+    sizes: dict[str, int | str] = {"capacity": build.capacity}
+    if is_merged:
+        sizes["num_nodes"] = build.bundle.tree.num_nodes
     for value in (*model.graph.inputs, *model.graph.outputs):
         assert value.shape is not None
-        dims = (build.capacity if str(dim) == "capacity" else dim for dim in value.shape)
-        value.shape = ir.Shape(list(dims))
+        value.shape = ir.Shape([sizes.get(str(dim), dim) for dim in value.shape])
     network = builder.create_network(
         1 << int(build.module.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
     )
@@ -249,12 +259,13 @@ def _parsed(build: _Build, builder: Any, spec: GraphSpec) -> tuple[Any, Any]:
     return network, parser
 
 
-def _profiles(build: _Build, graph: str, spec: GraphSpec) -> list[Profile]:
+def _profiles(build: _Build, name: str, spec: GraphSpec, is_merged: bool) -> list[Profile]:
     batch = build.options.max_batch_size
-    if graph == "heads":
+    if name == "heads":
         ranges = {"heads": {"batch": (1, 1, batch)}}
     else:
-        nodes, most = build.bundle.tree.num_nodes, build.max_tree_nodes
+        nodes = build.bundle.tree.num_nodes
+        most = nodes if is_merged else build.max_tree_nodes
         chunk = build.options.prefill_chunk or build.bundle.manifest.target.prefill_chunk
         chunk = min(chunk, build.capacity)
         read = (2, max(2, build.capacity // 2), build.capacity)
@@ -271,8 +282,10 @@ def _profiles(build: _Build, graph: str, spec: GraphSpec) -> list[Profile]:
                 "num_rows": (1, 1, chunk),
             },
         }
+        if is_merged:
+            del ranges[PREFILL_PROFILE]
     profiles = []
-    for name, sizes in ranges.items():
+    for profile, sizes in ranges.items():
         inputs = {}
         for tensor in spec.inputs:
             shape = with_capacity(tensor, build.capacity).shape
@@ -283,7 +296,7 @@ def _profiles(build: _Build, graph: str, spec: GraphSpec) -> list[Profile]:
                 for which in range(3)
             )
             inputs[tensor.name] = ShapeRange(low, opt, high)
-        profiles.append(Profile(name, inputs))
+        profiles.append(Profile(profile, inputs))
     return profiles
 
 
@@ -350,6 +363,11 @@ def _record(
         weights_sha256=build.bundle.manifest.files[names.WEIGHTS_FILE].sha256,
         options=shown,
         engines=engines,
+        medusa_choices=(
+            [list(node) for node in build.bundle.tree.medusa_choices]
+            if options.merge_tree
+            else None
+        ),
     )
 
 

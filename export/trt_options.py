@@ -24,6 +24,8 @@ class BuildOptions:
         max_batch_size: most sequences of one step.
         max_tree_nodes: most nodes of one step; at least those of the bundle's tree.
         prefill_chunk: most tokens of one prefill step; the bundle's by default.
+        merge_tree: make the bundle's tree a constant of the verify engine; prefill, plain decoding
+            and other trees then have an engine of their own, with the weights once more.
         workspace_mib: limit on scratch memory; TensorRT's own (all of the GPU's) by default.
         optimization_level: 0 (fastest build) to 5 (fastest engine); TensorRT's own by default.
         timing_cache: a file of kernel timings, reused and added to; one beside the engines'
@@ -43,6 +45,7 @@ class BuildOptions:
     max_batch_size: int = 1
     max_tree_nodes: int = 64
     prefill_chunk: int | None = None
+    merge_tree: bool = False
     workspace_mib: int | None = None
     optimization_level: int | None = None
     timing_cache: Path | None = None
@@ -65,6 +68,11 @@ class BuildOptions:
         for name, value, low, high in limits:
             if value is not None and not low <= value <= high:
                 raise BuildError(f"{name} is {value}: it must be {low} to {high}")
+        if self.merge_tree and self.strip_weights:
+            raise BuildError(
+                "an engine without weights takes them from the graph, which has no tree: leave "
+                "out --merge-tree or --strip-weights"
+            )
         for capability in self.compute_capabilities:
             if re.fullmatch(r"\d{1,2}\.\d", capability) is None:
                 raise BuildError(f"compute capability {capability!r} is not of the form 8.6")

@@ -18,6 +18,8 @@ _INTEGERS = {
     "optimization_level": "0 (fastest build) to 5 (fastest engine)",
 }
 _SWITCHES = {
+    "merge_tree": "make the tree a constant of the verify engine; prefill and other trees get "
+    "an engine of their own",
     "version_compatible": "let later versions load the engines",
     "hardware_compatible": "let GPUs from compute capability 8.0 on load them",
     "refittable": "let the weights be replaced later",

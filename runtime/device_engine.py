@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +11,7 @@ from medusa_trt.errors import EngineError
 from medusa_trt.runtime import bundle as names
 from medusa_trt.runtime.bundle import Bundle
 from medusa_trt.runtime.device_cache import DeviceCache
+from medusa_trt.runtime.device_executor import Executable, Executor
 from medusa_trt.runtime.device_memory import Cuda
 from medusa_trt.runtime.engine import Reductions, TokenIds, VerifyOutputs
 from medusa_trt.runtime.host_reductions import reductions_from_logits
@@ -25,74 +26,29 @@ _READ_STEP = 256
 _ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 
-class Executable(Protocol):
-    """A graph of fixed shapes and addresses, to be run again and again."""
-
-    def bind_input(self, name: str, address: int, shape: tuple[int, ...], dtype: str) -> None:
-        """Says where an input lies in device memory.
-
-        Raises:
-            EngineError: the graph does not take this shape.
-        """
-        ...
-
-    def bind_output(self, name: str, address: int, shape: tuple[int, ...], dtype: str) -> None:
-        """Says where an output is to be written; as `bind_input`."""
-        ...
-
-    def enqueue(self) -> None:
-        """Runs it on the stream, without waiting.
-
-        Raises:
-            EngineError: it failed.
-        """
-        ...
-
-
-class Executor(Protocol):
-    """What runs a bundle's graphs on the device's stream."""
-
-    @property
-    def is_capturable(self) -> bool:
-        """Whether runs may be recorded as a CUDA graph from outside."""
-        ...
-
-    def open(self, graph: str, num_nodes: int) -> Executable:
-        """An executable of a graph, nothing bound yet.
-
-        Raises:
-            EngineError: there is no memory for it, or so many nodes do not fit.
-        """
-        ...
-
-    def close(self) -> None:
-        """Frees everything; nothing is running."""
-        ...
-
-
 @dataclass(slots=True)
 class _Bound:
     """An executable with all its tensors bound.
 
     Attributes:
         executable: the executor's.
+        tree: kept alive, since the binding is found by its identity.
         uploads: pinned arrays that every run copies to the device, with their addresses there.
         downloads: pinned arrays that every run fills.
         memory: all device memory of it.
         pinned: all pinned memory of it.
         graph: all of a run as a CUDA graph, from the second run on.
         num_runs: how often it ran.
-        tree: keeps the tree alive whose identity the binding is found by.
     """
 
     executable: Executable
+    tree: MedusaTree | None
     uploads: dict[str, tuple[NDArray[Any], int]] = field(default_factory=dict)
     downloads: dict[str, tuple[NDArray[Any], int]] = field(default_factory=dict)
     memory: list[int] = field(default_factory=list)
     pinned: list[NDArray[Any]] = field(default_factory=list)
     graph: Any = None
     num_runs: int = 0
-    tree: MedusaTree | None = None
 
 
 class DeviceEngine:
@@ -206,7 +162,7 @@ class DeviceEngine:
         key = ("heads", len(hidden))
         bound = self._found(key)
         if bound is None:
-            bound = self._bound("heads", 0)
+            bound = self._bound("heads", None)
             self._input(bound, names.HIDDEN, np.zeros_like(hidden), every_run=True)
             if self._heads_read_root:
                 self._input(bound, names.ROOT_IDS, np.zeros(len(hidden), np.int64), every_run=True)
@@ -253,14 +209,14 @@ class DeviceEngine:
         logits: bool,
         num_read: int,
     ) -> _Bound:
-        bound = self._bound("verify", tree.num_nodes)
-        bound.tree = tree
+        bound = self._bound("verify", tree)
         mask = np.where(tree.attn_mask, np.float32(0), np.float32(_MASKED))
         ids = np.zeros((num_sequences, tree.num_nodes), np.int64)
         self._input(bound, names.INPUT_IDS, ids, every_run=True)
         self._input(bound, names.PAST_LENGTH, np.zeros(num_sequences, np.int64), every_run=True)
-        self._input(bound, names.TREE_MASK, mask)
-        self._input(bound, names.POSITION_OFFSETS, np.asarray(tree.position_offsets, np.int64))
+        if bound.executable.takes(names.TREE_MASK):
+            self._input(bound, names.TREE_MASK, mask)
+            self._input(bound, names.POSITION_OFFSETS, np.asarray(tree.position_offsets, np.int64))
         self._input(bound, names.ROWS, np.array(rows, np.int64))
         bound.executable.bind_input(names.CACHE_POSITIONS, self._positions, (num_read,), "int64")
         num_rows = num_sequences * len(rows)
@@ -277,10 +233,10 @@ class DeviceEngine:
                 bound.executable.bind_output(updated, present, shape, self._cache_dtype)
         return bound
 
-    def _bound(self, graph: str, num_nodes: int) -> _Bound:
+    def _bound(self, graph: str, tree: MedusaTree | None) -> _Bound:
         if self._executor is None:
             raise EngineError("the engine is closed: open a new session")
-        return _Bound(self._executor.open(graph, num_nodes))
+        return _Bound(self._executor.open(graph, tree), tree)
 
     def _input(
         self, bound: _Bound, name: str, array: NDArray[Any], *, every_run: bool = False

@@ -13,6 +13,8 @@ ENGINES_FOLDER = "engines"
 RECORD_FILE = "engines.json"
 TREE_PROFILE = "tree"
 PREFILL_PROFILE = "prefill"
+PREFILL_ENGINE = "prefill"
+"""Made where the verify engine holds a tree: the verify graph for everything else."""
 
 Product = Literal["tensorrt", "tensorrt-rtx"]
 MODULES: dict[str, str] = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
@@ -62,7 +64,8 @@ class EngineRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
         max_batch_size: sequences of one step.
         weights_sha256: of the bundle's weights file.
         options: what the build was asked for, for the reader.
-        engines: "verify" and "heads".
+        engines: "verify" and "heads", and "prefill" beside a verify engine that holds a tree.
+        medusa_choices: that tree, None where any can be given.
     """
 
     product: Product
@@ -78,6 +81,7 @@ class EngineRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     weights_sha256: str
     options: dict[str, int | bool | str | None]
     engines: dict[str, EngineFile]
+    medusa_choices: list[list[int]] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +108,11 @@ def record_from_folder(folder: Path) -> EngineRecord:
         ) from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise EngineError(f"{path} is damaged ({error}): build the engines again") from error
+
+
+def graph_of_engine(name: str) -> str:
+    """The graph that an engine was built from."""
+    return "verify" if name == PREFILL_ENGINE else name
 
 
 def engine_folders(bundle: Bundle) -> list[Path]:
@@ -142,7 +151,7 @@ def check_engines(record: EngineRecord, folder: Path, bundle: Bundle) -> None:
             raise EngineError(f"{path} is missing or truncated: build the engines again")
         if sha256_from_file(path) != engine.sha256:
             raise EngineError(f"{path} does not match its SHA-256: build the engines again")
-        if files[bundle.manifest.graphs[name].file].sha256 != engine.graph_sha256:
+        if files[bundle.manifest.graphs[graph_of_engine(name)].file].sha256 != engine.graph_sha256:
             raise EngineError(
                 f"{path} was built from another {name} graph than the bundle's: "
                 "build the engines again"

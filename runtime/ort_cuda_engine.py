@@ -11,6 +11,7 @@ from medusa_trt.errors import EngineError
 from medusa_trt.runtime.bundle import Bundle
 from medusa_trt.runtime.device_engine import DeviceEngine
 from medusa_trt.runtime.device_memory import Cuda, cuda_runtime
+from medusa_trt.tree_configs import MedusaTree
 
 _PROVIDER = "CUDAExecutionProvider"
 _BFLOAT16 = 16  # ONNX's number of the type, which numpy lacks
@@ -97,9 +98,9 @@ class _OrtExecutor:
             for graph, records in _RECORDS.items()
         }
 
-    def open(self, graph: str, num_nodes: int) -> "_Binding":
+    def open(self, graph: str, tree: MedusaTree | None) -> "_Binding":
         """See `Executor.open`."""
-        del num_nodes
+        del tree
         graph_ids = self._graph_ids if _RECORDS[graph] else iter(())
         return _Binding(graph, self._sessions[graph], self._module, graph_ids)
 
@@ -117,6 +118,10 @@ class _Binding:
         self._binding = session.io_binding()
         self._options = self._run_options(_NO_GRAPH)
         self._num_runs = 0
+
+    def takes(self, name: str) -> bool:
+        """See `Executable.takes`."""
+        return True
 
     def bind_input(self, name: str, address: int, shape: tuple[int, ...], dtype: str) -> None:
         """See `Executable.bind_input`."""

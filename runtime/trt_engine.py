@@ -9,8 +9,9 @@ from medusa_trt.runtime import bundle as names
 from medusa_trt.runtime.bundle import Bundle
 from medusa_trt.runtime.device_engine import DeviceEngine
 from medusa_trt.runtime.device_memory import Cuda, cuda_runtime
-from medusa_trt.runtime.engine_record import MODULES, EngineRecord, Product
+from medusa_trt.runtime.engine_record import MODULES, PREFILL_ENGINE, EngineRecord, Product
 from medusa_trt.runtime.trt_loading import load_engines
+from medusa_trt.tree_configs import MedusaTree
 
 
 class TrtEngine(DeviceEngine):
@@ -68,24 +69,31 @@ class _TrtExecutor:
         self._record, self._engines, self._runtime = record, engines, runtime
         self._stream = stream
 
-    def open(self, graph: str, num_nodes: int) -> "_Context":
+    def open(self, graph: str, tree: MedusaTree | None) -> "_Context":
         """See `Executor.open`."""
-        profile = self._profile_for(num_nodes) if graph == "verify" else 0
-        context = self._engines[graph].create_execution_context()
+        name = graph if tree is None or self._holds(tree) else PREFILL_ENGINE
+        profile = 0 if tree is None else self._profile_for(name, tree.num_nodes)
+        context = self._engines[name].create_execution_context()
         if context is None or not context.set_optimization_profile_async(profile, self._stream):
             raise EngineError(
-                f"TensorRT cannot make an execution context of the {graph} engine: the GPU's "
+                f"TensorRT cannot make an execution context of the {name} engine: the GPU's "
                 "memory may be full"
             )
-        return _Context(graph, context, self._stream)
+        inputs = {tensor.name for tensor in self._record.engines[name].inputs}
+        return _Context(name, context, self._stream, inputs)
 
     def close(self) -> None:
         """Engines first, then the runtime, which they hold on to."""
         self._engines.clear()
         self._runtime = None
 
-    def _profile_for(self, num_nodes: int) -> int:
-        profiles = self._record.engines["verify"].profiles
+    def _holds(self, tree: MedusaTree) -> bool:
+        """Whether the verify engine is for this tree, or for any."""
+        merged = self._record.medusa_choices
+        return merged is None or merged == [list(node) for node in tree.medusa_choices]
+
+    def _profile_for(self, name: str, num_nodes: int) -> int:
+        profiles = self._record.engines[name].profiles
         limits = [profile.inputs[names.INPUT_IDS].max[1] for profile in profiles]
         for index, limit in enumerate(limits):
             if num_nodes <= limit:
@@ -99,8 +107,13 @@ class _TrtExecutor:
 class _Context:
     """An execution context."""
 
-    def __init__(self, graph: str, context: Any, stream: int) -> None:
-        self._graph, self._context, self._stream = graph, context, stream
+    def __init__(self, name: str, context: Any, stream: int, inputs: set[str]) -> None:
+        self._name, self._context, self._stream = name, context, stream
+        self._inputs = inputs
+
+    def takes(self, name: str) -> bool:
+        """See `Executable.takes`."""
+        return name in self._inputs
 
     def bind_input(self, name: str, address: int, shape: tuple[int, ...], dtype: str) -> None:
         """See `Executable.bind_input`; the types were checked when the engine was loaded."""
@@ -119,7 +132,7 @@ class _Context:
     def enqueue(self) -> None:
         """See `Executable.enqueue`."""
         if not self._context.execute_async_v3(self._stream):
-            raise EngineError(f"TensorRT failed in the {self._graph} engine")
+            raise EngineError(f"TensorRT failed in the {self._name} engine")
 
 
 def _check_sizes(

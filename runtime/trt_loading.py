@@ -13,6 +13,7 @@ from medusa_trt.runtime.engine_record import (
     Product,
     check_engines,
     engine_folders,
+    graph_of_engine,
     mismatches,
     record_from_folder,
 )
@@ -22,7 +23,7 @@ _TYPES = {"float": "FLOAT", "float16": "HALF", "bfloat16": "BF16", "int64": "INT
 
 @dataclass(frozen=True, slots=True)
 class LoadedEngines:
-    """Deserialized engines by graph, with what was recorded of them."""
+    """Deserialized engines by name, with what was recorded of them."""
 
     record: EngineRecord
     engines: dict[str, Any]
@@ -58,7 +59,7 @@ def load_engines(
     if record.any_version:
         runtime.engine_host_code_allowed = True
     engines = {}
-    for graph, spec in record.engines.items():
+    for name, spec in record.engines.items():
         path = folder / spec.file
         engine = runtime.deserialize_cuda_engine(path.read_bytes())
         if engine is None:
@@ -66,11 +67,11 @@ def load_engines(
                 f"{product} {machine.version} cannot load {path}: build the engines again here"
             )
         if record.stripped:
-            _refit(module, engine, bundle.graph_path(graph))
+            _refit(module, engine, bundle.graph_path(graph_of_engine(name)))
         if record.weight_streaming:
             engine.weight_streaming_budget_v2 = engine.get_weight_streaming_automatic_budget()
         _check_tensors(module, engine, [*spec.inputs, *spec.outputs], path)
-        engines[graph] = engine
+        engines[name] = engine
     return LoadedEngines(record, engines, runtime)
 
 

@@ -116,6 +116,21 @@ def test_the_engines_build(trt_bundle: Bundle) -> None:
 
 
 @needs_rtx
+def test_a_merged_tree_builds(trt_bundle: Bundle, tmp_path: Path) -> None:
+    options = BuildOptions(
+        target="tensorrt-rtx",
+        compute_capabilities=("8.6",),
+        max_length=128,
+        merge_tree=True,
+        output=tmp_path / "engines",
+    )
+    record = record_from_folder(build_engines(trt_bundle, options, progress=lambda _: None))
+    assert record.engines.keys() == {"verify", "prefill", "heads"}
+    assert [profile.name for profile in record.engines["verify"].profiles] == ["tree"]
+    assert [profile.name for profile in record.engines["prefill"].profiles] == ["tree", "prefill"]
+
+
+@needs_rtx
 def test_the_jetson_engines_build(jetson_bundle: Bundle) -> None:
     check_built(jetson_bundle)
 
@@ -209,6 +224,8 @@ def test_the_command_reports_mistakes(
     assert "no engines are built for ort-cpu" in capsys.readouterr().err
     assert main(["build", str(tiny_bundle.path), "--target", "tensorrt"]) == 2
     assert "the bundle was exported for ort-cpu: export" in capsys.readouterr().err
+    assert main(["build", str(tiny_bundle.path), "--merge-tree", "--strip-weights"]) == 2
+    assert "leave out --merge-tree or --strip-weights" in capsys.readouterr().err
     assert main(["build", str(tiny_bundle.path), "--optimization-level", "9"]) == 2
     assert "optimization_level is 9: it must be 0 to 5" in capsys.readouterr().err
 

@@ -34,7 +34,7 @@ TREE = MedusaTree.from_choices([(0,), (1,), (0, 0), (0, 1), (0, 0, 0)], name="si
 class Built:
     """Engines of a bundle, built and run by the stand-in."""
 
-    def __init__(self, bundle: Bundle, folder: Path, **options: int) -> None:
+    def __init__(self, bundle: Bundle, folder: Path, **options: int | bool) -> None:
         self.bundle, self.cuda = bundle, FakeCuda()
         self.module = FakeTensorRT(self.cuda)
         self.folder = folder / "engines"
@@ -91,6 +91,41 @@ def test_replies_equal_those_of_onnx_runtime(which: str, request: pytest.Fixture
     assert found == expected
     assert plain == expected
     assert not own.cuda.memory, "memory was not freed"
+
+
+def test_a_merged_tree_is_no_input_and_other_trees_run_beside_it(
+    trt_bundle: Bundle, tmp_path: Path
+) -> None:
+    own = Built(trt_bundle, tmp_path, merge_tree=True)
+    record = record_from_folder(own.folder)
+    assert record.engines.keys() == {"verify", "prefill", "heads"}
+    assert record.medusa_choices == [[0], [0, 0], [0, 0, 0]]
+    merged = {tensor.name: tensor.shape for tensor in record.engines["verify"].inputs}
+    assert not merged.keys() & {"tree_mask", "position_offsets"}
+    assert merged["input_ids"] == ["batch", 4]
+    rng = np.random.default_rng(1)
+    prompt, tokens = rng.integers(0, 250, (1, 30)), rng.integers(0, 250, (1, 4))
+    engine = own.engine()
+    engine.verify(prompt, chain_tree(29), [0], rows=(0,))
+    logits = []
+    # A tree of the same form, and one that only begins like it.
+    for tree in (trt_bundle.tree, MedusaTree.from_choices([(0,), (0, 0), (1,)])):
+        own.module.executed.clear()
+        outputs = engine.verify(tokens, tree, [30], logits=True).logits
+        assert outputs is not None
+        logits.append(outputs[0].copy())
+        assert own.module.executed == ["profile 0"]
+    engine.close()
+    other = OrtEngine(trt_bundle, capacity=384, num_threads=1)
+    other.verify(prompt, chain_tree(29), [0], rows=(0,))
+    for found, tree in zip(
+        logits, (trt_bundle.tree, MedusaTree.from_choices([(0,), (0, 0), (1,)])), strict=True
+    ):
+        expected = other.verify(tokens, tree, [30], logits=True).logits
+        assert expected is not None and np.array_equal(found, expected[0])
+    with MedusaSession(trt_bundle, engine=own.engine()) as session:
+        with_tree, plain = (replies(session, each) for each in (trt_bundle.tree, chain_tree(0)))
+    assert with_tree == plain
 
 
 def test_steady_steps_run_as_graphs_and_wait_once(built: Built) -> None:

@@ -7,7 +7,9 @@ place. Only what the project calls is here.
 
 import ctypes
 import json
+from base64 import b64decode, b64encode
 from math import prod
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -136,7 +138,8 @@ class _Builder:
             for profile in config.profiles:
                 assert (-1 in tensor.shape) == (tensor.name in profile)
         free = {v.name: list(_Tensor(v).shape) for v in network.model.graph.output}
-        plan = {"path": network.path, "profiles": config.profiles, "outputs": free}
+        model = b64encode(network.model.SerializeToString()).decode()
+        plan = {"path": network.path, "profiles": config.profiles, "outputs": free, "model": model}
         return json.dumps(plan).encode()
 
 
@@ -147,8 +150,11 @@ class _Engine:
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         options.intra_op_num_threads = 1
-        self.session = onnxruntime.InferenceSession(content["path"], options)
-        graph = onnx.load(content["path"], load_external_data=False).graph
+        folder = "session.model_external_initializers_file_folder_path"
+        options.add_session_config_entry(folder, str(Path(content["path"]).parent))
+        model = b64decode(content["model"])
+        self.session = onnxruntime.InferenceSession(model, options)
+        graph = onnx.load_from_string(model).graph
         self.inputs = {value.name: _Tensor(value) for value in graph.input}
         self.outputs = {value.name: _Tensor(value) for value in graph.output}
         self.in_place = any(node.op_type == "TensorScatter" for node in graph.node)
