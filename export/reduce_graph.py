@@ -54,8 +54,10 @@ def _reduce(
     weights = op.Cast(op.Exp(op.Sub(top, highest)), to=_DOUBLE)
     reached = op.CumSum(weights, op.Constant(value_int=1))
     goal = op.Mul(op.Cast(top_p, to=_DOUBLE), total)
-    in_nucleus = op.Less(op.Sub(reached, weights), goal)
-    nucleus = op.ReduceMin(op.Where(in_nucleus, top, highest), last)
+    # The last of the nucleus, by its place: ONNX Runtime's ReduceMin on CUDA wants cuDNN.
+    in_nucleus = op.Cast(op.Less(op.Sub(reached, weights), goal), to=_INT64)
+    size = op.Max(op.ReduceSum(in_nucleus, last), op.Constant(value_ints=[1]))
+    nucleus = op.GatherElements(top, op.Sub(size, op.Constant(value_ints=[1])), axis=1)
     all_of_it = op.GreaterOrEqual(top_p, 1.0)
     p_threshold = op.Where(all_of_it, lowest, nucleus)
     enough = op.GreaterOrEqual(op.Slice(reached, [-1], [9223372036854775807], [1]), goal)

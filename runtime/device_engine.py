@@ -1,8 +1,6 @@
 """The engine on a GPU: memory bound once for each shape, steps that wait once."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,45 +8,21 @@ from numpy.typing import NDArray
 from medusa_trt.errors import EngineError
 from medusa_trt.runtime import bundle as names
 from medusa_trt.runtime.bundle import Bundle
+from medusa_trt.runtime.device_bindings import Bindings, Bound
 from medusa_trt.runtime.device_cache import DeviceCache
-from medusa_trt.runtime.device_executor import Executable, Executor
+from medusa_trt.runtime.device_executor import Executor
 from medusa_trt.runtime.device_memory import Cuda
 from medusa_trt.runtime.engine import Reductions, TokenIds, VerifyOutputs
 from medusa_trt.runtime.host_reductions import reductions_from_logits
 from medusa_trt.runtime.options import SamplingOptions
+from medusa_trt.runtime.reduce_inputs import empty_inputs, parent_rows, write_inputs
 from medusa_trt.tree_configs import MedusaTree
 
 _MASKED = float(np.finfo(np.float32).min)
-_MAX_BINDINGS = 16
 _READ_STEP = 256
 """Rows of the cache that are read come in multiples of this: each number is a graph of its own."""
 
 _ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
-
-
-@dataclass(slots=True)
-class _Bound:
-    """An executable with all its tensors bound.
-
-    Attributes:
-        executable: the executor's.
-        tree: kept alive, since the binding is found by its identity.
-        uploads: pinned arrays that every run copies to the device, with their addresses there.
-        downloads: pinned arrays that every run fills.
-        memory: all device memory of it.
-        pinned: all pinned memory of it.
-        graph: all of a run as a CUDA graph, from the second run on.
-        num_runs: how often it ran.
-    """
-
-    executable: Executable
-    tree: MedusaTree | None
-    uploads: dict[str, tuple[NDArray[Any], int]] = field(default_factory=dict)
-    downloads: dict[str, tuple[NDArray[Any], int]] = field(default_factory=dict)
-    memory: list[int] = field(default_factory=list)
-    pinned: list[NDArray[Any]] = field(default_factory=list)
-    graph: Any = None
-    num_runs: int = 0
 
 
 class DeviceEngine:
@@ -75,8 +49,7 @@ class DeviceEngine:
         Raises:
             EngineError: the device's memory is full.
         """
-        self._executor: Executor | None = executor
-        self._cuda = cuda
+        self._cuda, self._bindings = cuda, Bindings(cuda, executor)
         self._model, self._heads_spec = bundle.manifest.model, bundle.manifest.heads
         self._heads_read_root = bundle.manifest.heads_read_root
         target = bundle.manifest.target
@@ -95,8 +68,7 @@ class DeviceEngine:
         positions[:] = np.arange(capacity)
         self._positions = cuda.allocate(positions.nbytes)
         cuda.upload(self._positions, positions)
-        self._bindings: dict[tuple[object, ...], _Bound] = {}
-        self._last: VerifyOutputs | None = None
+        self._last: tuple[VerifyOutputs, int] | None = None
 
     @property
     def capacity(self) -> int:
@@ -129,22 +101,22 @@ class DeviceEngine:
         shown = tuple(range(tree.num_nodes) if rows is None else rows)
         num_sequences = len(past_lengths)
         key = (id(tree), num_sequences, first_slot, shown, logits, num_read, self._cache.current)
-        bound = self._found(key)
+        bound = self._bindings.found(key)
         if bound is None:
             bound = self._bind_verify(tree, shown, first_slot, num_sequences, logits, num_read)
-            self._keep(key, bound)
-        bound.uploads[names.INPUT_IDS][0][...] = input_ids
-        bound.uploads[names.PAST_LENGTH][0][:] = past_lengths
-        self._run(bound)
+            self._bindings.keep(key, bound)
+        bound.inputs[names.INPUT_IDS][...] = input_ids
+        bound.inputs[names.PAST_LENGTH][:] = past_lengths
+        found = self._bindings.run(bound)
         self._cache.stepped()
         shape = (num_sequences, len(shown))
-        found = {name: array for name, (array, _) in bound.downloads.items()}
-        self._last = VerifyOutputs(
+        outputs = VerifyOutputs(
             argmax=found[names.ARGMAX].reshape(shape),
             hidden=found[names.HIDDEN].reshape(*shape, -1),
             logits=found[names.LOGITS].reshape(*shape, -1) if logits else None,
         )
-        return self._last
+        self._last = outputs, bound.addresses[names.LOGITS]
+        return outputs
 
     def reduce(
         self,
@@ -153,27 +125,45 @@ class DeviceEngine:
         sampling: SamplingOptions,
         uniforms: NDArray[np.float64],
     ) -> Reductions:
-        """See `Engine.reduce`; computed on the host."""
-        assert self._last is not None and self._last.logits is not None
-        return reductions_from_logits(self._last.logits, input_ids, tree, sampling, uniforms)
+        """See `Engine.reduce`; on the host where the executor has no graph for it."""
+        assert self._last is not None and sampling.temperature > 0
+        outputs, address = self._last
+        assert outputs.logits is not None
+        if not self._bindings.executor.reduces:
+            return reductions_from_logits(outputs.logits, input_ids, tree, sampling, uniforms)
+        num_rows = uniforms.size
+        key = ("reduce", id(tree), num_rows, address)
+        bound = self._bindings.found(key)
+        if bound is None:
+            bound = self._bind_reduce(tree, num_rows, address)
+            self._bindings.keep(key, bound)
+        write_inputs(bound.inputs, input_ids, sampling, uniforms, self._model.vocab_size)
+        found = self._bindings.run(bound)
+        shaped = {name: array.reshape(uniforms.shape) for name, array in found.items()}
+        return Reductions(
+            sampled=shaped[names.SAMPLED],
+            covered=shaped[names.COVERED],
+            entropy=shaped[names.ENTROPY],
+            candidate_logprob=shaped[names.CANDIDATE_LOGPROB],
+        )
 
     def draft(self, hidden: NDArray[np.float32], root_ids: Sequence[int]) -> NDArray[np.int64]:
         """See `Engine.draft`."""
         key = ("heads", len(hidden))
-        bound = self._found(key)
+        bound = self._bindings.found(key)
         if bound is None:
-            bound = self._bound("heads", None)
-            self._input(bound, names.HIDDEN, np.zeros_like(hidden), every_run=True)
+            bound = self._bindings.new("heads")
+            self._bindings.input(bound, names.HIDDEN, np.zeros_like(hidden), every_run=True)
             if self._heads_read_root:
-                self._input(bound, names.ROOT_IDS, np.zeros(len(hidden), np.int64), every_run=True)
+                roots = np.zeros(len(hidden), np.int64)
+                self._bindings.input(bound, names.ROOT_IDS, roots, every_run=True)
             shape = (len(hidden), self._heads_spec.num_heads, self._heads_spec.top_k)
-            self._output(bound, names.DRAFT_IDS, shape, "int64", wanted=True)
-            self._keep(key, bound)
-        bound.uploads[names.HIDDEN][0][...] = hidden
+            self._bindings.output(bound, names.DRAFT_IDS, shape, "int64", wanted=True)
+            self._bindings.keep(key, bound)
+        bound.inputs[names.HIDDEN][...] = hidden
         if self._heads_read_root:
-            bound.uploads[names.ROOT_IDS][0][:] = root_ids
-        self._run(bound)
-        drafts: NDArray[np.int64] = bound.downloads[names.DRAFT_IDS][0]
+            bound.inputs[names.ROOT_IDS][:] = root_ids
+        drafts: NDArray[np.int64] = self._bindings.run(bound)[names.DRAFT_IDS]
         return drafts
 
     def commit(self, slot: int, past_length: int, nodes: Sequence[int]) -> None:
@@ -186,14 +176,9 @@ class DeviceEngine:
 
     def close(self) -> None:
         """See `Engine.close`."""
-        if self._executor is not None:
-            self._cuda.synchronize()
-            # Executables first: each holds on to what the executor frees.
-            while self._bindings:
-                self._release(self._bindings.popitem()[1])
-            self._executor.close()
-            self._executor, self._last = None, None
-            self._cuda.close()
+        self._bindings.close()
+        self._last = None
+        self._cuda.close()
 
     @property
     def _more_room(self) -> str:
@@ -208,22 +193,25 @@ class DeviceEngine:
         num_sequences: int,
         logits: bool,
         num_read: int,
-    ) -> _Bound:
-        bound = self._bound("verify", tree)
+    ) -> Bound:
+        bindings, model = self._bindings, self._model
+        bound = bindings.new("verify", tree)
         mask = np.where(tree.attn_mask, np.float32(0), np.float32(_MASKED))
         ids = np.zeros((num_sequences, tree.num_nodes), np.int64)
-        self._input(bound, names.INPUT_IDS, ids, every_run=True)
-        self._input(bound, names.PAST_LENGTH, np.zeros(num_sequences, np.int64), every_run=True)
+        lengths = np.zeros(num_sequences, np.int64)
+        bindings.input(bound, names.INPUT_IDS, ids, every_run=True)
+        bindings.input(bound, names.PAST_LENGTH, lengths, every_run=True)
         if bound.executable.takes(names.TREE_MASK):
-            self._input(bound, names.TREE_MASK, mask)
-            self._input(bound, names.POSITION_OFFSETS, np.asarray(tree.position_offsets, np.int64))
-        self._input(bound, names.ROWS, np.array(rows, np.int64))
+            offsets = np.asarray(tree.position_offsets, np.int64)
+            bindings.input(bound, names.TREE_MASK, mask)
+            bindings.input(bound, names.POSITION_OFFSETS, offsets)
+        bindings.input(bound, names.ROWS, np.array(rows, np.int64))
         bound.executable.bind_input(names.CACHE_POSITIONS, self._positions, (num_read,), "int64")
         num_rows = num_sequences * len(rows)
-        model = self._model
-        self._output(bound, names.ARGMAX, (num_rows,), "int64", wanted=True)
-        self._output(bound, names.HIDDEN, (num_rows, model.hidden_size), "float32", wanted=True)
-        self._output(bound, names.LOGITS, (num_rows, model.vocab_size), "float32", wanted=logits)
+        bindings.output(bound, names.ARGMAX, (num_rows,), "int64", wanted=True)
+        hidden_shape, logits_shape = (num_rows, model.hidden_size), (num_rows, model.vocab_size)
+        bindings.output(bound, names.HIDDEN, hidden_shape, "float32", wanted=True)
+        bindings.output(bound, names.LOGITS, logits_shape, "float32", wanted=logits)
         shape = (num_sequences, model.num_kv_heads, self.capacity, model.head_dim)
         for layer in range(model.num_layers):
             for kind in ("key", "value"):
@@ -233,74 +221,22 @@ class DeviceEngine:
                 bound.executable.bind_output(updated, present, shape, self._cache_dtype)
         return bound
 
-    def _bound(self, graph: str, tree: MedusaTree | None) -> _Bound:
-        if self._executor is None:
-            raise EngineError("the engine is closed: open a new session")
-        return _Bound(self._executor.open(graph, tree), tree)
-
-    def _input(
-        self, bound: _Bound, name: str, array: NDArray[Any], *, every_run: bool = False
-    ) -> None:
-        pinned = self._cuda.pinned(array.shape, array.dtype)
-        pinned[...] = array
-        address = self._cuda.allocate(array.nbytes)
-        bound.memory.append(address)
-        bound.pinned.append(pinned)
-        bound.executable.bind_input(name, address, array.shape, array.dtype.name)
-        if every_run:
-            bound.uploads[name] = pinned, address
-        else:
-            self._cuda.upload(address, pinned)
-
-    def _output(
-        self, bound: _Bound, name: str, shape: tuple[int, ...], dtype: str, *, wanted: bool
-    ) -> None:
-        address = self._cuda.allocate(int(np.prod(shape)) * np.dtype(dtype).itemsize)
-        bound.memory.append(address)
-        bound.executable.bind_output(name, address, shape, dtype)
-        if wanted:
-            pinned = self._cuda.pinned(shape, dtype)
-            bound.pinned.append(pinned)
-            bound.downloads[name] = pinned, address
-
-    def _found(self, key: tuple[object, ...]) -> _Bound | None:
-        """A binding that was kept, now the youngest."""
-        bound = self._bindings.pop(key, None)
-        if bound is not None:
-            self._bindings[key] = bound
+    def _bind_reduce(self, tree: MedusaTree, num_rows: int, logits: int) -> Bound:
+        """The reduce graph on logits where they lie."""
+        bound = self._bindings.new("reduce", tree)
+        shape = (num_rows, self._model.vocab_size)
+        bound.executable.bind_input(names.LOGITS, logits, shape, "float32")
+        self._bindings.input(bound, names.PARENT_ROWS, parent_rows(tree, num_rows))
+        for name, array in empty_inputs(num_rows).items():
+            if name == names.NUM_SORTED:
+                self._bindings.host_input(bound, name, array)
+            else:
+                self._bindings.input(bound, name, array, every_run=True)
+        for name, dtype in (
+            (names.SAMPLED, "int64"),
+            (names.COVERED, "bool"),
+            (names.ENTROPY, "float32"),
+            (names.CANDIDATE_LOGPROB, "float32"),
+        ):
+            self._bindings.output(bound, name, (num_rows,), dtype, wanted=True)
         return bound
-
-    def _keep(self, key: tuple[object, ...], bound: _Bound) -> None:
-        while len(self._bindings) >= _MAX_BINDINGS:
-            self._cuda.synchronize()
-            self._release(self._bindings.pop(next(iter(self._bindings))))
-        self._bindings[key] = bound
-
-    def _release(self, bound: _Bound) -> None:
-        """Frees what a binding holds, none of which is in use after the last wait."""
-        if bound.graph is not None:
-            self._cuda.free_graph(bound.graph)
-        for address in bound.memory:
-            self._cuda.free(address)
-        for array in bound.pinned:
-            self._cuda.free_pinned(array)
-
-    def _run(self, bound: _Bound) -> None:
-        """One execution, and the wait for what it says."""
-        assert self._executor is not None
-        bound.num_runs += 1
-        if bound.num_runs == 2 and self._executor.is_capturable:
-            # The first run did what is left for it; from here on nothing changes.
-            bound.graph = self._cuda.captured(lambda: self._enqueue(bound))
-        if bound.graph is not None:
-            self._cuda.launch(bound.graph)
-        else:
-            self._enqueue(bound)
-        self._cuda.synchronize()
-
-    def _enqueue(self, bound: _Bound) -> None:
-        for array, address in bound.uploads.values():
-            self._cuda.upload(address, array)
-        bound.executable.enqueue()
-        for array, address in bound.downloads.values():
-            self._cuda.download(array, address)

@@ -20,6 +20,10 @@ class Executable(Protocol):
         """
         ...
 
+    def bind_host_input(self, name: str, address: int, shape: tuple[int, ...], dtype: str) -> None:
+        """Says where an input lies that is read on the host; as `bind_input`."""
+        ...
+
     def bind_output(self, name: str, address: int, shape: tuple[int, ...], dtype: str) -> None:
         """Says where an output is to be written; as `bind_input`."""
         ...
@@ -39,6 +43,11 @@ class Executor(Protocol):
     @property
     def is_capturable(self) -> bool:
         """Whether runs may be recorded as a CUDA graph from outside."""
+        ...
+
+    @property
+    def reduces(self) -> bool:
+        """Whether the reduce graph can be opened too."""
         ...
 
     def open(self, graph: str, tree: MedusaTree | None) -> Executable:

@@ -23,11 +23,11 @@ _MAX_GRAPHS = 64
 
 _NO_GRAPH = -1
 
-_RECORDS = {"verify": True, "heads": False}
+_RECORDS = {"verify": True, "heads": False, "reduce": False}
 """Whether a graph's runs become CUDA graphs.
 
 `TopK` copies sizes from host memory that the provider uses again after the run, so a recorded copy
-could find those of another batch size there. The heads are a handful of launches.
+could find those of another batch size there. Heads and reductions are a handful of launches.
 """
 
 
@@ -80,6 +80,7 @@ class _OrtExecutor:
     """Makes bindings."""
 
     is_capturable = False  # the provider's own graphs know which of its buffers must stay
+    reduces = True
 
     def __init__(self, bundle: Bundle, module: Any, stream: int) -> None:
         self._module = module
@@ -126,6 +127,10 @@ class _Binding:
     def bind_input(self, name: str, address: int, shape: tuple[int, ...], dtype: str) -> None:
         """See `Executable.bind_input`."""
         self._binding.bind_input(name, "cuda", 0, _element_type(dtype), shape, address)
+
+    def bind_host_input(self, name: str, address: int, shape: tuple[int, ...], dtype: str) -> None:
+        """See `Executable.bind_host_input`."""
+        self._binding.bind_input(name, "cpu", 0, _element_type(dtype), shape, address)
 
     def bind_output(self, name: str, address: int, shape: tuple[int, ...], dtype: str) -> None:
         """See `Executable.bind_output`."""

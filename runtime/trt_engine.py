@@ -62,6 +62,7 @@ class _TrtExecutor:
     """Makes execution contexts."""
 
     is_capturable = True
+    reduces = False  # TensorRT has no float64, in which the reduce graph adds up
 
     def __init__(
         self, record: EngineRecord, engines: dict[str, Any], runtime: Any, stream: int
@@ -123,6 +124,10 @@ class _Context:
                 f"the engine does not take {name} of shape {shape}: build it again with "
                 "larger limits"
             )
+
+    def bind_host_input(self, name: str, address: int, shape: tuple[int, ...], dtype: str) -> None:
+        """See `Executable.bind_host_input`."""
+        self.bind_input(name, address, shape, dtype)
 
     def bind_output(self, name: str, address: int, shape: tuple[int, ...], dtype: str) -> None:
         """See `Executable.bind_output`."""

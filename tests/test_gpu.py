@@ -1,4 +1,8 @@
-"""On a GPU: the graphs against Hugging Face, replayed steps, replies. `pytest -m gpu`."""
+"""On a GPU: the graphs against Hugging Face, replayed steps, replies. `pytest -m gpu`.
+
+ONNX Runtime with CUDA takes the place of the one without: pip uninstall onnxruntime, then
+pip install 'onnxruntime-gpu[cuda]==1.31.1'.
+"""
 
 import importlib.util
 

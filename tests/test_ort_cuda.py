@@ -64,8 +64,10 @@ def test_logits_equal_hugging_face(cuda_bundle: Bundle, tmp_path: Path) -> None:
 
 
 def test_replies_equal_those_of_the_cpu_engine(cuda_bundle: Bundle) -> None:
-    with MedusaSession(cuda_bundle, engine=Device().engine(cuda_bundle)) as session:
+    device = Device()
+    with MedusaSession(cuda_bundle, engine=device.engine(cuda_bundle)) as session:
         found, plain = replies(session, TREE), replies(session, chain_tree(0))
+    assert device.module.executed.count("reduce") > 12
     engine = OrtEngine(cuda_bundle, capacity=384, num_threads=1)
     with MedusaSession(cuda_bundle, engine=engine) as session:
         expected = replies(session, TREE)
@@ -147,6 +149,17 @@ def test_sizes_do_not_meet_tensors(cuda_bundle: Bundle) -> None:
             else:
                 assert takes_sizes.get(node.op_type) == index, f"{node.op_type} copies a size"
     assert "SkipSimplifiedLayerNormalization" in {node.op_type for node in graph}
+
+
+@pytest.mark.parametrize("graph", ["verify", "heads", "reduce"])
+def test_nothing_needs_cudnn(graph: str, cuda_bundle: Bundle) -> None:
+    """The provider has kernels of its own for these; `ReduceMin` and `ReduceMax` call cuDNN."""
+    reductions = {
+        node.op_type
+        for node in ir.load(cuda_bundle.graph_path(graph)).graph
+        if node.op_type.startswith("Reduce")
+    }
+    assert reductions <= {"ReduceSum"}
 
 
 def test_what_is_missing_is_named(cuda_bundle: Bundle, trt_bundle: Bundle) -> None:
