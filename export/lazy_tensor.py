@@ -19,6 +19,7 @@ class LazyTensor(ir.LazyTensor):
 
     Attributes:
         key: equal for equal contents.
+        sources: names of the tensors of the traced graph that it is made of.
         stored: gives the array in the type of the file it comes from, which may be narrower than
             the graph's, and may be a view of the file.
     """
@@ -30,6 +31,7 @@ class LazyTensor(ir.LazyTensor):
         key: Hashable,
         dtype: ir.DataType = ir.DataType.FLOAT,
         name: str | None = None,
+        sources: Sequence[str] = (),
     ) -> None:
         """Takes the recipe.
 
@@ -39,10 +41,12 @@ class LazyTensor(ir.LazyTensor):
             key: equal for equal contents.
             dtype: in the graph.
             name: of the tensor.
+            sources: see the attribute; by default its own name.
         """
         super().__init__(self._converted, dtype, ir.Shape(shape), name=name)
         self.stored = stored
         self.key = key
+        self.sources = tuple(sources) or ((name,) if name else ())
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -51,7 +55,7 @@ class LazyTensor(ir.LazyTensor):
 
     def named(self, name: str) -> "LazyTensor":
         """The same tensor by another name."""
-        return LazyTensor(self.stored, self.sizes, self.key, self.dtype, name)
+        return LazyTensor(self.stored, self.sizes, self.key, self.dtype, name, self.sources)
 
     def in_type(self, dtype: ir.DataType) -> "LazyTensor":
         """The same tensor in a graph of another type."""
@@ -68,7 +72,8 @@ def lazy(tensor: ir.TensorProtocol) -> LazyTensor:
     if isinstance(tensor, LazyTensor):
         return tensor
     # The recipe keeps the tensor alive, so that no other can have its identity.
-    return LazyTensor(tensor.numpy, tensor.shape.numpy(), ("memory", id(tensor)), tensor.dtype)
+    key = "memory", id(tensor)
+    return LazyTensor(tensor.numpy, tensor.shape.numpy(), key, tensor.dtype, tensor.name)
 
 
 def transposed(tensor: ir.TensorProtocol, axes: Sequence[int] = (1, 0)) -> LazyTensor:
@@ -78,7 +83,9 @@ def transposed(tensor: ir.TensorProtocol, axes: Sequence[int] = (1, 0)) -> LazyT
     key = ("transposed", tuple(axes), source.key)
     if tuple(axes) == (1, 0) and isinstance(source.key, tuple) and source.key[:2] == key[:2]:
         key = source.key[2]
-    return LazyTensor(lambda: source.stored().transpose(axes), shape, key, source.dtype)
+    return LazyTensor(
+        lambda: source.stored().transpose(axes), shape, key, source.dtype, sources=source.sources
+    )
 
 
 def selected(tensor: ir.TensorProtocol, index: int) -> LazyTensor:
@@ -99,4 +106,5 @@ def concatenated(tensors: Sequence[ir.TensorProtocol], axis: int) -> LazyTensor:
         shape,
         key,
         parts[0].dtype,
+        sources=[source for part in parts for source in part.sources],
     )

@@ -3,7 +3,6 @@
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -24,6 +23,7 @@ from medusa_trt.export.graph import VerifyModule
 from medusa_trt.export.heads import HeadsModule, MedusaHeads
 from medusa_trt.export.heads_choice import heads_for
 from medusa_trt.export.lazy_tensor import transposed
+from medusa_trt.export.manifest import manifest_of, write_manifest
 from medusa_trt.export.onnx_export import (
     graph_spec,
     heads_graph,
@@ -32,7 +32,16 @@ from medusa_trt.export.onnx_export import (
     verify_graph,
 )
 from medusa_trt.export.output_folder import check_space, new_folder
-from medusa_trt.export.passes import QuantizeLinearPass, QuantizeWeightsPass, WidenFloatsPass
+from medusa_trt.export.passes import WidenFloatsPass
+from medusa_trt.export.quantization_passes import heads_pass, layers_pass
+from medusa_trt.export.quantization_plan import (
+    PLAN_FILE,
+    PlannedFormats,
+    QuantizationPlan,
+    bits_from_plan,
+    plan_from_file,
+    precision_from_plan,
+)
 from medusa_trt.export.reduce_graph import reduce_graph
 from medusa_trt.export.separate_heads import SeparateHeadsModule
 from medusa_trt.export.streamed_model import (
@@ -55,18 +64,7 @@ from medusa_trt.export.targets import (
     target_from_name,
 )
 from medusa_trt.runtime import bundle as names
-from medusa_trt.runtime.bundle import (
-    FORMAT_VERSION,
-    Agreement,
-    Bundle,
-    FileSpec,
-    GraphSpec,
-    HeadsSpec,
-    Manifest,
-    ModelSpec,
-    TargetSpec,
-    sha256_from_file,
-)
+from medusa_trt.runtime.bundle import Agreement, Bundle
 from medusa_trt.tree_configs import MedusaTree, load_tree
 
 MIN_TOP_K = 10
@@ -75,8 +73,6 @@ MIN_TOP_K = 10
 _LEAST_WINDOW = 1024
 """A sliding window at least this long becomes the default limit on the sequence length: attention
 that sees everything is the faster one."""
-
-_RECORDED_VERSIONS = ("medusa-trt", "torch", "transformers", "onnx", "onnx-ir", "onnxruntime")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,6 +86,7 @@ class ExportOptions:
             alias's own, or those beside the model's weights.
         tree: a tree's name or file; the alias's own, else the target's default.
         precision: weight precision; the target's default if None.
+        quantization_plan: a file that gives each weight a format, instead of a precision.
         target: where the bundle will run.
         max_length: longest sequence in tokens; the model's own limit, at most the target's.
         overwrite: replace an existing bundle.
@@ -103,6 +100,7 @@ class ExportOptions:
     heads: str | Path | None = None
     tree: str | None = None
     precision: str | None = None
+    quantization_plan: Path | None = None
     target: str = "ort-cpu"
     max_length: int | None = None
     overwrite: bool = False
@@ -112,6 +110,8 @@ class ExportOptions:
     def __post_init__(self) -> None:
         if self.num_layers is not None and not self.random_weights:
             raise ExportError("--layers cuts a model with --random-weights only")
+        if self.quantization_plan is not None and self.precision is not None:
+            raise ExportError("--precision and --quantization-plan exclude each other: give one")
         if self.random_weights and self.heads is not None:
             raise ExportError("--random-weights makes its own heads: leave --heads out")
 
@@ -125,6 +125,7 @@ class _Parts:
     tree: MedusaTree
     target: Target
     precision: Precision
+    plan: QuantizationPlan | None
     max_length: int
     top_k: int
     compared: bool
@@ -144,9 +145,14 @@ def export_bundle(options: ExportOptions, progress: Callable[[str], None] = prin
         TreeError: the tree is malformed or deeper than the heads.
     """
     target = target_from_name(options.target)
-    precision = precision_from_name(target, options.precision)
-    if notice := fallback_notice(target, precision, options.precision):
-        progress(f"warning: {notice}")
+    plan = None
+    if options.quantization_plan is not None:
+        plan = plan_from_file(options.quantization_plan)
+        precision = precision_from_plan(target, plan)
+    else:
+        precision = precision_from_name(target, options.precision)
+        if notice := fallback_notice(target, precision, options.precision):
+            progress(f"warning: {notice}")
     if options.random_weights:
         base, heads, tree = _random_parts(options, target, precision, progress)
     else:
@@ -165,7 +171,7 @@ def export_bundle(options: ExportOptions, progress: Callable[[str], None] = prin
             f"{top_k}: use heads with a larger vocabulary"
         )
     parts = _Parts(
-        base, heads, tree, target, precision, max_length, top_k, not options.random_weights
+        base, heads, tree, target, precision, plan, max_length, top_k, not options.random_weights
     )
     output = options.output or Path(base.source.name)
     _check_output(output, options.overwrite)
@@ -215,7 +221,8 @@ def _write_bundle(folder: Path, parts: _Parts, progress: Callable[[str], None]) 
     model = parts.base.model
     dtype = getattr(torch, parts.precision.dtype)
     traced, weights = in_type(model, parts.base.weights, dtype)
-    quantize = _quantization(parts)
+    planned = None if parts.plan is None else PlannedFormats(parts.plan, traced, "model.")
+    quantize = layers_pass(parts.precision, model.config.vocab_size, planned)
     graphs = {}
     for name, form in _verify_forms(parts.precision).items():
         progress(f"tracing the {name} graph")
@@ -224,8 +231,10 @@ def _write_bundle(folder: Path, parts: _Parts, progress: Callable[[str], None]) 
             graphs[name] = verify_graph(module, parts.target.opset, quantize, weights)
         finally:
             module.release()
+    if planned is not None:
+        planned.check()
     progress("tracing the heads graph")
-    graphs["heads"] = _heads_graph(parts, quantize, weights)
+    graphs["heads"] = _heads_graph(parts, heads_pass(parts.precision), weights)
     del traced
     graphs["reduce"] = reduce_graph(model.config.vocab_size, parts.target.opset)
     graphs["tree"] = tree_graph(parts.tree, parts.target.opset)
@@ -234,8 +243,18 @@ def _write_bundle(folder: Path, parts: _Parts, progress: Callable[[str], None]) 
     graph_specs = {name: graph_spec(folder, name) for name in graphs}
     del graphs
     _write_texts(folder, parts)
-    manifest = _manifest(folder, parts, graph_specs)
-    _write_manifest(folder, manifest)
+    manifest = manifest_of(
+        folder,
+        base=parts.base,
+        heads=parts.heads,
+        tree=parts.tree,
+        target=parts.target,
+        precision=parts.precision,
+        max_length=parts.max_length,
+        top_k=parts.top_k,
+        graphs=graph_specs,
+    )
+    write_manifest(folder, manifest)
     if not parts.compared:
         progress("not compared with the model: its weights are random")
         return
@@ -246,7 +265,7 @@ def _write_bundle(folder: Path, parts: _Parts, progress: Callable[[str], None]) 
         raise ExportError(f"{error}; no bundle was written") from error
     for where, result in verified.items():
         progress(f"  {described(where, result)}")
-    _write_manifest(folder, msgspec.structs.replace(manifest, verified=verified))
+    write_manifest(folder, msgspec.structs.replace(manifest, verified=verified))
 
 
 def _verified(folder: Path, parts: _Parts) -> dict[str, Agreement]:
@@ -278,11 +297,13 @@ def _estimated_bytes(parts: _Parts) -> int:
     """Size of the bundle: matrices at the precision with its scales, all else whole."""
     precision, total = parts.precision, 0
     whole_bits = 32 if precision.dtype == "float32" else 16
+    planned = {} if parts.plan is None else bits_from_plan(parts.plan, whole_bits)
     embedding = parts.base.model.get_input_embeddings().weight
-    for parameter in parts.base.model.parameters():
+    for name, parameter in parts.base.model.named_parameters():
         is_rounded = parameter.ndim == 2 and parameter is not embedding
         bits = precision.layer_bits if is_rounded else None
-        total += parameter.numel() * (whole_bits if bits is None else bits + 1) // 8
+        bits = planned.get(name, whole_bits if bits is None else bits + 1)
+        total += parameter.numel() * bits // 8
     head_bits = 32 if precision.unembedding_bits is None else precision.unembedding_bits + 1
     total += sum(size * head_bits // 8 for size in parts.heads.sizes)
     return total
@@ -325,14 +346,14 @@ def _heads_graph(parts: _Parts, quantize: InPlacePass | None, backbone: Weights)
         module.to(getattr(torch, parts.precision.dtype)),
         heads.hidden_size,
         parts.target.opset,
-        _heads_quantization(quantize),
+        quantize,
         weights,
         portable=parts.precision.on_device,
     )
 
 
 def _write_texts(folder: Path, parts: _Parts) -> None:
-    """The tree, the tokenizer with its chat template, and the generation config."""
+    """The tree, the tokenizer with its chat template, the generation config and the plan."""
     parts.tree.save(folder / names.TREE_FILE)
     parts.base.tokenizer.save_pretrained(folder)
     if not (folder / names.TOKENIZER_FILE).is_file():
@@ -340,25 +361,8 @@ def _write_texts(folder: Path, parts: _Parts) -> None:
     generation = parts.base.model.generation_config
     content = generation.to_json_string() if generation is not None else "{}\n"
     (folder / names.GENERATION_CONFIG_FILE).write_text(content, "utf-8")
-
-
-def _heads_quantization(quantize: InPlacePass | None) -> InPlacePass | None:
-    """The heads have no unembedding that must be kept: what they draft is checked."""
-    if isinstance(quantize, QuantizeLinearPass):
-        return quantize.at(8)
-    if isinstance(quantize, QuantizeWeightsPass):
-        return QuantizeWeightsPass(quantize.format)
-    return None
-
-
-def _quantization(parts: _Parts) -> InPlacePass | None:
-    precision = parts.precision
-    if precision.weights is not None:
-        return QuantizeWeightsPass(precision.weights, parts.base.model.config.vocab_size)
-    if precision.layer_bits is None or precision.unembedding_bits is None:
-        return None
-    vocab_size = parts.base.model.config.vocab_size
-    return QuantizeLinearPass(precision.layer_bits, precision.unembedding_bits, vocab_size)
+    if parts.plan is not None:
+        (folder / PLAN_FILE).write_bytes(parts.plan.to_json())
 
 
 def _verify_forms(precision: Precision) -> dict[str, AttentionForm]:
@@ -366,58 +370,6 @@ def _verify_forms(precision: Precision) -> dict[str, AttentionForm]:
     if precision.batch_attention is not None:
         forms["verify_batch"] = precision.batch_attention
     return forms
-
-
-def _manifest(folder: Path, parts: _Parts, graphs: dict[str, GraphSpec]) -> Manifest:
-    """The manifest of what is in the folder, before the comparison with the model."""
-    config = parts.base.model.config
-    heads, target = parts.heads, parts.target
-    cache = next(t for t in graphs["verify"].inputs if t.name == names.past_name(0, "key"))
-    num_kv_heads, head_dim = cache.shape[1], cache.shape[3]
-    assert isinstance(num_kv_heads, int) and isinstance(head_dim, int)
-    return Manifest(
-        format_version=FORMAT_VERSION,
-        model=ModelSpec(
-            name=parts.base.source.name,
-            architecture=config.model_type,
-            num_layers=config.num_hidden_layers,
-            hidden_size=config.hidden_size,
-            vocab_size=config.vocab_size,
-            num_kv_heads=num_kv_heads,
-            head_dim=head_dim,
-            max_length=parts.max_length,
-            eos_token_ids=parts.base.eos_token_ids,
-        ),
-        heads=HeadsSpec(
-            num_heads=heads.num_heads,
-            num_layers=heads.num_layers,
-            top_k=parts.top_k,
-            draft_vocab_size=heads.draft_vocab_size(config.vocab_size),
-        ),
-        target=TargetSpec(
-            name=target.name,
-            precision=parts.precision.name,
-            opset=target.opset,
-            cache_dtype=parts.precision.cache_dtype,
-            cache_in_place=parts.precision.attention != "decomposed_attention",
-            min_rows=parts.precision.min_rows,
-            operator_library=parts.precision.layer_bits is not None,
-            prefill_chunk=target.prefill_chunk,
-        ),
-        tree_name=parts.tree.name,
-        graphs=graphs,
-        verified={},
-        versions={name: version(name) for name in _RECORDED_VERSIONS},
-        files={
-            path.name: FileSpec(path.stat().st_size, sha256_from_file(path))
-            for path in sorted(folder.iterdir())
-            if path.name != names.MANIFEST_FILE
-        },
-    )
-
-
-def _write_manifest(folder: Path, manifest: Manifest) -> None:
-    (folder / names.MANIFEST_FILE).write_bytes(msgspec.json.format(msgspec.json.encode(manifest)))
 
 
 def _checked_max_length(asked: int | None, model: PreTrainedModel, target: Target) -> int:

@@ -60,6 +60,12 @@ def quantized_weight(weight: NDArray[np.floating], bits: int) -> QuantizedWeight
     return QuantizedWeight(data, scales, bits)
 
 
+def packed_bytes(num_inputs: int, num_outputs: int, bits: int) -> int:
+    """Bytes of a quantized (K, N) matrix with its scales."""
+    num_stored = _rounded_up(num_inputs, _INPUTS_MULTIPLE) * _rounded_up(num_outputs, LANES)
+    return num_stored * bits // 8 + num_stored // BLOCK_SIZES[bits] * 2
+
+
 def _quantized_groups(
     padded: NDArray[np.float32], bits: int
 ) -> tuple[NDArray[np.uint8], NDArray[np.float16]]:

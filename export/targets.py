@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from medusa_trt.errors import ExportError
-from medusa_trt.export.passes.quantize_weights import WeightFormat
+from medusa_trt.export.weight_formats import Format, WeightFormat
 from medusa_trt.runtime.engine_record import Product
 from medusa_trt.runtime.operators import library_path, required_library
 
@@ -35,6 +35,10 @@ class AttentionForms:
     one: AttentionForm
     batch: AttentionForm | None
     min_rows: int
+
+
+MIXED = "mixed"
+"""What a precision with a format for each weight is called."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,6 +98,9 @@ class Target:
     Attributes:
         name: what `--target` calls it.
         precisions: weight precisions on offer, the default first.
+        mixed: the precision of a quantization plan.
+        formats: what a plan may give a weight; the last one leaves it as it is.
+        candidates: those that `calibrate quantization` chooses from by default.
         opset: ONNX opset of the graphs.
         prefill_chunk: tokens of one prefill step.
         default_tree: the tree for heads that come without one of their own.
@@ -104,6 +111,9 @@ class Target:
 
     name: str
     precisions: tuple[Precision, ...]
+    mixed: Precision
+    formats: tuple[Format, ...]
+    candidates: tuple[Format, ...]
     opset: int
     prefill_chunk: int
     default_tree: str
@@ -152,6 +162,15 @@ TARGETS = {
                 min_rows=_ORT_FORMS.min_rows,
             ),
         ),
+        mixed=Precision(
+            name=MIXED,
+            attention="tree_attention",
+            general=_ORT_FORMS,
+            layer_bits=8,
+            unembedding_bits=8,
+        ),
+        formats=("int4", "int8", "fp32"),
+        candidates=("int4", "int8"),
         opset=23,
         prefill_chunk=128,
         default_tree="smollm2_135m_6",
@@ -160,6 +179,9 @@ TARGETS = {
     "ort-cuda": Target(
         name="ort-cuda",
         precisions=_device_precisions("cuda_attention", "fp16", "bf16", "int4"),
+        mixed=Precision(name=MIXED, attention="cuda_attention", dtype="float16", weights="int4"),
+        formats=("int4", "fp16"),
+        candidates=("int4", "fp16"),
         opset=23,
         prefill_chunk=512,
         default_tree="mc_sim_7b_63",
@@ -168,6 +190,9 @@ TARGETS = {
     "tensorrt": Target(
         name="tensorrt",
         precisions=_device_precisions("device_attention", "fp16", "bf16", "int8", "int4", "fp8"),
+        mixed=Precision(name=MIXED, attention="device_attention", dtype="float16", weights="int8"),
+        formats=("int4", "int8", "fp8", "fp16"),
+        candidates=("int4", "int8", "fp16"),
         opset=23,
         prefill_chunk=512,
         default_tree="mc_sim_7b_63",
@@ -177,6 +202,9 @@ TARGETS = {
     "tensorrt-rtx": Target(
         name="tensorrt-rtx",
         precisions=_device_precisions("device_attention", "fp16", "bf16", "int8", "int4", "fp8"),
+        mixed=Precision(name=MIXED, attention="device_attention", dtype="float16", weights="int8"),
+        formats=("int4", "int8", "fp8", "fp16"),
+        candidates=("int4", "int8", "fp16"),
         opset=23,
         prefill_chunk=512,
         default_tree="mc_sim_7b_63",
@@ -186,6 +214,11 @@ TARGETS = {
     "tensorrt-jetson": Target(
         name="tensorrt-jetson",
         precisions=_device_precisions("decomposed_attention", "fp16", "int8", "int4"),
+        mixed=Precision(
+            name=MIXED, attention="decomposed_attention", dtype="float16", weights="int8"
+        ),
+        formats=("int4", "int8", "fp16"),
+        candidates=("int4", "int8", "fp16"),
         opset=21,
         prefill_chunk=128,
         default_tree="smollm2_135m_16",

@@ -23,6 +23,7 @@ MAX_RELATIVE_ERROR = {
     "int8": 0.3,
     "fp8": 0.4,
     "int4": 0.8,
+    "mixed": 0.8,
 }
 """Largest `Agreement.relative_error` for each precision: far above rounding, below a fault."""
 

@@ -68,6 +68,12 @@ def _add_export_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--tree", help="tree name (plain, chain-3, cartesian-2x3, ...) or file")
     parser.add_argument("--precision", help="weight precision (default: the target's)")
+    parser.add_argument(
+        "--quantization-plan",
+        type=Path,
+        metavar="FILE",
+        help="a format for each weight, as medusa-trt calibrate quantization writes it",
+    )
     parser.add_argument("--target", default="ort-cpu", help="where it runs (default: %(default)s)")
     parser.add_argument("--output", type=Path, metavar="FOLDER", help="the bundle to write")
     parser.add_argument("--max-length", type=int, metavar="N", help="longest sequence in tokens")
@@ -143,6 +149,7 @@ def _export(arguments: argparse.Namespace) -> None:
             heads=arguments.heads,
             tree=arguments.tree,
             precision=arguments.precision,
+            quantization_plan=arguments.quantization_plan,
             target=arguments.target,
             max_length=arguments.max_length,
             overwrite=arguments.overwrite,

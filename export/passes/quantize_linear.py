@@ -14,6 +14,7 @@ from medusa_trt.export.quantize import (
     QuantizedWeight,
     quantized_weight,
 )
+from medusa_trt.export.weight_formats import BITS, FormatOf
 from medusa_trt.runtime.operators import DOMAIN
 
 _SILU = 1
@@ -23,67 +24,65 @@ class QuantizeLinearPass(InPlacePass):
     """Rewrites products with constant matrices to the operator library's `Linear`.
 
     It takes in the RMS normalization before a product, and after it a bias, SiLU, a gate
-    (`silu(x G) * x U`) and a residual addition. Requires: shapes are annotated. Ensures: no MatMul
-    or Gemm of two or three dimensions by a constant matrix remains.
+    (`silu(x G) * x U`) and a residual addition. Requires: shapes are annotated; two matrices of a
+    gated product have the same format. Ensures: no MatMul or Gemm of two or three dimensions by a
+    constant matrix remains, but for those without a format.
     """
 
-    def __init__(self, layer_bits: int, unembedding_bits: int, vocab_size: int) -> None:
-        """Takes the bits, and the number of outputs by which the unembedding is known."""
+    def __init__(self, format_of: FormatOf) -> None:
+        """Takes the format of each matrix, int8 or int4."""
         super().__init__()
-        self._layer_bits, self._unembedding_bits = layer_bits, unembedding_bits
-        self._vocab_size = vocab_size
-
-    def at(self, bits: int) -> "QuantizeLinearPass":
-        """The same pass with one number of bits for all."""
-        return QuantizeLinearPass(bits, bits, self._vocab_size)
+        self._format_of = format_of
 
     def call(self, model: ir.Model) -> PassResult:
         """Replaces each product."""
-        products = [node for node in model.graph if _weight_of(node) is not None]
+        products = {
+            node: format_
+            for node in model.graph
+            if (weight := _weight_of(node)) is not None and (format_ := self._format_of(weight))
+        }
         done: set[ir.Node] = set()
-        for node in products:
+        for node, format_ in products.items():
             if node not in done:
-                done |= self._replace(model.graph, node)
+                done |= _replace(model.graph, node, BITS[format_])
         if products:
             model.graph.opset_imports[DOMAIN] = 1
         return PassResult(model, bool(products))
 
-    def _replace(self, graph: ir.Graph, product: ir.Node) -> set[ir.Node]:
-        plan = _planned(product)
-        weight = plan.weights[0]
-        num_outputs = weight.sizes[1]
-        is_unembedding = num_outputs == self._vocab_size
-        bits = self._unembedding_bits if is_unembedding else self._layer_bits
-        data, scales = _quantized(_in_turn(plan.weights), bits)
-        name = product.name or product.outputs[0].name
-        inputs: list[ir.Value | None] = [
-            plan.source,
-            initializer(graph, f"{name}.weight", data),
-            initializer(graph, f"{name}.scales", scales),
-            plan.norm_weight,
-            initializer(graph, f"{name}.bias", _in_turn(plan.biases)) if plan.biases else None,
-            plan.residual,
-        ]
-        while inputs[-1] is None:
-            inputs.pop()
-        linear = ir.Node(
-            DOMAIN,
-            "Linear",
-            inputs,
-            [
-                ir.AttrInt64("bits", bits),
-                ir.AttrInt64("num_outputs", num_outputs),
-                ir.AttrInt64("activation", _SILU if plan.activated else 0),
-                ir.AttrInt64("gated", int(len(plan.weights) == 2)),
-                ir.AttrFloat32("epsilon", plan.epsilon),
-            ],
-        )
-        old, new = plan.last.outputs[0], linear.outputs[0]
-        new.name, new.shape, new.type = old.name, old.shape, old.type
-        graph.insert_before(plan.last, linear)
-        old.replace_all_uses_with(new, replace_graph_outputs=True)
-        old.name = f"{old.name}.replaced"
-        return {product, *plan.products}
+
+def _replace(graph: ir.Graph, product: ir.Node, bits: int) -> set[ir.Node]:
+    plan = _planned(product)
+    num_outputs = plan.weights[0].sizes[1]
+    data, scales = _quantized(_in_turn(plan.weights), bits)
+    name = product.name or product.outputs[0].name
+    inputs: list[ir.Value | None] = [
+        plan.source,
+        initializer(graph, f"{name}.weight", data),
+        initializer(graph, f"{name}.scales", scales),
+        plan.norm_weight,
+        initializer(graph, f"{name}.bias", _in_turn(plan.biases)) if plan.biases else None,
+        plan.residual,
+    ]
+    while inputs[-1] is None:
+        inputs.pop()
+    linear = ir.Node(
+        DOMAIN,
+        "Linear",
+        inputs,
+        [
+            ir.AttrInt64("bits", bits),
+            ir.AttrInt64("num_outputs", num_outputs),
+            ir.AttrInt64("activation", _SILU if plan.activated else 0),
+            ir.AttrInt64("gated", int(len(plan.weights) == 2)),
+            ir.AttrFloat32("epsilon", plan.epsilon),
+        ],
+    )
+    old, new = plan.last.outputs[0], linear.outputs[0]
+    new.name, new.shape, new.type = old.name, old.shape, old.type
+    graph.insert_before(plan.last, linear)
+    old.replace_all_uses_with(new, replace_graph_outputs=True)
+    old.name = f"{old.name}.replaced"
+    return {product, *plan.products}
 
 
 @dataclass(slots=True)
@@ -229,6 +228,7 @@ def _in_turn(tensors: list[LazyTensor]) -> LazyTensor:
         (*outer, len(tensors) * width),
         ("in turn", *(tensor.key for tensor in tensors)),
         tensors[0].dtype,
+        sources=[source for tensor in tensors for source in tensor.sources],
     )
 
 

@@ -1,6 +1,6 @@
 """Weights of products behind `DequantizeLinear`, the standard form of weight quantization."""
 
-from typing import Any, Literal
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -8,8 +8,8 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx_ir.passes import InPlacePass, PassResult
 
-WeightFormat = Literal["int4", "int8", "fp8"]
-"""int4 has a scale for a block of inputs, int8 and fp8 (E4M3) one for each output."""
+from medusa_trt.export.lazy_tensor import LazyTensor, lazy, transposed
+from medusa_trt.export.weight_formats import FormatOf, WeightFormat
 
 _BLOCK_SIZES = (128, 64, 32, 16)
 _MAX_CODE = {"int4": 7.0, "int8": 127.0, "fp8": 448.0}
@@ -22,16 +22,16 @@ Array = NDArray[Any]
 class QuantizeWeightsPass(InPlacePass):
     """Puts constant matrices behind `DequantizeLinear`: quantized weights, float products.
 
-    Requires: products of two dimensions or more by constant matrices, in the type that is to be
-    computed in. Ensures: each such matrix is quantized, except those with `kept_outputs` outputs
-    and those whose inputs no block size divides.
+    int4 has a scale for a block of inputs, int8 and fp8 (E4M3) one for each output. Requires:
+    products of two dimensions or more by constant matrices, in the type that is to be computed in.
+    Ensures: each such matrix is quantized, except those without a format and, at int4, those whose
+    inputs no block size divides.
     """
 
-    def __init__(self, format_: WeightFormat, kept_outputs: int | None = None) -> None:
-        """Takes the format, and the number of outputs by which the unembedding is known."""
+    def __init__(self, format_of: FormatOf) -> None:
+        """Takes the format of each matrix."""
         super().__init__()
-        self.format: WeightFormat = format_
-        self._kept_outputs = kept_outputs
+        self._format_of = format_of
 
     def call(self, model: ir.Model) -> PassResult:
         """Quantizes each weight."""
@@ -40,15 +40,15 @@ class QuantizeWeightsPass(InPlacePass):
         return PassResult(model, any(modified))
 
     def _quantized(self, graph: ir.Graph, product: ir.Node) -> bool:
-        weight = _weight_of(product)
-        if weight is None or weight.shape[1] == self._kept_outputs:
+        tensor = _weight_of(product)
+        format_ = None if tensor is None else self._format_of(tensor)
+        if tensor is None or format_ is None:
             return False
-        block_size = None
-        if self.format == "int4":
-            block_size = next((size for size in _BLOCK_SIZES if len(weight) % size == 0), None)
-            if block_size is None:
-                return False
-        codes, scales = quantized_matrix(weight, self.format, block_size)
+        block_size = block_size_of(tensor.sizes[0]) if format_ == "int4" else None
+        if format_ == "int4" and block_size is None:
+            return False
+        weight = tensor.stored()
+        codes, scales = quantized_matrix(weight, format_, block_size)
         name = product.name or str(product.outputs[0].name)
         dequantize = ir.Node(
             "",
@@ -68,6 +68,19 @@ class QuantizeWeightsPass(InPlacePass):
         graph.insert_before(product, dequantize)
         _multiply_by(graph, product, dequantized)
         return True
+
+
+def block_size_of(num_inputs: int) -> int | None:
+    """Inputs that share a scale at int4; None where no block size divides them."""
+    return next((size for size in _BLOCK_SIZES if num_inputs % size == 0), None)
+
+
+def dequantized_matrix(codes: Array, scales: Array) -> NDArray[np.float32]:
+    """The (K, N) matrix that the result of `quantized_matrix` stands for."""
+    wide = codes.astype(np.float32)
+    blocks = wide.reshape(len(scales) if scales.ndim == 2 else 1, -1, wide.shape[1])
+    matrix: NDArray[np.float32] = blocks * scales.astype(np.float32).reshape(len(blocks), 1, -1)
+    return matrix.reshape(wide.shape)
 
 
 def quantized_matrix(
@@ -120,12 +133,12 @@ def _stored(scales: Array, dtype: np.dtype[Any]) -> NDArray[np.float32]:
     return np.where(stored == 0, np.float32(1), stored)
 
 
-def _weight_of(product: ir.Node) -> Array | None:
+def _weight_of(product: ir.Node) -> LazyTensor | None:
     """The (inputs, outputs) matrix of a product by a constant."""
     value = product.inputs[1]
     if value is None or value.const_value is None or len(value.const_value.shape) != 2:
         return None
-    weight = value.const_value.numpy()
+    weight = lazy(value.const_value)
     if product.op_type == "MatMul":
         return weight
     attributes = product.attributes
@@ -133,7 +146,7 @@ def _weight_of(product: ir.Node) -> Array | None:
         attributes.get_float(name, 1.0) != 1.0 for name in ("alpha", "beta")
     ):
         return None
-    return weight.T if attributes.get_int("transB", 0) else weight
+    return transposed(weight) if attributes.get_int("transB", 0) else weight
 
 
 def _multiply_by(graph: ir.Graph, product: ir.Node, weight: ir.Value) -> None:

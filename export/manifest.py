@@ -1,0 +1,99 @@
+"""The manifest of an exported bundle."""
+
+from importlib.metadata import version
+from pathlib import Path
+
+import msgspec
+
+from medusa_trt.export.base_model import BaseModel
+from medusa_trt.export.heads import MedusaHeads
+from medusa_trt.export.targets import Precision, Target
+from medusa_trt.runtime import bundle as names
+from medusa_trt.runtime.bundle import (
+    FORMAT_VERSION,
+    FileSpec,
+    GraphSpec,
+    HeadsSpec,
+    Manifest,
+    ModelSpec,
+    TargetSpec,
+    sha256_from_file,
+)
+from medusa_trt.tree_configs import MedusaTree
+
+_RECORDED_VERSIONS = ("medusa-trt", "torch", "transformers", "onnx", "onnx-ir", "onnxruntime")
+
+
+def manifest_of(
+    folder: Path,
+    *,
+    base: BaseModel,
+    heads: MedusaHeads,
+    tree: MedusaTree,
+    target: Target,
+    precision: Precision,
+    max_length: int,
+    top_k: int,
+    graphs: dict[str, GraphSpec],
+) -> Manifest:
+    """The manifest of what is in the folder, before the comparison with the model.
+
+    Args:
+        folder: with all files but the manifest.
+        base: the backbone.
+        heads: of the bundle.
+        tree: of the bundle.
+        target: what it was exported for.
+        precision: and how.
+        max_length: longest sequence in tokens.
+        top_k: candidates of each head.
+        graphs: the graphs in the folder, by their names in `GRAPH_FILES`.
+    """
+    config = base.model.config
+    cache = next(t for t in graphs["verify"].inputs if t.name == names.past_name(0, "key"))
+    num_kv_heads, head_dim = cache.shape[1], cache.shape[3]
+    assert isinstance(num_kv_heads, int) and isinstance(head_dim, int)
+    return Manifest(
+        format_version=FORMAT_VERSION,
+        model=ModelSpec(
+            name=base.source.name,
+            architecture=config.model_type,
+            num_layers=config.num_hidden_layers,
+            hidden_size=config.hidden_size,
+            vocab_size=config.vocab_size,
+            num_kv_heads=num_kv_heads,
+            head_dim=head_dim,
+            max_length=max_length,
+            eos_token_ids=base.eos_token_ids,
+        ),
+        heads=HeadsSpec(
+            num_heads=heads.num_heads,
+            num_layers=heads.num_layers,
+            top_k=top_k,
+            draft_vocab_size=heads.draft_vocab_size(config.vocab_size),
+        ),
+        target=TargetSpec(
+            name=target.name,
+            precision=precision.name,
+            opset=target.opset,
+            cache_dtype=precision.cache_dtype,
+            cache_in_place=precision.attention != "decomposed_attention",
+            min_rows=precision.min_rows,
+            operator_library=precision.layer_bits is not None,
+            prefill_chunk=target.prefill_chunk,
+        ),
+        tree_name=tree.name,
+        graphs=graphs,
+        verified={},
+        versions={name: version(name) for name in _RECORDED_VERSIONS},
+        files={
+            path.name: FileSpec(path.stat().st_size, sha256_from_file(path))
+            for path in sorted(folder.iterdir())
+            if path.name != names.MANIFEST_FILE
+        },
+    )
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Writes it into the bundle's folder."""
+    (folder / names.MANIFEST_FILE).write_bytes(msgspec.json.format(msgspec.json.encode(manifest)))

@@ -1,0 +1,42 @@
+"""The graph pass that rounds the weights of a precision."""
+
+from onnx_ir.passes import InPlacePass
+
+from medusa_trt.export.passes import QuantizeLinearPass, QuantizeWeightsPass
+from medusa_trt.export.targets import Precision
+from medusa_trt.export.weight_formats import (
+    FormatOf,
+    WeightFormat,
+    format_by_outputs,
+    one_format,
+)
+
+_FORMATS: dict[int, WeightFormat] = {8: "int8", 4: "int4"}
+
+
+def layers_pass(
+    precision: Precision, vocab_size: int, planned: FormatOf | None
+) -> InPlacePass | None:
+    """For the verify graph; None where nothing is rounded.
+
+    Args:
+        precision: of the export.
+        vocab_size: the number of outputs by which the unembedding is known.
+        planned: the formats of a quantization plan.
+    """
+    if precision.weights is not None:
+        # A device multiplies by the unembedding in the type of the computation.
+        return QuantizeWeightsPass(
+            planned or format_by_outputs(precision.weights, None, vocab_size)
+        )
+    if precision.layer_bits is None or precision.unembedding_bits is None:
+        return None
+    layers, unembedding = _FORMATS[precision.layer_bits], _FORMATS[precision.unembedding_bits]
+    return QuantizeLinearPass(planned or format_by_outputs(layers, unembedding, vocab_size))
+
+
+def heads_pass(precision: Precision) -> InPlacePass | None:
+    """For the heads, in which no unembedding must be kept: what they draft is checked."""
+    if precision.weights is not None:
+        return QuantizeWeightsPass(one_format(precision.weights))
+    return None if precision.layer_bits is None else QuantizeLinearPass(one_format("int8"))

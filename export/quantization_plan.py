@@ -1,0 +1,167 @@
+"""A format for each weight of a model, as `calibrate quantization` finds it for an export."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import msgspec
+from transformers import PreTrainedModel
+
+from medusa_trt.errors import ExportError
+from medusa_trt.export.head_formats.key_layouts import listed
+from medusa_trt.export.lazy_tensor import LazyTensor
+from medusa_trt.export.passes.quantize_weights import block_size_of
+from medusa_trt.export.targets import Precision, Target
+from medusa_trt.export.weight_formats import BITS, WeightFormat, is_rounded
+from medusa_trt.runtime.operators import required_library
+
+FORMAT_VERSION = 1
+PLAN_FILE = "quantization.json"
+
+_REMEDY = "make one for this model with medusa-trt calibrate quantization"
+_WHOLE_ROWS = 2
+"""ONNX Runtime's products depend on the number of rows from two rows on no more."""
+
+
+class PlannedSite(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Weights that are multiplied as one, by their names in the model, and their format."""
+
+    name: str
+    format: str
+    weights: tuple[str, ...]
+
+
+class QuantizationPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The content of `quantization.json`. `model` and `target` say what it was made for."""
+
+    format_version: int = FORMAT_VERSION
+    model: str
+    target: str
+    sites: tuple[PlannedSite, ...]
+
+    def to_json(self) -> bytes:
+        """The plan with a site on each line."""
+        head = msgspec.structs.replace(self, sites=())
+        text = msgspec.json.format(msgspec.json.encode(head), indent=2)
+        lines = b",\n".join(b"    " + msgspec.json.encode(site) for site in self.sites)
+        return text.removesuffix(b"[]\n}") + b"[\n" + lines + b"\n  ]\n}\n"
+
+
+def plan_from_file(path: Path) -> QuantizationPlan:
+    """Reads a plan.
+
+    Raises:
+        ExportError: it cannot be read, or is damaged or of another release.
+    """
+    try:
+        plan = msgspec.json.decode(path.read_bytes(), type=QuantizationPlan)
+    except OSError as error:
+        raise ExportError(
+            f"cannot read the quantization plan {path}: {error.strerror}; {_REMEDY}"
+        ) from error
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise ExportError(
+            f"the quantization plan {path} is damaged ({error}): {_REMEDY}"
+        ) from error
+    if plan.format_version != FORMAT_VERSION:
+        raise ExportError(
+            f"{path} has format version {plan.format_version}, this release reads "
+            f"{FORMAT_VERSION}: {_REMEDY}"
+        )
+    return plan
+
+
+def precision_from_plan(target: Target, plan: QuantizationPlan) -> Precision:
+    """The target's precision for a plan.
+
+    Raises:
+        ExportError: the plan was made for another target, or has a format that it lacks.
+        EngineError: it needs the operator library, which was not built.
+    """
+    formats = {site.format for site in plan.sites}
+    if unknown := formats - set(target.formats):
+        raise ExportError(
+            f"the quantization plan has weights in {listed(unknown)}, target {target.name} takes "
+            f"{', '.join(target.formats)}: make a plan for it with medusa-trt calibrate "
+            f"quantization --target {target.name}"
+        )
+    if target.mixed.layer_bits is None:
+        return target.mixed
+    required_library()
+    is_whole = all(is_rounded(format_) for format_ in formats)
+    return target.mixed if is_whole else replace(target.mixed, min_rows=_WHOLE_ROWS)
+
+
+class PlannedFormats:
+    """The format of each matrix of a traced graph, by the parameters that it is made of.
+
+    A pass may not raise errors of its own, so what does not fit is collected until `check`.
+    """
+
+    def __init__(self, plan: QuantizationPlan, model: PreTrainedModel, prefix: str) -> None:
+        """Takes a plan for a model.
+
+        Args:
+            plan: the plan.
+            model: the model that is traced.
+            prefix: of its parameters' names in the graph.
+
+        Raises:
+            ExportError: the model lacks what the plan names.
+        """
+        self._plan, self._prefix = plan, prefix
+        # Tied weights are one parameter by several names.
+        self._ids = {
+            name: id(each) for name, each in model.named_parameters(remove_duplicate=False)
+        }
+        self._sites: dict[int, PlannedSite] = {}
+        for site in plan.sites:
+            missing = [name for name in site.weights if name not in self._ids]
+            if missing:
+                raise ExportError(
+                    f"the quantization plan names {site.name} ({listed(missing)}), which the model "
+                    f"lacks: {_REMEDY}"
+                )
+            self._sites |= {self._ids[name]: site for name in site.weights}
+        self._met: set[str] = set()
+        self._problems: list[str] = []
+
+    def __call__(self, weight: LazyTensor) -> WeightFormat | None:
+        """The planned format of an (inputs, outputs) matrix."""
+        names = [source.removeprefix(self._prefix) for source in weight.sources]
+        sites = {self._site(name) for name in names}
+        formats = {site.format for site in sites if site is not None}
+        if None in sites or len(formats) != 1:
+            said = f"{len(formats)} formats" if formats else "no format"
+            self._problems.append(f"has {said} for {listed(names)}, a product of the graph")
+            return None
+        self._met |= {site.name for site in sites if site is not None}
+        format_ = formats.pop()
+        if format_ == "int4" and block_size_of(weight.sizes[0]) is None:
+            self._problems.append(f"has int4 for {listed(names)}, whose inputs fill no blocks")
+        return format_ if is_rounded(format_) else None
+
+    def _site(self, name: str) -> PlannedSite | None:
+        parameter = self._ids.get(name)
+        return None if parameter is None else self._sites.get(parameter)
+
+    def check(self) -> None:
+        """Compares plan and graph, once the pass has run.
+
+        Raises:
+            ExportError: one has what the other lacks; it is named.
+        """
+        unmet = [site.name for site in self._plan.sites if site.name not in self._met]
+        if unmet:
+            self._problems.append(f"names {listed(unmet)}, which the graph lacks")
+        if self._problems:
+            raise ExportError(f"the quantization plan {self._problems[0]}: {_REMEDY}")
+
+
+def bits_from_plan(plan: QuantizationPlan, whole_bits: int) -> Mapping[str, int]:
+    """Bits of each planned parameter with its scales, by its name: for estimates of size."""
+    return {
+        name: BITS[site.format] + 1 if is_rounded(site.format) else whole_bits
+        for site in plan.sites
+        for name in site.weights
+    }

@@ -1,0 +1,93 @@
+"""What a format makes of a matrix and of what it multiplies, without exporting it."""
+
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from medusa_trt.export.passes.quantize_weights import (
+    block_size_of,
+    dequantized_matrix,
+    quantized_matrix,
+)
+from medusa_trt.export.quantize import (
+    BLOCK_SIZES,
+    dequantized_weight,
+    packed_bytes,
+    quantized_weight,
+)
+from medusa_trt.export.targets import Target
+from medusa_trt.export.weight_formats import BITS, Format, WeightFormat
+
+
+class Rounding(Protocol):
+    """How one family of operators rounds."""
+
+    def weight(self, weight: NDArray[np.float32], format_: WeightFormat) -> NDArray[np.float32]:
+        """The matrix (inputs, outputs) that a rounded one stands for."""
+        ...
+
+    def inputs(self, x: torch.Tensor, format_: WeightFormat) -> torch.Tensor:
+        """What is left of a product's inputs (..., inputs) float32."""
+        ...
+
+    def size_bytes(self, num_inputs: int, num_outputs: int, format_: Format) -> int | None:
+        """Bytes of a matrix with its scales; None where it cannot have this format."""
+        ...
+
+
+class LibraryRounding:
+    """The operator library: weights by block, activations to 8 bits by row and block."""
+
+    def weight(self, weight: NDArray[np.float32], format_: WeightFormat) -> NDArray[np.float32]:
+        """See `quantized_weight`."""
+        return dequantized_weight(quantized_weight(weight, BITS[format_]), *weight.shape)
+
+    def inputs(self, x: torch.Tensor, format_: WeightFormat) -> torch.Tensor:
+        """Rounds to 127ths of the largest of each row and block (native/kernels.h)."""
+        block = BLOCK_SIZES[BITS[format_]]
+        num_inputs = x.shape[-1]
+        padded = torch.nn.functional.pad(x, (0, -num_inputs % block)).unflatten(-1, (-1, block))
+        largest = padded.abs().amax(-1, keepdim=True).clamp_min(1e-30)
+        codes = (padded * (127 / largest)).round_()
+        return (codes * (largest / 127)).flatten(-2)[..., :num_inputs]
+
+    def size_bytes(self, num_inputs: int, num_outputs: int, format_: Format) -> int | None:
+        """Codes and scales as they are stored, or float32."""
+        if format_ == "fp32":
+            return 4 * num_inputs * num_outputs
+        if format_ == "int8" or format_ == "int4":
+            return packed_bytes(num_inputs, num_outputs, BITS[format_])
+        return None
+
+
+class StandardRounding:
+    """`DequantizeLinear` before a product in half precision: weights alone are rounded."""
+
+    def weight(self, weight: NDArray[np.float32], format_: WeightFormat) -> NDArray[np.float32]:
+        """See `quantized_matrix`."""
+        half = weight.astype(np.float16)
+        block_size = block_size_of(len(half)) if format_ == "int4" else None
+        return dequantized_matrix(*quantized_matrix(half, format_, block_size))
+
+    def inputs(self, x: torch.Tensor, format_: WeightFormat) -> torch.Tensor:
+        """As they are."""
+        return x
+
+    def size_bytes(self, num_inputs: int, num_outputs: int, format_: Format) -> int | None:
+        """Codes with scales in half precision."""
+        if format_ == "fp16":
+            return 2 * num_inputs * num_outputs
+        if format_ == "fp32":
+            return None
+        block_size = block_size_of(num_inputs) if format_ == "int4" else num_inputs
+        if block_size is None:
+            return None
+        num_scales = num_inputs // block_size * num_outputs
+        return num_inputs * num_outputs * BITS[format_] // 8 + 2 * num_scales
+
+
+def rounding_of(target: Target) -> Rounding:
+    """What the formats do on a target."""
+    return StandardRounding() if target.mixed.on_device else LibraryRounding()

@@ -1,0 +1,96 @@
+"""The matrices of a model that a quantization plan chooses formats for."""
+
+import re
+from dataclasses import dataclass, replace
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+UNEMBEDDING = "unembedding"
+
+_LAYER = re.compile(r"\.(\d+)\.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Site:
+    """Matrices that the export multiplies as one, since they read the same value.
+
+    Attributes:
+        name: unique in the model, as in `layers.3.gate_up`.
+        layer: its index; None outside the layers.
+        kind: what is left of the modules' names, the same in every layer.
+        modules: the linear layers' paths in the model, in the order in which they run.
+        shapes: (inputs, outputs) of each.
+    """
+
+    name: str
+    layer: int | None
+    kind: str
+    modules: tuple[str, ...]
+    shapes: tuple[tuple[int, int], ...]
+
+    @property
+    def weights(self) -> tuple[str, ...]:
+        """Names of the parameters."""
+        return tuple(f"{module}.weight" for module in self.modules)
+
+    @property
+    def num_weights(self) -> int:
+        """Elements of all matrices."""
+        return sum(inputs * outputs for inputs, outputs in self.shapes)
+
+
+def sites_from_model(model: PreTrainedModel) -> list[Site]:
+    """Finds the sites by running the model on two tokens.
+
+    Args:
+        model: able to run. Its linear layers are those of torch.
+    """
+    read: dict[tuple[str, int], list[str]] = {}
+    kept: list[torch.Tensor] = []  # so that no other input can have the identity of one
+    linears = {name: each for name, each in model.named_modules() if isinstance(each, nn.Linear)}
+    names = {id(module): name for name, module in linears.items()}
+
+    def observe(module: nn.Module, inputs: tuple[torch.Tensor]) -> None:
+        kept.append(inputs[0])
+        name = names[id(module)]
+        read.setdefault((name.rpartition(".")[0], id(inputs[0])), []).append(name)
+
+    handles = [each.register_forward_pre_hook(observe) for each in linears.values()]
+    try:
+        with torch.inference_mode():
+            model(torch.zeros(1, 2, dtype=torch.int64), use_cache=False)
+    finally:
+        for handle in handles:
+            handle.remove()
+    unembedding = names[id(model.get_output_embeddings())]
+    return _named([_site(modules, linears, unembedding) for modules in read.values()])
+
+
+def _site(modules: list[str], linears: dict[str, nn.Linear], unembedding: str) -> Site:
+    layer = _LAYER.search(modules[0])
+    parts = [name.rpartition(".")[2].removesuffix("_proj") for name in modules]
+    kind = ("" if all(len(part) == 1 for part in parts) else "_").join(parts)
+    return Site(
+        name="",
+        layer=None if layer is None else int(layer[1]),
+        kind=UNEMBEDDING if modules == [unembedding] else kind,
+        modules=tuple(modules),
+        shapes=tuple(
+            (linears[module].in_features, linears[module].out_features) for module in modules
+        ),
+    )
+
+
+def _named(sites: list[Site]) -> list[Site]:
+    """Gives each its name, with the parent's where a kind occurs twice in a layer."""
+    places = [(site.layer, site.kind) for site in sites]
+    named = []
+    for site, place in zip(sites, places, strict=True):
+        kind = site.kind
+        if places.count(place) > 1:
+            kind = f"{site.modules[0].split('.')[-2]}.{kind}"
+        name = kind if site.layer is None else f"layers.{site.layer}.{kind}"
+        named.append(replace(site, name=name, kind=kind))
+    return named

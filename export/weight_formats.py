@@ -1,0 +1,38 @@
+"""The formats that weights are rounded to, and which weight gets which."""
+
+from collections.abc import Callable
+from typing import Literal, TypeGuard
+
+from medusa_trt.export.lazy_tensor import LazyTensor
+
+WeightFormat = Literal["int4", "int8", "fp8"]
+"""What each is depends on what multiplies: see `quantize.py` for the operator library, and
+`passes/quantize_weights.py` for the standard operators."""
+
+FloatFormat = Literal["fp16", "fp32"]
+"""A weight that is left as it is: the target's own type."""
+
+Format = WeightFormat | FloatFormat
+
+BITS: dict[WeightFormat, Literal[4, 8]] = {"int4": 4, "int8": 8, "fp8": 8}
+
+
+def is_rounded(format_: str) -> TypeGuard[WeightFormat]:
+    """Whether a weight of this format is rounded."""
+    return format_ in BITS
+
+
+FormatOf = Callable[[LazyTensor], WeightFormat | None]
+"""The format of a product's (inputs, outputs) matrix; None leaves it as it is."""
+
+
+def one_format(format_: WeightFormat) -> FormatOf:
+    """The same for all."""
+    return lambda _: format_
+
+
+def format_by_outputs(
+    layers: WeightFormat, unembedding: WeightFormat | None, vocab_size: int
+) -> FormatOf:
+    """One format for the layers, one for the matrix with as many outputs as there are tokens."""
+    return lambda weight: unembedding if weight.sizes[1] == vocab_size else layers
