@@ -6,7 +6,7 @@ run goes on from it.
 
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,9 +14,11 @@ from pathlib import Path
 import msgspec
 
 from medusa_trt.calibration import head_ranks, threshold
+from medusa_trt.calibration.bench_prompts import BenchPrompt
 from medusa_trt.calibration.bench_report import Machine
 from medusa_trt.calibration.calibrate_options import (
     LatencyOptions,
+    QuantizationOptions,
     ReplySettings,
     ThresholdOptions,
     TreeOptions,
@@ -30,6 +32,7 @@ from medusa_trt.calibration.calibration_report import (
     HeadsSection,
     LatencySection,
     Origin,
+    QuantizationSection,
     ThresholdSection,
     TreeSection,
     load_calibration,
@@ -54,6 +57,7 @@ from medusa_trt.calibration.sections import (
 )
 from medusa_trt.calibration.threshold_summary import recommend, summarize_rules
 from medusa_trt.calibration.tree_install import check_installable, finish_install, install_tree
+from medusa_trt.errors import CalibrationError
 from medusa_trt.runtime.bundle import Bundle
 from medusa_trt.runtime.session import MedusaSession
 
@@ -96,21 +100,9 @@ class Calibrator:
         Raises:
             MedusaError: a prompt does not fit, or nothing was recorded.
         """
-        log = RecordLog(self.folder / RANKS_FILE, head_ranks.RankRecord)
-        prompts = prompts_from_source(settings.prompts, num_prompts)
-        done = {record.prompt_id for record in log if record.settings == settings}
-        num_missing = sum(prompt.id not in done for prompt in prompts)
-        progress = Progress(num_missing, "replies")
-
-        def work() -> None:
-            if num_missing == 0:
-                return
-            with self._session() as session:
-                one_s = head_ranks.estimate_s(session, prompts[0], settings)
-                progress.announce(num_missing * one_s)
-                head_ranks.record_ranks(session, prompts, settings, log, progress.advance)
-
-        is_complete = _interruptible(work, progress)
+        log, progress, is_complete = self._recorded_ranks(
+            prompts_from_source(settings.prompts, num_prompts), settings
+        )
         origin = self._origin(progress, is_complete)
         section = heads_section(self.bundle, log, settings, num_prompts, origin)
         self._save(msgspec.structs.replace(self._calibration, heads=section))
@@ -222,6 +214,67 @@ class Calibrator:
         )
         self._save(msgspec.structs.replace(self._calibration, threshold=section))
         return section
+
+    def quantization(
+        self,
+        settings: ReplySettings,
+        options: QuantizationOptions,
+        num_prompts: int | None = None,
+    ) -> QuantizationSection:
+        """Finds a format for each matrix; writes the plan and the section.
+
+        Raises:
+            KeyboardInterrupt: Ctrl-C while the replies are written; the next run goes on.
+            MedusaError: the unquantized model cannot be loaded, no plan keeps to the budget, or
+                torch is not installed.
+        """
+        try:
+            from medusa_trt.calibration import quantization, quantization_inputs
+        except ImportError as error:
+            raise CalibrationError(
+                f"comparing with the unquantized model needs {error.name}: pip install "
+                "'medusa-trt[export]'"
+            ) from error
+        prompts = prompts_from_source(settings.prompts, num_prompts)
+        base = quantization_inputs.unquantized_model(self.bundle, options.model)
+        ranks, _, is_complete = self._recorded_ranks(prompts, settings)
+        if not is_complete:
+            raise KeyboardInterrupt
+        with quantization.opened_run(
+            self.bundle,
+            self.folder,
+            self._session,
+            base,
+            prompts,
+            ranks,
+            settings,
+            options,
+            self._threads,
+        ) as run:
+            is_complete = _interruptible(run.measure, run.progress)
+        section = run.section(self._origin(run.progress, is_complete), settings)
+        run.save_plan(self.folder)
+        self._save(msgspec.structs.replace(self._calibration, quantization=section))
+        return section
+
+    def _recorded_ranks(
+        self, prompts: Sequence[BenchPrompt], settings: ReplySettings
+    ) -> tuple[RecordLog[head_ranks.RankRecord], Progress, bool]:
+        """The recorded replies to these prompts, and whether there was no Ctrl-C before the end."""
+        log = RecordLog(self.folder / RANKS_FILE, head_ranks.RankRecord)
+        done = {record.prompt_id for record in log if record.settings == settings}
+        num_missing = sum(prompt.id not in done for prompt in prompts)
+        progress = Progress(num_missing, "replies")
+
+        def work() -> None:
+            if num_missing == 0:
+                return
+            with self._session() as session:
+                one_s = head_ranks.estimate_s(session, prompts[0], settings)
+                progress.announce(num_missing * one_s)
+                head_ranks.record_ranks(session, prompts, settings, log, progress.advance)
+
+        return log, progress, _interruptible(work, progress)
 
     def _session(self, batch_size: int = 1) -> MedusaSession:
         return MedusaSession(

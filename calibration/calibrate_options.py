@@ -9,6 +9,7 @@ from medusa_trt.errors import CalibrationError
 from medusa_trt.runtime.options import SamplingOptions
 
 DEFAULT_MAX_NEW_TOKENS = 128
+DEFAULT_MAX_KL = 0.02
 
 
 class ReplySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -141,3 +142,34 @@ class ThresholdOptions:
     def alpha_for(self, threshold: float) -> float:
         """δ at this ε."""
         return math.sqrt(threshold) if self.alpha is None else self.alpha
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QuantizationOptions:
+    """What a format is chosen for each matrix for.
+
+    Attributes:
+        model: the unquantized model, as `medusa-export --model` takes it; None for the one that
+            the bundle names.
+        target: where the plan is to run; None for the bundle's target.
+        formats: to choose from; None for the target's own choice.
+        max_kl: most KL divergence from the unquantized model, nats a token, as measured. The
+            smallest plan is chosen.
+        max_megabytes: most megabytes of all matrices, instead of `max_kl`. The plan with the least
+            KL divergence is chosen.
+    """
+
+    model: str | None = None
+    target: str | None = None
+    formats: tuple[str, ...] | None = None
+    max_kl: float | None = None
+    max_megabytes: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.max_kl is not None and self.max_megabytes is not None:
+            raise CalibrationError("--max-kl and --max-size exclude each other: give one")
+        if self.max_kl is None and self.max_megabytes is None:
+            object.__setattr__(self, "max_kl", DEFAULT_MAX_KL)
+        for name, value in (("max_kl", self.max_kl), ("max_megabytes", self.max_megabytes)):
+            if value is not None and not 0 < value < math.inf:
+                raise CalibrationError(f"{name} is {value}: it must be above 0")

@@ -8,6 +8,7 @@ from medusa_trt.calibration.calibration_plots import (
     can_plot,
     heads_plot,
     latency_plot,
+    quantization_plot,
     threshold_plot,
     tree_plot,
 )
@@ -26,6 +27,8 @@ def html_from_calibration(calibration: Calibration) -> str:
             plots["tree"] = tree_plot(calibration.tree)
         if calibration.threshold is not None and calibration.threshold.rules:
             plots["threshold"] = threshold_plot(calibration.threshold)
+        if calibration.quantization is not None:
+            plots["quantization"] = quantization_plot(calibration.quantization)
     file = resources.files("medusa_trt.calibration") / "calibration.html.jinja"
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     template = environment.from_string(file.read_text(encoding="utf-8"))

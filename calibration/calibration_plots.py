@@ -6,9 +6,11 @@ from typing import TYPE_CHECKING
 from medusa_trt.calibration.calibration_report import (
     HeadsSection,
     LatencySection,
+    QuantizationSection,
     ThresholdSection,
     TreeSection,
 )
+from medusa_trt.calibration.quantization_summary import PLAN, UNQUANTIZED
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -104,6 +106,42 @@ def threshold_plot(section: ThresholdSection) -> str:
             axes.axhline(line, color=f"C{colour}", linestyle="--", linewidth=1)
     _finish(left, "Tokens a step (dashed: the sampler)", "threshold ε", legend=True)
     _finish(right, "Log-likelihood, nats a token", "threshold ε", legend=True)
+    return _svg(figure)
+
+
+def quantization_plot(section: QuantizationSection) -> str:
+    """KL divergence of each site alone, by layer and kind; sizes of plans against theirs."""
+    figure, (left, right) = _figure(2)
+    shown = section.sites[0].costs[0].format if section.sites[0].costs else ""
+    for kind in dict.fromkeys(site.kind for site in section.sites):
+        points = [
+            (site.layer, cost.kl)
+            for site in section.sites
+            for cost in site.costs
+            if site.kind == kind and cost.format == shown
+        ]
+        layers = [layer for layer, _ in points if layer is not None]
+        if layers:
+            left.plot(layers, [kl for _, kl in points], "-o", markersize=3, label=kind)
+        for _, kl in points if not layers else ():
+            left.axhline(kl, color="#999999", linestyle="--", linewidth=1, label=kind)
+    left.set_yscale("log")
+    _finish(left, f"KL divergence of one matrix in {shown}, nats (estimated)", "layer", legend=True)
+    sizes = [point.size_bytes / 1e6 for point in section.frontier]
+    right.plot(sizes, [p.predicted_kl for p in section.frontier], label="best, predicted")
+    for plan in section.plans:
+        if plan.name != UNQUANTIZED:
+            colour = "#4b9a52" if plan.name == PLAN else "#c44e52"
+            right.plot(plan.size_bytes / 1e6, plan.kl, "o", color=colour)
+            right.annotate(
+                plan.name,
+                (plan.size_bytes / 1e6, plan.kl),
+                (6, 4),
+                textcoords="offset points",
+                fontsize=8,
+            )
+    right.set_yscale("log")
+    _finish(right, "KL divergence of plans, nats (points: measured)", "MB", legend=False)
     return _svg(figure)
 
 

@@ -6,8 +6,14 @@ from pathlib import Path
 import msgspec
 
 from medusa_trt.calibration.bench_report import Machine, replaced_file
-from medusa_trt.calibration.calibrate_options import LatencyOptions, ReplySettings, TreeOptions
+from medusa_trt.calibration.calibrate_options import (
+    LatencyOptions,
+    QuantizationOptions,
+    ReplySettings,
+    TreeOptions,
+)
 from medusa_trt.calibration.latency_curve import Interval
+from medusa_trt.calibration.quantization_summary import FrontierPoint, PlanResult, SiteCosts
 from medusa_trt.calibration.threshold_summary import Recommendation, RuleSummary
 from medusa_trt.calibration.tree_choice import TreeChoice
 from medusa_trt.errors import CalibrationError
@@ -18,6 +24,7 @@ HTML_FILE = "report.html"
 RANKS_FILE = "ranks.jsonl"
 LATENCY_FILE = "latency.jsonl"
 THRESHOLD_FILE = "threshold.jsonl"
+QUANTIZATION_PLAN_FILE = "quantization.json"
 
 FORMAT_VERSION = 1
 
@@ -122,6 +129,37 @@ class ThresholdSection:
     recommendations: tuple[Recommendation, ...]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QuantizationSection:
+    """Formats of the model's matrices.
+
+    Attributes:
+        origin: see there.
+        settings: of the replies that the models are compared on.
+        options: the budget.
+        model: the unquantized model.
+        target: where the plan is to run.
+        num_replies: how many there are.
+        num_positions: their tokens, each of which is predicted.
+        sites: in the model's order, each alone.
+        frontier: the least predicted KL of some sizes; empty until all sites are measured.
+        plans: all sites at once; empty until then.
+        advice: what was found.
+    """
+
+    origin: Origin
+    settings: ReplySettings
+    options: QuantizationOptions
+    model: str
+    target: str
+    num_replies: int
+    num_positions: int
+    sites: tuple[SiteCosts, ...]
+    frontier: tuple[FrontierPoint, ...]
+    plans: tuple[PlanResult, ...]
+    advice: str
+
+
 class Calibration(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Everything that was found; a section is missing until its calibration has run.
 
@@ -136,6 +174,7 @@ class Calibration(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     latency: tuple[LatencySection, ...] = ()
     tree: TreeSection | None = None
     threshold: ThresholdSection | None = None
+    quantization: QuantizationSection | None = None
 
 
 def load_calibration(folder: Path, empty: Calibration) -> Calibration:

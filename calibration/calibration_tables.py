@@ -8,9 +8,11 @@ from rich.table import Table
 from medusa_trt.calibration.calibration_report import (
     HeadsSection,
     LatencySection,
+    QuantizationSection,
     ThresholdSection,
     TreeSection,
 )
+from medusa_trt.calibration.quantization_summary import counts_text
 from medusa_trt.calibration.threshold_summary import Recommendation
 from medusa_trt.calibration.tree_choice import Prediction
 
@@ -74,6 +76,24 @@ def threshold_table(section: ThresholdSection) -> Table:
                 f"{100 * summary.token_agreement:.1f}",
             ]
         )
+    return _table(columns, rows)
+
+
+def plans_table(section: QuantizationSection) -> Table:
+    """A row for each plan that was measured."""
+    columns = ["plan", "matrices", "MB", "KL predicted", "KL", "same tokens %", "tokens a step"]
+    rows = [
+        [
+            plan.name,
+            counts_text(plan.counts),
+            f"{plan.size_bytes / 1e6:.1f}",
+            f"{plan.predicted_kl:.4f}",
+            f"{plan.kl:.4f}",
+            f"{100 * plan.agreement:.1f}",
+            f"{plan.accept_length:.3f}",
+        ]
+        for plan in section.plans
+    ]
     return _table(columns, rows)
 
 

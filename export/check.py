@@ -30,6 +30,17 @@ def check_bundle(path: Path, model: str) -> Iterator[str]:
     """
     bundle = Bundle.open(path)
     base = open_base_model(source_from_name(model))
+    check_same_sizes(bundle, base)
+    for where, result in compared(bundle, base).items():
+        yield described(where, result)
+
+
+def check_same_sizes(bundle: Bundle, base: BaseModel) -> None:
+    """Refuses a model that a bundle cannot come from.
+
+    Raises:
+        ExportError: it has other sizes.
+    """
     spec, config = bundle.manifest.model, base.model.config
     for name, found, expected in (
         ("layers", spec.num_layers, config.num_hidden_layers),
@@ -38,10 +49,9 @@ def check_bundle(path: Path, model: str) -> Iterator[str]:
     ):
         if found != expected:
             raise ExportError(
-                f"{path} has {found} {name}, {model} has {expected}: give the model it came from"
+                f"{bundle.path} has {found} {name}, {base.source.name} has {expected}: give the "
+                "model it came from"
             )
-    for where, result in compared(bundle, base).items():
-        yield described(where, result)
 
 
 def compared(bundle: Bundle, base: BaseModel) -> dict[str, Agreement]:

@@ -5,13 +5,11 @@ from onnx_ir.passes import InPlacePass
 from medusa_trt.export.passes import QuantizeLinearPass, QuantizeWeightsPass
 from medusa_trt.export.targets import Precision
 from medusa_trt.export.weight_formats import (
+    FORMAT_OF_BITS,
     FormatOf,
-    WeightFormat,
     format_by_outputs,
     one_format,
 )
-
-_FORMATS: dict[int, WeightFormat] = {8: "int8", 4: "int4"}
 
 
 def layers_pass(
@@ -31,8 +29,9 @@ def layers_pass(
         )
     if precision.layer_bits is None or precision.unembedding_bits is None:
         return None
-    layers, unembedding = _FORMATS[precision.layer_bits], _FORMATS[precision.unembedding_bits]
-    return QuantizeLinearPass(planned or format_by_outputs(layers, unembedding, vocab_size))
+    layers, unembedding = precision.layer_bits, precision.unembedding_bits
+    uniform = format_by_outputs(FORMAT_OF_BITS[layers], FORMAT_OF_BITS[unembedding], vocab_size)
+    return QuantizeLinearPass(planned or uniform)
 
 
 def heads_pass(precision: Precision) -> InPlacePass | None:

@@ -50,8 +50,8 @@ class LibraryRounding:
         num_inputs = x.shape[-1]
         padded = torch.nn.functional.pad(x, (0, -num_inputs % block)).unflatten(-1, (-1, block))
         largest = padded.abs().amax(-1, keepdim=True).clamp_min(1e-30)
-        codes = (padded * (127 / largest)).round_()
-        return (codes * (largest / 127)).flatten(-2)[..., :num_inputs]
+        kept: torch.Tensor = (padded * (127 / largest)).round_() * (largest / 127)
+        return kept.flatten(-2).narrow(-1, 0, num_inputs)
 
     def size_bytes(self, num_inputs: int, num_outputs: int, format_: Format) -> int | None:
         """Codes and scales as they are stored, or float32."""

@@ -36,6 +36,11 @@ class Site:
         return tuple(f"{module}.weight" for module in self.modules)
 
     @property
+    def is_last(self) -> bool:
+        """Whether it is the unembedding, which runs after all layers."""
+        return self.kind == UNEMBEDDING
+
+    @property
     def num_weights(self) -> int:
         """Elements of all matrices."""
         return sum(inputs * outputs for inputs, outputs in self.shapes)

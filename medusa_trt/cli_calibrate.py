@@ -1,14 +1,17 @@
-"""The command line's calibrations: `medusa-trt calibrate heads|latency|tree|threshold BUNDLE`."""
+"""The command line's calibrations: `medusa-trt calibrate heads|latency|tree|... BUNDLE`."""
 
 import argparse
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from medusa_trt.calibration.calibrate_options import (
+    DEFAULT_MAX_KL,
     DEFAULT_MAX_NEW_TOKENS,
     LatencyOptions,
+    QuantizationOptions,
     ThresholdOptions,
     TreeOptions,
 )
@@ -24,6 +27,8 @@ if TYPE_CHECKING:
 EXIT_INTERRUPTED = 130
 
 _THRESHOLD_PROMPTS = 12
+_QUANTIZATION_PROMPTS = 8
+_QUANTIZATION_TOKENS = 64
 _COLUMNS_OF_FILES = 100
 
 
@@ -40,6 +45,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     threshold = _verb(verbs, "threshold", "thresholds of typical acceptance", _threshold)
     _add_replies(threshold, num_prompts=_THRESHOLD_PROMPTS)
     _add_threshold(threshold)
+    quantization = _verb(
+        verbs, "quantization", "a format for each weight, under a budget", _quantization
+    )
+    _add_replies(
+        quantization, num_prompts=_QUANTIZATION_PROMPTS, max_new_tokens=_QUANTIZATION_TOKENS
+    )
+    _add_quantization(quantization)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -70,7 +82,12 @@ def _verb(
     return parser
 
 
-def _add_replies(parser: argparse.ArgumentParser, *, num_prompts: int | None) -> None:
+def _add_replies(
+    parser: argparse.ArgumentParser,
+    *,
+    num_prompts: int | None,
+    max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS,
+) -> None:
     parser.add_argument(
         "--prompts",
         default="packaged",
@@ -88,7 +105,7 @@ def _add_replies(parser: argparse.ArgumentParser, *, num_prompts: int | None) ->
     parser.add_argument(
         "--max-new-tokens",
         type=int,
-        default=DEFAULT_MAX_NEW_TOKENS,
+        default=max_new_tokens,
         metavar="N",
         help="limit on each reply (default: %(default)s)",
     )
@@ -166,6 +183,31 @@ def _add_threshold(parser: argparse.ArgumentParser) -> None:
         )
 
 
+def _add_quantization(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--model", help="the unquantized model (default: what the bundle calls its model)"
+    )
+    parser.add_argument("--target", help="where the plan is to run (default: the bundle's target)")
+    parser.add_argument(
+        "--formats",
+        metavar="LIST",
+        help="to choose from (default: int4,int8 for ort-cpu, int4,int8,fp16 for a device)",
+    )
+    parser.add_argument(
+        "--max-kl",
+        type=float,
+        metavar="X",
+        help="the smallest plan with at most this KL divergence from the unquantized model, nats "
+        f"a token (default: {DEFAULT_MAX_KL})",
+    )
+    parser.add_argument(
+        "--max-size",
+        type=float,
+        metavar="MB",
+        help="instead: the plan with the least KL divergence whose matrices take at most this",
+    )
+
+
 def _add_batch_size(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--batch-size",
@@ -231,6 +273,28 @@ def _threshold(arguments: argparse.Namespace) -> int:
     section = calibrator.threshold(settings, options, arguments.num_prompts)
     texts = [recommendation_text(found) for found in section.recommendations]
     return _report(calibrator, [threshold_table(section)], texts, section.origin)
+
+
+def _quantization(arguments: argparse.Namespace) -> int:
+    options = QuantizationOptions(
+        model=arguments.model,
+        target=arguments.target,
+        formats=None if arguments.formats is None else tuple(arguments.formats.split(",")),
+        max_kl=arguments.max_kl,
+        max_megabytes=arguments.max_size,
+    )
+    settings = _settings(arguments, temperature=0.0)
+    from medusa_trt.calibration.calibration_report import QUANTIZATION_PLAN_FILE
+    from medusa_trt.calibration.calibration_tables import plans_table
+
+    calibrator = _calibrator(arguments)
+    section = calibrator.quantization(settings, options, arguments.num_prompts)
+    texts = [section.advice]
+    if section.origin.is_complete:
+        path = calibrator.folder / QUANTIZATION_PLAN_FILE
+        command = ["medusa-export", "--model", section.model, "--target", section.target]
+        texts.append(f"To use it: {shlex.join([*command, '--quantization-plan', str(path)])}")
+    return _report(calibrator, [plans_table(section)], texts, section.origin)
 
 
 def _settings(arguments: argparse.Namespace, temperature: float) -> "ReplySettings":

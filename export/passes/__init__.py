@@ -12,6 +12,7 @@ from onnx_ir.passes.common import (
 from medusa_trt.export.passes.chain_linears import ChainLinearsPass
 from medusa_trt.export.passes.fuse_skip_norm import FuseSkipNormPass
 from medusa_trt.export.passes.match_norm_types import MatchNormTypesPass
+from medusa_trt.export.passes.name_products import NameProductsPass
 from medusa_trt.export.passes.pack_qkv import PackQkvPass
 from medusa_trt.export.passes.pack_split_qkv import PackSplitQkvPass
 from medusa_trt.export.passes.quantize_linear import QuantizeLinearPass
@@ -45,12 +46,15 @@ def optimize(
         fuse.append(FuseSkipNormPass() if quantize is None else UseFastSelectionPass())
     chain = [] if quantize is None or portable else [TopologicalSortPass(), ChainLinearsPass()]
     packs = [PackQkvPass(), PackSplitQkvPass()] if attends else []
+    names = [NameProductsPass()] if portable else []
     PassManager(
         [
             RemoveIdentityRotaryPass(),
             RemoveUnusedNodesPass(),
             RemoveLayoutPairsPass(),
             *packs,
+            RemoveUnusedNodesPass(),
+            *names,
             MatchNormTypesPass(),
             *fuse,
             RemoveUnusedNodesPass(),

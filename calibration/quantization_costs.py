@@ -1,0 +1,217 @@
+"""What formats cost in quality: from the logs, or else measured and logged."""
+
+import hashlib
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+from transformers import PreTrainedModel
+
+from medusa_trt.calibration.quantization_estimate import NUM_SAMPLES, SiteEstimator, SiteKls
+from medusa_trt.calibration.quantization_meter import Formats, QuantizationMeter, Text
+from medusa_trt.calibration.records import RecordLog
+from medusa_trt.export.rounding import Rounding
+from medusa_trt.export.sites import Site
+from medusa_trt.export.weight_formats import Format, WeightFormat, is_rounded
+
+SITES_FILE = "quantization_sites.jsonl"
+PLANS_FILE = "quantization_plans.jsonl"
+
+_PARAMETER_SAMPLES = 64
+
+
+class SitesRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What every site does alone, estimated on one text.
+
+    Attributes:
+        basis: digest of the model, the texts and how it rounds.
+        text: its index.
+        num_samples: draws.
+        kls: sums of KL divergences over the text's positions, nats.
+    """
+
+    basis: str
+    text: int
+    num_samples: int
+    kls: SiteKls
+
+
+class PlanRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What rounding many sites at once does, measured on all texts.
+
+    Attributes:
+        basis: see `SitesRecord`.
+        drafter: digest of the heads and the tree.
+        formats: of the sites that are rounded, by their names.
+        kl: KL divergence from the unquantized model, nats a token.
+        agreement: share of next tokens that stay the same.
+        accept_length: tokens a step that heads and tree add on the replies.
+    """
+
+    basis: str
+    drafter: str
+    formats: dict[str, str]
+    kl: float
+    agreement: float
+    accept_length: float
+
+
+@dataclass(frozen=True, slots=True)
+class Drafter:
+    """Heads and a tree.
+
+    Attributes:
+        digest: of both.
+        accept_length: tokens a step that they add on the texts' replies, from what the heads read
+            at each position, (n, hidden_size) float32 for each text.
+    """
+
+    digest: str
+    accept_length: Callable[[Sequence[NDArray[np.float32]]], float]
+
+
+class QuantizationCosts:
+    """Costs of one model's formats on some texts."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        sites: Sequence[Site],
+        rounding: Rounding,
+        formats: Sequence[WeightFormat],
+        texts: Sequence[Text],
+        folder: Path,
+        drafter: Drafter,
+    ) -> None:
+        """Reads what is known. The model runs as soon as something else is asked for.
+
+        Args:
+            model: with its weights in memory as float32.
+            sites: of the model.
+            rounding: how it rounds.
+            formats: whose sites are estimated.
+            texts: what the model is compared on.
+            folder: of the logs, which grow by a record for each text and for each plan.
+            drafter: to be tried with the plans.
+
+        Raises:
+            CalibrationError: a log is damaged.
+        """
+        self._model, self._sites, self._rounding = model, sites, rounding
+        self._formats, self._texts, self._drafter = tuple(formats), texts, drafter
+        self._sites_log = RecordLog(folder / SITES_FILE, SitesRecord)
+        self._plans_log = RecordLog(folder / PLANS_FILE, PlanRecord)
+        self._basis = _basis(model, texts, rounding)
+        self._meter: QuantizationMeter | None = None
+        self._estimator: SiteEstimator | None = None
+
+    @property
+    def num_positions(self) -> int:
+        """Tokens that are predicted."""
+        return sum(len(text.token_ids) for text in self._texts)
+
+    def missing_texts(self) -> list[int]:
+        """Texts on which a format is not estimated yet."""
+        return [
+            index
+            for index in range(len(self._texts))
+            if len(self._known(index)) < len(self._formats)
+        ]
+
+    def estimate_text(self, index: int) -> None:
+        """Estimates all sites on a text."""
+        if self._estimator is None:
+            self._estimator = SiteEstimator(self._model, self._sites, self._rounding, self._formats)
+        kls = self._estimator.estimate(self._texts[index], seed=index)
+        self._sites_log.append(
+            SitesRecord(basis=self._basis, text=index, num_samples=NUM_SAMPLES, kls=kls)
+        )
+
+    def site_kls(self, format_: WeightFormat) -> dict[str, float]:
+        """KL divergence of each site alone, nats a token, on the texts that are done.
+
+        Empty where none is.
+        """
+        done = [self._known(index).get(format_) for index in range(len(self._texts))]
+        lengths = [len(text.token_ids) for text in self._texts]
+        pairs = [(kls, n) for kls, n in zip(done, lengths, strict=True) if kls is not None]
+        num_positions = sum(n for _, n in pairs)
+        if not pairs:
+            return {}
+        return {
+            site.name: sum(kls[site.name] for kls, _ in pairs) / num_positions
+            for site in self._sites
+        }
+
+    def known_plan(self, formats: Formats) -> PlanRecord | None:
+        """What was measured of all sites rounded at once, with the heads on top."""
+        wanted = (self._basis, self._drafter.digest, _rounded(formats))
+        found = (r for r in self._plans_log if (r.basis, r.drafter, r.formats) == wanted)
+        return next(found, None)
+
+    def measure_plan(self, formats: Formats) -> PlanRecord:
+        """Measures all sites rounded at once, with the heads on top."""
+        rounded = _rounded(formats)
+        change = self._opened().measure(rounded)
+        record = PlanRecord(
+            basis=self._basis,
+            drafter=self._drafter.digest,
+            formats=dict(rounded),
+            kl=change.kl,
+            agreement=change.agreement,
+            accept_length=self._drafter.accept_length(change.hidden),
+        )
+        self._plans_log.append(record)
+        return record
+
+    def estimate_s(self, num_texts: int, num_plans: int) -> float:
+        """Seconds that estimates on some texts and measurements of some plans take."""
+        start = time.perf_counter()
+        self._opened()
+        run_s = time.perf_counter() - start
+        rounding_s = sum(map(self._rounding_s, self._formats))
+        # A gradient with respect to what is computed costs about as much as computing it.
+        texts_s = num_texts / len(self._texts) * run_s * (2 + NUM_SAMPLES)
+        # Most plans are rounded in part: they differ from the one before in a few matrices.
+        return texts_s + 2 * rounding_s + num_plans * run_s
+
+    def _opened(self) -> QuantizationMeter:
+        if self._meter is None:
+            self._meter = QuantizationMeter(self._model, self._sites, self._rounding, self._texts)
+        return self._meter
+
+    def _known(self, index: int) -> SiteKls:
+        """What each site does on a text, by format."""
+        known: SiteKls = {}
+        for record in self._sites_log:
+            if (record.basis, record.text) == (self._basis, index):
+                known |= {name: kls for name, kls in record.kls.items() if name in self._formats}
+        return known
+
+    def _rounding_s(self, format_: WeightFormat) -> float:
+        """Seconds to round all matrices, from one of them."""
+        site = self._sites[0]
+        weight = self._model.get_parameter(site.weights[0]).detach().numpy().T
+        start = time.perf_counter()
+        self._rounding.weight(weight, format_)
+        per_weight_s = (time.perf_counter() - start) / weight.size
+        return per_weight_s * sum(site.num_weights for site in self._sites)
+
+
+def _rounded(formats: Formats) -> dict[str, Format]:
+    return {name: format_ for name, format_ in formats.items() if is_rounded(format_)}
+
+
+def _basis(model: PreTrainedModel, texts: Sequence[Text], rounding: Rounding) -> str:
+    """SHA-256 of the texts, the kind of rounding and numbers out of each parameter."""
+    digest = hashlib.sha256(type(rounding).__name__.encode())
+    digest.update(repr([(text.prompt_ids, text.token_ids) for text in texts]).encode())
+    for name, parameter in model.named_parameters():
+        values = parameter.detach().flatten()
+        digest.update(f"{name} {tuple(parameter.shape)}".encode())
+        digest.update(values[:: max(1, len(values) // _PARAMETER_SAMPLES)].numpy().tobytes())
+    return digest.hexdigest()
