@@ -79,7 +79,10 @@ def drafter_of(
         ranks = []
         for states, text in zip(hidden, texts, strict=True):
             # The state before each root but the last, one row at a time, as a step drafts.
-            drafts = (engine.draft(row[None])[0] for row in states[:-1])
+            drafts = (
+                engine.draft(row[None], [root])[0]
+                for row, root in zip(states[:-1], text.token_ids[:-1], strict=True)
+            )
             ranks.append(ranks_from_drafts(drafts, text.token_ids, num_heads))
         table = RankTable.from_replies(ranks)
         return mean_accept_length(table, replay(bundle.tree, table).steps)

@@ -62,10 +62,10 @@ class DeviceAttention:
             for past, rows in zip(cache, (self._rotated(key, table), value), strict=True)
         ]
         self.presents += presents
-        read = [self._read_rows(present) for present in presents]
+        keys, values = (self._read_rows(present) for present in presents)
         bias = self.mask.within(sliding_window)
         attend = self._attended if softcap is None else partial(grouped_attention, softcap=softcap)
-        attended = attend(self._rotated(query, table), *read, bias, float(scaling))
+        attended = attend(self._rotated(query, table), keys, values, bias, float(scaling))
         return attended.transpose(1, 2), None
 
     def _rotated(self, states: torch.Tensor, table: RotaryTable) -> torch.Tensor:

@@ -84,9 +84,10 @@ class VerifyModule(nn.Module):
         for index, table in enumerate(tables.values()):
             for name, values in zip(_table_names(index), table, strict=True):
                 self.register_buffer(name, values.to(model.dtype), persistent=False)
+        self._dtype = model.dtype
         self._table_of_layer = [list(tables).index(kind) for kind in kinds]
         self._replaced = rotary, model.config._attn_implementation
-        model.base_model.rotary_emb = IdentityRotary(2 * self.cos.shape[1])
+        model.base_model.rotary_emb = IdentityRotary(2 * next(iter(tables.values()))[0].shape[1])
         model.config._attn_implementation = _ATTENTION_NAME
         self.eval()
 
@@ -118,7 +119,7 @@ class VerifyModule(nn.Module):
             argmax (B * R,), hidden (B * R, hidden_size), logits (B * R, vocab), and the updated
             cache.
         """
-        cache_positions, cache = None, rest
+        cache_positions, cache = None, list(rest)
         if self.form in DEVICE_FORMS:
             cache_positions, *cache = rest
         tables = [
@@ -175,7 +176,7 @@ class VerifyModule(nn.Module):
         """Inputs to trace with."""
         shape = self.shape
         batch = 1 if self.form == "group_query_attention" else 2
-        dtype = torch.bfloat16 if self.form == "tree_attention" else self.cos.dtype
+        dtype = torch.bfloat16 if self.form == "tree_attention" else self._dtype
         cache = [
             torch.zeros(batch, shape.num_kv_heads, 16, shape.head_dim, dtype=dtype)
             for _ in range(2 * shape.num_layers)

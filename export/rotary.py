@@ -86,7 +86,7 @@ def rotary_tables(
         num_positions: rows of each table.
     """
     with torch.no_grad():
-        tables = {
+        tables: dict[str | None, RotaryTable] = {
             kind: _rotation(rotary, torch.arange(num_positions), kind)
             for kind in dict.fromkeys(kinds)
             if kind is not None

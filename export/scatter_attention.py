@@ -63,7 +63,9 @@ class ScatterAttention:
         bias = self.mask.within(sliding_window)
         if softcap is not None:
             # Not by the operator's own attribute, which caps the mask with the scores.
-            return grouped_attention(rotated, *valid, bias, scaling, softcap).transpose(1, 2), None
+            keys, values = valid
+            capped = grouped_attention(rotated, keys, values, bias, scaling, softcap)
+            return capped.transpose(1, 2), None
         attended = torch.onnx.ops.symbolic(
             "Attention",
             [rotated, *valid, bias],

@@ -56,7 +56,8 @@ def in_type(
     empty: dict[int, object] = {}
     for each in model.parameters():
         empty[id(each)] = nn.Parameter(each.to("meta", dtype), requires_grad=False)
-    return deepcopy(model, empty).to(dtype), weights
+    traced: PreTrainedModel = nn.Module.to(deepcopy(model, empty), dtype)
+    return traced, weights
 
 
 def tensor_from_array(array: Array) -> torch.Tensor:

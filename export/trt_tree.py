@@ -23,7 +23,7 @@ def merge_tree(verify: ir.Model, tree: ir.Model) -> None:
         assert constant is not None and constant.op_type == "Constant"
         verify.graph.inputs.remove(value)
         value.const_value = constant.attributes["value"].as_tensor()
-        value.shape = ir.Shape(value.const_value.shape)
+        value.shape = ir.Shape(value.const_value.shape.numpy())
         verify.graph.initializers.add(value)
 
 

@@ -60,7 +60,7 @@ def slowly_rounded(
             continue
         for path in site.modules:
             bits = BITS[format_]
-            matrix = model.get_submodule(path).weight.detach().numpy().T
+            matrix = model.get_parameter(f"{path}.weight").detach().numpy().T
             weight = dequantized_weight(quantized_weight(matrix, bits), *matrix.shape)
 
             def forward(
@@ -69,7 +69,7 @@ def slowly_rounded(
                 rows = quantized_rows(x.reshape(-1, x.shape[-1]).numpy(), block) @ weight
                 return torch.from_numpy(rows.astype(np.float32)).reshape(*x.shape[:-1], -1)
 
-            rounded.get_submodule(path).forward = forward  # type: ignore[method-assign]
+            rounded.get_submodule(path).forward = forward
     return rounded
 
 
@@ -157,7 +157,8 @@ def test_an_estimate_is_half_the_square_of_the_slope() -> None:
 def test_estimates_agree_with_measurements() -> None:
     model = random_model(llama_config(initializer_range=0.05, num_hidden_layers=1))
     sites, rounding = sites_from_model(model), LibraryRounding()
-    text, formats = texts(3)[2], ("int8", "int4")
+    text = texts(3)[2]
+    formats: tuple[WeightFormat, ...] = ("int8", "int4")
     estimated = SiteEstimator(model, sites, rounding, formats).estimate(text, 0, 200)
     meter = QuantizationMeter(model, sites, rounding, [text])
     for format_ in formats:

@@ -119,7 +119,7 @@ def test_a_client_that_left_ends_the_reply(model: Any) -> None:
     ],
 )
 def test_mistakes_are_answered_with_one_line(
-    model: Any, inputs: dict[str, str], message: str
+    model: Any, inputs: dict[str, Any], message: str
 ) -> None:
     responses = answer(model, **inputs).responses
     assert len(responses) == 1 and responses[0].error is not None

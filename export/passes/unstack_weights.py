@@ -18,7 +18,11 @@ class UnstackWeightsPass(InPlacePass):
         """Takes each matrix out of its stack."""
         modified = False
         for node in list(model.graph):
-            if node.op_type != "Gather" or node.domain != "" or node.attributes.get_int("axis", 0):
+            if (
+                node.op_type != "Gather"
+                or node.domain != ""
+                or (node.attributes.get_int("axis") or 0)
+            ):
                 continue
             stack, index = node.inputs
             if stack is None or stack.const_value is None or len(stack.const_value.shape) != 3:
