@@ -59,7 +59,7 @@ class LazyTensor(ir.LazyTensor):
 
     def in_type(self, dtype: ir.DataType) -> "LazyTensor":
         """The same tensor in a graph of another type."""
-        return LazyTensor(self.stored, self.sizes, self.key, dtype, self.name)
+        return LazyTensor(self.stored, self.sizes, self.key, dtype, self.name, self.sources)
 
     def _converted(self) -> ir.TensorProtocol:
         array = self.stored()

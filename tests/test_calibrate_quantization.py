@@ -151,7 +151,7 @@ def test_an_estimate_is_half_the_square_of_the_slope() -> None:
             weight.data = own - step * change
             slope += (above - likelihood()) / (2 * step)
             weight.data = own
-        assert found[site.name] == pytest.approx(slope**2 / 2, rel=0.02, abs=1e-6)
+        assert found[site.name] == pytest.approx(slope**2 / 2, rel=0.05, abs=1e-6)
 
 
 def test_estimates_agree_with_measurements() -> None:

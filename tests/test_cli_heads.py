@@ -1,6 +1,7 @@
 """`medusa-trt heads inspect` and `medusa-trt heads convert`, as a user runs them."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -29,14 +30,15 @@ def heads(tmp_path: Path) -> Path:
 def test_inspect_prints_a_table(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["heads", "inspect", str(SHIPPED)]) == 0
     lines = capsys.readouterr().out.splitlines()
-    shown = {line[:13].strip(): line[13:].strip() for line in lines}
+    shown = dict(re.split(r"  +", line.rstrip(), maxsplit=1) for line in lines)
     assert shown["format"].startswith("medusa-trt (")
     assert (shown["heads"], shown["layers"]) == ("3", "1 a head, with biases")
-    assert (shown["projection"], shown["hidden size"]) == ("yes", "576")
+    assert (shown["projection"], shown["hidden size"]) == ("no", "576")
+    assert shown["reads the root token"] == "yes"
     assert shown["unembedding"] == "the backbone's, 8,192 tokens"
     assert (shown["token map"], shown["type"]) == ("8,192 tokens", "float16")
-    # Two maps of 576 x 576 and their biases for each head; the map of tokens has no parameters.
-    assert shown["parameters"] == f"{3 * 2 * (576 * 576 + 576):,}"
+    # Maps of 1,152 and of 576 inputs for each head; the map of tokens has no parameters.
+    assert shown["parameters"] == f"{3 * (1152 * 576 + 576 * 576 + 2 * 576):,}"
     assert all("[" not in line for line in lines)
 
 
@@ -59,6 +61,7 @@ def test_inspect_prints_json(tmp_path: Path, capsys: pytest.CaptureFixture[str])
         "draft_vocab_size": len(MAP),
         "has_biases": True,
         "has_projection": False,
+        "has_root_map": False,
         "has_token_map": True,
         "unembedding": "own",
         "base_model": None,

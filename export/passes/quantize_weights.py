@@ -47,7 +47,7 @@ class QuantizeWeightsPass(InPlacePass):
         block_size = block_size_of(tensor.sizes[0]) if format_ == "int4" else None
         if format_ == "int4" and block_size is None:
             return False
-        weight = tensor.stored()
+        weight = np.asarray(tensor.stored(), tensor.dtype.numpy())
         codes, scales = quantized_matrix(weight, format_, block_size)
         name = product.name or str(product.outputs[0].name)
         dequantize = ir.Node(
