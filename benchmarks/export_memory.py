@@ -3,13 +3,12 @@
     python benchmarks/export_memory.py --shape vicuna-7b --precision int4 --folder /tmp/export
 
 The checkpoint is made shard by shard in float16 and deleted afterwards, and so is the bundle. The
-export runs in a process of its own, whose peak resident memory the kernel reports.
+export runs in a process of its own, whose resident memory is read from Linux while it runs: all of
+it, with the pages of files that are mapped and could be dropped, and without them.
 """
 
 import argparse
 import json
-import re
-import resource
 import shutil
 import subprocess
 import sys
@@ -148,34 +147,36 @@ def exported(
     command += ["--heads", str(heads), "--output", str(bundle), "--target", target]
     command += ["--precision", precision, "--tree", "mc_sim_7b_63", "--overwrite"]
     start = time.perf_counter()
-    peak_anonymous_bytes = 0
+    peaks = {"VmHWM": 0, "RssAnon": 0}
     with subprocess.Popen(command) as process:
         while process.poll() is None:
-            peak_anonymous_bytes = max(peak_anonymous_bytes, anonymous_bytes(process.pid))
+            for name, found in memory_bytes(process.pid, list(peaks)).items():
+                peaks[name] = max(peaks[name], found)
             time.sleep(SAMPLE_S)
     if process.returncode:
         raise SystemExit(process.returncode)
     seconds = time.perf_counter() - start
-    # Of the largest child that has ended, kilobytes on Linux.
-    peak_bytes = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
     return {
         "seconds": round(seconds, 1),
-        "peak_resident_gib": round(peak_bytes / 2**30, 3),
-        "peak_anonymous_gib": round(peak_anonymous_bytes / 2**30, 3),
+        "peak_resident_gib": round(peaks["VmHWM"] / 2**30, 3),
+        "peak_anonymous_gib": round(peaks["RssAnon"] / 2**30, 3),
         "checkpoint_gb": round(_size_bytes(model) / 1e9, 2),
         "bundle_gb": round(_size_bytes(bundle) / 1e9, 2),
     }
 
 
-def anonymous_bytes(process_id: int) -> int:
-    """Resident memory of a process that no file backs, so that it cannot be dropped; 0 elsewhere
-    than on Linux."""
+def memory_bytes(process_id: int, names: list[str]) -> dict[str, int]:
+    """What Linux says of a process's memory; nothing where it has ended.
+
+    VmHWM is its largest resident size so far, RssAnon the part now that no file backs. (The
+    children's `ru_maxrss` would begin with the size of this process, which it is forked from.)
+    """
     try:
         status = Path(f"/proc/{process_id}/status").read_text("utf-8")
     except OSError:
-        return 0
-    found = re.search(r"RssAnon:\s+(\d+) kB", status)
-    return 0 if found is None else int(found[1]) * 1024
+        return {}
+    lines = dict(line.split(":", 1) for line in status.splitlines())
+    return {name: int(lines[name].split()[0]) * 1024 for name in names if name in lines}
 
 
 def _size_bytes(folder: Path) -> int:

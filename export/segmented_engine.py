@@ -17,6 +17,7 @@ from medusa_trt.runtime.operators import required_library
 from medusa_trt.tree_configs import MedusaTree
 
 _MASKED = float(np.finfo(np.float32).min)
+_BFLOAT16 = 16  # ONNX's number of the type, whose values numpy holds as uint16
 _FOLDER_ENTRY = "session.model_external_initializers_file_folder_path"
 
 SEGMENT_BYTES = 128 << 20
@@ -54,8 +55,9 @@ class SegmentedEngine:
         self._segments = _split(ir.load(bundle.graph_path(form)), segment_bytes)
         spec = bundle.manifest.model
         shape = (batch_size, spec.num_kv_heads, capacity, spec.head_dim)
+        dtype = bundle.manifest.target.cache_dtype
         self._cache = {
-            (layer, kind): np.zeros(shape, bundle.manifest.target.cache_dtype)
+            (layer, kind): np.zeros(shape, np.uint16 if dtype == "bfloat16" else dtype)
             for layer in range(spec.num_layers)
             for kind in ("key", "value")
         }
@@ -110,11 +112,35 @@ class SegmentedEngine:
             session = onnxruntime.InferenceSession(
                 segment.model, options, providers=["CPUExecutionProvider"]
             )
-            feeds = {name: values[name] for name in segment.inputs}
-            outputs = session.run(list(segment.outputs), feeds)
+            return self._run_bound(session.io_binding(), session, segment, values)
         except Exception as error:  # ONNX Runtime raises many pybind classes with no common base
             raise EngineError(f"ONNX Runtime failed in a part of the graph: {error}") from error
-        return dict(zip(segment.outputs, outputs, strict=True))
+
+    def _run_bound(
+        self, binding: Any, session: Any, segment: _Segment, values: dict[str, NDArray[Any]]
+    ) -> dict[str, NDArray[Any]]:
+        """Runs with the cache in memory of ours, because numpy has no bfloat16."""
+        presents = {
+            names.present_name(*place): np.empty_like(values[names.past_name(*place)])
+            for place in self._cache
+            if names.present_name(*place) in segment.outputs
+        }
+        for name in segment.inputs:
+            array = values[name]
+            binding.bind_input(name, "cpu", 0, _kind(array), array.shape, array.ctypes.data)
+        for name in segment.outputs:
+            if name in presents:
+                own = presents[name]
+                binding.bind_output(name, "cpu", 0, _kind(own), own.shape, own.ctypes.data)
+            else:
+                binding.bind_output(name, "cpu")
+        session.run_with_iobinding(binding)
+        made = zip(segment.outputs, binding.get_outputs(), strict=True)
+        return {name: presents[name] if name in presents else out.numpy() for name, out in made}
+
+
+def _kind(array: NDArray[Any]) -> Any:
+    return _BFLOAT16 if array.dtype == np.uint16 else array.dtype.type
 
 
 def _split(model: ir.Model, segment_bytes: int) -> list[_Segment]:

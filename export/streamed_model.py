@@ -18,7 +18,7 @@ from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
 from medusa_trt.export.lazy_tensor import Array, LazyTensor
 
-_PART_SIZE = 1 << 26
+_PART_SIZE = 1 << 24
 """Elements of a linear layer that are converted to float32 at a time."""
 
 Weights = Mapping[str, LazyTensor]

@@ -115,6 +115,15 @@ FAMILIES = {
             "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
         },
     ),
+    "mixtral": config("mixtral", sliding_window=None, num_local_experts=4, num_experts_per_tok=2),
+    "qwen3_moe": config(
+        "qwen3_moe",
+        head_dim=32,
+        num_experts=6,
+        num_experts_per_tok=3,
+        moe_intermediate_size=32,
+        norm_topk_prob=False,
+    ),
     "gpt_neox": config("gpt_neox", num_attention_heads=1, rotary_pct=0.25),
     "phi": config("phi", num_attention_heads=2, num_key_value_heads=1, partial_rotary_factor=0.5),
     "starcoder2": config("starcoder2", sliding_window=None),
@@ -130,6 +139,7 @@ VARIANTS = {
     "olmo3",
     "phi3-window",
     "granite",
+    "qwen3_moe",
     "starcoder2",
 }
 """Families whose forward is nearly that of another one."""
