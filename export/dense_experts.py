@@ -54,14 +54,21 @@ def dense_experts(
     return outputs
 
 
+def has_experts(model: PreTrainedModel) -> bool:
+    """Whether some layer is a mixture of experts."""
+    return any(True for _ in _experts(model))
+
+
 def experts_problem(model: PreTrainedModel) -> str | None:
     """Why `dense_experts` cannot stand for this model's experts, or None."""
-    for module in model.modules():
-        if "Experts" not in type(module).__name__:
-            continue
+    for module in _experts(model):
         if not all(getattr(module, name, None) == value for name, value in _PLAIN.items()):
             return f"experts other than plain gated ones ({type(module).__name__})"
     return None
+
+
+def _experts(model: PreTrainedModel) -> Iterator[nn.Module]:
+    return (module for module in model.modules() if "Experts" in type(module).__name__)
 
 
 @contextmanager

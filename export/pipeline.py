@@ -52,6 +52,7 @@ from medusa_trt.export.streamed_model import (
 )
 from medusa_trt.export.support import (
     needs_general_attention,
+    notices,
     refuse_unsupported,
     sliding_window_of,
 )
@@ -163,6 +164,8 @@ def export_bundle(options: ExportOptions, progress: Callable[[str], None] = prin
     if not options.random_weights:
         with weights_at_hand(base.model, base.weights):
             refuse_unsupported(base.model, max_length)
+    for text in notices(base.model, max_length, precision):
+        progress(f"warning: {text}")
     precision = precision.for_attention(needs_general_attention(base.model, max_length))
     heads.check_fits(base.model.config.hidden_size, base.model.config.vocab_size)
     if top_k > (num_tokens := heads.draft_vocab_size(base.model.config.vocab_size)):

@@ -63,16 +63,21 @@ def rotations(config: PretrainedConfig) -> list[str | None]:
     None stands for a layer that does not rotate.
     """
     num_layers = config.num_hidden_layers
-    parameters = getattr(config, "rope_parameters", None) or {}
+    by_type = getattr(config, "rope_parameters", None) or {}
     kinds: list[str | None] = [""] * num_layers
-    if any(isinstance(value, dict) for value in parameters.values()):
-        kinds = [kind if parameters.get(kind) else None for kind in config.layer_types[:num_layers]]
+    if any(isinstance(value, dict) for value in by_type.values()):
+        kinds = [kind if by_type.get(kind) else None for kind in config.layer_types[:num_layers]]
     rotates = getattr(config, "no_rope_layers", None)  # 1 where a layer does rotate
-    return (
-        kinds
-        if rotates is None
-        else [kind if rotates[layer] else None for layer, kind in enumerate(kinds)]
-    )
+    if rotates is None:
+        return kinds
+    return [kind if rotates[layer] else None for layer, kind in enumerate(kinds)]
+
+
+def rope_parameters(config: PretrainedConfig) -> list[dict[str, object]]:
+    """The parameters of each rotation, which a config has once or by types of layers."""
+    found = getattr(config, "rope_parameters", None) or {}
+    by_type = [value for value in found.values() if isinstance(value, dict)]
+    return by_type or [found]
 
 
 def rotary_tables(

@@ -117,18 +117,25 @@ class _Loader:
 
     def __init__(self, empty: dict[str, tuple[nn.Parameter, str]], weights: Weights) -> None:
         self._empty, self._weights = empty, weights
+        self._padding_idx: int | None = None
 
-    def fill(self, module: nn.Module, _: object) -> None:
+    def fill(self, module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> object:
         for key, (_meta, name) in self._empty.items():
             tensor = tensor_from_array(self._weights[name].stored())
-            # Of an embedding a few rows are read: they are converted instead of the whole.
-            tensor = tensor if type(module) is nn.Embedding else tensor.float()
-            module._parameters[key] = nn.Parameter(tensor, requires_grad=False)
+            if isinstance(module, nn.Embedding):
+                # A few rows are converted instead of the whole, and the ids count among these.
+                rows, places = inputs[0].unique(return_inverse=True)
+                tensor, inputs = tensor[rows], (places, *inputs[1:])
+                # It only matters for gradients, and may be no row now.
+                self._padding_idx, module.padding_idx = module.padding_idx, None
+            module._parameters[key] = nn.Parameter(tensor.float(), requires_grad=False)
+        return inputs
 
-    def drop(self, module: nn.Module, _: object, output: torch.Tensor) -> torch.Tensor | None:
+    def drop(self, module: nn.Module, *_: object) -> None:
         for key, (meta, _name) in self._empty.items():
             module._parameters[key] = meta
-        return output.float() if type(module) is nn.Embedding else None
+        if isinstance(module, nn.Embedding):
+            module.padding_idx = self._padding_idx
 
 
 @contextmanager

@@ -5,7 +5,9 @@ from transformers import PreTrainedModel
 
 from medusa_trt.errors import ExportError
 from medusa_trt.export.attention_probe import attention_problem, attention_shapes
-from medusa_trt.export.dense_experts import experts_problem
+from medusa_trt.export.dense_experts import experts_problem, has_experts
+from medusa_trt.export.rotary import rope_parameters
+from medusa_trt.export.targets import Precision
 
 _LAYER_TYPES = {"full_attention", "sliding_attention"}
 
@@ -42,6 +44,31 @@ def refuse_unsupported(model: PreTrainedModel, max_length: int) -> None:
             f"{model.config.model_type} models with {found} are not supported: "
             "use a model without it, or open an issue"
         )
+
+
+def notices(model: PreTrainedModel, max_length: int, precision: Precision) -> list[str]:
+    """What a user should know of how a model is exported, a sentence each."""
+    config, found = model.config, []
+    window = sliding_window_of(model)
+    if precision.general is not None and needs_general_attention(model, max_length):
+        text = "its attention is computed by ONNX Runtime, the operator library's is faster"
+        if window is not None and not needs_general_attention(model, window):
+            text = f"{text}: --max-length {window} would do without its sliding windows"
+        found.append(text)
+    for parameters in rope_parameters(config):
+        original = parameters.get("original_max_position_embeddings")
+        if parameters.get("rope_type") == "longrope" and isinstance(original, int):
+            which = "long" if max_length > original else "short"
+            found.append(
+                f"LongRoPE rotates every text by its {which} factors, as --max-length is "
+                f"{max_length}: the short ones are for {original} tokens at most"
+            )
+    if has_experts(model):
+        found.append(
+            "every expert computes every token, which is exact and slow, and the model is loaded "
+            "whole into memory"
+        )
+    return found
 
 
 def _problem_in_config(model: PreTrainedModel) -> str | None:

@@ -61,7 +61,7 @@ FAMILIES = {
     # Scales beyond this length alone, which is the longest that can be exported.
     "llama-dynamic-rope": config(
         "llama",
-        max_position_embeddings=MAX_LENGTH,
+        max_position_embeddings=4 * MAX_LENGTH,
         rope_parameters={"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 4.0},
     ),
     "llama-llama3-rope": rope(

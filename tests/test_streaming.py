@@ -9,6 +9,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 import torch
+from model_families import config
 from safetensors.torch import save_file
 from tiny_models import llama_config, random_model, save_tiny_model
 
@@ -223,6 +224,20 @@ def test_what_a_killed_export_left_is_removed_by_the_next(tmp_path: Path) -> Non
         (folder / "file").touch()
     assert not dead.exists() and alive.exists() and other.exists()
     assert (tmp_path / "bundle" / "file").exists()
+
+
+def test_of_an_embedding_the_rows_alone_are_converted(tmp_path: Path) -> None:
+    scaled = config("gemma3_text", head_dim=32, pad_token_id=299)
+    folder = save_tiny_model(tmp_path / "model", scaled)
+    random_model(scaled).bfloat16().save_pretrained(folder)
+    base = open_base_model(source_from_name(str(folder)))
+    sizes = []
+    embedding = base.model.get_input_embeddings()
+    with torch.no_grad(), weights_at_hand(base.model, base.weights):
+        embedding.register_forward_pre_hook(lambda module, _: sizes.append(len(module.weight)))
+        found = base.model(TOKENS).logits
+    assert sizes == [TOKENS.numel()] and embedding.padding_idx == 299
+    assert torch.equal(found, loaded_logits(folder))
 
 
 def test_a_large_linear_layer_is_multiplied_in_parts(
