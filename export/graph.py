@@ -24,8 +24,9 @@ from medusa_trt.export.ort_attention import CachedAttention, TreeAttention
 from medusa_trt.export.rotary import IdentityRotary, rotary_at_length, rotary_tables, rotations
 from medusa_trt.export.scatter_attention import ScatterAttention
 from medusa_trt.export.targets import AttentionForm
+from medusa_trt.tree_configs.tree import MAX_NODES
 
-ROTARY_SPARE = 128
+_ROTARY_SPARE = 128
 """Positions beyond the longest sequence: a tree's nodes at its end still have one."""
 
 _ATTENTION_NAME = "medusa_group_query_attention"
@@ -80,7 +81,10 @@ class VerifyModule(nn.Module):
         self.shape = CacheShape(len(calls), calls[0].key.shape[1], calls[0].key.shape[3])
         fixed = rotary_at_length(rotary, max_length)
         kinds = rotations(model.config)
-        tables = rotary_tables(fixed, kinds, max_length + ROTARY_SPARE)
+        # `GroupQueryAttention` wants a position for each row of the cache, its siblings' apart.
+        by_rows = form in ("group_query_attention", "tensor_scatter")
+        num_positions = max_length + (MAX_NODES if by_rows else _ROTARY_SPARE)
+        tables = rotary_tables(fixed, kinds, num_positions)
         for index, table in enumerate(tables.values()):
             for name, values in zip(_table_names(index), table, strict=True):
                 self.register_buffer(name, values.to(model.dtype), persistent=False)

@@ -41,8 +41,8 @@ from medusa_trt.tree_configs import chain_tree
 
 NUM_PREFIX = 50
 NUM_PROMPT = 20
-WIDE_TREE = "cartesian-120"
-"""So many candidates that random heads are right now and then."""
+WIDE_TREE = f"cartesian-{VOCAB_SIZE}"
+"""Every token is a candidate, so that random heads are always right."""
 
 
 @pytest.mark.parametrize(
@@ -101,7 +101,7 @@ def check_greedy_reply(bundle: Bundle, model: PreTrainedModel) -> None:
         options = GenerationOptions(max_new_tokens=MAX_LENGTH - NUM_PROMPT)
         reply = session.generate(prompt.tolist(), options)
     assert reply.token_ids == expected[NUM_PROMPT:].tolist()
-    assert max(reply.stats.accept_lengths) > 1
+    assert set(reply.stats.accept_lengths[:-1]) == {2}
 
 
 def constant_products(bundle: Bundle) -> list[str]:
@@ -153,7 +153,10 @@ def test_a_quantized_bundle_is_close_to_the_model_and_exact_among_its_own_steps(
     for past, node in enumerate(path_to(tree, WINDOW + 2), NUM_PREFIX):
         row = np.append(tokens[node], np.zeros(min_rows - 1, np.int64))
         alone = verify(engine, row, chain_tree(min_rows - 1), past).logits[0]
-        assert np.array_equal(alone, step.logits[node])
+        if min_rows == 1:
+            assert np.array_equal(alone, step.logits[node])
+        else:  # ONNX Runtime's own attention sums in an order that depends on the longest row
+            assert np.abs(alone - step.logits[node]).max() <= MAX_LOGIT_DIFFERENCE
     engine.close()
 
 
