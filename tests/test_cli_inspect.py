@@ -14,6 +14,7 @@ from medusa_trt.export.inspection import cache_bytes, gpus, graph_facts, steps_p
 from medusa_trt.runtime import bundle as names
 from medusa_trt.runtime.bundle import Bundle
 from medusa_trt.tree_configs import load_tree
+from medusa_trt.tree_configs.tree import MAX_NODES
 
 
 def test_inspect_counts_what_a_step_reads(tiny_bundle: Bundle) -> None:
@@ -25,7 +26,7 @@ def test_inspect_counts_what_a_step_reads(tiny_bundle: Bundle) -> None:
     facts = graph_facts(tiny_bundle, "verify")
     # The norms are all ones, so some are stored once; and there are a few shapes.
     assert matrices + 4 * hidden <= facts.read_bytes <= matrices + norms + 200
-    tables = 4 * vocab * hidden + 2 * 4 * (512 + 128) * 8  # the embedding, cosines and sines
+    tables = 4 * vocab * hidden + 2 * 4 * (512 + MAX_NODES) * 8  # the embedding, cosines and sines
     assert facts.weight_bytes == facts.read_bytes + tables
     assert facts.operators["com.microsoft.GroupQueryAttention"] == 2
     assert cache_bytes(tiny_bundle, 10) == 2 * 2 * 2 * 16 * 10 * 4
