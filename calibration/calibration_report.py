@@ -25,6 +25,7 @@ RANKS_FILE = "ranks.jsonl"
 LATENCY_FILE = "latency.jsonl"
 THRESHOLD_FILE = "threshold.jsonl"
 QUANTIZATION_PLAN_FILE = "quantization.json"
+MODELOPT_FILE = "modelopt.json"
 
 FORMAT_VERSION = 1
 

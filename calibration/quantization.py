@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import torch
 
@@ -13,6 +14,7 @@ from medusa_trt.calibration.bench_prompts import BenchPrompt
 from medusa_trt.calibration.bench_report import replaced_file
 from medusa_trt.calibration.calibrate_options import QuantizationOptions, ReplySettings
 from medusa_trt.calibration.calibration_report import (
+    MODELOPT_FILE,
     QUANTIZATION_PLAN_FILE,
     Origin,
     QuantizationSection,
@@ -40,6 +42,7 @@ from medusa_trt.calibration.quantization_summary import (
     advice_text,
 )
 from medusa_trt.export.base_model import BaseModel
+from medusa_trt.export.modelopt import arguments_from_plan
 from medusa_trt.export.quantization_plan import PlannedSite, QuantizationPlan
 from medusa_trt.export.rounding import rounding_of
 from medusa_trt.export.sites import Site, sites_from_model
@@ -125,7 +128,7 @@ class QuantizationRun:
         self._plan = plan
 
     def save_plan(self, folder: Path) -> None:
-        """Writes the plan for an export, if it is found.
+        """Writes the plan, if it is found: for an export, and for ModelOpt where that takes it.
 
         Raises:
             MedusaError: it cannot be written.
@@ -141,6 +144,12 @@ class QuantizationRun:
         )
         with replaced_file(folder / QUANTIZATION_PLAN_FILE) as temporary:
             temporary.write_bytes(plan.to_json())
+        found = arguments_from_plan(plan) if self._target.mixed.on_device else None
+        if found is None:
+            (folder / MODELOPT_FILE).unlink(missing_ok=True)
+            return
+        with replaced_file(folder / MODELOPT_FILE) as temporary:
+            temporary.write_bytes(msgspec.json.format(msgspec.json.encode(found), indent=2))
 
     def section(self, origin: Origin, settings: ReplySettings) -> QuantizationSection:
         """What is known by now."""

@@ -8,12 +8,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from medusa_trt.calibration.calibrate_options import (
-    DEFAULT_MAX_KL,
-    DEFAULT_MAX_NEW_TOKENS,
     LatencyOptions,
     QuantizationOptions,
     ThresholdOptions,
     TreeOptions,
+)
+from medusa_trt.cli_calibrate_arguments import (
+    add_latency_arguments,
+    add_quantization_arguments,
+    add_replies_arguments,
+    add_threshold_arguments,
+    add_tree_arguments,
 )
 from medusa_trt.errors import CalibrationError
 
@@ -36,22 +41,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of `calibrate`."""
     verbs = parser.add_subparsers(dest="calibration", required=True, metavar="WHAT")
     heads = _verb(verbs, "heads", "accuracies of the heads on the model's own replies", _heads)
-    _add_replies(heads, num_prompts=None)
+    add_replies_arguments(heads, num_prompts=None)
     heads.add_argument(
         "--temperature", type=float, default=0.0, metavar="T", help="0 is greedy (the default)"
     )
-    _add_latency(_verb(verbs, "latency", "time of a step against its size", _latency))
-    _add_tree(_verb(verbs, "tree", "the fastest tree on this machine", _tree))
+    add_latency_arguments(_verb(verbs, "latency", "time of a step against its size", _latency))
+    add_tree_arguments(_verb(verbs, "tree", "the fastest tree on this machine", _tree))
     threshold = _verb(verbs, "threshold", "thresholds of typical acceptance", _threshold)
-    _add_replies(threshold, num_prompts=_THRESHOLD_PROMPTS)
-    _add_threshold(threshold)
+    add_replies_arguments(threshold, num_prompts=_THRESHOLD_PROMPTS)
+    add_threshold_arguments(threshold)
     quantization = _verb(
         verbs, "quantization", "a format for each weight, under a budget", _quantization
     )
-    _add_replies(
+    add_replies_arguments(
         quantization, num_prompts=_QUANTIZATION_PROMPTS, max_new_tokens=_QUANTIZATION_TOKENS
     )
-    _add_quantization(quantization)
+    add_quantization_arguments(quantization)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -80,142 +85,6 @@ def _verb(
     parser.add_argument("--verbose", action="store_true", help="show tracebacks")
     parser.set_defaults(command=command)
     return parser
-
-
-def _add_replies(
-    parser: argparse.ArgumentParser,
-    *,
-    num_prompts: int | None,
-    max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS,
-) -> None:
-    parser.add_argument(
-        "--prompts",
-        default="packaged",
-        metavar="SOURCE",
-        help='packaged, mt-bench, or a file: JSON lines with "prompt" or "turns" (the first is '
-        "asked), or text with a prompt on each line (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--num-prompts",
-        type=int,
-        default=num_prompts,
-        metavar="N",
-        help=f"how many of them (default: {num_prompts or 'up to 64'})",
-    )
-    parser.add_argument(
-        "--max-new-tokens",
-        type=int,
-        default=max_new_tokens,
-        metavar="N",
-        help="limit on each reply (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--seed", type=int, default=0, metavar="N", help="of sampling (default: %(default)s)"
-    )
-
-
-def _add_latency(parser: argparse.ArgumentParser) -> None:
-    options = LatencyOptions()
-    for name, values, help_ in (
-        ("--sizes", options.sizes, "numbers of nodes"),
-        ("--contexts", options.contexts, "tokens in the cache"),
-    ):
-        shown = ",".join(map(str, values))
-        parser.add_argument(
-            name, default=shown, metavar="LIST", help=f"{help_} (default: %(default)s)"
-        )
-    parser.add_argument(
-        "--rounds",
-        type=int,
-        default=options.rounds,
-        metavar="N",
-        help="samples of each (default: %(default)s)",
-    )
-    _add_batch_size(parser)
-
-
-def _add_tree(parser: argparse.ArgumentParser) -> None:
-    options = TreeOptions()
-    _add_batch_size(parser)
-    parser.add_argument(
-        "--context", type=int, metavar="N", help="tokens in the cache (default: the replies' mean)"
-    )
-    parser.add_argument(
-        "--max-nodes",
-        type=int,
-        default=options.max_nodes,
-        metavar="N",
-        help="most nodes of a tree (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--min-speedup",
-        type=float,
-        default=options.min_speedup,
-        metavar="X",
-        help="recommend plain decoding below it (default: %(default)s)",
-    )
-    parser.add_argument("--dry-run", action="store_true", help="leave the bundle's tree as it is")
-
-
-def _add_threshold(parser: argparse.ArgumentParser) -> None:
-    options = ThresholdOptions()
-    for name, values, help_ in (
-        ("--thresholds", options.thresholds, "values of ε"),
-        ("--temperatures", options.temperatures, "temperatures"),
-    ):
-        shown = ",".join(f"{value:g}" for value in values)
-        parser.add_argument(
-            name, default=shown, metavar="LIST", help=f"{help_} (default: %(default)s)"
-        )
-    parser.add_argument(
-        "--alpha", type=float, metavar="δ", help="one δ for all (default: sqrt(ε), as the paper)"
-    )
-    for name, loss, help_ in (
-        ("--quality-loss", options.quality_loss, "nats a token less than the sampler's replies"),
-        ("--diversity-loss", options.diversity_loss, "distinct-2 less than the sampler's replies"),
-    ):
-        parser.add_argument(
-            name,
-            type=float,
-            default=loss,
-            metavar="X",
-            help=f"recommend nothing with {help_} (default: %(default)s)",
-        )
-
-
-def _add_quantization(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--model", help="the unquantized model (default: what the bundle calls its model)"
-    )
-    parser.add_argument("--target", help="where the plan is to run (default: the bundle's target)")
-    parser.add_argument(
-        "--formats",
-        metavar="LIST",
-        help="to choose from (default: int4,int8 for ort-cpu, int4,int8,fp16 for a device)",
-    )
-    parser.add_argument(
-        "--max-kl",
-        type=float,
-        metavar="X",
-        help="the smallest plan with at most this KL divergence from the unquantized model, nats "
-        f"a token (default: {DEFAULT_MAX_KL})",
-    )
-    parser.add_argument(
-        "--max-size",
-        type=float,
-        metavar="MB",
-        help="instead: the plan with the least KL divergence whose matrices take at most this",
-    )
-
-
-def _add_batch_size(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--batch-size",
-        type=int,
-        default=1,
-        metavar="N",
-        help="sequences stepped together (default: %(default)s)",
-    )
 
 
 def _heads(arguments: argparse.Namespace) -> int:
@@ -284,7 +153,7 @@ def _quantization(arguments: argparse.Namespace) -> int:
         max_megabytes=arguments.max_size,
     )
     settings = _settings(arguments, temperature=0.0)
-    from medusa_trt.calibration.calibration_report import QUANTIZATION_PLAN_FILE
+    from medusa_trt.calibration.calibration_report import MODELOPT_FILE, QUANTIZATION_PLAN_FILE
     from medusa_trt.calibration.calibration_tables import plans_table
 
     calibrator = _calibrator(arguments)
@@ -292,8 +161,14 @@ def _quantization(arguments: argparse.Namespace) -> int:
     texts = [section.advice]
     if section.origin.is_complete:
         path = calibrator.folder / QUANTIZATION_PLAN_FILE
-        command = ["medusa-export", "--model", section.model, "--target", section.target]
-        texts.append(f"To use it: {shlex.join([*command, '--quantization-plan', str(path)])}")
+        command = ["medusa-export", "--model", options.model or section.model]
+        command += ["--target", section.target, "--quantization-plan", str(path)]
+        texts.append(f"To use it: {shlex.join(command)}")
+        if (modelopt := calibrator.folder / MODELOPT_FILE).exists():
+            texts.append(
+                f"{modelopt} has the arguments of modelopt.onnx.quantization.quantize for the "
+                "verify.onnx of an export with --precision fp16."
+            )
     return _report(calibrator, [plans_table(section)], texts, section.origin)
 
 

@@ -1,5 +1,6 @@
 """Plans applied at export: the formats of the graph's matrices, and what is refused."""
 
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -15,7 +16,10 @@ from medusa_trt import cli
 from medusa_trt.calibration.quantization_meter import RoundedModel
 from medusa_trt.errors import ExportError
 from medusa_trt.export.graph import VerifyModule
+from medusa_trt.export.lazy_tensor import LazyTensor
+from medusa_trt.export.modelopt import arguments_from_plan
 from medusa_trt.export.onnx_export import verify_graph
+from medusa_trt.export.passes.name_products import node_name_of
 from medusa_trt.export.pipeline import ExportOptions, export_bundle
 from medusa_trt.export.quantization_passes import layers_pass
 from medusa_trt.export.quantization_plan import (
@@ -212,11 +216,24 @@ def test_a_mistaken_plan_is_named() -> None:
     model = random_model(llama_config(num_hidden_layers=1))
     sites = sites_from_model(model)
     plan = plan_of(sites, ("int8",), "tensorrt")
+    products = [
+        LazyTensor(
+            lambda: np.empty(0),
+            (site.shapes[0][0], sum(outputs for _, outputs in site.shapes)),
+            site.name,
+            sources=[f"model.{name}" for name in site.weights],
+        )
+        for site in sites
+    ]
 
     def refusal(*planned: PlannedSite) -> str:
-        with pytest.raises(ExportError) as refused:
-            planned_graph(model, QuantizationPlan(model="", target="", sites=planned), "tensorrt")
-        assert "calibrate quantization" in str(refused.value)
+        with pytest.raises(ExportError, match="calibrate quantization") as refused:
+            mistaken = QuantizationPlan(model="", target="", sites=planned)
+            precision_from_plan(TARGETS["tensorrt"], mistaken)
+            formats = PlannedFormats(mistaken, model, "model.")
+            for product in products:
+                formats(product)
+            formats.check()
         return str(refused.value)
 
     unknown = PlannedSite("layers.9.o", "int8", ("model.layers.9.self_attn.o_proj.weight",))
@@ -231,6 +248,33 @@ def test_a_mistaken_plan_is_named() -> None:
     assert "2 formats for model.layers.0.self_attn.k_proj" in refusal(*apart, *plan.sites[1:])
     whole = PlannedSite("layers.0.o", "fp32", ())
     assert "has weights in fp32, target tensorrt takes int4, int8, fp8, fp16" in refusal(whole)
+
+
+def test_modelopt_is_told_the_products_of_a_float16_graph() -> None:
+    model = random_model(llama_config())
+    sites = sites_from_model(model)
+    formats: tuple[Format, ...] = ("int4", "int8", "fp16")
+    found = arguments_from_plan(plan_of(sites, formats, "tensorrt"))
+    assert found is not None and found.quantize_mode == "int4"
+    graph = planned_graph(model.half(), plan_of(sites, ("fp16",), "tensorrt"), "tensorrt").graph
+    products = [node.name for node in graph if node.op_type in ("MatMul", "Gemm")]
+    told = {
+        name: "fp16"
+        if any(re.match(pattern, str(name)) for pattern in found.nodes_to_exclude)
+        else "int8"
+        if name in found.layers_8bit.split(",")
+        else "int4"
+        for name in products
+    }
+    for index, site in enumerate(sites):
+        names = [node_name_of(path) for path in site.modules if node_name_of(path) in told]
+        assert names and {told.pop(name) for name in names} == {formats[index % 3]}
+    # The products of attention itself have no weights.
+    assert not any(str(name).startswith("/") for name in told)
+    first = found.nodes_to_exclude[0]
+    assert "layers\\.0" in first and not re.match(first.replace("0", "1"), first.replace("0", "10"))
+    assert arguments_from_plan(plan_of(sites, ("int8", "fp16"))) is None
+    assert arguments_from_plan(plan_of(sites, ("int4", "fp8"))) is None
 
 
 def test_files_that_are_no_plan_are_refused(tmp_path: Path, tiny_model: Path) -> None:

@@ -1,0 +1,45 @@
+"""A quantization plan in the terms of NVIDIA ModelOpt, which runs in an environment of its own."""
+
+import re
+
+import msgspec
+
+from medusa_trt.export.passes.name_products import node_name_of
+from medusa_trt.export.quantization_plan import QuantizationPlan
+from medusa_trt.export.weight_formats import is_rounded
+
+_FORMATS = {"int4", "int8", "fp16"}
+
+
+class ModelOptArguments(msgspec.Struct, frozen=True, kw_only=True):
+    """Arguments of `modelopt.onnx.quantization.quantize`.
+
+    Attributes:
+        quantize_mode: always int4, the mode that takes other formats beside it.
+        nodes_to_exclude: regular expressions of the products that stay as they are.
+        layers_8bit: names of those that get 8 bits, with commas between them.
+    """
+
+    quantize_mode: str = "int4"
+    nodes_to_exclude: tuple[str, ...]
+    layers_8bit: str
+
+
+def arguments_from_plan(plan: QuantizationPlan) -> ModelOptArguments | None:
+    """What quantizes the `verify.onnx` of a float16 bundle by a plan.
+
+    None for a plan that ModelOpt has no mode for: without int4, or with fp8 beside it.
+    """
+    nodes: dict[str, list[str]] = {format_: [] for format_ in _FORMATS}
+    for site in plan.sites:
+        if site.format not in nodes:
+            return None
+        nodes[site.format] += [node_name_of(name.removesuffix(".weight")) for name in site.weights]
+    if not nodes["int4"]:
+        return None
+    whole = [name for format_, names in nodes.items() if not is_rounded(format_) for name in names]
+    return ModelOptArguments(
+        # Patterns match the beginning of a name, and so would find layer 10 for layer 1.
+        nodes_to_exclude=tuple(f"{re.escape(name)}$" for name in whole),
+        layers_8bit=",".join(nodes["int8"]),
+    )
