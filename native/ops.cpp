@@ -1,4 +1,5 @@
 // Registration of the operators of domain "medusa_trt" with ONNX Runtime.
+#include "cache.h"
 #include "call.h"
 #include "linear.h"
 #include "selection.h"
@@ -85,6 +86,12 @@ extern "C" __attribute__((visibility("default"))) medusa::ort::Status* RegisterC
     if (status) return status;
   }
   return api->add_domain(options, domain);
+}
+
+// Moves accepted rows of a KV cache; see runtime/kv_cache.py.
+extern "C" __attribute__((visibility("default"))) void medusa_trt_commit(
+    const medusa::Commit* commit) {
+  commit->run();
 }
 
 // The name of the kernels in use, for reports.

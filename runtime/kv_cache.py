@@ -1,10 +1,17 @@
 """The KV cache in host memory: one slab for all layers, updated in place."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from array import array
+from collections.abc import Callable, Sequence
+from ctypes import c_void_p
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
+
+from medusa_trt.runtime.operators import commit_function
+
+_MAX_MOVED = 64
+"""Most nodes that `medusa_trt_commit` takes; see native/cache.h."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +26,12 @@ class KVCache:
     """
 
     slab: NDArray[np.generic]
+    _native: "_NativeCommit | None" = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        function = commit_function()
+        native = None if function is None else _NativeCommit(function, self.slab)
+        object.__setattr__(self, "_native", native)
 
     @classmethod
     def zeros(
@@ -76,6 +89,11 @@ class KVCache:
             nodes: the accepted nodes, root first and increasing, as positions in the step; row
                 `past_length + nodes[i]` becomes row `past_length + i`.
         """
+        if nodes[-1] == len(nodes) - 1:
+            return  # they are
+        if self._native is not None and len(nodes) <= _MAX_MOVED:
+            self._native.run(slot, past_length, nodes)
+            return
         rows = self.slab[:, :, slot]
         for position, node in enumerate(nodes):
             # Sources only lie ahead of targets, so copying in order overwrites nothing needed.
@@ -85,3 +103,28 @@ class KVCache:
     def move(self, source: int, target: int, length: int) -> None:
         """Copies the first `length` rows of one slot into another."""
         self.slab[:, :, target, :, :length] = self.slab[:, :, source, :, :length]
+
+
+class _NativeCommit:
+    """`KVCache.commit` by the operator library.
+
+    Between two steps little is left in the processor's caches, and ctypes' own conversions take
+    20 us of a call. So all arguments lie in memory whose address is made once.
+    """
+
+    def __init__(self, function: Callable[[c_void_p], None], slab: NDArray[np.generic]) -> None:
+        """Describes the cache as `medusa::Commit` does."""
+        assert slab.flags.c_contiguous
+        num_layers, num_kinds, *lengths, head_dim = slab.shape
+        layout = (slab.ctypes.data, num_layers * num_kinds, *lengths, head_dim * slab.itemsize)
+        self._values = array("q", (*layout, *[0] * (3 + _MAX_MOVED)))
+        self._address = c_void_p(self._values.buffer_info()[0])
+        self._function = function
+
+    def run(self, slot: int, past_length: int, nodes: Sequence[int]) -> None:
+        """Moves the rows."""
+        values = self._values
+        values[6], values[7], values[8] = slot, past_length, len(nodes)
+        for place, node in enumerate(nodes, start=9):
+            values[place] = node
+        self._function(self._address)

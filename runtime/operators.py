@@ -1,6 +1,7 @@
 """The operator library: our own operators for ONNX Runtime, compiled with the package."""
 
 import ctypes
+from collections.abc import Callable
 from functools import cache
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
@@ -43,3 +44,14 @@ def kernels_name() -> str:
     function.restype = ctypes.c_char_p
     name: bytes = function()
     return name.decode()
+
+
+@cache
+def commit_function() -> Callable[[ctypes.c_void_p], None] | None:
+    """`medusa_trt_commit` of native/ops.cpp; None where the library was not built."""
+    path = library_path()
+    if path is None:
+        return None
+    function = ctypes.PyDLL(str(path)).medusa_trt_commit  # too short to let other threads run
+    function.restype = None
+    return function

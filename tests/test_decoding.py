@@ -1,11 +1,13 @@
 """Candidates, acceptance and the KV cache against slow references."""
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from reference.acceptance import accept_greedy_slowly
 from strategies import medusa_trees
 
+from medusa_trt.runtime import kv_cache
 from medusa_trt.runtime.acceptance import accept_exact
 from medusa_trt.runtime.candidates import tokens_from_candidates
 from medusa_trt.runtime.kv_cache import KVCache
@@ -50,20 +52,34 @@ def test_candidates_are_the_ranks_of_the_nodes(tree: MedusaTree, top_k: int) -> 
     assert tokens == expected
 
 
-@given(medusa_trees(), st.integers(0, 20), st.data())
+@pytest.mark.parametrize("native", [True, False])
+@given(tree=medusa_trees(), past_length=st.integers(0, 20), data=st.data())
 def test_commit_moves_the_accepted_rows_together(
-    tree: MedusaTree, past_length: int, data: st.DataObject
+    native: bool, tree: MedusaTree, past_length: int, data: st.DataObject
 ) -> None:
     end = data.draw(st.integers(0, tree.num_nodes - 1))
     nodes = np.flatnonzero(tree.attn_mask[end]).tolist()
-    rng = np.random.default_rng(0)
-    slab = rng.normal(size=(2, 2, 1, 3, past_length + tree.num_nodes + 2, 4)).astype(np.float32)
-    cache = KVCache(slab.copy())
-    cache.commit(0, past_length, nodes)
+    slot, num_heads = data.draw(st.sampled_from([(0, 1), (1, 3), (2, 2)]))
+    capacity, head_dim = past_length + tree.num_nodes + 2, data.draw(st.sampled_from([3, 64]))
+    slab = np.random.default_rng(0).normal(size=(2, 2, 3, num_heads, capacity, head_dim))
+    with pytest.MonkeyPatch.context() as patch:
+        if not native:
+            patch.setattr(kv_cache, "commit_function", lambda: None)
+        cache = KVCache(slab.astype(np.float32))
+    cache.commit(slot, past_length, nodes)
+    expected = slab.astype(np.float32)
     for row, node in enumerate(nodes):
-        expected = slab[..., past_length + node, :]
-        assert np.array_equal(cache.slab[..., past_length + row, :], expected)
-    assert np.array_equal(cache.slab[..., :past_length, :], slab[..., :past_length, :])
+        moved = slab[:, :, slot, :, past_length + node]
+        expected[:, :, slot, :, past_length + row] = moved
+    assert np.array_equal(cache.slab, expected)
+
+
+def test_a_path_longer_than_the_native_commit_takes_is_moved() -> None:
+    nodes = list(range(0, 140, 2))
+    slab = np.arange(150 * 4, dtype=np.float32).reshape(1, 1, 1, 1, 150, 4)
+    cache = KVCache(slab.copy())
+    cache.commit(0, 5, nodes)
+    assert np.array_equal(cache.slab[0, 0, 0, 0, 5:75], slab[0, 0, 0, 0, 5:145:2])
 
 
 def test_layers_of_the_cache_are_views_of_the_slab() -> None:
