@@ -149,7 +149,10 @@ class LatencyMeter:
             reply = self._reply(
                 self._text[:context],
                 GenerationOptions(
-                    max_new_tokens=num_tokens, ignore_eos=True, tree=self._trees[num_nodes]
+                    max_new_tokens=num_tokens,
+                    ignore_eos=True,
+                    tree=self._trees[num_nodes],
+                    lookup_ngram=0,
                 ),
             )
         return reply.stats

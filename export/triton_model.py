@@ -17,7 +17,7 @@ from medusa_trt.runtime.options import GenerationOptions, SamplingOptions
 from medusa_trt.runtime.session import MedusaSession, Prompt, StreamEvent
 
 _SAMPLING = {field.name for field in fields(SamplingOptions)}
-_OWN = {"max_new_tokens", "ignore_eos", "stop", "acceptance"}
+_OWN = {"max_new_tokens", "ignore_eos", "stop", "acceptance", "lookup_ngram"}
 
 
 class TritonPythonModel:

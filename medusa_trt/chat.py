@@ -226,7 +226,9 @@ class Chat:
         saved = SavedConversation.load(path)
         self._check_template(saved.conversation.system)
         self.conversation = saved.conversation
-        self.options = replace(saved.options, tree=self.options.tree)
+        self.options = replace(
+            saved.options, tree=self.options.tree, lookup_ngram=self.options.lookup_ngram
+        )
         self._last = None
         model = self._session.bundle.manifest.model.name
         other = "" if saved.model == model else f"; {saved.model} wrote it, {model} goes on"

@@ -12,7 +12,11 @@ from pathlib import Path
 
 from medusa_trt import __version__
 from medusa_trt.cli_sampling import add_sampling_arguments, sampling_from_arguments
-from medusa_trt.cli_session import add_session_arguments, session_from_arguments
+from medusa_trt.cli_session import (
+    add_drafting_arguments,
+    add_session_arguments,
+    session_from_arguments,
+)
 from medusa_trt.errors import MedusaError
 
 _VERBS = {
@@ -98,7 +102,7 @@ def _add_generate_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end there")
     parser.add_argument("--echo", action="store_true", help="show the prompt before the reply")
     add_sampling_arguments(parser)
-    parser.add_argument("--tree", help="another tree than the bundle's; plain: no drafting")
+    add_drafting_arguments(parser)
     add_session_arguments(parser)
     parser.add_argument("--verbose", action="store_true", help="show tracebacks")
     parser.set_defaults(run=_generate)
@@ -170,6 +174,7 @@ def _generate(arguments: argparse.Namespace) -> None:
     options = GenerationOptions(
         max_new_tokens=arguments.max_new_tokens,
         tree=tree,
+        lookup_ngram=arguments.lookup_ngram,
         sampling=sampling_from_arguments(arguments),
         acceptance=arguments.acceptance,
         stop=tuple(arguments.stop),

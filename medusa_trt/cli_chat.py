@@ -11,7 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from medusa_trt.cli_sampling import add_sampling_arguments, sampling_from_arguments
-from medusa_trt.cli_session import add_session_arguments, session_from_arguments
+from medusa_trt.cli_session import (
+    add_drafting_arguments,
+    add_session_arguments,
+    session_from_arguments,
+)
 from medusa_trt.errors import MedusaError
 from medusa_trt.runtime.options import GenerationOptions
 from medusa_trt.tree_configs import load_tree
@@ -29,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--system", metavar="TEXT", help="the system message")
     parser.add_argument("--max-new-tokens", type=int, metavar="N", help="limit on a reply")
     add_sampling_arguments(parser)
-    parser.add_argument("--tree", help="another tree than the bundle's; plain: no drafting")
+    add_drafting_arguments(parser)
     add_session_arguments(parser)
     parser.add_argument(
         "--verbose", action="store_true", help="show statistics after replies, and tracebacks"
@@ -48,6 +52,7 @@ def run(arguments: argparse.Namespace) -> None:
     options = GenerationOptions(
         max_new_tokens=arguments.max_new_tokens,
         tree=load_tree(arguments.tree) if arguments.tree else None,
+        lookup_ngram=arguments.lookup_ngram,
         sampling=sampling_from_arguments(arguments),
         acceptance=arguments.acceptance,
     )

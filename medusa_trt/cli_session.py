@@ -4,6 +4,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from medusa_trt.runtime.options import GenerationOptions
+
 if TYPE_CHECKING:
     from medusa_trt.runtime.session import MedusaSession
 
@@ -19,6 +21,19 @@ def add_session_arguments(parser: argparse.ArgumentParser | argparse._ArgumentGr
     parser.add_argument("--threads", type=int, metavar="N", help="threads for one step on the CPU")
     parser.add_argument(
         "--max-length", type=int, metavar="N", help="all prompts and replies together, in tokens"
+    )
+
+
+def add_drafting_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds `--tree` and `--lookup-ngram`."""
+    parser.add_argument("--tree", help="another tree than the bundle's; plain: no drafting")
+    parser.add_argument(
+        "--lookup-ngram",
+        type=int,
+        default=GenerationOptions().lookup_ngram,
+        metavar="N",
+        help="where the last N tokens occurred before, draft what followed them; 0: never "
+        "(default: %(default)s)",
     )
 
 

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from medusa_trt.runtime.candidates import tokens_from_candidates
 from medusa_trt.runtime.choosing import Chooser, TokenLogprobs
 from medusa_trt.runtime.engine import Engine, Reductions, VerifyOutputs
+from medusa_trt.runtime.lookup import TokenLookup
 from medusa_trt.runtime.options import SamplingOptions
 from medusa_trt.tree_configs import MedusaTree, chain_tree
 
@@ -26,6 +27,7 @@ class SequenceState:
         root_token: the token decided last, not yet in the cache.
         hidden: (hidden_size,) the state that the heads draft from.
         chooser: its acceptance and random numbers.
+        lookup: its tokens, where they may be copied as drafts.
     """
 
     slot: int
@@ -33,6 +35,7 @@ class SequenceState:
     root_token: int
     hidden: NDArray[np.float32]
     chooser: Chooser
+    lookup: TokenLookup | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +62,7 @@ class Decoder:
         top_k: int,
         min_rows: int,
         prefill_chunk: int,
+        lookup_ngram: int = 0,
         is_cancelled: Callable[[], bool] = lambda: False,
     ) -> None:
         """Prepares the index arrays of the tree.
@@ -70,17 +74,21 @@ class Decoder:
             top_k: candidates of each head.
             min_rows: smallest step of the engine; a smaller tree is followed by unread rows.
             prefill_chunk: tokens of one prefill step.
+            lookup_ngram: where as many last tokens of each sequence occurred before in it, a step
+                drafts a chain of what followed them, with as many nodes as the tree; 0 for never.
             is_cancelled: asked before each prefill step.
         """
         self.engine_s = 0.0
         self._engine = engine
         self._tree = tree
+        self._chain = chain_tree(tree.num_nodes - 1)
+        self._lookup_ngram = lookup_ngram if tree.num_nodes > 1 else 0
         self._sampling = sampling
         self._tree_indices = tuple(tree.tree_indices(top_k).tolist())
         self._prefill_chunk, self._is_cancelled = prefill_chunk, is_cancelled
         self._min_rows = min_rows
-        self._step_tree = self._padded(tree)
-        self._rows = None if self._step_tree is tree else tuple(range(tree.num_nodes))
+        num_unread = max(0, min_rows - tree.num_nodes)
+        self._rows = tuple(range(tree.num_nodes)) if num_unread else None
 
     def start(
         self, slot: int, prompt_ids: Sequence[int], num_cached: int, chooser: Chooser
@@ -105,42 +113,61 @@ class Decoder:
                 first_slot=slot,
                 logits=logits,
             )
-        state = SequenceState(slot, last, prompt_ids[last], outputs.hidden[0, 0], chooser)
+        lookup = TokenLookup(prompt_ids, self._lookup_ngram) if self._lookup_ngram else None
+        root_token, hidden = prompt_ids[last], outputs.hidden[0, 0]
+        state = SequenceState(slot, last, root_token, hidden, chooser, lookup)
         tokens = [[state.root_token]]
         return state, self._accept([state], _SINGLE, tokens, outputs)[0]
 
     def step(self, states: Sequence[SequenceState]) -> list[Added]:
         """Advances the sequences in slots 0 to B - 1 by one verify step."""
-        tokens = self._candidates(states)
-        step_tokens: Sequence[Sequence[int]] = tokens
+        tree, tokens = self._drafts(states)
+        step_tree, step_tokens = tree, tokens
         if self._rows is not None:
-            num_unread = self._step_tree.num_nodes - self._tree.num_nodes
+            step_tree = self._padded(tree)
+            num_unread = step_tree.num_nodes - tree.num_nodes
             step_tokens = [[*own, *[own[-1]] * num_unread] for own in tokens]
         first = states[0].chooser
         past_lengths = [state.past_length for state in states]
         start = time.perf_counter()
         outputs = self._engine.verify(
             step_tokens,
-            self._step_tree,
+            step_tree,
             past_lengths,
             rows=self._rows,
             logits=first.walks_logits or first.needs_reductions,
         )
         self.engine_s += time.perf_counter() - start
-        return self._accept(states, self._tree, tokens, outputs)
+        return self._accept(states, tree, tokens, outputs)
 
-    def _candidates(self, states: Sequence[SequenceState]) -> Sequence[Sequence[int]]:
-        """Tokens of the tree's nodes for each sequence."""
+    def _drafts(
+        self, states: Sequence[SequenceState]
+    ) -> tuple[MedusaTree, Sequence[Sequence[int]]]:
+        """The tree of this step, and for each sequence the tokens of its nodes."""
         root_tokens = [state.root_token for state in states]
         if self._tree.num_nodes == 1:
-            return [[token] for token in root_tokens]
+            return self._tree, [[token] for token in root_tokens]
+        copied = self._copied(states)
+        if copied is not None:
+            return self._chain, copied
         start = time.perf_counter()
         drafts = self._engine.draft(
             states[0].hidden[None] if len(states) == 1 else np.stack([s.hidden for s in states]),
             root_tokens,
         )
         self.engine_s += time.perf_counter() - start
-        return tokens_from_candidates(root_tokens, drafts, self._tree_indices)
+        return self._tree, tokens_from_candidates(root_tokens, drafts, self._tree_indices)
+
+    def _copied(self, states: Sequence[SequenceState]) -> list[list[int]] | None:
+        """Each sequence's chain of copied tokens; None if one of them has nothing to copy."""
+        copied = []
+        for state in states:
+            lookup = state.lookup
+            found = None if lookup is None else lookup.continuation(self._tree.num_nodes - 1)
+            if found is None:
+                return None
+            copied.append([state.root_token, *found])
+        return copied
 
     def _accept(
         self,
@@ -172,6 +199,8 @@ class Decoder:
             state.hidden = outputs.hidden[index, nodes[-1]]
             token_ids = [tokens[index][node] for node in nodes[1:]]
             token_ids.append(bonus_token)
+            if state.lookup is not None:
+                state.lookup.add(token_ids)
             added.append(Added(token_ids, choice.logprobs))
         return added
 

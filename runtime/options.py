@@ -8,6 +8,8 @@ from medusa_trt.errors import PromptError
 from medusa_trt.runtime.processors import LogitsProcessor
 from medusa_trt.tree_configs import MedusaTree
 
+_MAX_NGRAM = 16
+
 AcceptanceName = Literal["greedy", "typical", "sample"]
 
 
@@ -55,6 +57,9 @@ class GenerationOptions:
             it or the cache is full.
         ignore_eos: go on after an end-of-sequence token, for benchmarks.
         tree: the draft tree; the bundle's own by default, the empty tree for plain decoding.
+        lookup_ngram: where the last so many tokens occurred before in the prompt or the reply, a
+            step drafts what followed them instead of the heads' candidates, with as many nodes as
+            the tree; 0 for never. It changes no token, except by typical acceptance.
         sampling: the distribution; greedy by default.
         acceptance: "greedy", "sample" or "typical"; by default "greedy" at temperature 0 and
             "sample" above, both of which equal plain decoding token for token. "typical" is the
@@ -71,6 +76,7 @@ class GenerationOptions:
     max_new_tokens: int | None = None
     ignore_eos: bool = False
     tree: MedusaTree | None = None
+    lookup_ngram: int = 3
     sampling: SamplingOptions = GREEDY
     acceptance: AcceptanceName | None = None
     posterior_threshold: float = 0.09
@@ -83,6 +89,10 @@ class GenerationOptions:
     def __post_init__(self) -> None:
         if self.max_new_tokens is not None and self.max_new_tokens < 1:
             raise PromptError(f"max_new_tokens is {self.max_new_tokens}: it must be at least 1")
+        if not 0 <= self.lookup_ngram <= _MAX_NGRAM:
+            raise PromptError(
+                f"lookup_ngram is {self.lookup_ngram}: it must be 0 (never) to {_MAX_NGRAM}"
+            )
         for name, value in (
             ("posterior_threshold", self.posterior_threshold),
             ("posterior_alpha", self.posterior_alpha),

@@ -329,6 +329,7 @@ class MedusaSession:
             top_k=self.bundle.manifest.heads.top_k,
             min_rows=target.min_rows,
             prefill_chunk=target.prefill_chunk,
+            lookup_ngram=options.lookup_ngram,
             is_cancelled=self._cancelled.is_set,
         )
 
