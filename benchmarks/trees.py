@@ -30,6 +30,13 @@ def main() -> int:
     parser.add_argument(
         "--prompts", default="packaged", metavar="SOURCE", help="packaged, mt-bench or a file"
     )
+    parser.add_argument(
+        "--lookup-ngram",
+        type=int,
+        default=GenerationOptions().lookup_ngram,
+        metavar="N",
+        help="prompt lookup by N tokens; 0: heads alone (default: %(default)s)",
+    )
     parser.add_argument("--num-prompts", type=int, default=20, metavar="N")
     parser.add_argument("--max-new-tokens", type=int, default=128, metavar="N")
     parser.add_argument(
@@ -60,7 +67,11 @@ def compare(arguments: argparse.Namespace) -> int:
             texts = {}
             # Whoever comes first finds another state of the machine than the last one.
             for tree in [*trees[number % len(trees) :], *trees[: number % len(trees)]]:
-                options = GenerationOptions(max_new_tokens=arguments.max_new_tokens, tree=tree)
+                options = GenerationOptions(
+                    max_new_tokens=arguments.max_new_tokens,
+                    tree=tree,
+                    lookup_ngram=arguments.lookup_ngram,
+                )
                 session.generate(messages, options)
                 reply = session.generate(messages, options)
                 texts[tree.name] = reply.token_ids

@@ -132,6 +132,7 @@ def _converse(
         tree=(options.tree or session.bundle.tree) if mode.drafts else _PLAIN,
         sampling=GREEDY if mode.acceptance == "greedy" else sampling,
         acceptance=mode.acceptance,
+        lookup_ngram=GenerationOptions().lookup_ngram if mode.copies else 0,
     )
     _forget(session)
     talk = _Talk(session)

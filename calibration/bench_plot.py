@@ -7,7 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from medusa_trt.calibration.bench_report import BenchReport
-from medusa_trt.calibration.bench_summary import CategorySummary, ModeSummary, Quartiles
+from medusa_trt.calibration.bench_summary import (
+    CategorySummary,
+    ModeSummary,
+    Quartiles,
+    longest_step,
+)
 from medusa_trt.calibration.bench_tables import main_categories
 from medusa_trt.errors import MedusaError
 
@@ -19,6 +24,7 @@ _SUFFIXES = (".png", ".svg", ".html")
 _COLOURS = {
     "greedy plain": "#a8bdd1",
     "greedy Medusa": "#2f6ba6",
+    "heads alone": "#7d6bb5",
     "sample plain": "#e3c3a0",
     "sample Medusa": "#d9791e",
     "typical Medusa": "#4b9a52",
@@ -128,9 +134,10 @@ def _draw_speedups(axes: "Axes", modes: Sequence[ModeSummary]) -> None:
 
 
 def _draw_accept_histogram(axes: "Axes", modes: Sequence[ModeSummary]) -> None:
-    width = 0.8 / len(modes)
+    width, longest = 0.8 / len(modes), longest_step(modes)
     for index, mode in enumerate(modes):
-        shares = [100 * count / max(1, mode.num_steps) for count in mode.accept_histogram]
+        counts = mode.accept_histogram[:longest]
+        shares = [100 * count / max(1, mode.num_steps) for count in counts]
         places = [
             1 + place + (index - (len(modes) - 1) / 2) * width for place in range(len(shares))
         ]
@@ -138,7 +145,7 @@ def _draw_accept_histogram(axes: "Axes", modes: Sequence[ModeSummary]) -> None:
         if mode.mean_accept_length is not None:
             label += f", mean {mode.mean_accept_length:.2f}"
         axes.bar(places, shares, width, label=label, color=_COLOURS[mode.name])
-    axes.set_xticks(range(1, 1 + len(modes[0].accept_histogram)))
+    axes.set_xticks(range(1, 1 + longest))
     axes.set_ylabel("% of steps")
     axes.margins(y=0.3)  # room for the legend
     axes.legend(frameon=False, fontsize=9, loc="upper right")

@@ -14,6 +14,7 @@ import numpy as np
 from medusa_trt.calibration.bench import ReplyRow
 from medusa_trt.calibration.bench_options import Mode
 from medusa_trt.calibration.bench_prompts import BenchPrompt
+from medusa_trt.tree_configs import MedusaTree
 
 _Value = Callable[[Sequence[ReplyRow]], float | None]
 
@@ -40,8 +41,9 @@ class ModeSummary:
         speedup: `tokens_per_s` over the baseline's, each prompt with itself.
         speedup_by_prompt: the same for each prompt.
         mean_accept_length: tokens of a step.
-        accept_histogram: steps that added 1, 2, ... tokens, up to the tree's depth plus 1.
-        depth_shares: share of steps whose accepted path reached depth 1, 2, ... of the tree.
+        accept_histogram: steps that added 1, 2, ... tokens, up to the largest depth plus 1.
+        depth_shares: share of steps whose accepted path reached depth 1, 2, ... of the tree or of
+            the chain that prompt lookup drafts.
         engine_us_per_step: microseconds of a step inside the engine: verify, heads and sampling.
         host_us_per_step: the rest of a step: candidates, acceptance, commit and text.
         first_token_ms: milliseconds to the first token in the first turn, in the second, ...
@@ -70,6 +72,7 @@ class CategorySummary:
 
     category: str
     mode: str
+    baseline: str
     num_prompts: int
     baseline_tokens_per_s: float | None
     tokens_per_s: float | None
@@ -96,18 +99,18 @@ class Summary:
     differences: tuple[Difference, ...]
 
 
-def summarize(rows: Sequence[ReplyRow], modes: Sequence[Mode], max_depth: int) -> Summary:
+def summarize(rows: Sequence[ReplyRow], modes: Sequence[Mode], tree: MedusaTree) -> Summary:
     """Aggregates measurements.
 
     Args:
         rows: in each round every prompt in every mode.
         modes: the modes, baselines among them.
-        max_depth: depth of the draft tree.
+        tree: the draft tree. Prompt lookup drafts a chain of as many nodes.
     """
     differences = find_differences(rows, modes)
     categories = list(dict.fromkeys(row.category for row in rows))
     return Summary(
-        tuple(_mode_summary(rows, mode, max_depth, differences) for mode in modes),
+        tuple(_mode_summary(rows, mode, tree, differences) for mode in modes),
         tuple(
             _category_summary([row for row in rows if row.category == category], mode, category)
             for category in categories
@@ -140,6 +143,12 @@ def find_differences(rows: Iterable[ReplyRow], modes: Iterable[Mode]) -> tuple[D
             difference = Difference(name, prompt_id, turn, round_)
             found.setdefault((name, round_, prompt_id), difference)
     return tuple(found.values())
+
+
+def longest_step(modes: Iterable[ModeSummary]) -> int:
+    """Most tokens that a step of any of the modes added; 1 if there was no step."""
+    histograms = (enumerate(mode.accept_histogram, start=1) for mode in modes)
+    return max((length for each in histograms for length, count in each if count), default=1)
 
 
 def quartiles(values: Iterable[float]) -> Quartiles | None:
@@ -211,11 +220,12 @@ def speedup_by_prompt(
 
 
 def _mode_summary(
-    rows: Sequence[ReplyRow], mode: Mode, max_depth: int, differences: Iterable[Difference]
+    rows: Sequence[ReplyRow], mode: Mode, tree: MedusaTree, differences: Iterable[Difference]
 ) -> ModeSummary:
     own = _of_mode(rows, mode.name)
     speedups = speedup_by_prompt(own, _of_mode(rows, mode.baseline)) if mode.baseline else {}
-    histogram = accept_histogram(own, max_depth if mode.drafts else 0)
+    max_depth = (tree.num_nodes - 1 if mode.copies else tree.max_depth) if mode.drafts else 0
+    histogram = accept_histogram(own, max_depth)
     differs = any(difference.mode == mode.name for difference in differences)
     return ModeSummary(
         name=mode.name,
@@ -241,6 +251,7 @@ def _category_summary(rows: Sequence[ReplyRow], mode: Mode, category: str) -> Ca
     return CategorySummary(
         category=category,
         mode=mode.name,
+        baseline=mode.baseline,
         num_prompts=len({row.prompt_id for row in own}),
         baseline_tokens_per_s=_median(median_by_prompt(baseline, tokens_per_s).values()),
         tokens_per_s=_median(median_by_prompt(own, tokens_per_s).values()),

@@ -14,6 +14,7 @@ from medusa_trt.calibration.bench_summary import (
     ModeSummary,
     Quartiles,
     Summary,
+    longest_step,
 )
 
 _MAX_SHOWN = 8
@@ -95,10 +96,13 @@ def _accept_table(modes: Sequence[ModeSummary]) -> Table:
     """The histogram of accepted lengths, and what share of steps reached each depth."""
     drafting = [mode for mode in modes if mode.depth_shares]
     columns = [f"{mode.name}\nsteps  reached" for mode in drafting]
-    table = _table("tokens\na step", "of tree\ndepth", *columns)
-    for depth in range(max(len(mode.accept_histogram) for mode in drafting)):
+    table = _table("tokens\na step", "draft\ndepth", *columns)
+    for depth in range(longest_step(drafting)):
         cells = []
         for mode in drafting:
+            if depth >= len(mode.accept_histogram):
+                cells.append("")
+                continue
             share = mode.accept_histogram[depth] / max(1, mode.num_steps)
             reached = (1.0, *mode.depth_shares)[depth]
             cells.append(f"{share:.1%}  {reached:7.1%}")
@@ -107,8 +111,7 @@ def _accept_table(modes: Sequence[ModeSummary]) -> Table:
 
 
 def _category_table(categories: Sequence[CategorySummary]) -> Table:
-    mode = categories[0].mode
-    baseline = mode.replace("Medusa", "plain")
+    mode, baseline = categories[0].mode, categories[0].baseline
     table = _table(
         "category",
         "prompts",

@@ -8,10 +8,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from medusa_trt.calibration.bench_options import BenchOptions
+from medusa_trt.calibration.bench_options import BenchOptions, ModeName
 from medusa_trt.cli_session import add_session_arguments, session_from_arguments
 from medusa_trt.errors import MedusaError
-from medusa_trt.runtime.options import AcceptanceName
 from medusa_trt.tree_configs import load_tree
 
 if TYPE_CHECKING:
@@ -34,9 +33,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", type=Path, metavar="BUNDLE")
     parser.add_argument(
         "--modes",
-        default=",".join(options.acceptances),
+        default=",".join(options.compared),
         metavar="LIST",
-        help="what to compare with plain decoding (default: %(default)s)",
+        help="what to compare with plain decoding; heads: greedy without prompt lookup "
+        "(default: %(default)s)",
     )
     group = parser.add_argument_group("prompts")
     group.add_argument(
@@ -84,7 +84,7 @@ def run(arguments: argparse.Namespace) -> int:
     """
     tree = load_tree(arguments.tree) if arguments.tree else None
     options = BenchOptions(
-        acceptances=tuple(cast("list[AcceptanceName]", arguments.modes.split(","))),
+        compared=tuple(cast("list[ModeName]", arguments.modes.split(","))),
         max_new_tokens=arguments.max_new_tokens,
         rounds=arguments.rounds,
         temperature=arguments.temperature,
@@ -129,7 +129,7 @@ def _bench(
         peak_memory_bytes=peak_memory_bytes(),
         setup=setup,
         machine=Machine.this(),
-        summary=summarize(rows, options.modes, setup.max_depth),
+        summary=summarize(rows, options.modes, options.tree or session.bundle.tree),
     )
     print_report(report, Console(width=None if sys.stdout.isatty() else _COLUMNS_OF_FILES))
     _write(report, rows, arguments)

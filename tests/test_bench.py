@@ -35,9 +35,9 @@ from medusa_trt.calibration.bench_tables import print_report
 from medusa_trt.errors import MedusaError, PromptError, TreeError
 from medusa_trt.runtime.bundle import Bundle
 from medusa_trt.runtime.session import MedusaSession
-from medusa_trt.tree_configs import load_tree
+from medusa_trt.tree_configs import chain_tree, load_tree
 
-GREEDY = BenchOptions(acceptances=("greedy",))
+GREEDY = BenchOptions(compared=("greedy",))
 
 
 def row(
@@ -102,7 +102,7 @@ def test_speed_pools_turns() -> None:
 
 def test_summary_of_modes() -> None:
     rows = both("a", 2, 1) + both("b", 3, 1) + both("c", 4, 1)
-    plain, medusa = summarize(rows, GREEDY.modes, max_depth=3).modes
+    plain, medusa = summarize(rows, GREEDY.modes, chain_tree(3)).modes
     assert plain.tokens_per_s is not None
     assert astuple(plain.tokens_per_s) == pytest.approx((7 / 6, 4 / 3, 5 / 3))
     assert plain.speedup is None and plain.same_tokens is None
@@ -124,7 +124,7 @@ def test_a_prompts_figure_is_the_median_of_its_rounds() -> None:
         for round_, plain_s in enumerate((2, 10, 3), start=1)
         for reply in both("a", plain_s, 1, round=round_)
     ]
-    _, medusa = summarize(rows, GREEDY.modes, max_depth=2).modes
+    _, medusa = summarize(rows, GREEDY.modes, chain_tree(2)).modes
     assert medusa.speedup_by_prompt == {"a": 3}
 
 
@@ -134,7 +134,7 @@ def test_time_to_the_first_token_is_given_for_each_turn() -> None:
         *both("a", 1, 1, turn=2, prefill_s=0.02),
         *both("b", 1, 1, prefill_s=0.3),
     ]
-    plain, _ = summarize(rows, GREEDY.modes, max_depth=2).modes
+    plain, _ = summarize(rows, GREEDY.modes, chain_tree(2)).modes
     first, second = plain.first_token_ms
     assert first is not None and second is not None
     assert astuple(first) == pytest.approx((150, 200, 250))
@@ -143,7 +143,7 @@ def test_time_to_the_first_token_is_given_for_each_turn() -> None:
 
 def test_summary_by_category() -> None:
     rows = [*both("a", 2, 1), *both("b", 4, 1), *both("c", 6, 1, category="y")]
-    x, y = summarize(rows, GREEDY.modes, max_depth=2).categories
+    x, y = summarize(rows, GREEDY.modes, chain_tree(2)).categories
     assert (x.category, x.mode, x.num_prompts) == ("x", "greedy Medusa", 2)
     assert x.speedup == Quartiles(2.5, 3, 3.5)
     assert (x.tokens_per_s, x.baseline_tokens_per_s) == (4, 1.5)
@@ -155,7 +155,7 @@ def test_differences_name_the_first_turn_and_spoil_the_mode() -> None:
     rows = both("a", 1, 1) + both("a", 1, 1, turn=2) + both("a", 1, 1, turn=3) + both("b", 1, 1)
     for index in (3, 5):
         rows[index] = replace(rows[index], token_ids=(1, 2, 9, 4, 5))
-    summary = summarize(rows, GREEDY.modes, max_depth=2)
+    summary = summarize(rows, GREEDY.modes, chain_tree(2))
     assert summary.differences == (Difference("greedy Medusa", "a", 2, 1),)
     assert summary.modes[1].same_tokens is False
 
@@ -164,7 +164,7 @@ def test_replies_without_steps_have_no_figures() -> None:
     rows = [
         replace(reply, token_ids=(1,), new_tokens=1, accept_lengths=()) for reply in both("a", 0, 0)
     ]
-    plain, medusa = summarize(rows, GREEDY.modes, max_depth=2).modes
+    plain, medusa = summarize(rows, GREEDY.modes, chain_tree(2)).modes
     assert plain.tokens_per_s is None and medusa.speedup is None
     assert medusa.mean_accept_length is None and medusa.engine_us_per_step is None
     assert medusa.depth_shares == (0, 0)
@@ -243,25 +243,26 @@ def test_modes_bring_their_baselines() -> None:
     assert [mode.name for mode in BenchOptions().modes] == [
         "greedy plain",
         "greedy Medusa",
+        "heads alone",
         "sample plain",
         "sample Medusa",
         "typical Medusa",
     ]
-    typical = BenchOptions(acceptances=("typical",)).modes
+    typical = BenchOptions(compared=("typical",)).modes
     assert [mode.name for mode in typical] == ["sample plain", "typical Medusa"]
 
 
 def test_bad_options() -> None:
     for names in ((), ("medusa",)):
-        with pytest.raises(PromptError, match="choose from greedy, sample, typical"):
-            BenchOptions(acceptances=names)  # type: ignore[arg-type]
+        with pytest.raises(PromptError, match="choose from greedy, heads, sample, typical"):
+            BenchOptions(compared=names)  # type: ignore[arg-type]
     with pytest.raises(PromptError, match="rounds is 0"):
         BenchOptions(rounds=0)
     with pytest.raises(PromptError, match="max_new_tokens is 1"):
         BenchOptions(max_new_tokens=1)
-    with pytest.raises(PromptError, match="measure greedy only"):
+    with pytest.raises(PromptError, match="measure greedy and heads only"):
         BenchOptions(temperature=0)
-    assert BenchOptions(temperature=0, acceptances=("greedy",)).modes
+    assert BenchOptions(temperature=0, compared=("greedy",)).modes
 
 
 @pytest.fixture(scope="module")
@@ -282,7 +283,7 @@ def test_what_cannot_work_is_refused_before_it_starts(session: MedusaSession) ->
 
 def test_measuring_interleaves_and_reuses_the_conversation(session: MedusaSession) -> None:
     prompts = [BenchPrompt("a", "", ("hello", "go on")), BenchPrompt("b", "", ("other",))]
-    options = BenchOptions(acceptances=("greedy", "typical"), max_new_tokens=6, rounds=2)
+    options = BenchOptions(compared=("greedy", "typical"), max_new_tokens=6, rounds=2)
     rows = list(measure(session, prompts, options))
     assert [(row.round, row.prompt_id) for row in rows] == (
         [(1, "a")] * 8 + [(1, "b")] * 4 + [(2, "a")] * 8 + [(2, "b")] * 4
@@ -295,7 +296,7 @@ def test_measuring_interleaves_and_reuses_the_conversation(session: MedusaSessio
     assert orders == [names, [*names[1:], names[0]], names[::-1], [names[0], *names[:0:-1]]]
     assert all(row.cached_tokens == 0 for row in rows if row.turn == 1)
     assert all(row.cached_tokens > 5 for row in rows if row.turn == 2)
-    assert summarize(rows, options.modes, 4).differences == ()
+    assert summarize(rows, options.modes, session.bundle.tree).differences == ()
 
 
 def run(*words: str) -> int:
@@ -318,11 +319,12 @@ def test_a_whole_run(
     assert run(*common, "--threads", "1", "--json", str(report_path), "--plot", str(plot_path)) == 0
     out, err = capsys.readouterr()
     assert "typical Medusa" in out and "category" in out and "NO" not in out
-    assert "15 replies, up to about" in err
+    assert "18 replies, up to about" in err
     report = json.loads(report_path.read_text())
     assert len(report["rows"]) == 15 and report["is_complete"] is True
     assert [mode["same_tokens"] for mode in report["summary"]["modes"]] == [
         None,
+        True,
         True,
         None,
         True,
@@ -439,7 +441,7 @@ def report_of(rows: list[ReplyRow]) -> BenchReport:
         peak_memory_bytes=10**6,
         setup=setup,
         machine=Machine.this(),
-        summary=summarize(rows, GREEDY.modes, setup.max_depth),
+        summary=summarize(rows, GREEDY.modes, chain_tree(setup.max_depth)),
     )
 
 
