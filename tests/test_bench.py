@@ -321,7 +321,7 @@ def test_a_whole_run(
     assert "typical Medusa" in out and "category" in out and "NO" not in out
     assert "18 replies, up to about" in err
     report = json.loads(report_path.read_text())
-    assert len(report["rows"]) == 15 and report["is_complete"] is True
+    assert len(report["rows"]) == 18 and report["is_complete"] is True
     assert [mode["same_tokens"] for mode in report["summary"]["modes"]] == [
         None,
         True,
