@@ -1,4 +1,4 @@
-"""What the reduce graph is fed."""
+"""What the reduce graph is fed, in either of its forms."""
 
 from typing import Any
 
@@ -6,12 +6,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medusa_trt.runtime import bundle as names
+from medusa_trt.runtime.bundle import GraphSpec
 from medusa_trt.runtime.engine import TokenIds
 from medusa_trt.runtime.options import SamplingOptions
 from medusa_trt.tree_configs import MedusaTree
 
-_NUM_SORTED = 1024
+NUM_SORTED = 1024
 """Most likely tokens among which a nucleus is looked for; a larger one is left to the host."""
+
+SHARE_BITS = 31
+"""Bits of a uniform number where the graph adds up integers."""
+
+_TYPES = {"float": "float32", "double": "float64"}
+_KEPT = (names.LOGITS, names.PARENT_ROWS)
 
 
 def parent_rows(tree: MedusaTree, num_rows: int) -> NDArray[np.int64]:
@@ -21,16 +28,15 @@ def parent_rows(tree: MedusaTree, num_rows: int) -> NDArray[np.int64]:
     return rows
 
 
-def empty_inputs(num_rows: int) -> dict[str, NDArray[Any]]:
+def empty_inputs(spec: GraphSpec, num_rows: int) -> dict[str, NDArray[Any]]:
     """Arrays of the shapes and types of what changes from step to step."""
     return {
-        names.CANDIDATES: np.zeros(num_rows, np.int64),
-        names.UNIFORMS: np.zeros(num_rows, np.float64),
-        names.TEMPERATURE: np.ones(1, np.float32),
-        names.NUM_SORTED: np.ones(1, np.int64),
-        names.CUT_TOP_K: np.zeros(1, np.bool_),
-        names.TOP_P: np.ones(1, np.float32),
-        names.MIN_P: np.zeros(1, np.float32),
+        tensor.name: np.zeros(
+            [num_rows if isinstance(size, str) else size for size in tensor.shape],
+            _TYPES.get(tensor.dtype, tensor.dtype),
+        )
+        for tensor in spec.inputs
+        if tensor.name not in _KEPT
     }
 
 
@@ -42,15 +48,17 @@ def write_inputs(
     vocab_size: int,
 ) -> None:
     """Writes one step's values into such arrays; see `Engine.reduce`."""
-    num_sorted = sampling.top_k or (_NUM_SORTED if sampling.top_p < 1 else 1)
+    num_sorted = sampling.top_k or (NUM_SORTED if sampling.top_p < 1 else 1)
+    is_integer = arrays[names.UNIFORMS].dtype == np.int64
     values = {
         names.CANDIDATES: np.asarray(input_ids).reshape(-1),
-        names.UNIFORMS: uniforms.reshape(-1),
+        names.UNIFORMS: uniforms.reshape(-1) * (1 << SHARE_BITS if is_integer else 1),
         names.TEMPERATURE: sampling.temperature,
         names.NUM_SORTED: min(num_sorted, vocab_size),
         names.CUT_TOP_K: sampling.top_k > 0,
+        names.TOP_K: sampling.top_k if sampling.top_k < vocab_size else 0,
         names.TOP_P: sampling.top_p,
         names.MIN_P: sampling.min_p,
     }
-    for name, value in values.items():
-        arrays[name][:] = value
+    for name, array in arrays.items():
+        array[:] = values[name]
