@@ -84,7 +84,7 @@ def _jetson(bundle: Bundle) -> dict[str, Artifact]:
         'trtexec="$(command -v trtexec || echo /usr/src/tensorrt/bin/trtexec)"',
         "mkdir -p engines",
     ]
-    for graph in ("verify", "heads"):
+    for graph in ("verify", "heads", "reduce"):
         spec = bundle.manifest.graphs[graph]
         arguments = [
             f"--onnx=bundle/{spec.file}",
@@ -103,9 +103,9 @@ def _jetson(bundle: Bundle) -> dict[str, Artifact]:
         "requirements.txt": Artifact(_requirements("tensorrt")),
         "health_check.sh": Artifact(
             _script(
-                "# Succeeds where both engines load and run once.",
+                "# Succeeds where all engines load and run once.",
                 'trtexec="$(command -v trtexec || echo /usr/src/tensorrt/bin/trtexec)"',
-                "for engine in verify heads; do",
+                "for engine in verify heads reduce; do",
                 '  "$trtexec" --loadEngine="engines/$engine.engine" --iterations=1 --duration=0'
                 " --warmUp=0 > /dev/null",
                 "done",

@@ -7,14 +7,14 @@ cube root of the number of tokens, with no cumulative sum over all of them.
 """
 
 from collections.abc import Sequence
-from math import ceil, log
+from math import ceil
 
 import numpy as np
 import onnx_ir as ir
 from onnx_ir.tape import Tape
 
 from medusa_trt.runtime import bundle as names
-from medusa_trt.runtime.reduce_inputs import NUM_SORTED, SHARE_BITS
+from medusa_trt.runtime.reduce_tensors import NUM_SORTED, SHARE_BITS
 
 _SUM_BITS = 58
 """Bits of a sum of all weights, so that its high part times a share stays within 63."""
@@ -24,28 +24,29 @@ _LEAST = -1e30
 """In place of minus infinity, whose product with a probability of zero is no number."""
 
 
-def integer_reduce_graph(vocab_size: int, opset: int) -> ir.Model:
+def integer_reduce_graph(vocab_size: int, opset: int, *, num_sorted: int = NUM_SORTED) -> ir.Model:
     """The reduce graph in integers; see `reduce_graph` for what it computes.
 
     `uniforms` is int64, in units of 2^-31. `top_k` keeps all tokens at 0. A nucleus that the
-    1,024 most likely tokens do not hold is reported as not covered, and so is a larger `top_k`.
-    A weight below 2^-40 of the largest counts as zero (2^-58 times the vocabulary's size, where
-    that is more).
+    `num_sorted` most likely tokens do not hold is reported as not covered, and so is a larger
+    `top_k`. A weight below 2^-40 of the largest counts as zero, or below 2^-58 times the
+    vocabulary's size where that is more.
     """
+    shapes: dict[str, tuple[ir.DataType, list[str | int]]] = {
+        names.LOGITS: (ir.DataType.FLOAT, ["num_rows", vocab_size]),
+        names.CANDIDATES: (ir.DataType.INT64, ["num_rows"]),
+        names.PARENT_ROWS: (ir.DataType.INT64, ["num_rows"]),
+        names.UNIFORMS: (ir.DataType.INT64, ["num_rows"]),
+        names.TEMPERATURE: (ir.DataType.FLOAT, [1]),
+        names.TOP_K: (ir.DataType.INT64, [1]),
+        names.TOP_P: (ir.DataType.FLOAT, [1]),
+        names.MIN_P: (ir.DataType.FLOAT, [1]),
+    }
     inputs = [
         ir.Value(name=name, shape=ir.Shape(shape), type=ir.TensorType(dtype))
-        for name, dtype, shape in (
-            (names.LOGITS, ir.DataType.FLOAT, ["num_rows", vocab_size]),
-            (names.CANDIDATES, ir.DataType.INT64, ["num_rows"]),
-            (names.PARENT_ROWS, ir.DataType.INT64, ["num_rows"]),
-            (names.UNIFORMS, ir.DataType.INT64, ["num_rows"]),
-            (names.TEMPERATURE, ir.DataType.FLOAT, [1]),
-            (names.TOP_K, ir.DataType.INT64, [1]),
-            (names.TOP_P, ir.DataType.FLOAT, [1]),
-            (names.MIN_P, ir.DataType.FLOAT, [1]),
-        )
+        for name, (dtype, shape) in shapes.items()
     ]
-    writer = _Writer(vocab_size)
+    writer = _Writer(vocab_size, min(num_sorted, vocab_size))
     outputs = writer.reductions(*inputs)
     for value, name, dtype in zip(
         outputs,
@@ -54,19 +55,16 @@ def integer_reduce_graph(vocab_size: int, opset: int) -> ir.Model:
         strict=True,
     ):
         value.name, value.shape, value.dtype = name, ir.Shape(["num_rows"]), dtype
-    graph = ir.Graph(
-        inputs, outputs, nodes=writer.nodes, opset_imports={"": opset}, name="reduce"
-    )
+    graph = ir.Graph(inputs, outputs, nodes=writer.nodes, opset_imports={"": opset}, name="reduce")
     return ir.Model(graph, ir_version=10, producer_name="medusa-trt")
 
 
 class _Writer:
     """Writes the nodes. Columns are (num_rows, 1), rows of tokens (num_rows, length)."""
 
-    def __init__(self, vocab_size: int) -> None:
+    def __init__(self, vocab_size: int, num_sorted: int) -> None:
         self._tape = Tape()
-        self._vocab_size = vocab_size
-        self._num_sorted = min(NUM_SORTED, vocab_size)
+        self._vocab_size, self._num_sorted = vocab_size, num_sorted
         self._bits = min(_MOST_WEIGHT_BITS, _SUM_BITS - vocab_size.bit_length())
 
     @property
@@ -110,10 +108,9 @@ class _Writer:
     def _entropy(self, shifted: ir.Value, weights: ir.Value) -> tuple[ir.Value, ir.Value]:
         """Columns: log Σ w, and log Σ w + Σ w (-log w) / Σ w."""
         op = self._op
-        total = op("Cast", self._sum(self._fixed(weights)), to=ir.DataType.FLOAT)
-        terms = self._sum(self._fixed(op("Mul", weights, op("Neg", shifted))))
-        log_total = op("Sub", op("Log", total), self._float([self._bits * log(2)]))
-        spread = op("Div", op("Cast", terms, to=ir.DataType.FLOAT), total)
+        total = self._float_sum(weights)
+        spread = op("Div", self._float_sum(op("Mul", weights, op("Neg", shifted))), total)
+        log_total = op("Log", total)
         return log_total, op("Add", log_total, spread)
 
     def _threshold(
@@ -187,6 +184,11 @@ class _Writer:
         """Weights of at most 1 in fixed point."""
         scaled = self._op("Mul", weights, self._float([float(1 << self._bits)]))
         return self._op("Cast", scaled, to=ir.DataType.INT64)
+
+    def _float_sum(self, weights: ir.Value) -> ir.Value:
+        """Column: their sum in float32, rounded once."""
+        total = self._op("Cast", self._sum(self._fixed(weights)), to=ir.DataType.FLOAT)
+        return self._op("Mul", total, self._float([2.0**-self._bits]))
 
     def _sum(self, values: ir.Value) -> ir.Value:
         return self._op("ReduceSum", values, self._int([-1]))

@@ -107,6 +107,7 @@ class Target:
         max_length: default limit on the sequence length, where the model allows more.
         product: whose engines are built from the graphs by default; None where ONNX Runtime runs
             them.
+        reduces_in: the type in which probabilities are added up for sampling.
     """
 
     name: str
@@ -119,6 +120,7 @@ class Target:
     default_tree: str
     max_length: int
     product: Product | None = None
+    reduces_in: Literal["float64", "int64"] = "float64"
 
 
 def _device_precisions(attention: AttentionForm, *names: str) -> tuple[Precision, ...]:
@@ -198,6 +200,7 @@ TARGETS = {
         default_tree="mc_sim_7b_63",
         max_length=4096,
         product="tensorrt",
+        reduces_in="int64",
     ),
     "tensorrt-rtx": Target(
         name="tensorrt-rtx",
@@ -210,6 +213,7 @@ TARGETS = {
         default_tree="mc_sim_7b_63",
         max_length=4096,
         product="tensorrt-rtx",
+        reduces_in="int64",
     ),
     "tensorrt-jetson": Target(
         name="tensorrt-jetson",
@@ -224,6 +228,7 @@ TARGETS = {
         default_tree="smollm2_135m_16",
         max_length=2048,
         product="tensorrt",
+        reduces_in="int64",
     ),
 }
 

@@ -31,6 +31,7 @@ from medusa_trt.runtime.engine_record import (
     PREFILL_PROFILE,
     RECORD_FILE,
     TREE_PROFILE,
+    WEIGHTLESS_ENGINES,
     EngineFile,
     EngineRecord,
     Profile,
@@ -38,8 +39,8 @@ from medusa_trt.runtime.engine_record import (
     graph_of_engine,
 )
 
-_FLAGS = {
-    "version_compatible": "VERSION_COMPATIBLE",
+_FLAGS = {"version_compatible": "VERSION_COMPATIBLE"}
+_WEIGHT_FLAGS = {
     "refittable": "REFIT",
     "strip_weights": "STRIP_PLAN",
     "weight_streaming": "WEIGHT_STREAMING",
@@ -142,6 +143,11 @@ def _product(bundle: Bundle, options: BuildOptions) -> ProductSpec:
             f"the bundle for {own} has operators that TensorRT 10.3 lacks: export the model with "
             "--target tensorrt-jetson"
         )
+    if any(tensor.dtype == "double" for tensor in bundle.manifest.graphs["reduce"].inputs):
+        raise BuildError(
+            "the bundle's reduce graph computes in float64, which TensorRT lacks: export the "
+            "model again with this release"
+        )
     return PRODUCTS[target.product]
 
 
@@ -197,7 +203,7 @@ def _timing_cache_file(build: _Build, output: Path) -> Path | None:
 
 
 def _engine_names(build: _Build) -> tuple[str, ...]:
-    return ("verify", *([PREFILL_ENGINE] if build.options.merge_tree else []), "heads")
+    return ("verify", *([PREFILL_ENGINE] if build.options.merge_tree else []), "heads", "reduce")
 
 
 def _build_engine(build: _Build, name: str, folder: Path) -> EngineFile:
@@ -210,7 +216,7 @@ def _build_engine(build: _Build, name: str, folder: Path) -> EngineFile:
     check_interface(build.module, network, spec, build.capacity)
     check_precision(build.module, network, build.bundle.manifest.target.cache_dtype)
     profiles = _profiles(build, name, spec, is_merged)
-    config = _config(build, builder, network, profiles)
+    config = _config(build, builder, profiles, has_weights=name not in WEIGHTLESS_ENGINES)
     last = _Throttle(build.tell)
     monitor = progress_class(build.module)(
         lambda phase, share: last(f"  {name}: {phase.lower()}, {share:.0%}")
@@ -260,11 +266,12 @@ def _parsed(build: _Build, builder: Any, spec: GraphSpec, is_merged: bool) -> tu
 
 
 def _profiles(build: _Build, name: str, spec: GraphSpec, is_merged: bool) -> list[Profile]:
-    batch = build.options.max_batch_size
+    batch, nodes = build.options.max_batch_size, build.bundle.tree.num_nodes
     if name == "heads":
         ranges = {"heads": {"batch": (1, 1, batch)}}
+    elif name == "reduce":
+        ranges = {"reduce": {"num_rows": (1, nodes, batch * build.max_tree_nodes)}}
     else:
-        nodes = build.bundle.tree.num_nodes
         most = nodes if is_merged else build.max_tree_nodes
         chunk = build.options.prefill_chunk or build.bundle.manifest.target.prefill_chunk
         chunk = min(chunk, build.capacity)
@@ -313,7 +320,7 @@ def _check_warnings(build: _Build, file: str) -> None:
         build.tell(f"warning: {text}")
 
 
-def _config(build: _Build, builder: Any, network: Any, profiles: list[Profile]) -> Any:
+def _config(build: _Build, builder: Any, profiles: list[Profile], *, has_weights: bool) -> Any:
     options, module = build.options, build.module
     config = builder.create_builder_config()
     for profile in profiles:
@@ -321,7 +328,7 @@ def _config(build: _Build, builder: Any, network: Any, profiles: list[Profile]) 
         for name, range_ in profile.inputs.items():
             own.set_shape(name, range_.min, range_.opt, range_.max)
         config.add_optimization_profile(own)
-    for option, flag in _FLAGS.items():
+    for option, flag in (_FLAGS | _WEIGHT_FLAGS if has_weights else _FLAGS).items():
         if getattr(options, option):
             config.set_flag(getattr(module.BuilderFlag, flag))
     if options.hardware_compatible:

@@ -80,7 +80,7 @@ class Chooser:
             tokens: their tokens.
             past_length: position of the root.
             argmax: the greedy next token after each.
-            logits: (N, vocab), where `walks_logits` or `needs_reductions`; overwritten.
+            logits: (N, vocab), where `walks_logits`; overwritten.
             reductions: of the whole batch, where `needs_reductions`.
             index: this sequence's row in them.
         """
@@ -101,12 +101,7 @@ class Chooser:
                     posterior_alpha=options.posterior_alpha,
                 )
             )
-        sampled = reductions.sampled[index]
-        for node in np.flatnonzero(~reductions.covered[index]):
-            assert logits is not None
-            uniform = self._uniforms[past_length + 1 + tree.position_offsets[node]]
-            sampled[node] = token_from_logits(logits[node], options.sampling, uniform)
-        return Choice(accept_exact(tree, tokens, sampled.tolist()))
+        return Choice(accept_exact(tree, tokens, reductions.sampled[index].tolist()))
 
     def _walk(
         self,

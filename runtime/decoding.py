@@ -99,7 +99,6 @@ class Decoder:
             PrefillCancelled: `is_cancelled` became true.
         """
         last = len(prompt_ids) - 1
-        logits = chooser.walks_logits or chooser.needs_reductions
         for start in range(num_cached, len(prompt_ids), self._prefill_chunk):
             if self._is_cancelled():
                 raise PrefillCancelled
@@ -111,7 +110,8 @@ class Decoder:
                 [start],
                 rows=(len(ids) - 1,),
                 first_slot=slot,
-                logits=logits,
+                logits=chooser.walks_logits,
+                reductions=chooser.needs_reductions,
             )
         lookup = TokenLookup(prompt_ids, self._lookup_ngram) if self._lookup_ngram else None
         root_token, hidden = prompt_ids[last], outputs.hidden[0, 0]
@@ -135,7 +135,8 @@ class Decoder:
             step_tree,
             past_lengths,
             rows=self._rows,
-            logits=first.walks_logits or first.needs_reductions,
+            logits=first.walks_logits,
+            reductions=first.needs_reductions,
         )
         self.engine_s += time.perf_counter() - start
         return self._accept(states, tree, tokens, outputs)

@@ -13,9 +13,14 @@ from medusa_trt.runtime.device_cache import DeviceCache
 from medusa_trt.runtime.device_executor import Executor
 from medusa_trt.runtime.device_memory import Cuda
 from medusa_trt.runtime.engine import Reductions, TokenIds, VerifyOutputs
-from medusa_trt.runtime.host_reductions import reductions_from_logits
 from medusa_trt.runtime.options import SamplingOptions
-from medusa_trt.runtime.reduce_inputs import empty_inputs, parent_rows, write_inputs
+from medusa_trt.runtime.reduce_tensors import (
+    OUTPUTS,
+    empty_inputs,
+    parent_rows,
+    reductions_from_outputs,
+    write_inputs,
+)
 from medusa_trt.tree_configs import MedusaTree
 
 _MASKED = float(np.finfo(np.float32).min)
@@ -68,7 +73,9 @@ class DeviceEngine:
         positions[:] = np.arange(capacity)
         self._positions = cuda.allocate(positions.nbytes)
         cuda.upload(self._positions, positions)
-        self._last: tuple[VerifyOutputs, int] | None = None
+        self._reduce_spec = bundle.manifest.graphs["reduce"]
+        self._row: NDArray[np.float32] | None = None
+        self._last_logits: int | None = None
 
     @property
     def capacity(self) -> int:
@@ -89,8 +96,10 @@ class DeviceEngine:
         rows: Sequence[int] | None = None,
         first_slot: int = 0,
         logits: bool = False,
+        reductions: bool = False,
     ) -> VerifyOutputs:
-        """See `Engine.verify`."""
+        """See `Engine.verify`; logits that are only reduced stay on the device."""
+        del reductions
         longest = max(past_lengths) + tree.num_nodes
         if longest > self.capacity:
             raise EngineError(
@@ -110,13 +119,12 @@ class DeviceEngine:
         found = self._bindings.run(bound)
         self._cache.stepped()
         shape = (num_sequences, len(shown))
-        outputs = VerifyOutputs(
+        self._last_logits = bound.addresses[names.LOGITS]
+        return VerifyOutputs(
             argmax=found[names.ARGMAX].reshape(shape),
             hidden=found[names.HIDDEN].reshape(*shape, -1),
             logits=found[names.LOGITS].reshape(*shape, -1) if logits else None,
         )
-        self._last = outputs, bound.addresses[names.LOGITS]
-        return outputs
 
     def reduce(
         self,
@@ -125,12 +133,9 @@ class DeviceEngine:
         sampling: SamplingOptions,
         uniforms: NDArray[np.float64],
     ) -> Reductions:
-        """See `Engine.reduce`; on the host where the executor has no graph for it."""
-        assert self._last is not None and sampling.temperature > 0
-        outputs, address = self._last
-        assert outputs.logits is not None
-        if not self._bindings.executor.reduces:
-            return reductions_from_logits(outputs.logits, input_ids, tree, sampling, uniforms)
+        """See `Engine.reduce`."""
+        address = self._last_logits
+        assert address is not None and sampling.temperature > 0
         num_rows = uniforms.size
         key = ("reduce", id(tree), num_rows, address)
         bound = self._bindings.found(key)
@@ -139,12 +144,8 @@ class DeviceEngine:
             self._bindings.keep(key, bound)
         write_inputs(bound.inputs, input_ids, sampling, uniforms, self._model.vocab_size)
         found = self._bindings.run(bound)
-        shaped = {name: array.reshape(uniforms.shape) for name, array in found.items()}
-        return Reductions(
-            sampled=shaped[names.SAMPLED],
-            covered=shaped[names.COVERED],
-            entropy=shaped[names.ENTROPY],
-            candidate_logprob=shaped[names.CANDIDATE_LOGPROB],
+        return reductions_from_outputs(
+            found, sampling, uniforms, lambda row: self._downloaded_row(address, row)
         )
 
     def draft(self, hidden: NDArray[np.float32], root_ids: Sequence[int]) -> NDArray[np.int64]:
@@ -177,7 +178,7 @@ class DeviceEngine:
     def close(self) -> None:
         """See `Engine.close`."""
         self._bindings.close()
-        self._last = None
+        self._row, self._last_logits = None, None
         self._cuda.close()
 
     @property
@@ -227,16 +228,19 @@ class DeviceEngine:
         shape = (num_rows, self._model.vocab_size)
         bound.executable.bind_input(names.LOGITS, logits, shape, "float32")
         self._bindings.input(bound, names.PARENT_ROWS, parent_rows(tree, num_rows))
-        for name, array in empty_inputs(num_rows).items():
+        for name, array in empty_inputs(self._reduce_spec, num_rows).items():
             if name == names.NUM_SORTED:
                 self._bindings.host_input(bound, name, array)
             else:
                 self._bindings.input(bound, name, array, every_run=True)
-        for name, dtype in (
-            (names.SAMPLED, "int64"),
-            (names.COVERED, "bool"),
-            (names.ENTROPY, "float32"),
-            (names.CANDIDATE_LOGPROB, "float32"),
-        ):
+        for name, dtype in OUTPUTS.items():
             self._bindings.output(bound, name, (num_rows,), dtype, wanted=True)
         return bound
+
+    def _downloaded_row(self, logits: int, row: int) -> NDArray[np.float32]:
+        """One row of logits on the host; overwritten by the next."""
+        if self._row is None:
+            self._row = self._cuda.pinned((self._model.vocab_size,), np.float32)
+        self._cuda.download(self._row, logits + row * self._row.nbytes)
+        self._cuda.synchronize()
+        return self._row

@@ -45,11 +45,6 @@ class Executor(Protocol):
         """Whether runs may be recorded as a CUDA graph from outside."""
         ...
 
-    @property
-    def reduces(self) -> bool:
-        """Whether the reduce graph can be opened too."""
-        ...
-
     def open(self, graph: str, tree: MedusaTree | None) -> Executable:
         """An executable of a graph, nothing bound yet; of the verify graph for a tree.
 

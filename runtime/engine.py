@@ -20,15 +20,12 @@ class Reductions:
 
     Attributes:
         sampled: (B, R) int64, the token at each row's uniform number.
-        covered: (B, R) bool, whether `sampled` is exact; a nucleus larger than the engine sorts
-            is left to the host.
         entropy: (B, R) float32, nats, of the distribution at the temperature, unfiltered.
         candidate_logprob: (B, R) float32, log-probability at the temperature of each node's own
             token under its parent's row.
     """
 
     sampled: NDArray[np.int64]
-    covered: NDArray[np.bool_]
     entropy: NDArray[np.float32]
     candidate_logprob: NDArray[np.float32]
 
@@ -77,6 +74,7 @@ class Engine(Protocol):
         rows: Sequence[int] | None = None,
         first_slot: int = 0,
         logits: bool = False,
+        reductions: bool = False,
     ) -> VerifyOutputs:
         """Runs the backbone over a tree's nodes for B sequences in neighbouring slots.
 
@@ -87,7 +85,8 @@ class Engine(Protocol):
             past_lengths: B numbers, the valid rows of each sequence's slot.
             rows: the nodes to report on, all of them by default.
             first_slot: the first sequence's slot.
-            logits: whether the logits will be read or reduced.
+            logits: whether the logits will be read.
+            reductions: whether `reduce` will be called, for which they may stay on the device.
 
         Raises:
             EngineError: the nodes do not fit the cache, or the engine failed or is closed.
@@ -101,7 +100,7 @@ class Engine(Protocol):
         sampling: SamplingOptions,
         uniforms: NDArray[np.float64],
     ) -> Reductions:
-        """Reduces the logits of the last step, which must have asked for them.
+        """Reduces the logits of the last step, which must have been told of it.
 
         Args:
             input_ids: (B, R) the tokens of the reported nodes.

@@ -16,6 +16,11 @@ PREFILL_PROFILE = "prefill"
 PREFILL_ENGINE = "prefill"
 """Made where the verify engine holds a tree: the verify graph for everything else."""
 
+WEIGHTLESS_ENGINES = ("reduce",)
+"""Nothing in them is streamed, stripped or replaced."""
+
+_NEEDED_ENGINES = ("verify", "heads", "reduce")
+
 Product = Literal["tensorrt", "tensorrt-rtx"]
 MODULES: dict[str, str] = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 """Python module of each product."""
@@ -64,7 +69,8 @@ class EngineRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
         max_batch_size: sequences of one step.
         weights_sha256: of the bundle's weights file.
         options: what the build was asked for, for the reader.
-        engines: "verify" and "heads", and "prefill" beside a verify engine that holds a tree.
+        engines: "verify", "heads" and "reduce"; and "prefill" beside a verify engine that holds a
+            tree.
         medusa_choices: that tree, None where any can be given.
     """
 
@@ -144,6 +150,9 @@ def check_engines(record: EngineRecord, folder: Path, bundle: Bundle) -> None:
     Raises:
         EngineError: a file is missing or changed, or the bundle was exported again since.
     """
+    for name in _NEEDED_ENGINES:
+        if name not in record.engines:
+            raise EngineError(f"{folder} has no {name} engine: build the engines again")
     files = bundle.manifest.files
     for name, engine in record.engines.items():
         path = folder / engine.file

@@ -80,7 +80,6 @@ class _OrtExecutor:
     """Makes bindings."""
 
     is_capturable = False  # the provider's own graphs know which of its buffers must stay
-    reduces = True
 
     def __init__(self, bundle: Bundle, module: Any, stream: int) -> None:
         self._module = module

@@ -16,14 +16,19 @@ from medusa_trt.runtime.engine import Reductions, TokenIds, VerifyOutputs
 from medusa_trt.runtime.kv_cache import KVCache
 from medusa_trt.runtime.operators import required_library
 from medusa_trt.runtime.options import SamplingOptions
+from medusa_trt.runtime.reduce_tensors import (
+    OUTPUTS,
+    empty_inputs,
+    parent_rows,
+    reductions_from_outputs,
+    write_inputs,
+)
 from medusa_trt.tree_configs import MedusaTree
 
 _BFLOAT16 = 16  # ONNX's number of the type, whose values numpy holds as uint16
 _MASKED = float(np.finfo(np.float32).min)
 _MAX_BINDINGS = 16
 _MAX_THREADS = 512
-_NUM_SORTED = 1024
-"""Most likely tokens among which a nucleus is looked for; a larger one is left to the host."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +96,7 @@ class OrtEngine:
         inputs = {spec.name for spec in bundle.manifest.graphs[verify].inputs}
         self._reads_positions = names.CACHE_POSITIONS in inputs
         self._heads_read_root = bundle.manifest.heads_read_root
+        self._reduce_spec = bundle.manifest.graphs["reduce"]
         self._bindings: dict[tuple[object, ...], _Bound] = {}
         self._last_logits: NDArray[np.float32] | None = None
 
@@ -118,8 +124,10 @@ class OrtEngine:
         rows: Sequence[int] | None = None,
         first_slot: int = 0,
         logits: bool = False,
+        reductions: bool = False,
     ) -> VerifyOutputs:
-        """See `Engine.verify`."""
+        """See `Engine.verify`; logits to be reduced are there too."""
+        logits |= reductions
         if max(past_lengths) + tree.num_nodes > self.capacity:
             raise EngineError(
                 f"{tree.num_nodes} nodes after {max(past_lengths)} tokens do not fit the KV cache "
@@ -153,26 +161,10 @@ class OrtEngine:
         if bound is None:
             bound = self._bind_reduce(tree, self._last_logits)
             self._keep(key, bound)
-        num_sorted = sampling.top_k or (_NUM_SORTED if sampling.top_p < 1 else 1)
-        values = {
-            names.CANDIDATES: np.asarray(input_ids).reshape(-1),
-            names.UNIFORMS: uniforms.reshape(-1),
-            names.TEMPERATURE: sampling.temperature,
-            names.NUM_SORTED: min(num_sorted, self._model.vocab_size),
-            names.CUT_TOP_K: sampling.top_k > 0,
-            names.TOP_P: sampling.top_p,
-            names.MIN_P: sampling.min_p,
-        }
-        for name, value in values.items():
-            bound.inputs[name][:] = value
+        write_inputs(bound.inputs, input_ids, sampling, uniforms, self._model.vocab_size)
         self._run("reduce", bound)
-        shaped = {name: array.reshape(uniforms.shape) for name, array in bound.outputs.items()}
-        return Reductions(
-            sampled=shaped[names.SAMPLED],
-            covered=shaped[names.COVERED],
-            entropy=shaped[names.ENTROPY],
-            candidate_logprob=shaped[names.CANDIDATE_LOGPROB],
-        )
+        logits = self._last_logits
+        return reductions_from_outputs(bound.outputs, sampling, uniforms, lambda row: logits[row])
 
     def draft(self, hidden: NDArray[np.float32], root_ids: Sequence[int]) -> NDArray[np.int64]:
         """See `Engine.draft`."""
@@ -264,25 +256,12 @@ class OrtEngine:
 
     def _bind_reduce(self, tree: MedusaTree, logits: NDArray[np.float32]) -> _Bound:
         num_rows = len(logits)
-        parents = np.maximum(tree.parents, 0)
-        starts = np.arange(0, num_rows, tree.num_nodes)
         inputs: dict[str, NDArray[Any]] = {
             names.LOGITS: logits,
-            names.CANDIDATES: np.zeros(num_rows, np.int64),
-            names.PARENT_ROWS: (starts[:, None] + parents).reshape(-1),
-            names.UNIFORMS: np.zeros(num_rows, np.float64),
-            names.TEMPERATURE: np.ones(1, np.float32),
-            names.NUM_SORTED: np.ones(1, np.int64),
-            names.CUT_TOP_K: np.zeros(1, np.bool_),
-            names.TOP_P: np.ones(1, np.float32),
-            names.MIN_P: np.zeros(1, np.float32),
+            names.PARENT_ROWS: parent_rows(tree, num_rows),
+            **empty_inputs(self._reduce_spec, num_rows),
         }
-        outputs: dict[str, NDArray[Any]] = {
-            names.SAMPLED: np.zeros(num_rows, np.int64),
-            names.COVERED: np.zeros(num_rows, np.bool_),
-            names.ENTROPY: np.zeros(num_rows, np.float32),
-            names.CANDIDATE_LOGPROB: np.zeros(num_rows, np.float32),
-        }
+        outputs = {name: np.zeros(num_rows, dtype) for name, dtype in OUTPUTS.items()}
         return self._bind("reduce", inputs, outputs, tree)
 
     def _bind(

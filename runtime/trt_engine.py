@@ -62,7 +62,6 @@ class _TrtExecutor:
     """Makes execution contexts."""
 
     is_capturable = True
-    reduces = False  # TensorRT has no float64, in which the reduce graph adds up
 
     def __init__(
         self, record: EngineRecord, engines: dict[str, Any], runtime: Any, stream: int
@@ -72,8 +71,11 @@ class _TrtExecutor:
 
     def open(self, graph: str, tree: MedusaTree | None) -> "_Context":
         """See `Executor.open`."""
-        name = graph if tree is None or self._holds(tree) else PREFILL_ENGINE
-        profile = 0 if tree is None else self._profile_for(name, tree.num_nodes)
+        name, profile = graph, 0
+        if graph == "verify":
+            assert tree is not None
+            name = graph if self._holds(tree) else PREFILL_ENGINE
+            profile = self._profile_for(name, tree.num_nodes)
         context = self._engines[name].create_execution_context()
         if context is None or not context.set_optimization_profile_async(profile, self._stream):
             raise EngineError(

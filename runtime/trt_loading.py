@@ -8,6 +8,7 @@ from medusa_trt.errors import EngineError
 from medusa_trt.runtime.bundle import Bundle, TensorSpec
 from medusa_trt.runtime.device_memory import Cuda
 from medusa_trt.runtime.engine_record import (
+    WEIGHTLESS_ENGINES,
     EngineRecord,
     Machine,
     Product,
@@ -18,7 +19,13 @@ from medusa_trt.runtime.engine_record import (
     record_from_folder,
 )
 
-_TYPES = {"float": "FLOAT", "float16": "HALF", "bfloat16": "BF16", "int64": "INT64"}
+_TYPES = {
+    "float": "FLOAT",
+    "float16": "HALF",
+    "bfloat16": "BF16",
+    "int64": "INT64",
+    "bool": "BOOL",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,9 +73,10 @@ def load_engines(
             raise EngineError(
                 f"{product} {machine.version} cannot load {path}: build the engines again here"
             )
-        if record.stripped:
+        has_weights = name not in WEIGHTLESS_ENGINES
+        if record.stripped and has_weights:
             _refit(module, engine, bundle.graph_path(graph_of_engine(name)))
-        if record.weight_streaming:
+        if record.weight_streaming and has_weights:
             engine.weight_streaming_budget_v2 = engine.get_weight_streaming_automatic_budget()
         _check_tensors(module, engine, [*spec.inputs, *spec.outputs], path)
         engines[name] = engine

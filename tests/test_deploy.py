@@ -24,7 +24,7 @@ def test_the_jetson_script_gives_every_free_input_a_range(
     script = (tmp_path / "out" / "build_engines.sh").read_text()
     for option in ("min", "opt", "max"):
         ranges = re.findall(rf"--{option}Shapes=(\S+)", script)
-        for found, graph in zip(ranges, ("verify", "heads"), strict=True):
+        for found, graph in zip(ranges, ("verify", "heads", "reduce"), strict=True):
             shapes = dict(each.split(":") for each in found.split(","))
             free = {
                 tensor.name: tensor.shape

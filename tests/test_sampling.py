@@ -24,6 +24,7 @@ from medusa_trt.runtime.acceptance import accept_exact
 from medusa_trt.runtime.bundle import Bundle
 from medusa_trt.runtime.options import GenerationOptions, SamplingOptions
 from medusa_trt.runtime.ort_engine import OrtEngine
+from medusa_trt.runtime.reduce_tensors import reductions_from_outputs
 from medusa_trt.runtime.sampling import (
     probabilities_from_logits,
     token_from_logits,
@@ -116,14 +117,27 @@ def reduce_session(tiny_bundle: Bundle) -> onnxruntime.InferenceSession:
     return onnxruntime.InferenceSession(tiny_bundle.graph_path("reduce"))
 
 
-def test_a_nucleus_beyond_the_sorted_tokens_is_left_to_the_host(tiny_bundle: Bundle) -> None:
-    engine = OrtEngine(tiny_bundle, capacity=64)
-    tree = chain_tree(3)
-    engine.verify(np.array([[1, 2, 3, 4]]), tree, [0], logits=True)
-    flat = SamplingOptions(temperature=100.0, top_p=0.999, seed=0)
-    reductions = engine.reduce(np.array([[1, 2, 3, 4]]), tree, flat, np.full((1, 4), 0.5))
-    assert reductions.covered.all(), "the tiny vocabulary is sorted whole"
-    engine.close()
+def test_rows_that_the_graph_does_not_cover_are_drawn_on_the_host() -> None:
+    logits = random_logits(0, 6, VOCAB_SIZE)
+    uniforms = np.random.default_rng(0).random((2, 3))
+    options = SamplingOptions(temperature=1.5, top_p=0.95)
+    read = []
+
+    def row_of(row: int) -> NDArray[np.float32]:
+        read.append(row)
+        return logits[row]
+
+    outputs = {
+        "sampled": np.full(6, -1),
+        "covered": np.array([True, False, True, True, True, False]),
+        "entropy": np.zeros(6, np.float32),
+        "candidate_logprob": np.zeros(6, np.float32),
+    }
+    sampled = reductions_from_outputs(outputs, options, uniforms, row_of).sampled
+    assert read == [1, 5]
+    for row in range(6):
+        drawn = token_from_logits(logits[row], options, uniforms.flat[row])
+        assert sampled.flat[row] == (drawn if row in read else -1)
 
 
 def test_random_numbers_depend_on_seed_and_position_alone() -> None:

@@ -1,19 +1,25 @@
 """The TensorRT engine against a stand-in that executes the graphs on host memory."""
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
 import numpy as np
+import onnx_ir as ir
 import pytest
+from numpy.typing import NDArray
 from reference.fake_cuda import FakeCuda
 from reference.fake_tensorrt import FakeTensorRT
+from reference.reductions import reductions_from_logits
 
 from medusa_trt.errors import EngineError
+from medusa_trt.export.integer_reduce import integer_reduce_graph
 from medusa_trt.export.trt_build import build_engines
 from medusa_trt.export.trt_options import BuildOptions
 from medusa_trt.export.trt_products import PRODUCTS, ProductSpec
 from medusa_trt.runtime.bundle import Bundle
+from medusa_trt.runtime.engine import Reductions, TokenIds, VerifyOutputs
 from medusa_trt.runtime.engine_record import (
     RECORD_FILE,
     EngineRecord,
@@ -21,7 +27,7 @@ from medusa_trt.runtime.engine_record import (
     mismatches,
     record_from_folder,
 )
-from medusa_trt.runtime.options import GenerationOptions, SamplingOptions
+from medusa_trt.runtime.options import AcceptanceName, GenerationOptions, SamplingOptions
 from medusa_trt.runtime.ort_engine import OrtEngine
 from medusa_trt.runtime.session import MedusaSession
 from medusa_trt.runtime.trt_engine import TrtEngine
@@ -47,9 +53,9 @@ class Built:
                 lambda _: None,
             )
 
-    def engine(self, **arguments: object) -> TrtEngine:
+    def engine(self, of: type[TrtEngine] = TrtEngine, **arguments: object) -> TrtEngine:
         values = {"module": self.module, "cuda": self.cuda, "folder": self.folder, **arguments}
-        return TrtEngine(self.bundle, **values)  # type: ignore[arg-type]
+        return of(self.bundle, **values)  # type: ignore[arg-type]
 
     def change(self, **changes: object) -> None:
         record = msgspec.structs.replace(record_from_folder(self.folder), **changes)
@@ -77,6 +83,102 @@ def replies(session: MedusaSession, tree: MedusaTree) -> list[list[int]]:
     return [session.generate(PROMPT, each).token_ids for each in (options, sampled)]
 
 
+class HostReducing(TrtEngine):
+    """Reads all logits, and reduces them row by row."""
+
+    def verify(
+        self,
+        input_ids: TokenIds,
+        tree: MedusaTree,
+        past_lengths: Sequence[int],
+        *,
+        rows: Sequence[int] | None = None,
+        first_slot: int = 0,
+        logits: bool = False,
+        reductions: bool = False,
+    ) -> VerifyOutputs:
+        outputs = super().verify(
+            input_ids, tree, past_lengths, rows=rows, first_slot=first_slot, logits=True
+        )
+        self.all_logits = outputs.logits
+        return outputs
+
+    def reduce(
+        self,
+        input_ids: TokenIds,
+        tree: MedusaTree,
+        sampling: SamplingOptions,
+        uniforms: NDArray[np.float64],
+    ) -> Reductions:
+        assert self.all_logits is not None
+        return reductions_from_logits(self.all_logits, input_ids, tree, sampling, uniforms)
+
+
+SAMPLED: list[tuple[AcceptanceName, SamplingOptions]] = [
+    ("sample", SamplingOptions(temperature=0.8, seed=1)),
+    ("sample", SamplingOptions(temperature=1.3, top_k=7, seed=2)),
+    ("sample", SamplingOptions(temperature=1.0, top_p=0.8, min_p=0.01, seed=3)),
+    ("typical", SamplingOptions(temperature=0.7)),
+]
+
+
+def sampled_replies(engine: TrtEngine, bundle: Bundle, tree: MedusaTree) -> list[list[int]]:
+    with MedusaSession(bundle, engine=engine) as session:
+        return [
+            session.generate(
+                PROMPT,
+                GenerationOptions(
+                    max_new_tokens=20,
+                    ignore_eos=True,
+                    tree=tree,
+                    acceptance=acceptance,
+                    sampling=sampling,
+                ),
+            ).token_ids
+            for acceptance, sampling in SAMPLED
+        ]
+
+
+@pytest.mark.parametrize("which", ["built", "jetson"])
+def test_reductions_on_the_device_give_the_tokens_of_full_logits(
+    which: str, request: pytest.FixtureRequest
+) -> None:
+    own: Built = request.getfixturevalue(which)
+    expected = sampled_replies(own.engine(of=HostReducing), own.bundle, TREE)
+    own.cuda.download_sizes.clear()
+    own.module.graphs_executed.clear()
+    assert sampled_replies(own.engine(), own.bundle, TREE) == expected
+    assert own.module.graphs_executed.count("reduce") > 20
+    # Of a step's outputs the hidden states are the largest; a row of logits is larger still.
+    model = own.bundle.manifest.model
+    assert max(own.cuda.download_sizes) == TREE.num_nodes * model.hidden_size * 4
+    drawn = [index for index, (rule, _) in enumerate(SAMPLED) if rule == "sample"]
+    plain = sampled_replies(own.engine(), own.bundle, chain_tree(0))
+    assert [plain[index] for index in drawn] == [expected[index] for index in drawn]
+
+
+def test_greedy_decoding_reduces_nothing(built: Built) -> None:
+    built.module.graphs_executed.clear()
+    with MedusaSession(built.bundle, engine=built.engine()) as session:
+        session.generate(PROMPT, GenerationOptions(max_new_tokens=8, ignore_eos=True, tree=TREE))
+    assert set(built.module.graphs_executed) == {"verify", "heads"}
+
+
+def test_a_nucleus_beyond_the_sorted_tokens_is_drawn_on_the_host(
+    trt_bundle: Bundle, built: Built, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(trt_bundle.path, tmp_path / "bundle")
+    opset = ir.load(folder / "reduce.onnx").graph.opset_imports[""]
+    vocab_size = trt_bundle.manifest.model.vocab_size
+    ir.save(integer_reduce_graph(vocab_size, opset, num_sorted=4), folder / "reduce.onnx")
+    own = Built(Bundle(folder, trt_bundle.manifest, trt_bundle.tree), tmp_path)
+    expected = sampled_replies(built.engine(), trt_bundle, TREE)
+    own.cuda.download_sizes.clear()
+    assert sampled_replies(own.engine(), own.bundle, TREE) == expected
+    assert own.cuda.download_sizes.count(4 * vocab_size) > 5
+    assert not own.cuda.memory
+
+
 @pytest.mark.parametrize("which", ["built", "jetson"])
 def test_replies_equal_those_of_onnx_runtime(which: str, request: pytest.FixtureRequest) -> None:
     own: Built = request.getfixturevalue(which)
@@ -98,7 +200,7 @@ def test_a_merged_tree_is_no_input_and_other_trees_run_beside_it(
 ) -> None:
     own = Built(trt_bundle, tmp_path, merge_tree=True)
     record = record_from_folder(own.folder)
-    assert record.engines.keys() == {"verify", "prefill", "heads"}
+    assert record.engines.keys() == {"verify", "prefill", "heads", "reduce"}
     assert record.medusa_choices == [[0], [0, 0], [0, 0, 0]]
     merged = {tensor.name: tensor.shape for tensor in record.engines["verify"].inputs}
     assert not merged.keys() & {"tree_mask", "position_offsets"}
@@ -253,7 +355,8 @@ def test_the_builder_gets_the_options(trt_bundle: Bundle, tmp_path: Path) -> Non
     config = own.module.configs[0]
     assert config.limit == 64 << 20 and config.builder_optimization_level == 2
     assert config.flags == ["version", "stream"]
-    assert (tmp_path / "timing.cache").read_bytes() == b"tt"  # both engines added to it
+    assert own.module.configs[2].flags == ["version"], "the reduce engine has no weights"
+    assert (tmp_path / "timing.cache").read_bytes() == b"ttt"  # all engines added to it
     small = Built(trt_bundle, tmp_path, overwrite=True, max_tree_nodes=8, prefill_chunk=16)
     engine = small.engine()
     engine.verify([[1] * 16], chain_tree(15), [0])
@@ -261,7 +364,7 @@ def test_the_builder_gets_the_options(trt_bundle: Bundle, tmp_path: Path) -> Non
     with pytest.raises(EngineError, match="a step of 20 nodes: the engines take 16 at most"):
         engine.verify([[1] * 20], chain_tree(19), [0])
     engine.close()
-    assert (tmp_path / "timing.cache").read_bytes() == b"tttt"
+    assert (tmp_path / "timing.cache").read_bytes() == b"tttttt"
     assert record_from_folder(own.folder).any_version is False
 
 

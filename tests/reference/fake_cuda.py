@@ -39,6 +39,7 @@ class FakeCuda:
         self.queue: list[Callable[[], object]] = []
         self.captured: list[Callable[[], object]] | None = None
         self.num_launches = self.num_waits = 0
+        self.download_sizes: list[int] = []
 
     def submit(self, work: Callable[[], object]) -> None:
         (self.queue if self.captured is None else self.captured).append(work)
@@ -87,7 +88,13 @@ class FakeCuda:
     ) -> tuple[Error]:
         self.check(target, size_bytes)
         self.check(source, size_bytes)
-        self.submit(lambda: ctypes.memmove(target, source, size_bytes))
+
+        def copy() -> None:
+            if kind == self.cudaMemcpyKind.cudaMemcpyDeviceToHost:
+                self.download_sizes.append(size_bytes)
+            ctypes.memmove(target, source, size_bytes)
+
+        self.submit(copy)
         return (OK,)
 
     def cudaMemcpy3DAsync(self, job: Any, stream: int) -> tuple[Error]:

@@ -18,8 +18,8 @@ import onnx
 import onnxruntime
 from reference.fake_cuda import FakeCuda
 
-_NUMPY = {"FLOAT": np.float32, "HALF": np.float16, "INT64": np.int64}
-_ONNX = {1: "FLOAT", 7: "INT64", 10: "HALF"}
+_NUMPY = {"FLOAT": np.float32, "HALF": np.float16, "INT64": np.int64, "BOOL": np.bool_}
+_ONNX = {1: "FLOAT", 7: "INT64", 9: "BOOL", 10: "HALF"}
 
 
 class _Tensor:
@@ -49,12 +49,13 @@ class FakeTensorRT:
     HardwareCompatibilityLevel = SimpleNamespace(AMPERE_PLUS="ampere+")
     MemoryPoolType = SimpleNamespace(WORKSPACE="workspace")
     LayerType = SimpleNamespace(MATRIX_MULTIPLY="product")
-    DataType = SimpleNamespace(FLOAT="FLOAT", HALF="HALF", INT64="INT64", BF16="BF16")
+    DataType = SimpleNamespace(FLOAT="FLOAT", HALF="HALF", INT64="INT64", BF16="BF16", BOOL="BOOL")
 
     def __init__(self, cuda: FakeCuda, version: str = "11.0.0") -> None:
         self.cuda, self.__version__ = cuda, version
         self.configs: list[Any] = []
         self.executed: list[str] = []
+        self.graphs_executed: list[str] = []
 
     def Builder(self, logger: Any) -> Any:
         return _Builder(self)
@@ -147,6 +148,7 @@ class _Engine:
     def __init__(self, module: FakeTensorRT, plan: bytes) -> None:
         content = json.loads(plan)
         self.module, self.profiles = module, content["profiles"]
+        self.graph = Path(content["path"]).stem
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         options.intra_op_num_threads = 1
@@ -208,6 +210,7 @@ class _Context:
     def _execute(self, addresses: dict[str, int], shapes: dict[str, tuple[int, ...]]) -> None:
         engine = self.engine
         engine.module.executed.append(f"profile {self.profile}")
+        engine.module.graphs_executed.append(engine.graph)
         feeds = {
             name: self._array(addresses[name], shapes[name], tensor.dtype).copy()
             for name, tensor in engine.inputs.items()

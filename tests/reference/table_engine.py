@@ -62,6 +62,7 @@ class TableEngine:
         rows: Sequence[int] | None = None,
         first_slot: int = 0,
         logits: bool = False,
+        reductions: bool = False,
     ) -> VerifyOutputs:
         self.num_steps += 1
         self.num_sequence_steps += len(past_lengths)
@@ -102,7 +103,7 @@ class TableEngine:
                 parent = max(tree.parents[node], 0)
                 own[sequence, node] = logprobs[sequence, parent, tokens[sequence, node]]
         entropy = -(np.exp(logprobs) * logprobs).sum(-1).astype(np.float32)
-        return Reductions(sampled, np.ones(shape, np.bool_), entropy, own)
+        return Reductions(sampled, entropy, own)
 
     def draft(self, hidden: NDArray[np.float32], root_ids: Sequence[int]) -> NDArray[np.int64]:
         return np.stack([self._drafts(list(self._texts[int(state[0])])) for state in hidden])

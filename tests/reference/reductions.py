@@ -1,4 +1,4 @@
-"""What sampling needs of logits, on the host: for engines without the reduce graph."""
+"""What sampling needs of logits, row by row on the host."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,7 +37,6 @@ def reductions_from_logits(
     ]
     return Reductions(
         sampled=np.array(sampled, np.int64),
-        covered=np.ones(uniforms.shape, np.bool_),
         entropy=-np.where(probs > 0, probs * logprobs, 0).sum(-1),
         candidate_logprob=own[..., 0],
     )

@@ -1,5 +1,6 @@
-"""What the reduce graph is fed, in either of its forms."""
+"""What the reduce graph is fed and what it gives, in either of its forms."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -7,18 +8,27 @@ from numpy.typing import NDArray
 
 from medusa_trt.runtime import bundle as names
 from medusa_trt.runtime.bundle import GraphSpec
-from medusa_trt.runtime.engine import TokenIds
+from medusa_trt.runtime.engine import Reductions, TokenIds
 from medusa_trt.runtime.options import SamplingOptions
+from medusa_trt.runtime.sampling import token_from_logits
 from medusa_trt.tree_configs import MedusaTree
 
 NUM_SORTED = 1024
-"""Most likely tokens among which a nucleus is looked for; a larger one is left to the host."""
+"""Most likely tokens among which a nucleus is looked for; a larger one is drawn on the host."""
 
 SHARE_BITS = 31
 """Bits of a uniform number where the graph adds up integers."""
 
 _TYPES = {"float": "float32", "double": "float64"}
 _KEPT = (names.LOGITS, names.PARENT_ROWS)
+
+OUTPUTS = {
+    names.SAMPLED: "int64",
+    names.COVERED: "bool",
+    names.ENTROPY: "float32",
+    names.CANDIDATE_LOGPROB: "float32",
+}
+"""Types of the outputs, each (num_rows,)."""
 
 
 def parent_rows(tree: MedusaTree, num_rows: int) -> NDArray[np.int64]:
@@ -47,7 +57,7 @@ def write_inputs(
     uniforms: NDArray[np.float64],
     vocab_size: int,
 ) -> None:
-    """Writes one step's values into such arrays; see `Engine.reduce`."""
+    """Writes one step's values into those of the arrays that are there; see `Engine.reduce`."""
     num_sorted = sampling.top_k or (NUM_SORTED if sampling.top_p < 1 else 1)
     is_integer = arrays[names.UNIFORMS].dtype == np.int64
     values = {
@@ -60,5 +70,30 @@ def write_inputs(
         names.TOP_P: sampling.top_p,
         names.MIN_P: sampling.min_p,
     }
-    for name, array in arrays.items():
-        array[:] = values[name]
+    for name, value in values.items():
+        if name in arrays:
+            arrays[name][:] = value
+
+
+def reductions_from_outputs(
+    outputs: dict[str, NDArray[Any]],
+    sampling: SamplingOptions,
+    uniforms: NDArray[np.float64],
+    logits_of: Callable[[int], NDArray[np.float32]],
+) -> Reductions:
+    """What `Engine.reduce` returns; rows that the graph does not cover are drawn here.
+
+    Args:
+        outputs: the graph's, overwritten.
+        sampling: the distribution.
+        uniforms: (B, R) in [0, 1).
+        logits_of: the logits (vocab,) of one of the B × R rows.
+    """
+    sampled = outputs[names.SAMPLED]
+    for row in np.flatnonzero(~outputs[names.COVERED]).tolist():
+        sampled[row] = token_from_logits(logits_of(row), sampling, float(uniforms.flat[row]))
+    return Reductions(
+        sampled=sampled.reshape(uniforms.shape),
+        entropy=outputs[names.ENTROPY].reshape(uniforms.shape),
+        candidate_logprob=outputs[names.CANDIDATE_LOGPROB].reshape(uniforms.shape),
+    )
