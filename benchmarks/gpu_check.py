@@ -1,15 +1,18 @@
 """Checks and times a bundle on a GPU: `python benchmarks/gpu_check.py BUNDLE`.
 
-1. A step over a tree against the same tokens as plain text, path by path, and a recorded step
-   against the first one. These must agree; where they do not, the exit code is 1.
-2. Replies with the bundle's tree and plain ones: tokens a second of both, and for how many tokens
-   they are equal. In narrow types the products of one row and of several may differ in the last
-   bit, so the replies may part where two tokens are all but equal.
+1. A step over a tree against the same tokens as plain text, path by path, a recorded step
+   against the first one, and what the device draws for sampling against what the host draws.
+   These must agree; where they do not, the exit code is 1.
+2. Replies with the bundle's tree and plain ones: tokens a second of both, for how many tokens
+   they are equal, and the host's time in a step. In narrow types the products of one row and of
+   several may differ in the last bit, so the replies may part where two tokens are all but equal.
+   With `--transformers MODEL`, where the bundle's model lies, also tokens a second of transformers
+   with a static cache, which it compiles on a GPU.
 3. Time of a step over 1 to 128 nodes at two lengths of context, with the share of the memory
-   bandwidth that reading the weights takes.
+   bandwidth (`--bandwidth`) that reading the weights takes, and of drafting and reducing.
 
-A bundle for ort-cuda runs as it is; for TensorRT build the engines first (`medusa-trt build
-BUNDLE`). With `--backend ort-cpu` the same runs on a machine without a GPU, which checks this
+A bundle for ort-cuda runs as it is; for TensorRT build the engines first (`medusa-trt build BUNDLE
+--max-tree-nodes 128`). A bundle for ort-cpu runs on a machine without a GPU, which checks this
 script and nothing else.
 """
 
@@ -17,6 +20,8 @@ import argparse
 import statistics
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +30,8 @@ from rich.table import Table
 
 from medusa_trt.errors import MedusaError
 from medusa_trt.runtime.bundle import WEIGHTS_FILE, Bundle
+from medusa_trt.runtime.options import SamplingOptions
+from medusa_trt.runtime.sampling import probabilities_from_logits, token_from_logits
 from medusa_trt.runtime.session import GenerationOptions, MedusaSession
 from medusa_trt.tree_configs import chain_tree, load_tree
 
@@ -38,6 +45,15 @@ CONTEXTS = (512, 4096)
 MAX_RELATIVE_ERROR = 0.05
 """Of logits on a tree to those on text: a wrong mask or cache row gives more than 1."""
 
+MIN_EQUAL_DRAWS = 0.99
+"""At the edge of two tokens' shares the last bit of an exponential decides."""
+MAX_ENTROPY_ERROR = 1e-3
+
+SAMPLING = (
+    SamplingOptions(temperature=0.8),
+    SamplingOptions(temperature=1.0, top_k=40),
+    SamplingOptions(temperature=1.0, top_p=0.9, min_p=0.01),
+)
 _CHECKED_TREE = "mc_sim_7b_63"
 _PAST = 100
 _WARM_UP = 3
@@ -47,22 +63,28 @@ def main() -> int:
     """Runs all parts; returns 1 where the first one fails."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
     parser.add_argument("bundle", type=Path)
-    parser.add_argument("--backend", help="ort-cuda, tensorrt, tensorrt-rtx or ort-cpu")
+    parser.add_argument(
+        "--backend", help="ort-cuda, tensorrt, tensorrt-rtx or ort-cpu (default: the bundle's)"
+    )
     parser.add_argument("--tokens", type=int, default=128, help="of a reply")
     parser.add_argument("--rounds", type=int, default=30, help="steps timed at each point")
     parser.add_argument("--bandwidth", type=float, metavar="GB/S", help="of the GPU's memory")
     parser.add_argument(
         "--contexts", type=int, nargs="+", default=CONTEXTS, metavar="N", help="cached tokens"
     )
+    parser.add_argument("--transformers", metavar="MODEL", help="hub id or folder to compare with")
     arguments = parser.parse_args()
     console = Console()
     try:
         bundle = Bundle.open(arguments.bundle)
         with MedusaSession(bundle, backend=arguments.backend) as session:
-            agrees = _check_steps(session, console)
+            agrees = _check_steps(session, console) & _check_reductions(session, console)
             _compare(session, arguments.tokens, console)
             for context in arguments.contexts:
                 _time_steps(session, context, arguments.rounds, arguments.bandwidth, console)
+            _time_others(session, arguments.rounds, console)
+        if arguments.transformers is not None:
+            _time_transformers(arguments.transformers, arguments.tokens, console)
     except MedusaError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -99,21 +121,53 @@ def _check_steps(session: MedusaSession, console: Console) -> bool:
     return max(errors) <= MAX_RELATIVE_ERROR and repeats
 
 
+def _check_reductions(session: MedusaSession, console: Console) -> bool:
+    """Draws, entropies and log-probabilities of the device against those of the host."""
+    engine, tree = session.engine, load_tree(_CHECKED_TREE)
+    rng = np.random.default_rng(1)
+    tokens = rng.integers(0, session.bundle.manifest.model.vocab_size, (1, tree.num_nodes))
+    logits = engine.verify(tokens, tree, [0], logits=True, reductions=True).logits
+    assert logits is not None
+    logits = logits.copy()
+    num_equal, entropy_error = 0, 0.0
+    for sampling in SAMPLING:
+        uniforms = rng.random((1, tree.num_nodes))
+        found = engine.reduce(tokens, tree, sampling, uniforms)
+        flat = SamplingOptions(temperature=sampling.temperature)
+        for row in range(tree.num_nodes):
+            drawn = token_from_logits(logits[0, row], sampling, uniforms[0, row])
+            num_equal += int(found.sampled[0, row] == drawn)
+            probs = probabilities_from_logits(logits[0, row], flat)
+            entropy = -float((probs[probs > 0] * np.log(probs[probs > 0])).sum())
+            entropy_error = max(entropy_error, abs(entropy - float(found.entropy[0, row])))
+    num_draws = len(SAMPLING) * tree.num_nodes
+    console.print(
+        f"reductions against the host: {num_equal} of {num_draws} draws are equal (needed: "
+        f"{MIN_EQUAL_DRAWS:.0%}), entropies differ by up to {entropy_error:.1e} (allowed: "
+        f"{MAX_ENTROPY_ERROR})"
+    )
+    return num_equal >= MIN_EQUAL_DRAWS * num_draws and entropy_error <= MAX_ENTROPY_ERROR
+
+
 def _compare(session: MedusaSession, num_tokens: int, console: Console) -> None:
-    table = Table("prompt", "plain, tokens/s", "Medusa, tokens/s", "tokens a step", "equal tokens")
+    table = Table(title="tokens a second")
+    table.add_column("prompt", no_wrap=True, max_width=20)
+    for column in ("plain", "Medusa", "tokens a step", "equal", "host, ms a step"):
+        table.add_column(column, no_wrap=True)
     for prompt in PROMPTS:
         session.generate(prompt, _options(8, plain=False))
         plain = session.generate(prompt, _options(num_tokens, plain=True))
         medusa = session.generate(prompt, _options(num_tokens, plain=False))
         pairs = zip(plain.token_ids, medusa.token_ids, strict=False)
         different = (index for index, (left, right) in enumerate(pairs) if left != right)
-        num_equal = next(different, len(plain.token_ids))
+        num_equal, stats = next(different, len(plain.token_ids)), medusa.stats
         table.add_row(
             prompt,
             f"{plain.stats.tokens_per_s:.1f}",
-            f"{medusa.stats.tokens_per_s:.1f}",
-            f"{medusa.stats.mean_accept_length:.2f}",
+            f"{stats.tokens_per_s:.1f}",
+            f"{stats.mean_accept_length:.2f}",
             f"{num_equal} of {len(plain.token_ids)}",
+            f"{1e3 * (stats.decode_s - stats.engine_s) / len(stats.accept_lengths):.3f}",
         )
     console.print(table)
 
@@ -140,17 +194,67 @@ def _time_steps(
         if context + num_nodes > capacity:
             continue
         tree, tokens = chain_tree(num_nodes - 1), [[1] * num_nodes]
-        times_ms = []
-        for index in range(num_rounds + _WARM_UP):
-            start = time.perf_counter()
-            session.engine.verify(tokens, tree, [context])
-            if index >= _WARM_UP:
-                times_ms.append(1e3 * (time.perf_counter() - start))
-        median_ms = statistics.median(times_ms)
-        p90_ms = statistics.quantiles(times_ms, n=10)[-1]
+        median_ms, p90_ms = _timed(
+            partial(session.engine.verify, tokens, tree, [context]), num_rounds
+        )
         share = "-" if bandwidth is None else f"{size_bytes / 1e6 / median_ms / bandwidth:.0%}"
         table.add_row(str(num_nodes), f"{median_ms:.2f}", f"{p90_ms:.2f}", share)
     console.print(table)
+
+
+def _time_others(session: MedusaSession, num_rounds: int, console: Console) -> None:
+    """Drafting, and the reductions of the bundle's tree."""
+    engine, tree = session.engine, session.bundle.tree
+    tokens = np.ones((1, tree.num_nodes), np.int64)
+    hidden = engine.verify(tokens, tree, [0], reductions=True).hidden[:, 0].copy()
+    table = Table("beside the step", "median, ms", "p90, ms")
+    median_ms, p90_ms = _timed(lambda: engine.draft(hidden, [0]), num_rounds)
+    table.add_row("heads", f"{median_ms:.2f}", f"{p90_ms:.2f}")
+    uniforms = np.full(tokens.shape, 0.5)
+    for sampling in SAMPLING:
+        median_ms, p90_ms = _timed(
+            partial(engine.reduce, tokens, tree, sampling, uniforms), num_rounds
+        )
+        name = f"reductions of {tree.num_nodes} rows, top-k {sampling.top_k}, p {sampling.top_p}"
+        table.add_row(name, f"{median_ms:.2f}", f"{p90_ms:.2f}")
+    console.print(table)
+
+
+def _timed(call: Callable[[], object], num_rounds: int) -> tuple[float, float]:
+    """Median and 90th percentile in ms."""
+    times_ms = []
+    for index in range(num_rounds + _WARM_UP):
+        start = time.perf_counter()
+        call()
+        if index >= _WARM_UP:
+            times_ms.append(1e3 * (time.perf_counter() - start))
+    return statistics.median(times_ms), statistics.quantiles(times_ms, n=10)[-1]
+
+
+def _time_transformers(name: str, num_tokens: int, console: Console) -> None:
+    """Greedy decoding by transformers: the time of a long reply less that of its first token."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    device, dtype = ("cuda", "float16") if torch.cuda.is_available() else ("cpu", "float32")
+    model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype).to(device)
+    inputs = AutoTokenizer.from_pretrained(name)(PROMPTS[0], return_tensors="pt").to(device)
+
+    def seconds(count: int) -> float:
+        start = time.perf_counter()
+        model.generate(
+            **inputs,
+            max_new_tokens=count,
+            min_new_tokens=count,
+            do_sample=False,
+            cache_implementation="static",
+        )
+        return time.perf_counter() - start
+
+    for count in (num_tokens, 1):  # compiles
+        seconds(count)
+    rate = (num_tokens - 1) / (seconds(num_tokens) - seconds(1))
+    console.print(f"transformers on {device} in {dtype}, static cache: {rate:.1f} tokens/s")
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import importlib.util
 
 import numpy as np
 import pytest
+from reference.reductions import reductions_from_logits
 from tiny_models import VOCAB_SIZE, llama_config, random_model
 
 from medusa_trt.export.trt_build import build_engines
@@ -22,7 +23,7 @@ from medusa_trt.runtime.backends import engine_from_backend
 from medusa_trt.runtime.bundle import Bundle
 from medusa_trt.runtime.device_memory import compute_capability
 from medusa_trt.runtime.engine import Engine
-from medusa_trt.runtime.options import GenerationOptions
+from medusa_trt.runtime.options import GenerationOptions, SamplingOptions
 from medusa_trt.runtime.session import MedusaSession
 from medusa_trt.tree_configs import MedusaTree, chain_tree
 
@@ -31,6 +32,11 @@ pytestmark = [
     pytest.mark.skipif(compute_capability() is None, reason="CUDA finds no GPU"),
 ]
 TREE = MedusaTree.from_choices([(0,), (1,), (0, 0), (0, 1), (0, 0, 0)], name="six")
+SAMPLING = (
+    SamplingOptions(temperature=0.8),
+    SamplingOptions(temperature=1.2, top_k=20),
+    SamplingOptions(temperature=1.0, top_p=0.8, min_p=0.01),
+)
 PROMPT = "the quick brown fox jumps over the lazy dog. the quick brown "
 BACKENDS = {
     "ort-cuda": ("onnxruntime", "cuda_bundle"),
@@ -85,6 +91,22 @@ def test_a_recorded_step_repeats_the_first(opened: tuple[str, Bundle]) -> None:
     assert np.array_equal(steps[0][0], steps[2][0])
     assert not np.array_equal(steps[0][0], steps[1][0])
     assert np.array_equal(steps[0][1], steps[2][1])
+
+
+def test_the_device_draws_what_the_host_draws(opened: tuple[str, Bundle]) -> None:
+    engine = engine_for(opened, batch_size=1)
+    tokens = np.random.default_rng(0).integers(0, VOCAB_SIZE, (1, TREE.num_nodes))
+    for seed, sampling in enumerate(SAMPLING):
+        uniforms = np.random.default_rng(seed).random(tokens.shape)
+        logits = engine.verify(tokens, TREE, [0], logits=True, reductions=True).logits
+        assert logits is not None
+        found = engine.reduce(tokens, TREE, sampling, uniforms)
+        expected = reductions_from_logits(logits, tokens, TREE, sampling, uniforms)
+        assert np.array_equal(found.sampled, expected.sampled)
+        assert np.allclose(found.entropy, expected.entropy, atol=1e-3)
+        own, wanted = found.candidate_logprob, expected.candidate_logprob
+        assert np.allclose(own[:, 1:], wanted[:, 1:], atol=1e-3)
+    engine.close()
 
 
 def test_replies_with_a_tree_equal_plain_ones(opened: tuple[str, Bundle]) -> None:

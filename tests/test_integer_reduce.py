@@ -73,7 +73,7 @@ def test_it_draws_what_the_host_draws(options: SamplingOptions, vocab_size: int,
     logits, uniforms = random_logits(seed, 8, vocab_size), rng.random(8)
     candidates = rng.integers(0, vocab_size, 8)
     found = reduced(logits, options, uniforms, candidates, np.maximum(tree.parents, 0))
-    expected = reductions_from_logits(logits[None], [candidates], tree, options, uniforms[None])
+    expected = reductions_from_logits(logits[None], candidates[None], tree, options, uniforms[None])
     assert np.allclose(found["entropy"], expected.entropy[0], atol=1e-4)
     assert np.allclose(found["candidate_logprob"], expected.candidate_logprob[0], atol=1e-4)
     for row in range(8):

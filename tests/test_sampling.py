@@ -125,7 +125,8 @@ def test_rows_that_the_graph_does_not_cover_are_drawn_on_the_host() -> None:
 
     def row_of(row: int) -> NDArray[np.float32]:
         read.append(row)
-        return logits[row]
+        found: NDArray[np.float32] = logits[row]
+        return found
 
     outputs = {
         "sampled": np.full(6, -1),
