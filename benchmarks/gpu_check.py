@@ -9,7 +9,8 @@
    With `--transformers MODEL`, where the bundle's model lies, also tokens a second of transformers
    with a static cache, which it compiles on a GPU.
 3. Time of a step over 1 to 128 nodes at two lengths of context, with the share of the memory
-   bandwidth (`--bandwidth`) that reading the weights takes, and of drafting and reducing.
+   bandwidth that reading the weights and the cache takes (`--bandwidth`; the H100's is 3350
+   GB/s), and of drafting and reducing.
 
 A bundle for ort-cuda runs as it is; for TensorRT build the engines first (`medusa-trt build BUNDLE
 --max-tree-nodes 128`). A bundle for ort-cpu runs on a machine without a GPU, which checks this
@@ -29,7 +30,7 @@ from rich.console import Console
 from rich.table import Table
 
 from medusa_trt.errors import MedusaError
-from medusa_trt.runtime.bundle import WEIGHTS_FILE, Bundle
+from medusa_trt.runtime.bundle import Bundle
 from medusa_trt.runtime.options import SamplingOptions
 from medusa_trt.runtime.sampling import probabilities_from_logits, token_from_logits
 from medusa_trt.runtime.session import GenerationOptions, MedusaSession
@@ -188,7 +189,7 @@ def _time_steps(
     if context >= capacity:
         console.print(f"context {context} is left out: the cache has {capacity} rows")
         return
-    size_bytes = session.bundle.manifest.files[WEIGHTS_FILE].size_bytes
+    size_bytes = 0 if bandwidth is None else _bytes_read(session.bundle, context)
     table = Table("nodes", "median, ms", "p90, ms", "share of bandwidth", title=f"{context} cached")
     for num_nodes in TREE_SIZES:
         if context + num_nodes > capacity:
@@ -200,6 +201,22 @@ def _time_steps(
         share = "-" if bandwidth is None else f"{size_bytes / 1e6 / median_ms / bandwidth:.0%}"
         table.add_row(str(num_nodes), f"{median_ms:.2f}", f"{p90_ms:.2f}", share)
     console.print(table)
+
+
+def _bytes_read(bundle: Bundle, context: int) -> int:
+    """By one step: the weights that are multiplied by, and the cached keys and values."""
+    import onnx_ir as ir
+
+    weights = [
+        value.const_value.nbytes
+        for value in ir.load(bundle.graph_path("verify")).graph.initializers.values()
+        if value.const_value is not None
+        and not all(use.node.op_type == "Gather" for use in value.uses())
+    ]
+    model = bundle.manifest.model
+    item_bytes = 4 if bundle.manifest.target.cache_dtype == "float32" else 2
+    row_bytes = model.num_layers * 2 * model.num_kv_heads * model.head_dim * item_bytes
+    return sum(weights) + context * row_bytes
 
 
 def _time_others(session: MedusaSession, num_rounds: int, console: Console) -> None:
