@@ -198,6 +198,21 @@ def changed_copy(bundle: Bundle, folder: Path, edit: str) -> Bundle:
     return Bundle(folder, manifest, bundle.tree)
 
 
+def test_a_bundle_that_reduces_in_float64_is_refused(trt_bundle: Bundle) -> None:
+    manifest = trt_bundle.manifest
+    reduce = manifest.graphs["reduce"]
+    inputs = [
+        msgspec.structs.replace(tensor, dtype="double") if tensor.name == "uniforms" else tensor
+        for tensor in reduce.inputs
+    ]
+    graphs = manifest.graphs | {"reduce": msgspec.structs.replace(reduce, inputs=inputs)}
+    manifest = msgspec.structs.replace(manifest, graphs=graphs)
+    with pytest.raises(BuildError, match="float64, which TensorRT lacks: export the model again"):
+        build_engines(
+            Bundle(trt_bundle.path, manifest, trt_bundle.tree), BuildOptions(), lambda _: None
+        )
+
+
 @needs_rtx
 @pytest.mark.parametrize(
     ("edit", "message"),

@@ -334,6 +334,11 @@ def test_loading_says_what_differs(trt_bundle: Bundle, tmp_path: Path) -> None:
     with pytest.raises(EngineError, match=r"version 10.16.1.*11.0.0; built for.* 8.9.* 8.6"):
         own.engine()
     own.change(version="11.0.0", compute_capabilities=["8.6"])
+    engines = record_from_folder(own.folder).engines
+    own.change(engines={name: each for name, each in engines.items() if name != "reduce"})
+    with pytest.raises(EngineError, match="has no reduce engine: build the engines again"):
+        own.engine()
+    own.change(engines=engines)
     (own.folder / "heads.engine").write_bytes(b"short")
     with pytest.raises(EngineError, match=r"heads.engine is missing or truncated"):
         own.engine()
