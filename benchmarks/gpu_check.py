@@ -255,7 +255,8 @@ def _time_transformers(name: str, num_tokens: int, console: Console) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     device, dtype = ("cuda", "float16") if torch.cuda.is_available() else ("cpu", "float32")
-    model: Any = AutoModelForCausalLM.from_pretrained(name, dtype=dtype).to(device)
+    model: Any = AutoModelForCausalLM.from_pretrained(name, dtype=dtype)
+    model = model.to(device)
     inputs = AutoTokenizer.from_pretrained(name)(PROMPTS[0], return_tensors="pt").to(device)
 
     def seconds(count: int) -> float:
