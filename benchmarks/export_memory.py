@@ -143,7 +143,7 @@ def exported(
     model: Path, heads: Path, bundle: Path, target: str, precision: str
 ) -> dict[str, object]:
     """Exports in another process; its time, its peak memory and the sizes."""
-    command = [sys.executable, "-m", "medusa_trt.cli", "export", "--model", str(model)]
+    command = [sys.executable, "-m", "medusa_trt", "export", "--model", str(model)]
     command += ["--heads", str(heads), "--output", str(bundle), "--target", target]
     command += ["--precision", precision, "--tree", "mc_sim_7b_63", "--overwrite"]
     start = time.perf_counter()

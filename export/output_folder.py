@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from medusa_trt.errors import ExportError
+from medusa_trt.interrupts import deferred_interrupts
 
 
 def check_space(output: Path, needed_bytes: int) -> None:
@@ -43,14 +44,20 @@ def new_folder(output: Path, overwrite: bool) -> Iterator[Path]:
         _remove_leftovers(output)
         partial.mkdir()
         yield partial
-        if overwrite and output.exists():
-            old = output.absolute().with_name(f".{output.name}.old-{os.getpid()}")
-            output.rename(old)
-            partial.rename(output)
-            shutil.rmtree(old)
-        else:
-            partial.rename(output)
+        with deferred_interrupts():
+            _put(partial, output, overwrite)
     except OSError as error:
         raise ExportError(f"cannot write {output}: {error}") from error
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        with deferred_interrupts():
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def _put(partial: Path, output: Path, overwrite: bool) -> None:
+    if overwrite and output.exists():
+        old = output.absolute().with_name(f".{output.name}.old-{os.getpid()}")
+        output.rename(old)
+        partial.rename(output)
+        shutil.rmtree(old)
+    else:
+        partial.rename(output)

@@ -2,7 +2,6 @@
 
 import argparse
 import os
-import signal
 import sys
 import time
 import traceback
@@ -18,6 +17,7 @@ from medusa_trt.cli_session import (
     session_from_arguments,
 )
 from medusa_trt.errors import MedusaError
+from medusa_trt.interrupts import exit_code_of
 
 _VERBS = {
     "cli_chat": "hold a conversation in the terminal",
@@ -34,7 +34,6 @@ _VERBS = {
 }
 
 EXIT_ERROR = 2
-EXIT_INTERRUPTED = 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -110,7 +109,6 @@ def _add_generate_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _run(arguments: argparse.Namespace) -> int:
     """Runs a verb: one line and exit code 2 for whatever a user can cause."""
-    signal.signal(signal.SIGTERM, _interrupt)
     try:
         code = arguments.run(arguments)
     except MedusaError as error:
@@ -122,15 +120,10 @@ def _run(arguments: argparse.Namespace) -> int:
         # The reader of the output has left, as `head` does; Python would complain at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         print("interrupted", file=sys.stderr)
-        return EXIT_INTERRUPTED
+        return exit_code_of(error)
     return int(code or 0)
-
-
-def _interrupt(*_: object) -> None:
-    """Ends like Ctrl-C, so that nothing half-written stays behind."""
-    raise KeyboardInterrupt
 
 
 def _export(arguments: argparse.Namespace) -> None:
@@ -195,7 +188,3 @@ def _generate(arguments: argparse.Namespace) -> None:
         f"{stats.mean_accept_length:.2f}, ended by {reason}",
         file=sys.stderr,
     )
-
-
-if __name__ == "__main__":
-    sys.exit(main())

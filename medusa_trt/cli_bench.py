@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, cast
 from medusa_trt.calibration.bench_options import BenchOptions, ModeName
 from medusa_trt.cli_session import add_session_arguments, session_from_arguments
 from medusa_trt.errors import MedusaError
+from medusa_trt.interrupts import EXIT_INTERRUPTED
 from medusa_trt.tree_configs import load_tree
 
 if TYPE_CHECKING:
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from medusa_trt.runtime.session import MedusaSession
 
 EXIT_DIFFERENT = 1
-EXIT_INTERRUPTED = 130
 
 _MT_BENCH_PROMPTS = 16
 _COLUMNS_OF_FILES = 100

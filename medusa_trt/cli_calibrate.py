@@ -21,6 +21,7 @@ from medusa_trt.cli_calibrate_arguments import (
     add_tree_arguments,
 )
 from medusa_trt.errors import CalibrationError
+from medusa_trt.interrupts import EXIT_INTERRUPTED
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -28,8 +29,6 @@ if TYPE_CHECKING:
     from medusa_trt.calibration.calibrate import Calibrator
     from medusa_trt.calibration.calibrate_options import ReplySettings
     from medusa_trt.calibration.calibration_report import Origin
-
-EXIT_INTERRUPTED = 130
 
 _THRESHOLD_PROMPTS = 12
 _QUANTIZATION_PROMPTS = 8

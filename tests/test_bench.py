@@ -33,6 +33,7 @@ from medusa_trt.calibration.bench_summary import (
 )
 from medusa_trt.calibration.bench_tables import print_report
 from medusa_trt.errors import MedusaError, PromptError, TreeError
+from medusa_trt.interrupts import EXIT_INTERRUPTED
 from medusa_trt.runtime.bundle import Bundle
 from medusa_trt.runtime.session import MedusaSession
 from medusa_trt.tree_configs import chain_tree, load_tree
@@ -374,7 +375,7 @@ def test_a_ctrl_c_reports_what_was_finished(
     prompts = tmp_path / "p.txt"
     prompts.write_text("hello\nother\n")
     arguments = (str(tiny_bundle.path), "--prompts", str(prompts), "--modes", "greedy")
-    assert run(*arguments, "--max-new-tokens", "4") == cli_bench.EXIT_INTERRUPTED
+    assert run(*arguments, "--max-new-tokens", "4") == EXIT_INTERRUPTED
     assert "Interrupted before the end of 2 prompts, 1 round" in capsys.readouterr().out
 
 

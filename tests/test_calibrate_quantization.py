@@ -27,6 +27,7 @@ from medusa_trt.export.quantize import BLOCK_SIZES, dequantized_weight, quantize
 from medusa_trt.export.rounding import LibraryRounding, StandardRounding
 from medusa_trt.export.sites import Site, sites_from_model
 from medusa_trt.export.weight_formats import BITS, WeightFormat
+from medusa_trt.interrupts import EXIT_INTERRUPTED
 from medusa_trt.runtime.bundle import Bundle
 from medusa_trt.runtime.operators import library_path
 
@@ -289,13 +290,13 @@ def test_ctrl_c_keeps_what_was_measured(
 
     monkeypatch.setattr(SiteEstimator, "estimate", interrupted_estimate)
     monkeypatch.setattr(QuantizationMeter, "measure", interrupted_measure)
-    assert calibrate(*words) == cli.EXIT_INTERRUPTED
+    assert calibrate(*words) == EXIT_INTERRUPTED
     out, err = capsys.readouterr()
     assert "Interrupted before a plan was found" in out and "run the same command again" in err
     section = section_of(bundle)
     assert not section.origin.is_complete and not section.plans
     assert all(len(site.costs) == 2 for site in section.sites)
-    assert calibrate(*words) == cli.EXIT_INTERRUPTED
+    assert calibrate(*words) == EXIT_INTERRUPTED
     assert estimates == 4 and measured == 3
     assert len(section_of(bundle).plans) == 2
     assert not (bundle / "calibration" / "quantization.json").exists()

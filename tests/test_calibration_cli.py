@@ -12,6 +12,7 @@ from medusa_trt import cli
 from medusa_trt.calibration import latency, tree_install
 from medusa_trt.calibration.calibration_report import Calibration, load_calibration
 from medusa_trt.errors import BundleError, CalibrationError, TreeError
+from medusa_trt.interrupts import EXIT_INTERRUPTED
 from medusa_trt.runtime.bundle import Bundle
 from medusa_trt.runtime.session import GenerationOptions, MedusaSession
 from medusa_trt.tree_configs import MedusaTree, chain_tree, load_tree
@@ -127,7 +128,7 @@ def test_ctrl_c_keeps_what_was_measured(
         return sample(meter, context, num_nodes)
 
     monkeypatch.setattr(latency.LatencyMeter, "_sample", interrupted)
-    assert calibrate("latency", bundle, *QUICK) == cli.EXIT_INTERRUPTED
+    assert calibrate("latency", bundle, *QUICK) == EXIT_INTERRUPTED
     assert "run the same command again" in capsys.readouterr().err
     (times,) = report(bundle).latency
     assert sum(point.num_samples for point in times.points) == 5  # the estimate took four

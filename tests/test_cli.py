@@ -91,7 +91,7 @@ def test_generate_prints_text_and_then_statistics(
 
 
 def test_a_prompt_can_come_from_standard_input(tiny_bundle: Bundle) -> None:
-    command = [sys.executable, "-m", "medusa_trt.cli", "generate", str(tiny_bundle.path)]
+    command = [sys.executable, "-m", "medusa_trt", "generate", str(tiny_bundle.path)]
     given = subprocess.run(
         [*command, "hello", "--max-new-tokens", "9"], capture_output=True, check=True
     )
@@ -198,7 +198,7 @@ def test_an_alias_without_its_package_names_the_command(
 
 def test_a_terminated_export_leaves_nothing(tiny_model: Path, tmp_path: Path) -> None:
     heads = save_tiny_heads(tmp_path / "heads.safetensors")
-    command = [sys.executable, "-m", "medusa_trt.cli", "export", "--model", str(tiny_model)]
+    command = [sys.executable, "-m", "medusa_trt", "export", "--model", str(tiny_model)]
     command += ["--heads", str(heads), "--output", str(tmp_path / "bundle")]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120
@@ -207,7 +207,7 @@ def test_a_terminated_export_leaves_nothing(tiny_model: Path, tmp_path: Path) ->
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=120)
-    assert process.returncode == 130 and err.splitlines()[-1] == "interrupted"
+    assert process.returncode == 143 and err.splitlines()[-1] == "interrupted"
     assert [path.name for path in tmp_path.iterdir()] == ["heads.safetensors"]
 
 
@@ -229,7 +229,7 @@ def test_verbose_shows_the_traceback(capsys: pytest.CaptureFixture[str]) -> None
 
 
 def test_a_reader_that_leaves_is_no_error(tiny_bundle: Bundle) -> None:
-    command = f"{sys.executable} -m medusa_trt.cli generate {tiny_bundle.path} hi | head -c 1"
+    command = f"{sys.executable} -m medusa_trt generate {tiny_bundle.path} hi | head -c 1"
     piped = subprocess.run(command, shell=True, capture_output=True)
     assert b"Traceback" not in piped.stderr and b"BrokenPipe" not in piped.stderr
 

@@ -1,0 +1,67 @@
+"""Ctrl-C and SIGTERM: what they raise, and how they wait for what must not be cut in two."""
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+EXIT_INTERRUPTED = 128 + signal.SIGINT
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal asks the process to end.
+
+    Not a plain KeyboardInterrupt: CPython remembers one that passed through `exec` of a text, as
+    torch.fx and dataclasses call it, and under `python -m` kills the process by SIGINT at its end,
+    even if the exception was caught (`unhandled_keyboard_interrupt` in Modules/main.c).
+
+    Attributes:
+        exit_code: 128 and the signal's number, as shells say it.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.exit_code = 128 + number
+
+
+def exit_code_of(error: KeyboardInterrupt) -> int:
+    """The exit code of a process that this error ends."""
+    return error.exit_code if isinstance(error, Interrupted) else EXIT_INTERRUPTED
+
+
+def raise_interrupts() -> None:
+    """Makes both signals raise `Interrupted`, except one that the parent process has ignored."""
+    for number in _SIGNALS:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _raise)
+
+
+def ignore_interrupts() -> None:
+    """Makes both signals come too late: the work is done and its exit code stands."""
+    for number in _SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
+@contextmanager
+def deferred_interrupts() -> Iterator[None]:
+    """Holds both signals back to the end of the block: for what would be left half-done."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread gets signals
+        return
+    waiting: list[int] = []
+    handlers = {number: signal.getsignal(number) for number in _SIGNALS}
+    try:
+        for number in _SIGNALS:
+            signal.signal(number, lambda number, _: waiting.append(number))
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        for number in waiting[:1]:
+            signal.raise_signal(number)
+
+
+def _raise(number: int, _: object) -> None:
+    raise Interrupted(number)
