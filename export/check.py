@@ -2,9 +2,15 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import msgspec
+import onnx_ir as ir
 
 from medusa_trt.errors import ExportError
 from medusa_trt.export.base_model import BaseModel, open_base_model, source_from_name
+from medusa_trt.export.onnx_export import save_graphs
+from medusa_trt.export.passes import WidenFloatsPass
 from medusa_trt.export.rotary import rotary_fixed_at
 from medusa_trt.export.segmented_engine import SegmentedEngine
 from medusa_trt.export.streamed_model import weights_at_hand
@@ -54,14 +60,43 @@ def check_same_sizes(bundle: Bundle, base: BaseModel) -> None:
             )
 
 
-def compared(bundle: Bundle, base: BaseModel) -> dict[str, Agreement]:
+def compared(bundle: Bundle, base: BaseModel, scratch: Path | None = None) -> dict[str, Agreement]:
     """Compares one sequence and two ragged ones, without holding a large model in memory.
+
+    Args:
+        bundle: the bundle.
+        base: its model.
+        scratch: where a copy in float32 may be written, if the bundle needs one.
 
     Raises:
         ExportError: the logits differ by more than the precision allows.
     """
-    weights_bytes = bundle.manifest.files[WEIGHTS_FILE].size_bytes
-    is_large = weights_bytes > MAX_WHOLE_BYTES
+    target = bundle.manifest.target
+    with TemporaryDirectory(dir=scratch) as folder:
+        # ONNX Runtime does not compute in bfloat16; the library's attention only caches in it.
+        if target.cache_dtype == "bfloat16" and not target.operator_library:
+            bundle = widened_bundle(bundle, Path(folder) / "float32")
+        return _compared(bundle, base)
+
+
+def widened_bundle(bundle: Bundle, folder: Path) -> Bundle:
+    """Writes a bundle's graphs in float32 to a new folder; see `WidenFloatsPass`.
+
+    Only an engine can use it: what the graphs do not need is left out.
+    """
+    folder.mkdir()
+    graphs = {}
+    for name, spec in bundle.manifest.graphs.items():
+        graphs[name] = ir.load(bundle.path / spec.file)
+        WidenFloatsPass()(graphs[name])
+    save_graphs(folder, graphs)
+    manifest = bundle.manifest
+    target = msgspec.structs.replace(manifest.target, cache_dtype="float32")
+    return Bundle(folder, msgspec.structs.replace(manifest, target=target), bundle.tree)
+
+
+def _compared(bundle: Bundle, base: BaseModel) -> dict[str, Agreement]:
+    is_large = (bundle.path / WEIGHTS_FILE).stat().st_size > MAX_WHOLE_BYTES
     engine_class = SegmentedEngine if is_large else OrtEngine
     text_ids = base.tokenizer.encode(TEXT)[: _NUM_TEXT_TOKENS[is_large]]
     found: dict[str, Agreement] = {}

@@ -9,6 +9,24 @@ from pathlib import Path
 
 from medusa_trt.errors import ExportError
 from medusa_trt.interrupts import deferred_interrupts
+from medusa_trt.runtime.bundle import MANIFEST_FILE
+
+
+def check_output(output: Path, overwrite: bool) -> None:
+    """Fails before the long work where the end of it would.
+
+    Raises:
+        ExportError: the output is there already, or cannot be put there.
+    """
+    if output.exists() and not overwrite:
+        raise ExportError(f"{output} exists: give another --output, or --overwrite to replace it")
+    if output.exists() and not (output / MANIFEST_FILE).is_file():
+        raise ExportError(f"{output} is not a bundle, so it is not overwritten: give another name")
+    parent = output.absolute().parent
+    if not parent.is_dir():
+        raise ExportError(f"cannot write {output}: {parent} is not a folder")
+    if not os.access(parent, os.W_OK):
+        raise ExportError(f"cannot write {output}: {parent} is not writable")
 
 
 def check_space(output: Path, needed_bytes: int) -> None:

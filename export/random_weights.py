@@ -2,25 +2,26 @@
 
 import copy
 import json
+from functools import partial
 from importlib import resources
 from pathlib import Path
 
+import numpy as np
 import torch
-from accelerate import init_empty_weights
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from torch import nn
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    PretrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerFast,
-)
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from medusa_trt.errors import ExportError
 from medusa_trt.export.base_model import BaseModel, ModelSource, quiet_transformers
 from medusa_trt.export.heads import Linear, MedusaHead, MedusaHeads
-from medusa_trt.export.streamed_model import weights_in_memory
+from medusa_trt.export.lazy_tensor import Array, LazyTensor
+from medusa_trt.export.streamed_model import (
+    Weights,
+    array_from_tensor,
+    empty_model,
+    tensor_from_array,
+    weights_at_hand,
+)
 from medusa_trt.export.support import refuse_unsupported
 
 NUM_HEADS = 4
@@ -65,6 +66,8 @@ def config_from_name(name: str, num_layers: int | None) -> PretrainedConfig:
 def random_base_model(name: str, num_layers: int | None, dtype: torch.dtype) -> BaseModel:
     """A model with random weights in the type that it will compute in, with a byte tokenizer.
 
+    The weights are made when they are used: no model is too large.
+
     Raises:
         ExportError: the shape is unknown or not supported.
     """
@@ -72,41 +75,59 @@ def random_base_model(name: str, num_layers: int | None, dtype: torch.dtype) -> 
     probe = _cut(config, 1)
     probe.vocab_size = _PROBE_VOCAB
     probe.pad_token_id = None
-    refuse_unsupported(random_model(probe, torch.float32), _PROBE_LENGTH)
+    with quiet_transformers():
+        small, model = empty_model(probe), empty_model(config)
+    with weights_at_hand(small, _random_weights(small, torch.float32)):
+        refuse_unsupported(small, _PROBE_LENGTH)
     cut = "" if num_layers is None else f"-{num_layers}-layers"
     source = ModelSource(f"{Path(name).name}{cut}-random", name)
-    model = random_model(config, dtype)
-    return BaseModel(source, model, byte_tokenizer(), weights_in_memory(model))
-
-
-def random_model(config: PretrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
-    """Random matrices; vectors (norms' weights) are ones."""
-    with quiet_transformers(), init_empty_weights(include_buffers=False):
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype)
-    numbers = (_SCALE * torch.randn(_PERIOD, generator=torch.Generator().manual_seed(0))).to(dtype)
-    for module in model.modules():
-        for name, parameter in list(module._parameters.items()):
-            if parameter is not None:
-                filled = _filled(parameter.shape, numbers)
-                module._parameters[name] = nn.Parameter(filled, requires_grad=False)
-    model.tie_weights()
-    model.eval()
-    return model
+    return BaseModel(source, model, byte_tokenizer(), _random_weights(model, dtype))
 
 
 def random_heads(config: PretrainedConfig, dtype: torch.dtype) -> MedusaHeads:
     """Heads as the published ones: one block and an unembedding of their own."""
-    numbers = (_SCALE * torch.randn(_PERIOD, generator=torch.Generator().manual_seed(1))).to(dtype)
     hidden, vocab = config.hidden_size, config.vocab_size
+    numbers = [_numbers(1 + head, dtype) for head in range(NUM_HEADS)]
     return MedusaHeads(
         tuple(
             MedusaHead(
-                (Linear(_filled((hidden, hidden), numbers.roll(head)), None),),
-                unembedding=_filled((vocab, hidden), numbers.roll(head)),
+                (Linear(tensor_from_array(_filled((hidden, hidden), own)), None),),
+                unembedding=torch.empty((vocab, hidden), dtype=dtype, device="meta"),
             )
-            for head in range(NUM_HEADS)
-        )
+            for own in numbers
+        ),
+        unread=tuple(
+            _random_tensor(f"head {head}", (vocab, hidden), own) for head, own in enumerate(numbers)
+        ),
     )
+
+
+def _random_weights(model: PreTrainedModel, dtype: torch.dtype) -> Weights:
+    """Random matrices; vectors (norms' weights) are ones."""
+    numbers = _numbers(0, dtype)
+    first_names: dict[int, str] = {}
+    return {
+        name: _random_tensor(
+            first_names.setdefault(id(parameter), name), tuple(parameter.shape), numbers
+        )
+        for name, parameter in model.named_parameters(remove_duplicate=False)
+    }
+
+
+def _random_tensor(key: str, shape: tuple[int, ...], numbers: Array) -> LazyTensor:
+    return LazyTensor(partial(_filled, shape, numbers), shape, ("random", key))
+
+
+def _numbers(seed: int, dtype: torch.dtype) -> Array:
+    generator = torch.Generator().manual_seed(seed)
+    return array_from_tensor((_SCALE * torch.randn(_PERIOD, generator=generator)).to(dtype))
+
+
+def _filled(shape: tuple[int, ...], numbers: Array) -> Array:
+    """The numbers over and over; ones for a vector."""
+    if len(shape) == 1:
+        return np.ones(shape, numbers.dtype)
+    return np.resize(numbers, shape)
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:
@@ -125,12 +146,3 @@ def _cut(config: PretrainedConfig, num_layers: int) -> PretrainedConfig:
     if getattr(config, "layer_types", None):
         config.layer_types = config.layer_types[:num_layers]
     return config
-
-
-def _filled(shape: tuple[int, ...] | torch.Size, numbers: torch.Tensor) -> torch.Tensor:
-    """The numbers over and over; ones for a vector."""
-    tensor = torch.ones(shape, dtype=numbers.dtype)
-    if tensor.ndim > 1:
-        for piece in tensor.view(-1).split(len(numbers)):
-            piece.copy_(numbers[: len(piece)])
-    return tensor

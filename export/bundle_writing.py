@@ -1,0 +1,156 @@
+"""Writing a bundle into a folder: graphs, weights, texts and the manifest."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import onnx_ir as ir
+import torch
+from onnx_ir.passes import InPlacePass
+
+from medusa_trt.errors import ExportError
+from medusa_trt.export.check import compared, described
+from medusa_trt.export.graph import VerifyModule
+from medusa_trt.export.heads import HeadsModule
+from medusa_trt.export.lazy_tensor import transposed
+from medusa_trt.export.manifest import manifest_of, write_manifest
+from medusa_trt.export.onnx_export import (
+    graph_spec,
+    heads_graph,
+    save_graphs,
+    tree_graph,
+    verify_graph,
+)
+from medusa_trt.export.parts import ExportParts
+from medusa_trt.export.quantization_passes import heads_pass, layers_pass
+from medusa_trt.export.quantization_plan import PLAN_FILE, PlannedFormats
+from medusa_trt.export.reduce_graph import reduce_graph
+from medusa_trt.export.separate_heads import SeparateHeadsModule
+from medusa_trt.export.streamed_model import Weights, in_type, tensor_from_array
+from medusa_trt.export.targets import AttentionForm, Precision
+from medusa_trt.runtime import bundle as names
+from medusa_trt.runtime.bundle import Bundle
+
+
+def write_bundle(folder: Path, parts: ExportParts, progress: Callable[[str], None]) -> None:
+    """Writes a bundle, and compares it with its model.
+
+    Args:
+        folder: an empty one.
+        parts: what it is made of.
+        progress: told each stage as it begins.
+
+    Raises:
+        ExportError: it differs from the model, or the model has no tokenizer.json.
+    """
+    model = parts.base.model
+    dtype = getattr(torch, parts.precision.dtype)
+    traced, weights = in_type(model, parts.base.weights, dtype)
+    planned = None if parts.plan is None else PlannedFormats(parts.plan, traced, "model.")
+    quantize = layers_pass(parts.precision, model.config.vocab_size, planned)
+    graphs = {}
+    for name, form in _verify_forms(parts.precision).items():
+        progress(f"tracing the {name} graph")
+        module = VerifyModule(traced, parts.max_length, form)
+        try:
+            graphs[name] = verify_graph(module, parts.target.opset, quantize, weights)
+        finally:
+            module.release()
+    if planned is not None:
+        planned.check()
+    progress("tracing the heads graph")
+    graphs["heads"] = _heads_graph(parts, heads_pass(parts.precision), weights)
+    del traced
+    graphs["reduce"] = reduce_graph(model.config.vocab_size, parts.target.opset)
+    graphs["tree"] = tree_graph(parts.tree, parts.target.opset)
+    progress("writing weights and graphs")
+    save_graphs(folder, graphs)
+    graph_specs = {name: graph_spec(folder, name) for name in graphs}
+    del graphs
+    _write_texts(folder, parts)
+    manifest = manifest_of(
+        folder,
+        base=parts.base,
+        heads=parts.heads,
+        tree=parts.tree,
+        target=parts.target,
+        precision=parts.precision,
+        max_length=parts.max_length,
+        top_k=parts.top_k,
+        graphs=graph_specs,
+    )
+    write_manifest(folder, manifest)
+    if not parts.compared:
+        progress("not compared with the model: its weights are random")
+        return
+    progress("comparing the bundle with the model")
+    try:
+        verified = compared(Bundle.open(folder, check_hashes=False), parts.base, folder)
+    except ExportError as error:
+        raise ExportError(f"{error}; no bundle was written") from error
+    for where, result in verified.items():
+        progress(f"  {described(where, result)}")
+    write_manifest(folder, msgspec.structs.replace(manifest, verified=verified))
+
+
+def _heads_graph(parts: ExportParts, quantize: InPlacePass | None, backbone: Weights) -> ir.Model:
+    heads, model = parts.heads, parts.base.model
+    own = [tensor.in_type(next(iter(backbone.values())).dtype) for tensor in heads.unread]
+    is_stacked = quantize is None and len(own) < 2
+    module_class = HeadsModule if is_stacked else SeparateHeadsModule
+    layer = model.get_output_embeddings()
+    names_of = {id(each): name for name, each in model.named_parameters()}
+    unembedding, bias, embedding = (
+        None if each is None else backbone[names_of[id(each)]]
+        for each in (
+            layer.weight,
+            getattr(layer, "bias", None),
+            model.get_input_embeddings().weight,
+        )
+    )
+    assert unembedding is not None and embedding is not None
+    weights = {"embedding": embedding}
+    if len(own) == 1:
+        weights["unembedding"] = own[0]
+    else:
+        weights |= {f"unembedding_{head}": transposed(each) for head, each in enumerate(own)}
+    # Rows that a token map picks are few; the whole is read when the graph is written.
+    if heads.token_map is None and heads.heads[0].unembedding is None:
+        weights["unembedding"] = unembedding
+    module = module_class(
+        heads,
+        torch.empty(unembedding.sizes, device="meta")
+        if heads.token_map is None
+        else tensor_from_array(unembedding.stored()),
+        parts.top_k,
+        None if bias is None else tensor_from_array(bias.stored()).float(),
+        torch.empty(embedding.sizes, device="meta"),
+    )
+    return heads_graph(
+        module.to(getattr(torch, parts.precision.dtype)),
+        heads.hidden_size,
+        parts.target.opset,
+        quantize,
+        weights,
+        portable=parts.precision.on_device,
+    )
+
+
+def _write_texts(folder: Path, parts: ExportParts) -> None:
+    """The tree, the tokenizer with its chat template, the generation config and the plan."""
+    parts.tree.save(folder / names.TREE_FILE)
+    parts.base.tokenizer.save_pretrained(folder)
+    if not (folder / names.TOKENIZER_FILE).is_file():
+        raise ExportError(f"{parts.base.source.name} has no tokenizer.json: convert its tokenizer")
+    generation = parts.base.model.generation_config
+    content = generation.to_json_string() if generation is not None else "{}\n"
+    (folder / names.GENERATION_CONFIG_FILE).write_text(content, "utf-8")
+    if parts.plan is not None:
+        (folder / PLAN_FILE).write_bytes(parts.plan.to_json())
+
+
+def _verify_forms(precision: Precision) -> dict[str, AttentionForm]:
+    forms = {"verify": precision.attention}
+    if precision.batch_attention is not None:
+        forms["verify_batch"] = precision.batch_attention
+    return forms

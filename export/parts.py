@@ -1,0 +1,192 @@
+"""What an export is made of, checked against each other before the long work."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel
+
+from medusa_trt.errors import ExportError, HeadsError
+from medusa_trt.export.base_model import BaseModel, open_base_model, source_from_name
+from medusa_trt.export.export_options import ExportOptions
+from medusa_trt.export.heads import MedusaHeads
+from medusa_trt.export.heads_choice import heads_for
+from medusa_trt.export.output_folder import check_output
+from medusa_trt.export.quantization_plan import (
+    QuantizationPlan,
+    bits_from_plan,
+    plan_from_file,
+    precision_from_plan,
+)
+from medusa_trt.export.streamed_model import weights_at_hand
+from medusa_trt.export.support import (
+    needs_general_attention,
+    notices,
+    refuse_unsupported,
+    sliding_window_of,
+)
+from medusa_trt.export.targets import (
+    Precision,
+    Target,
+    fallback_notice,
+    precision_from_name,
+    target_from_name,
+)
+from medusa_trt.export.weight_formats import BITS
+from medusa_trt.tree_configs import MedusaTree, load_tree
+
+MIN_TOP_K = 10
+"""Candidates of each head, at least: the paper's number, so that published trees can be tried."""
+
+_LEAST_WINDOW = 1024
+"""A sliding window at least this long becomes the default limit on the sequence length: attention
+that sees everything is the faster one."""
+
+
+@dataclass(frozen=True, slots=True)
+class ExportParts:
+    """A model, its heads and tree, and what becomes of them.
+
+    Attributes:
+        base: the model.
+        heads: that fit it.
+        tree: that the heads can fill.
+        target: where the bundle will run.
+        precision: of the weights, with the attention that the model needs.
+        plan: a format for each weight, or None.
+        max_length: longest sequence in tokens.
+        top_k: candidates of each head.
+        compared: whether the bundle is compared with the model.
+    """
+
+    base: BaseModel
+    heads: MedusaHeads
+    tree: MedusaTree
+    target: Target
+    precision: Precision
+    plan: QuantizationPlan | None
+    max_length: int
+    top_k: int
+    compared: bool
+
+    @property
+    def size_bytes(self) -> int:
+        """About the bundle's: matrices at the precision with their scales, all else whole."""
+        precision, total = self.precision, 0
+        whole_bits = 32 if precision.dtype == "float32" else 16
+        layer_bits, unembedding_bits = precision.layer_bits, precision.unembedding_bits
+        if precision.weights is not None:
+            layer_bits = unembedding_bits = BITS[precision.weights]
+        planned = {} if self.plan is None else bits_from_plan(self.plan, whole_bits)
+        embedding = self.base.model.get_input_embeddings().weight
+        for name, parameter in self.base.model.named_parameters():
+            is_rounded = parameter.ndim == 2 and parameter is not embedding
+            bits = layer_bits if is_rounded else None
+            bits = planned.get(name, whole_bits if bits is None else bits + 1)
+            total += parameter.numel() * bits // 8
+        head_bits = whole_bits if unembedding_bits is None else unembedding_bits + 1
+        return total + sum(size * head_bits // 8 for size in self.heads.sizes)
+
+    @property
+    def scratch_bytes(self) -> int:
+        """About what comparing the bundle needs on the disk besides: a copy in float32."""
+        is_widened = self.compared and self.precision.dtype == "bfloat16"
+        return 2 * self.size_bytes if is_widened else 0
+
+
+def parts_from_options(options: ExportOptions, progress: Callable[[str], None]) -> ExportParts:
+    """Reads the heads and opens the model, without its weights.
+
+    Args:
+        options: what to export.
+        progress: told each stage as it begins, and warnings.
+
+    Raises:
+        ExportError: the model is unknown or not supported, or the output cannot be written.
+        HeadsError: the heads are damaged or do not fit.
+        TreeError: the tree is malformed or deeper than the heads.
+    """
+    target = target_from_name(options.target)
+    plan = None
+    if options.quantization_plan is not None:
+        plan = plan_from_file(options.quantization_plan)
+        precision = precision_from_plan(target, plan)
+    else:
+        precision = precision_from_name(target, options.precision)
+        if notice := fallback_notice(target, precision, options.precision):
+            progress(f"warning: {notice}")
+    if options.random_weights:
+        base, heads, tree = _random_parts(options, target, precision, progress)
+    else:
+        base, heads, tree = _loaded_parts(options, target, progress)
+    top_k = max(MIN_TOP_K, tree.top_k)
+    tree.check(heads.num_heads, top_k)
+    max_length = _checked_max_length(options.max_length, base.model, target)
+    if not options.random_weights:
+        with weights_at_hand(base.model, base.weights):
+            refuse_unsupported(base.model, max_length)
+    for text in notices(base.model, max_length, precision):
+        progress(f"warning: {text}")
+    precision = precision.for_attention(needs_general_attention(base.model, max_length))
+    heads.check_fits(base.model.config.hidden_size, base.model.config.vocab_size)
+    if top_k > (num_tokens := heads.draft_vocab_size(base.model.config.vocab_size)):
+        raise HeadsError(
+            f"the heads offer {num_tokens} tokens, the tree {tree.name} and the runtime need "
+            f"{top_k}: use heads with a larger vocabulary"
+        )
+    return ExportParts(
+        base, heads, tree, target, precision, plan, max_length, top_k, not options.random_weights
+    )
+
+
+def _loaded_parts(
+    options: ExportOptions, target: Target, progress: Callable[[str], None]
+) -> tuple[BaseModel, MedusaHeads, MedusaTree]:
+    source = source_from_name(options.model)
+    check_output(options.output or Path(source.name), options.overwrite)
+    progress("reading the heads")
+    choice = heads_for(source, options.heads)
+    source, found, heads = choice.source, choice.loaded, choice.loaded.heads
+    progress(f"  {heads.num_heads} heads in {found.format} format from {found.path}")
+    for text in choice.warnings:
+        progress(f"warning: {text}")
+    own_tree = None if source.alias is None else source.alias.tree
+    tree = load_tree(options.tree or own_tree or target.default_tree)
+    tree.check(heads.num_heads, max(MIN_TOP_K, tree.top_k))
+    progress(f"opening {source.name}")
+    base = open_base_model(source)
+    if base.warning is not None:
+        progress(f"warning: {base.warning}")
+    return base, heads, tree
+
+
+def _random_parts(
+    options: ExportOptions, target: Target, precision: Precision, progress: Callable[[str], None]
+) -> tuple[BaseModel, MedusaHeads, MedusaTree]:
+    from medusa_trt.export.random_weights import random_base_model, random_heads
+
+    progress(f"making random weights of {options.model}'s shape")
+    dtype = getattr(torch, precision.dtype)
+    base = random_base_model(options.model, options.num_layers, dtype)
+    return (
+        base,
+        random_heads(base.model.config, dtype),
+        load_tree(options.tree or target.default_tree),
+    )
+
+
+def _checked_max_length(asked: int | None, model: PreTrainedModel, target: Target) -> int:
+    limit = getattr(model.config, "max_position_embeddings", None)
+    if limit is None:
+        raise ExportError(
+            f"{model.config.model_type} models have no max_position_embeddings and so no longest "
+            "sequence: they are not supported"
+        )
+    if asked is None:
+        window = sliding_window_of(model)
+        reach = window if window is not None and window >= _LEAST_WINDOW else limit
+        return int(min(limit, target.max_length, reach))
+    if not 64 <= asked <= limit:
+        raise ExportError(f"--max-length is {asked}: {model.config.model_type} takes 64 to {limit}")
+    return asked
