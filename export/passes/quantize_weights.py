@@ -1,8 +1,8 @@
 """Weights of products behind `DequantizeLinear`, the standard form of weight quantization."""
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
@@ -13,6 +13,11 @@ from medusa_trt.export.weight_formats import FormatOf, WeightFormat
 
 _BLOCK_SIZES = (128, 64, 32, 16)
 _MAX_CODE = {"int4": 7.0, "int8": 127.0, "fp8": 448.0}
+_CODE_TYPES = {
+    "int4": ir.DataType.INT4,
+    "int8": ir.DataType.INT8,
+    "fp8": ir.DataType.FLOAT8E4M3FN,
+}
 _SHRINKS = np.linspace(1.0, 0.75, 6, dtype=np.float32)
 _COLUMNS = 64
 
@@ -24,8 +29,8 @@ class QuantizeWeightsPass(InPlacePass):
 
     int4 has a scale for a block of inputs, int8 and fp8 (E4M3) one for each output. Requires:
     products of two dimensions or more by constant matrices, in the type that is to be computed in.
-    Ensures: each such matrix is quantized, except those without a format and, at int4, those whose
-    inputs no block size divides.
+    Ensures: each such matrix is quantized, when it is read; except those without a format and, at
+    int4, those whose inputs no block size divides.
     """
 
     def __init__(self, format_of: FormatOf) -> None:
@@ -47,8 +52,7 @@ class QuantizeWeightsPass(InPlacePass):
         block_size = block_size_of(tensor.sizes[0]) if format_ == "int4" else None
         if format_ == "int4" and block_size is None:
             return False
-        weight = np.asarray(tensor.stored(), tensor.dtype.numpy())
-        codes, scales = quantized_matrix(weight, format_, block_size)
+        codes, scales = _quantized_later(tensor, format_, block_size)
         name = product.name or str(product.outputs[0].name)
         dequantize = ir.Node(
             "",
@@ -63,8 +67,8 @@ class QuantizeWeightsPass(InPlacePass):
             name=f"{name}.dequantize",
         )
         dequantized = dequantize.outputs[0]
-        dequantized.name, dequantized.shape = f"{name}.weight", ir.Shape(weight.shape)
-        dequantized.type = ir.TensorType(ir.DataType.from_numpy(weight.dtype))
+        dequantized.name, dequantized.shape = f"{name}.weight", ir.Shape(tensor.sizes)
+        dequantized.type = ir.TensorType(tensor.dtype)
         graph.insert_before(product, dequantize)
         _multiply_by(graph, product, dequantized)
         return True
@@ -91,13 +95,44 @@ def quantized_matrix(
     Scales are (K / block_size, N) with blocks, (N,) without. At 4 bits each is the one of the
     least squared error among some that clip.
     """
-    # Some outputs at a time, whose temporaries stay in the processor's cache.
-    pieces = [
-        _quantized_columns(weight[:, start : start + _COLUMNS], format_, block_size)
-        for start in range(0, weight.shape[1], _COLUMNS)
-    ]
-    codes, scales = (np.concatenate(parts, axis=1) for parts in zip(*pieces, strict=True))
+    num_inputs, num_outputs = weight.shape
+    codes = np.empty(weight.shape, _CODE_TYPES[format_].numpy())
+    scales = np.empty((num_inputs // (block_size or num_inputs), num_outputs), weight.dtype)
+
+    def quantize(start: int) -> None:
+        # Some outputs at a time, whose temporaries stay in the processor's cache.
+        some = slice(start, start + _COLUMNS)
+        codes[:, some], scales[:, some] = _quantized_columns(weight[:, some], format_, block_size)
+
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(quantize, range(0, num_outputs, _COLUMNS)))
     return codes, scales if block_size else scales[0]
+
+
+def _quantized_later(
+    weight: LazyTensor, format_: WeightFormat, block_size: int | None
+) -> tuple[LazyTensor, LazyTensor]:
+    """Codes and scales of a weight, quantized once for both if they are read in this order."""
+    done: list[Array] = []
+
+    def quantized() -> tuple[Array, Array]:
+        array = np.asarray(weight.stored(), weight.dtype.numpy())
+        return quantized_matrix(array, format_, block_size)
+
+    def read_codes() -> Array:
+        codes, scales = quantized()
+        done[:] = [scales]
+        return codes
+
+    num_inputs, num_outputs = weight.sizes
+    shape = (num_inputs // block_size, num_outputs) if block_size else (num_outputs,)
+    key = format_, block_size, weight.dtype, weight.key
+    return (
+        LazyTensor(read_codes, weight.sizes, ("codes", key), _CODE_TYPES[format_]),
+        LazyTensor(
+            lambda: done.pop() if done else quantized()[1], shape, ("scales", key), weight.dtype
+        ),
+    )
 
 
 def _quantized_columns(
@@ -118,13 +153,10 @@ def _quantized_columns(
             best = np.where(error < best_error, scales, best)
             best_error = np.minimum(best_error, error)
     scaled = (blocks / best).reshape(wide.shape)
-    if format_ == "fp8":
-        codes = scaled.clip(-limit, limit).astype(ml_dtypes.float8_e4m3fn)
-    else:
-        low = -limit - 1 if format_ == "int4" else -limit
-        code_type = ml_dtypes.int4 if format_ == "int4" else np.int8
-        codes = np.rint(scaled).clip(low, limit).astype(code_type)
-    return codes, best[:, 0].astype(weight.dtype)
+    if format_ != "fp8":
+        scaled = np.rint(scaled)
+    codes = scaled.clip(-limit - 1 if format_ == "int4" else -limit, limit)
+    return codes.astype(_CODE_TYPES[format_].numpy()), best[:, 0].astype(weight.dtype)
 
 
 def _stored(scales: Array, dtype: np.dtype[Any]) -> NDArray[np.float32]:
@@ -164,11 +196,11 @@ def _multiply_by(graph: ir.Graph, product: ir.Node, weight: ir.Value) -> None:
     graph.remove(product, safe=True)
 
 
-def _initializer(graph: ir.Graph, name: str, array: Array) -> ir.Value:
-    tensor = ir.tensor(np.ascontiguousarray(array), name=name)
+def _initializer(graph: ir.Graph, name: str, tensor: LazyTensor) -> ir.Value:
+    tensor = tensor.named(name)
     value = ir.Value(
         name=name,
-        shape=ir.Shape(array.shape),
+        shape=ir.Shape(tensor.sizes),
         type=ir.TensorType(tensor.dtype),
         const_value=tensor,
     )
