@@ -3,13 +3,11 @@
 from collections.abc import Callable
 from pathlib import Path
 
-import msgspec
 import onnx_ir as ir
 import torch
 from onnx_ir.passes import InPlacePass
 
 from medusa_trt.errors import ExportError
-from medusa_trt.export.check import compared, described
 from medusa_trt.export.graph import VerifyModule
 from medusa_trt.export.heads import HeadsModule
 from medusa_trt.export.lazy_tensor import transposed
@@ -29,11 +27,10 @@ from medusa_trt.export.separate_heads import SeparateHeadsModule
 from medusa_trt.export.streamed_model import Weights, in_type, tensor_from_array
 from medusa_trt.export.targets import AttentionForm, Precision
 from medusa_trt.runtime import bundle as names
-from medusa_trt.runtime.bundle import Bundle
 
 
 def write_bundle(folder: Path, parts: ExportParts, progress: Callable[[str], None]) -> None:
-    """Writes a bundle, and compares it with its model.
+    """Writes a bundle that is not compared with its model yet.
 
     Args:
         folder: an empty one.
@@ -41,7 +38,7 @@ def write_bundle(folder: Path, parts: ExportParts, progress: Callable[[str], Non
         progress: told each stage as it begins.
 
     Raises:
-        ExportError: it differs from the model, or the model has no tokenizer.json.
+        ExportError: the model has no tokenizer.json.
     """
     model = parts.base.model
     dtype = getattr(torch, parts.precision.dtype)
@@ -80,17 +77,6 @@ def write_bundle(folder: Path, parts: ExportParts, progress: Callable[[str], Non
         graphs=graph_specs,
     )
     write_manifest(folder, manifest)
-    if not parts.compared:
-        progress("not compared with the model: its weights are random")
-        return
-    progress("comparing the bundle with the model")
-    try:
-        verified = compared(Bundle.open(folder, check_hashes=False), parts.base, folder)
-    except ExportError as error:
-        raise ExportError(f"{error}; no bundle was written") from error
-    for where, result in verified.items():
-        progress(f"  {described(where, result)}")
-    write_manifest(folder, msgspec.structs.replace(manifest, verified=verified))
 
 
 def _heads_graph(parts: ExportParts, quantize: InPlacePass | None, backbone: Weights) -> ir.Model:

@@ -33,7 +33,6 @@ from medusa_trt.export.targets import (
     precision_from_name,
     target_from_name,
 )
-from medusa_trt.export.weight_formats import BITS
 from medusa_trt.tree_configs import MedusaTree, load_tree
 
 MIN_TOP_K = 10
@@ -73,26 +72,31 @@ class ExportParts:
     @property
     def size_bytes(self) -> int:
         """About the bundle's: matrices at the precision with their scales, all else whole."""
-        precision, total = self.precision, 0
-        whole_bits = 32 if precision.dtype == "float32" else 16
-        layer_bits, unembedding_bits = precision.layer_bits, precision.unembedding_bits
-        if precision.weights is not None:
-            layer_bits = unembedding_bits = BITS[precision.weights]
-        planned = {} if self.plan is None else bits_from_plan(self.plan, whole_bits)
-        embedding = self.base.model.get_input_embeddings().weight
-        for name, parameter in self.base.model.named_parameters():
-            is_rounded = parameter.ndim == 2 and parameter is not embedding
-            bits = layer_bits if is_rounded else None
-            bits = planned.get(name, whole_bits if bits is None else bits + 1)
-            total += parameter.numel() * bits // 8
-        head_bits = whole_bits if unembedding_bits is None else unembedding_bits + 1
-        return total + sum(size * head_bits // 8 for size in self.heads.sizes)
+        precision, model = self.precision, self.base.model
+        whole = 32 if precision.dtype == "float32" else 16
+        layer, unembedding, head = precision.rounded_bits
+        planned = {} if self.plan is None else bits_from_plan(self.plan, whole)
+        embedding_weight = model.get_input_embeddings().weight
+        unembedding_weight = model.get_output_embeddings().weight
+        total = sum(size * _with_scales(head, whole) for size in self.heads.sizes)
+        for name, parameter in model.named_parameters():
+            is_layer = parameter.ndim == 2 and parameter is not embedding_weight
+            bits = unembedding if parameter is unembedding_weight else layer if is_layer else None
+            total += parameter.numel() * planned.get(name, _with_scales(bits, whole))
+        if embedding_weight is unembedding_weight and unembedding is not None:
+            total += embedding_weight.numel() * whole  # rounded for products, whole to look up
+        return total // 8
 
     @property
     def scratch_bytes(self) -> int:
         """About what comparing the bundle needs on the disk besides: a copy in float32."""
         is_widened = self.compared and self.precision.dtype == "bfloat16"
         return 2 * self.size_bytes if is_widened else 0
+
+
+def _with_scales(bits: int | None, whole: int) -> int:
+    """Bits of a weight and its share of a scale; those of a whole weight for None."""
+    return whole if bits is None else bits + 1
 
 
 def parts_from_options(options: ExportOptions, progress: Callable[[str], None]) -> ExportParts:

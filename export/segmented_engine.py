@@ -108,6 +108,10 @@ class SegmentedEngine:
             options.register_custom_ops_library(os.fspath(required_library()))
         options.add_session_config_entry(_FOLDER_ENTRY, os.fspath(self._bundle.path.absolute()))
         options.enable_cpu_mem_arena = False
+        # Nothing is prepared for a second run: weights stay in their file, mapped, until they are
+        # used, where the optimizer would convert half precision and lay the matrices out anew.
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        options.add_session_config_entry("session.disable_prepacking", "1")
         try:
             session = onnxruntime.InferenceSession(
                 segment.model, options, providers=["CPUExecutionProvider"]

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from medusa_trt.errors import ExportError
-from medusa_trt.export.weight_formats import Format, WeightFormat
+from medusa_trt.export.weight_formats import BITS, Format, WeightFormat
 from medusa_trt.runtime.engine_record import Product
 from medusa_trt.runtime.operators import library_path, required_library
 
@@ -75,6 +75,13 @@ class Precision:
     def cache_dtype(self) -> Literal["float32", "float16", "bfloat16"]:
         """Type of the KV cache: that of the computation, but for the library's own attention."""
         return "bfloat16" if self.attention == "tree_attention" else self.dtype
+
+    @property
+    def rounded_bits(self) -> tuple[int | None, int | None, int | None]:
+        """Of the layers', the unembedding's and the heads' weights; None where they are whole."""
+        if self.weights is not None:
+            return BITS[self.weights], None, BITS[self.weights]
+        return self.layer_bits, self.unembedding_bits, None if self.layer_bits is None else 8
 
     def for_attention(self, is_general: bool) -> "Precision":
         """The row for a model, by what `needs_general_attention` says of it."""
