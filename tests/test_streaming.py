@@ -22,11 +22,9 @@ from medusa_trt.export.base_model import (
     source_from_name,
 )
 from medusa_trt.export.checkpoint_weights import weights_from_checkpoint
-from medusa_trt.export.export_options import ExportOptions
 from medusa_trt.export.gguf_weights import weights_from_gguf
 from medusa_trt.export.lazy_tensor import Array, LazyTensor, concatenated, lazy, transposed
 from medusa_trt.export.output_folder import check_space, new_folder
-from medusa_trt.export.parts import parts_from_options
 from medusa_trt.export.segmented_engine import SegmentedEngine
 from medusa_trt.export.streamed_model import empty_model, weights_at_hand
 from medusa_trt.export.weight_file import WeightFile
@@ -248,36 +246,3 @@ def test_a_large_linear_layer_is_multiplied_in_parts(
     folder = save_tiny_model(tmp_path / "model")
     monkeypatch.setattr(streamed_model, "_PART_SIZE", 1000)
     assert torch.allclose(streamed_logits(folder), loaded_logits(folder), atol=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("name", "target", "precision"),
-    [
-        ("tiny_bundle", "ort-cpu", "fp32"),
-        ("trt_bundle", "tensorrt", "fp16"),
-        ("jetson_bundle", "tensorrt-jetson", "int4"),
-    ],
-)
-def test_the_size_of_a_bundle_is_known_before(
-    name: str,
-    target: str,
-    precision: str,
-    tiny_model: Path,
-    tiny_heads: Path,
-    tmp_path: Path,
-    request: pytest.FixtureRequest,
-) -> None:
-    bundle: Bundle = request.getfixturevalue(name)
-    options = ExportOptions(
-        model=str(tiny_model),
-        heads=tiny_heads,
-        tree="chain-3",
-        output=tmp_path / "bundle",
-        target=target,
-        precision=precision,
-    )
-    estimate = parts_from_options(options, lambda _: None).size_bytes
-    size = bundle.manifest.files[WEIGHTS_FILE].size_bytes
-    tables = 2 * bundle.manifest.model.max_length * bundle.manifest.model.head_dim * 4
-    print(name, estimate, size, tables)
-    assert size - tables <= estimate <= 1.1 * size
