@@ -2,9 +2,11 @@
 
     python benchmarks/export_memory.py --shape vicuna-7b --precision int4 --folder /tmp/export
 
-The checkpoint is made shard by shard in float16 and deleted afterwards, and so is the bundle. The
-export runs in a process of its own, whose resident memory is read from Linux while it runs: all of
-it, with the pages of files that are mapped and could be dropped, and without them.
+The checkpoint is made shard by shard in float16 and deleted afterwards, and so is the bundle;
+`--keep` keeps the checkpoint for the next run in the same folder. With `--random-weights` there is
+no checkpoint: the export makes its own weights. The export runs in a process of its own, whose
+resident memory is read from Linux while it runs: all of it, with the pages of files that are mapped
+and could be dropped, and without them.
 """
 
 import argparse
@@ -71,24 +73,29 @@ def main() -> None:
     parser.add_argument("--precision", default="int4")
     parser.add_argument("--heads", choices=["own", "shared"], default="own", help="unembeddings")
     parser.add_argument("--folder", type=Path, required=True, help="scratch space")
-    parser.add_argument("--keep", action="store_true", help="keep the checkpoint and the bundle")
+    parser.add_argument("--random-weights", action="store_true", help="without a checkpoint")
+    parser.add_argument("--keep", action="store_true", help="keep the checkpoint")
     arguments = parser.parse_args()
     model, heads, bundle = (arguments.folder / name for name in ("model", "heads", "bundle"))
     arguments.folder.mkdir(parents=True, exist_ok=True)
-    if not (model / "model.safetensors.index.json").is_file():
+    words = ["--model", str(model), "--heads", str(heads)]
+    if arguments.random_weights:
+        words = ["--model", arguments.shape, "--random-weights"]
+    elif not (model / "model.safetensors.index.json").is_file():
         shutil.rmtree(model, ignore_errors=True)
         make_checkpoint(model, arguments.shape)
-    make_heads(heads, arguments.shape, arguments.heads == "own")
+    if not arguments.random_weights:
+        make_heads(heads, arguments.shape, arguments.heads == "own")
+    words += ["--output", str(bundle), "--target", arguments.target]
+    words += ["--precision", arguments.precision, "--tree", "mc_sim_7b_63", "--overwrite"]
     try:
-        facts = {
-            name: getattr(arguments, name) for name in ("shape", "target", "precision", "heads")
-        }
-        report = exported(model, heads, bundle, arguments.target, arguments.precision)
+        names = ("shape", "target", "precision", "heads", "random_weights")
+        facts = {name: getattr(arguments, name) for name in names}
+        report = exported(words) | {"bundle_gb": round(_size_bytes(bundle) / 1e9, 2)}
         print(json.dumps(facts | report))
     finally:
-        if not arguments.keep:
-            for folder in (model, heads, bundle):
-                shutil.rmtree(folder, ignore_errors=True)
+        for folder in (bundle, *([] if arguments.keep else [model, heads])):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def make_checkpoint(folder: Path, shape: str) -> None:
@@ -139,37 +146,31 @@ def make_heads(folder: Path, shape: str, own_unembeddings: bool) -> None:
     save_file(tensors, folder / "medusa_lm_head.safetensors")
 
 
-def exported(
-    model: Path, heads: Path, bundle: Path, target: str, precision: str
-) -> dict[str, object]:
-    """Exports in another process; its time, its peak memory and the sizes."""
-    command = [sys.executable, "-m", "medusa_trt", "export", "--model", str(model)]
-    command += ["--heads", str(heads), "--output", str(bundle), "--target", target]
-    command += ["--precision", precision, "--tree", "mc_sim_7b_63", "--overwrite"]
+def exported(words: list[str]) -> dict[str, object]:
+    """Exports in another process; its time and its peak memory."""
     start = time.perf_counter()
-    peaks = {"VmHWM": 0, "RssAnon": 0}
-    with subprocess.Popen(command) as process:
+    peak = own_peak = 0
+    with subprocess.Popen([sys.executable, "-m", "medusa_trt", "export", *words]) as process:
         while process.poll() is None:
-            for name, found in memory_bytes(process.pid, list(peaks)).items():
-                peaks[name] = max(peaks[name], found)
+            found = memory_bytes(process.pid, ["VmHWM", "RssAnon", "RssShmem"])
+            peak = max(peak, found.pop("VmHWM", 0))
+            own_peak = max(own_peak, sum(found.values()))
             time.sleep(SAMPLE_S)
     if process.returncode:
         raise SystemExit(process.returncode)
-    seconds = time.perf_counter() - start
     return {
-        "seconds": round(seconds, 1),
-        "peak_resident_gib": round(peaks["VmHWM"] / 2**30, 3),
-        "peak_anonymous_gib": round(peaks["RssAnon"] / 2**30, 3),
-        "checkpoint_gb": round(_size_bytes(model) / 1e9, 2),
-        "bundle_gb": round(_size_bytes(bundle) / 1e9, 2),
+        "seconds": round(time.perf_counter() - start, 1),
+        "peak_resident_gib": round(peak / 2**30, 3),
+        "peak_without_files_gib": round(own_peak / 2**30, 3),
     }
 
 
 def memory_bytes(process_id: int, names: list[str]) -> dict[str, int]:
     """What Linux says of a process's memory; nothing where it has ended.
 
-    VmHWM is its largest resident size so far, RssAnon the part now that no file backs. (The
-    children's `ru_maxrss` would begin with the size of this process, which it is forked from.)
+    VmHWM is its largest resident size so far, RssAnon and RssShmem the parts now that no file of
+    the disk backs. (The children's `ru_maxrss` would begin with the size of this process, which it
+    is forked from.)
     """
     try:
         status = Path(f"/proc/{process_id}/status").read_text("utf-8")

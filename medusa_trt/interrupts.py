@@ -53,12 +53,14 @@ def deferred_interrupts() -> Iterator[None]:
     waiting: list[int] = []
     handlers = {number: signal.getsignal(number) for number in _SIGNALS}
     try:
-        for number in _SIGNALS:
-            signal.signal(number, lambda number, _: waiting.append(number))
+        for number, handler in handlers.items():
+            if handler is not None:  # installed by Python, so that it can be put back
+                signal.signal(number, lambda number, _: waiting.append(number))
         yield
     finally:
         for number, handler in handlers.items():
-            signal.signal(number, handler)
+            if handler is not None:
+                signal.signal(number, handler)
         if waiting:
             signal.raise_signal(waiting[0])
 
