@@ -188,3 +188,7 @@ def _generate(arguments: argparse.Namespace) -> None:
         f"{stats.mean_accept_length:.2f}, ended by {reason}",
         file=sys.stderr,
     )
+
+
+if __name__ == "__main__":
+    sys.exit("error: this module is no command: run python -m medusa_trt")
