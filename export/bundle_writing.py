@@ -10,6 +10,7 @@ from onnx_ir.passes import InPlacePass
 from medusa_trt.errors import ExportError
 from medusa_trt.export.graph import VerifyModule
 from medusa_trt.export.heads import HeadsModule
+from medusa_trt.export.integer_reduce import integer_reduce_graph
 from medusa_trt.export.lazy_tensor import transposed
 from medusa_trt.export.manifest import manifest_of, write_manifest
 from medusa_trt.export.onnx_export import (
@@ -58,7 +59,8 @@ def write_bundle(folder: Path, parts: ExportParts, progress: Callable[[str], Non
     progress("tracing the heads graph")
     graphs["heads"] = _heads_graph(parts, heads_pass(parts.precision), weights)
     del traced
-    graphs["reduce"] = reduce_graph(model.config.vocab_size, parts.target.opset)
+    reduce = integer_reduce_graph if parts.target.reduces_in == "int64" else reduce_graph
+    graphs["reduce"] = reduce(model.config.vocab_size, parts.target.opset)
     graphs["tree"] = tree_graph(parts.tree, parts.target.opset)
     progress("writing weights and graphs")
     save_graphs(folder, graphs)
