@@ -20,6 +20,7 @@ from medusa_trt.export.onnx_export import (
     tree_graph,
     verify_graph,
 )
+from medusa_trt.export.operator_reduce import operator_reduce_graph
 from medusa_trt.export.parts import ExportParts
 from medusa_trt.export.quantization_passes import heads_pass, layers_pass
 from medusa_trt.export.quantization_plan import PLAN_FILE, PlannedFormats
@@ -59,8 +60,7 @@ def write_bundle(folder: Path, parts: ExportParts, progress: Callable[[str], Non
     progress("tracing the heads graph")
     graphs["heads"] = _heads_graph(parts, heads_pass(parts.precision), weights)
     del traced
-    reduce = integer_reduce_graph if parts.target.reduces_in == "int64" else reduce_graph
-    graphs["reduce"] = reduce(model.config.vocab_size, parts.target.opset)
+    graphs["reduce"] = _reduce_form(parts)(model.config.vocab_size, parts.target.opset)
     graphs["tree"] = tree_graph(parts.tree, parts.target.opset)
     progress("writing weights and graphs")
     save_graphs(folder, graphs)
@@ -135,6 +135,12 @@ def _write_texts(folder: Path, parts: ExportParts) -> None:
     (folder / names.GENERATION_CONFIG_FILE).write_text(content, "utf-8")
     if parts.plan is not None:
         (folder / PLAN_FILE).write_bytes(parts.plan.to_json())
+
+
+def _reduce_form(parts: ExportParts) -> Callable[[int, int], ir.Model]:
+    if parts.precision.layer_bits is not None:
+        return operator_reduce_graph
+    return integer_reduce_graph if parts.target.reduces_in == "int64" else reduce_graph
 
 
 def _verify_forms(precision: Precision) -> dict[str, AttentionForm]:

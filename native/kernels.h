@@ -18,6 +18,7 @@ constexpr int kLeastBlock = 32;  // inputs that share a scale, at least
 constexpr int kQueryLanes = 8;   // query rows that attention handles together, in vectors
 // How far ahead of their use weights are fetched, in bytes; 2,048 and 8,192 are slower.
 constexpr int kPrefetch = 4096;
+constexpr int kPart = 256;  // values of a row whose weights are summed together
 constexpr int kMaxTileRows = 16;
 constexpr int kMaxTileGroups = 4;
 
@@ -105,6 +106,14 @@ struct Kernels {
   // The indices of the `count` largest values, largest first, of equal ones the first, and 0 where
   // NaN leaves too few; `best` holds `count` floats.
   void (*top_k)(const float* x, int64_t size, int64_t count, float* best, int64_t* indices);
+  // exp(x / temperature - highest) of `size` values into `weights`. Returns their sum; `spread` is
+  // that of their products with their logarithms.
+  double (*weigh)(const float* x, int64_t size, float temperature, float highest, float* weights,
+                  double* spread);
+  // Sets the weights of values with x / temperature below `least` to zero, and sums the others over
+  // parts of `kPart`.
+  void (*keep)(const float* x, int64_t size, float temperature, float least, float* weights,
+               double* sums);
   // Writes one key (head_dim,), rotated, and one value into the cache.
   void (*append)(const float* key, const float* value, const float* cos, const float* sin,
                  int64_t head_dim, int64_t rotary_dim, float* scratch, uint16_t* to_key,

@@ -117,7 +117,7 @@ const Kernels* amx_kernels() {
   if (syscall(SYS_arch_prctl, kRequestPermission, kTileData) != 0) return nullptr;
   static const Kernels* const base = avx512_kernels();
   static const Kernels kernels = {"amx",        amx::any_tile, amx::tile_shape,    base->quantize,
-                                  base->finish, base->argmax,  base->top_k,        base->append,
+                                  base->finish, base->argmax,  base->top_k, base->weigh, base->keep, base->append,
                                   amx::attend,  amx::attend_floats, amx::kQueryRows};
   return &kernels;
 }

@@ -2,6 +2,7 @@
 #include "cache.h"
 #include "call.h"
 #include "linear.h"
+#include "reduce.h"
 #include "selection.h"
 #include "tree_attention.h"
 
@@ -72,6 +73,7 @@ extern "C" __attribute__((visibility("default"))) medusa::ort::Status* RegisterC
   static const Description<TreeAttention> attention;
   static const Description<ArgMax> argmax;
   static const Description<TopK> top_k;
+  static const Description<Reduce> reduce;
   const ort::Api* api = base->get_api(ort::kApiVersion);
   if (!api) return nullptr;
   // Sessions may outlive everything of ours, so the domain is never freed.
@@ -83,6 +85,7 @@ extern "C" __attribute__((visibility("default"))) medusa::ort::Status* RegisterC
     if (!status) status = api->add_op(domain, &attention);
     if (!status) status = api->add_op(domain, &argmax);
     if (!status) status = api->add_op(domain, &top_k);
+    if (!status) status = api->add_op(domain, &reduce);
     if (status) return status;
   }
   return api->add_domain(options, domain);

@@ -20,7 +20,15 @@ struct OpDomain;
 
 constexpr uint32_t kApiVersion = 17;
 
-enum ElementType { kFloat = 1, kUint8 = 2, kInt64 = 7, kFloat16 = 10, kBfloat16 = 16 };
+enum ElementType {
+  kFloat = 1,
+  kUint8 = 2,
+  kInt64 = 7,
+  kBool = 9,
+  kFloat16 = 10,
+  kDouble = 11,
+  kBfloat16 = 16
+};
 enum Characteristic { kRequired = 0, kOptional = 1 };
 
 struct Api {

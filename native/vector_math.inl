@@ -208,3 +208,53 @@ void top_k(const float* x, int64_t size, int64_t count, float* best, int64_t* in
   }
   for (; i < size; ++i) offer(i);
 }
+
+// See `Kernels::weigh`.
+double weigh(const float* x, int64_t size, float temperature, float highest, float* weights,
+             double* spread) {
+  const auto add = [](Floats a, Floats b) { return a + b; };
+  double total = 0, products = 0;
+  for (int64_t i = 0; i < size;) {
+    const int64_t end = size - i < kPart ? size : i + kPart;
+    Floats sums = {}, spreads = {};
+    for (; i + kFloats <= end; i += kFloats) {
+      const Floats zero = {}, lowest = zero - 1e30f, difference = at(x, i) / temperature - highest;
+      // Minus infinity times a weight of zero is no number.
+      const Floats logarithm = difference < lowest ? lowest : difference;
+      const Floats weight = fast_exp(logarithm);
+      *reinterpret_cast<Floats*>(weights + i) = weight;
+      sums += weight;
+      spreads += weight * logarithm;
+    }
+    total += over_lanes(sums, add);
+    products += over_lanes(spreads, add);
+    for (; i < end; ++i) {
+      const float difference = x[i] / temperature - highest;
+      weights[i] = fast_exp(difference);
+      total += weights[i];
+      products += weights[i] > 0.0f ? weights[i] * difference : 0.0f;
+    }
+  }
+  *spread = products;
+  return total;
+}
+
+// See `Kernels::keep`.
+void keep(const float* x, int64_t size, float temperature, float least, float* weights,
+          double* sums) {
+  for (int64_t i = 0, part = 0; i < size; ++part) {
+    const int64_t end = size - i < kPart ? size : i + kPart;
+    const Floats zero = {};
+    Floats kept = zero;
+    for (; i + kFloats <= end; i += kFloats) {
+      Floats& own = *reinterpret_cast<Floats*>(weights + i);
+      own = at(x, i) / temperature >= zero + least ? own : zero;
+      kept += own;
+    }
+    sums[part] = over_lanes(kept, [](Floats a, Floats b) { return a + b; });
+    for (; i < end; ++i) {
+      if (x[i] / temperature < least) weights[i] = 0.0f;
+      sums[part] += weights[i];
+    }
+  }
+}

@@ -1,0 +1,167 @@
+// The operator Reduce.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <functional>
+#include <limits>
+
+#include "call.h"
+
+namespace medusa {
+namespace {
+
+// What sampling and typical acceptance need of rows of logits, each computed by itself.
+//
+// Inputs: logits (R, V) float; candidates, parent_rows (R,) int64; uniforms (R,) double;
+// temperature (1,) float; top_k (1,) int64, 0 for all; top_p, min_p (1,) float.
+// Outputs, (R,): sampled int64, the token at `uniforms` of the cumulative distribution; covered
+// bool, always true; entropy float, in nats; candidate_logprob float, of the candidate in its
+// parent's row. The last two are of the distribution before top_k, top_p and min_p.
+class Reduce {
+ public:
+  static constexpr const char* kName = "Reduce";
+  static constexpr size_t kInputs = 8, kRequiredInputs = 8, kOutputs = 4, kRequiredOutputs = 4;
+
+  static bool may_lack(size_t) { return false; }
+  static ort::ElementType input_type(size_t index) {
+    return index == 3 ? ort::kDouble
+           : index == 1 || index == 2 || index == 5 ? ort::kInt64
+                                                    : ort::kFloat;
+  }
+  static ort::ElementType output_type(size_t index) {
+    return index == 0 ? ort::kInt64 : index == 1 ? ort::kBool : ort::kFloat;
+  }
+
+  Reduce(const Api*, const ort::KernelInfo*) {}
+
+  void compute(const Call& call) const {
+    const Tensor logits = call.input(0);
+    call.require(logits.shape.size() == 2 && logits.shape[1] > 0, kName, "there are no logits");
+    const int64_t rows = logits.shape[0], size = logits.shape[1];
+    const Tensor candidates = call.input(1), parents = call.input(2), uniforms = call.input(3);
+    const Tensor temperature = call.input(4), top_k = call.input(5), top_p = call.input(6),
+                 min_p = call.input(7);
+    for (const Tensor* each : {&candidates, &parents, &uniforms})
+      call.require(each->size() == rows, kName, "an input has another number of rows");
+    for (const Tensor* each : {&temperature, &top_k, &top_p, &min_p})
+      call.require(each->size() == 1, kName, "an option is not one number");
+    const Filter filter = {*temperature.as<float>(), *top_k.as<int64_t>(), *top_p.as<float>(),
+                           *min_p.as<float>()};
+    call.require(filter.temperature > 0, kName, "the temperature is not above 0");
+    for (int64_t row = 0; row < rows; ++row) {
+      const int64_t token = candidates.as<int64_t>()[row], parent = parents.as<int64_t>()[row];
+      call.require(token >= 0 && token < size && parent >= 0 && parent < rows, kName,
+                   "a candidate or its parent is out of range");
+    }
+    const Tensor sampled = call.output(0, {rows}), covered = call.output(1, {rows}),
+                 entropy = call.output(2, {rows}), logprob = call.output(3, {rows});
+    double* normalizers = scratch<double>(Scratch::kInner, static_cast<size_t>(rows));
+    call.parallel(rows, [&](int64_t row) {
+      double log_total = 0, own_entropy = 0;
+      sampled.as<int64_t>()[row] = reduce(logits.as<float>() + row * size, size, filter,
+                                          uniforms.as<double>()[row], &log_total, &own_entropy);
+      normalizers[row] = log_total;
+      covered.as<bool>()[row] = true;
+      entropy.as<float>()[row] = static_cast<float>(own_entropy);
+    });
+    for (int64_t row = 0; row < rows; ++row) {
+      const int64_t parent = parents.as<int64_t>()[row];
+      const float logit = logits.as<float>()[parent * size + candidates.as<int64_t>()[row]];
+      logprob.as<float>()[row] =
+          static_cast<float>(logit / filter.temperature - normalizers[parent]);
+    }
+  }
+
+ private:
+  struct Filter {
+    float temperature;
+    int64_t top_k;
+    float top_p, min_p;
+  };
+
+  // The token drawn from one row; `log_total` is the logarithm of the sum of exp(x / temperature).
+  static int64_t reduce(const float* x, int64_t size, const Filter& filter, double uniform,
+                        double* log_total, double* entropy) {
+    const Kernels* k = kernels();
+    const int64_t parts = (size + kPart - 1) / kPart;
+    const size_t values = static_cast<size_t>(size), sums_at = (values + 15) / 16 * 16;
+    float* weights = scratch<float>(Scratch::kTask,
+                                    2 * sums_at + 2 * static_cast<size_t>(parts));
+    float* copy = weights + sums_at;
+    double* sums = reinterpret_cast<double*>(copy + sums_at);
+    const float highest = x[k->argmax(x, size)] / filter.temperature;
+    double spread = 0;
+    const double total = k->weigh(x, size, filter.temperature, highest, weights, &spread);
+    *log_total = highest + std::log(total);
+    *entropy = std::log(total) - spread / total;
+    const double least = threshold(x, weights, size, filter, highest, copy);
+    k->keep(x, size, filter.temperature, rounded_up(least), weights, sums);
+    return drawn(weights, sums, size, parts, uniform);
+  }
+
+  // The least logit over temperature that the filters keep, one after the other.
+  static double threshold(const float* x, const float* weights, int64_t size, const Filter& f,
+                          float highest, float* copy) {
+    double least = -std::numeric_limits<double>::infinity();
+    if (f.top_k > 0 && f.top_k < size) {
+      std::copy(x, x + size, copy);
+      std::nth_element(copy, copy + f.top_k - 1, copy + size, std::greater<float>());
+      least = copy[f.top_k - 1] / f.temperature;
+    }
+    if (f.top_p < 1) {
+      double mass = 0;
+      for (int64_t i = 0; i < size; ++i)
+        if (x[i] / f.temperature >= least) mass += weights[i];
+      // All tokens with less than this weight together have less than half of what may be left out.
+      const double floor = 0.5 * (1 - static_cast<double>(f.top_p)) * mass / static_cast<double>(size);
+      float* end = copy;
+      for (int64_t i = 0; i < size; ++i) {
+        const float scaled = x[i] / f.temperature;
+        if (scaled >= least && weights[i] > floor) *end++ = scaled;
+      }
+      std::sort(copy, end, std::greater<float>());
+      double reached = 0;
+      for (const float* each = copy; each < end; ++each) {
+        if (each > copy && reached >= f.top_p * mass) break;
+        least = *each;
+        reached += std::exp(static_cast<double>(*each) - highest);
+      }
+    }
+    if (f.min_p > 0) least = std::max(least, highest + std::log(static_cast<double>(f.min_p)));
+    return least;
+  }
+
+  // The least float that is no less.
+  static float rounded_up(double value) {
+    const float nearest = static_cast<float>(value);
+    return nearest < value ? std::nextafter(nearest, std::numeric_limits<float>::infinity())
+                           : nearest;
+  }
+
+  // The first token where the cumulative sum of the weights exceeds its share `uniform`.
+  static int64_t drawn(const float* weights, const double* sums, int64_t size, int64_t parts,
+                       double uniform) {
+    double whole = 0;
+    for (int64_t part = 0; part < parts; ++part) whole += sums[part];
+    const double target = uniform * whole;
+    double reached = 0;
+    int64_t part = 0;
+    while (part + 1 < parts && reached + sums[part] <= target) reached += sums[part++];
+    // Sums over parts are rounded, so the last token of one may be short of its end.
+    int64_t last = -1;
+    for (int64_t i = part * kPart; i < size; ++i) {
+      if (weights[i] <= 0) continue;
+      if (last >= 0 && i >= (part + 1) * kPart) break;
+      last = i;
+      reached += weights[i];
+      if (reached > target) break;
+    }
+    for (int64_t i = part * kPart; last < 0 && i-- > 0;)
+      if (weights[i] > 0) last = i;
+    return last < 0 ? 0 : last;
+  }
+};
+
+}  // namespace
+}  // namespace medusa
