@@ -6,11 +6,16 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from medusa_trt.export.exact_scales import exact_scales
+
 LANES = 16
 """Outputs that are stored together."""
 
 BLOCK_SIZES = {8: 64, 4: 32}
 """Inputs that share a scale, by bits."""
+
+_CODES = {8: (-127, 127), 4: (-8, 7)}
+"""The least and the largest code, by bits."""
 
 _INPUTS_MULTIPLE = 64
 _PART_SIZE = 1 << 17
@@ -27,15 +32,19 @@ class QuantizedWeight:
         data: (ceil(N / 16), K' * 16 * bits / 8) uint8, K' being K rounded up to 64.
         scales: (ceil(N / 16), K' / block, 16) float16.
         bits: 8 or 4.
+        is_exact: it stands for the very values that it was made of.
     """
 
     data: NDArray[np.uint8]
     scales: NDArray[np.float16]
     bits: int
+    is_exact: bool = False
 
 
 def quantized_weight(weight: NDArray[np.floating], bits: int) -> QuantizedWeight:
     """Rounds to nearest, symmetric at 8 bits; at 4 bits with the scale of least squared error.
+
+    Blocks that need no rounding, see `exact_scales`, are stored as they are.
 
     Args:
         weight: (K, N), as `MatMul` has it, in any floating-point type.
@@ -48,16 +57,17 @@ def quantized_weight(weight: NDArray[np.floating], bits: int) -> QuantizedWeight
     scales = np.empty((num_groups, padded_inputs // BLOCK_SIZES[bits], LANES), np.float16)
     part = max(1, _PART_SIZE // (padded_inputs * LANES))
 
-    def quantize(first: int) -> None:
+    def quantize(first: int) -> bool:
         groups = slice(first, min(first + part, num_groups))
         some = weight[:, groups.start * LANES : groups.stop * LANES]
         padded = np.zeros(((groups.stop - groups.start) * LANES, padded_inputs), np.float32)
         padded[: some.shape[1], :num_inputs] = some.T
-        data[groups], scales[groups] = _quantized_groups(padded, bits)
+        data[groups], scales[groups], is_exact = _quantized_groups(padded, bits)
+        return is_exact
 
     with ThreadPoolExecutor() as pool:
-        list(pool.map(quantize, range(0, num_groups, part)))
-    return QuantizedWeight(data, scales, bits)
+        are_exact = list(pool.map(quantize, range(0, num_groups, part)))
+    return QuantizedWeight(data, scales, bits, all(are_exact))
 
 
 def packed_bytes(num_inputs: int, num_outputs: int, bits: int) -> int:
@@ -68,11 +78,20 @@ def packed_bytes(num_inputs: int, num_outputs: int, bits: int) -> int:
 
 def _quantized_groups(
     padded: NDArray[np.float32], bits: int
-) -> tuple[NDArray[np.uint8], NDArray[np.float16]]:
-    """Rows are outputs, in whole groups."""
+) -> tuple[NDArray[np.uint8], NDArray[np.float16], bool]:
+    """Rows are outputs, in whole groups. Data, scales, and whether nothing was rounded."""
     blocks = padded.reshape(len(padded), -1, BLOCK_SIZES[bits])
-    codes, scales = (_codes_of_8_bits if bits == 8 else _codes_of_4_bits)(blocks)
-    return packed_codes(codes, bits), packed_scales(scales)
+    low, high = _CODES[bits]
+    exact = exact_scales(blocks, low, high, np.dtype(np.float16), negative=bits == 4)
+    is_rounded = np.isnan(exact)
+    scales = exact.astype(np.float16)
+    if is_rounded.any():
+        searched = (_scales_of_8_bits if bits == 8 else _scales_of_4_bits)(blocks)
+        np.copyto(scales, searched, where=is_rounded)
+    codes = np.empty_like(blocks)
+    _round(blocks, _divisors(scales)[..., None], codes, bits)
+    stored = (codes + (1 << (bits - 1))).astype(np.uint8)
+    return packed_codes(stored, bits), packed_scales(scales), not is_rounded.any()
 
 
 def packed_codes(codes: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
@@ -110,18 +129,13 @@ def dequantized_weight(
     return np.ascontiguousarray(weight[:num_outputs, :num_inputs].T)
 
 
-def _codes_of_8_bits(
-    blocks: NDArray[np.float32],
-) -> tuple[NDArray[np.uint8], NDArray[np.float16]]:
-    scales = (np.abs(blocks).max(-1) / 127).astype(np.float16)
-    codes = np.rint(blocks / _divisors(scales)[..., None])
-    return (codes.clip(-127, 127) + 128).astype(np.uint8), scales
+def _scales_of_8_bits(blocks: NDArray[np.float32]) -> NDArray[np.float16]:
+    scales: NDArray[np.float16] = (np.abs(blocks).max(-1) / 127).astype(np.float16)
+    return scales
 
 
-def _codes_of_4_bits(
-    blocks: NDArray[np.float32],
-) -> tuple[NDArray[np.uint8], NDArray[np.float16]]:
-    """-8 to 7 with the largest magnitude near -8, whichever its sign: the scale may be negative."""
+def _scales_of_4_bits(blocks: NDArray[np.float32]) -> NDArray[np.float16]:
+    """With the largest magnitude near code -8, whichever its sign: the scale may be negative."""
     largest = np.take_along_axis(blocks, np.abs(blocks).argmax(-1)[..., None], -1)[..., 0]
     best_scales = np.zeros(blocks.shape[:-1], np.float16)
     best_errors = np.full(blocks.shape[:-1], np.inf, np.float32)
@@ -130,23 +144,25 @@ def _codes_of_4_bits(
         for sign in (-8, 7):
             scales = (largest / sign * shrink).astype(np.float16)
             divisors = _divisors(scales)[..., None]
-            _round_to_4_bits(blocks, divisors, codes)
+            _round(blocks, divisors, codes, 4)
             codes *= divisors
             codes -= blocks
             errors = np.einsum("nbk,nbk->nb", codes, codes)
             better = errors < best_errors
             np.copyto(best_errors, errors, where=better)
             np.copyto(best_scales, scales, where=better)
-    _round_to_4_bits(blocks, _divisors(best_scales)[..., None], codes)
-    return (codes + 8).astype(np.uint8), best_scales
+    return best_scales
 
 
-def _round_to_4_bits(
-    blocks: NDArray[np.float32], divisors: NDArray[np.float32], codes: NDArray[np.float32]
+def _round(
+    blocks: NDArray[np.float32],
+    divisors: NDArray[np.float32],
+    codes: NDArray[np.float32],
+    bits: int,
 ) -> None:
     np.divide(blocks, divisors, out=codes)
     np.rint(codes, out=codes)
-    np.clip(codes, -8, 7, out=codes)
+    np.clip(codes, *_CODES[bits], out=codes)
 
 
 def _divisors(scales: NDArray[np.float16]) -> NDArray[np.float32]:

@@ -1,0 +1,83 @@
+"""Blocks of weights that lie on a grid already, as those of a quantized checkpoint do.
+
+Such a block is a scale times small integers. With that scale it is stored as it is, where any
+other one would round it a second time.
+"""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+_NUM_TRIED = 4
+"""Values of a block that show, in nearly all blocks of other weights, that there is no grid."""
+
+Floats = NDArray[np.float32]
+
+
+def exact_scales(
+    blocks: Floats, low: int, high: int, dtype: np.dtype[Any], *, negative: bool = False
+) -> Floats:
+    """The scales by which blocks are whole numbers, bit for bit.
+
+    Args:
+        blocks: (..., block) float32.
+        low: the least code, zero or less.
+        high: the largest code.
+        dtype: in which scales are stored.
+        negative: whether a scale may be negative.
+
+    Returns:
+        (...) float32: the largest scale of each block that `dtype` holds and by which all codes
+        are from `low` to `high`, a positive one where there is a choice; 0 for a block of zeros,
+        NaN where there is none.
+    """
+    limit = max(-low, high)
+    scales = np.full(blocks.shape[:-1], np.nan, np.float32)
+    with np.errstate(all="ignore"):
+        tried = _common_steps(np.abs(blocks[..., :_NUM_TRIED]).reshape(-1, _NUM_TRIED), limit)
+        likely = np.nonzero(~np.isnan(tried).reshape(scales.shape))
+        some = blocks[likely]
+        steps = _common_steps(np.abs(some), limit)
+        scales[likely] = _representable(some, steps, low, high, dtype, negative)
+    return scales
+
+
+def _common_steps(magnitudes: Floats, limit: int) -> Floats:
+    """The greatest common divisor of each row (rows, n), NaN below the largest over `limit`.
+
+    Euclid's algorithm for all values of a row at once. It is exact where there is a grid, since
+    products of a scale and a small integer have few bits; elsewhere it ends soon.
+    """
+    steps = magnitudes.max(-1)
+    least = steps / (limit + 0.5)
+    rows = np.flatnonzero(steps)
+    while rows.size:
+        values, step = magnitudes[rows], steps[rows, None]
+        rest = np.abs(values - np.rint(values / step) * step)
+        smallest = np.where(rest > 0, rest, np.inf).min(-1)
+        is_divided = smallest == np.inf
+        is_small = smallest < least[rows]
+        steps[rows[~is_divided]] = np.where(is_small, np.nan, smallest)[~is_divided]
+        rows = rows[~is_divided & ~is_small]
+    return steps
+
+
+def _representable(
+    blocks: Floats, steps: Floats, low: int, high: int, dtype: np.dtype[Any], negative: bool
+) -> Floats:
+    """The first of the steps, their halves, thirds and so on that a format holds, or NaN."""
+    scales = np.where(steps == 0, np.float32(0), np.float32(np.nan))
+    largest = np.abs(blocks).max(-1)
+    for divisor in range(1, max(-low, high) + 1):
+        for sign in (1, -1) if negative else (1,):
+            within = largest <= (max(-low, high) + 0.5) * (steps / divisor)
+            rows = np.flatnonzero(np.isnan(scales) & within)
+            if not rows.size:
+                return scales
+            stored = (steps[rows] / (divisor * sign)).astype(dtype).astype(np.float32)
+            codes = np.rint(blocks[rows] / stored[:, None])
+            is_exact = (codes * stored[:, None] == blocks[rows]).all(-1)
+            is_exact &= (codes.min(-1) >= low) & (codes.max(-1) <= high)
+            scales[rows[is_exact]] = stored[is_exact]
+    return scales
