@@ -35,31 +35,37 @@ def exact_scales(
     limit = max(-low, high)
     scales = np.full(blocks.shape[:-1], np.nan, np.float32)
     with np.errstate(all="ignore"):
-        tried = _common_steps(np.abs(blocks[..., :_NUM_TRIED]).reshape(-1, _NUM_TRIED), limit)
+        tried = _common_steps(_by_place(np.abs(blocks[..., :_NUM_TRIED])), limit)
         likely = np.nonzero(~np.isnan(tried).reshape(scales.shape))
-        some = blocks[likely]
+        some = _by_place(blocks[likely])
         steps = _common_steps(np.abs(some), limit)
         scales[likely] = _representable(some, steps, low, high, dtype, negative)
     return scales
 
 
-def _common_steps(magnitudes: Floats, limit: int) -> Floats:
-    """The greatest common divisor of each row (rows, n), NaN below the largest over `limit`.
+def _by_place(blocks: Floats) -> Floats:
+    """(..., block) → (block, num_blocks), so that blocks lie next to each other in loops."""
+    first: Floats = np.moveaxis(blocks, -1, 0)
+    return np.ascontiguousarray(first.reshape(len(first), -1))
 
-    Euclid's algorithm for all values of a row at once. It is exact where there is a grid, since
+
+def _common_steps(magnitudes: Floats, limit: int) -> Floats:
+    """The greatest common divisor of each column, NaN where it is below the largest over `limit`.
+
+    Euclid's algorithm for all values of a block at once. It is exact where there is a grid, since
     products of a scale and a small integer have few bits; elsewhere it ends soon.
     """
-    steps = magnitudes.max(-1)
+    steps = magnitudes.max(0)
     least = steps / (limit + 0.5)
-    rows = np.flatnonzero(steps)
-    while rows.size:
-        values, step = magnitudes[rows], steps[rows, None]
+    columns = np.flatnonzero(steps)
+    while columns.size:
+        values, step = magnitudes[:, columns], steps[columns]
         rest = np.abs(values - np.rint(values / step) * step)
-        smallest = np.where(rest > 0, rest, np.inf).min(-1)
+        smallest = np.where(rest > 0, rest, np.inf).min(0)
         is_divided = smallest == np.inf
-        is_small = smallest < least[rows]
-        steps[rows[~is_divided]] = np.where(is_small, np.nan, smallest)[~is_divided]
-        rows = rows[~is_divided & ~is_small]
+        is_small = smallest < least[columns]
+        steps[columns] = np.where(is_divided, step, np.where(is_small, np.nan, smallest))
+        columns = columns[~is_divided & ~is_small]
     return steps
 
 
@@ -67,17 +73,19 @@ def _representable(
     blocks: Floats, steps: Floats, low: int, high: int, dtype: np.dtype[Any], negative: bool
 ) -> Floats:
     """The first of the steps, their halves, thirds and so on that a format holds, or NaN."""
+    limit = max(-low, high)
     scales = np.where(steps == 0, np.float32(0), np.float32(np.nan))
-    largest = np.abs(blocks).max(-1)
-    for divisor in range(1, max(-low, high) + 1):
+    largest = np.abs(blocks).max(0)
+    for divisor in range(1, limit + 1):
         for sign in (1, -1) if negative else (1,):
-            within = largest <= (max(-low, high) + 0.5) * (steps / divisor)
-            rows = np.flatnonzero(np.isnan(scales) & within)
-            if not rows.size:
+            within = largest <= (limit + 0.5) * (steps / divisor)
+            columns = np.flatnonzero(np.isnan(scales) & within)
+            if not columns.size:
                 return scales
-            stored = (steps[rows] / (divisor * sign)).astype(dtype).astype(np.float32)
-            codes = np.rint(blocks[rows] / stored[:, None])
-            is_exact = (codes * stored[:, None] == blocks[rows]).all(-1)
-            is_exact &= (codes.min(-1) >= low) & (codes.max(-1) <= high)
-            scales[rows[is_exact]] = stored[is_exact]
+            values = blocks[:, columns]
+            stored = (steps[columns] / (divisor * sign)).astype(dtype).astype(np.float32)
+            codes = np.rint(values / stored)
+            is_exact = (codes * stored == values).all(0)
+            is_exact &= (codes.min(0) >= low) & (codes.max(0) <= high)
+            scales[columns[is_exact]] = stored[is_exact]
     return scales

@@ -7,6 +7,7 @@ import torch
 from numpy.typing import NDArray
 
 from medusa_trt.export.passes.quantize_weights import (
+    block_size_for,
     block_size_of,
     dequantized_matrix,
     quantized_matrix,
@@ -67,9 +68,9 @@ class StandardRounding:
 
     def weight(self, weight: NDArray[np.float32], format_: WeightFormat) -> NDArray[np.float32]:
         """See `quantized_matrix`."""
-        half = weight.astype(np.float16)
-        block_size = block_size_of(len(half)) if format_ == "int4" else None
-        return dequantized_matrix(*quantized_matrix(half, format_, block_size))
+        half = np.dtype(np.float16)
+        block_size = block_size_for(weight, half) if format_ == "int4" else None
+        return dequantized_matrix(*quantized_matrix(weight, format_, block_size, half))
 
     def inputs(self, x: torch.Tensor, format_: WeightFormat) -> torch.Tensor:
         """As they are."""

@@ -1,5 +1,6 @@
 """Weights of products behind `DequantizeLinear`, the standard form of weight quantization."""
 
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -10,10 +11,11 @@ from onnx_ir.passes import InPlacePass, PassResult
 
 from medusa_trt.export.exact_scales import exact_scales
 from medusa_trt.export.lazy_tensor import LazyTensor, lazy, transposed
-from medusa_trt.export.weight_formats import FormatOf, WeightFormat
+from medusa_trt.export.weight_formats import FormatOf, Noted, WeightFormat
 
 _BLOCK_SIZES = (128, 64, 32, 16)
 _MAX_CODE = {"int4": 7.0, "int8": 127.0, "fp8": 448.0}
+_LEAST_CODE = {"int4": -8.0, "int8": -127.0, "fp8": -448.0}
 _CODE_TYPES = {
     "int4": ir.DataType.INT4,
     "int8": ir.DataType.INT8,
@@ -21,6 +23,8 @@ _CODE_TYPES = {
 }
 _SHRINKS = np.linspace(1.0, 0.75, 6, dtype=np.float32)
 _COLUMNS = 64
+_TRIED_COLUMNS = 16
+"""Outputs that show, in nearly all matrices, which blocks need no rounding."""
 
 Array = NDArray[Any]
 
@@ -34,10 +38,10 @@ class QuantizeWeightsPass(InPlacePass):
     int4, those whose inputs no block size divides.
     """
 
-    def __init__(self, format_of: FormatOf) -> None:
-        """Takes the format of each matrix."""
+    def __init__(self, format_of: FormatOf, noted: Noted | None = None) -> None:
+        """Takes the format of each matrix, and who is told of it."""
         super().__init__()
-        self._format_of = format_of
+        self._format_of, self._noted = format_of, noted
 
     def call(self, model: ir.Model) -> PassResult:
         """Quantizes each weight."""
@@ -53,7 +57,10 @@ class QuantizeWeightsPass(InPlacePass):
         block_size = block_size_of(tensor.sizes[0]) if format_ == "int4" else None
         if format_ == "int4" and block_size is None:
             return False
-        codes, scales = _quantized_later(tensor, format_, block_size)
+        if format_ == "int4" and self._noted is not None:
+            # A quantized checkpoint has blocks of its own.
+            block_size = block_size_for(tensor.stored(), tensor.dtype.numpy())
+        codes, scales = _quantized_later(tensor, format_, block_size, self._noted)
         name = product.name or str(product.outputs[0].name)
         dequantize = ir.Node(
             "",
@@ -80,6 +87,18 @@ def block_size_of(num_inputs: int) -> int | None:
     return next((size for size in _BLOCK_SIZES if num_inputs % size == 0), None)
 
 
+def block_size_for(weight: Array, dtype: np.dtype[Any]) -> int | None:
+    """Of a weight (K, N): the largest by which int4 holds it as it is, else `block_size_of`."""
+    tried = weight[:, :_TRIED_COLUMNS].astype(np.float32)
+    for size in _BLOCK_SIZES:
+        if (
+            len(weight) % size == 0
+            and not np.isnan(_exact_scales(tried, "int4", size, dtype)).any()
+        ):
+            return size
+    return block_size_of(len(weight))
+
+
 def dequantized_matrix(codes: Array, scales: Array) -> NDArray[np.float32]:
     """The (K, N) matrix that the result of `quantized_matrix` stands for."""
     wide = codes.astype(np.float32)
@@ -89,36 +108,67 @@ def dequantized_matrix(codes: Array, scales: Array) -> NDArray[np.float32]:
 
 
 def quantized_matrix(
-    weight: Array, format_: WeightFormat, block_size: int | None
+    weight: Array,
+    format_: WeightFormat,
+    block_size: int | None,
+    dtype: np.dtype[Any] | None = None,
 ) -> tuple[Array, Array]:
-    """Codes (K, N) and scales of a weight (K, N), in the weight's own type.
+    """Codes (K, N) and scales of a weight (K, N), of which blocks need no rounding or are rounded.
 
-    Scales are (K / block_size, N) with blocks, (N,) without. At 4 bits each is the one of the
-    least squared error among some that clip.
+    The former, see `exact_scales`, are stored as they are. At 4 bits the scales of the others are
+    those of the least squared error among some that clip.
+
+    Args:
+        weight: in any floating-point type.
+        format_: of the codes.
+        block_size: inputs that share a scale; None for one scale for each output.
+        dtype: of the scales, to which values are rounded first; by default the weight's own.
+
+    Returns:
+        The codes; scales (K / block_size, N) with blocks, (N,) without.
     """
     num_inputs, num_outputs = weight.shape
+    kind = weight.dtype if dtype is None else dtype
     codes = np.empty(weight.shape, _CODE_TYPES[format_].numpy())
-    scales = np.empty((num_inputs // (block_size or num_inputs), num_outputs), weight.dtype)
+    scales = np.empty((num_inputs // (block_size or num_inputs), num_outputs), kind)
 
-    def quantize(start: int) -> None:
-        # Some outputs at a time, whose temporaries stay in the processor's cache.
-        some = slice(start, start + _COLUMNS)
-        codes[:, some], scales[:, some] = _quantized_columns(weight[:, some], format_, block_size)
+    def quantize(some: slice) -> None:
+        columns = _quantized_columns(weight[:, some], format_, block_size, kind)
+        codes[:, some], scales[:, some] = columns
 
     with ThreadPoolExecutor() as pool:
-        list(pool.map(quantize, range(0, num_outputs, _COLUMNS)))
+        list(pool.map(quantize, _parts(num_outputs)))
     return codes, scales if block_size else scales[0]
 
 
+def _parts(num_outputs: int) -> Iterator[slice]:
+    """Some outputs at a time, whose temporaries stay in the processor's cache."""
+    return (slice(start, start + _COLUMNS) for start in range(0, num_outputs, _COLUMNS))
+
+
+def _is_exact(weight: Array, codes: Array, scales: Array) -> bool:
+    """Whether codes and scales stand for the very values of a weight."""
+    return all(
+        np.array_equal(
+            dequantized_matrix(codes[:, some], scales[..., some]),
+            weight[:, some].astype(np.float32),
+        )
+        for some in _parts(weight.shape[1])
+    )
+
+
 def _quantized_later(
-    weight: LazyTensor, format_: WeightFormat, block_size: int | None
+    weight: LazyTensor, format_: WeightFormat, block_size: int | None, noted: Noted | None
 ) -> tuple[LazyTensor, LazyTensor]:
     """Codes and scales of a weight, quantized once for both if they are read in this order."""
     done: list[Array] = []
 
     def quantized() -> tuple[Array, Array]:
-        array = np.asarray(weight.stored(), weight.dtype.numpy())
-        return quantized_matrix(array, format_, block_size)
+        array = weight.stored()
+        codes, scales = quantized_matrix(array, format_, block_size, weight.dtype.numpy())
+        if noted is not None:
+            noted(weight, _is_exact(array, codes, scales))
+        return codes, scales
 
     def read_codes() -> Array:
         codes, scales = quantized()
@@ -137,27 +187,51 @@ def _quantized_later(
 
 
 def _quantized_columns(
-    weight: Array, format_: WeightFormat, block_size: int | None
+    weight: Array, format_: WeightFormat, block_size: int | None, dtype: np.dtype[Any]
 ) -> tuple[Array, Array]:
     """Codes (K, n) and scales (K / block_size or 1, n) of some outputs."""
-    wide = weight.astype(np.float32)
-    blocks = wide.reshape(-1, block_size or len(wide), wide.shape[1])
-    limit = _MAX_CODE[format_]
-    largest = np.abs(blocks).max(1, keepdims=True) / limit
-    best = _stored(largest, weight.dtype)
+    exact = _exact_scales(weight, format_, block_size, dtype)[:, None]
+    is_rounded = np.isnan(exact)
+    shape = len(exact), -1, weight.shape[1]
+    blocks = weight.astype(dtype).astype(np.float32).reshape(shape)
+    scales = _searched_scales(blocks, format_, dtype)
+    if not is_rounded.all():
+        blocks = np.where(is_rounded, blocks, weight.astype(np.float32).reshape(shape))
+        scales = np.where(is_rounded, scales, _stored(exact, dtype))
+    scaled = (blocks / scales).reshape(weight.shape)
+    if format_ != "fp8":
+        scaled = np.rint(scaled)
+    codes = scaled.clip(_LEAST_CODE[format_], _MAX_CODE[format_])
+    return codes.astype(_CODE_TYPES[format_].numpy()), scales[:, 0].astype(dtype)
+
+
+def _exact_scales(
+    weight: Array, format_: WeightFormat, block_size: int | None, dtype: np.dtype[Any]
+) -> NDArray[np.float32]:
+    """(K / block_size or 1, n), NaN where a block has to be rounded; see `exact_scales`."""
+    num_blocks = len(weight) // (block_size or len(weight))
+    if format_ == "fp8":
+        return np.full((num_blocks, weight.shape[1]), np.nan, np.float32)
+    blocks = weight.astype(np.float32).reshape(num_blocks, -1, weight.shape[1])
+    low, high = int(_LEAST_CODE[format_]), int(_MAX_CODE[format_])
+    return exact_scales(np.moveaxis(blocks, 1, -1), low, high, dtype)
+
+
+def _searched_scales(
+    blocks: NDArray[np.float32], format_: WeightFormat, dtype: np.dtype[Any]
+) -> NDArray[np.float32]:
+    """(blocks, 1, n): of blocks (blocks, block, n)."""
+    largest = np.abs(blocks).max(1, keepdims=True) / _MAX_CODE[format_]
+    best = _stored(largest, dtype)
     if format_ == "int4":
         best_error = np.full(largest.shape, np.inf, np.float32)
         for shrink in _SHRINKS:
-            scales = _stored(largest * shrink, weight.dtype)
-            codes = np.rint(blocks / scales).clip(-limit - 1, limit)
+            scales = _stored(largest * shrink, dtype)
+            codes = np.rint(blocks / scales).clip(_LEAST_CODE[format_], _MAX_CODE[format_])
             error = np.square(codes * scales - blocks).sum(1, keepdims=True)
             best = np.where(error < best_error, scales, best)
             best_error = np.minimum(best_error, error)
-    scaled = (blocks / best).reshape(wide.shape)
-    if format_ != "fp8":
-        scaled = np.rint(scaled)
-    codes = scaled.clip(-limit - 1 if format_ == "int4" else -limit, limit)
-    return codes.astype(_CODE_TYPES[format_].numpy()), best[:, 0].astype(weight.dtype)
+    return best
 
 
 def _stored(scales: Array, dtype: np.dtype[Any]) -> NDArray[np.float32]:
