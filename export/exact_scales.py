@@ -55,18 +55,20 @@ def _common_steps(magnitudes: Floats, limit: int) -> Floats:
     Euclid's algorithm for all values of a block at once. It is exact where there is a grid, since
     products of a scale and a small integer have few bits; elsewhere it ends soon.
     """
-    steps = magnitudes.max(0)
-    least = steps / (limit + 0.5)
-    columns = np.flatnonzero(steps)
+    values, step = magnitudes, magnitudes.max(0)
+    least = step / (limit + 0.5)
+    found = np.where(step == 0, np.float32(0), np.float32(np.nan))
+    columns = np.arange(len(step))
     while columns.size:
-        values, step = magnitudes[:, columns], steps[columns]
         rest = np.abs(values - np.rint(values / step) * step)
-        smallest = np.where(rest > 0, rest, np.inf).min(0)
-        is_divided = smallest == np.inf
-        is_small = smallest < least[columns]
-        steps[columns] = np.where(is_divided, step, np.where(is_small, np.nan, smallest))
-        columns = columns[~is_divided & ~is_small]
-    return steps
+        rest[rest == 0] = np.inf
+        smallest = rest.min(0)
+        divided = np.flatnonzero(smallest == np.inf)
+        found[columns[divided]] = step[divided]
+        others = np.flatnonzero((smallest >= least) & (smallest < np.inf))
+        columns, values = columns[others], values.take(others, 1)
+        step, least = smallest[others], least[others]
+    return found
 
 
 def _representable(
