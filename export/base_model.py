@@ -73,17 +73,6 @@ class BaseModel:
     weights: Weights
 
     @property
-    def warning(self) -> str | None:
-        """What the user should know of how the weights are stored."""
-        packing = _packing(self.model.config)
-        if packing is None:
-            return None
-        return (
-            f"{self.source.name} holds {packing.method} weights of {packing.bits} bits: they are "
-            "dequantized, and rounded again where --precision is not fp32"
-        )
-
-    @property
     def eos_token_ids(self) -> list[int]:
         """All ids that end a reply: the generation config's and the tokenizer's."""
         ids: list[int] = []
@@ -140,7 +129,13 @@ def load_base_model(source: ModelSource) -> BaseModel:
         HeadsError: the adapter that belongs to it does not fit.
     """
     model = load_model(source, torch.float32)
-    return BaseModel(source, model, load_tokenizer(source), weights_in_memory(model))
+    weights = weights_in_memory(model)
+    if source.gguf_file is not None and source.adapter is None:
+        with _loading(source):
+            stored = weights_from_gguf(model, Path(source.location) / source.gguf_file) or {}
+        for name, tensor in stored.items():
+            weights[name].quantization = tensor.quantization
+    return BaseModel(source, model, load_tokenizer(source), weights)
 
 
 def open_base_model(source: ModelSource) -> BaseModel:

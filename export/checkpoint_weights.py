@@ -147,7 +147,9 @@ def _tensors_by_parameter(
         )
         if name in wanted:
             read = partial(_unpacked, packing, sources)
-            tensors[name] = LazyTensor(read, tuple(wanted[name].shape), (location, layer))
+            tensors[name] = LazyTensor(
+                read, tuple(wanted[name].shape), (location, layer), quantization=packing.name
+            )
     return tensors
 
 

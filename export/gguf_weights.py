@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from gguf import GGUFReader, dequantize
+from gguf import GGMLQuantizationType, GGUFReader, dequantize
 from transformers import PreTrainedModel
 from transformers.modeling_gguf_pytorch_utils import (
     TENSOR_PROCESSORS,
@@ -17,12 +17,19 @@ from transformers.modeling_gguf_pytorch_utils import (
 from medusa_trt.export.lazy_tensor import Array, LazyTensor
 from medusa_trt.export.streamed_model import Weights
 
+_WHOLE = {
+    GGMLQuantizationType.F16,
+    GGMLQuantizationType.BF16,
+    GGMLQuantizationType.F32,
+    GGMLQuantizationType.F64,
+}
+
 
 def weights_from_gguf(model: PreTrainedModel, path: Path) -> Weights | None:
     """The weights of a GGUF file of any quantization.
 
     Args:
-        model: without weights in memory, of the file's own config.
+        model: of the file's own config; its weights are not read.
         path: the file.
 
     Returns:
@@ -56,7 +63,8 @@ def weights_from_gguf(model: PreTrainedModel, path: Path) -> Weights | None:
             tensor.tensor_type,
             processor,
         )
-        found[name] = LazyTensor(source.read, shape, (str(path), tensor.name))
+        kind = None if tensor.tensor_type in _WHOLE else tensor.tensor_type.name
+        found[name] = LazyTensor(source.read, shape, (str(path), tensor.name), quantization=kind)
         by_parameter.setdefault(id(parameters[name]), name)
     weights = {
         name: found[by_parameter[id(parameter)]]

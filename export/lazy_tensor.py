@@ -22,6 +22,8 @@ class LazyTensor(ir.LazyTensor):
         sources: names of the tensors of the traced graph that it is made of.
         stored: gives the array in the type of the file it comes from, which may be narrower than
             the graph's, and may be a view of the file.
+        quantization: how a checkpoint stores it, if it is quantized there; what is made of several
+            tensors has none.
     """
 
     def __init__(
@@ -32,6 +34,7 @@ class LazyTensor(ir.LazyTensor):
         dtype: ir.DataType = ir.DataType.FLOAT,
         name: str | None = None,
         sources: Sequence[str] = (),
+        quantization: str | None = None,
     ) -> None:
         """Takes the recipe.
 
@@ -42,11 +45,13 @@ class LazyTensor(ir.LazyTensor):
             dtype: in the graph.
             name: of the tensor.
             sources: see the attribute; by default its own name.
+            quantization: see the attribute.
         """
         super().__init__(self._converted, dtype, ir.Shape(shape), name=name)
         self.stored = stored
         self.key = key
         self.sources = tuple(sources) or ((name,) if name else ())
+        self.quantization = quantization
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -55,11 +60,16 @@ class LazyTensor(ir.LazyTensor):
 
     def named(self, name: str) -> "LazyTensor":
         """The same tensor by another name."""
-        return LazyTensor(self.stored, self.sizes, self.key, self.dtype, name, self.sources)
+        return self._copy(self.dtype, name)
 
     def in_type(self, dtype: ir.DataType) -> "LazyTensor":
         """The same tensor in a graph of another type."""
-        return LazyTensor(self.stored, self.sizes, self.key, dtype, self.name, self.sources)
+        return self._copy(dtype, self.name)
+
+    def _copy(self, dtype: ir.DataType, name: str | None) -> "LazyTensor":
+        return LazyTensor(
+            self.stored, self.sizes, self.key, dtype, name, self.sources, self.quantization
+        )
 
     def _converted(self) -> ir.TensorProtocol:
         array = self.stored()

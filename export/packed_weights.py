@@ -35,6 +35,11 @@ class Packing:
     optional: tuple[str, ...]
     unpack: Callable[[Mapping[str, Array], int], Array]
 
+    @property
+    def name(self) -> str:
+        """For messages."""
+        return f"{self.method} of {self.bits} bits"
+
 
 def packing_from_config(config: Mapping[str, Any]) -> Packing | None:
     """The packing that a model's `quantization_config` describes, or None if it is no known one.

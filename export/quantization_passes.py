@@ -7,13 +7,17 @@ from medusa_trt.export.targets import Precision
 from medusa_trt.export.weight_formats import (
     FORMAT_OF_BITS,
     FormatOf,
+    Noted,
     format_by_outputs,
     one_format,
 )
 
 
 def layers_pass(
-    precision: Precision, vocab_size: int, planned: FormatOf | None
+    precision: Precision,
+    vocab_size: int,
+    planned: FormatOf | None,
+    noted: Noted | None = None,
 ) -> InPlacePass | None:
     """For the verify graph; None where nothing is rounded.
 
@@ -21,17 +25,18 @@ def layers_pass(
         precision: of the export.
         vocab_size: the number of outputs by which the unembedding is known.
         planned: the formats of a quantization plan.
+        noted: told of each matrix that is stored.
     """
     if precision.weights is not None:
         # A device multiplies by the unembedding in the type of the computation.
         return QuantizeWeightsPass(
-            planned or format_by_outputs(precision.weights, None, vocab_size)
+            planned or format_by_outputs(precision.weights, None, vocab_size), noted
         )
     if precision.layer_bits is None or precision.unembedding_bits is None:
         return None
     layers, unembedding = precision.layer_bits, precision.unembedding_bits
     uniform = format_by_outputs(FORMAT_OF_BITS[layers], FORMAT_OF_BITS[unembedding], vocab_size)
-    return QuantizeLinearPass(planned or uniform)
+    return QuantizeLinearPass(planned or uniform, noted)
 
 
 def heads_pass(precision: Precision) -> InPlacePass | None:

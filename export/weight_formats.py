@@ -27,6 +27,9 @@ def is_rounded(format_: str) -> TypeGuard[WeightFormat]:
 FormatOf = Callable[[LazyTensor], WeightFormat | None]
 """The format of a product's (inputs, outputs) matrix; None leaves it as it is."""
 
+Noted = Callable[[LazyTensor, bool], None]
+"""Told of each (inputs, outputs) matrix that is stored, and whether nothing of it was rounded."""
+
 
 def one_format(format_: WeightFormat) -> FormatOf:
     """The same for all."""

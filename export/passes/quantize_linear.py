@@ -14,7 +14,7 @@ from medusa_trt.export.quantize import (
     QuantizedWeight,
     quantized_weight,
 )
-from medusa_trt.export.weight_formats import BITS, FormatOf
+from medusa_trt.export.weight_formats import BITS, FormatOf, Noted
 from medusa_trt.runtime.operators import DOMAIN
 
 _SILU = 1
@@ -29,10 +29,10 @@ class QuantizeLinearPass(InPlacePass):
     constant matrix remains, but for those without a format.
     """
 
-    def __init__(self, format_of: FormatOf) -> None:
-        """Takes the format of each matrix, int8 or int4."""
+    def __init__(self, format_of: FormatOf, noted: Noted | None = None) -> None:
+        """Takes the format of each matrix, int8 or int4, and who is told of it once it is read."""
         super().__init__()
-        self._format_of = format_of
+        self._format_of, self._noted = format_of, noted
 
     def call(self, model: ir.Model) -> PassResult:
         """Replaces each product."""
@@ -44,16 +44,16 @@ class QuantizeLinearPass(InPlacePass):
         done: set[ir.Node] = set()
         for node, format_ in products.items():
             if node not in done:
-                done |= _replace(model.graph, node, BITS[format_])
+                done |= _replace(model.graph, node, BITS[format_], self._noted)
         if products:
             model.graph.opset_imports[DOMAIN] = 1
         return PassResult(model, bool(products))
 
 
-def _replace(graph: ir.Graph, product: ir.Node, bits: int) -> set[ir.Node]:
+def _replace(graph: ir.Graph, product: ir.Node, bits: int, noted: Noted | None) -> set[ir.Node]:
     plan = _planned(product)
     num_outputs = plan.weights[0].sizes[1]
-    data, scales = _quantized(_in_turn(plan.weights), bits)
+    data, scales = _quantized(_in_turn(plan.weights), bits, noted)
     name = product.name or product.outputs[0].name
     inputs: list[ir.Value | None] = [
         plan.source,
@@ -243,7 +243,7 @@ def _arrays_in_turn(arrays: list[Array]) -> Array:
     return joined.reshape(*joined.shape[:-3], -1)
 
 
-def _quantized(weight: LazyTensor, bits: int) -> tuple[LazyTensor, LazyTensor]:
+def _quantized(weight: LazyTensor, bits: int, noted: Noted | None) -> tuple[LazyTensor, LazyTensor]:
     """The data and the scales of a weight, quantized once for both if read in this order."""
     num_inputs, num_outputs = weight.sizes
     groups, inputs = -(-num_outputs // LANES), num_inputs + -num_inputs % 64
@@ -251,6 +251,8 @@ def _quantized(weight: LazyTensor, bits: int) -> tuple[LazyTensor, LazyTensor]:
 
     def data() -> Array:
         done[:] = [quantized_weight(weight.stored(), bits)]
+        if noted is not None:
+            noted(weight, done[0].is_exact)
         return done[0].data
 
     def scales() -> Array:
