@@ -55,12 +55,20 @@ def grid_of(
     size: int = 32,
     spread: int = 1,
     ordered: bool = False,
+    zero: int | None = None,
 ) -> Grid:
-    """An (N, K) matrix in groups of inputs; zero points are off the middle by up to `spread`."""
+    """An (N, K) matrix in groups of inputs.
+
+    Zero points are off the middle by up to `spread`, or all are `zero`, for scales by which the
+    largest magnitude takes the codes above it.
+    """
     groups = weight.T.reshape(-1, size, len(weight))
-    scales = (np.abs(groups).max(1) / (1 << (bits - 1))).astype(np.float16)
     half = 1 << (bits - 1)
+    steps = half if zero is None else 2 * half - 1 - zero
+    scales = (np.abs(groups).max(1) / steps).astype(np.float16)
     zeros = half + rng.integers(-spread, spread + 1, scales.shape)
+    if zero is not None:
+        zeros[:] = zero
     codes = np.rint(groups / scales[:, None].astype(np.float32)) + zeros[:, None]
     codes = codes.clip(0, 2 * half - 1).astype(int).reshape(-1, len(weight))
     order = rng.permutation(len(codes)) if ordered else np.arange(len(codes))
