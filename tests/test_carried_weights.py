@@ -9,11 +9,13 @@ import pytest
 from numpy.typing import NDArray
 from reference.gguf_files import write_gguf
 from reference.packed_checkpoints import METHODS, Grid, grid_of, pack_checkpoint
-from test_operators import needs_library
 from tiny_models import llama_config, random_model, save_tiny_model
 
 from medusa_trt.export.pipeline import ExportOptions, export_bundle
 from medusa_trt.runtime.bundle import Bundle
+from medusa_trt.runtime.operators import library_path
+
+needs_library = pytest.mark.skipif(library_path() is None, reason="built without a C++ compiler")
 
 Array = NDArray[Any]
 CONFIG = {"intermediate_size": 128}
