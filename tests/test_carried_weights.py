@@ -63,13 +63,11 @@ def library_rows(bundle: Bundle) -> set[bytes]:
 
 def device_rows(bundle: Bundle) -> set[bytes]:
     """Of all products behind `DequantizeLinear`."""
-    return set().union(
-        *(
-            rows_of(array_of(node.inputs[0]).astype(int).T, array_of(node.inputs[1]).T)
-            for node in verify_graph(bundle)
-            if node.op_type == "DequantizeLinear"
-        )
-    )
+    rows = set()
+    for node in verify_graph(bundle):
+        if node.op_type == "DequantizeLinear":
+            rows |= rows_of(array_of(node.inputs[0]).astype(int).T, array_of(node.inputs[1]).T)
+    return rows
 
 
 def exported(
@@ -175,5 +173,5 @@ def test_gguf_files(kind: str, start: str, ending: str, tiny_heads: Path, tmp_pa
     written = write_gguf(path, random_model(llama_config(**CONFIG)), kind)
     bundle, said = exported(path, tiny_heads, tmp_path / "bundle", "int4")
     assert said == f"{start}tiny has 14 matrices in {kind}: {ending}"
-    expected = set().union(*(rows_of(codes, scales) for codes, scales in written))
+    expected = {row for codes, scales in written for row in rows_of(codes, scales)}
     assert (expected <= library_rows(bundle)) == (kind == "Q4_0")

@@ -102,9 +102,10 @@ def write_gguf(path: Path, model: PreTrainedModel, kind: str) -> list[tuple[Code
 def _add_tokenizer(writer: GGUFWriter, vocab_size: int) -> None:
     """One token a byte, and names for those that there are no bytes for."""
     vocab = byte_tokenizer().get_vocab()
-    by_id = {index: token for token, index in vocab.items()}
+    by_id = {index: token for token, index in vocab.items()} | {len(vocab): "ab"}
     writer.add_tokenizer_model("gpt2")
     writer.add_token_list([by_id.get(index, f"<unused{index}>") for index in range(vocab_size)])
+    writer.add_token_types([1] * vocab_size)
     writer.add_token_merges(["a b"])
     writer.add_bos_token_id(256)
     writer.add_eos_token_id(EOS_ID)
