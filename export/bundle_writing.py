@@ -8,6 +8,7 @@ import torch
 from onnx_ir.passes import InPlacePass
 
 from medusa_trt.errors import ExportError
+from medusa_trt.export.carried_weights import CarriedWeights
 from medusa_trt.export.graph import VerifyModule
 from medusa_trt.export.heads import HeadsModule
 from medusa_trt.export.integer_reduce import integer_reduce_graph
@@ -46,7 +47,8 @@ def write_bundle(folder: Path, parts: ExportParts, progress: Callable[[str], Non
     dtype = getattr(torch, parts.precision.dtype)
     traced, weights = in_type(model, parts.base.weights, dtype)
     planned = None if parts.plan is None else PlannedFormats(parts.plan, traced, "model.")
-    quantize = layers_pass(parts.precision, model.config.vocab_size, planned)
+    carried = CarriedWeights(parts.base.weights, "model.")
+    quantize = layers_pass(parts.precision, model.config.vocab_size, planned, carried.noted)
     graphs = {}
     for name, form in _verify_forms(parts.precision).items():
         progress(f"tracing the {name} graph")
@@ -64,6 +66,8 @@ def write_bundle(folder: Path, parts: ExportParts, progress: Callable[[str], Non
     graphs["tree"] = tree_graph(parts.tree, parts.target.opset)
     progress("writing weights and graphs")
     save_graphs(folder, graphs)
+    if said := carried.described(parts.base.source.name):
+        progress(said)
     graph_specs = {name: graph_spec(folder, name) for name in graphs}
     del graphs
     _write_texts(folder, parts)

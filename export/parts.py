@@ -159,10 +159,7 @@ def _loaded_parts(
     tree = load_tree(options.tree or own_tree or target.default_tree)
     tree.check(heads.num_heads, max(MIN_TOP_K, tree.top_k))
     progress(f"opening {source.name}")
-    base = open_base_model(source)
-    if base.warning is not None:
-        progress(f"warning: {base.warning}")
-    return base, heads, tree
+    return open_base_model(source), heads, tree
 
 
 def _random_parts(
