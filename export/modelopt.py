@@ -16,11 +16,14 @@ class ModelOptArguments(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         quantize_mode: always int4, the mode that takes other formats beside it.
+        calibration_method: always rounding to nearest; the others run the graph in ONNX Runtime,
+            whose CPU provider has no `TensorScatter`.
         nodes_to_exclude: regular expressions of the products that stay as they are.
         layers_8bit: names of those that get 8 bits, with commas between them.
     """
 
     quantize_mode: str = "int4"
+    calibration_method: str = "rtn_dq"
     nodes_to_exclude: tuple[str, ...]
     layers_8bit: str
 

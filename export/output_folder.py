@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from medusa_trt.errors import ExportError
-from medusa_trt.interrupts import deferred_interrupts
+from medusa_trt.interrupts import deferred_interrupts, num_interrupts, raise_swallowed
 from medusa_trt.runtime.bundle import MANIFEST_FILE
 
 
@@ -58,10 +58,12 @@ def _remove_leftovers(output: Path) -> None:
 def new_folder(output: Path, overwrite: bool) -> Iterator[Path]:
     """A folder that becomes `output` when the block succeeds and vanishes when it does not."""
     partial = output.absolute().with_name(f".{output.name}.partial-{os.getpid()}")
+    num_before = num_interrupts()
     try:
         _remove_leftovers(output)
         partial.mkdir()
         yield partial
+        raise_swallowed(num_before)
         with deferred_interrupts():
             _put(partial, output, overwrite)
     except OSError as error:

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 EXIT_INTERRUPTED = 128 + signal.SIGINT
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_raised: list[int] = []
+"""Signals that were raised as exceptions so far."""
 
 
 class Interrupted(KeyboardInterrupt):
@@ -65,5 +67,21 @@ def deferred_interrupts() -> Iterator[None]:
             signal.raise_signal(waiting[0])
 
 
+def num_interrupts() -> int:
+    """How many interrupts were raised so far."""
+    return len(_raised)
+
+
+def raise_swallowed(since: int) -> None:
+    """Raises an interrupt again that was swallowed, if there was one after the first `since`.
+
+    An exception that comes while Python runs a finalizer or a weak reference's callback, as happens
+    while torch traces, is printed and ignored.
+    """
+    if len(_raised) > since:
+        raise Interrupted(_raised[-1])
+
+
 def _raise(number: int, _: object) -> None:
+    _raised.append(number)
     raise Interrupted(number)

@@ -161,3 +161,22 @@ def test_an_interrupt_does_not_part_the_old_bundle_from_the_new(
     with pytest.raises(Interrupted), new_folder(output, True) as folder:
         (folder / "new").touch()
     assert [path.name for path in tmp_path.rglob("*")] == ["bundle", "new"]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_an_interrupt_that_a_finalizer_swallowed_leaves_nothing(
+    interruptible: None, tmp_path: Path
+) -> None:
+    class Finalized:
+        def __del__(self) -> None:
+            signal.raise_signal(signal.SIGTERM)
+
+    with (
+        pytest.raises(Interrupted) as raised,
+        new_folder(tmp_path / "bundle", overwrite=False) as folder,
+    ):
+        (folder / "file").write_text("half")
+        Finalized()  # is gone at once, and so is what it raises
+        (folder / "file").write_text("whole")
+    assert raised.value.exit_code == 143
+    assert not list(tmp_path.iterdir())
