@@ -258,7 +258,12 @@ def test_modelopt_gets_a_file(
     assert calibrate(bundle, "--model", tiny_model, *SMALL, *words) == 0
     assert "modelopt.onnx.quantization" in " ".join(capsys.readouterr().out.split())
     found = json.loads((bundle / "calibration" / "modelopt.json").read_text())
-    assert set(found) == {"quantize_mode", "nodes_to_exclude", "layers_8bit"}
+    assert set(found) == {
+        "quantize_mode",
+        "calibration_method",
+        "nodes_to_exclude",
+        "layers_8bit",
+    }
     # A plan for the processor leaves no file for another one behind.
     assert calibrate(bundle, "--model", tiny_model, *SMALL, "--max-kl", "0.1") == 0
     assert not (bundle / "calibration" / "modelopt.json").exists()
