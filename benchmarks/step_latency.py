@@ -9,6 +9,7 @@ and goes. Prefill, the heads and the host's part (candidates, acceptance, commit
 import argparse
 import sys
 import time
+from array import array
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
@@ -24,7 +25,7 @@ from medusa_trt.calibration.bench_report import Machine, replaced_file
 from medusa_trt.errors import MedusaError
 from medusa_trt.runtime.acceptance import accept_exact
 from medusa_trt.runtime.bundle import Bundle
-from medusa_trt.runtime.candidates import tokens_from_candidates
+from medusa_trt.runtime.candidates import node_tokens_from_indices, tokens_from_candidates
 from medusa_trt.runtime.ort_engine import OrtEngine
 from medusa_trt.tree_configs import MedusaTree, chain_tree, load_tree
 
@@ -159,17 +160,17 @@ def prefill(engine: OrtEngine, chunk: int) -> Callable[[], object]:
 
 def host_work(engine: OrtEngine, tree: MedusaTree, past: int) -> Callable[[], object]:
     """What happens between engine calls: candidates, acceptance and commit of three nodes."""
-    draft_ids = np.arange(4 * 10).reshape(1, 4, 10)
-    tree_indices = tree.tree_indices(10).tolist()
+    candidates = [memoryview(array("q", range(4 * 10)))]
+    node_tokens = node_tokens_from_indices(tree.tree_indices(10).tolist())
     path = tree.retrieve_indices[0][: tree.path_lengths[0]].tolist()
-    (agreed,) = tokens_from_candidates([7], draft_ids, tree_indices)
+    (agreed,) = tokens_from_candidates([7], candidates, node_tokens)
     argmax = [-1] * tree.num_nodes
     for parent, child in pairwise(path):
         argmax[parent] = agreed[child]
 
     def work() -> None:
-        (tokens,) = tokens_from_candidates([7], draft_ids, tree_indices)
-        engine.commit(0, past, accept_exact(tree, tokens, argmax).nodes)
+        (tokens,) = tokens_from_candidates([7], candidates, node_tokens)
+        engine.commit(0, past, accept_exact(tree, tokens, argmax))
 
     return work
 

@@ -1,7 +1,10 @@
-"""Acceptance: pure functions from a verified tree to the accepted path."""
+"""Acceptance: pure functions from a verified tree to the accepted path.
+
+A path is the indices of its nodes, the root's first: increasing, and as many as the tokens that
+the step adds, which are its drafts and the model's token after its last node (the bonus token).
+"""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,25 +12,7 @@ from numpy.typing import NDArray
 from medusa_trt.tree_configs import MedusaTree
 
 
-@dataclass(frozen=True, slots=True)
-class Acceptance:
-    """The outcome of one verify step.
-
-    Attributes:
-        nodes: the accepted path as node indices, the root first.
-        bonus_token: the token that the model puts after the path's last node.
-    """
-
-    nodes: list[int]
-    bonus_token: int
-
-    @property
-    def accept_length(self) -> int:
-        """Tokens this step adds: the accepted drafts and the bonus token."""
-        return len(self.nodes)
-
-
-def accept_exact(tree: MedusaTree, tokens: Sequence[int], chosen: Sequence[int]) -> Acceptance:
+def accept_exact(tree: MedusaTree, tokens: Sequence[int], chosen: Sequence[int]) -> list[int]:
     """The longest path whose every token is what was chosen after its parent.
 
     With each node's argmax this is greedy acceptance, with each node's draw from the target
@@ -49,7 +34,7 @@ def accept_exact(tree: MedusaTree, tokens: Sequence[int], chosen: Sequence[int])
         token = chosen[nodes[-1]]
         children = tokens[start:end]
         if token not in children:
-            return Acceptance(nodes, token)
+            return nodes
         nodes.append(start + children.index(token))
 
 
@@ -57,22 +42,20 @@ def accept_typical(
     tree: MedusaTree,
     candidate_logprob: NDArray[np.float32],
     entropy: NDArray[np.float32],
-    argmax: Sequence[int],
     *,
     posterior_threshold: float,
     posterior_alpha: float,
-) -> Acceptance:
+) -> list[int]:
     """The paper's typical acceptance (Cai et al. 2024, section 2.3.1).
 
     A candidate x with parent distribution p is accepted when p(x) > min(ε, δ·exp(−H(p))) and its
     parent is. The longest accepted path wins, of equally long ones the most likely. The root is
-    always taken, and the bonus token is greedy, as the first token of each step is in the paper.
+    always taken; the bonus token is the greedy one, as the first token of each step in the paper.
 
     Args:
         tree: N nodes.
         candidate_logprob: (N,) log p(token | parent) of each node, the root's unused.
         entropy: (N,) entropy in nats of the distribution after each node.
-        argmax: the greedy next token after each of the N nodes.
         posterior_threshold: ε.
         posterior_alpha: δ.
     """
@@ -85,8 +68,7 @@ def accept_typical(
     own = candidate_logprob.copy()
     own[0] = 0
     likelihoods = np.where(tree.attn_mask[longest], own, 0).sum(axis=1)
-    best = int(longest[likelihoods.argmax()])
-    return Acceptance(_path(tree, best), argmax[best])
+    return _path(tree, int(longest[likelihoods.argmax()]))
 
 
 def _path(tree: MedusaTree, node: int) -> list[int]:

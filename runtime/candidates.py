@@ -1,39 +1,34 @@
 """From the heads' candidates to the tokens of a tree's nodes."""
 
 from collections.abc import Callable, Sequence
-from functools import lru_cache
 from operator import itemgetter
 
-import numpy as np
-from numpy.typing import NDArray
+NodeTokens = Callable[[Sequence[int]], Sequence[int]]
+"""Takes a tree's N tokens out of `[root, head 0's candidates, head 1's, ...]`."""
+
+
+def node_tokens_from_indices(tree_indices: Sequence[int]) -> NodeTokens:
+    """Prepares `tokens_from_candidates` for a tree, of which it takes N positions."""
+    if len(tree_indices) == 1:
+        return lambda values: [values[tree_indices[0]]]
+    return itemgetter(*tree_indices)
 
 
 def tokens_from_candidates(
-    root_tokens: Sequence[int], draft_ids: NDArray[np.int64], tree_indices: Sequence[int]
+    root_tokens: Sequence[int], candidates: Sequence[memoryview], node_tokens: NodeTokens
 ) -> list[Sequence[int]]:
     """Tokens of the tree's nodes (paper, section 2.1.2; `generate_candidates` of its code).
 
     Args:
         root_tokens: for each of B sequences the token already decided, the tree's root.
-        draft_ids: (B, num_heads, top_k) each head's candidates, best first.
-        tree_indices: num_nodes positions in `[root, head 0's candidates, head 1's, ...]`.
+        candidates: for each sequence num_heads × top_k numbers, each head's candidates, best first.
+        node_tokens: of the tree.
 
     Returns:
-        num_nodes tokens for each of the B sequences; no array, since between two engine calls a
-        numpy call costs more than a walk over so few numbers (docs/decisions.md).
+        N tokens for each of the B sequences; no array, since between two engine calls a numpy
+        call costs more than a walk over so few numbers (docs/decisions.md).
     """
-    of_nodes = _getter(tuple(tree_indices))
-    flat = draft_ids.data.cast("B").cast("q").tolist()
-    size = len(flat) // len(root_tokens)
     return [
-        of_nodes([root_token, *flat[index * size : (index + 1) * size]])
+        node_tokens([root_token, *candidates[index].tolist()])
         for index, root_token in enumerate(root_tokens)
     ]
-
-
-@lru_cache(maxsize=64)
-def _getter(indices: tuple[int, ...]) -> Callable[[list[int]], Sequence[int]]:
-    """Takes the elements at these positions."""
-    if len(indices) == 1:
-        return lambda values: [values[indices[0]]]
-    return itemgetter(*indices)

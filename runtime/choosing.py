@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medusa_trt.errors import PromptError
-from medusa_trt.runtime.acceptance import Acceptance, accept_exact, accept_typical
+from medusa_trt.runtime.acceptance import accept_exact, accept_typical
 from medusa_trt.runtime.engine import Reductions
 from medusa_trt.runtime.options import GenerationOptions
 from medusa_trt.runtime.sampling import token_from_logits, uniforms_from_seed
@@ -23,16 +23,16 @@ class TokenLogprobs:
     top: tuple[tuple[int, float], ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """An acceptance, and if asked for the log-probabilities of the tokens it adds."""
-
-    accepted: Acceptance
-    logprobs: tuple[TokenLogprobs, ...] = ()
+NO_LOGPROBS: tuple[TokenLogprobs, ...] = ()
 
 
 class Chooser:
-    """Chooses the tokens of one reply. It holds the processors' states and the random numbers."""
+    """Chooses the tokens of one reply. It holds the processors' states and the random numbers.
+
+    Attributes:
+        walks_logits: whether tokens are chosen one by one from full logits on the host.
+        needs_reductions: whether tokens are chosen from the engine's reductions.
+    """
 
     def __init__(
         self, options: GenerationOptions, prompt_ids: Sequence[int], num_positions: int
@@ -48,69 +48,66 @@ class Chooser:
         self._processors = [processor.start(prompt_ids) for processor in options.processors]
         sampled = options.rule != "greedy"
         self._uniforms = uniforms_from_seed(options.sampling.seed, num_positions if sampled else 1)
-
-    @property
-    def walks_logits(self) -> bool:
-        """Whether tokens are chosen one by one from full logits on the host."""
-        return bool(self._processors) or self._options.logprobs is not None
-
-    @property
-    def needs_reductions(self) -> bool:
-        """Whether tokens are chosen from the engine's reductions."""
-        return not self.walks_logits and self._options.rule != "greedy"
+        self.walks_logits = bool(self._processors) or options.logprobs is not None
+        self.needs_reductions = sampled and not self.walks_logits
 
     def uniforms(self, tree: MedusaTree, past_length: int) -> NDArray[np.float64]:
         """(N,) the number of the position after each node."""
         return self._uniforms[past_length + 1 + tree.position_offsets]
 
-    def choose(
+    def accept(
         self,
         tree: MedusaTree,
         tokens: Sequence[int],
-        past_length: int,
         argmax: Sequence[int],
-        logits: NDArray[np.float32] | None,
-        reductions: Reductions | None,
+        reductions: Reductions,
         index: int,
-    ) -> Choice:
-        """Accepts a path of the verified tree.
+    ) -> tuple[list[int], int]:
+        """Accepts a path of the verified tree, where `needs_reductions`.
 
         Args:
             tree: N nodes.
             tokens: their tokens.
-            past_length: position of the root.
             argmax: the greedy next token after each.
-            logits: (N, vocab), where `walks_logits`; overwritten.
-            reductions: of the whole batch, where `needs_reductions`.
+            reductions: of the whole batch.
             index: this sequence's row in them.
-        """
-        if self.walks_logits:
-            assert logits is not None
-            return self._walk(tree, tokens, past_length, logits)
-        if reductions is None:
-            return Choice(accept_exact(tree, tokens, argmax))
-        options = self._options
-        if options.rule == "typical":
-            return Choice(
-                accept_typical(
-                    tree,
-                    reductions.candidate_logprob[index],
-                    reductions.entropy[index],
-                    argmax,
-                    posterior_threshold=options.posterior_threshold,
-                    posterior_alpha=options.posterior_alpha,
-                )
-            )
-        return Choice(accept_exact(tree, tokens, reductions.sampled[index].tolist()))
 
-    def _walk(
+        Returns:
+            The path's nodes and the bonus token.
+        """
+        options = self._options
+        if options.rule != "typical":
+            sampled: list[int] = reductions.sampled[index].tolist()
+            nodes = accept_exact(tree, tokens, sampled)
+            return nodes, sampled[nodes[-1]]
+        nodes = accept_typical(
+            tree,
+            reductions.candidate_logprob[index],
+            reductions.entropy[index],
+            posterior_threshold=options.posterior_threshold,
+            posterior_alpha=options.posterior_alpha,
+        )
+        return nodes, argmax[nodes[-1]]
+
+    def walk(
         self,
         tree: MedusaTree,
         tokens: Sequence[int],
         past_length: int,
         logits: NDArray[np.float32],
-    ) -> Choice:
-        """Chooses after the root, goes on to the child that has the chosen token, and so on."""
+    ) -> tuple[list[int], int, tuple[TokenLogprobs, ...]]:
+        """Chooses after the root, goes on to the child that has the chosen token, and so on.
+
+        Args:
+            tree: N nodes.
+            tokens: their tokens.
+            past_length: position of the root.
+            logits: (N, vocab), where `walks_logits`; overwritten.
+
+        Returns:
+            The path's nodes, the bonus token, and if asked for the log-probabilities of the
+            tokens that the step adds.
+        """
         nodes, logprobs = [0], []
         while True:
             row = logits[nodes[-1]]
@@ -131,7 +128,7 @@ class Chooser:
             start, end = tree.child_ranges[nodes[-1]]
             children = tokens[start:end]
             if token not in children:
-                return Choice(Acceptance(nodes, token), tuple(logprobs))
+                return nodes, token, tuple(logprobs)
             nodes.append(start + children.index(token))
 
 

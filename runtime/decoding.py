@@ -1,14 +1,16 @@
 """The decode loop over tokens: prefill, then draft, verify, accept and commit."""
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from time import perf_counter
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from medusa_trt.runtime.candidates import tokens_from_candidates
-from medusa_trt.runtime.choosing import Chooser, TokenLogprobs
+from medusa_trt.runtime.acceptance import accept_exact
+from medusa_trt.runtime.candidates import node_tokens_from_indices, tokens_from_candidates
+from medusa_trt.runtime.choosing import NO_LOGPROBS, Chooser, TokenLogprobs
 from medusa_trt.runtime.engine import Engine, Reductions, VerifyOutputs
 from medusa_trt.runtime.lookup import TokenLookup
 from medusa_trt.runtime.options import SamplingOptions
@@ -25,7 +27,7 @@ class SequenceState:
         slot: the engine's slot that holds its cache rows.
         past_length: valid rows there.
         root_token: the token decided last, not yet in the cache.
-        hidden: (hidden_size,) the state that the heads draft from.
+        hidden: (1, hidden_size) the state that the heads draft from.
         chooser: its acceptance and random numbers.
         lookup: its tokens, where they may be copied as drafts.
     """
@@ -38,8 +40,7 @@ class SequenceState:
     lookup: TokenLookup | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Added:
+class Added(NamedTuple):
     """Tokens that a step adds to one sequence; the last one is the next step's root."""
 
     token_ids: list[int]
@@ -84,11 +85,12 @@ class Decoder:
         self._chain = chain_tree(tree.num_nodes - 1)
         self._lookup_ngram = lookup_ngram if tree.num_nodes > 1 else 0
         self._sampling = sampling
-        self._tree_indices = tuple(tree.tree_indices(top_k).tolist())
+        self._node_tokens = node_tokens_from_indices(tree.tree_indices(top_k).tolist())
         self._prefill_chunk, self._is_cancelled = prefill_chunk, is_cancelled
         self._min_rows = min_rows
         num_unread = max(0, min_rows - tree.num_nodes)
         self._rows = tuple(range(tree.num_nodes)) if num_unread else None
+        self._argmax, self._draft_ids = _Integers(), _Integers()
 
     def start(
         self, slot: int, prompt_ids: Sequence[int], num_cached: int, chooser: Chooser
@@ -114,7 +116,7 @@ class Decoder:
                 reductions=chooser.needs_reductions,
             )
         lookup = TokenLookup(prompt_ids, self._lookup_ngram) if self._lookup_ngram else None
-        root_token, hidden = prompt_ids[last], outputs.hidden[0, 0]
+        root_token, hidden = prompt_ids[last], outputs.hidden[0]
         state = SequenceState(slot, last, root_token, hidden, chooser, lookup)
         tokens = [[state.root_token]]
         return state, self._accept([state], _SINGLE, tokens, outputs)[0]
@@ -129,7 +131,7 @@ class Decoder:
             step_tokens = [[*own, *[own[-1]] * num_unread] for own in tokens]
         first = states[0].chooser
         past_lengths = [state.past_length for state in states]
-        start = time.perf_counter()
+        start = perf_counter()
         outputs = self._engine.verify(
             step_tokens,
             step_tree,
@@ -138,7 +140,7 @@ class Decoder:
             logits=first.walks_logits,
             reductions=first.needs_reductions,
         )
-        self.engine_s += time.perf_counter() - start
+        self.engine_s += perf_counter() - start
         return self._accept(states, tree, tokens, outputs)
 
     def _drafts(
@@ -148,16 +150,18 @@ class Decoder:
         root_tokens = [state.root_token for state in states]
         if self._tree.num_nodes == 1:
             return self._tree, [[token] for token in root_tokens]
-        copied = self._copied(states)
-        if copied is not None:
-            return self._chain, copied
-        start = time.perf_counter()
+        if self._lookup_ngram:
+            copied = self._copied(states)
+            if copied is not None:
+                return self._chain, copied
+        start = perf_counter()
         drafts = self._engine.draft(
-            states[0].hidden[None] if len(states) == 1 else np.stack([s.hidden for s in states]),
+            states[0].hidden if len(states) == 1 else np.concatenate([s.hidden for s in states]),
             root_tokens,
         )
-        self.engine_s += time.perf_counter() - start
-        return self._tree, tokens_from_candidates(root_tokens, drafts, self._tree_indices)
+        self.engine_s += perf_counter() - start
+        candidates = self._draft_ids.read(drafts)
+        return self._tree, tokens_from_candidates(root_tokens, candidates, self._node_tokens)
 
     def _copied(self, states: Sequence[SequenceState]) -> list[list[int]] | None:
         """Each sequence's chain of copied tokens; None if one of them has nothing to copy."""
@@ -178,43 +182,62 @@ class Decoder:
         outputs: VerifyOutputs,
     ) -> list[Added]:
         """Accepts for each sequence, commits, and moves its state on."""
-        reductions = self._reduce(states, tree, tokens)
+        first = states[0].chooser
+        reductions = self._reduce(states, tree, tokens) if first.needs_reductions else None
+        logits = outputs.logits if first.walks_logits else None
+        argmax = self._argmax.read(outputs.argmax)
         added = []
-        # Few of the elements are read: a list of all costs more than the walk.
-        argmax = outputs.argmax.data.cast("B").cast("q")
-        num_rows = len(argmax) // len(states)
         for index, state in enumerate(states):
-            choice = state.chooser.choose(
-                tree,
-                tokens[index],
-                state.past_length,
-                argmax[index * num_rows : (index + 1) * num_rows],
-                None if outputs.logits is None else outputs.logits[index],
-                reductions,
-                index,
-            )
-            nodes, bonus_token = choice.accepted.nodes, choice.accepted.bonus_token
+            own_tokens, logprobs = tokens[index], NO_LOGPROBS
+            if logits is not None:
+                nodes, bonus_token, logprobs = state.chooser.walk(
+                    tree, own_tokens, state.past_length, logits[index]
+                )
+            elif reductions is not None:
+                nodes, bonus_token = state.chooser.accept(
+                    tree, own_tokens, argmax[index], reductions, index
+                )
+            else:
+                nodes = accept_exact(tree, own_tokens, argmax[index])
+                bonus_token = argmax[index][nodes[-1]]
             self._engine.commit(state.slot, state.past_length, nodes)
             state.past_length += len(nodes)
             state.root_token = bonus_token
-            state.hidden = outputs.hidden[index, nodes[-1]]
-            token_ids = [tokens[index][node] for node in nodes[1:]]
+            state.hidden = outputs.hidden[index, nodes[-1] : nodes[-1] + 1]
+            token_ids = [own_tokens[node] for node in nodes[1:]]
             token_ids.append(bonus_token)
             if state.lookup is not None:
                 state.lookup.add(token_ids)
-            added.append(Added(token_ids, choice.logprobs))
+            added.append(Added(token_ids, logprobs))
         return added
 
     def _reduce(
         self, states: Sequence[SequenceState], tree: MedusaTree, tokens: Sequence[Sequence[int]]
-    ) -> Reductions | None:
-        if not states[0].chooser.needs_reductions:
-            return None
+    ) -> Reductions:
         uniforms = np.stack([state.chooser.uniforms(tree, state.past_length) for state in states])
-        start = time.perf_counter()
+        start = perf_counter()
         reductions = self._engine.reduce(tokens, tree, self._sampling, uniforms)
-        self.engine_s += time.perf_counter() - start
+        self.engine_s += perf_counter() - start
         return reductions
 
     def _padded(self, tree: MedusaTree) -> MedusaTree:
         return tree if tree.num_nodes >= self._min_rows else chain_tree(self._min_rows - 1)
+
+
+class _Integers:
+    """Reads an output array of the engine element by element.
+
+    Engines give the same array step after step, and after a step that has left nothing in the
+    processor's caches numpy takes 20 us to describe one (docs/decisions.md).
+    """
+
+    def __init__(self) -> None:
+        self._array: NDArray[np.int64] | None = None
+        self._sequences: list[memoryview] = []
+
+    def read(self, array: NDArray[np.int64]) -> list[memoryview]:
+        """For each element of the first axis the numbers in it, in their order."""
+        if array is not self._array:
+            self._array = array
+            self._sequences = [own.data.cast("B").cast("q") for own in array]
+        return self._sequences

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -69,8 +69,7 @@ class Generation:
     logprobs: tuple[TokenLogprobs, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class StreamEvent:
+class StreamEvent(NamedTuple):
     """What one step added.
 
     Attributes:
@@ -146,8 +145,9 @@ class Reply:
         else:
             self._first_s, self._first_engine_s = time.perf_counter(), engine_s
         kept = self._take(added.token_ids)
-        self._logprobs += added.logprobs[: len(kept)]
-        return StreamEvent(kept, self._newly_shown(), accept_length)
+        if added.logprobs:
+            self._logprobs += added.logprobs[: len(kept)]
+        return StreamEvent(kept, "" if self._decodes_late else self._newly_shown(), accept_length)
 
     def finish(self, engine_s: float, reason: FinishReason | None = None) -> Generation:
         """The finished reply; `reason` where something else than the reply itself ended it."""

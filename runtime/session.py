@@ -216,7 +216,8 @@ class MedusaSession:
                     event = reply.add(added, decoder.engine_s)
                     if reply.finish_reason is not None:
                         break
-                    yield event
+                    if streamed:
+                        yield event
                     if self._cancelled.is_set():
                         event, reply.finish_reason = None, "cancelled"
                         break
@@ -228,7 +229,7 @@ class MedusaSession:
                 partial = reply.finish(decoder.engine_s, "error")
                 raise GenerationError(str(error), partial) from error
             last = event or StreamEvent([], reply.rest(), 0)
-            yield replace(last, generation=reply.finish(decoder.engine_s))
+            yield last._replace(generation=reply.finish(decoder.engine_s))
 
     def _advance(
         self, decoder: Decoder, running: _Running, num_cached: int, options: GenerationOptions

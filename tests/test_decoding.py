@@ -1,5 +1,7 @@
 """Candidates, acceptance and the KV cache against slow references."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -9,7 +11,7 @@ from strategies import medusa_trees
 
 from medusa_trt.runtime import kv_cache
 from medusa_trt.runtime.acceptance import accept_exact
-from medusa_trt.runtime.candidates import tokens_from_candidates
+from medusa_trt.runtime.candidates import node_tokens_from_indices, tokens_from_candidates
 from medusa_trt.runtime.kv_cache import KVCache
 from medusa_trt.tree_configs import MedusaTree, chain_tree
 
@@ -25,10 +27,9 @@ def test_greedy_acceptance_takes_the_longest_matching_path(
     argmax = data.draw(st.lists(some, min_size=len(tokens), max_size=len(tokens)))
     accepted = accept_exact(tree, tokens, argmax)
     length, ends = accept_greedy_slowly(tree, tokens, argmax)
-    assert accepted.accept_length == length
-    assert accepted.nodes[-1] in ends
-    assert accepted.bonus_token == argmax[accepted.nodes[-1]]
-    for parent, child in zip(accepted.nodes[:-1], accepted.nodes[1:], strict=True):
+    assert len(accepted) == length
+    assert accepted[-1] in ends
+    for parent, child in pairwise(accepted):
         assert tree.parents[child] == parent and tokens[child] == argmax[parent]
 
 
@@ -39,17 +40,18 @@ def test_a_short_path_is_not_extended_by_its_padding() -> None:
     tokens = [7, 5, 6, 0, 0]
     argmax = [6, 1, 0, 0, 0]
     accepted = accept_exact(tree, tokens, argmax)
-    assert accepted.nodes == [0, 2]
-    assert accepted.bonus_token == 0
+    assert accepted == [0, 2]
 
 
 @given(medusa_trees(max_child=4), st.integers(5, 12))
 def test_candidates_are_the_ranks_of_the_nodes(tree: MedusaTree, top_k: int) -> None:
     draft_ids = 1000 + np.arange(max(tree.max_depth, 1) * top_k).reshape(-1, top_k)
-    tree_indices = tree.tree_indices(top_k).tolist()
-    tokens = list(tokens_from_candidates([42], draft_ids[None], tree_indices)[0])
-    expected = [42, *(draft_ids[len(node) - 1, node[-1]] for node in tree.medusa_choices)]
-    assert tokens == expected
+    node_tokens = node_tokens_from_indices(tree.tree_indices(top_k).tolist())
+    both = [ids.data.cast("B").cast("q") for ids in (draft_ids, -draft_ids)]
+    expected = [draft_ids[len(node) - 1, node[-1]] for node in tree.medusa_choices]
+    tokens = tokens_from_candidates([42, 43], both, node_tokens)
+    assert list(tokens[0]) == [42, *expected]
+    assert list(tokens[1]) == [43, *(-token for token in expected)]
 
 
 @pytest.mark.parametrize("native", [True, False])
@@ -89,6 +91,6 @@ def test_layers_of_the_cache_are_views_of_the_slab() -> None:
     assert cache.layer(2, "key").flags.c_contiguous
 
 
-def test_greedy_acceptance_of_a_single_node_gives_the_next_token() -> None:
+def test_greedy_acceptance_of_a_single_node_takes_it() -> None:
     accepted = accept_exact(chain_tree(0), [3], [9])
-    assert (accepted.nodes, accepted.bonus_token) == ([0], 9)
+    assert accepted == [0]
