@@ -1,4 +1,6 @@
-"""Answers three chat prompts with plain decoding and with Medusa on one engine, and compares.
+"""Answers a question of each kind, plainly and with Medusa on one engine, and compares.
+
+The questions are the first of each category of MT-bench.
 
 python benchmarks/demo.py BUNDLE
 """
@@ -9,18 +11,17 @@ import sys
 from collections.abc import Sequence
 
 from rich.console import Console
+from rich.markup import escape
+from rich.progress import track
 from rich.table import Table
 
+from medusa_trt.calibration.bench_prompts import mt_bench_prompts, spread_over_categories
 from medusa_trt.errors import MedusaError
 from medusa_trt.runtime.session import Generation, GenerationOptions, MedusaSession
 from medusa_trt.tree_configs import load_tree
 
-PROMPTS = (
-    "Give me three tips for a good night's sleep.",
-    "Explain in a few sentences why the sky is blue.",
-    "Write a short story about a lighthouse keeper who finds a message in a bottle.",
-)
 ROUNDS = 3
+SHOWN = "coding"
 MAX_NEW_TOKENS = 128
 
 
@@ -46,14 +47,23 @@ def compare(session: MedusaSession, console: Console) -> int:
         f"{manifest.target.precision}, greedy; {manifest.heads.num_heads} heads, "
         f"tree {manifest.tree_name} with {session.bundle.tree.num_nodes} nodes\n"
     )
-    table = Table(title=f"Medians of {ROUNDS} interleaved rounds")
-    for column in ("prompt", "tokens", "plain tok/s", "Medusa tok/s", "accepted", "speedup"):
-        table.add_column(column, justify="left" if column == "prompt" else "right")
+    table = Table(title=f"Tokens per second, medians of {ROUNDS} interleaved rounds")
+    for column in ("question", "tokens", "plain", "Medusa", "accepted", "speedup"):
+        table.add_column(column, justify="left" if column == "question" else "right")
     table.add_column("identical")
     speedups, all_identical = [], True
-    for number, prompt in enumerate(PROMPTS, start=1):
-        plain, medusa = rounds(session, prompt)
-        console.print(f"[bold]{number}. {prompt}[/bold]\n{medusa[0].text.strip()}\n", markup=True)
+    questions = mt_bench_prompts()
+    num_categories = len({question.category for question in questions})
+    for question in track(
+        spread_over_categories(questions, num_categories),
+        "answering",
+        console=console,
+        transient=True,
+    ):
+        plain, medusa = rounds(session, question.turns[0])
+        if question.category == SHOWN:
+            console.print(f"[bold]{escape(question.turns[0])}[/bold]\n")
+            console.print(f"{medusa[0].text.strip()}\n", markup=False)
         identical = all(reply.token_ids == plain[0].token_ids for reply in (*plain, *medusa))
         all_identical &= identical
         rates = [
@@ -61,7 +71,7 @@ def compare(session: MedusaSession, console: Console) -> int:
         ]
         speedups.append(rates[1] / rates[0])
         table.add_row(
-            str(number),
+            question.category,
             str(medusa[0].stats.new_tokens),
             *(f"{rate:.1f}" for rate in rates),
             f"{medusa[0].stats.mean_accept_length:.2f}",
