@@ -1,5 +1,6 @@
 """The whole export: model and heads in, a verified bundle out."""
 
+import gc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -39,6 +40,7 @@ def export_bundle(options: ExportOptions, progress: Callable[[str], None] = prin
     with new_folder(output, options.overwrite) as folder:
         write_bundle(folder, parts, progress)
         del parts  # the heads are not needed any more
+        gc.collect()  # traced graphs hold themselves in circles, 10 MB a layer
         if is_compared:
             _compare(folder, base, progress)
         else:

@@ -152,14 +152,22 @@ def _split(model: ir.Model, segment_bytes: int) -> list[_Segment]:
     parts: list[list[ir.Node]] = [[]]
     size_bytes = 0
     for node in model.graph:
-        weights = [value.const_value for value in node.inputs if value is not None]
-        node_bytes = sum(tensor.nbytes for tensor in weights if tensor is not None)
+        node_bytes = _weight_bytes(node)
         if parts[-1] and size_bytes + node_bytes > segment_bytes:
             parts.append([])
             size_bytes = 0
         parts[-1].append(node)
         size_bytes += node_bytes
     return [_segment(model, part) for part in parts]
+
+
+def _weight_bytes(node: ir.Node) -> int:
+    """Memory for a node's weights; ONNX Runtime dequantizes all of a part before it multiplies."""
+    tensors = [value.const_value for value in node.inputs if value is not None]
+    made = node.outputs[0].dtype
+    if node.op_type == "DequantizeLinear" and tensors[0] is not None and made is not None:
+        return int(tensors[0].size * made.itemsize)
+    return sum(tensor.nbytes for tensor in tensors if tensor is not None)
 
 
 def _segment(model: ir.Model, nodes: list[ir.Node]) -> _Segment:
