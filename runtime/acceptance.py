@@ -5,9 +5,7 @@ the step adds, which are its drafts and the model's token after its last node (t
 """
 
 from collections.abc import Sequence
-
-import numpy as np
-from numpy.typing import NDArray
+from math import exp
 
 from medusa_trt.tree_configs import MedusaTree
 
@@ -40,8 +38,8 @@ def accept_exact(tree: MedusaTree, tokens: Sequence[int], chosen: Sequence[int])
 
 def accept_typical(
     tree: MedusaTree,
-    candidate_logprob: NDArray[np.float32],
-    entropy: NDArray[np.float32],
+    candidate_logprob: Sequence[float],
+    entropy: Sequence[float],
     *,
     posterior_threshold: float,
     posterior_alpha: float,
@@ -54,24 +52,26 @@ def accept_typical(
 
     Args:
         tree: N nodes.
-        candidate_logprob: (N,) log p(token | parent) of each node, the root's unused.
-        entropy: (N,) entropy in nats of the distribution after each node.
+        candidate_logprob: of N nodes, log p(token | parent), the root's unused.
+        entropy: of N nodes, in nats, of the distribution after each.
         posterior_threshold: ε.
         posterior_alpha: δ.
     """
-    thresholds = np.minimum(posterior_threshold, posterior_alpha * np.exp(-entropy))
-    refused = ~(np.exp(candidate_logprob) > thresholds[tree.parents])
-    refused[0] = False
-    accepted = ~(tree.attn_mask & refused).any(axis=1)
-    depths = np.where(accepted, tree.position_offsets, -1)
-    longest = np.flatnonzero(depths == depths.max())
-    own = candidate_logprob.copy()
-    own[0] = 0
-    likelihoods = np.where(tree.attn_mask[longest], own, 0).sum(axis=1)
-    return _path(tree, int(longest[likelihoods.argmax()]))
-
-
-def _path(tree: MedusaTree, node: int) -> list[int]:
-    """The node's ancestors and itself; ancestors have smaller indices."""
-    nodes: list[int] = np.flatnonzero(tree.attn_mask[node]).tolist()
-    return nodes
+    best, best_score = [0], (1, 0.0)
+    accepted = [(best, 0.0)]
+    while accepted:
+        path, likelihood = accepted.pop()
+        start, end = tree.child_ranges[path[-1]]
+        if start == end:
+            continue
+        threshold = min(posterior_threshold, posterior_alpha * exp(-entropy[path[-1]]))
+        for node in range(start, end):
+            logprob = candidate_logprob[node]
+            if exp(logprob) <= threshold:
+                continue
+            longer = [*path, node]
+            score = len(longer), likelihood + logprob
+            accepted.append((longer, score[1]))
+            if score > best_score:
+                best, best_score = longer, score
+    return best

@@ -53,7 +53,7 @@ class Chooser:
 
     def uniforms(self, tree: MedusaTree, past_length: int) -> NDArray[np.float64]:
         """(N,) the number of the position after each node."""
-        return self._uniforms[past_length + 1 + tree.position_offsets]
+        return self._uniforms[past_length + 1 :].take(tree.position_offsets)
 
     def accept(
         self,
@@ -82,8 +82,8 @@ class Chooser:
             return nodes, sampled[nodes[-1]]
         nodes = accept_typical(
             tree,
-            reductions.candidate_logprob[index],
-            reductions.entropy[index],
+            reductions.candidate_logprob[index].tolist(),
+            reductions.entropy[index].tolist(),
             posterior_threshold=options.posterior_threshold,
             posterior_alpha=options.posterior_alpha,
         )

@@ -214,7 +214,7 @@ class Decoder:
     def _reduce(
         self, states: Sequence[SequenceState], tree: MedusaTree, tokens: Sequence[Sequence[int]]
     ) -> Reductions:
-        uniforms = np.stack([state.chooser.uniforms(tree, state.past_length) for state in states])
+        uniforms = np.array([state.chooser.uniforms(tree, state.past_length) for state in states])
         start = perf_counter()
         reductions = self._engine.reduce(tokens, tree, self._sampling, uniforms)
         self.engine_s += perf_counter() - start

@@ -24,8 +24,8 @@ def typical(
 ) -> list[int]:
     return accept_typical(
         tree,
-        np.array(logprobs, np.float32),
-        np.array(entropy, np.float32),
+        logprobs,
+        entropy,
         posterior_threshold=threshold,
         posterior_alpha=alpha,
     )
