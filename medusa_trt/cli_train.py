@@ -17,11 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of `train`."""
     steps = parser.add_subparsers(dest="step", required=True, metavar="STEP")
     _add_data(steps.add_parser("data", help="let the model reply to prompts, to train on"))
-    heads = steps.add_parser("heads", help="train heads on a frozen backbone (Medusa-1)")
-    _add_training(heads)
-    heads.add_argument(
-        "--quantization", choices=("8bit", "4bit"), help="load the backbone so, by bitsandbytes"
-    )
+    _add_training(steps.add_parser("heads", help="train heads on a frozen backbone (Medusa-1)"))
     _add_joint(steps.add_parser("joint", help="train heads and backbone together (Medusa-2)"))
     _add_measure(steps.add_parser("measure", help="measure heads on replies to other prompts"))
 
@@ -42,7 +38,9 @@ def run(arguments: argparse.Namespace) -> None:
         raise MedusaError(
             f"training needs {error.name}: pip install 'medusa-trt[train]'"
         ) from error
-    logging.getLogger("transformers").setLevel(logging.ERROR)
+    # bitsandbytes warns of every product in 8 bits that it is one.
+    for name in ("transformers", "bitsandbytes"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     steps = {"data": _data, "heads": _heads, "joint": _joint, "measure": _measure}
     steps[arguments.step](arguments)
 
@@ -170,6 +168,7 @@ def _add_measure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-new-tokens", type=int, default=96, metavar="N")
     parser.add_argument("--tree", help="a tree's name or file to replay (default: make the best)")
     parser.add_argument("--num-nodes", type=int, default=8, metavar="N", help="of the best tree")
+    _add_quantization(parser)
     parser.add_argument("--verbose", action="store_true", help="show tracebacks")
 
 
@@ -177,7 +176,16 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help="alias, folder, .gguf file or hub id")
     parser.add_argument("--output", type=Path, required=True, metavar="FOLDER")
     parser.add_argument("--seed", type=int, metavar="N")
+    _add_quantization(parser)
     parser.add_argument("--verbose", action="store_true", help="show tracebacks")
+
+
+def _add_quantization(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--quantization",
+        choices=("8bit", "4bit"),
+        help="load the frozen backbone so, by bitsandbytes",
+    )
 
 
 def _numbers(text: str) -> tuple[float, ...]:
@@ -201,7 +209,7 @@ def _data(arguments: argparse.Namespace) -> None:
     options = DataOptions(**_given(arguments, *names, "keep_features", "seed"))
     prompts = seed_prompts(arguments.prompts)
     bundle = None if arguments.bundle is None else Bundle.open(arguments.bundle)
-    base = load_backbone(arguments.model)
+    base = load_backbone(arguments.model, quantization=arguments.quantization)
     total = options.num_conversations or len(prompts)
     num_tokens = 0
     with tqdm(total=-(-total // options.batch_size), unit="shard", smoothing=0.1) as bar:
@@ -229,6 +237,7 @@ def _train_options(arguments: argparse.Namespace) -> "TrainOptions":
         *("batch_rows", "batch_size", "accumulation", "max_steps", "num_sampled"),
         *("num_checkpoints", "num_nodes", "max_length", "num_epochs", "learning_rate"),
         *("weight_decay", "soft_weight", "decay", "ridge", "held_out_fraction", "bf16", "seed"),
+        "quantization",
     )
     if arguments.draft_vocab_size is not None:
         given["draft_vocab_size"] = arguments.draft_vocab_size or None
@@ -256,7 +265,7 @@ def _heads(arguments: argparse.Namespace) -> None:
 
     specs = [read_spec(folder) for folder in arguments.data]
     check_same_run(arguments.output, specs, options)
-    base = load_backbone(arguments.model, quantization=arguments.quantization)
+    base = load_backbone(arguments.model, quantization=options.quantization)
     split = load_split(base, arguments.data, options.held_out_fraction)
     result = train_heads(base, split, arguments.output / "checkpoints", options)
     with replaced_folder(arguments.output) as folder:
@@ -303,7 +312,7 @@ def _measure(arguments: argparse.Namespace) -> None:
     tree = load_tree(arguments.tree) if arguments.tree else None
     turns = first_turns(arguments.prompts)
     all_heads = [heads_from_path(path) for path in arguments.heads]
-    base = load_backbone(arguments.model, dtype=torch.float32)
+    base = load_backbone(arguments.model, torch.float32, arguments.quantization)
     replies = greedy_replies(base, turns, arguments.max_new_tokens)
     for path, heads in zip(arguments.heads, all_heads, strict=True):
         print(path)

@@ -9,7 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_models import HIDDEN_SIZE, VOCAB_SIZE
+from tiny_models import (
+    HIDDEN_SIZE,
+    VOCAB_SIZE,
+    llama_config,
+    save_tiny_heads,
+    save_tiny_model,
+)
 from transformers import AutoModelForCausalLM
 
 from medusa_trt.cli import main
@@ -17,7 +23,12 @@ from medusa_trt.errors import TrainingError
 from medusa_trt.export.base_model import BaseModel, load_base_model, source_from_name
 from medusa_trt.export.head_checkpoint import heads_from_path, heads_from_tensors
 from medusa_trt.export.heads import HeadsModule, embedding_of
-from medusa_trt.training.backbone import load_backbone, unembedding_of
+from medusa_trt.training.backbone import (
+    Quantization,
+    load_backbone,
+    precision_of,
+    unembedding_of,
+)
 from medusa_trt.training.distill import DataOptions, generate_data
 from medusa_trt.training.heads_model import (
     HeadsShape,
@@ -207,6 +218,32 @@ def test_a_killed_run_continues_to_the_same_weights(
     found = tensors_from_heads(continued.heads, torch.float32)
     assert all(torch.equal(value, found[name]) for name, value in expected.items())
     assert continued.accuracy == whole.accuracy
+    assert continued.num_train_tokens == whole.num_train_tokens
+
+
+def test_the_tokens_of_the_updates_are_counted_and_not_those_of_the_data(
+    base: BaseModel, tmp_path: Path
+) -> None:
+    """20 replies of 46 tokens, of which 45 have one to predict; a second pass brings no new ones.
+
+    A conversation cut to 14 tokens has 10 tokens of its reply.
+    """
+    counts = {}
+    for name, has_features, changes in (
+        ("rows", True, {"max_steps": 3, "batch_rows": 16}),
+        ("all rows", True, {"num_epochs": 2, "batch_rows": 300}),
+        ("conversations", False, {"max_steps": 2, "batch_size": 3, "accumulation": 2}),
+        ("cut conversations", False, {"num_epochs": 2, "max_length": 14}),
+    ):
+        split = ruled_split(base, 0.0, has_features=has_features, count=30)
+        options = quick(HeadsShape(num_heads=1, has_root_map=False), **changes)
+        counts[name] = train_heads(base, split, tmp_path / name, options).num_train_tokens
+    assert counts == {
+        "rows": 3 * 16,
+        "all rows": 20 * 45,
+        "conversations": 2 * 2 * 3 * 45,
+        "cut conversations": 20 * 9,
+    }
 
 
 def test_joint_training_saves_a_model_that_is_its_own_teachers_neighbour(
@@ -310,6 +347,7 @@ def test_the_command_line_makes_data_and_heads_and_a_joint_model(
     assert {"README.md", "tree.json", "curves.png", "log.json", "config.json"} <= names
     card = (tmp_path / "heads" / "README.md").read_text()
     assert "seed: 0" in card and "| 3 |" in card
+    assert "on 64 tokens" in card  # 4 steps of 16 rows
     assert main([*train, "--draft-vocab-size", "64"]) == 0  # nothing left to do
     assert main([*train, "--draft-vocab-size", "65"]) == 2
     assert "other data or options" in capsys.readouterr().err
@@ -336,6 +374,10 @@ def test_the_command_line_makes_data_and_heads_and_a_joint_model(
             "num_heads is 0",
         ),
         (["joint", "MODEL", "--data", "X", "--output", "O", "--lora-rank", "0"], "lora_rank is 0"),
+        (
+            ["joint", "MODEL", "--data", "X", "--output", "O", "--quantization", "8bit"],
+            "joint training changes the backbone's weights, which 8bit cannot hold",
+        ),
     ],
 )
 def test_wrong_arguments_end_in_one_line(
@@ -369,5 +411,78 @@ def test_data_of_another_model_and_quantization_without_its_library_are_refused(
     with pytest.raises(TrainingError, match=r"only one of .* holds hidden states"):
         load_split(base, [tmp_path, without], 0.5)
     if importlib.util.find_spec("bitsandbytes") is None:
-        with pytest.raises(TrainingError, match="needs bitsandbytes"):
+        with pytest.raises(TrainingError, match=r"pip install 'medusa-trt\[train-quantized\]'"):
             load_backbone(str(tiny_model), quantization="4bit")
+
+
+@pytest.mark.parametrize("step", ["data", "heads", "measure"])
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ("model.gguf", "GGUF file, which cannot be loaded in 4bit"),
+        ("adapter", "an adapter to merge, which cannot be loaded in 4bit"),
+        ("packed", "the weights of packed are quantized already"),
+    ],
+)
+def test_a_model_that_cannot_be_quantized_is_refused_in_one_line(
+    step: str,
+    model: str,
+    message: str,
+    base: BaseModel,
+    tiny_model: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "model.gguf").write_bytes(b"GGUF")
+    (tmp_path / "adapter").mkdir()
+    named = json.dumps({"base_model_name_or_path": str(tiny_model)})
+    (tmp_path / "adapter" / "adapter_config.json").write_text(named)
+    packed = shutil.copytree(tiny_model, tmp_path / "packed")
+    config = json.loads((packed / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "gptq", "bits": 4}
+    (packed / "config.json").write_text(json.dumps(config))
+    list(generate_data(base, [("Hi",)], tmp_path / "data", DataOptions(max_new_tokens=2)))
+    others = {
+        "data": ["--output", str(tmp_path / "new")],
+        "heads": ["--data", str(tmp_path / "data"), "--output", str(tmp_path / "out")],
+        "measure": [str(save_tiny_heads(tmp_path / "heads.safetensors"))],
+    }
+    command = ["train", step, str(tmp_path / model), *others[step], "--quantization", "4bit"]
+    capsys.readouterr()
+    assert main(command) == 2
+    error = capsys.readouterr().err.strip().splitlines()
+    assert len(error) == 1 and message in error[0]
+
+
+@pytest.mark.parametrize("quantization", ["8bit", "4bit"])
+def test_heads_learn_on_a_quantized_backbone_that_stays_as_it_is(
+    quantization: Quantization, tmp_path: Path
+) -> None:
+    """Also when the run is ended; the tables of the tokens keep the model's own type.
+
+    On some CPUs bitsandbytes 0.50 multiplies by inputs of a multiple of 64 alone, and puts its
+    weights in another order when the model first runs.
+    """
+    pytest.importorskip("bitsandbytes")
+    model = save_tiny_model(tmp_path / "model", llama_config(intermediate_size=128))
+    base = load_backbone(str(model), torch.float32, quantization)
+    with torch.no_grad():
+        base.model(torch.tensor([[1, 2, 3]]))
+    packed = {"8bit": torch.int8, "4bit": torch.uint8}[quantization]
+    assert base.model.model.layers[1].mlp.up_proj.weight.dtype == packed
+    assert unembedding_of(base.model).dtype == embedding_of(base.model).dtype == torch.float32
+    assert precision_of(base.model) == f"{quantization} float32"
+    before = {name: value.clone() for name, value in base.model.named_parameters()}
+    split = ruled_split(base, 0.0, has_features=False)
+    options = quick(
+        HeadsShape(num_heads=2), learning_rate=5e-3, num_epochs=25, batch_size=5, accumulation=2
+    )
+    result = train_heads(base, split, tmp_path, options)
+    assert min(result.accuracy.top_1) > 0.9
+    assert all(parameter.grad is None for parameter in base.model.parameters())
+    after = dict(base.model.named_parameters())
+    assert all(torch.equal(value, after[name]) for name, value in before.items())
+    last = last_checkpoint(tmp_path)
+    assert last is not None and (last / "model.safetensors").stat().st_size < 300_000
+    shutil.rmtree(last)
+    assert train_heads(base, split, tmp_path, options).accuracy == result.accuracy

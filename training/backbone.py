@@ -3,15 +3,22 @@
 import importlib.util
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 
 from medusa_trt.errors import TrainingError
-from medusa_trt.export.base_model import BaseModel, load_base_model, source_from_name
+from medusa_trt.export.base_model import (
+    BaseModel,
+    ModelSource,
+    load_base_model,
+    load_config,
+    load_tokenizer,
+    quiet_transformers,
+    source_from_name,
+)
 
 Quantization = Literal["8bit", "4bit"]
 
@@ -28,21 +35,22 @@ def load_backbone(
     Args:
         name: whatever `medusa-export --model` takes.
         dtype: of its weights; bfloat16 where the hardware multiplies it, else float32.
-        quantization: load its weights in 8 or 4 bits, through bitsandbytes.
+        quantization: load the weights of its blocks' linear maps in 8 or 4 bits, through
+            bitsandbytes; `dtype` is then of the others and of the products.
 
     Raises:
         ExportError: no such model.
-        TrainingError: quantization without bitsandbytes.
+        TrainingError: quantization without bitsandbytes, or of a model that it cannot quantize.
     """
     source = source_from_name(name)
+    device = best_device()
     if quantization is not None:
-        _check_quantization(quantization)
+        _check_quantization(source, quantization)
+        quantized = _quantized(source, dtype or best_dtype(device), quantization)
+        return BaseModel(source, quantized, load_tokenizer(source), {})
     base = load_base_model(source)
-    if quantization is not None:
-        base = replace(base, model=_quantized(source.location, quantization))
-    else:
-        module: nn.Module = base.model
-        module.to(device=best_device(), dtype=dtype or best_dtype(best_device()))
+    module: nn.Module = base.model
+    module.to(device=device, dtype=dtype or best_dtype(device))
     return base
 
 
@@ -56,6 +64,12 @@ def best_dtype(device: torch.device) -> torch.dtype:
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
     return torch.bfloat16 if torch.ops.mkldnn._is_mkldnn_bf16_supported() else torch.float32
+
+
+def precision_of(model: PreTrainedModel) -> str:
+    """What a model multiplies in, for records: a dtype's name, and "8bit" or "4bit" before it."""
+    bits = [q for q in get_args(Quantization) if getattr(model, f"is_loaded_in_{q}", False)]
+    return " ".join([*bits, str(model.dtype).removeprefix("torch.")])
 
 
 def unembedding_of(model: PreTrainedModel) -> torch.Tensor:
@@ -80,22 +94,49 @@ def observed_unembedding(
         yield
 
 
-def _check_quantization(quantization: Quantization) -> None:
+def _check_quantization(source: ModelSource, quantization: Quantization) -> None:
+    if source.gguf_file is not None or source.adapter is not None:
+        kind = "a GGUF file" if source.adapter is None else "an adapter to merge"
+        raise TrainingError(
+            f"{source.name} is {kind}, which cannot be loaded in {quantization}: give the model as "
+            "a Hugging Face folder or hub id, or leave out --quantization"
+        )
+    if getattr(load_config(source), "quantization_config", None) is not None:
+        raise TrainingError(
+            f"the weights of {source.name} are quantized already: leave out --quantization"
+        )
     if importlib.util.find_spec("bitsandbytes") is None:
         raise TrainingError(
-            f"loading in {quantization} needs bitsandbytes: pip install bitsandbytes, "
-            "or leave out --quantization"
+            f"loading in {quantization} needs bitsandbytes: "
+            "pip install 'medusa-trt[train-quantized]', or leave out --quantization"
         )
 
 
-def _quantized(location: str, quantization: Quantization) -> PreTrainedModel:
+def _quantized(
+    source: ModelSource, dtype: torch.dtype, quantization: Quantization
+) -> PreTrainedModel:
+    """Loads each weight straight into its few bits: the whole model never is in memory."""
     config = BitsAndBytesConfig(
         load_in_8bit=quantization == "8bit",
         load_in_4bit=quantization == "4bit",
-        bnb_4bit_compute_dtype=torch.bfloat16,
+        bnb_4bit_quant_type="nf4",  # of Dettmers et al. 2023, "QLoRA"
+        bnb_4bit_compute_dtype=dtype,
     )
-    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-        location, quantization_config=config, device_map={"": best_device()}
-    )
+    try:
+        with quiet_transformers():
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                source.location,
+                dtype=dtype,
+                quantization_config=config,
+                device_map={"": best_device()},
+                output_loading_info=True,
+            )
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+        raise TrainingError(
+            f"cannot load {source.location} in {quantization}: {' '.join(str(error).split())[:300]}"
+        ) from error
+    model: PreTrainedModel = loaded[0]
+    if missing := loaded[1]["missing_keys"]:
+        raise TrainingError(f"{source.location} lacks weights: {', '.join(sorted(missing)[:5])}")
     model.eval()
     return model

@@ -10,6 +10,17 @@ from medusa_trt.training.rows import LabelledTokens, ReplyRows, TargetRule
 Batch = dict[str, torch.Tensor]
 
 
+def num_rows(batch: Batch) -> int:
+    """Reply tokens of a batch of either kind after which the reply goes on: what is trained on."""
+    if "hidden" in batch:
+        return len(batch["hidden"])
+    return _num_rows(batch["turns"])
+
+
+def _num_rows(turns: torch.Tensor) -> int:
+    return int(((turns[..., 1:] > 0) & (turns[..., 1:] == turns[..., :-1])).sum())
+
+
 class FeatureRows(Dataset[Batch]):
     """Rows that have something to predict, in any order; a batch is fetched as one."""
 
@@ -18,6 +29,7 @@ class FeatureRows(Dataset[Batch]):
         self._rows, self._rule, self._hidden = rows, rule, rows.features.hidden
         # The last row of a reply has no token after the next.
         self._index = (rows.reply_ids[:-1] == rows.reply_ids[1:]).nonzero()[:, 0]
+        self.num_rows = len(self._index)
 
     def __len__(self) -> int:
         return len(self._index)
@@ -44,6 +56,7 @@ class PaddedConversations(Dataset[Batch]):
     def __init__(self, conversations: Sequence[LabelledTokens], max_length: int) -> None:
         cut = [(c.token_ids[:max_length], c.turns[:max_length]) for c in conversations]
         self._conversations = [(ids, turns) for ids, turns in cut if bool((turns > 0).any())]
+        self.num_rows = sum(_num_rows(turns) for _, turns in self._conversations)
 
     def __len__(self) -> int:
         return len(self._conversations)

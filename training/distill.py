@@ -13,6 +13,7 @@ from medusa_trt.errors import TrainingError
 from medusa_trt.export.base_model import BaseModel
 from medusa_trt.runtime.backends import engine_from_backend
 from medusa_trt.runtime.bundle import Bundle
+from medusa_trt.training.backbone import precision_of
 from medusa_trt.training.conversation import ChatFrame, Conversation
 from medusa_trt.training.engine_generation import SPARE_ROWS, EngineGenerator
 from medusa_trt.training.generation import BatchGenerator, Continuation, Generator
@@ -262,7 +263,7 @@ def _generator(
 def _dtype(base: BaseModel, bundle: Bundle | None) -> str:
     if bundle is not None:
         return f"bundle {bundle.manifest.target.name} {bundle.manifest.target.precision}"
-    return str(base.model.dtype).removeprefix("torch.")
+    return precision_of(base.model)
 
 
 def _spec(

@@ -16,7 +16,7 @@ from medusa_trt.training.heads_model import TrainableHeads
 from medusa_trt.training.held_out import accuracy_of, computed_pieces, kept_pieces
 from medusa_trt.training.modules import HeadsOnBackbone, HeadsOnFeatures
 from medusa_trt.training.options import TrainOptions
-from medusa_trt.training.ridge import ridge_maps
+from medusa_trt.training.ridge import Piece, ridge_maps
 from medusa_trt.training.rows import (
     DraftVocabulary,
     LabelledTokens,
@@ -41,12 +41,14 @@ class TrainResult:
         accuracy: on held-out replies.
         log: of the Trainer, with a "step" in each entry.
         num_train_tokens: reply tokens trained on, each counted once.
+        num_guess_tokens: reply tokens that the first guess of the linear maps was fitted to.
     """
 
     heads: MedusaHeads
     accuracy: Accuracy
     log: list[dict[str, float]]
     num_train_tokens: int
+    num_guess_tokens: int = 0
 
 
 def load_split(base: BaseModel, folders: Sequence[Path], held_out_fraction: float) -> Split:
@@ -112,13 +114,13 @@ def _train_on_features(
     heads: TrainableHeads, split: Split, folder: Path, options: TrainOptions
 ) -> TrainResult:
     rows = rows_from_conversations(split.train)
-    _initialize(heads, kept_pieces(split.train), options)
+    num_guess_tokens = _initialize(heads, kept_pieces(split.train), options)
     rule = TargetRule(
         num_heads=options.shape.num_heads,
         columns=heads.vocabulary.columns(),
         soft_weight=options.soft_weight,
     )
-    accuracy, log = run_trainer(
+    run = run_trainer(
         HeadsOnFeatures(heads, options),
         [{"params": list(heads.parameters()), "lr": options.learning_rate}],
         FeatureRows(rows, rule),
@@ -128,7 +130,7 @@ def _train_on_features(
         batch_size=options.batch_rows,
         num_epochs=options.num_epochs,
     )
-    return TrainResult(heads.to_heads(), accuracy, log, len(rows))
+    return TrainResult(heads.to_heads(), run.accuracy, run.log, run.num_rows, num_guess_tokens)
 
 
 def _train_on_backbone(
@@ -136,8 +138,9 @@ def _train_on_backbone(
 ) -> TrainResult:
     module = HeadsOnBackbone(base.model, heads, options)
     train = PaddedConversations(split.train, options.max_length)
-    _initialize(heads, computed_pieces(module, train, options.batch_size), options)
-    accuracy, log = run_trainer(
+    pieces = computed_pieces(module, train, options.batch_size)
+    num_guess_tokens = _initialize(heads, pieces, options)
+    run = run_trainer(
         module,
         [{"params": list(heads.parameters()), "lr": options.learning_rate}],
         train,
@@ -147,7 +150,7 @@ def _train_on_backbone(
         batch_size=options.batch_size,
         num_epochs=options.num_epochs,
     )
-    return TrainResult(heads.to_heads(), accuracy, log, num_reply_tokens(split.train))
+    return TrainResult(heads.to_heads(), run.accuracy, run.log, run.num_rows, num_guess_tokens)
 
 
 def measure_on_backbone(
@@ -163,25 +166,27 @@ def measure_on_backbone(
     return measure
 
 
-def num_reply_tokens(conversations: list[LabelledTokens]) -> int:
-    """Tokens in replies."""
-    return sum(int((conversation.turns > 0).sum()) for conversation in conversations)
-
-
 def _initialize(
     heads: TrainableHeads, found: Iterable[tuple[torch.Tensor, ReplyRows]], options: TrainOptions
-) -> None:
-    """Begins with the best linear guess, where the heads have a linear map."""
-    if options.shape.has_root_map or options.shape.has_projection:
-        pieces = (
-            (
-                heads.inputs(hidden.float(), rows.token_ids.to(hidden.device)),
-                hidden,
-                rows.reply_ids.to(hidden.device),
-            )
-            for hidden, rows in _first(found, _RIDGE_ROWS)
-        )
-        heads.set_linear_maps(ridge_maps(pieces, options.shape.num_heads, options.ridge))
+) -> int:
+    """Begins with the best linear guess, where the heads have a linear map.
+
+    Returns:
+        How many reply tokens it was fitted to.
+    """
+    if not (options.shape.has_root_map or options.shape.has_projection):
+        return 0
+    num_tokens = 0
+
+    def pieces() -> Iterator[Piece]:
+        nonlocal num_tokens
+        for hidden, rows in _first(found, _RIDGE_ROWS):
+            num_tokens += len(rows)
+            inputs = heads.inputs(hidden.float(), rows.token_ids.to(hidden.device))
+            yield inputs, hidden, rows.reply_ids.to(hidden.device)
+
+    heads.set_linear_maps(ridge_maps(pieces(), options.shape.num_heads, options.ridge))
+    return num_tokens
 
 
 def _first(

@@ -16,7 +16,6 @@ from medusa_trt.training.heads_model import TrainableHeads, shape_of, tensors_fr
 from medusa_trt.training.medusa1 import (
     TrainResult,
     measure_on_backbone,
-    num_reply_tokens,
     train_heads,
 )
 from medusa_trt.training.modules import HeadsOnBackbone
@@ -76,7 +75,7 @@ def train_joint(
         teacher=adapted.disable_adapter,
         heads_weight=lambda progress: ramped(options.heads_weight, progress),
     )
-    accuracy, log = run_trainer(
+    run = run_trainer(
         module,
         learning_rates(module, options),
         PaddedConversations(split.train, options.heads.max_length),
@@ -86,7 +85,7 @@ def train_joint(
         batch_size=options.heads.batch_size,
         num_epochs=options.num_epochs,
     )
-    second = TrainResult(trainable.to_heads(), accuracy, log, num_reply_tokens(split.train))
+    second = TrainResult(trainable.to_heads(), run.accuracy, run.log, run.num_rows)
     return JointResult(_merged(adapted), first, second)
 
 

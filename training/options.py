@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from medusa_trt.errors import TrainingError
+from medusa_trt.training.backbone import Quantization
 from medusa_trt.training.heads_model import HeadsShape
 
 
@@ -29,6 +30,7 @@ class TrainOptions:
         num_nodes: of the tree that is measured, the root included.
         num_checkpoints: evenly over the run; each is also a point of the curves.
         max_length: conversations are cut to so many tokens, where the backbone runs.
+        quantization: load the frozen backbone in 8 or 4 bits.
         bf16: train in mixed precision; where the hardware has it if None.
         seed: of the order of the data and of sampling.
     """
@@ -50,6 +52,7 @@ class TrainOptions:
     num_nodes: int = 8
     num_checkpoints: int = 8
     max_length: int = 2048
+    quantization: Quantization | None = None
     bf16: bool | None = None
     seed: int = 0
 
@@ -94,6 +97,11 @@ class JointOptions:
     def __post_init__(self) -> None:
         for name in ("lora_rank", "lora_alpha"):
             _check(self, name, 1, None)
+        if self.heads.quantization is not None:
+            raise TrainingError(
+                f"joint training changes the backbone's weights, which {self.heads.quantization} "
+                "cannot hold: leave out --quantization"
+            )
         for name in ("learning_rate", "heads_factor", "heads_weight", "num_epochs"):
             _check(self, name, 0, None)
 

@@ -127,12 +127,15 @@ def _card(
 ) -> str:
     accuracy = result.accuracy
     recipe = asdict(options)
+    guess = ""
+    if result.num_guess_tokens:
+        guess = f" (the first guess of the linear maps: {result.num_guess_tokens:,})"
     data = "\n".join(map(_data_line, specs))
     settings = "\n".join(f"- {name}: {value}" for name, value in recipe.items())
     return f"""# {title}
 
 Trained by medusa-trt {__version__} on {result.num_train_tokens:,} tokens of the model's own
-replies:
+replies{guess}:
 
 {data}
 

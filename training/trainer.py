@@ -2,23 +2,38 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.data import Dataset
 from transformers import Trainer, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from medusa_trt.errors import TrainingError
 from medusa_trt.training.accuracy import Accuracy
 from medusa_trt.training.backbone import best_device, best_dtype
-from medusa_trt.training.datasets import Batch
+from medusa_trt.training.datasets import Batch, FeatureRows, PaddedConversations, num_rows
 from medusa_trt.training.options import TrainOptions
 
 _STATE_FILE = "trainer_state.json"
 _WARMUP_FRACTION = 0.03
+
+
+@dataclass(frozen=True, slots=True)
+class TrainRun:
+    """What a run came to, with what it did before it was ended and continued.
+
+    Attributes:
+        accuracy: at the end.
+        log: one entry with "step" for each thing measured.
+        num_rows: different reply tokens that its updates were computed from.
+    """
+
+    accuracy: Accuracy
+    log: list[dict[str, float]]
+    num_rows: int
 
 
 class MedusaTrainer(Trainer):
@@ -33,7 +48,9 @@ class MedusaTrainer(Trainer):
     def compute_loss(
         self, model: nn.Module, inputs: Batch, *_: object, **__: object
     ) -> torch.Tensor:
-        """The module's own loss."""
+        """The module's own loss. The rows are counted where a checkpoint keeps the count."""
+        rows = torch.tensor(num_rows(inputs), device=self.args.device)
+        self.state.num_input_tokens_seen += int(self.accelerator.gather(rows).sum())
         progress = self.state.global_step / max(1, self.state.max_steps)
         loss: torch.Tensor = model(**inputs, progress=progress)
         return loss
@@ -54,14 +71,14 @@ class MedusaTrainer(Trainer):
 def run_trainer(
     module: nn.Module,
     groups: list[dict[str, Any]],
-    dataset: Dataset[Batch],
+    dataset: FeatureRows | PaddedConversations,
     measure: Callable[[], Accuracy],
     folder: Path,
     options: TrainOptions,
     *,
     batch_size: int,
     num_epochs: float,
-) -> tuple[Accuracy, list[dict[str, float]]]:
+) -> TrainRun:
     """Trains until the end, from the last whole checkpoint in `folder` if there is one.
 
     Args:
@@ -73,11 +90,8 @@ def run_trainer(
         options: of training.
         batch_size: items of the dataset in a step's piece.
         num_epochs: passes over the data, unless `options.max_steps`.
-
-    Returns:
-        The accuracy at the end, and the log: one entry with "step" for each thing measured.
     """
-    steps_per_epoch = -(-len(dataset) // (batch_size * options.accumulation))  # type: ignore[arg-type]
+    steps_per_epoch = -(-len(dataset) // (batch_size * options.accumulation))
     total_steps = options.max_steps or max(1, round(steps_per_epoch * num_epochs))
     every = max(1, total_steps // options.num_checkpoints)
     trainer = MedusaTrainer(
@@ -93,7 +107,8 @@ def run_trainer(
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     trainer.evaluate()
     assert trainer.accuracy is not None
-    return trainer.accuracy, trainer.state.log_history
+    num_seen = min(trainer.state.num_input_tokens_seen, dataset.num_rows)  # then they come again
+    return TrainRun(trainer.accuracy, trainer.state.log_history, num_seen)
 
 
 def last_checkpoint(folder: Path) -> Path | None:
