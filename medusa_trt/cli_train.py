@@ -148,8 +148,10 @@ def _add_joint(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--heads", type=Path, metavar="PATH", help="trained heads, instead of a first stage"
     )
-    group.add_argument("--lora-rank", type=int, metavar="N")
-    group.add_argument("--lora-alpha", type=int, metavar="N")
+    group.add_argument("--lora-rank", type=int, metavar="N", help="of the backbone's adapter")
+    group.add_argument(
+        "--lora-alpha", type=int, metavar="N", help="the adapter counts alpha / rank times"
+    )
     for flag, help_ in (
         ("--joint-learning-rate", "of the backbone's adapter"),
         ("--joint-epochs", "passes over the data"),
@@ -175,7 +177,7 @@ def _add_measure(parser: argparse.ArgumentParser) -> None:
 def _add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help="alias, folder, .gguf file or hub id")
     parser.add_argument("--output", type=Path, required=True, metavar="FOLDER")
-    parser.add_argument("--seed", type=int, metavar="N")
+    parser.add_argument("--seed", type=int, metavar="N", help="of all that is random")
     _add_quantization(parser)
     parser.add_argument("--verbose", action="store_true", help="show tracebacks")
 

@@ -394,6 +394,19 @@ def test_wrong_arguments_end_in_one_line(
     assert len(error) == 1 and message in error[0]
 
 
+def test_a_command_that_was_refused_can_be_given_again_with_other_options(
+    base: BaseModel, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A tiny model of another name is refused after the run was recorded."""
+    data, other = tmp_path / "data", shutil.copytree(tiny_model, tmp_path / "other")
+    list(generate_data(base, [("Hi",), ("Yes",)], data, DataOptions(max_new_tokens=8)))
+    train = ["--data", str(data), "--output", str(tmp_path / "out"), "--held-out-fraction", "0.5"]
+    assert main(["train", "heads", str(other), *train, "--max-steps", "2"]) == 2
+    assert "was made by" in capsys.readouterr().err
+    assert main(["train", "heads", str(tiny_model), *train, "--max-steps", "1"]) == 0
+    assert main(["train", "heads", str(tiny_model), *train, "--max-steps", "2"]) == 2
+
+
 def test_data_of_another_model_and_quantization_without_its_library_are_refused(
     tiny_model: Path, base: BaseModel, tmp_path: Path
 ) -> None:

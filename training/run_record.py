@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from medusa_trt.errors import TrainingError
 from medusa_trt.training.options import JointOptions, TrainOptions
@@ -17,6 +18,8 @@ def check_same_run(
 ) -> None:
     """Records what a folder's checkpoints belong to, or checks it.
 
+    The record of a run that was ended before its first checkpoint is replaced.
+
     Raises:
         TrainingError: the folder holds a run with other data or options, or cannot be written.
     """
@@ -25,13 +28,13 @@ def check_same_run(
     )
     file = folder / _FILE
     try:
-        if file.is_file():
-            if file.read_bytes() != record:
-                raise TrainingError(
-                    f"{folder} holds a run with other data or options (see {file}): "
-                    "give another --output, or the same options to continue it"
-                )
+        if file.is_file() and file.read_bytes() == record:
             return
+        if file.is_file() and any(folder.glob(f"**/{PREFIX_CHECKPOINT_DIR}-*")):
+            raise TrainingError(
+                f"{folder} holds a run with other data or options (see {file}): "
+                "give another --output, or the same options to continue it"
+            )
         folder.mkdir(parents=True, exist_ok=True)
         temporary = file.with_suffix(".tmp")
         temporary.write_bytes(record)
