@@ -77,13 +77,13 @@ class Chooser:
         """
         options = self._options
         if options.rule != "typical":
-            sampled: list[int] = reductions.sampled[index].tolist()
+            sampled: list[int] = reductions.sampled.tolist()[index]
             nodes = accept_exact(tree, tokens, sampled)
             return nodes, sampled[nodes[-1]]
         nodes = accept_typical(
             tree,
-            reductions.candidate_logprob[index].tolist(),
-            reductions.entropy[index].tolist(),
+            reductions.candidate_logprob.tolist()[index],
+            reductions.entropy.tolist()[index],
             posterior_threshold=options.posterior_threshold,
             posterior_alpha=options.posterior_alpha,
         )

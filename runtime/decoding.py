@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from time import perf_counter
-from typing import NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,7 @@ from medusa_trt.runtime.options import SamplingOptions
 from medusa_trt.tree_configs import MedusaTree, chain_tree
 
 _SINGLE = chain_tree(0)
+_Made = TypeVar("_Made")
 
 
 @dataclass(slots=True)
@@ -90,7 +91,11 @@ class Decoder:
         self._min_rows = min_rows
         num_unread = max(0, min_rows - tree.num_nodes)
         self._rows = tuple(range(tree.num_nodes)) if num_unread else None
-        self._argmax, self._draft_ids = _Integers(), _Integers()
+        self._draft_ids, self._argmax, self._hidden = (
+            _Kept(_integers),
+            _Kept(_integers),
+            _Kept(_states),
+        )
 
     def start(
         self, slot: int, prompt_ids: Sequence[int], num_cached: int, chooser: Chooser
@@ -160,7 +165,7 @@ class Decoder:
             root_tokens,
         )
         self.engine_s += perf_counter() - start
-        candidates = self._draft_ids.read(drafts)
+        candidates = self._draft_ids.of(drafts)
         return self._tree, tokens_from_candidates(root_tokens, candidates, self._node_tokens)
 
     def _copied(self, states: Sequence[SequenceState]) -> list[list[int]] | None:
@@ -185,7 +190,7 @@ class Decoder:
         first = states[0].chooser
         reductions = self._reduce(states, tree, tokens) if first.needs_reductions else None
         logits = outputs.logits if first.walks_logits else None
-        argmax = self._argmax.read(outputs.argmax)
+        argmax, hidden = self._argmax.of(outputs.argmax), self._hidden.of(outputs.hidden)
         added = []
         for index, state in enumerate(states):
             own_tokens, logprobs = tokens[index], NO_LOGPROBS
@@ -203,7 +208,7 @@ class Decoder:
             self._engine.commit(state.slot, state.past_length, nodes)
             state.past_length += len(nodes)
             state.root_token = bonus_token
-            state.hidden = outputs.hidden[index, nodes[-1] : nodes[-1] + 1]
+            state.hidden = hidden[index][nodes[-1]]
             token_ids = [own_tokens[node] for node in nodes[1:]]
             token_ids.append(bonus_token)
             if state.lookup is not None:
@@ -214,7 +219,10 @@ class Decoder:
     def _reduce(
         self, states: Sequence[SequenceState], tree: MedusaTree, tokens: Sequence[Sequence[int]]
     ) -> Reductions:
-        uniforms = np.array([state.chooser.uniforms(tree, state.past_length) for state in states])
+        if len(states) == 1:
+            uniforms = states[0].chooser.uniforms(tree, states[0].past_length)[None]
+        else:
+            uniforms = np.stack([own.chooser.uniforms(tree, own.past_length) for own in states])
         start = perf_counter()
         reductions = self._engine.reduce(tokens, tree, self._sampling, uniforms)
         self.engine_s += perf_counter() - start
@@ -224,20 +232,30 @@ class Decoder:
         return tree if tree.num_nodes >= self._min_rows else chain_tree(self._min_rows - 1)
 
 
-class _Integers:
-    """Reads an output array of the engine element by element.
+class _Kept(Generic[_Made]):
+    """What was made of an output array of the engine, as long as it gives the same array.
 
-    Engines give the same array step after step, and after a step that has left nothing in the
-    processor's caches numpy takes 20 us to describe one (docs/decisions.md).
+    Engines do so step after step, and after a step that has left nothing in the processor's caches
+    numpy takes 10 to 20 us to describe a part of one (docs/decisions.md).
     """
 
-    def __init__(self) -> None:
-        self._array: NDArray[np.int64] | None = None
-        self._sequences: list[memoryview] = []
+    def __init__(self, make: Callable[[NDArray[Any]], _Made]) -> None:
+        self._make = make
+        self._array: NDArray[Any] | None = None
+        self._made: _Made | None = None
 
-    def read(self, array: NDArray[np.int64]) -> list[memoryview]:
-        """For each element of the first axis the numbers in it, in their order."""
-        if array is not self._array:
-            self._array = array
-            self._sequences = [own.data.cast("B").cast("q") for own in array]
-        return self._sequences
+    def of(self, array: NDArray[Any]) -> _Made:
+        """Made of this array now or before."""
+        if self._made is None or array is not self._array:
+            self._array, self._made = array, self._make(array)
+        return self._made
+
+
+def _integers(array: NDArray[np.int64]) -> list[memoryview]:
+    """For each sequence its numbers, in their order."""
+    return [own.data.cast("B").cast("q") for own in array]
+
+
+def _states(array: NDArray[np.float32]) -> list[list[NDArray[np.float32]]]:
+    """For each sequence its rows, (1, hidden_size) each."""
+    return [[row[None] for row in own] for own in array]
