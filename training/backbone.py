@@ -22,6 +22,10 @@ from medusa_trt.export.base_model import (
 
 Quantization = Literal["8bit", "4bit"]
 
+_REPACKS = "support_avx512bf16_for_cpu"
+"""Where it is true, bitsandbytes 0.50.2 puts a layer's 4-bit weights in another order when it first
+runs and back when its state is read, as for a checkpoint. What comes back is wrong."""
+
 
 def load_backbone(
     name: str, dtype: torch.dtype | None = None, quantization: Quantization | None = None
@@ -138,5 +142,8 @@ def _quantized(
     model: PreTrainedModel = loaded[0]
     if missing := loaded[1]["missing_keys"]:
         raise TrainingError(f"{source.location} lacks weights: {', '.join(sorted(missing)[:5])}")
+    for module in model.modules():
+        if hasattr(module, _REPACKS):
+            setattr(module, _REPACKS, False)
     model.eval()
     return model
