@@ -186,6 +186,8 @@ def test_a_graph_in_parts_computes_what_the_whole_does(
     size = bundle.manifest.files[WEIGHTS_FILE].size_bytes // 8
     parts = SegmentedEngine(bundle, capacity=128, batch_size=batch_size, segment_bytes=size)
     assert len(parts._segments) > 3
+    is_divided = any("product" in output for part in parts._segments for output in part.outputs)
+    assert is_divided == (name == "trt_bundle")
     lengths = [9, 5][:batch_size]
     for engine in (whole, parts):
         for slot, length in enumerate(lengths):
