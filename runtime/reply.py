@@ -131,23 +131,29 @@ class Reply:
         self._start_s = self._first_s = time.perf_counter()
         self._first_engine_s = 0.0
 
-    def add(self, added: Added, engine_s: float) -> StreamEvent:
+    def add(self, added: Added, engine_s: float) -> StreamEvent | None:
         """Takes a step's tokens up to the reply's end; sets `finish_reason` if that is reached.
 
         Args:
             added: the step's tokens.
             engine_s: seconds that the decoder has spent in engine calls so far.
+
+        Returns:
+            An event to show, if the reply is streamed.
         """
+        token_ids, logprobs = added
         accept_length = 0
         if self.token_ids:
-            accept_length = len(added.token_ids)
+            accept_length = len(token_ids)
             self._accept_lengths.append(accept_length)
         else:
             self._first_s, self._first_engine_s = time.perf_counter(), engine_s
-        kept = self._take(added.token_ids)
-        if added.logprobs:
-            self._logprobs += added.logprobs[: len(kept)]
-        return StreamEvent(kept, "" if self._decodes_late else self._newly_shown(), accept_length)
+        kept = self._take(token_ids)
+        if logprobs:
+            self._logprobs += logprobs[: len(kept)]
+        if self._decodes_late:
+            return None
+        return StreamEvent(kept, self._newly_shown(), accept_length)
 
     def finish(self, engine_s: float, reason: FinishReason | None = None) -> Generation:
         """The finished reply; `reason` where something else than the reply itself ended it."""

@@ -216,7 +216,7 @@ class MedusaSession:
                     event = reply.add(added, decoder.engine_s)
                     if reply.finish_reason is not None:
                         break
-                    if streamed:
+                    if event is not None:
                         yield event
                     if self._cancelled.is_set():
                         event, reply.finish_reason = None, "cancelled"
@@ -242,7 +242,7 @@ class MedusaSession:
             return added
         root_token = running.state.root_token
         added = decoder.step([running.state])[0]
-        self._cached_ids += [root_token, *added.token_ids[:-1]]
+        self._cached_ids += [root_token, *added[0][:-1]]
         return added
 
     def _batch(self, all_ids: list[list[int]], options: GenerationOptions) -> list[Generation]:
