@@ -1,6 +1,6 @@
 """Time and peak memory of an export, on a checkpoint of random weights in a model's real shape.
 
-    python benchmarks/export_memory.py --shape vicuna-7b --precision int4 --folder /tmp/export
+    python benchmarks/export_memory.py --shape vicuna-7b --precision int4 --folder FOLDER
 
 The checkpoint is made shard by shard in float16 and deleted afterwards, and so is the bundle;
 `--keep` keeps the checkpoint for the next run in the same folder. With `--random-weights` there is

@@ -40,7 +40,7 @@ def export_bundle(options: ExportOptions, progress: Callable[[str], None] = prin
     with new_folder(output, options.overwrite) as folder:
         write_bundle(folder, parts, progress)
         del parts  # the heads are not needed any more
-        gc.collect()  # traced graphs hold themselves in circles, 10 MB a layer
+        gc.collect()  # traced graphs hold themselves in circles: 0.13 GiB of 9 layers
         if is_compared:
             _compare(folder, base, progress)
         else:

@@ -23,9 +23,6 @@ class TokenLogprobs:
     top: tuple[tuple[int, float], ...]
 
 
-NO_LOGPROBS: tuple[TokenLogprobs, ...] = ()
-
-
 class Chooser:
     """Chooses the tokens of one reply. It holds the processors' states and the random numbers.
 

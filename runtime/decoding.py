@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from medusa_trt.runtime.acceptance import accept_exact
 from medusa_trt.runtime.candidates import node_tokens_from_indices, tokens_from_candidates
-from medusa_trt.runtime.choosing import NO_LOGPROBS, Chooser, TokenLogprobs
+from medusa_trt.runtime.choosing import Chooser, TokenLogprobs
 from medusa_trt.runtime.engine import Engine, Reductions, VerifyOutputs
 from medusa_trt.runtime.lookup import TokenLookup
 from medusa_trt.runtime.options import SamplingOptions
@@ -89,11 +89,9 @@ class Decoder:
         self._min_rows = min_rows
         num_unread = max(0, min_rows - tree.num_nodes)
         self._rows = tuple(range(tree.num_nodes)) if num_unread else None
-        self._draft_ids, self._argmax, self._hidden = (
-            _Kept(_integers),
-            _Kept(_integers),
-            _Kept(_states),
-        )
+        self._draft_ids = _Kept(_integers)
+        self._argmax = _Kept(_integers)
+        self._hidden = _Kept(_states)
 
     def start(
         self, slot: int, prompt_ids: Sequence[int], num_cached: int, chooser: Chooser
@@ -191,7 +189,8 @@ class Decoder:
         argmax, hidden = self._argmax.of(outputs.argmax), self._hidden.of(outputs.hidden)
         added = []
         for index, state in enumerate(states):
-            own_tokens, logprobs = tokens[index], NO_LOGPROBS
+            own_tokens = tokens[index]
+            logprobs: tuple[TokenLogprobs, ...] = ()
             if logits is not None:
                 nodes, bonus_token, logprobs = state.chooser.walk(
                     tree, own_tokens, state.past_length, logits[index]

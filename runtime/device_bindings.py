@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from medusa_trt.errors import EngineError
 from medusa_trt.runtime.device_executor import Executable, Executor
 from medusa_trt.runtime.device_memory import Cuda
+from medusa_trt.runtime.engine import VerifyOutputs
 from medusa_trt.tree_configs import MedusaTree
 
 _MAX_BINDINGS = 16
@@ -29,6 +30,7 @@ class Bound:
         pinned: all pinned memory of it.
         graph: all of a run as a CUDA graph, from the second run on.
         num_runs: how often it ran.
+        outputs_of_verify: of a verify step, made of `downloads` once.
     """
 
     executable: Executable
@@ -41,6 +43,7 @@ class Bound:
     pinned: list[NDArray[Any]] = field(default_factory=list)
     graph: Any = None
     num_runs: int = 0
+    outputs_of_verify: VerifyOutputs | None = None
 
 
 class Bindings:

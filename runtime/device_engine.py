@@ -120,11 +120,13 @@ class DeviceEngine:
         self._cache.stepped()
         shape = (num_sequences, len(shown))
         self._last_logits = bound.addresses[names.LOGITS]
-        return VerifyOutputs(
-            argmax=found[names.ARGMAX].reshape(shape),
-            hidden=found[names.HIDDEN].reshape(*shape, -1),
-            logits=found[names.LOGITS].reshape(*shape, -1) if logits else None,
-        )
+        if bound.outputs_of_verify is None:
+            bound.outputs_of_verify = VerifyOutputs(
+                argmax=found[names.ARGMAX].reshape(shape),
+                hidden=found[names.HIDDEN].reshape(*shape, -1),
+                logits=found[names.LOGITS].reshape(*shape, -1) if logits else None,
+            )
+        return bound.outputs_of_verify
 
     def reduce(
         self,
