@@ -1,7 +1,7 @@
 """medusa-trt: Medusa decoding on ONNX Runtime and TensorRT.
 
-`MedusaSession`, `GenerationOptions`, `Bundle`, `MedusaTree` and `load_tree` are imported when
-first used, so that `import medusa_trt` costs nothing.
+`MedusaSession`, `GenerationOptions`, `SamplingOptions`, `Bundle`, `MedusaTree` and `load_tree` are
+imported when first used, so that `import medusa_trt` costs nothing.
 """
 
 from importlib import import_module
@@ -9,18 +9,26 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from medusa_trt.runtime.bundle import Bundle
-    from medusa_trt.runtime.session import GenerationOptions, MedusaSession
+    from medusa_trt.runtime.session import GenerationOptions, MedusaSession, SamplingOptions
     from medusa_trt.tree_configs import MedusaTree, load_tree
 
 __version__ = "0.1.0"
 
-__all__ = ["Bundle", "GenerationOptions", "MedusaSession", "MedusaTree", "load_tree"]
+__all__ = [
+    "Bundle",
+    "GenerationOptions",
+    "MedusaSession",
+    "MedusaTree",
+    "SamplingOptions",
+    "load_tree",
+]
 
 _MODULES = {
     "Bundle": "medusa_trt.runtime.bundle",
     "GenerationOptions": "medusa_trt.runtime.session",
     "MedusaSession": "medusa_trt.runtime.session",
     "MedusaTree": "medusa_trt.tree_configs",
+    "SamplingOptions": "medusa_trt.runtime.session",
     "load_tree": "medusa_trt.tree_configs",
 }
 

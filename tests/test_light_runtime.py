@@ -1,8 +1,12 @@
 """A machine that only decodes needs neither torch nor transformers nor onnx."""
 
+import re
 import subprocess
 import sys
 from importlib.metadata import requires
+from pathlib import Path
+
+import pytest
 
 from medusa_trt.runtime.bundle import Bundle
 
@@ -45,3 +49,10 @@ def test_the_runtime_install_requires_no_export_library() -> None:
     base = [line for line in requires("medusa-trt") or [] if "extra ==" not in line]
     names = {line.split(">")[0].split("=")[0].split("[")[0].strip().lower() for line in base}
     assert names == {"numpy", "tokenizers", "jinja2", "msgspec", "rich"}
+
+
+def test_the_readmes_example_runs(tiny_bundle: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
+    readme = (Path(__file__).parents[1] / "README.md").read_text("utf-8")
+    (example,) = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+    exec(example.replace('"smollm2-135m"', repr(str(tiny_bundle.path))), {})
+    assert len(capsys.readouterr().out) > 50
