@@ -10,9 +10,9 @@ from onnx_ir.passes import InPlacePass
 from medusa_trt.errors import ExportError
 from medusa_trt.export.carried_weights import CarriedWeights
 from medusa_trt.export.graph import VerifyModule
-from medusa_trt.export.heads import HeadsModule
+from medusa_trt.export.heads import HeadsModule, MedusaHeads
 from medusa_trt.export.integer_reduce import integer_reduce_graph
-from medusa_trt.export.lazy_tensor import transposed
+from medusa_trt.export.lazy_tensor import LazyTensor, stacked, transposed
 from medusa_trt.export.manifest import manifest_of, write_manifest
 from medusa_trt.export.onnx_export import (
     graph_spec,
@@ -87,8 +87,7 @@ def write_bundle(folder: Path, parts: ExportParts, progress: Callable[[str], Non
 
 def _heads_graph(parts: ExportParts, quantize: InPlacePass | None, backbone: Weights) -> ir.Model:
     heads, model = parts.heads, parts.base.model
-    own = [tensor.in_type(next(iter(backbone.values())).dtype) for tensor in heads.unread]
-    is_stacked = quantize is None and len(own) < 2
+    is_stacked = quantize is None and len(heads.unread.get("unembedding", ())) < 2
     module_class = HeadsModule if is_stacked else SeparateHeadsModule
     layer = model.get_output_embeddings()
     names_of = {id(each): name for name, each in model.named_parameters()}
@@ -101,11 +100,7 @@ def _heads_graph(parts: ExportParts, quantize: InPlacePass | None, backbone: Wei
         )
     )
     assert unembedding is not None and embedding is not None
-    weights = {"embedding": embedding}
-    if len(own) == 1:
-        weights["unembedding"] = own[0]
-    else:
-        weights |= {f"unembedding_{head}": transposed(each) for head, each in enumerate(own)}
+    weights = _unread_parameters(heads, embedding.dtype, is_stacked) | {"embedding": embedding}
     # Rows that a token map picks are few; the whole is read when the graph is written.
     if heads.token_map is None and heads.heads[0].unembedding is None:
         weights["unembedding"] = unembedding
@@ -126,6 +121,24 @@ def _heads_graph(parts: ExportParts, quantize: InPlacePass | None, backbone: Wei
         weights,
         portable=parts.precision.on_device,
     )
+
+
+def _unread_parameters(
+    heads: MedusaHeads, dtype: ir.DataType, is_stacked: bool
+) -> dict[str, LazyTensor]:
+    """The matrices that are read later, by the names of the parameters of the heads' module."""
+    found = {}
+    for part, tensors in heads.unread.items():
+        name = part if part == "unembedding" else f"{part}_weight"
+        if part == "unembedding" and len(tensors) == 1:
+            found[name] = tensors[0].in_type(dtype)
+            continue
+        turned = [transposed(tensor.in_type(dtype)) for tensor in tensors]
+        if is_stacked:
+            found[name] = stacked(turned)
+        else:
+            found |= {f"{name}_{head}": tensor for head, tensor in enumerate(turned)}
+    return found
 
 
 def _write_texts(folder: Path, parts: ExportParts) -> None:

@@ -1,6 +1,7 @@
 """Medusa heads in memory, and as a torch module."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import torch
 from torch import nn
@@ -57,13 +58,14 @@ class MedusaHeads:
     Attributes:
         heads: every head with the same number of blocks.
         token_map: (draft_vocab,) int64 token ids of a truncated vocabulary, or None.
-        unread: the heads' own unembeddings, or a common one, to be read when they are used: those
-            in `heads` have no data then. Empty where all is in memory.
+        unread: matrices to be read when they are used, a tensor a head by the matrices' names
+            (`root_map`, `block0`, ..., `projection`, `unembedding`), one alone for a common
+            unembedding: those in `heads` have no data then. Empty where all is in memory.
     """
 
     heads: tuple[MedusaHead, ...]
     token_map: torch.Tensor | None = None
-    unread: tuple[LazyTensor, ...] = ()
+    unread: Mapping[str, tuple[LazyTensor, ...]] = field(default_factory=dict)
 
     @property
     def num_heads(self) -> int:
@@ -252,12 +254,18 @@ class HeadsModule(nn.Module):
 
     def _stack(self, name: str, maps: list[Linear]) -> None:
         """Registers (num_heads, in, out) weights and (num_heads, 1, out) biases."""
-        weight = torch.stack([map_.weight.T for map_ in maps]).contiguous()
+        weight = torch.stack([map_.weight.T for map_ in maps])
         biases = [
             torch.zeros(len(map_.weight)) if map_.bias is None else map_.bias for map_ in maps
         ]
-        self.register_buffer(f"{name}_weight", weight, persistent=False)
-        self.register_buffer(f"{name}_bias", torch.stack(biases)[:, None], persistent=False)
+        self._register(f"{name}_weight", weight)
+        self._register(f"{name}_bias", torch.stack(biases)[:, None])
+
+    def _register(self, name: str, tensor: torch.Tensor) -> None:
+        if tensor.is_meta:  # a parameter, whose data are read later
+            setattr(self, name, nn.Parameter(tensor, requires_grad=False))
+        else:
+            self.register_buffer(name, tensor.contiguous(), persistent=False)
 
     def _affine(self, name: str, state: torch.Tensor) -> torch.Tensor:
         weight: torch.Tensor = getattr(self, f"{name}_weight")

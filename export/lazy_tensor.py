@@ -105,6 +105,18 @@ def selected(tensor: ir.TensorProtocol, index: int) -> LazyTensor:
     return LazyTensor(lambda: source.stored()[index], source.sizes[1:], key, source.dtype)
 
 
+def stacked(tensors: Sequence[ir.TensorProtocol]) -> LazyTensor:
+    """Along a new first axis."""
+    parts = [lazy(tensor) for tensor in tensors]
+    key = ("stacked", tuple(part.key for part in parts))
+    return LazyTensor(
+        lambda: np.stack([part.stored() for part in parts]),
+        (len(parts), *parts[0].sizes),
+        key,
+        parts[0].dtype,
+    )
+
+
 def concatenated(tensors: Sequence[ir.TensorProtocol], axis: int) -> LazyTensor:
     """Joined along an axis."""
     parts = [lazy(tensor) for tensor in tensors]

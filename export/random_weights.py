@@ -19,7 +19,6 @@ from medusa_trt.export.streamed_model import (
     Weights,
     array_from_tensor,
     empty_model,
-    tensor_from_array,
     weights_at_hand,
 )
 from medusa_trt.export.support import refuse_unsupported
@@ -88,17 +87,23 @@ def random_heads(config: PretrainedConfig, dtype: torch.dtype) -> MedusaHeads:
     """Heads as the published ones: one block and an unembedding of their own."""
     hidden, vocab = config.hidden_size, config.vocab_size
     numbers = [_numbers(1 + head, dtype) for head in range(NUM_HEADS)]
+    sizes = {"block0": (hidden, hidden), "unembedding": (vocab, hidden)}
+
+    def empty(name: str) -> torch.Tensor:
+        return torch.empty(sizes[name], dtype=dtype, device="meta")
+
     return MedusaHeads(
         tuple(
-            MedusaHead(
-                (Linear(tensor_from_array(_filled((hidden, hidden), own)), None),),
-                unembedding=torch.empty((vocab, hidden), dtype=dtype, device="meta"),
+            MedusaHead((Linear(empty("block0")),), unembedding=empty("unembedding"))
+            for _ in numbers
+        ),
+        unread={
+            name: tuple(
+                _random_tensor(f"head {head} {name}", shape, own)
+                for head, own in enumerate(numbers)
             )
-            for own in numbers
-        ),
-        unread=tuple(
-            _random_tensor(f"head {head}", (vocab, hidden), own) for head, own in enumerate(numbers)
-        ),
+            for name, shape in sizes.items()
+        },
     )
 
 

@@ -24,22 +24,19 @@ class SeparateHeadsModule(HeadsModule):
         """As `HeadsModule`."""
         super().__init__(heads, shared_unembedding, top_k, shared_bias, embedding)
         if not self.shared:
-            self._register("unembedding", list(self.unembedding))
+            self._register_each("unembedding", list(self.unembedding))
             del self.unembedding
 
     def _stack(self, name: str, maps: list[Linear]) -> None:
-        self._register(f"{name}_weight", [map_.weight.T for map_ in maps])
+        self._register_each(f"{name}_weight", [map_.weight.T for map_ in maps])
         biases = [
             torch.zeros(len(map_.weight)) if map_.bias is None else map_.bias for map_ in maps
         ]
-        self._register(f"{name}_bias", biases)
+        self._register_each(f"{name}_bias", biases)
 
-    def _register(self, name: str, tensors: list[torch.Tensor]) -> None:
+    def _register_each(self, name: str, tensors: list[torch.Tensor]) -> None:
         for head, tensor in enumerate(tensors):
-            if tensor.is_meta:  # a parameter, whose data are read later
-                setattr(self, f"{name}_{head}", nn.Parameter(tensor, requires_grad=False))
-            else:
-                self.register_buffer(f"{name}_{head}", tensor.contiguous(), persistent=False)
+            self._register(f"{name}_{head}", tensor)
 
     def logits(self, hidden: torch.Tensor, root_ids: torch.Tensor | None = None) -> torch.Tensor:
         """`hidden` (B, hidden_size), `root_ids` (B,) → (num_heads, B, draft_vocab)."""

@@ -1,18 +1,21 @@
 """Named tensors into heads: the tensors decide how many heads and layers there are."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 import torch
 
 from medusa_trt.errors import HeadsError
-from medusa_trt.export.head_formats.key_layouts import HeadKey, Recognized, listed
+from medusa_trt.export.head_formats.key_layouts import UNEMBEDDINGS, HeadKey, Recognized, listed
 from medusa_trt.export.heads import Linear, MedusaHead, MedusaHeads
 
 _FP8 = (torch.float8_e4m3fn, torch.float8_e5m2)
 
 
 def heads_from_keys(
-    recognized: Recognized, tensors: Mapping[HeadKey, torch.Tensor], source: str
+    recognized: Recognized,
+    tensors: Mapping[HeadKey, torch.Tensor],
+    source: str,
+    unread: Collection[HeadKey] = (),
 ) -> MedusaHeads:
     """Builds heads in float32 out of a checkpoint's tensors.
 
@@ -20,6 +23,8 @@ def heads_from_keys(
         recognized: how the file names them.
         tensors: all of the heads' tensors, in any floating-point type, FP8 with its scales.
         source: names the file in errors.
+        unread: those that get a shape and no data; of unembeddings, which are large, no number
+            is looked at.
 
     Raises:
         HeadsError: tensors that are missing, left over, misshapen, tied or not finite; the error
@@ -28,11 +33,13 @@ def heads_from_keys(
     _refuse_ties(recognized, tensors, source)
     tensors = {key: tensor.detach() for key, tensor in tensors.items()}
     token_map = tensors.pop(HeadKey("token_map"), None)
-    named = {
-        key: _as_float(recognized, tensors, key, source)
-        for key in tensors
-        if key.kind in ("weight", "bias")
-    }
+    named = {}
+    for key in tensors:
+        if key.kind in ("weight", "bias"):
+            if key in unread and key.part in UNEMBEDDINGS:
+                tensors[key] = tensors[key].to("meta")
+            floats = _as_float(recognized, tensors, key, source)
+            named[key] = floats.to("meta") if key in unread else floats
     _refuse_stray_scales(recognized, tensors, source)
     common = named.pop(HeadKey("common_unembedding"), None)
     indices = {key.head for key in named if key.head is not None}
@@ -185,9 +192,9 @@ def _checked_ids(token_map: torch.Tensor, source: str) -> torch.Tensor:
     return token_map.long()
 
 
-def equal_layers(heads: MedusaHeads) -> Iterable[str]:
+def equal_layers(tensors: Mapping[HeadKey, torch.Tensor]) -> Iterable[str]:
     """Names blocks of a head that hold the same numbers although they are separate tensors."""
-    for index, head in enumerate(heads.heads):
-        for layer, block in enumerate(head.blocks[1:], 1):
-            if block.weight.any() and torch.equal(block.weight, head.blocks[0].weight):
-                yield f"head {index}: layers 0 and {layer} are equal, as if trained as one"
+    for key in sorted(key for key in tensors if key[:2] == ("block", "weight") and key.layer):
+        first, block = tensors[key._replace(layer=0)], tensors[key]
+        if block.float().any() and torch.equal(block, first):
+            yield f"head {key.head}: layers 0 and {key.layer} are equal, as if trained as one"

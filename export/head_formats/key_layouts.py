@@ -10,6 +10,7 @@ from medusa_trt.errors import HeadsError
 
 Part = Literal["block", "projection", "root_map", "unembedding", "common_unembedding", "token_map"]
 
+UNEMBEDDINGS: tuple[Part, ...] = ("unembedding", "common_unembedding")
 _INDEX = "(?:0|[1-9][0-9]{0,3})"
 _SCALES = {
     "weight_scale": "weight_scale",

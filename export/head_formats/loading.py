@@ -26,7 +26,7 @@ from medusa_trt.export.head_formats.key_layouts import (
     is_head_key,
     recognize,
 )
-from medusa_trt.export.head_formats.unread import in_order, unread_unembeddings
+from medusa_trt.export.head_formats.unread import by_matrix, unread_matrices
 from medusa_trt.export.heads import MedusaHeads
 from medusa_trt.export.hub import folder_from_hub, is_hub_id
 
@@ -76,7 +76,7 @@ def load_heads(source: str | Path, *, read_all: bool = True) -> LoadedHeads:
 
     Args:
         source: a tensor file, an `.index.json`, a folder or a hub id.
-        read_all: whether their own unembeddings are read too; see `MedusaHeads.unread`.
+        read_all: whether the matrices are read too; see `MedusaHeads.unread`.
 
     Raises:
         HeadsError: nothing there, an unsafe or damaged file, or keys that are missing, unknown,
@@ -96,11 +96,11 @@ def load_heads(source: str | Path, *, read_all: bool = True) -> LoadedHeads:
     config, config_path = _config_beside(checkpoint, recognized)
     if recognized.layout is VLLM and config.get("original_lm_head") is True:
         recognized = _with_original_lm_head(recognized)
-    unread = {} if read_all else unread_unembeddings(checkpoint, recognized)
     by_name = checkpoint.load(recognized.names.values())
     tensors = {key: by_name[file_key] for key, file_key in recognized.names.items()}
-    tensors |= {key: tensors[key].to("meta") for key in unread}
-    heads = replace(heads_from_keys(recognized, tensors, name), unread=in_order(unread))
+    unread = {} if read_all else unread_matrices(checkpoint, recognized, tensors)
+    heads = heads_from_keys(recognized, tensors, name, unread)
+    heads = replace(heads, unread=by_matrix(unread))
     if recognized.layout is VLLM:
         heads = _with_vllm_config(heads, config, config_path)
     return _described(checkpoint, recognized, tensors, heads, config, config_path)
@@ -218,7 +218,7 @@ def _described(
         facts=facts,
         dtype=counts.most_common(1)[0][0],
         num_parameters=counts.total(),
-        warnings=(*([found] if found else []), *equal_layers(heads)),
+        warnings=(*([found] if found else []), *equal_layers(tensors)),
         backbone=folder if is_merged else None,
         adapter=folder if is_adapter else None,
         others=recognized.others,

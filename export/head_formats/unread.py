@@ -1,50 +1,68 @@
-"""Unembeddings of heads that stay in their file until they are written."""
+"""Matrices of heads that stay in their file until they are written."""
 
 from collections.abc import Mapping
 from functools import partial
 
 import numpy as np
+import torch
 
 from medusa_trt.errors import HeadsError
 from medusa_trt.export.checkpoint_weights import PLAIN_DTYPES, TensorSource
 from medusa_trt.export.head_formats.checkpoint_files import Checkpoint
-from medusa_trt.export.head_formats.key_layouts import VLLM, HeadKey, Recognized
+from medusa_trt.export.head_formats.key_layouts import UNEMBEDDINGS, VLLM, HeadKey, Recognized
 from medusa_trt.export.lazy_tensor import Array, LazyTensor
 
-_PARTS = ("unembedding", "common_unembedding")
+_PARTS = ("block", "projection", "root_map", *UNEMBEDDINGS)
+_CHECKED_SIZE = 1 << 22
+"""Numbers that are looked at together."""
 
 
-def unread_unembeddings(
-    checkpoint: Checkpoint, recognized: Recognized
+def unread_matrices(
+    checkpoint: Checkpoint, recognized: Recognized, tensors: Mapping[HeadKey, torch.Tensor]
 ) -> dict[HeadKey, LazyTensor]:
-    """What can be read when it is used: all unembeddings as they are in their files, or none.
+    """What can be read when it is used: all matrices as they are in their files, or none.
 
-    They are the largest part of heads by far. Those that a token map or a scale changes, that are
-    split over files or in a type with scales, are read at once instead.
+    Those of which a token map or a scale changes one, that are split over files or in a type with
+    scales, are read at once instead.
+
+    Args:
+        checkpoint: the files.
+        recognized: how they name the tensors.
+        tensors: the heads', mapped.
     """
-    names = {key: name for key, name in recognized.names.items() if key.part in _PARTS}
+    names = {
+        key: name
+        for key, name in recognized.names.items()
+        if key.part in _PARTS and key.kind == "weight"
+    }
     is_split = any(len(checkpoint.files[name]) > 1 for name in names.values())
     if recognized.layout is VLLM or HeadKey("token_map") in recognized.names or is_split:
         return {}
-    mapped = checkpoint.load(names.values())
-    if any(tensor.dtype not in PLAIN_DTYPES for tensor in mapped.values()):
+    if any(tensors[key].dtype not in PLAIN_DTYPES for key in names):
         return {}
     found = {}
     for key, name in names.items():
         (file,) = checkpoint.files[name]
         read = partial(_read, TensorSource(file, name))
-        found[key] = LazyTensor(read, tuple(mapped[name].shape), (str(file), name))
+        found[key] = LazyTensor(read, tuple(tensors[key].shape), (str(file), name))
     return found
 
 
-def in_order(unread: Mapping[HeadKey, LazyTensor]) -> tuple[LazyTensor, ...]:
-    """By head; a common one alone."""
-    return tuple(unread[key] for key in sorted(unread, key=lambda key: key.head or 0))
+def by_matrix(unread: Mapping[HeadKey, LazyTensor]) -> dict[str, tuple[LazyTensor, ...]]:
+    """In the form of `MedusaHeads.unread`."""
+    found: dict[str, list[LazyTensor]] = {}
+    for key in sorted(unread, key=lambda key: key.head or 0):
+        part = "unembedding" if key.part in UNEMBEDDINGS else key.part
+        name = f"{part}{key.layer}" if part == "block" else part
+        found.setdefault(name, []).append(unread[key])
+    return {name: tuple(tensors) for name, tensors in found.items()}
 
 
 def _read(source: TensorSource) -> Array:
     array = source.read()
-    if not np.isfinite(array).all():
+    num_rows = max(1, _CHECKED_SIZE // array.shape[-1])
+    parts = (array[start : start + num_rows] for start in range(0, len(array), num_rows))
+    if not all(np.isfinite(part).all() for part in parts):
         raise HeadsError(
             f"{source.file}: {source.key} holds NaN or infinity: the training has failed"
         )
