@@ -273,7 +273,8 @@ def test_errors_use_the_files_own_names(
     assert "\n" not in str(caught.value)
 
 
-def test_tied_layers_are_refused_and_equal_ones_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize("read_all", [True, False])
+def test_tied_layers_are_refused_and_equal_ones_named(read_all: bool, tmp_path: Path) -> None:
     # Fault 2 of the reference implementation: `[ResBlock] * L` is one block L times.
     tensors = content(num_layers=2)
     tied = dict(tensors)
@@ -281,10 +282,10 @@ def test_tied_layers_are_refused_and_equal_ones_named(tmp_path: Path) -> None:
         tied[f"0.1.linear.{kind}"] = tied[f"0.0.linear.{kind}"]
     torch.save(tied, tmp_path / "medusa_lm_head.pt")
     with pytest.raises(HeadsError, match=r"tied keys.*: 0\.1\.linear\.weight = 0\.0\.linear\.wei"):
-        load_heads(tmp_path)
+        load_heads(tmp_path, read_all=read_all)
     copied = {key: tensor.clone() for key, tensor in tied.items()}
     torch.save(copied, tmp_path / "medusa_lm_head.pt")
-    assert load_heads(tmp_path).warnings == (
+    assert load_heads(tmp_path, read_all=read_all).warnings == (
         "head 0: layers 0 and 1 are equal, as if trained as one",
     )
     # safetensors drops one of two tied tensors and says so in its metadata.
@@ -292,7 +293,7 @@ def test_tied_layers_are_refused_and_equal_ones_named(tmp_path: Path) -> None:
     path = tmp_path / "heads.safetensors"
     save_file(copied, path, {"format": "pt", "0.1.linear.weight": "0.0.linear.weight"})
     with pytest.raises(HeadsError, match=r"tied keys.*: 0\.1\.linear\.weight = 0\.0\.linear\.wei"):
-        load_heads(path)
+        load_heads(path, read_all=read_all)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
@@ -302,6 +303,40 @@ def test_failed_trainings_are_refused(value: float, tmp_path: Path) -> None:
     save_file(tensors, tmp_path / "heads.safetensors")
     with pytest.raises(HeadsError, match=r"1\.1\.weight holds NaN or infinity"):
         load_heads(tmp_path)
+    unread = load_heads(tmp_path, read_all=False).heads.unread["unembedding"]
+    with pytest.raises(HeadsError, match=r"1\.1\.weight holds NaN or infinity"):
+        unread[1].stored()
+    tensors["1.0.linear.weight"][3, 5] = value
+    save_file(tensors, tmp_path / "heads.safetensors")
+    with pytest.raises(HeadsError, match=r"1\.0\.linear\.weight holds NaN or infinity"):
+        load_heads(tmp_path, read_all=False)
+
+
+@pytest.mark.parametrize("vocab_size", [VOCAB_SIZE, None])
+@pytest.mark.parametrize("file", ["heads.safetensors", "heads.pt"])
+def test_matrices_stay_in_their_file(vocab_size: int | None, file: str, tmp_path: Path) -> None:
+    tensors = head_tensors(num_heads=3, num_layers=2, vocab_size=vocab_size)
+    generator = torch.Generator().manual_seed(7)
+    for head in range(3):
+        for name, width in (("projection", HIDDEN_SIZE), ("root_map", 2 * HIDDEN_SIZE)):
+            weight = torch.randn(HIDDEN_SIZE, width, generator=generator)
+            tensors[f"{head}.{name}.weight"] = weight
+            tensors[f"{head}.{name}.bias"] = weight[:, 0].clone()
+    tensors = {key: tensor.half() for key, tensor in tensors.items()}
+    save = save_file if file.endswith(".safetensors") else torch.save
+    save(tensors, tmp_path / file)
+    heads = load_heads(tmp_path, read_all=False).heads
+    keys = {"root_map": "root_map", "block0": "0.linear", "block1": "1.linear"}
+    keys |= {"projection": "projection"} | ({"unembedding": "2"} if vocab_size else {})
+    assert heads.unread.keys() == keys.keys()
+    for name, unread in heads.unread.items():
+        for head, tensor in enumerate(unread):
+            expected = tensors[f"{head}.{keys[name]}.weight"].numpy()
+            assert tensor.stored().dtype == np.float16
+            assert np.array_equal(tensor.stored(), expected)
+    for head in heads.heads:
+        assert all(map_.weight.is_meta for map_ in head.maps)
+        assert head.unembedding is None or head.unembedding.is_meta
 
 
 def test_a_model_without_heads_is_named_as_one(tiny_model: Path, tmp_path: Path) -> None:
