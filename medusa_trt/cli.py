@@ -10,9 +10,11 @@ from importlib import import_module
 from pathlib import Path
 
 from medusa_trt import __version__
+from medusa_trt.cli_parser import Parser
 from medusa_trt.cli_sampling import add_sampling_arguments, sampling_from_arguments
 from medusa_trt.cli_session import (
     add_drafting_arguments,
+    add_reply_limit,
     add_session_arguments,
     session_from_arguments,
 )
@@ -38,14 +40,19 @@ EXIT_ERROR = 2
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs `medusa-trt`; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="medusa-trt", description="Medusa decoding toolchain.")
+    return _run(new_parser().parse_args(argv))
+
+
+def new_parser() -> argparse.ArgumentParser:
+    """The parser of `medusa-trt` with all its verbs."""
+    parser = Parser(prog="medusa-trt", description="Medusa decoding toolchain.")
     parser.add_argument("--version", action="version", version=f"medusa-trt {__version__}")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     _add_export_arguments(verbs.add_parser("export", help="make a bundle from a model"))
     _add_generate_arguments(verbs.add_parser("generate", help="answer a prompt"))
     for module, help_ in _VERBS.items():
         _add_verb(verbs.add_parser(module.removeprefix("cli_"), help=help_), module)
-    return _run(parser.parse_args(argv))
+    return parser
 
 
 def _add_verb(parser: argparse.ArgumentParser, module: str) -> None:
@@ -57,7 +64,7 @@ def _add_verb(parser: argparse.ArgumentParser, module: str) -> None:
 
 def export_main(argv: Sequence[str] | None = None) -> int:
     """Runs `medusa-export`, the same as `medusa-trt export`; returns the exit code."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="medusa-export", description="Export a model with its Medusa heads to a bundle."
     )
     _add_export_arguments(parser)
@@ -67,9 +74,15 @@ def export_main(argv: Sequence[str] | None = None) -> int:
 def _add_export_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", required=True, help="alias, folder, .gguf file or hub id")
     parser.add_argument(
-        "--heads", help="heads in any format: file, folder or hub id (default: those it comes with)"
+        "--heads",
+        help="heads in any format: file, folder or hub id (default: those known for the model, or "
+        "found beside it)",
     )
-    parser.add_argument("--tree", help="tree name (plain, chain-3, cartesian-2x3, ...) or file")
+    parser.add_argument(
+        "--tree",
+        help="tree name (plain, chain-3, cartesian-2x3, ...) or file (default: the one known for "
+        "the model, else the target's)",
+    )
     parser.add_argument("--precision", help="weight precision (default: the target's)")
     parser.add_argument(
         "--quantization-plan",
@@ -77,9 +90,19 @@ def _add_export_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="a format for each weight, as medusa-trt calibrate quantization writes it",
     )
-    parser.add_argument("--target", default="ort-cpu", help="where it runs (default: %(default)s)")
-    parser.add_argument("--output", type=Path, metavar="FOLDER", help="the bundle to write")
-    parser.add_argument("--max-length", type=int, metavar="N", help="longest sequence in tokens")
+    parser.add_argument("--target", default="ort-cpu", help="where it runs")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        metavar="FOLDER",
+        help="the bundle to write (default: the model's name, in the current folder)",
+    )
+    parser.add_argument(
+        "--max-length",
+        type=int,
+        metavar="N",
+        help="longest sequence, in tokens (default: the model's, at most the target's)",
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace an existing bundle")
     parser.add_argument(
         "--random-weights",
@@ -87,18 +110,24 @@ def _add_export_arguments(parser: argparse.ArgumentParser) -> None:
         help="use the model's shape (vicuna-7b, vicuna-13b or a config.json) without its weights",
     )
     parser.add_argument(
-        "--layers", type=int, metavar="N", help="with random weights: only N layers"
+        "--layers", type=int, metavar="N", help="with random weights: only N layers (default: all)"
     )
     parser.add_argument("--verbose", action="store_true", help="show tracebacks")
     parser.set_defaults(run=_export)
 
 
 def _add_generate_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("bundle", type=Path, metavar="BUNDLE")
+    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="what medusa-export wrote")
     parser.add_argument("prompt", help="the prompt; - reads standard input")
     parser.add_argument("--raw", action="store_true", help="do not use the chat template")
-    parser.add_argument("--max-new-tokens", type=int, metavar="N", help="limit on the reply")
-    parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end there")
+    add_reply_limit(parser)
+    parser.add_argument(
+        "--stop",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="end the reply before this text; may be repeated",
+    )
     parser.add_argument("--echo", action="store_true", help="show the prompt before the reply")
     add_sampling_arguments(parser)
     add_drafting_arguments(parser)

@@ -30,13 +30,12 @@ _COLUMNS_OF_FILES = 100
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of `bench`."""
     options = BenchOptions()
-    parser.add_argument("bundle", type=Path, metavar="BUNDLE")
+    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="what medusa-export wrote")
     parser.add_argument(
         "--modes",
         default=",".join(options.compared),
         metavar="LIST",
-        help="what to compare with plain decoding; heads: greedy without prompt lookup "
-        "(default: %(default)s)",
+        help="what to compare with plain decoding; heads: greedy without prompt lookup",
     )
     group = parser.add_argument_group("prompts")
     group.add_argument(
@@ -53,22 +52,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="use N of them, spread evenly over categories "
         f"(default: {_MT_BENCH_PROMPTS} of MT-bench's 80, all of a file's)",
     )
-    _add_number(group, "--max-new-tokens", options.max_new_tokens, "limit on each reply")
-    _add_number(group, "--rounds", options.rounds, "repeat everything, and take medians")
+    _add_number(group, "--max-new-tokens", options.max_new_tokens, "limit on each reply, in tokens")
+    _add_number(group, "--rounds", options.rounds, "repeat everything N times, and take medians")
     group = parser.add_argument_group("decoding")
     group.add_argument(
         "--temperature",
         type=float,
         default=options.temperature,
         metavar="T",
-        help="of sample and typical (default: %(default)s)",
+        help="temperature of sample and typical",
     )
-    _add_number(group, "--seed", options.seed, "of sample and typical")
-    group.add_argument("--tree", help="another tree than the bundle's")
+    _add_number(group, "--seed", options.seed, "seed of sample and typical")
+    group.add_argument("--tree", help="draft tree, by name or file (default: the bundle's)")
     add_session_arguments(group)
     group = parser.add_argument_group("output")
-    group.add_argument("--json", type=Path, metavar="FILE", help="write everything measured")
-    group.add_argument("--plot", type=Path, metavar="FILE", help="draw it: .png, .svg or .html")
+    group.add_argument("--json", type=Path, metavar="FILE", help="write everything measured there")
+    group.add_argument(
+        "--plot", type=Path, metavar="FILE", help="draw it there: .png, .svg or .html"
+    )
     group.add_argument("--verbose", action="store_true", help="show tracebacks")
 
 
@@ -234,6 +235,4 @@ def _write(
 
 
 def _add_number(group: argparse._ArgumentGroup, name: str, default: int, help_: str) -> None:
-    group.add_argument(
-        name, type=int, default=default, metavar="N", help=f"{help_} (default: %(default)s)"
-    )
+    group.add_argument(name, type=int, default=default, metavar="N", help=help_)

@@ -10,12 +10,12 @@ from medusa_trt.errors import MedusaError
 from medusa_trt.export.trt_options import BuildOptions
 
 _INTEGERS = {
-    "max_length": "longest sequence in tokens (default: the bundle's)",
-    "max_batch_size": "most sequences of one step (default: %(default)s)",
-    "max_tree_nodes": "most nodes of one step (default: %(default)s)",
+    "max_length": "longest sequence, in tokens (default: the bundle's)",
+    "max_batch_size": "most sequences of one step",
+    "max_tree_nodes": "most nodes of one step",
     "prefill_chunk": "most tokens of one prefill step (default: the bundle's)",
-    "workspace_mib": "limit on scratch memory in MiB",
-    "optimization_level": "0 (fastest build) to 5 (fastest engine)",
+    "workspace_mib": "limit on scratch memory, in MiB (default: TensorRT's, all of the GPU's)",
+    "optimization_level": "0 (fastest build) to 5 (fastest engine) (default: TensorRT's)",
 }
 _SWITCHES = {
     "merge_tree": "make the tree a constant of the verify engine; prefill and other trees get "
@@ -32,7 +32,7 @@ _SWITCHES = {
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of `build`."""
     defaults = {field.name: field.default for field in fields(BuildOptions)}
-    parser.add_argument("bundle", type=Path, metavar="BUNDLE")
+    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="what medusa-export wrote")
     parser.add_argument(
         "--target", help="tensorrt, tensorrt-rtx or tensorrt-jetson (default: the bundle's)"
     )
@@ -42,11 +42,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="X.Y",
         dest="compute_capabilities",
-        help="GPU to build for, may be repeated (tensorrt-rtx; default: this machine's)",
+        help="GPU to build for (tensorrt-rtx only); may be repeated (default: this machine's)",
     )
-    parser.add_argument("--output", type=Path, metavar="FOLDER", help="where to write the engines")
     parser.add_argument(
-        "--timing-cache", type=Path, metavar="FILE", help="kernel timings to reuse (tensorrt)"
+        "--output",
+        type=Path,
+        metavar="FOLDER",
+        help="where to write the engines (default: a folder in the bundle)",
+    )
+    parser.add_argument(
+        "--timing-cache",
+        type=Path,
+        metavar="FILE",
+        help="kernel timings to reuse and add to (default: one beside the engines' folder)",
     )
     for name, help_ in _INTEGERS.items():
         parser.add_argument(

@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     heads = _verb(verbs, "heads", "accuracies of the heads on the model's own replies", _heads)
     add_replies_arguments(heads, num_prompts=None)
     heads.add_argument(
-        "--temperature", type=float, default=0.0, metavar="T", help="0 is greedy (the default)"
+        "--temperature", type=float, default=0.0, metavar="T", help="of the replies; 0 is greedy"
     )
     add_latency_arguments(_verb(verbs, "latency", "time of a step against its size", _latency))
     add_tree_arguments(_verb(verbs, "tree", "the fastest tree on this machine", _tree))
@@ -78,9 +78,19 @@ def _verb(
     command: Callable[[argparse.Namespace], int],
 ) -> argparse.ArgumentParser:
     parser = verbs.add_parser(name, help=help_)
-    parser.add_argument("bundle", type=Path, metavar="BUNDLE")
-    parser.add_argument("--threads", type=int, metavar="N", help="threads for one step")
-    parser.add_argument("--max-length", type=int, metavar="N", help="longest sequence, in tokens")
+    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="what medusa-export wrote")
+    parser.add_argument(
+        "--threads",
+        type=int,
+        metavar="N",
+        help="threads for one step (default: as many as physical cores)",
+    )
+    parser.add_argument(
+        "--max-length",
+        type=int,
+        metavar="N",
+        help="longest sequence, in tokens (default: the bundle's limit)",
+    )
     parser.add_argument("--verbose", action="store_true", help="show tracebacks")
     parser.set_defaults(command=command)
     return parser

@@ -23,44 +23,40 @@ def add_replies_arguments(
         default="packaged",
         metavar="SOURCE",
         help='packaged, mt-bench, or a file: JSON lines with "prompt" or "turns" (the first is '
-        "asked), or text with a prompt on each line (default: %(default)s)",
+        "asked), or text with a prompt on each line",
     )
     parser.add_argument(
         "--num-prompts",
         type=int,
         default=num_prompts,
         metavar="N",
-        help=f"how many of them (default: {num_prompts or 'up to 64'})",
+        help="how many of them" + ("" if num_prompts else " (default: all, at most 64)"),
     )
     parser.add_argument(
         "--max-new-tokens",
         type=int,
         default=max_new_tokens,
         metavar="N",
-        help="limit on each reply (default: %(default)s)",
+        help="limit on each reply, in tokens",
     )
-    parser.add_argument(
-        "--seed", type=int, default=0, metavar="N", help="of sampling (default: %(default)s)"
-    )
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of sampling")
 
 
 def add_latency_arguments(parser: argparse.ArgumentParser) -> None:
     """What step times are measured for."""
     options = LatencyOptions()
     for name, values, help_ in (
-        ("--sizes", options.sizes, "numbers of nodes"),
+        ("--sizes", options.sizes, "numbers of nodes to measure"),
         ("--contexts", options.contexts, "tokens in the cache"),
     ):
         shown = ",".join(map(str, values))
-        parser.add_argument(
-            name, default=shown, metavar="LIST", help=f"{help_} (default: %(default)s)"
-        )
+        parser.add_argument(name, default=shown, metavar="LIST", help=help_)
     parser.add_argument(
         "--rounds",
         type=int,
         default=options.rounds,
         metavar="N",
-        help="samples of each (default: %(default)s)",
+        help="samples of each size at each context",
     )
     _add_batch_size(parser)
 
@@ -77,14 +73,14 @@ def add_tree_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=options.max_nodes,
         metavar="N",
-        help="most nodes of a tree (default: %(default)s)",
+        help="most nodes of a tree",
     )
     parser.add_argument(
         "--min-speedup",
         type=float,
         default=options.min_speedup,
         metavar="X",
-        help="recommend plain decoding below it (default: %(default)s)",
+        help="recommend plain decoding where no tree is so many times faster",
     )
     parser.add_argument("--dry-run", action="store_true", help="leave the bundle's tree as it is")
 
@@ -93,26 +89,27 @@ def add_threshold_arguments(parser: argparse.ArgumentParser) -> None:
     """Which thresholds are compared."""
     options = ThresholdOptions()
     for name, values, help_ in (
-        ("--thresholds", options.thresholds, "values of ε"),
-        ("--temperatures", options.temperatures, "temperatures"),
+        ("--thresholds", options.thresholds, "values of ε to compare"),
+        ("--temperatures", options.temperatures, "temperatures to compare them at"),
     ):
         shown = ",".join(f"{value:g}" for value in values)
-        parser.add_argument(
-            name, default=shown, metavar="LIST", help=f"{help_} (default: %(default)s)"
-        )
+        parser.add_argument(name, default=shown, metavar="LIST", help=help_)
     parser.add_argument(
-        "--alpha", type=float, metavar="δ", help="one δ for all (default: sqrt(ε), as the paper)"
+        "--alpha",
+        type=float,
+        metavar="δ",
+        help="one δ for all ε (default: sqrt(ε), as in the paper)",
     )
     for name, loss, help_ in (
-        ("--quality-loss", options.quality_loss, "nats a token less than the sampler's replies"),
-        ("--diversity-loss", options.diversity_loss, "distinct-2 less than the sampler's replies"),
+        ("--quality-loss", options.quality_loss, "log-likelihood, in nats a token"),
+        ("--diversity-loss", options.diversity_loss, "distinct-2"),
     ):
         parser.add_argument(
             name,
             type=float,
             default=loss,
             metavar="X",
-            help=f"recommend nothing with {help_} (default: %(default)s)",
+            help=f"recommend an ε that loses at most X of the sampler's {help_}",
         )
 
 
@@ -125,20 +122,20 @@ def add_quantization_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--formats",
         metavar="LIST",
-        help="to choose from (default: int4,int8 for ort-cpu, int4,int8,fp16 for a device)",
+        help="formats to choose from (default: int4,int8 for ort-cpu, int4,int8,fp16 for a device)",
     )
     parser.add_argument(
         "--max-kl",
         type=float,
         metavar="X",
-        help="the smallest plan with at most this KL divergence from the unquantized model, nats "
-        f"a token (default: {DEFAULT_MAX_KL})",
+        help="find the smallest plan with at most this KL divergence from the unquantized model, "
+        f"in nats a token (default: {DEFAULT_MAX_KL})",
     )
     parser.add_argument(
         "--max-size",
         type=float,
         metavar="MB",
-        help="instead: the plan with the least KL divergence whose matrices take at most this",
+        help="instead: find the plan with the least KL divergence whose matrices take at most this",
     )
 
 
@@ -148,5 +145,5 @@ def _add_batch_size(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=1,
         metavar="N",
-        help="sequences stepped together (default: %(default)s)",
+        help="sequences stepped together",
     )

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from medusa_trt.cli_sampling import add_sampling_arguments, sampling_from_arguments
 from medusa_trt.cli_session import (
     add_drafting_arguments,
+    add_reply_limit,
     add_session_arguments,
     session_from_arguments,
 )
@@ -29,9 +30,11 @@ _UNSHOWN = dict.fromkeys([*range(9), *range(11, 32), *range(127, 160)])
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of `chat`."""
-    parser.add_argument("bundle", type=Path, metavar="BUNDLE")
-    parser.add_argument("--system", metavar="TEXT", help="the system message")
-    parser.add_argument("--max-new-tokens", type=int, metavar="N", help="limit on a reply")
+    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="what medusa-export wrote")
+    parser.add_argument(
+        "--system", metavar="TEXT", help="the system message (default: the chat template's, if any)"
+    )
+    add_reply_limit(parser)
     add_sampling_arguments(parser)
     add_drafting_arguments(parser)
     add_session_arguments(parser)

@@ -9,10 +9,13 @@ from medusa_trt.errors import MedusaError
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of `deploy`."""
-    parser.add_argument("bundle", type=Path, metavar="BUNDLE")
+    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="what medusa-export wrote")
     parser.add_argument("--kind", required=True, help="jetson, container or triton")
     parser.add_argument(
-        "--output", type=Path, metavar="FOLDER", help="where to write (default: deploy-KIND)"
+        "--output",
+        type=Path,
+        metavar="FOLDER",
+        help="where to write the files (default: deploy-KIND)",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace what is there")
     parser.add_argument("--verbose", action="store_true", help="show tracebacks")

@@ -26,7 +26,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     convert = verbs.add_parser(
         "convert",
         help="write heads in another format",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="formats:\n"
         + "\n".join(f"  {row.name:<22} {row.description}" for row in FORMATS.values()),
     )

@@ -17,7 +17,7 @@ _COLUMNS_OF_FILES = 100
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of `inspect`."""
-    parser.add_argument("bundle", type=Path, metavar="BUNDLE")
+    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="what medusa-export wrote")
     parser.add_argument(
         "--gpu", metavar="NAME", help="estimate for this GPU: h100, a100-80gb, l4, rtx-4090, ..."
     )

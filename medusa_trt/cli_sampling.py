@@ -14,37 +14,41 @@ def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=GREEDY.temperature,
         metavar="T",
-        help="divides the logits; 0: the likeliest token (default: %(default)s)",
+        help="divides the logits; 0: the likeliest token",
     )
     group.add_argument(
         "--top-k",
         type=int,
         default=GREEDY.top_k,
         metavar="K",
-        help="draw from the K likeliest tokens; 0: all (default: %(default)s)",
+        help="draw from the K likeliest tokens; 0: all",
     )
     group.add_argument(
         "--top-p",
         type=float,
         default=GREEDY.top_p,
         metavar="P",
-        help="draw from the likeliest tokens that together reach P (default: %(default)s)",
+        help="draw from the likeliest tokens that together reach P",
     )
     group.add_argument(
         "--min-p",
         type=float,
         default=GREEDY.min_p,
         metavar="P",
-        help="draw from tokens at least P times as likely as the likeliest (default: %(default)s)",
+        help="draw from tokens at least P times as likely as the likeliest",
     )
     group.add_argument(
-        "--seed", type=int, default=GREEDY.seed, metavar="N", help="makes sampling repeatable"
+        "--seed",
+        type=int,
+        default=GREEDY.seed,
+        metavar="N",
+        help="makes sampling repeatable (default: a new one each time)",
     )
     group.add_argument(
         "--acceptance",
         choices=get_args(AcceptanceName),
-        help="how drafts are accepted (default: greedy at temperature 0, else sample); "
-        "typical accepts more and changes the distribution",
+        help="how drafts are accepted; typical accepts more and changes the distribution "
+        "(default: greedy at temperature 0, else sample)",
     )
 
 

@@ -18,22 +18,41 @@ def add_session_arguments(parser: argparse.ArgumentParser | argparse._ArgumentGr
         help="what runs the bundle: ort-cpu, ort-cuda, tensorrt or tensorrt-rtx "
         "(default: what it was exported for)",
     )
-    parser.add_argument("--threads", type=int, metavar="N", help="threads for one step on the CPU")
     parser.add_argument(
-        "--max-length", type=int, metavar="N", help="all prompts and replies together, in tokens"
+        "--threads",
+        type=int,
+        metavar="N",
+        help="threads for one step on the CPU (default: as many as physical cores)",
+    )
+    parser.add_argument(
+        "--max-length",
+        type=int,
+        metavar="N",
+        help="all prompts and replies together, in tokens (default: the bundle's limit)",
+    )
+
+
+def add_reply_limit(parser: argparse.ArgumentParser) -> None:
+    """Adds `--max-new-tokens`."""
+    parser.add_argument(
+        "--max-new-tokens",
+        type=int,
+        metavar="N",
+        help="limit on a reply, in tokens (default: what --max-length leaves)",
     )
 
 
 def add_drafting_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds `--tree` and `--lookup-ngram`."""
-    parser.add_argument("--tree", help="another tree than the bundle's; plain: no drafting")
+    parser.add_argument(
+        "--tree", help="draft tree, by name or file; plain: no drafting (default: the bundle's)"
+    )
     parser.add_argument(
         "--lookup-ngram",
         type=int,
         default=GenerationOptions().lookup_ngram,
         metavar="N",
-        help="where the last N tokens occurred before, draft what followed them; 0: never "
-        "(default: %(default)s)",
+        help="where the last N tokens occurred before, draft what followed them; 0: never",
     )
 
 

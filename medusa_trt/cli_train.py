@@ -3,23 +3,33 @@
 import argparse
 import logging
 import sys
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from medusa_trt.cli_train_arguments import (
+    add_data_arguments,
+    add_joint_arguments,
+    add_measure_arguments,
+    add_training_arguments,
+)
 from medusa_trt.errors import MedusaError
+from medusa_trt.training.options import DataOptions, HeadsShape, JointOptions, TrainOptions
 
 if TYPE_CHECKING:
     from medusa_trt.training.accuracy import Accuracy
-    from medusa_trt.training.options import JointOptions, TrainOptions
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of `train`."""
     steps = parser.add_subparsers(dest="step", required=True, metavar="STEP")
-    _add_data(steps.add_parser("data", help="let the model reply to prompts, to train on"))
-    _add_training(steps.add_parser("heads", help="train heads on a frozen backbone (Medusa-1)"))
-    _add_joint(steps.add_parser("joint", help="train heads and backbone together (Medusa-2)"))
-    _add_measure(steps.add_parser("measure", help="measure heads on replies to other prompts"))
+    for name, help_, add in (
+        ("data", "let the model reply to prompts, to train on", add_data_arguments),
+        ("heads", "train heads on a frozen backbone (Medusa-1)", add_training_arguments),
+        ("joint", "train heads and backbone together (Medusa-2)", add_joint_arguments),
+        ("measure", "measure heads on replies to other prompts", add_measure_arguments),
+    ):
+        add(steps.add_parser(name, help=help_))
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -45,159 +55,13 @@ def run(arguments: argparse.Namespace) -> None:
     steps[arguments.step](arguments)
 
 
-def _add_data(parser: argparse.ArgumentParser) -> None:
-    _add_common(parser)
-    parser.add_argument(
-        "--prompts",
-        type=Path,
-        metavar="FILE",
-        help='JSON lines with "prompt" or "turns", or text with a prompt on each line '
-        "(default: prompts that ship with the package)",
-    )
-    parser.add_argument(
-        "--bundle",
-        type=Path,
-        metavar="FOLDER",
-        help="let this bundle's engine reply: the model as it will be run, and faster on a CPU",
-    )
-    parser.add_argument(
-        "--num-conversations",
-        type=int,
-        metavar="N",
-        help="beyond the prompts, the model writes its own (default: one for each prompt)",
-    )
-    parser.add_argument(
-        "--temperatures",
-        type=_numbers,
-        metavar="LIST",
-        help="of the batches in turn, 0 is greedy (default: 0,0.7)",
-    )
-    for flag, help_ in (
-        ("--num-turns", "replies of a conversation; the model writes the user's turns too"),
-        ("--batch-size", "conversations generated together"),
-        ("--max-new-tokens", "limit on each reply"),
-    ):
-        parser.add_argument(flag, type=int, metavar="N", help=help_)
-    parser.add_argument(
-        "--no-features",
-        dest="keep_features",
-        action="store_false",
-        default=None,
-        help="do not keep hidden states: smaller data, and training runs the backbone",
-    )
-
-
-def _add_training(parser: argparse.ArgumentParser) -> None:
-    _add_common(parser)
-    parser.add_argument(
-        "--data",
-        type=Path,
-        nargs="+",
-        required=True,
-        metavar="FOLDER",
-        help="of train data; several are taken together",
-    )
-    group = parser.add_argument_group("heads")
-    group.add_argument("--num-heads", type=int, metavar="N", help="tokens drafted ahead")
-    group.add_argument("--num-layers", type=int, metavar="N", help="residual blocks of a head")
-    for name, help_ in (
-        ("root-map", "a linear map of the hidden state and the root token, before the blocks"),
-        ("projection", "a linear map after the blocks"),
-        ("own-unembedding", "an unembedding for each head instead of the backbone's"),
-    ):
-        group.add_argument(
-            f"--{name}",
-            dest=f"has_{name.replace('-', '_')}",
-            action=argparse.BooleanOptionalAction,
-            default=None,
-            help=help_,
-        )
-    group.add_argument(
-        "--draft-vocab-size", type=int, metavar="N", help="tokens to draft from; 0 for all"
-    )
-    group = parser.add_argument_group("training")
-    for flag, help_ in (
-        ("--batch-rows", "reply tokens in a step, where the data has hidden states"),
-        ("--batch-size", "conversations in a step, where the backbone runs"),
-        ("--accumulation", "steps of an update"),
-        ("--max-steps", "end after so many updates"),
-        ("--num-sampled", "tokens of a sampled softmax besides the targets"),
-        ("--num-checkpoints", "checkpoints and measurements of a run"),
-        ("--num-nodes", "nodes of the tree to measure with"),
-        ("--max-length", "cut conversations to so many tokens, where the backbone runs"),
-    ):
-        group.add_argument(flag, type=int, metavar="N", help=help_)
-    for flag, help_ in (
-        ("--num-epochs", "passes over the data"),
-        ("--learning-rate", "of the heads"),
-        ("--weight-decay", "of AdamW"),
-        ("--soft-weight", "share of the teacher's best tokens in a target"),
-        ("--decay", "λ: head k counts λ^k in the loss"),
-        ("--ridge", "penalty of the first guess of the root map or projection"),
-        ("--held-out-fraction", "share of the prompts to measure on"),
-    ):
-        group.add_argument(flag, type=float, metavar="X", help=help_)
-    group.add_argument(
-        "--bf16", action=argparse.BooleanOptionalAction, default=None, help="mixed precision"
-    )
-
-
-def _add_joint(parser: argparse.ArgumentParser) -> None:
-    _add_training(parser)
-    group = parser.add_argument_group("second stage")
-    group.add_argument(
-        "--heads", type=Path, metavar="PATH", help="trained heads, instead of a first stage"
-    )
-    group.add_argument("--lora-rank", type=int, metavar="N", help="of the backbone's adapter")
-    group.add_argument(
-        "--lora-alpha", type=int, metavar="N", help="the adapter counts alpha / rank times"
-    )
-    for flag, help_ in (
-        ("--joint-learning-rate", "of the backbone's adapter"),
-        ("--joint-epochs", "passes over the data"),
-        ("--heads-factor", "the heads' learning rate over the adapter's"),
-        ("--heads-weight", "weight of the heads' loss at the end"),
-    ):
-        group.add_argument(flag, type=float, metavar="X", help=help_)
-
-
-def _add_measure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", metavar="MODEL", help="alias, folder, .gguf file or hub id")
-    parser.add_argument("heads", type=Path, nargs="+", metavar="HEADS", help="head checkpoints")
-    parser.add_argument(
-        "--prompts", type=Path, metavar="FILE", help="first turns (default: MT-bench's 80)"
-    )
-    parser.add_argument("--max-new-tokens", type=int, default=96, metavar="N")
-    parser.add_argument("--tree", help="a tree's name or file to replay (default: make the best)")
-    parser.add_argument("--num-nodes", type=int, default=8, metavar="N", help="of the best tree")
-    _add_quantization(parser)
-    parser.add_argument("--verbose", action="store_true", help="show tracebacks")
-
-
-def _add_common(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", metavar="MODEL", help="alias, folder, .gguf file or hub id")
-    parser.add_argument("--output", type=Path, required=True, metavar="FOLDER")
-    parser.add_argument("--seed", type=int, metavar="N", help="of all that is random")
-    _add_quantization(parser)
-    parser.add_argument("--verbose", action="store_true", help="show tracebacks")
-
-
-def _add_quantization(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--quantization",
-        choices=("8bit", "4bit"),
-        help="load the frozen backbone so, by bitsandbytes",
-    )
-
-
-def _numbers(text: str) -> tuple[float, ...]:
-    return tuple(float(part) for part in text.split(","))
-
-
-def _given(arguments: argparse.Namespace, *names: str) -> dict[str, Any]:
-    """The options that were given; the others have their defaults in the dataclasses."""
-    values = ((name, getattr(arguments, name)) for name in names)
-    return {name: value for name, value in values if value is not None}
+def _values(
+    options: type[DataOptions | HeadsShape | TrainOptions | JointOptions],
+    arguments: argparse.Namespace,
+) -> dict[str, Any]:
+    """What the arguments say of a dataclass of options."""
+    names = (field.name for field in fields(options))
+    return {name: getattr(arguments, name) for name in names if hasattr(arguments, name)}
 
 
 def _data(arguments: argparse.Namespace) -> None:
@@ -205,10 +69,9 @@ def _data(arguments: argparse.Namespace) -> None:
 
     from medusa_trt.runtime.bundle import Bundle
     from medusa_trt.training.backbone import load_backbone
-    from medusa_trt.training.distill import DataOptions, generate_data, seed_prompts
+    from medusa_trt.training.distill import generate_data, seed_prompts
 
-    names = ("num_conversations", "batch_size", "num_turns", "max_new_tokens", "temperatures")
-    options = DataOptions(**_given(arguments, *names, "keep_features", "seed"))
+    options = DataOptions(**_values(DataOptions, arguments))
     prompts = seed_prompts(arguments.prompts)
     bundle = None if arguments.bundle is None else Bundle.open(arguments.bundle)
     base = load_backbone(arguments.model, quantization=arguments.quantization)
@@ -226,35 +89,20 @@ def _data(arguments: argparse.Namespace) -> None:
     print(f"wrote {arguments.output}: {num_tokens} new reply tokens", file=sys.stderr)
 
 
-def _train_options(arguments: argparse.Namespace) -> "TrainOptions":
-    from medusa_trt.training.heads_model import HeadsShape
-    from medusa_trt.training.options import TrainOptions
-
-    shape = _given(
-        arguments,
-        *("num_heads", "num_layers", "has_root_map", "has_projection", "has_own_unembedding"),
-    )
-    given = _given(
-        arguments,
-        *("batch_rows", "batch_size", "accumulation", "max_steps", "num_sampled"),
-        *("num_checkpoints", "num_nodes", "max_length", "num_epochs", "learning_rate"),
-        *("weight_decay", "soft_weight", "decay", "ridge", "held_out_fraction", "bf16", "seed"),
-        "quantization",
-    )
-    if arguments.draft_vocab_size is not None:
-        given["draft_vocab_size"] = arguments.draft_vocab_size or None
-    return TrainOptions(shape=HeadsShape(**shape), **given)
+def _train_options(arguments: argparse.Namespace) -> TrainOptions:
+    shape = HeadsShape(**_values(HeadsShape, arguments))
+    values = _values(TrainOptions, arguments)
+    values["draft_vocab_size"] = values["draft_vocab_size"] or None
+    return TrainOptions(shape=shape, **values)
 
 
-def _joint_options(arguments: argparse.Namespace) -> "JointOptions":
-    from medusa_trt.training.options import JointOptions
-
-    given = _given(arguments, "heads_factor", "heads_weight", "lora_rank", "lora_alpha")
-    if arguments.joint_learning_rate is not None:
-        given["learning_rate"] = arguments.joint_learning_rate
-    if arguments.joint_epochs is not None:
-        given["num_epochs"] = arguments.joint_epochs
-    return JointOptions(heads=_train_options(arguments), **given)
+def _joint_options(arguments: argparse.Namespace) -> JointOptions:
+    values = _values(JointOptions, arguments) | {
+        "heads": _train_options(arguments),
+        "learning_rate": arguments.joint_learning_rate,
+        "num_epochs": arguments.joint_epochs,
+    }
+    return JointOptions(**values)
 
 
 def _heads(arguments: argparse.Namespace) -> None:

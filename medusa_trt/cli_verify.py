@@ -8,9 +8,12 @@ from medusa_trt.errors import MedusaError
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of `verify`."""
-    parser.add_argument("bundle", type=Path, metavar="BUNDLE")
+    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="what medusa-export wrote")
     parser.add_argument(
-        "--against", required=True, metavar="MODEL", help="alias, folder, .gguf file or hub id"
+        "--against",
+        required=True,
+        metavar="MODEL",
+        help="the model: alias, folder, .gguf file or hub id",
     )
     parser.add_argument("--verbose", action="store_true", help="show tracebacks")
 

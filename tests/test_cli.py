@@ -1,5 +1,6 @@
 """The command line as a user meets it: help, output, and one clear line for every mistake."""
 
+import argparse
 import re
 import shlex
 import shutil
@@ -7,17 +8,35 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from tiny_models import HIDDEN_SIZE, head_tensors, save_tiny_heads, save_tiny_model
 
 from medusa_trt import cli
+from medusa_trt.cli_parser import Parser
 from medusa_trt.export import verify
 from medusa_trt.runtime.bundle import Bundle
 
 ROOT = Path(__file__).parent.parent
 STATISTICS = re.compile(r"\d+ tokens in .* tokens/s, mean accepted length \d.*, ended by \w+")
+
+
+def pages(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
+    """A parser and those of all its verbs."""
+    yield parser
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for verb in action.choices.values():
+                yield from pages(verb)
+
+
+PAGES = {page.prog: page for page in pages(cli.new_parser())}
+WITHOUT_DEFAULT = {
+    *("--gpu", "--json", "--max-size", "--model", "--plot", "--quantization-plan", "--stop"),
+}
+"""Options without which a thing is not done; `--model` where a format may not need it."""
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
@@ -35,14 +54,55 @@ def refusal(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
     return lines[0]
 
 
-@pytest.mark.parametrize(
-    "verb", [[], ["export"], ["generate"], ["chat"], ["bench"], ["build"], ["deploy"]]
-)
+@pytest.mark.parametrize("verb", [prog.split()[1:] for prog in PAGES], ids=" ".join)
 def test_every_help_text_works(verb: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         cli.main([*verb, "-h"])
     assert stopped.value.code == 0
     assert "usage: medusa-trt" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("page", PAGES.values(), ids=PAGES)
+def test_every_help_page_explains_its_arguments_and_says_their_defaults(
+    page: argparse.ArgumentParser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    entries = re.split(r"\n(?=  \S)", page.format_help().split("\n\n", 1)[1])
+    for action in page._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            continue
+        assert action.help
+        names = ", ".join(action.option_strings)
+        is_set = action.nargs == 0 or action.required or names in WITHOUT_DEFAULT
+        if names and not is_set:
+            (entry,) = [entry for entry in entries if entry.startswith(f"  {names} ")]
+            assert " ".join(entry.split()).count("(default: ") == 1
+
+
+def test_a_default_is_said_once_and_only_where_it_says_something(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    parser = Parser(prog="p", add_help=False)
+    parser.add_argument("--top-k", default=0, help="number")
+    parser.add_argument("--named", default=3, help="number (default: three)")
+    parser.add_argument("--unset", help="text")
+    parser.add_argument("--flag", action="store_true", help="switch")
+    for name, default in (("--on", True), ("--off", False), ("--auto", None)):
+        action = argparse.BooleanOptionalAction
+        parser.add_argument(name, action=action, default=default, help="long-word " * 3)
+    lines = [" ".join(line.split()) for line in parser.format_help().splitlines()]
+    assert lines[lines.index("options:") + 1 :] == [
+        "--top-k TOP_K number (default: 0)",
+        "--named NAMED number (default: three)",
+        "--unset UNSET text",
+        "--flag switch",
+        "--on, --no-on long-word long-word long-word",
+        "(default: --on)",
+        "--off, --no-off long-word long-word long-word",
+        "(default: --no-off)",
+        "--auto, --no-auto long-word long-word long-word",
+    ]
 
 
 @pytest.mark.parametrize("command", ["medusa-trt", "medusa-export"])

@@ -24,14 +24,12 @@ from medusa_trt.export.base_model import BaseModel, load_base_model, source_from
 from medusa_trt.export.head_checkpoint import heads_from_path, heads_from_tensors
 from medusa_trt.export.heads import HeadsModule, embedding_of
 from medusa_trt.training.backbone import (
-    Quantization,
     load_backbone,
     precision_of,
     unembedding_of,
 )
-from medusa_trt.training.distill import DataOptions, generate_data
+from medusa_trt.training.distill import generate_data
 from medusa_trt.training.heads_model import (
-    HeadsShape,
     TrainableHeads,
     shape_of,
     tensors_from_heads,
@@ -45,7 +43,13 @@ from medusa_trt.training.medusa2 import (
     train_joint,
 )
 from medusa_trt.training.modules import HeadsOnBackbone
-from medusa_trt.training.options import JointOptions, TrainOptions
+from medusa_trt.training.options import (
+    DataOptions,
+    HeadsShape,
+    JointOptions,
+    Quantization,
+    TrainOptions,
+)
 from medusa_trt.training.rows import DraftVocabulary, LabelledTokens, Split
 from medusa_trt.training.shards import Features
 from medusa_trt.training.trainer import last_checkpoint

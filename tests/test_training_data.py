@@ -15,9 +15,10 @@ from medusa_trt.export.base_model import BaseModel, load_base_model, source_from
 from medusa_trt.runtime.bundle import Bundle
 from medusa_trt.runtime.ort_engine import OrtEngine
 from medusa_trt.training.conversation import ChatFrame
-from medusa_trt.training.distill import DataOptions, generate_data, seed_prompts
+from medusa_trt.training.distill import generate_data, seed_prompts
 from medusa_trt.training.engine_generation import EngineGenerator
 from medusa_trt.training.generation import BatchGenerator, _Draw
+from medusa_trt.training.options import DataOptions
 from medusa_trt.training.rows import Split
 from medusa_trt.training.shards import Shard, load_shards, shard_path
 

@@ -20,10 +20,10 @@ from medusa_trt.training.accuracy import (
     shares_below,
     tokens_per_step,
 )
-from medusa_trt.training.heads_model import HeadsShape, TrainableHeads
+from medusa_trt.training.heads_model import TrainableHeads
 from medusa_trt.training.loss import medusa_loss, sampled_columns, soft_cross_entropy
 from medusa_trt.training.modules import HeadsOnBackbone, divergence
-from medusa_trt.training.options import TrainOptions
+from medusa_trt.training.options import HeadsShape, TrainOptions
 from medusa_trt.training.ridge import ridge_maps
 from medusa_trt.training.rows import DraftVocabulary, ReplyRows, TargetRule, Targets
 from medusa_trt.training.shards import Features

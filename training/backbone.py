@@ -3,7 +3,7 @@
 import importlib.util
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 from torch import nn
@@ -19,8 +19,7 @@ from medusa_trt.export.base_model import (
     quiet_transformers,
     source_from_name,
 )
-
-Quantization = Literal["8bit", "4bit"]
+from medusa_trt.training.options import Quantization
 
 _REPACKS = "support_avx512bf16_for_cpu"
 """Where it is true, bitsandbytes 0.50.2 puts a layer's 4-bit weights in another order when it first

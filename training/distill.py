@@ -2,7 +2,6 @@
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -17,6 +16,7 @@ from medusa_trt.training.backbone import precision_of
 from medusa_trt.training.conversation import ChatFrame, Conversation
 from medusa_trt.training.engine_generation import SPARE_ROWS, EngineGenerator
 from medusa_trt.training.generation import BatchGenerator, Continuation, Generator
+from medusa_trt.training.options import DataOptions
 from medusa_trt.training.shards import DataSpec, Features, Shard, shard_path, write_spec
 
 FORMAT_VERSION = 1
@@ -24,42 +24,6 @@ _USER_TEMPERATURE = 1.0
 _MAX_USER_TOKENS = 64
 _MAX_FRAME_TOKENS = 64
 """What a chat template puts around a turn, generously."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DataOptions:
-    """How training data is made.
-
-    Attributes:
-        num_conversations: beyond the seed prompts the model writes the first user turn itself
-            (Xu et al. 2024, "Magpie"); all seed prompts once if None.
-        batch_size: conversations generated together, which make a shard.
-        num_turns: replies of a conversation; the model writes the user's further turns, where the
-            seed has none.
-        max_new_tokens: limit of a reply.
-        temperatures: of the shards in turn; 0 is greedy.
-        keep_features: keep hidden states and the teacher's best tokens: training then never runs
-            the backbone, for 2 * hidden_size + 48 bytes a token.
-        seed: of sampling.
-    """
-
-    num_conversations: int | None = None
-    batch_size: int = 128
-    num_turns: int = 1
-    max_new_tokens: int = 128
-    temperatures: tuple[float, ...] = (0.0, 0.7)
-    keep_features: bool = True
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("num_conversations", "batch_size", "num_turns", "max_new_tokens"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise TrainingError(f"{name} is {value}: it must be at least 1")
-        if not self.temperatures or not all(0 <= t <= 10 for t in self.temperatures):
-            raise TrainingError(
-                f"temperatures are {list(self.temperatures)}: give one or more between 0 and 10"
-            )
 
 
 def seed_prompts(path: Path | None) -> list[tuple[str, ...]]:

@@ -1,40 +1,13 @@
 """Medusa heads with parameters to train."""
 
 import math
-from dataclasses import dataclass
 
 import torch
 from torch import nn
 
-from medusa_trt.errors import TrainingError
 from medusa_trt.export.heads import Linear, MedusaHead, MedusaHeads
+from medusa_trt.training.options import HeadsShape
 from medusa_trt.training.rows import DraftVocabulary
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HeadsShape:
-    """What heads are made of.
-
-    Attributes:
-        num_heads: tokens drafted ahead.
-        num_layers: residual blocks of each.
-        has_root_map: a linear residual map before the blocks, which reads the root token's
-            embedding besides the hidden state.
-        has_projection: a linear residual map after the blocks.
-        has_own_unembedding: each head trains an unembedding of its own, which begins as the
-            backbone's; else all read the backbone's, which stays as it is.
-    """
-
-    num_heads: int = 3
-    num_layers: int = 1
-    has_root_map: bool = True
-    has_projection: bool = False
-    has_own_unembedding: bool = False
-
-    def __post_init__(self) -> None:
-        for name in ("num_heads", "num_layers"):
-            if getattr(self, name) < 1:
-                raise TrainingError(f"{name} is {getattr(self, name)}: it must be at least 1")
 
 
 class _Head(nn.Module):

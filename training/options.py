@@ -1,10 +1,73 @@
-"""How heads are trained."""
+"""How heads are trained: light, since the command line reads its defaults here."""
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from medusa_trt.errors import TrainingError
-from medusa_trt.training.backbone import Quantization
-from medusa_trt.training.heads_model import HeadsShape
+
+Quantization = Literal["8bit", "4bit"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataOptions:
+    """How training data is made.
+
+    Attributes:
+        num_conversations: beyond the seed prompts the model writes the first user turn itself
+            (Xu et al. 2024, "Magpie"); all seed prompts once if None.
+        batch_size: conversations generated together, which make a shard.
+        num_turns: replies of a conversation; the model writes the user's further turns, where the
+            seed has none.
+        max_new_tokens: limit of a reply.
+        temperatures: of the shards in turn; 0 is greedy.
+        keep_features: keep hidden states and the teacher's best tokens: training then never runs
+            the backbone, for 2 * hidden_size + 48 bytes a token.
+        seed: of sampling.
+    """
+
+    num_conversations: int | None = None
+    batch_size: int = 128
+    num_turns: int = 1
+    max_new_tokens: int = 128
+    temperatures: tuple[float, ...] = (0.0, 0.7)
+    keep_features: bool = True
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("num_conversations", "batch_size", "num_turns", "max_new_tokens"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise TrainingError(f"{name} is {value}: it must be at least 1")
+        if not self.temperatures or not all(0 <= t <= 10 for t in self.temperatures):
+            raise TrainingError(
+                f"temperatures are {list(self.temperatures)}: give one or more between 0 and 10"
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeadsShape:
+    """What heads are made of.
+
+    Attributes:
+        num_heads: tokens drafted ahead.
+        num_layers: residual blocks of each.
+        has_root_map: a linear residual map before the blocks, which reads the root token's
+            embedding besides the hidden state.
+        has_projection: a linear residual map after the blocks.
+        has_own_unembedding: each head trains an unembedding of its own, which begins as the
+            backbone's; else all read the backbone's, which stays as it is.
+    """
+
+    num_heads: int = 3
+    num_layers: int = 1
+    has_root_map: bool = True
+    has_projection: bool = False
+    has_own_unembedding: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("num_heads", "num_layers"):
+            if getattr(self, name) < 1:
+                raise TrainingError(f"{name} is {getattr(self, name)}: it must be at least 1")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
