@@ -23,6 +23,7 @@ from medusa_trt.export.trt_checks import (
 from medusa_trt.export.trt_options import BuildOptions
 from medusa_trt.export.trt_products import PRODUCTS, ProductSpec, logger_class, progress_class
 from medusa_trt.export.trt_tree import merge_tree, merged_spec
+from medusa_trt.interrupts import num_interrupts, raise_swallowed
 from medusa_trt.runtime import bundle as names
 from medusa_trt.runtime.bundle import Bundle, GraphSpec, sha256_from_file
 from medusa_trt.runtime.engine_record import (
@@ -223,7 +224,9 @@ def _build_engine(build: _Build, name: str, folder: Path) -> EngineFile:
     )
     config.progress_monitor = monitor
     build.tell(f"building the {name} engine")
+    num_before = num_interrupts()
     plan = builder.build_serialized_network(network, config)
+    raise_swallowed(num_before)  # by the monitor, which ends the build
     del parser
     _check_warnings(build, spec.file)
     if plan is None:

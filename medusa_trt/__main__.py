@@ -7,7 +7,7 @@ one line and an exit code, and leaves nothing half-written.
 import sys
 from collections.abc import Callable
 
-from medusa_trt.interrupts import exit_code_of, ignore_interrupts, raise_interrupts
+from medusa_trt.interrupts import ignore_interrupts, interrupted_exit_code, raise_interrupts
 
 
 def main() -> int:
@@ -40,10 +40,10 @@ def _ended(command: Callable[[], int]) -> int:
             code = command()
         finally:
             ignore_interrupts()
-    except KeyboardInterrupt as error:
+    except KeyboardInterrupt:
         ignore_interrupts()
         print("interrupted", file=sys.stderr)
-        return exit_code_of(error)
+        return interrupted_exit_code()
     return code
 
 

@@ -19,7 +19,7 @@ from medusa_trt.cli_session import (
     session_from_arguments,
 )
 from medusa_trt.errors import MedusaError
-from medusa_trt.interrupts import exit_code_of
+from medusa_trt.interrupts import interrupted_exit_code
 
 _VERBS = {
     "cli_chat": "hold a conversation in the terminal",
@@ -149,9 +149,9 @@ def _run(arguments: argparse.Namespace) -> int:
         # The reader of the output has left, as `head` does; Python would complain at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except KeyboardInterrupt as error:
+    except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        return exit_code_of(error)
+        return interrupted_exit_code()
     return int(code or 0)
 
 
@@ -188,7 +188,7 @@ def _export(arguments: argparse.Namespace) -> None:
     progress(f"wrote {bundle.path} ({size_bytes / 1e6:.0f} MB)")
 
 
-def _generate(arguments: argparse.Namespace) -> None:
+def _generate(arguments: argparse.Namespace) -> int:
     from medusa_trt.runtime.options import GenerationOptions
     from medusa_trt.tree_configs import load_tree
 
@@ -217,6 +217,7 @@ def _generate(arguments: argparse.Namespace) -> None:
         f"{stats.mean_accept_length:.2f}, ended by {reason}",
         file=sys.stderr,
     )
+    return interrupted_exit_code() if reason == "cancelled" else 0
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, cast
 from medusa_trt.calibration.bench_options import BenchOptions, ModeName
 from medusa_trt.cli_session import add_session_arguments, session_from_arguments
 from medusa_trt.errors import MedusaError
-from medusa_trt.interrupts import EXIT_INTERRUPTED
+from medusa_trt.interrupts import interrupted_exit_code
 from medusa_trt.tree_configs import load_tree
 
 if TYPE_CHECKING:
@@ -77,8 +77,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Measures and reports.
 
     Returns:
-        The exit code: 1 if tokens differ that must not, 130 after a Ctrl-C, which still reports
-        the prompts that were finished.
+        The exit code: 1 if tokens differ that must not, 130 after a Ctrl-C and 143 after
+        SIGTERM, which still report the prompts that were finished.
 
     Raises:
         MedusaError: whatever the user can cause; as far as possible before anything is measured.
@@ -136,7 +136,7 @@ def _bench(
     _write(report, rows, arguments)
     if report.summary.differences:
         return EXIT_DIFFERENT
-    return EXIT_INTERRUPTED if is_interrupted else 0
+    return interrupted_exit_code() if is_interrupted else 0
 
 
 def _measure(

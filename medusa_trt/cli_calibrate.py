@@ -21,7 +21,7 @@ from medusa_trt.cli_calibrate_arguments import (
     add_tree_arguments,
 )
 from medusa_trt.errors import CalibrationError
-from medusa_trt.interrupts import EXIT_INTERRUPTED
+from medusa_trt.interrupts import interrupted_exit_code
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -62,7 +62,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Calibrates and reports.
 
     Returns:
-        The exit code: 130 after a Ctrl-C, which still reports what was measured.
+        The exit code: 130 after a Ctrl-C and 143 after SIGTERM, which still report what was
+        measured.
 
     Raises:
         MedusaError: whatever the user can cause.
@@ -219,7 +220,7 @@ def _report(
         print("it has no plots: pip install 'medusa-trt[bench]'", file=sys.stderr)
     if not origin.is_complete:
         print("interrupted: run the same command again to go on", file=sys.stderr)
-        return EXIT_INTERRUPTED
+        return interrupted_exit_code()
     return 0
 
 

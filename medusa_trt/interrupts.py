@@ -5,8 +5,6 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-EXIT_INTERRUPTED = 128 + signal.SIGINT
-
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _raised: list[int] = []
 """Signals that were raised as exceptions so far."""
@@ -18,19 +16,15 @@ class Interrupted(KeyboardInterrupt):
     Not a plain KeyboardInterrupt: CPython remembers one that passed through `exec` of a text, as
     torch.fx and dataclasses call it, and under `python -m` kills the process by SIGINT at its end,
     even if the exception was caught (`unhandled_keyboard_interrupt` in Modules/main.c).
-
-    Attributes:
-        exit_code: 128 and the signal's number, as shells say it.
     """
 
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)
-        self.exit_code = 128 + number
 
 
-def exit_code_of(error: KeyboardInterrupt) -> int:
-    """The exit code of a process that this error ends."""
-    return error.exit_code if isinstance(error, Interrupted) else EXIT_INTERRUPTED
+def interrupted_exit_code() -> int:
+    """The exit code of a process that an interrupt ends: 128 and its number, as shells say it."""
+    return 128 + (_raised[-1] if _raised else signal.SIGINT)
 
 
 def raise_interrupts() -> None:

@@ -1,6 +1,7 @@
 """Bundles that the tests share, each exported once a run."""
 
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -8,12 +9,23 @@ from tiny_models import TINY_HEADS, save_tiny_heads, save_tiny_model
 
 from medusa_trt.export.base_model import BaseModel, load_base_model, source_from_name
 from medusa_trt.export.pipeline import ExportOptions, export_bundle
+from medusa_trt.interrupts import raise_interrupts
 from medusa_trt.runtime.bundle import Bundle
 
 # A shell's background job starts with Ctrl-C ignored, and so would the processes of the tests.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 PAPER_HEADS = Path(__file__).parent.parent / "export" / "smollm2_135m_paper_heads.safetensors"
+
+
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Both signals raise, as they do in a command's process."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    raise_interrupts()
+    yield
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import signal
 import sys
 from collections import Counter
 from dataclasses import astuple, replace
@@ -33,7 +34,6 @@ from medusa_trt.calibration.bench_summary import (
 )
 from medusa_trt.calibration.bench_tables import print_report
 from medusa_trt.errors import MedusaError, PromptError, TreeError
-from medusa_trt.interrupts import EXIT_INTERRUPTED
 from medusa_trt.runtime.bundle import Bundle
 from medusa_trt.runtime.session import MedusaSession
 from medusa_trt.tree_configs import chain_tree, load_tree
@@ -360,7 +360,10 @@ def test_different_tokens_are_red_and_the_exit_code_is_1(
     assert "NO" in out and "greedy Medusa in prompt 1, turn 1, round 1" in out
 
 
-def test_a_ctrl_c_reports_what_was_finished(
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_reports_what_was_finished(
+    number: signal.Signals,
+    interruptible: None,
     tiny_bundle: Bundle,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
@@ -369,13 +372,13 @@ def test_a_ctrl_c_reports_what_was_finished(
     def interrupted(*arguments: object) -> object:
         yield from both("1", 1, 1)
         yield both("2", 1, 1)[0]
-        raise KeyboardInterrupt
+        signal.raise_signal(number)
 
     monkeypatch.setattr("medusa_trt.calibration.bench.measure", interrupted)
     prompts = tmp_path / "p.txt"
     prompts.write_text("hello\nother\n")
     arguments = (str(tiny_bundle.path), "--prompts", str(prompts), "--modes", "greedy")
-    assert run(*arguments, "--max-new-tokens", "4") == EXIT_INTERRUPTED
+    assert run(*arguments, "--max-new-tokens", "4") == 128 + number
     assert "Interrupted before the end of 2 prompts, 1 round" in capsys.readouterr().out
 
 

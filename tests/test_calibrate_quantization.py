@@ -3,6 +3,7 @@
 import copy
 import json
 import shutil
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -27,7 +28,6 @@ from medusa_trt.export.quantize import BLOCK_SIZES, dequantized_weight, quantize
 from medusa_trt.export.rounding import LibraryRounding, StandardRounding
 from medusa_trt.export.sites import Site, sites_from_model
 from medusa_trt.export.weight_formats import BITS, WeightFormat
-from medusa_trt.interrupts import EXIT_INTERRUPTED
 from medusa_trt.runtime.bundle import Bundle
 from medusa_trt.runtime.operators import library_path
 
@@ -269,7 +269,8 @@ def test_modelopt_gets_a_file(
     assert not (bundle / "calibration" / "modelopt.json").exists()
 
 
-def test_ctrl_c_keeps_what_was_measured(
+def test_an_interrupt_keeps_what_was_measured(
+    interruptible: None,
     bundle: Path,
     tiny_model: Path,
     capsys: pytest.CaptureFixture[str],
@@ -283,25 +284,25 @@ def test_ctrl_c_keeps_what_was_measured(
         nonlocal estimates
         estimates += 1
         if estimates == 3:
-            raise KeyboardInterrupt
+            signal.raise_signal(signal.SIGTERM)
         return estimate(self, text, seed)
 
     def interrupted_measure(self: QuantizationMeter, formats: dict[str, WeightFormat]) -> object:
         nonlocal measured
         measured += 1
         if measured == 3:
-            raise KeyboardInterrupt
+            signal.raise_signal(signal.SIGINT)
         return measure(self, formats)
 
     monkeypatch.setattr(SiteEstimator, "estimate", interrupted_estimate)
     monkeypatch.setattr(QuantizationMeter, "measure", interrupted_measure)
-    assert calibrate(*words) == EXIT_INTERRUPTED
+    assert calibrate(*words) == 128 + signal.SIGTERM
     out, err = capsys.readouterr()
     assert "Interrupted before a plan was found" in out and "run the same command again" in err
     section = section_of(bundle)
     assert not section.origin.is_complete and not section.plans
     assert all(len(site.costs) == 2 for site in section.sites)
-    assert calibrate(*words) == EXIT_INTERRUPTED
+    assert calibrate(*words) == 128 + signal.SIGINT
     assert estimates == 4 and measured == 3
     assert len(section_of(bundle).plans) == 2
     assert not (bundle / "calibration" / "quantization.json").exists()

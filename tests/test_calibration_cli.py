@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,6 @@ from medusa_trt import cli
 from medusa_trt.calibration import latency, tree_install
 from medusa_trt.calibration.calibration_report import Calibration, load_calibration
 from medusa_trt.errors import BundleError, CalibrationError, TreeError
-from medusa_trt.interrupts import EXIT_INTERRUPTED
 from medusa_trt.runtime.bundle import Bundle
 from medusa_trt.runtime.session import GenerationOptions, MedusaSession
 from medusa_trt.tree_configs import MedusaTree, chain_tree, load_tree
@@ -114,8 +114,13 @@ def test_threshold(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "6 replies" in capsys.readouterr().err  # the sampler's are kept
 
 
-def test_ctrl_c_keeps_what_was_measured(
-    bundle: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_keeps_what_was_measured(
+    number: signal.Signals,
+    interruptible: None,
+    bundle: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     samples = 0
     sample = latency.LatencyMeter._sample
@@ -124,11 +129,11 @@ def test_ctrl_c_keeps_what_was_measured(
         nonlocal samples
         samples += 1
         if samples == 10:
-            raise KeyboardInterrupt
+            signal.raise_signal(number)
         return sample(meter, context, num_nodes)
 
     monkeypatch.setattr(latency.LatencyMeter, "_sample", interrupted)
-    assert calibrate("latency", bundle, *QUICK) == EXIT_INTERRUPTED
+    assert calibrate("latency", bundle, *QUICK) == 128 + number
     assert "run the same command again" in capsys.readouterr().err
     (times,) = report(bundle).latency
     assert sum(point.num_samples for point in times.points) == 5  # the estimate took four

@@ -6,15 +6,23 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tiny_models import save_tiny_heads
 
+from medusa_trt import cli
 from medusa_trt.export.output_folder import new_folder
-from medusa_trt.interrupts import Interrupted, deferred_interrupts, raise_interrupts
+from medusa_trt.interrupts import (
+    Interrupted,
+    deferred_interrupts,
+    interrupted_exit_code,
+    raise_interrupts,
+)
+from medusa_trt.runtime.bundle import Bundle
+from medusa_trt.runtime.engine import VerifyOutputs
+from medusa_trt.runtime.ort_engine import OrtEngine
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -32,22 +40,13 @@ sys.addaudithook(hook)
 COMMAND = AT_EVENT + "from medusa_trt.__main__ import main; sys.exit(main())"
 MODULE = """
 import signal, sys
-from medusa_trt.interrupts import exit_code_of, raise_interrupts
+from medusa_trt.interrupts import interrupted_exit_code, raise_interrupts
 raise_interrupts()
 try:
     exec("signal.raise_signal(signal.SIGTERM)")
-except KeyboardInterrupt as error:
-    sys.exit(exit_code_of(error))
+except KeyboardInterrupt:
+    sys.exit(interrupted_exit_code())
 """
-
-
-@pytest.fixture
-def interruptible() -> Iterator[None]:
-    handlers = {number: signal.getsignal(number) for number in SIGNALS}
-    raise_interrupts()
-    yield
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
 
 
 def interrupted_at(
@@ -80,6 +79,37 @@ def test_an_interrupted_export_leaves_nothing(
     code, lines = interrupted_at(event, text, signal.SIGTERM, *arguments)
     assert code == 128 + signal.SIGTERM and lines[-1] == "interrupted"
     assert [path.name for path in tmp_path.iterdir()] == ["heads.safetensors"]
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+@pytest.mark.parametrize("verb", ["bench", "calibrate heads", "calibrate threshold", "generate"])
+def test_an_interrupt_within_a_reply_keeps_its_exit_code(
+    verb: str,
+    number: signal.Signals,
+    interruptible: None,
+    tiny_bundle: Bundle,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The session takes it for a wish to end the reply."""
+    verify, num_steps = OrtEngine.verify, 0
+
+    def interrupted(*arguments: Any, **options: Any) -> VerifyOutputs:
+        nonlocal num_steps
+        num_steps += 1
+        if num_steps == 3:
+            signal.raise_signal(number)
+        return verify(*arguments, **options)
+
+    bundle = shutil.copytree(tiny_bundle.path, tmp_path / "bundle")
+    before = sorted(tmp_path.rglob("*"))
+    monkeypatch.setattr(OrtEngine, "verify", interrupted)
+    words = [*verb.split(), str(bundle), *(["hello"] if verb == "generate" else [])]
+    code = cli.main([*words, "--max-new-tokens", "8", "--threads", "1"])
+    assert code == 128 + number
+    folder = bundle / "calibration"
+    left = set(tmp_path.rglob("*")) - {*before, folder}
+    assert left <= {folder / "calibration.json", folder / "report.html"}
 
 
 @pytest.mark.parametrize("number", SIGNALS)
@@ -178,5 +208,5 @@ def test_an_interrupt_that_a_finalizer_swallowed_leaves_nothing(
         (folder / "file").write_text("half")
         Finalized()  # is gone at once, and so is what it raises
         (folder / "file").write_text("whole")
-    assert raised.value.exit_code == 143
+    assert raised.match("SIGTERM") and interrupted_exit_code() == 143
     assert not list(tmp_path.iterdir())
