@@ -1,7 +1,11 @@
-"""Replies by typical acceptance at many thresholds, and what the model itself thinks of them."""
+"""Replies by typical acceptance at many thresholds, and what the model itself thinks of them.
+
+The heads alone draft: prompt lookup would lengthen steps too, and hide what ε does to their drafts.
+"""
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import product
 
 import msgspec
@@ -163,7 +167,7 @@ def estimate_s(session: MedusaSession, prompt: BenchPrompt, settings: ReplySetti
     """Seconds that one reply of full length takes with its score, from a short one."""
     prompt_ids = session.encode(asked(session, prompt))
     num_tokens = min(_PROBE_TOKENS, settings.max_new_tokens)
-    options = GenerationOptions(max_new_tokens=num_tokens, ignore_eos=True)
+    options = GenerationOptions(max_new_tokens=num_tokens, ignore_eos=True, lookup_ngram=0)
     whole_reply(session, prompt_ids, options)
     start = time.perf_counter()
     reply = whole_reply(session, prompt_ids, options)
@@ -174,15 +178,13 @@ def estimate_s(session: MedusaSession, prompt: BenchPrompt, settings: ReplySetti
 def _generation_options(
     rule: Rule, sampling: SamplingOptions, max_new_tokens: int
 ) -> GenerationOptions:
+    options = GenerationOptions(
+        max_new_tokens=max_new_tokens, sampling=sampling, acceptance="sample", lookup_ngram=0
+    )
     if rule.posterior_threshold is None or rule.posterior_alpha is None:
-        return GenerationOptions(
-            max_new_tokens=max_new_tokens,
-            sampling=sampling,
-            acceptance="sample",
-        )
-    return GenerationOptions(
-        max_new_tokens=max_new_tokens,
-        sampling=sampling,
+        return options
+    return replace(
+        options,
         acceptance="typical",
         posterior_threshold=rule.posterior_threshold,
         posterior_alpha=rule.posterior_alpha,

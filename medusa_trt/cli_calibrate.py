@@ -46,7 +46,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_latency_arguments(_verb(verbs, "latency", "time of a step against its size", _latency))
     add_tree_arguments(_verb(verbs, "tree", "the fastest tree on this machine", _tree))
-    threshold = _verb(verbs, "threshold", "thresholds of typical acceptance", _threshold)
+    threshold = _verb(
+        verbs, "threshold", "thresholds of typical acceptance, without prompt lookup", _threshold
+    )
     add_replies_arguments(threshold, num_prompts=_THRESHOLD_PROMPTS)
     add_threshold_arguments(threshold)
     quantization = _verb(

@@ -14,6 +14,7 @@ from medusa_trt.calibration import latency, tree_install
 from medusa_trt.calibration.calibration_report import Calibration, load_calibration
 from medusa_trt.errors import BundleError, CalibrationError, TreeError
 from medusa_trt.runtime.bundle import Bundle
+from medusa_trt.runtime.lookup import TokenLookup
 from medusa_trt.runtime.session import GenerationOptions, MedusaSession
 from medusa_trt.tree_configs import MedusaTree, chain_tree, load_tree
 
@@ -99,7 +100,15 @@ def test_a_dry_run_leaves_the_bundle(bundle: Path, capsys: pytest.CaptureFixture
     assert plain.tokens_per_s == pytest.approx(2e3 / plain.step_ms)
 
 
-def test_threshold(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_threshold(
+    bundle: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_lookup(*_: object) -> None:
+        raise AssertionError("typical acceptance is measured for the heads alone")
+
+    monkeypatch.setattr(TokenLookup, "__init__", no_lookup)
+    with pytest.raises(AssertionError), MedusaSession(bundle, num_threads=1) as session:
+        session.generate("hello")
     words = ("--thresholds", "0.05,0.2", "--temperatures", "0.8")
     assert calibrate("threshold", bundle, *words, *SMALL) == 0
     out, err = capsys.readouterr()
