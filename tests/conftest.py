@@ -11,6 +11,7 @@ from medusa_trt.export.base_model import BaseModel, load_base_model, source_from
 from medusa_trt.export.pipeline import ExportOptions, export_bundle
 from medusa_trt.interrupts import raise_interrupts
 from medusa_trt.runtime.bundle import Bundle
+from medusa_trt.runtime.session import MedusaSession
 
 # A shell's background job starts with Ctrl-C ignored, and so would the processes of the tests.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -34,6 +35,12 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny_model(tmp_path_factory.mktemp("models") / "tiny-llama")
 
 
+@pytest.fixture
+def base(tiny_model: Path) -> BaseModel:
+    """The tiny model, loaded for one test, which may train it."""
+    return load_base_model(source_from_name(str(tiny_model)))
+
+
 @pytest.fixture(scope="session")
 def tiny_heads(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Random heads for `tiny_model`: two layers each, own unembeddings."""
@@ -55,6 +62,13 @@ def tiny_bundle(
             precision="fp32",
         )
     )
+
+
+@pytest.fixture(scope="module")
+def session(tiny_bundle: Bundle) -> Iterator[MedusaSession]:
+    """A session on `tiny_bundle` with one thread."""
+    with MedusaSession(tiny_bundle, num_threads=1) as session:
+        yield session
 
 
 @pytest.fixture(scope="session")

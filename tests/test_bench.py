@@ -1,19 +1,13 @@
-"""The benchmark: its figures on data made by hand, its prompts, and a whole run."""
+"""The benchmark: its figures on data made by hand, its prompts, and how it measures."""
 
-import argparse
-import json
-import signal
-import sys
 from collections import Counter
 from dataclasses import astuple, replace
 from pathlib import Path
-from typing import Any
 
 import pytest
-from rich.console import Console
+from bench_rows import GREEDY, both, row
 
-from medusa_trt import cli_bench
-from medusa_trt.calibration.bench import ReplyRow, check_runnable, measure
+from medusa_trt.calibration.bench import check_runnable, measure
 from medusa_trt.calibration.bench_options import BenchOptions
 from medusa_trt.calibration.bench_prompts import (
     BenchPrompt,
@@ -21,7 +15,6 @@ from medusa_trt.calibration.bench_prompts import (
     prompts_from_file,
     spread_over_categories,
 )
-from medusa_trt.calibration.bench_report import BenchReport, BenchSetup, Machine, replaced_file
 from medusa_trt.calibration.bench_summary import (
     Difference,
     Quartiles,
@@ -32,52 +25,9 @@ from medusa_trt.calibration.bench_summary import (
     tokens_per_s,
     whole_prompts,
 )
-from medusa_trt.calibration.bench_tables import print_report
-from medusa_trt.errors import MedusaError, PromptError, TreeError
-from medusa_trt.runtime.bundle import Bundle
+from medusa_trt.errors import PromptError, TreeError
 from medusa_trt.runtime.session import MedusaSession
 from medusa_trt.tree_configs import chain_tree, load_tree
-
-GREEDY = BenchOptions(compared=("greedy",))
-
-
-def row(
-    mode: str,
-    *,
-    prompt_id: str = "a",
-    turn: int = 1,
-    round: int = 1,
-    category: str = "x",
-    lengths: tuple[int, ...] = (1, 1, 1, 1),
-    decode_s: float = 1.0,
-    engine_s: float = 0.5,
-    prefill_s: float = 0.1,
-    tokens: tuple[int, ...] = (1, 2, 3, 4, 5),
-) -> ReplyRow:
-    """A reply of five tokens, four of them after the first."""
-    return ReplyRow(
-        round=round,
-        prompt_id=prompt_id,
-        category=category,
-        turn=turn,
-        mode=mode,
-        finish_reason="length",
-        prompt_tokens=3,
-        cached_tokens=0,
-        new_tokens=len(tokens),
-        prefill_s=prefill_s,
-        decode_s=decode_s,
-        engine_s=engine_s,
-        accept_lengths=lengths,
-        token_ids=tokens,
-    )
-
-
-def both(prompt_id: str, plain_s: float, medusa_s: float, **changes: Any) -> list[ReplyRow]:
-    """The same reply in both greedy modes; Medusa takes two steps, of one and three tokens."""
-    plain = row("greedy plain", prompt_id=prompt_id, decode_s=plain_s)
-    medusa = row("greedy Medusa", prompt_id=prompt_id, decode_s=medusa_s, lengths=(1, 3))
-    return [replace(reply, **changes) for reply in (plain, medusa)]
 
 
 def test_quartiles() -> None:
@@ -266,11 +216,6 @@ def test_bad_options() -> None:
     assert BenchOptions(temperature=0, compared=("greedy",)).modes
 
 
-@pytest.fixture(scope="module")
-def session(tiny_bundle: Bundle) -> MedusaSession:
-    return MedusaSession(tiny_bundle, num_threads=1)
-
-
 def test_what_cannot_work_is_refused_before_it_starts(session: MedusaSession) -> None:
     prompt = BenchPrompt("long one", "", ("word " * 60, "word"))
     with pytest.raises(PromptError, match=r"prompt long one needs up to \d+ tokens"):
@@ -298,181 +243,3 @@ def test_measuring_interleaves_and_reuses_the_conversation(session: MedusaSessio
     assert all(row.cached_tokens == 0 for row in rows if row.turn == 1)
     assert all(row.cached_tokens > 5 for row in rows if row.turn == 2)
     assert summarize(rows, options.modes, session.bundle.tree).differences == ()
-
-
-def run(*words: str) -> int:
-    """`medusa-trt bench` with these arguments."""
-    parser = argparse.ArgumentParser()
-    cli_bench.add_arguments(parser)
-    return cli_bench.run(parser.parse_args(words))
-
-
-def test_a_whole_run(
-    tiny_bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    pytest.importorskip("matplotlib")
-    prompts = tmp_path / "p.jsonl"
-    prompts.write_text(
-        '{"turns": ["hello", "more"], "category": "x"}\n{"prompt": "ho", "category": "y"}\n'
-    )
-    report_path, plot_path = tmp_path / "report.json", tmp_path / "plot.png"
-    common = (str(tiny_bundle.path), "--prompts", str(prompts), "--max-new-tokens", "8")
-    assert run(*common, "--threads", "1", "--json", str(report_path), "--plot", str(plot_path)) == 0
-    out, err = capsys.readouterr()
-    assert "typical Medusa" in out and "category" in out and "NO" not in out
-    assert "18 replies, up to about" in err
-    report = json.loads(report_path.read_text())
-    assert len(report["rows"]) == 18 and report["is_complete"] is True
-    assert [mode["same_tokens"] for mode in report["summary"]["modes"]] == [
-        None,
-        True,
-        True,
-        None,
-        True,
-        None,
-    ]
-    assert report["machine"]["cpu"] and report["machine"]["versions"]["numpy"]
-    assert report["setup"]["threads"] == 1 and report["peak_memory_bytes"] > 1e6
-    assert plot_path.read_bytes().startswith(b"\x89PNG")
-    assert sorted(path.name for path in tmp_path.iterdir()) == [
-        "p.jsonl",
-        "plot.png",
-        "report.json",
-    ]
-
-
-def test_different_tokens_are_red_and_the_exit_code_is_1(
-    tiny_bundle: Bundle,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    def spoiled(*arguments: object) -> list[ReplyRow]:
-        plain, medusa = both("1", 1, 1)
-        return [plain, replace(medusa, token_ids=(9,) * 5)]
-
-    monkeypatch.setattr("medusa_trt.calibration.bench.measure", spoiled)
-    prompts = tmp_path / "p.txt"
-    prompts.write_text("hello\n")
-    arguments = (str(tiny_bundle.path), "--prompts", str(prompts), "--modes", "greedy")
-    assert run(*arguments, "--max-new-tokens", "4") == cli_bench.EXIT_DIFFERENT
-    out = capsys.readouterr().out
-    assert "NO" in out and "greedy Medusa in prompt 1, turn 1, round 1" in out
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupt_reports_what_was_finished(
-    number: signal.Signals,
-    interruptible: None,
-    tiny_bundle: Bundle,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    def interrupted(*arguments: object) -> object:
-        yield from both("1", 1, 1)
-        yield both("2", 1, 1)[0]
-        signal.raise_signal(number)
-
-    monkeypatch.setattr("medusa_trt.calibration.bench.measure", interrupted)
-    prompts = tmp_path / "p.txt"
-    prompts.write_text("hello\nother\n")
-    arguments = (str(tiny_bundle.path), "--prompts", str(prompts), "--modes", "greedy")
-    assert run(*arguments, "--max-new-tokens", "4") == 128 + number
-    assert "Interrupted before the end of 2 prompts, 1 round" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (("--plot", "x.pdf"), "must end in .png, .svg, .html"),
-        (("--json", "none/x.json"), "existing folder"),
-        (("--prompts", "none.txt"), "cannot read the prompts"),
-        (("--num-prompts", "0"), "num_prompts is 0"),
-        (("--modes", "greedy,fast"), "modes 'greedy,fast'"),
-        (("--seed", "-1"), "seed is -1"),
-        (("--tree", "bush"), "unknown tree"),
-        ((), "is not a bundle"),
-    ],
-)
-def test_mistakes_end_before_the_bundle_is_opened(words: tuple[str, ...], message: str) -> None:
-    with pytest.raises(MedusaError, match=message):
-        run("/nonexistent", *words)
-
-
-def test_matplotlib_is_asked_for_by_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(MedusaError, match=r"medusa-trt\[bench\]"):
-        run("/nonexistent", "--plot", "x.png")
-
-
-@pytest.mark.parametrize("suffix", [".svg", ".html"])
-def test_plots_in_other_formats(tmp_path: Path, suffix: str) -> None:
-    pytest.importorskip("matplotlib")
-    from medusa_trt.calibration.bench_plot import save_plot
-
-    path = tmp_path / f"plot{suffix}"
-    save_plot(report_of(both("a", 2, 1)), path)
-    assert "<svg" in path.read_text(encoding="utf-8")
-
-
-def report_of(rows: list[ReplyRow]) -> BenchReport:
-    """A report of these measurements."""
-    setup = BenchSetup(
-        bundle="b",
-        model="m",
-        target="ort-cpu",
-        precision="fp32",
-        num_heads=3,
-        tree="t",
-        num_nodes=4,
-        max_depth=2,
-        prompts="MT-bench",
-        num_prompts=1,
-        rounds=1,
-        max_new_tokens=5,
-        max_length=100,
-        threads=None,
-        temperature=0.7,
-        seed=0,
-    )
-    return BenchReport(
-        command="medusa-trt bench b",
-        date="2026-01-01T00:00:00+00:00",
-        duration_s=1,
-        is_complete=True,
-        num_prompts_done=1,
-        peak_memory_bytes=10**6,
-        setup=setup,
-        machine=Machine.this(),
-        summary=summarize(rows, GREEDY.modes, chain_tree(setup.max_depth)),
-    )
-
-
-def test_the_report_fits_100_columns(capsys: pytest.CaptureFixture[str]) -> None:
-    rows = [
-        replace(
-            reply, category=f"category [{index % 8}]", decode_s=reply.decode_s * (1 + index / 10)
-        )
-        for index in range(16)
-        for reply in both(str(index), 0.0402, 0.0301)
-    ]
-    console = Console(width=100)
-    print_report(report_of(rows), console)
-    out = capsys.readouterr().out
-    assert "\u2026" not in out  # nothing was cut
-    assert "category [7]" in out
-
-
-def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
-    path = tmp_path / "report.json"
-    path.write_text("old")
-    with pytest.raises(KeyboardInterrupt), replaced_file(path) as temporary:
-        temporary.write_text("half")
-        raise KeyboardInterrupt
-    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
-    with (
-        pytest.raises(MedusaError, match="cannot write"),
-        replaced_file(tmp_path / "no" / "x") as t,
-    ):
-        t.write_text("new")

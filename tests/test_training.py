@@ -1,75 +1,27 @@
-"""Training as a whole: what heads learn, what they leave alone, and that a kill loses nothing."""
+"""Medusa-1: what heads learn, what they leave alone, and that a kill loses nothing."""
 
 import importlib.util
 import itertools
-import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from tiny_models import (
-    HIDDEN_SIZE,
-    VOCAB_SIZE,
-    llama_config,
-    save_tiny_heads,
-    save_tiny_model,
-)
-from transformers import AutoModelForCausalLM
+from ruled_data import NOISE, A, B, V, quick, ruled_split
+from tiny_models import llama_config, save_tiny_model
 
-from medusa_trt.cli import main
 from medusa_trt.errors import TrainingError
-from medusa_trt.export.base_model import BaseModel, load_base_model, source_from_name
-from medusa_trt.export.head_checkpoint import heads_from_path, heads_from_tensors
+from medusa_trt.export.base_model import BaseModel
+from medusa_trt.export.head_checkpoint import heads_from_tensors
 from medusa_trt.export.heads import HeadsModule, embedding_of
-from medusa_trt.training.backbone import (
-    load_backbone,
-    precision_of,
-    unembedding_of,
-)
+from medusa_trt.training.backbone import load_backbone, precision_of, unembedding_of
 from medusa_trt.training.distill import generate_data
-from medusa_trt.training.heads_model import (
-    TrainableHeads,
-    shape_of,
-    tensors_from_heads,
-)
+from medusa_trt.training.heads_model import TrainableHeads, shape_of, tensors_from_heads
 from medusa_trt.training.medusa1 import load_split, train_heads
-from medusa_trt.training.medusa2 import (
-    learning_rates,
-    merged_tensors,
-    ramped,
-    save_combined,
-    train_joint,
-)
-from medusa_trt.training.modules import HeadsOnBackbone
-from medusa_trt.training.options import (
-    DataOptions,
-    HeadsShape,
-    JointOptions,
-    Quantization,
-    TrainOptions,
-)
-from medusa_trt.training.rows import DraftVocabulary, LabelledTokens, Split
-from medusa_trt.training.shards import Features
+from medusa_trt.training.options import DataOptions, HeadsShape, Quantization
+from medusa_trt.training.rows import DraftVocabulary
 from medusa_trt.training.trainer import last_checkpoint
-
-A, B, V = 5, 3, 32
-NOISE = 0.3
-
-
-@pytest.fixture
-def base(tiny_model: Path) -> BaseModel:
-    return load_base_model(source_from_name(str(tiny_model)))
-
-
-def ruled_tokens(length: int, noise: float, generator: torch.Generator) -> list[int]:
-    """t' = A t + B mod V, one more with probability `noise`."""
-    tokens = [int(torch.randint(V, (1,), generator=generator))]
-    while len(tokens) < length:
-        extra = int(torch.rand(1, generator=generator) < noise)
-        tokens.append((A * tokens[-1] + B + extra) % V)
-    return tokens
 
 
 def best_accuracy(steps: int, noise: float) -> float:
@@ -81,38 +33,6 @@ def best_accuracy(steps: int, noise: float) -> float:
             token, share = (A * token + B + extra) % V, share * (noise if extra else 1 - noise)
         shares[token] = shares.get(token, 0.0) + share
     return max(shares.values())
-
-
-def ruled_split(base: BaseModel, noise: float, *, has_features: bool, count: int = 60) -> Split:
-    """Replies that follow the rule; the kept hidden state is the embedding of the last token."""
-    generator = torch.Generator().manual_seed(0)
-    embedding = torch.randn(V, HIDDEN_SIZE, generator=generator)
-    conversations = []
-    for _ in range(count):
-        tokens = torch.tensor(ruled_tokens(50, noise, generator), dtype=torch.int32)
-        turns = torch.tensor([0] * 4 + [1] * 46, dtype=torch.int32)
-        features = Features(
-            embedding[tokens[3:-1].long()].half(),
-            tokens[4:, None].expand(-1, 8).contiguous(),
-            torch.zeros(46, 8).half(),
-        )
-        conversations.append(LabelledTokens(tokens, turns, features if has_features else None))
-    return Split(conversations[:-10], conversations[-10:])
-
-
-def quick(shape: HeadsShape, **changes: object) -> TrainOptions:
-    values: dict[str, object] = {
-        "shape": shape,
-        "draft_vocab_size": V,
-        "soft_weight": 0.0,
-        "learning_rate": 1e-2,
-        "weight_decay": 0.0,
-        "num_epochs": 10,
-        "num_checkpoints": 2,
-        "batch_rows": 128,
-        "bf16": False,
-    }
-    return TrainOptions(**(values | changes))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("num_layers", [1, 2])
@@ -250,167 +170,6 @@ def test_the_tokens_of_the_updates_are_counted_and_not_those_of_the_data(
     }
 
 
-def test_joint_training_saves_a_model_that_is_its_own_teachers_neighbour(
-    base: BaseModel, tmp_path: Path
-) -> None:
-    """Both stages; the merged folder loads as a model and as heads, and says what was trained."""
-    split = ruled_split(base, 0.0, has_features=False, count=20)
-    before = {name: value.clone() for name, value in base.model.state_dict().items()}
-    heads_options = quick(HeadsShape(num_heads=2), max_steps=6, batch_size=4)
-    options = JointOptions(heads=heads_options, learning_rate=1e-3, lora_rank=4)
-    result = train_joint(base, split, tmp_path / "checkpoints", options)
-    assert result.first is not None
-    assert not torch.equal(
-        result.first.heads.heads[0].blocks[0].weight, result.second.heads.heads[0].blocks[0].weight
-    )
-    saved = tmp_path / "checkpoints" / "stage-2" / "checkpoint-6" / "model.safetensors"
-    assert saved.stat().st_size < 500_000  # the adapter and the heads, without the backbone
-    save_combined(base, result.model, result.second.heads, tmp_path / "merged")
-    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
-    merged = result.model.state_dict()
-    assert all(torch.equal(value, merged[name]) for name, value in loaded.state_dict().items())
-    assert any(not torch.equal(value, before[name]) for name, value in merged.items())
-    config = json.loads((tmp_path / "merged" / "config.json").read_text())
-    assert (config["medusa_num_heads"], config["medusa_num_layers"]) == (2, 1)
-    tensors = merged_tensors(loaded, result.second.heads)
-    named = {key: value for key, value in tensors.items() if key.startswith("medusa_head.")}
-    heads = heads_from_tensors(named, "merged")
-    assert torch.equal(
-        heads.heads[1].blocks[0].weight, result.second.heads.heads[1].blocks[0].weight
-    )
-
-
-def adapted_module(base: BaseModel) -> HeadsOnBackbone:
-    from peft import LoraConfig, get_peft_model
-
-    adapted = get_peft_model(base.model, LoraConfig(r=4, target_modules="all-linear"))
-    shape = HeadsShape(num_heads=2)
-    heads = TrainableHeads(
-        shape,
-        DraftVocabulary(None, VOCAB_SIZE),
-        unembedding_of(base.model),
-        embedding_of(base.model),
-    )
-    return HeadsOnBackbone(
-        adapted,
-        heads,
-        quick(shape, soft_weight=0.8),
-        teacher=adapted.disable_adapter,
-        heads_weight=lambda progress: ramped(0.2, progress),
-    )
-
-
-def test_the_teacher_is_the_model_without_its_adapter(base: BaseModel) -> None:
-    """A new adapter changes nothing, so the divergence is 0; once it does, it is not."""
-    module = adapted_module(base)
-    ids = torch.randint(VOCAB_SIZE, (2, 12), generator=torch.Generator().manual_seed(0))
-    batch = {
-        "token_ids": ids,
-        "turns": torch.tensor([[0] * 4 + [1] * 8] * 2),
-        "attention_mask": torch.ones_like(ids),
-    }
-    assert module(**batch, progress=0.0).item() == pytest.approx(0, abs=1e-5)
-    with_heads = module(**batch, progress=1.0).item()
-    assert module(**batch, progress=0.5).item() == pytest.approx(with_heads / 2**0.5, rel=1e-3)
-    for name, parameter in module.model.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(parameter, std=0.1)
-    loss = module(**batch, progress=0.0)
-    assert loss.item() > 1e-3
-    loss.backward()
-    with_gradient = {name for name, p in module.named_parameters() if p.grad is not None}
-    assert with_gradient and all("lora_" in name or "heads." in name for name in with_gradient)
-
-
-def test_the_heads_learn_four_times_as_fast_as_the_adapter(base: BaseModel) -> None:
-    module = adapted_module(base)
-    adapter, heads = learning_rates(module, JointOptions(learning_rate=1e-4))
-    assert heads["lr"] == pytest.approx(4 * 1e-4) and adapter["lr"] == 1e-4
-    counted = [sum(p.numel() for p in group["params"]) for group in (adapter, heads)]  # type: ignore[attr-defined]
-    assert sum(counted) == sum(p.numel() for p in module.parameters() if p.requires_grad)
-    assert [ramped(0.2, p) for p in (0, 1, 2)] == pytest.approx([0, 0.2, 0.2])
-
-
-def test_the_command_line_makes_data_and_heads_and_a_joint_model(
-    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    prompts = tmp_path / "prompts.txt"
-    prompts.write_text("\n".join(f"Question {index}" for index in range(8)))
-    data, heads, joint = (str(tmp_path / name) for name in ("data", "heads", "joint"))
-    make = ["train", "data", str(tiny_model), "--output", data, "--prompts", str(prompts)]
-    make += ["--batch-size", "4", "--max-new-tokens", "12", "--temperatures", "1"]
-    assert main(make) == 0
-    train = ["train", "heads", str(tiny_model), "--data", data, "--output", heads]
-    train += ["--max-steps", "4", "--batch-rows", "16", "--num-checkpoints", "2"]
-    assert main([*train, "--draft-vocab-size", "64"]) == 0
-    assert "tokens a step" in capsys.readouterr().out
-    loaded = heads_from_path(tmp_path / "heads")
-    loaded.check_fits(HIDDEN_SIZE, VOCAB_SIZE)
-    assert loaded.draft_vocab_size(VOCAB_SIZE) == 64
-    names = {path.name for path in (tmp_path / "heads").iterdir()}
-    assert {"README.md", "tree.json", "curves.png", "log.json", "config.json"} <= names
-    card = (tmp_path / "heads" / "README.md").read_text()
-    assert "seed: 0" in card and "| 3 |" in card
-    assert "on 64 tokens" in card  # 4 steps of 16 rows
-    assert main([*train, "--draft-vocab-size", "64"]) == 0  # nothing left to do
-    assert main([*train, "--draft-vocab-size", "65"]) == 2
-    assert "other data or options" in capsys.readouterr().err
-    measure = ["train", "measure", str(tiny_model), heads, "--prompts", str(prompts)]
-    capsys.readouterr()
-    assert main([*measure, "--tree", "chain-2"]) == 0
-    assert "tokens a step with 3 nodes" in capsys.readouterr().out
-    assert main([*measure, "--tree", "chain-4"]) == 2
-    both = ["train", "joint", str(tiny_model), "--data", data, "--output", joint, "--heads", heads]
-    assert main([*both, "--max-steps", "2", "--batch-size", "2", "--lora-rank", "2"]) == 0
-    assert AutoModelForCausalLM.from_pretrained(joint).config.medusa_num_heads == 3
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["heads", "MODEL", "--data", "NOTHING", "--output", "OUT"], "holds no training data"),
-        (["data", "unknown-model", "--output", "OUT"], "unknown model"),
-        (["data", "MODEL", "--output", "OUT", "--batch-size", "0"], "batch_size is 0"),
-        (["data", "MODEL", "--output", "OUT", "--temperatures", "0,-1"], "temperatures are"),
-        (["data", "MODEL", "--output", "OUT", "--prompts", "NOTHING"], "cannot read the prompts"),
-        (
-            ["heads", "MODEL", "--data", "X", "--output", "OUT", "--num-heads", "0"],
-            "num_heads is 0",
-        ),
-        (["joint", "MODEL", "--data", "X", "--output", "O", "--lora-rank", "0"], "lora_rank is 0"),
-        (
-            ["joint", "MODEL", "--data", "X", "--output", "O", "--quantization", "8bit"],
-            "joint training changes the backbone's weights, which 8bit cannot hold",
-        ),
-    ],
-)
-def test_wrong_arguments_end_in_one_line(
-    arguments: list[str],
-    message: str,
-    tiny_model: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    places = {"MODEL": str(tiny_model)}
-    places |= {name: str(tmp_path / name) for name in ("NOTHING", "OUT", "X", "O")}
-    assert main(["train", *(places.get(word, word) for word in arguments)]) == 2
-    error = capsys.readouterr().err.strip().splitlines()
-    assert len(error) == 1 and message in error[0]
-
-
-def test_a_command_that_was_refused_can_be_given_again_with_other_options(
-    base: BaseModel, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """A tiny model of another name is refused after the run was recorded."""
-    data, other = tmp_path / "data", shutil.copytree(tiny_model, tmp_path / "other")
-    list(generate_data(base, [("Hi",), ("Yes",)], data, DataOptions(max_new_tokens=8)))
-    train = ["--data", str(data), "--output", str(tmp_path / "out"), "--held-out-fraction", "0.5"]
-    assert main(["train", "heads", str(other), *train, "--max-steps", "2"]) == 2
-    assert "was made by" in capsys.readouterr().err
-    assert main(["train", "heads", str(tiny_model), *train, "--max-steps", "1"]) == 0
-    assert main(["train", "heads", str(tiny_model), *train, "--max-steps", "2"]) == 2
-
-
 def test_data_of_another_model_and_quantization_without_its_library_are_refused(
     tiny_model: Path, base: BaseModel, tmp_path: Path
 ) -> None:
@@ -430,45 +189,6 @@ def test_data_of_another_model_and_quantization_without_its_library_are_refused(
     if importlib.util.find_spec("bitsandbytes") is None:
         with pytest.raises(TrainingError, match=r"pip install 'medusa-trt\[train-quantized\]'"):
             load_backbone(str(tiny_model), quantization="4bit")
-
-
-@pytest.mark.parametrize("step", ["data", "heads", "measure"])
-@pytest.mark.parametrize(
-    ("model", "message"),
-    [
-        ("model.gguf", "GGUF file, which cannot be loaded in 4bit"),
-        ("adapter", "an adapter to merge, which cannot be loaded in 4bit"),
-        ("packed", "the weights of packed are quantized already"),
-    ],
-)
-def test_a_model_that_cannot_be_quantized_is_refused_in_one_line(
-    step: str,
-    model: str,
-    message: str,
-    base: BaseModel,
-    tiny_model: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    (tmp_path / "model.gguf").write_bytes(b"GGUF")
-    (tmp_path / "adapter").mkdir()
-    named = json.dumps({"base_model_name_or_path": str(tiny_model)})
-    (tmp_path / "adapter" / "adapter_config.json").write_text(named)
-    packed = shutil.copytree(tiny_model, tmp_path / "packed")
-    config = json.loads((packed / "config.json").read_text())
-    config["quantization_config"] = {"quant_method": "gptq", "bits": 4}
-    (packed / "config.json").write_text(json.dumps(config))
-    list(generate_data(base, [("Hi",)], tmp_path / "data", DataOptions(max_new_tokens=2)))
-    others = {
-        "data": ["--output", str(tmp_path / "new")],
-        "heads": ["--data", str(tmp_path / "data"), "--output", str(tmp_path / "out")],
-        "measure": [str(save_tiny_heads(tmp_path / "heads.safetensors"))],
-    }
-    command = ["train", step, str(tmp_path / model), *others[step], "--quantization", "4bit"]
-    capsys.readouterr()
-    assert main(command) == 2
-    error = capsys.readouterr().err.strip().splitlines()
-    assert len(error) == 1 and message in error[0]
 
 
 @pytest.mark.parametrize("quantization", ["8bit", "4bit"])
