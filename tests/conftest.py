@@ -1,8 +1,10 @@
 """Bundles that the tests share, each exported once a run."""
 
+import shutil
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tiny_models import TINY_HEADS, save_tiny_heads, save_tiny_model
@@ -48,20 +50,32 @@ def tiny_heads(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def tiny_bundle(
+def tiny_export(
     tiny_model: Path, tiny_heads: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Bundle:
-    """The tiny model exported with its heads and the tree of the paper, unquantized."""
-    output = tmp_path_factory.mktemp("bundles") / "tiny"
-    return export_bundle(
-        ExportOptions(
-            model=str(tiny_model),
-            heads=tiny_heads,
-            tree="mc_sim_7b_63",
-            output=output,
-            precision="fp32",
+) -> Callable[..., Bundle]:
+    """Exports the tiny model with its heads: for a target, with more of `ExportOptions`."""
+
+    def export(target: str, **options: Any) -> Bundle:
+        output = tmp_path_factory.mktemp("bundles") / f"tiny-{target}"
+        return export_bundle(
+            ExportOptions(
+                model=str(tiny_model), heads=tiny_heads, output=output, target=target, **options
+            )
         )
-    )
+
+    return export
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tiny_export: Callable[..., Bundle]) -> Bundle:
+    """The tiny model exported with its heads and the tree of the paper, unquantized."""
+    return tiny_export("ort-cpu", tree="mc_sim_7b_63", precision="fp32")
+
+
+@pytest.fixture
+def bundle(tiny_bundle: Bundle, tmp_path: Path) -> Path:
+    """A copy of `tiny_bundle` of one's own."""
+    return shutil.copytree(tiny_bundle.path, tmp_path / "tiny")
 
 
 @pytest.fixture(scope="module")
@@ -72,58 +86,21 @@ def session(tiny_bundle: Bundle) -> Iterator[MedusaSession]:
 
 
 @pytest.fixture(scope="session")
-def trt_bundle(
-    tiny_model: Path, tiny_heads: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Bundle:
+def trt_bundle(tiny_export: Callable[..., Bundle]) -> Bundle:
     """The tiny model exported for TensorRT at float16."""
-    output = tmp_path_factory.mktemp("bundles") / "tiny-trt"
-    return export_bundle(
-        ExportOptions(
-            model=str(tiny_model),
-            heads=tiny_heads,
-            tree="chain-3",
-            output=output,
-            max_length=320,
-            target="tensorrt",
-        )
-    )
+    return tiny_export("tensorrt", tree="chain-3", max_length=320)
 
 
 @pytest.fixture(scope="session")
-def cuda_bundle(
-    tiny_model: Path, tiny_heads: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Bundle:
+def cuda_bundle(tiny_export: Callable[..., Bundle]) -> Bundle:
     """The tiny model exported for ONNX Runtime's CUDA provider at float16."""
-    output = tmp_path_factory.mktemp("bundles") / "tiny-cuda"
-    return export_bundle(
-        ExportOptions(
-            model=str(tiny_model),
-            heads=tiny_heads,
-            tree="chain-3",
-            output=output,
-            max_length=320,
-            target="ort-cuda",
-        )
-    )
+    return tiny_export("ort-cuda", tree="chain-3", max_length=320)
 
 
 @pytest.fixture(scope="session")
-def jetson_bundle(
-    tiny_model: Path, tiny_heads: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Bundle:
+def jetson_bundle(tiny_export: Callable[..., Bundle]) -> Bundle:
     """The tiny model exported for TensorRT 10.3 with 4-bit weights."""
-    output = tmp_path_factory.mktemp("bundles") / "tiny-jetson"
-    return export_bundle(
-        ExportOptions(
-            model=str(tiny_model),
-            heads=tiny_heads,
-            tree="chain-3",
-            output=output,
-            max_length=256,
-            target="tensorrt-jetson",
-            precision="int4",
-        )
-    )
+    return tiny_export("tensorrt-jetson", tree="chain-3", max_length=256, precision="int4")
 
 
 @pytest.fixture(scope="session")

@@ -28,7 +28,6 @@ from medusa_trt.export.quantize import BLOCK_SIZES, dequantized_weight, quantize
 from medusa_trt.export.rounding import LibraryRounding, StandardRounding
 from medusa_trt.export.sites import Site, sites_from_model
 from medusa_trt.export.weight_formats import BITS, WeightFormat
-from medusa_trt.runtime.bundle import Bundle
 from medusa_trt.runtime.operators import library_path
 
 SMALL = ("--num-prompts", "3", "--max-new-tokens", "12")
@@ -167,14 +166,6 @@ def test_estimates_agree_with_measurements() -> None:
             measured = meter.measure({site.name: format_}).kl * len(text.token_ids)
             # 200 draws have a standard error of 10 %.
             assert estimated[format_][site.name] == pytest.approx(measured, rel=0.35)
-
-
-@pytest.fixture
-def bundle(tiny_bundle: Bundle, tmp_path: Path) -> Path:
-    """A bundle of one's own."""
-    path = tmp_path / "tiny"
-    shutil.copytree(tiny_bundle.path, path)
-    return path
 
 
 def calibrate(*words: object) -> int:

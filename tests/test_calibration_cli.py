@@ -1,7 +1,6 @@
 """`medusa-trt calibrate` as a user meets it, on a tiny bundle."""
 
 import json
-import shutil
 import signal
 from pathlib import Path
 
@@ -20,14 +19,6 @@ from medusa_trt.tree_configs import MedusaTree, chain_tree, load_tree
 
 SMALL = ("--num-prompts", "3", "--max-new-tokens", "8")
 QUICK = ("--sizes", "2,4,8", "--contexts", "16,64", "--rounds", "2")
-
-
-@pytest.fixture
-def bundle(tiny_bundle: Bundle, tmp_path: Path) -> Path:
-    """A bundle of one's own."""
-    path = tmp_path / "tiny"
-    shutil.copytree(tiny_bundle.path, path)
-    return path
 
 
 def calibrate(*words: object) -> int:

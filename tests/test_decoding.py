@@ -62,7 +62,8 @@ def test_commit_moves_the_accepted_rows_together(
     end = data.draw(st.integers(0, tree.num_nodes - 1))
     nodes = np.flatnonzero(tree.attn_mask[end]).tolist()
     slot, num_heads = data.draw(st.sampled_from([(0, 1), (1, 3), (2, 2)]))
-    capacity, head_dim = past_length + tree.num_nodes + 2, data.draw(st.sampled_from([3, 64]))
+    spare, head_dim = data.draw(st.sampled_from([(0, 3), (0, 64), (2, 64)]))
+    capacity = past_length + tree.num_nodes + spare
     slab = np.random.default_rng(0).normal(size=(2, 2, 3, num_heads, capacity, head_dim))
     with pytest.MonkeyPatch.context() as patch:
         if not native:

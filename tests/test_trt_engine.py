@@ -1,8 +1,8 @@
 """The TensorRT engine against a stand-in that executes the graphs on host memory."""
 
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -86,20 +86,8 @@ def replies(session: MedusaSession, tree: MedusaTree) -> list[list[int]]:
 class HostReducing(TrtEngine):
     """Reads all logits, and reduces them row by row."""
 
-    def verify(
-        self,
-        input_ids: TokenIds,
-        tree: MedusaTree,
-        past_lengths: Sequence[int],
-        *,
-        rows: Sequence[int] | None = None,
-        first_slot: int = 0,
-        logits: bool = False,
-        reductions: bool = False,
-    ) -> VerifyOutputs:
-        outputs = super().verify(
-            input_ids, tree, past_lengths, rows=rows, first_slot=first_slot, logits=True
-        )
+    def verify(self, *arguments: Any, **options: Any) -> VerifyOutputs:
+        outputs = super().verify(*arguments, **(options | {"logits": True, "reductions": False}))
         self.all_logits = outputs.logits
         return outputs
 
