@@ -6,12 +6,11 @@ Every contender is a process in an environment of its own with pinned packages, 
 build/peers when it is first needed. All get the same token ids (MT-bench's first turns through the
 model's chat template) and generate the same number of tokens greedily, past an end of sequence.
 They take turns: each answers a prompt before any answers the next, and all but one are stopped.
-After a Ctrl-C the prompts that all have answered are reported.
+After a Ctrl-C or SIGTERM the prompts that all have answered are reported.
 """
 
 import argparse
 import os
-import signal
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -30,6 +29,7 @@ from medusa_trt.calibration.bench_prompts import mt_bench_prompts, spread_over_c
 from medusa_trt.calibration.bench_report import Machine, replaced_file
 from medusa_trt.calibration.progress import Progress
 from medusa_trt.errors import MedusaError
+from medusa_trt.interrupts import interrupted_exit_code, raise_interrupts
 from medusa_trt.runtime.bundle import Bundle
 from medusa_trt.runtime.text import TextCodec
 
@@ -40,9 +40,7 @@ _COLUMNS_OF_FILES = 120
 def main() -> int:
     """Runs the benchmark; the exit code is 1 if Medusa changed what is generated."""
     arguments = parsed_arguments()
-    # Both end the contenders' processes, which would otherwise stand still for ever.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.default_int_handler)
+    raise_interrupts()  # so that both end the contenders, which would stand still for ever
     try:
         check(arguments)
         report = measured(arguments)
@@ -55,10 +53,10 @@ def main() -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        return 130
+        return interrupted_exit_code()
     if not is_identical(report):
         return 1
-    return 0 if report.is_complete else 130
+    return 0 if report.is_complete else interrupted_exit_code()
 
 
 def parsed_arguments() -> argparse.Namespace:

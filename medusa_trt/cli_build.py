@@ -15,7 +15,7 @@ _INTEGERS = {
     "max_tree_nodes": "most nodes of one step",
     "prefill_chunk": "most tokens of one prefill step (default: the bundle's)",
     "workspace_mib": "limit on scratch memory, in MiB (default: TensorRT's, all of the GPU's)",
-    "optimization_level": "0 (fastest build) to 5 (fastest engine) (default: TensorRT's)",
+    "optimization_level": "0 is the fastest build, 5 the fastest engine (default: TensorRT's)",
 }
 _SWITCHES = {
     "merge_tree": "make the tree a constant of the verify engine; prefill and other trees get "

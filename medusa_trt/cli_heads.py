@@ -4,11 +4,12 @@ import argparse
 import dataclasses
 import json
 import sys
+import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from medusa_trt.errors import MedusaError
-from medusa_trt.export.head_formats.formats import FORMATS
+from medusa_trt.export.head_formats.formats import FORMATS, HeadFormat
 
 if TYPE_CHECKING:
     from medusa_trt.export.head_formats.loading import LoadedHeads
@@ -26,8 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     convert = verbs.add_parser(
         "convert",
         help="write heads in another format",
-        epilog="formats:\n"
-        + "\n".join(f"  {row.name:<22} {row.description}" for row in FORMATS.values()),
+        epilog="formats:\n" + "\n".join(map(_format_lines, FORMATS.values())),
     )
     convert.add_argument("source", metavar="SOURCE", help=_SOURCE)
     convert.add_argument("--to", required=True, metavar="FORMAT", help="one of those below")
@@ -43,6 +43,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     convert.add_argument("--overwrite", action="store_true", help="replace what it wrote before")
     for verb in (inspect, convert):
         verb.add_argument("--verbose", action="store_true", help="show tracebacks")
+
+
+def _format_lines(row: HeadFormat) -> str:
+    """A format's name and description for the help, in lines of 80 columns."""
+    words, indent = f"{row.name:<22} {row.description}", " " * 25
+    return textwrap.fill(words, 80, initial_indent="  ", subsequent_indent=indent)
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -67,6 +67,7 @@ def test_every_help_page_explains_its_arguments_and_says_their_defaults(
     page: argparse.ArgumentParser, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")
+    assert max(map(len, page.format_help().splitlines())) <= 80
     entries = re.split(r"\n(?=  \S)", page.format_help().split("\n\n", 1)[1])
     for action in page._actions:
         if isinstance(action, argparse._SubParsersAction):

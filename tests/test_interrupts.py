@@ -102,9 +102,12 @@ def test_an_interrupt_within_a_reply_keeps_its_exit_code(
         return verify(*arguments, **options)
 
     bundle = shutil.copytree(tiny_bundle.path, tmp_path / "bundle")
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("hello\nother")
     before = sorted(tmp_path.rglob("*"))
     monkeypatch.setattr(OrtEngine, "verify", interrupted)
-    words = [*verb.split(), str(bundle), *(["hello"] if verb == "generate" else [])]
+    asked = ["hello"] if verb == "generate" else ["--prompts", str(prompts)]
+    words = [*verb.split(), str(bundle), *asked]
     code = cli.main([*words, "--max-new-tokens", "8", "--threads", "1"])
     assert code == 128 + number
     folder = bundle / "calibration"
