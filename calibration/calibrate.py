@@ -98,12 +98,14 @@ class Calibrator:
         """Records ranks along replies, and writes the heads' section.
 
         Raises:
+            KeyboardInterrupt: Ctrl-C before the first reply.
             MedusaError: a prompt does not fit, or nothing was recorded.
         """
         log, progress, is_complete = self._recorded_ranks(
             prompts_from_source(settings.prompts, num_prompts), settings
         )
         origin = self._origin(progress, is_complete)
+        _require_any([record for record in log if record.settings == settings], origin)
         section = heads_section(self.bundle, log, settings, num_prompts, origin)
         self._save(msgspec.structs.replace(self._calibration, heads=section))
         return section
@@ -112,6 +114,7 @@ class Calibrator:
         """Measures step times, and writes their section.
 
         Raises:
+            KeyboardInterrupt: Ctrl-C before the first sample.
             MedusaError: no size or context can be measured, or nothing was.
         """
         log = RecordLog(self.folder / LATENCY_FILE, LatencyRecord)
@@ -128,14 +131,9 @@ class Calibrator:
                     progress.announce(meter.estimate_s(points))
                     meter.measure(points, log, progress.advance)
 
-        is_complete = _interruptible(work, progress)
-        section = latency_section(
-            log,
-            self._fingerprint,
-            self._threads,
-            options,
-            self._origin(progress, is_complete),
-        )
+        origin = self._origin(progress, _interruptible(work, progress))
+        _require_any(records_of(log, self._fingerprint, self._threads, options.batch_size), origin)
+        section = latency_section(log, self._fingerprint, self._threads, options, origin)
         kept = [other for other in self._calibration.latency if not _same_kind(other, section)]
         self._save(msgspec.structs.replace(self._calibration, latency=(*kept, section)))
         return section
@@ -333,6 +331,12 @@ def _interruptible(work: Callable[[], None], progress: Progress) -> bool:
     finally:
         progress.end()
     return True
+
+
+def _require_any(records: Sequence[object], origin: Origin) -> None:
+    """After a Ctrl-C that came before anything was measured there is nothing to report."""
+    if not records and not origin.is_complete:
+        raise KeyboardInterrupt
 
 
 def _require_complete(origin: Origin) -> None:

@@ -14,7 +14,8 @@ inline float fast_exp(float x) {
   p = p * f + 2.4022650695910071233e-1f;
   p = p * f + 6.9314718055994530942e-1f;
   p = p * f + 1.0f;
-  int32_t bits = (static_cast<int32_t>(n) + 127) << 23;
+  // Unsigned, since a row may hold what is not a number: `p` carries that on.
+  const uint32_t bits = (static_cast<uint32_t>(static_cast<int32_t>(n)) + 127u) << 23;
   float power;
   __builtin_memcpy(&power, &bits, sizeof power);
   return x < -87.0f ? 0.0f : p * power;

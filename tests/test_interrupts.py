@@ -82,7 +82,9 @@ def test_an_interrupted_export_leaves_nothing(
 
 
 @pytest.mark.parametrize("number", SIGNALS)
-@pytest.mark.parametrize("verb", ["bench", "calibrate heads", "calibrate threshold", "generate"])
+@pytest.mark.parametrize(
+    "verb", ["bench", "calibrate heads", "calibrate latency", "calibrate threshold", "generate"]
+)
 def test_an_interrupt_within_a_reply_keeps_its_exit_code(
     verb: str,
     number: signal.Signals,
@@ -103,12 +105,16 @@ def test_an_interrupt_within_a_reply_keeps_its_exit_code(
 
     bundle = shutil.copytree(tiny_bundle.path, tmp_path / "bundle")
     prompts = tmp_path / "prompts.txt"
-    prompts.write_text("hello\nother")
+    prompts.write_text("\n".join(f"question {index}" for index in range(12)))
     before = sorted(tmp_path.rglob("*"))
     monkeypatch.setattr(OrtEngine, "verify", interrupted)
-    asked = ["hello"] if verb == "generate" else ["--prompts", str(prompts)]
-    words = [*verb.split(), str(bundle), *asked]
-    code = cli.main([*words, "--max-new-tokens", "8", "--threads", "1"])
+    limit = ["--max-new-tokens", "8"]
+    asked = {
+        "calibrate latency": ["--sizes", "2", "--contexts", "16"],
+        "generate": ["hello", *limit],
+    }
+    words = asked.get(verb, ["--prompts", str(prompts), *limit])
+    code = cli.main([*verb.split(), str(bundle), *words, "--threads", "1"])
     assert code == 128 + number
     folder = bundle / "calibration"
     left = set(tmp_path.rglob("*")) - {*before, folder}
