@@ -161,6 +161,19 @@ def test_bad_inputs_are_refused(session: onnxruntime.InferenceSession) -> None:
             reduced(session, logits, SamplingOptions(temperature=1.0), **changed)
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_row_without_a_distribution_stays_by_itself(
+    session: onnxruntime.InferenceSession, value: float
+) -> None:
+    logits, uniforms = some_logits(3, 300), np.full(ROWS, 0.4)
+    options = SamplingOptions(temperature=0.8, top_k=50, top_p=0.9)
+    expected = reduced(session, logits, options, uniforms)["sampled"]
+    logits[2] = value
+    found = reduced(session, logits, options, uniforms)["sampled"]
+    assert 0 <= found[2] < 300
+    assert np.array_equal(np.delete(found, 2), np.delete(expected, 2))
+
+
 def test_every_kernel_draws_the_same() -> None:
     """Each in a process of its own, since a library chooses its kernels once."""
     for name in kernels_here():
