@@ -24,7 +24,7 @@ class HugeMemory {
       if (!memory.grow(padded)) return nullptr;
     char* target = memory.block_.get() + memory.used_;
     memory.used_ += padded;
-    std::memcpy(target, source, size);
+    if (size > 0) std::memcpy(target, source, size);  // an empty tensor may have no address
     drop(source, size);
     return Bytes(memory.block_, target);
   }
