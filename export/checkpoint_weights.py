@@ -146,16 +146,23 @@ def _tensors_by_parameter(
             f"{layer}.weight", renamings, converters, model.base_model_prefix, wanted
         )
         if name in wanted:
-            read = partial(_unpacked, packing, sources)
-            tensors[name] = LazyTensor(
-                read, tuple(wanted[name].shape), (location, layer), quantization=packing.name
-            )
+            shape = tuple(wanted[name].shape)
+            read = partial(_unpacked, packing, sources, shape, f"{location}: {layer}")
+            tensors[name] = LazyTensor(read, shape, (location, layer), quantization=packing.name)
     return tensors
 
 
-def _unpacked(packing: Packing, sources: Mapping[str, "TensorSource"]) -> Array:
+def _unpacked(
+    packing: Packing, sources: Mapping[str, "TensorSource"], shape: tuple[int, ...], place: str
+) -> Array:
     tensors = {suffix: source.read() for suffix, source in sources.items()}
-    return packing.unpack(tensors, packing.bits)
+    try:
+        weight = packing.unpack(tensors, packing)
+    except (ValueError, IndexError) as error:
+        raise ExportError(f"{place} does not fit together: {error}") from error
+    if weight.shape != shape:
+        raise ExportError(f"{place} is {weight.shape}, the config says {shape}")
+    return weight
 
 
 class TensorSource:

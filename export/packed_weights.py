@@ -17,6 +17,9 @@ _AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 """Which of eight columns lies at each position of an integer, from its low end."""
 
 
+Tensors = Mapping[str, Array]
+
+
 @dataclass(frozen=True, slots=True)
 class Packing:
     """How a checkpoint packs its linear layers.
@@ -24,16 +27,18 @@ class Packing:
     Attributes:
         method: what its config calls it.
         bits: of a code.
+        group_size: inputs that share a scale; None for all of them, or where the config is silent.
         suffixes: of the tensors that make one weight; the first one is packed.
         optional: of those that may be missing.
-        unpack: (tensors by suffix, bits) → (N, K) float32.
+        unpack: (tensors by suffix, this) → (N, K) float32.
     """
 
     method: str
     bits: int
+    group_size: int | None
     suffixes: tuple[str, ...]
     optional: tuple[str, ...]
-    unpack: Callable[[Mapping[str, Array], int], Array]
+    unpack: Callable[[Tensors, "Packing"], Array]
 
     @property
     def name(self) -> str:
@@ -50,6 +55,7 @@ def packing_from_config(config: Mapping[str, Any]) -> Packing | None:
     method = str(config.get("quant_method"))
     suffixes: tuple[str, ...]
     optional: tuple[str, ...]
+    size = config.get("group_size", config.get("q_group_size"))
     if method == "gptq":
         second = config.get("checkpoint_format") == "gptq_v2"
         bits, unpack = config.get("bits"), _unpacked_gptq_v2 if second else _unpacked_gptq
@@ -60,60 +66,106 @@ def packing_from_config(config: Mapping[str, Any]) -> Packing | None:
         bits, unpack = config.get("bits", config.get("w_bit")), _unpacked_awq
         suffixes, optional = ("qweight", "qzeros", "scales"), ()
     elif method == "compressed-tensors" and config.get("format") == "pack-quantized":
-        groups = list(config.get("config_groups", {}).values())
-        schemes = [group.get("weights") or {} for group in groups]
-        bits = schemes[0].get("num_bits") if len(schemes) == 1 else None
-        if not all(scheme.get("symmetric", True) for scheme in schemes):
-            raise ExportError("compressed-tensors weights with zero points are not supported")
-        if any(scheme.get("actorder") == "group" for scheme in schemes):
-            raise ExportError("compressed-tensors weights with activation order are not supported")
-        unpack = _unpacked_compressed
-        suffixes, optional = ("weight_packed", "weight_scale", "weight_shape"), ()
+        scheme = _compressed_scheme(config)
+        bits, size, unpack = scheme.get("num_bits"), scheme.get("group_size"), _unpacked_compressed
+        suffixes = ("weight_packed", "weight_scale", "weight_shape", "weight_g_idx")
+        optional = ("weight_g_idx",)
+        if not scheme.get("symmetric", True):
+            suffixes = (*suffixes, "weight_zero_point")
     else:
         return None
     allowed = (4,) if method == "awq" else (4, 8)
     if not isinstance(bits, int) or bits not in allowed:
         raise ExportError(f"{method} weights of {bits} bits are not supported: only of {allowed}")
-    return Packing(method, bits, suffixes, optional, unpack)
+    group_size = size if isinstance(size, int) and size > 0 else None
+    return Packing(method, bits, group_size, suffixes, optional, unpack)
 
 
-def _unpacked_gptq(tensors: Mapping[str, Array], bits: int) -> Array:
+def _compressed_scheme(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What compressed-tensors says of the weights."""
+    groups = list(config.get("config_groups", {}).values())
+    schemes: list[dict[str, Any]] = [group.get("weights") or {} for group in groups]
+    if len(schemes) != 1:
+        raise ExportError(
+            f"compressed-tensors weights in {len(schemes)} kinds of groups are not supported: "
+            "only of one"
+        )
+    if config.get("transform_config"):
+        raise ExportError("compressed-tensors weights with rotations are not supported")
+    strategy, kind = schemes[0].get("strategy"), schemes[0].get("type", "int")
+    if strategy not in (None, "group", "channel", "tensor") or kind != "int":
+        raise ExportError(
+            f"compressed-tensors weights of type {kind!r} by {strategy!r} are not supported"
+        )
+    return schemes[0]
+
+
+def _unpacked_gptq(tensors: Tensors, packing: Packing) -> Array:
     """The first format of GPTQ stores zero points less one."""
-    return _unpacked_gptq_v2(tensors, bits, zero_offset=1)
+    return _unpacked_gptq_v2(tensors, packing, zero_offset=1)
 
 
-def _unpacked_gptq_v2(tensors: Mapping[str, Array], bits: int, zero_offset: int = 0) -> Array:
+def _unpacked_gptq_v2(tensors: Tensors, packing: Packing, zero_offset: int = 0) -> Array:
     """Codes (K / 8, N), zero points (groups, N / 8), scales (groups, N), at 4 bits."""
-    codes = _nibbles(tensors["qweight"].T, bits).T
-    zeros = _nibbles(tensors["qzeros"], bits) + zero_offset
+    codes = _nibbles(tensors["qweight"].T, packing.bits).T
+    zeros = _nibbles(tensors["qzeros"], packing.bits) + zero_offset
     scales = tensors["scales"].astype(np.float32)
-    if "g_idx" in tensors:
-        group = tensors["g_idx"]
-    else:
-        group = np.arange(len(codes)) // (len(codes) // len(scales))
+    group = _group_of_input(len(codes), len(scales), packing, tensors.get("g_idx"))
     weight: Array = ((codes - zeros[group]) * scales[group]).T
     return weight
 
 
-def _unpacked_awq(tensors: Mapping[str, Array], bits: int) -> Array:
+def _unpacked_awq(tensors: Tensors, packing: Packing) -> Array:
     """Codes (K, N / 8), zero points (groups, N / 8), scales (groups, N)."""
     order = np.argsort(_AWQ_ORDER)
     codes, zeros = (
-        _nibbles(tensors[key], bits).reshape(len(tensors[key]), -1, 8)[..., order]
+        _nibbles(tensors[key], packing.bits).reshape(len(tensors[key]), -1, 8)[..., order]
         for key in ("qweight", "qzeros")
     )
     scales = tensors["scales"].astype(np.float32)
     codes, zeros = codes.reshape(len(codes), -1), zeros.reshape(len(zeros), -1)
-    repeats = len(codes) // len(scales)
-    return ((codes - zeros.repeat(repeats, 0)) * scales.repeat(repeats, 0)).T
+    group = _group_of_input(len(codes), len(scales), packing)
+    weight: Array = ((codes - zeros[group]) * scales[group]).T
+    return weight
 
 
-def _unpacked_compressed(tensors: Mapping[str, Array], bits: int) -> Array:
-    """Codes (N, K / 8) from the most negative one, scales (N, groups)."""
+def _unpacked_compressed(tensors: Tensors, packing: Packing) -> Array:
+    """Codes (N, K / 8) and zero points (N / 8, groups) from the most negative one, scales
+    (N, groups), at 4 bits."""
     num_outputs, num_inputs = (int(size) for size in tensors["weight_shape"])
-    codes = _nibbles(tensors["weight_packed"], bits)[:, :num_inputs] - (1 << (bits - 1))
-    scales = tensors["weight_scale"].astype(np.float32).reshape(num_outputs, -1)
-    return codes * scales.repeat(num_inputs // scales.shape[1], 1)
+    middle = 1 << (packing.bits - 1)
+    codes = _nibbles(tensors["weight_packed"], packing.bits)[:, :num_inputs] - middle
+    scales = tensors["weight_scale"].astype(np.float32)
+    scales = np.broadcast_to(scales.reshape(-1, scales.shape[-1]), (num_outputs, scales.shape[-1]))
+    order = tensors.get("weight_g_idx")
+    if order is not None and (order < 0).all():  # as it is written where there is no order
+        order = None
+    group = _group_of_input(num_inputs, scales.shape[1], packing, order)
+    if "weight_zero_point" in tensors:
+        zeros = _nibbles(tensors["weight_zero_point"].T, packing.bits).T[:num_outputs] - middle
+        codes = codes - zeros[:, group]
+    return codes * scales[:, group]
+
+
+def _group_of_input(
+    num_inputs: int, num_groups: int, packing: Packing, stored: Array | None = None
+) -> Array:
+    """(K,): which scale each input has. The last group may be smaller than the others.
+
+    Raises:
+        ExportError: the groups are not those of the config.
+    """
+    size = packing.group_size or -(-num_inputs // num_groups)
+    if -(-num_inputs // size) != num_groups:
+        raise ExportError(
+            f"{packing.name}: {num_groups} scales for {num_inputs} inputs, the config says one for "
+            f"{packing.group_size}: the checkpoint is damaged, or its config is another one's"
+        )
+    if stored is None:
+        return np.arange(num_inputs) // size
+    if stored.shape != (num_inputs,) or stored.min() < 0 or stored.max() >= num_groups:
+        raise ExportError(f"{packing.name}: g_idx names groups that do not exist: it is damaged")
+    return stored
 
 
 def _nibbles(packed: Array, bits: int) -> Array:

@@ -108,6 +108,14 @@ def compressed_tensors(grid: Grid, bits: int) -> dict[str, Array]:
     }
 
 
+def asymmetric_compressed_tensors(grid: Grid, bits: int) -> dict[str, Array]:
+    return {
+        **compressed_tensors(grid, bits),
+        "weight_zero_point": packed(grid.zeros, bits).T,
+        "weight_g_idx": grid.group.astype(np.int32),
+    }
+
+
 @dataclass(frozen=True, kw_only=True)
 class Method:
     """A way to pack, and what the model's config says of it."""
@@ -139,6 +147,25 @@ METHODS = {
         bits=4,
         config={**COMPRESSED, "config_groups": {"group_0": {"weights": {"num_bits": 4}}}},
         has_zeros=False,
+    ),
+    "compressed-4-asymmetric": Method(
+        tensors_of=asymmetric_compressed_tensors,
+        bits=4,
+        config={
+            **COMPRESSED,
+            "config_groups": {
+                "group_0": {
+                    "weights": {
+                        "num_bits": 4,
+                        "symmetric": False,
+                        "strategy": "group",
+                        "group_size": 32,
+                        "actorder": "group",
+                    }
+                }
+            },
+        },
+        has_order=True,
     ),
 }
 
