@@ -1,9 +1,10 @@
 """Which models can be exported, and what each asks of its attention."""
 
+import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from medusa_trt.errors import ExportError
+from medusa_trt.errors import ExportError, MedusaError
 from medusa_trt.export.attention_probe import attention_problem, attention_shapes
 from medusa_trt.export.dense_experts import experts_problem, has_experts
 from medusa_trt.export.rotary import rope_parameters
@@ -36,9 +37,18 @@ def refuse_unsupported(model: PreTrainedModel, max_length: int) -> None:
         max_length: the longest sequence.
 
     Raises:
-        ExportError: the feature by its name.
+        ExportError: the feature by its name, or that the model does not run.
     """
-    found = _problem_in_config(model) or attention_problem(model, max_length)
+    try:
+        found = _problem_in_config(model) or attention_problem(model, max_length)
+    except MedusaError:
+        raise
+    except Exception as error:  # whatever the model's own code raises
+        reason = (str(error).strip().split("\n") or [""])[0]
+        raise ExportError(
+            f"this {model.config.model_type} model does not run ({type(error).__name__}: "
+            f"{reason[:200]}): its config may not fit, or it is of a kind that is not supported"
+        ) from error
     if found is not None:
         raise ExportError(
             f"{model.config.model_type} models with {found} are not supported: "
@@ -57,7 +67,8 @@ def notices(model: PreTrainedModel, max_length: int, precision: Precision) -> li
         found.append(text)
     for parameters in rope_parameters(config):
         original = parameters.get("original_max_position_embeddings")
-        if parameters.get("rope_type") == "longrope" and isinstance(original, int):
+        has_two = parameters.get("short_factor") != parameters.get("long_factor")
+        if parameters.get("rope_type") == "longrope" and isinstance(original, int) and has_two:
             which = "long" if max_length > original else "short"
             found.append(
                 f"LongRoPE rotates every text by its {which} factors, as --max-length is "
@@ -82,4 +93,13 @@ def _problem_in_config(model: PreTrainedModel) -> str | None:
         found = f"layers of another kind than attention ({', '.join(sorted(layer_types))})"
     elif not isinstance(getattr(model.base_model, "rotary_emb", None), nn.Module):
         found = "positions other than rotary embeddings"
+    elif _is_complex(model.base_model.rotary_emb):
+        found = "a rotary embedding of complex numbers"
     return found or experts_problem(model)
+
+
+def _is_complex(rotary: nn.Module) -> bool:
+    """Whether a rotary module gives one complex table instead of cosines and sines."""
+    if isinstance(getattr(rotary, "rope_type", None), dict):
+        return False
+    return torch.is_tensor(rotary(torch.zeros(1, 1, 1), torch.zeros(1, 1, dtype=torch.int64)))

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import pytest
+import torch
 from bundle_steps import (
     MAX_CACHE_DIFFERENCE,
     MAX_LOGIT_DIFFERENCE,
@@ -255,6 +256,10 @@ REFUSED = {
     "24 rotated of 24 head dimensions": config("llama", head_dim=24),
     "attention other than once in each layer": config("diffllama"),
     "an attention mask of their own": config("doge"),
+    "a rotary embedding of complex numbers": config("deepseek_v2"),
+    "keys and values of several sizes": config("deepseek_v3"),
+    "layers of another kind than attention \\(chunked_attention\\)": config("llama4_text"),
+    "attention sinks": config("granite_swa"),
 }
 
 
@@ -263,6 +268,15 @@ def test_what_would_come_out_wrong_is_refused_by_name(feature: str) -> None:
     model = weighted_model(REFUSED[feature])
     pattern = f"^{model.config.model_type} models with {feature}.*not supported: [^\n]*$"
     with pytest.raises(ExportError, match=pattern):
+        refuse_unsupported(model, MAX_LENGTH)
+
+
+def test_a_model_that_cannot_run_is_an_error_of_one_line() -> None:
+    model = random_model(config("llama"))
+    model.model.layers[0].mlp.up_proj.weight.data = torch.zeros(3, 3)
+    with pytest.raises(
+        ExportError, match=r"^this llama model does not run \(RuntimeError: [^\n]*$"
+    ):
         refuse_unsupported(model, MAX_LENGTH)
 
 
