@@ -19,12 +19,13 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
 from transformers.utils import logging as transformers_logging
 
-from medusa_trt.errors import ExportError
+from medusa_trt.errors import ExportError, MedusaError
 from medusa_trt.export.adapter import base_model_of, merged_with_adapter
 from medusa_trt.export.aliases import Alias, aliases
-from medusa_trt.export.checkpoint_weights import weights_from_checkpoint
+from medusa_trt.export.checkpoint_weights import PLAIN_DTYPES, weights_from_checkpoint
 from medusa_trt.export.gguf import checked_gguf, gguf_from_package
 from medusa_trt.export.gguf_weights import weights_from_gguf
 from medusa_trt.export.head_formats.key_layouts import listed
@@ -32,9 +33,13 @@ from medusa_trt.export.head_formats.loading import ADAPTER_CONFIG
 from medusa_trt.export.hub import is_hub_id
 from medusa_trt.export.packed_weights import Packing, packing_from_config
 from medusa_trt.export.streamed_model import Weights, empty_model, weights_in_memory
+from medusa_trt.export.unread_tensors import refuse_unread
 
 STREAMED_GGUF_BYTES = 512 << 20
 """A smaller GGUF file is dequantized once, a larger one a tensor at a time whenever it is used."""
+
+_OWN_CODE = {"trust_remote_code": False}
+"""Code that comes with a model is never run; left open, transformers asks in the terminal."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +167,7 @@ def _streamed(source: ModelSource) -> tuple[PreTrainedModel, Weights] | None:
         return _streamed_gguf(Path(source.location) / source.gguf_file, config)
     packing = _packing(config)
     if packing is None and getattr(config, "quantization_config", None) is not None:
-        return None
+        return None  # transformers knows more methods
     model = empty_model(config)
     weights = weights_from_checkpoint(model, source.location, packing)
     if weights is None:
@@ -174,8 +179,19 @@ def _streamed(source: ModelSource) -> tuple[PreTrainedModel, Weights] | None:
 
 def _packing(config: PretrainedConfig) -> Packing | None:
     found = getattr(config, "quantization_config", None)
-    as_dict = found if isinstance(found, dict) or found is None else found.to_dict()
-    return None if as_dict is None else packing_from_config(as_dict)
+    if found is None:
+        return None
+    as_dict = found if isinstance(found, dict) else found.to_dict()
+    packing = packing_from_config(as_dict)
+    method = str(as_dict.get("quant_method"))
+    # transformers ignores a method that it does not know, and the scales with it.
+    known = {*AUTO_QUANTIZATION_CONFIG_MAPPING, "bitsandbytes"}
+    if packing is None and method not in known:
+        raise ExportError(
+            f"weights quantized by {method!r} are not supported: give the full-precision model, or "
+            "GPTQ, AWQ, compressed-tensors or GGUF"
+        )
+    return packing
 
 
 def _streamed_gguf(path: Path, config: PretrainedConfig) -> tuple[PreTrainedModel, Weights] | None:
@@ -188,9 +204,16 @@ def _streamed_gguf(path: Path, config: PretrainedConfig) -> tuple[PreTrainedMode
 
 def load_model(source: ModelSource, dtype: torch.dtype | Literal["auto"]) -> PreTrainedModel:
     """Loads the weights, with the adapter merged into them; "auto" keeps the file's own type."""
+    config = load_config(source)
+    _packing(config)  # refuses what transformers would ignore
     with _loading(source) as gguf:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            source.location, dtype=dtype, output_loading_info=True, **gguf
+            source.location,
+            config=config,
+            dtype=dtype,
+            output_loading_info=True,
+            **_OWN_CODE,
+            **gguf,
         )
     model: PreTrainedModel = loaded[0]
     info: dict[str, list[str]] = loaded[1]
@@ -198,6 +221,13 @@ def load_model(source: ModelSource, dtype: torch.dtype | Literal["auto"]) -> Pre
         raise ExportError(
             f"{source.location} lacks weights of the model: {listed(missing)}; give a whole model"
         )
+    refuse_unread(model, info["unexpected_keys"], source.location)
+    for name, parameter in model.named_parameters():
+        if parameter.dtype not in PLAIN_DTYPES:
+            raise ExportError(
+                f"{source.location} has {name} as {parameter.dtype}, which transformers does not "
+                "dequantize here: give the full-precision model"
+            )
     if source.adapter is not None:
         with quiet_transformers():
             model = merged_with_adapter(model, source.adapter)
@@ -208,7 +238,9 @@ def load_model(source: ModelSource, dtype: torch.dtype | Literal["auto"]) -> Pre
 def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
     """Loads the tokenizer."""
     with _loading(source) as gguf:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source.location, **gguf)
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            source.location, **_OWN_CODE, **gguf
+        )
     if not tokenizer.is_fast:
         raise ExportError(f"{source.name} has no fast tokenizer: convert it to tokenizer.json")
     template = None if source.alias is None else source.alias.chat_template
@@ -221,7 +253,7 @@ def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
 def load_config(source: ModelSource) -> PretrainedConfig:
     """Loads the config alone."""
     with _loading(source) as gguf:
-        config: PretrainedConfig = AutoConfig.from_pretrained(source.location, **gguf)
+        config: PretrainedConfig = AutoConfig.from_pretrained(source.location, **_OWN_CODE, **gguf)
     return config
 
 
@@ -231,8 +263,12 @@ def _loading(source: ModelSource) -> Iterator[dict[str, str]]:
     try:
         with quiet_transformers():
             yield {} if source.gguf_file is None else {"gguf_file": source.gguf_file}
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        reason = " ".join(str(error).split())
+    except MedusaError:
+        raise
+    except Exception as error:  # an odd config makes transformers raise almost anything
+        reason = " ".join(str(error).split()) or type(error).__name__
+        if "trust_remote_code" in reason:
+            reason = "it brings Python code of its own, which is not run"
         place = "/".join(filter(None, (source.location, source.gguf_file)))
         raise ExportError(f"cannot load model {place!r}: {reason[:300]}") from error
 

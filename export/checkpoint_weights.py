@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from zipfile import is_zipfile
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -19,6 +20,7 @@ from medusa_trt.export.head_formats.key_layouts import listed
 from medusa_trt.export.lazy_tensor import Array, LazyTensor
 from medusa_trt.export.packed_weights import Packing
 from medusa_trt.export.streamed_model import Weights, array_from_tensor, tensor_from_array
+from medusa_trt.export.unread_tensors import refuse_unread
 
 _NAMES = ("model.safetensors", "pytorch_model.bin")
 """By preference; a sharded checkpoint has an index by the same name."""
@@ -42,7 +44,8 @@ def weights_from_checkpoint(
         have to be joined or converted, which transformers does in memory.
 
     Raises:
-        ExportError: a file is damaged, or weights are missing or misshapen.
+        ExportError: a file is damaged, or weights are missing, misshapen, of a type that needs a
+            scale, or left over where the model has none.
     """
     files = _files_of(location)
     if files is None:
@@ -119,6 +122,7 @@ def _tensors_by_parameter(
     wanted = model.state_dict()
     tensors = {}
     packed: dict[str, dict[str, TensorSource]] = {}
+    unread: dict[str, TensorSource] = {}
     for file in files:
         with _opened(file) as opened:
             facts = {key: (tensor.shape, tensor.dtype) for key, tensor in opened.items()}
@@ -132,11 +136,19 @@ def _tensors_by_parameter(
             )
             name = key if key in wanted and name not in wanted else name
             if name not in wanted:
+                unread[name] = TensorSource(file, key)
                 continue
-            if converted is not None or dtype not in PLAIN_DTYPES:
+            if converted is not None:
                 return None
+            if dtype not in PLAIN_DTYPES:
+                raise ExportError(
+                    f"{location}: {key} is {str(dtype).removeprefix('torch.')}, and the config "
+                    "names no quantization that would say what it stands for: give the "
+                    "full-precision model"
+                )
             source = TensorSource(file, key)
             tensors[name] = LazyTensor(source.read, tuple(shape), (location, key))
+    refuse_unread(model, unread, location, lambda name: not unread[name].read().any())
     for layer, sources in packed.items():
         assert packing is not None
         needed = set(packing.suffixes) - set(packing.optional)
@@ -146,9 +158,9 @@ def _tensors_by_parameter(
             f"{layer}.weight", renamings, converters, model.base_model_prefix, wanted
         )
         if name in wanted:
-            shape = tuple(wanted[name].shape)
-            read = partial(_unpacked, packing, sources, shape, f"{location}: {layer}")
-            tensors[name] = LazyTensor(read, shape, (location, layer), quantization=packing.name)
+            sizes = tuple(wanted[name].shape)
+            read = partial(_unpacked, packing, sources, sizes, f"{location}: {layer}")
+            tensors[name] = LazyTensor(read, sizes, (location, layer), quantization=packing.name)
     return tensors
 
 
@@ -190,8 +202,17 @@ def _opened(file: Path, key: str | None = None) -> Iterator[dict[str, torch.Tens
                 keys = list(opened.keys()) if key is None else [key]
                 yield {key: opened.get_tensor(key) for key in keys}
         else:
-            loaded = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
+            mapped = is_zipfile(file)  # an older pickle can only be read whole
+            loaded = torch.load(file, map_location="cpu", mmap=mapped, weights_only=True)
+            if not isinstance(loaded, dict):
+                raise ExportError(f"{file} holds a {type(loaded).__name__}, not tensors by name")
             yield {key: tensor for key, tensor in loaded.items() if torch.is_tensor(tensor)}
-    except (SafetensorError, OSError, RuntimeError, pickle.UnpicklingError) as error:
+    except pickle.UnpicklingError as error:
+        # The error's own text recommends to run the code in the file.
+        raise ExportError(
+            f"cannot read {file}: it is damaged, or holds more than tensors, which is not safe to "
+            "load; save the model as safetensors"
+        ) from error
+    except (SafetensorError, OSError, RuntimeError) as error:
         reason = str(error).strip().split("\n")[0]
         raise ExportError(f"cannot read {file}: {reason}") from error

@@ -12,7 +12,12 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from medusa_trt.errors import ExportError
-from medusa_trt.export.base_model import BaseModel, ModelSource, quiet_transformers
+from medusa_trt.export.base_model import (
+    BaseModel,
+    ModelSource,
+    load_config,
+    quiet_transformers,
+)
 from medusa_trt.export.heads import Linear, MedusaHead, MedusaHeads
 from medusa_trt.export.lazy_tensor import Array, LazyTensor
 from medusa_trt.export.streamed_model import (
@@ -49,7 +54,7 @@ def config_from_name(name: str, num_layers: int | None) -> PretrainedConfig:
         values = dict(known[name])
         config = AutoConfig.for_model(str(values.pop("model_type")), **values)
     elif (Path(name) / "config.json").is_file():
-        config = AutoConfig.from_pretrained(name)
+        config = load_config(ModelSource(name, name))
     else:
         raise ExportError(
             f"no shape is known for {name!r}: give one of {', '.join(known)} or a folder with a "

@@ -84,6 +84,7 @@ def notices(model: PreTrainedModel, max_length: int, precision: Precision) -> li
 
 def _problem_in_config(model: PreTrainedModel) -> str | None:
     layer_types = set(getattr(model.config, "layer_types", None) or ()) - _LAYER_TYPES
+    rotary = getattr(model.base_model, "rotary_emb", None)
     found = None
     if not getattr(model, "_supports_attention_backend", False):
         found = "attention outside the attention interface of transformers"
@@ -91,9 +92,9 @@ def _problem_in_config(model: PreTrainedModel) -> str | None:
         found = "a state other than keys and values"
     elif layer_types:
         found = f"layers of another kind than attention ({', '.join(sorted(layer_types))})"
-    elif not isinstance(getattr(model.base_model, "rotary_emb", None), nn.Module):
+    elif not isinstance(rotary, nn.Module):
         found = "positions other than rotary embeddings"
-    elif _is_complex(model.base_model.rotary_emb):
+    elif _is_complex(rotary):
         found = "a rotary embedding of complex numbers"
     return found or experts_problem(model)
 

@@ -40,7 +40,7 @@ def test_packed_checkpoints_are_what_they_stand_for(name: str, tmp_path: Path) -
         assert torch.allclose(base.model(tokens).logits, exact(tokens).logits, atol=1e-4)
 
 
-SIZED = {
+SIZED: dict[str, dict[str, Any]] = {
     "gptq-4": {"quant_method": "gptq", "bits": 4, "group_size": 64},
     "awq": {"quant_method": "awq", "bits": 4, "q_group_size": 64},
     "compressed-4": {

@@ -133,6 +133,7 @@ def _quantized(
                 quantization_config=config,
                 device_map={"": best_device()},
                 output_loading_info=True,
+                trust_remote_code=False,
             )
     except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
         raise TrainingError(
