@@ -27,6 +27,7 @@ from medusa_trt.export.adapter import base_model_of, merged_with_adapter
 from medusa_trt.export.aliases import Alias, aliases
 from medusa_trt.export.checkpoint_weights import PLAIN_DTYPES, weights_from_checkpoint
 from medusa_trt.export.gguf import checked_gguf, gguf_from_package
+from medusa_trt.export.gguf_config import complete_config
 from medusa_trt.export.gguf_weights import weights_from_gguf
 from medusa_trt.export.head_formats.key_layouts import listed
 from medusa_trt.export.head_formats.loading import ADAPTER_CONFIG
@@ -254,6 +255,8 @@ def load_config(source: ModelSource) -> PretrainedConfig:
     """Loads the config alone."""
     with _loading(source) as gguf:
         config: PretrainedConfig = AutoConfig.from_pretrained(source.location, **_OWN_CODE, **gguf)
+        if source.gguf_file is not None:
+            complete_config(config, Path(source.location) / source.gguf_file)
     return config
 
 

@@ -14,6 +14,8 @@ from transformers.modeling_gguf_pytorch_utils import (
     read_field,
 )
 
+from medusa_trt.errors import ExportError
+from medusa_trt.export.gguf_config import ROPE_TENSORS
 from medusa_trt.export.lazy_tensor import Array, LazyTensor
 from medusa_trt.export.streamed_model import Weights
 
@@ -35,6 +37,9 @@ def weights_from_gguf(model: PreTrainedModel, path: Path) -> Weights | None:
     Returns:
         A tensor for each parameter; None where tensors have to be joined or are missing, which
         transformers handles in memory.
+
+    Raises:
+        ExportError: the file has tensors that the model has no place for.
     """
     reader = GGUFReader(path)
     architecture = read_field(reader, "general.architecture")[0]
@@ -49,6 +54,11 @@ def weights_from_gguf(model: PreTrainedModel, path: Path) -> Weights | None:
     found: dict[str, LazyTensor] = {}
     for tensor in reader.tensors:
         name = names.get(tensor.name)
+        if name is None and tensor.name not in ROPE_TENSORS:
+            raise ExportError(
+                f"{path} has {tensor.name}, which transformers has no place for in a "
+                f"{model.config.model_type} model: give the model as safetensors"
+            )
         if name not in parameters:
             continue
         shape = tuple(parameters[name].shape)

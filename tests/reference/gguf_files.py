@@ -64,8 +64,16 @@ def q4_1(weight: Floats) -> Packed:
 PACKINGS: dict[str, Callable[[Floats], Packed]] = {"Q4_0": q4_0, "Q4_1": q4_1}
 
 
-def write_gguf(path: Path, model: PreTrainedModel, kind: str) -> list[tuple[Codes, Floats]]:
-    """Writes a Llama whose layers' products are quantized; their codes and scales."""
+def write_gguf(
+    path: Path,
+    model: PreTrainedModel,
+    kind: str,
+    add: Callable[[GGUFWriter], None] = lambda _: None,
+) -> list[tuple[Codes, Floats]]:
+    """Writes a Llama whose layers' products are quantized; their codes and scales.
+
+    `add` may write further fields and tensors.
+    """
     writer = GGUFWriter(path, "llama")
     config = model.config
     writer.add_context_length(config.max_position_embeddings)
@@ -78,6 +86,7 @@ def write_gguf(path: Path, model: PreTrainedModel, kind: str) -> list[tuple[Code
     writer.add_rope_freq_base(10000.0)
     writer.add_vocab_size(config.vocab_size)
     _add_tokenizer(writer, config.vocab_size)
+    add(writer)
     written = []
     for name, parameter in model.state_dict().items():
         array = parameter.numpy()

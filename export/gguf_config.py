@@ -1,0 +1,133 @@
+"""What a GGUF file says of its model's attention and transformers does not read.
+
+Left unread, rotations, windows and sizes would be the defaults of the architecture, without a word.
+Names of the fields are those of llama.cpp's gguf-py (constants.py).
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from gguf import GGUFReader, dequantize
+from transformers import PretrainedConfig
+from transformers.modeling_gguf_pytorch_utils import read_field
+
+from medusa_trt.errors import ExportError
+
+ROPE_TENSORS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
+"""Divisors of the frequencies: of Llama 3.1 and later, and of LongRoPE."""
+
+_KNOWN = {
+    "llama", "mistral", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "phi3", "gemma2",
+    "gemma3_text", "starcoder2",
+}  # fmt: skip
+"""Types of models whose fields are known; of others transformers' reading is taken."""
+
+_REFUSED = (
+    "attention.clamp_kqv", "attention.max_alibi_bias", "attention.scale", "embedding_scale",
+    "logit_scale", "residual_scale",
+)  # fmt: skip
+_CAPS = ("attn_logit_softcapping", "final_logit_softcapping")
+_WINDOWED = {"phi3", "mistral", "starcoder2", "gemma2", "gemma3_text"}
+_SCALED_BY_WIDTH = {("gemma2", 46), ("gemma3_text", 62)}
+"""The 27B models, whose queries are scaled by hidden size / heads: no field says so, and llama.cpp
+knows them by their number of layers (src/models/gemma2.cpp, gemma3.cpp)."""
+
+
+def complete_config(config: PretrainedConfig, path: Path) -> None:
+    """Adds to a config what transformers left out of the file.
+
+    Args:
+        config: as transformers reads it from the file; it is changed.
+        path: the GGUF file.
+
+    Raises:
+        ExportError: the file asks for something that the architecture does not have.
+    """
+    if config.model_type not in _KNOWN:
+        return
+    reader = GGUFReader(path)
+    architecture = read_field(reader, "general.architecture")[0]
+    fields: dict[str, Any] = {}
+    for key in reader.fields:
+        prefix, _, name = key.partition(".")
+        values = read_field(reader, key) if prefix == architecture else []
+        if len(values) == 1:
+            fields[name] = values[0]
+    if refused := [name for name in _REFUSED if fields.get(name)]:
+        raise _unsupported(path, refused[0], fields)
+    _complete_sizes(config, path, fields)
+    factors = {
+        tensor.name: [float(each) for each in dequantize(tensor.data, tensor.tensor_type).ravel()]
+        for tensor in reader.tensors
+        if tensor.name in ROPE_TENSORS
+    }
+    _complete_rotation(config, path, fields, factors)
+
+
+def _complete_sizes(config: PretrainedConfig, path: Path, fields: dict[str, Any]) -> None:
+    """Heads, windows, scales and caps."""
+    if "attention.head_count_kv" in fields:
+        config.num_key_value_heads = fields["attention.head_count_kv"]
+    if "attention.key_length" in fields and hasattr(config, "head_dim"):
+        config.head_dim = fields["attention.key_length"]
+    window = fields.get("attention.sliding_window")
+    if window and window < config.max_position_embeddings:
+        if config.model_type not in _WINDOWED:
+            raise _unsupported(path, "attention.sliding_window", fields)
+        config.sliding_window = window
+    for name in _CAPS:
+        if fields.get(name):
+            if not hasattr(config, name):
+                raise _unsupported(path, name, fields)
+            setattr(config, name, fields[name])
+    if (config.model_type, config.num_hidden_layers) in _SCALED_BY_WIDTH:
+        config.query_pre_attn_scalar = config.hidden_size // config.num_attention_heads
+
+
+def _complete_rotation(
+    config: PretrainedConfig,
+    path: Path,
+    fields: dict[str, Any],
+    factors: Mapping[str, Sequence[float]],
+) -> None:
+    """Base, scaling and number of rotated dimensions, of the layers that see everything."""
+    by_type = config.rope_parameters
+    rope = by_type.get("full_attention", by_type)
+    if "rope.freq_base" in fields:
+        rope["rope_theta"] = fields["rope.freq_base"]
+    heads = config.num_attention_heads
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
+    rotary_dim = fields.get("rope.dimension_count", head_dim)
+    if rotary_dim != head_dim:
+        rope["partial_rotary_factor"] = rotary_dim / head_dim
+    kind = fields.get("rope.scaling.type", "linear" if "rope.scale_linear" in fields else "none")
+    factor = fields.get("rope.scaling.factor", fields.get("rope.scale_linear", 1.0))
+    length = fields.get("rope.scaling.original_context_length", config.max_position_embeddings)
+    short = factors.get("rope_factors_short.weight", factors.get("rope_freqs.weight"))
+    if short is not None:
+        attention = fields.get("rope.scaling.attn_factor")
+        if "rope_freqs.weight" in factors:
+            attention = 1.0
+        rope |= {
+            "rope_type": "longrope",
+            "short_factor": list(short),
+            "long_factor": list(factors.get("rope_factors_long.weight", short)),
+            "original_max_position_embeddings": length,
+            "attention_factor": attention,
+        }
+        if hasattr(config, "original_max_position_embeddings"):
+            config.original_max_position_embeddings = length
+    elif kind in ("linear", "yarn") and factor != 1:
+        rope |= {"rope_type": kind, "factor": factor}
+        if kind == "yarn":
+            rope["original_max_position_embeddings"] = length
+    elif kind not in ("none", "linear", "yarn"):
+        raise _unsupported(path, "rope.scaling.type", fields)
+
+
+def _unsupported(path: Path, name: str, fields: dict[str, Any]) -> ExportError:
+    return ExportError(
+        f"{path} has {name} = {fields[name]!r}, which is not read from GGUF files of its kind: "
+        "give the model as safetensors"
+    )
