@@ -244,6 +244,8 @@ def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
         )
     if not tokenizer.is_fast:
         raise ExportError(f"{source.name} has no fast tokenizer: convert it to tokenizer.json")
+    if isinstance(tokenizer.chat_template, dict):  # several, for tools and documents besides
+        tokenizer.chat_template = tokenizer.chat_template.get("default")
     template = None if source.alias is None else source.alias.chat_template
     if template is not None and tokenizer.chat_template is None:
         path = resources.files("medusa_trt.export") / template

@@ -11,7 +11,14 @@ import pytest
 import torch
 from bundle_steps import MAX_LOGIT_DIFFERENCE, expected_logits, exported, prefill, verify
 from model_families import FAMILIES, MAX_LENGTH, config, weighted_model
-from tiny_models import HIDDEN_SIZE, TINY_HEADS, VOCAB_SIZE, head_tensors
+from tiny_models import (
+    HIDDEN_SIZE,
+    TINY_HEADS,
+    VOCAB_SIZE,
+    byte_tokenizer,
+    head_tensors,
+    save_tiny_model,
+)
 
 from medusa_trt.errors import ExportError
 from medusa_trt.export.graph import VerifyModule
@@ -194,3 +201,24 @@ def test_two_exports_of_a_model_are_equal(tmp_path: Path) -> None:
         bundle = exported(weighted_model(FAMILIES["llama"]), folder)
         contents.append({path.name: path.read_bytes() for path in bundle.path.iterdir()})
     assert contents[0] == contents[1]
+
+
+@pytest.mark.parametrize("templates", [{"default": "one", "tool_use": "two"}, {"rag": "three"}])
+def test_of_several_chat_templates_the_default_one_is_taken(
+    templates: dict[str, str], tiny_heads: Path, tmp_path: Path
+) -> None:
+    folder = save_tiny_model(tmp_path / "model")
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = templates
+    tokenizer.save_pretrained(folder)
+    bundle = export_bundle(
+        ExportOptions(
+            model=str(folder),
+            heads=tiny_heads,
+            tree="chain-2",
+            output=tmp_path / "bundle",
+            max_length=64,
+        ),
+        progress=lambda _: None,
+    )
+    assert bundle.read_optional(names.CHAT_TEMPLATE_FILE) == templates.get("default")
