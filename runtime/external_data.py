@@ -4,6 +4,7 @@ The runtime has no ONNX library, so this reads the few protobuf fields that it n
 field numbers: onnx.proto; of the encoding: protobuf.dev/programming-guides/encoding.
 """
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,8 +12,9 @@ from medusa_trt.errors import BundleError
 
 _GRAPH, _INITIALIZER, _EXTERNAL_DATA = 7, 5, 13
 _KEY, _VALUE = 1, 2
-_LOCATION = b"\x0a\x08location"
-"""How every reference to a file begins: the key of an entry."""
+_LOCATION = re.compile(rb"(?:\x0a|\x8a\x80*\x00)(?:\x08|\x88\x80*\x00)location")
+"""How every reference to a file begins: the key of an entry, whose tag and length may have bytes to
+spare."""
 
 
 def check_external_data(graph: Path, weights_file: str) -> None:
@@ -36,7 +38,7 @@ def check_external_data(graph: Path, weights_file: str) -> None:
                 num_checked += 1
     except (IndexError, ValueError) as error:
         raise BundleError(f"{graph} is damaged ({error}): export the model again") from error
-    if data.count(_LOCATION) != num_checked:
+    if len(_LOCATION.findall(data)) != num_checked:
         raise BundleError(f"{graph} refers to a file outside its weights: export the model again")
 
 

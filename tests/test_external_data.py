@@ -68,6 +68,30 @@ def test_references_outside_of_initializers_are_refused(tmp_path: Path) -> None:
         check_external_data(path, WEIGHTS)
 
 
+def field(number: int, content: bytes) -> bytes:
+    """A length-delimited field whose length has a byte to spare."""
+    length = bytes([len(content) & 127 | 128, len(content) >> 7 | 128, 0])
+    return bytes([number << 3 | 2]) + length + content
+
+
+@pytest.mark.parametrize("key_tag", [b"\x0a", b"\x8a\x00", b"\x8a\x80\x00"])
+@pytest.mark.parametrize("key_length", [b"\x08", b"\x88\x00", b"\x88\x80\x80\x00"])
+def test_a_hidden_reference_may_be_encoded_in_any_way(
+    key_tag: bytes, key_length: bytes, tmp_path: Path
+) -> None:
+    """Parsers take lengths with more bytes than they need."""
+    entry = key_tag + key_length + b"location" + field(2, b"/etc/passwd")
+    tensor = external("a").SerializeToString() + field(13, entry)
+    node = helper.make_node("Constant", [], ["y"]).SerializeToString()
+    attribute = b"\x0a\x05value" + field(5, tensor) + b"\xa0\x01\x04"
+    path = graph_file(tmp_path, [])
+    path.write_bytes(path.read_bytes() + field(7, field(1, node + field(5, attribute))))
+    found = onnx.load(path, load_external_data=False).graph.node[-1].attribute[0].t
+    assert found.external_data[0].key == "location"
+    with pytest.raises(BundleError, match="outside its weights"):
+        check_external_data(path, WEIGHTS)
+
+
 def test_a_cut_file_is_refused(tmp_path: Path) -> None:
     path = graph_file(tmp_path, [external("a", location=WEIGHTS, offset="0", length="16")])
     path.write_bytes(path.read_bytes()[:-7])
