@@ -6,7 +6,7 @@ import sys
 
 from medusa_trt.errors import MedusaError
 
-_COLUMNS_OF_FILES = 120
+_COLUMNS_OF_FILES = 160
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

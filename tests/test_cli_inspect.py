@@ -105,7 +105,9 @@ def test_models_lists_every_alias(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["models", "--json"]) == 0
     assert json.loads(capsys.readouterr().out).keys() == aliases().keys()
     assert main(["models"]) == 0
-    assert "FasterDecoding/medusa-vicuna-7b-v1.3" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    for alias in aliases().values():  # none is cut
+        assert (alias.repository or "") in shown and (alias.heads or "") in shown
 
 
 @pytest.mark.parametrize("name", aliases())
