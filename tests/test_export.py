@@ -210,6 +210,7 @@ def test_of_several_chat_templates_the_default_one_is_taken(
     folder = save_tiny_model(tmp_path / "model")
     tokenizer = byte_tokenizer()
     tokenizer.chat_template = templates
+    (folder / names.CHAT_TEMPLATE_FILE).unlink()
     tokenizer.save_pretrained(folder)
     bundle = export_bundle(
         ExportOptions(
