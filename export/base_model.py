@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr, suppress
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass, replace
 from importlib import resources
 from io import StringIO
@@ -20,12 +20,17 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
+from transformers.utils import GENERATION_CONFIG_NAME
 from transformers.utils import logging as transformers_logging
 
 from medusa_trt.errors import ExportError, MedusaError
 from medusa_trt.export.adapter import base_model_of, merged_with_adapter
 from medusa_trt.export.aliases import Alias, aliases
-from medusa_trt.export.checkpoint_weights import PLAIN_DTYPES, weights_from_checkpoint
+from medusa_trt.export.checkpoint_weights import (
+    PLAIN_DTYPES,
+    cached_path,
+    weights_from_checkpoint,
+)
 from medusa_trt.export.gguf import checked_gguf, gguf_from_package
 from medusa_trt.export.gguf_config import complete_config
 from medusa_trt.export.gguf_weights import weights_from_gguf
@@ -80,11 +85,20 @@ class BaseModel:
 
     @property
     def eos_token_ids(self) -> list[int]:
-        """All ids that end a reply: the generation config's and the tokenizer's."""
+        """All ids that end a reply: the generation config's and the tokenizer's.
+
+        Raises:
+            ExportError: what they name are no ids.
+        """
         ids: list[int] = []
         config = self.model.generation_config
         for value in (config.eos_token_id if config else None, self.tokenizer.eos_token_id):
             ids += value if isinstance(value, list) else [] if value is None else [value]
+        if others := [each for each in ids if type(each) is not int]:
+            raise ExportError(
+                f"{self.source.name} ends its replies by {others[0]!r}, which is no token id: "
+                "correct eos_token_id in its generation_config.json"
+            )
         return sorted(set(ids))
 
 
@@ -173,7 +187,7 @@ def _streamed(source: ModelSource) -> tuple[PreTrainedModel, Weights] | None:
     weights = weights_from_checkpoint(model, source.location, packing)
     if weights is None:
         return None
-    with suppress(OSError):  # many checkpoints have none
+    if cached_path(source.location, GENERATION_CONFIG_NAME):  # many checkpoints have none
         model.generation_config = GenerationConfig.from_pretrained(source.location)
     return model, weights
 
@@ -254,12 +268,22 @@ def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
 
 
 def load_config(source: ModelSource) -> PretrainedConfig:
-    """Loads the config alone."""
+    """Loads the config alone.
+
+    Raises:
+        ExportError: it cannot be read, or is of more than a decoder of text.
+    """
     with _loading(source) as gguf:
         config: PretrainedConfig = AutoConfig.from_pretrained(source.location, **_OWN_CODE, **gguf)
         if source.gguf_file is not None:
             complete_config(config, Path(source.location) / source.gguf_file)
-    return config
+    if "text_config" in config.sub_configs:
+        found = "several kinds of input: only models of text alone"
+    elif config.is_encoder_decoder:
+        found = "an encoder: only decoders"
+    else:
+        return config
+    raise ExportError(f"{config.model_type} models have {found} are supported")
 
 
 @contextmanager

@@ -82,9 +82,9 @@ def weights_from_checkpoint(
 def _files_of(location: str) -> list[Path] | None:
     """The checkpoint's files, downloaded where the location is a hub id."""
     for single in _NAMES:
-        if index := _cached(location, f"{single}.index.json"):
+        if index := cached_path(location, f"{single}.index.json"):
             return _shards(location, index)
-        if file := _cached(location, single):
+        if file := cached_path(location, single):
             return [file]
     return None
 
@@ -96,13 +96,14 @@ def _shards(location: str, index: Path) -> list[Path]:
         raise ExportError(f"{index} is damaged: it has no weight_map ({error!r})") from error
     if outside := [name for name in names if Path(str(name)).name != name]:
         raise ExportError(f"{index} points outside its folder: {listed(map(str, outside))}")
-    files = [_cached(location, name) for name in names]
+    files = [cached_path(location, name) for name in names]
     if missing := [name for name, file in zip(names, files, strict=True) if file is None]:
         raise ExportError(f"{index} lists files that are not there: {listed(missing)}")
     return [file for file in files if file is not None]
 
 
-def _cached(location: str, name: str) -> Path | None:
+def cached_path(location: str, name: str) -> Path | None:
+    """A file of a folder or hub repository, downloaded if need be; None where it has none."""
     found = cached_file(
         location,
         name,

@@ -159,7 +159,9 @@ def _loaded_parts(
     tree = load_tree(options.tree or own_tree or target.default_tree)
     tree.check(heads.num_heads, max(MIN_TOP_K, tree.top_k))
     progress(f"opening {source.name}")
-    return open_base_model(source), heads, tree
+    base = open_base_model(source)
+    _ = base.eos_token_ids  # fails before the long work
+    return base, heads, tree
 
 
 def _random_parts(

@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from tiny_models import llama_config, random_model, save_tiny_model
+from transformers import AutoConfig
 
 from medusa_trt.errors import ExportError
 from medusa_trt.export.base_model import (
@@ -18,6 +19,7 @@ from medusa_trt.export.base_model import (
     open_base_model,
     source_from_name,
 )
+from medusa_trt.export.pipeline import ExportOptions, export_bundle
 from medusa_trt.export.streamed_model import weights_at_hand
 
 TOKENS = torch.arange(40)[None] * 7
@@ -176,3 +178,43 @@ def test_an_odd_config_is_an_error_of_one_line(config: dict[str, Any], tmp_path:
     folder = changed_model(tmp_path / "model", lambda _: None, **config)
     with pytest.raises(ExportError, match=r"^cannot load model [^\n]*$"):
         open_base_model(source_from_name(str(folder)))
+
+
+@pytest.mark.parametrize(
+    ("model_type", "message"),
+    [
+        ("gemma3", "gemma3 models have several kinds of input: only models of text alone"),
+        ("llava", "llava models have several kinds of input"),
+        ("t5", "t5 models have an encoder: only decoders are supported"),
+        ("bart", "bart models have an encoder"),
+    ],
+)
+def test_more_than_a_decoder_of_text_is_refused_by_name(
+    model_type: str, message: str, tmp_path: Path
+) -> None:
+    AutoConfig.for_model(model_type).save_pretrained(tmp_path)
+    with pytest.raises(ExportError, match=message):
+        open_base_model(source_from_name(str(tmp_path)))
+
+
+def test_a_generation_config_that_cannot_be_read_is_not_left_out(tmp_path: Path) -> None:
+    folder = save_tiny_model(tmp_path / "model")
+    (folder / "generation_config.json").write_text('{"eos_token_id": [7, 9]}')
+    assert {7, 9} < set(open_base_model(source_from_name(str(folder))).eos_token_ids)
+    (folder / "generation_config.json").write_text('{"eos_token_id"')
+    with pytest.raises(ExportError, match="not a valid JSON file"):
+        open_base_model(source_from_name(str(folder)))
+    (folder / "generation_config.json").unlink()
+    open_base_model(source_from_name(str(folder)))
+
+
+def test_ends_that_are_no_ids_are_found_before_the_work(tiny_heads: Path, tmp_path: Path) -> None:
+    folder = save_tiny_model(tmp_path / "model")
+    (folder / "generation_config.json").write_text('{"eos_token_id": "end"}')
+    said: list[str] = []
+    options = ExportOptions(
+        model=str(folder), heads=tiny_heads, tree="chain-2", output=tmp_path / "bundle"
+    )
+    with pytest.raises(ExportError, match="replies by 'end', which is no token id: correct"):
+        export_bundle(options, said.append)
+    assert said[-1] == "opening model"
