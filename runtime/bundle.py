@@ -61,9 +61,12 @@ ENTROPY = "entropy"
 CANDIDATE_LOGPROB = "candidate_logprob"
 
 
+_PAST = "past_key_values."
+
+
 def past_name(layer: int, kind: str) -> str:
     """Name of a layer's cache input; `kind` is "key" or "value"."""
-    return f"past_key_values.{layer}.{kind}"
+    return f"{_PAST}{layer}.{kind}"
 
 
 def present_name(layer: int, kind: str) -> str:
@@ -242,6 +245,7 @@ class Bundle:
             for name, spec in manifest.files.items():
                 _check_file(folder, name, spec, check_hashes)
             _check_complete(manifest, manifest_path)
+            _check_sizes(manifest, manifest_path)
             for graph in manifest.graphs.values():
                 check_external_data(folder / graph.file, WEIGHTS_FILE)
         except OSError as error:
@@ -289,6 +293,31 @@ def _check_complete(manifest: Manifest, source: Path) -> None:
         if file not in manifest.files:
             raise BundleError(
                 f"{source} lists no file for its {graph} graph: export the model again"
+            )
+
+
+def _check_sizes(manifest: Manifest, source: Path) -> None:
+    """Checks that the sizes, for which memory is taken, are those of the graphs' tensors."""
+    model, heads = manifest.model, manifest.heads
+    verify, drafts = manifest.graphs["verify"], manifest.graphs["heads"]
+    shapes = {spec.name: spec.shape for spec in (*verify.inputs, *verify.outputs, *drafts.outputs)}
+    num_layers = sum(name.startswith(_PAST) for name in shapes) // 2
+    found: list[tuple[str, int, int | str | None]] = [("num_layers", model.num_layers, num_layers)]
+    for name, size, tensor, axis in (
+        ("num_kv_heads", model.num_kv_heads, past_name(0, "key"), 1),
+        ("head_dim", model.head_dim, past_name(0, "key"), 3),
+        ("hidden_size", model.hidden_size, HIDDEN, 1),
+        ("vocab_size", model.vocab_size, LOGITS, 1),
+        ("num_heads", heads.num_heads, DRAFT_IDS, 1),
+        ("top_k", heads.top_k, DRAFT_IDS, 2),
+    ):
+        shape = shapes.get(tensor, [])
+        found.append((name, size, shape[axis] if axis < len(shape) else None))
+    for name, size, of_graph in found:
+        if of_graph != size:
+            raise BundleError(
+                f"{source} has another {name} than its graphs ({size}, not {of_graph}): export "
+                "the model again"
             )
 
 

@@ -4,10 +4,12 @@ from array import array
 from collections.abc import Callable, Sequence
 from ctypes import c_void_p
 from dataclasses import dataclass, field
+from math import prod
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from medusa_trt.errors import EngineError
 from medusa_trt.runtime.operators import commit_function
 
 _MAX_MOVED = 64
@@ -44,8 +46,20 @@ class KVCache:
         dtype: DTypeLike,
         batch_size: int = 1,
     ) -> "KVCache":
-        """An empty cache for `capacity` rows a slot."""
-        return cls(np.zeros((num_layers, 2, batch_size, num_kv_heads, capacity, head_dim), dtype))
+        """An empty cache for `capacity` rows a slot.
+
+        Raises:
+            EngineError: there is not so much memory.
+        """
+        sizes = num_layers, 2, batch_size, num_kv_heads, capacity, head_dim
+        try:
+            return cls(np.zeros(sizes, dtype))
+        except (MemoryError, ValueError) as error:  # the latter beyond what can be addressed
+            size_gb = prod(sizes) * np.dtype(dtype).itemsize / 1e9
+            raise EngineError(
+                f"a KV cache of {capacity} positions for {batch_size} sequences takes "
+                f"{size_gb:.1f} GB, more memory than there is: give a smaller --max-length"
+            ) from error
 
     def floats(self, length: int) -> NDArray[np.float32]:
         """The first `length` rows of everything, (..., length, head_dim), in single precision."""

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from medusa_trt.errors import BundleError, MedusaError, TreeError
+from medusa_trt.errors import BundleError, EngineError, MedusaError, TreeError
 from medusa_trt.runtime import bundle as names
 from medusa_trt.runtime.bundle import (
     Bundle,
@@ -22,6 +22,7 @@ from medusa_trt.runtime.bundle import (
     manifest_from_json,
     sha256_from_file,
 )
+from medusa_trt.runtime.session import MedusaSession
 from medusa_trt.tree_configs import chain_tree
 
 FILES = (
@@ -254,6 +255,35 @@ def test_a_graph_is_a_listed_file(graph: str, name: str, copy: Path) -> None:
 
     edit_manifest(copy, edit)
     refused(copy, rf"manifest\.json lists no file for its {graph} graph: export the model again")
+
+
+@pytest.mark.parametrize("change", [-1, 1, 10**30])
+@pytest.mark.parametrize(
+    ("part", "name"),
+    [
+        ("model", "num_layers"),
+        ("model", "num_kv_heads"),
+        ("model", "head_dim"),
+        ("model", "hidden_size"),
+        ("model", "vocab_size"),
+        ("heads", "num_heads"),
+        ("heads", "top_k"),
+    ],
+)
+def test_sizes_are_those_of_the_graphs(part: str, name: str, change: int, copy: Path) -> None:
+    """Memory is taken for them."""
+
+    def edit(manifest: Any) -> None:
+        manifest[part][name] += change
+
+    edit_manifest(copy, edit)
+    refused(copy, f"manifest.json has another {name} than its graphs")
+
+
+def test_a_cache_beyond_all_memory_is_an_error_of_one_line(copy: Path) -> None:
+    edit_manifest(copy, lambda manifest: manifest["model"].update(max_length=1 << 50))
+    with pytest.raises(EngineError, match=r"^a KV cache of \d+ positions .* --max-length$"):
+        MedusaSession(copy)
 
 
 @pytest.mark.parametrize("graph", names.GRAPH_FILES)
