@@ -18,15 +18,18 @@ def check_output(output: Path, overwrite: bool) -> None:
     Raises:
         ExportError: the output is there already, or cannot be put there.
     """
-    if output.exists() and not overwrite:
-        raise ExportError(f"{output} exists: give another --output, or --overwrite to replace it")
-    if output.exists() and not (output / MANIFEST_FILE).is_file():
-        raise ExportError(f"{output} is not a bundle, so it is not overwritten: give another name")
     parent = output.absolute().parent
     if not parent.is_dir():
         raise ExportError(f"cannot write {output}: {parent} is not a folder")
     if not os.access(parent, os.W_OK):
         raise ExportError(f"cannot write {output}: {parent} is not writable")
+    for old in _leftovers(output, "old"):
+        if not output.exists():  # killed between taking it away and putting the new one there
+            old.rename(output)
+    if output.exists() and not overwrite:
+        raise ExportError(f"{output} exists: give another --output, or --overwrite to replace it")
+    if output.exists() and not (output / MANIFEST_FILE).is_file():
+        raise ExportError(f"{output} is not a bundle, so it is not overwritten: give another name")
 
 
 def check_space(output: Path, needed_bytes: int) -> None:
@@ -45,13 +48,16 @@ def check_space(output: Path, needed_bytes: int) -> None:
         )
 
 
-def _remove_leftovers(output: Path) -> None:
-    """What an export to this folder left that was killed before it could clean up."""
-    pattern = re.compile(re.escape(f".{output.name}.partial-") + r"(\d+)")
-    for path in output.absolute().parent.iterdir():
-        found = pattern.fullmatch(path.name)
-        if found and not Path(f"/proc/{found[1]}").exists() and Path("/proc/self").exists():
-            shutil.rmtree(path, ignore_errors=True)
+def _leftovers(output: Path, kind: str) -> list[Path]:
+    """What exports to this folder left that were killed before they could clean up."""
+    pattern = re.compile(re.escape(f".{output.name}.{kind}-") + r"(\d+)")
+    return [
+        path
+        for path in output.absolute().parent.iterdir()
+        if (found := pattern.fullmatch(path.name))
+        and not Path(f"/proc/{found[1]}").exists()
+        and Path("/proc/self").exists()
+    ]
 
 
 @contextmanager
@@ -60,7 +66,8 @@ def new_folder(output: Path, overwrite: bool) -> Iterator[Path]:
     partial = output.absolute().with_name(f".{output.name}.partial-{os.getpid()}")
     num_before = num_interrupts()
     try:
-        _remove_leftovers(output)
+        for path in _leftovers(output, "partial") + _leftovers(output, "old"):
+            shutil.rmtree(path, ignore_errors=True)
         partial.mkdir()
         yield partial
         raise_swallowed(num_before)

@@ -24,11 +24,11 @@ from medusa_trt.export.base_model import (
 from medusa_trt.export.checkpoint_weights import weights_from_checkpoint
 from medusa_trt.export.gguf_weights import weights_from_gguf
 from medusa_trt.export.lazy_tensor import Array, LazyTensor, concatenated, lazy, transposed
-from medusa_trt.export.output_folder import check_space, new_folder
+from medusa_trt.export.output_folder import check_output, check_space, new_folder
 from medusa_trt.export.segmented_engine import SegmentedEngine
 from medusa_trt.export.streamed_model import empty_model, weights_at_hand
 from medusa_trt.export.weight_file import WeightFile
-from medusa_trt.runtime.bundle import WEIGHTS_FILE, Bundle
+from medusa_trt.runtime.bundle import MANIFEST_FILE, WEIGHTS_FILE, Bundle
 from medusa_trt.runtime.ort_engine import OrtEngine
 from medusa_trt.tree_configs import chain_tree
 
@@ -226,6 +226,28 @@ def test_what_a_killed_export_left_is_removed_by_the_next(tmp_path: Path) -> Non
         (folder / "file").touch()
     assert not dead.exists() and alive.exists() and other.exists()
     assert (tmp_path / "bundle" / "file").exists()
+
+
+@pytest.mark.parametrize("is_replaced", [False, True])
+def test_a_bundle_is_not_lost_where_its_replacement_was_killed(
+    is_replaced: bool, tmp_path: Path
+) -> None:
+    child = os.fork()
+    if child == 0:
+        os._exit(0)
+    os.waitpid(child, 0)
+    output = tmp_path / "bundle"
+    old = tmp_path / f".bundle.old-{child}"
+    for folder, content in ((old, "old"), *([(output, "new")] if is_replaced else [])):
+        folder.mkdir()
+        (folder / MANIFEST_FILE).write_text(content)
+    with pytest.raises(ExportError, match="exists: give another --output, or --overwrite"):
+        check_output(output, overwrite=False)
+    assert (output / MANIFEST_FILE).read_text() == ("new" if is_replaced else "old")
+    with new_folder(output, overwrite=True) as folder:
+        (folder / MANIFEST_FILE).write_text("newest")
+    assert (output / MANIFEST_FILE).read_text() == "newest"
+    assert list(tmp_path.iterdir()) == [output]
 
 
 def test_of_an_embedding_the_rows_alone_are_converted(tmp_path: Path) -> None:
