@@ -258,6 +258,10 @@ class MedusaSession:
                 index, ids, own = waiting.pop()
                 running = self._begin(index, ids, 0, own)
                 chooser = self._chooser(running, own)
+                for other in active:
+                    # The engine's last outputs end with its next step.
+                    assert other.state is not None
+                    other.state.hidden = other.state.hidden.copy()
                 try:
                     running.state, added = decoder.start(len(active), ids, 0, chooser)
                 except PrefillCancelled:

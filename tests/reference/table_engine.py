@@ -1,7 +1,8 @@
 """A slow engine whose model is a pseudo-random function of the visible text.
 
 It keeps a list of cached rows as a real engine does, and answers by what a node can see: a wrong
-mask, position, commit or move changes its answers.
+mask, position, commit or move changes its answers. A step spoils what the one before it returned,
+which a real engine's memory may be used for.
 """
 
 import hashlib
@@ -42,6 +43,7 @@ class TableEngine:
         self.closed = False
         self._texts: dict[int, list[int]] = {}
         self._logits: NDArray[np.float32] | None = None
+        self._returned: VerifyOutputs | None = None
 
     def logits_after(self, text: Sequence[int]) -> NDArray[np.float32]:
         """What the model says after a text."""
@@ -79,8 +81,14 @@ class TableEngine:
             for row, text in enumerate(texts):
                 all_logits[index, row] = self.logits_after(text)
                 hidden[index, row, 0] = self._remember(text)
+        if self._returned is not None:
+            self._returned.argmax.fill(-1)
+            self._returned.hidden.fill(np.nan)
         self._logits = all_logits
-        return VerifyOutputs(all_logits.argmax(-1), hidden, all_logits if logits else None)
+        self._returned = VerifyOutputs(
+            all_logits.argmax(-1), hidden, all_logits if logits else None
+        )
+        return self._returned
 
     def reduce(
         self,
