@@ -27,6 +27,9 @@ MAX_RELATIVE_ERROR = {
 }
 """Largest `Agreement.relative_error` for each precision: far above rounding, below a fault."""
 
+_TOO_FEW = "its weights lose too much in {0}: choose another --precision, or report this model"
+_ADVICE = {name: _TOO_FEW.format(name) for name in ("int8", "fp8", "int4")}
+
 TEXT = (
     "Speculative decoding drafts several tokens and checks them together. A language model reads "
     "its weights once for the whole draft, so a longer check costs little more than a short one. "
@@ -195,11 +198,12 @@ def verify_bundle(
         # A difference that is not a number must fail, so the comparison asks for what is good.
         good = result.max_logit_difference <= limit and result.relative_error <= relative_limit
         if not good:
+            most = f" (allowed: {limit:g})" if np.isfinite(limit) else ""
             raise ExportError(
                 f"the exported {where} logits differ from the model's by up to "
-                f"{result.max_logit_difference:.3g} (allowed: {limit:g}), by "
+                f"{result.max_logit_difference:.3g}{most}, by "
                 f"{result.relative_error:.1%} on the whole (allowed: {relative_limit:.1%}), argmax "
-                f"agreement "
-                f"{result.argmax_agreement:.1%}: do not use it; please report this model"
+                f"agreement {result.argmax_agreement:.1%}: do not use it; "
+                f"{_ADVICE.get(precision, 'please report this model')}"
             )
     return found

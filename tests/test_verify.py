@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -174,6 +175,23 @@ def test_wrong_logits_fail(
     where = "tree" if branching_only else "text"
     with pytest.raises(ExportError, match=f"^the exported {where} logits differ .*[^\n]*$"):
         verify_bundle(tiny_bundle, engine, model, TEXT_IDS)
+
+
+def test_too_few_bits_are_no_fault_to_report(
+    tiny_bundle: Bundle, model: PreTrainedModel, engine: WrongEngine
+) -> None:
+    manifest = tiny_bundle.manifest
+    target = msgspec.structs.replace(manifest.target, precision="int4")
+    manifest = msgspec.structs.replace(manifest, target=target)
+
+    def turned(logits: NDArray[np.float32]) -> None:
+        logits *= -1
+
+    engine.change = turned
+    with pytest.raises(ExportError, match="lose too much in int4: choose another") as caught:
+        bundle = Bundle(tiny_bundle.path, manifest, tiny_bundle.tree)
+        verify_bundle(bundle, engine, model, TEXT_IDS)
+    assert "inf" not in str(caught.value)
 
 
 def test_rounding_passes(tiny_bundle: Bundle, model: PreTrainedModel, engine: WrongEngine) -> None:
