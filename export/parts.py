@@ -38,6 +38,9 @@ from medusa_trt.tree_configs import MedusaTree, load_tree
 MIN_TOP_K = 10
 """Candidates of each head, at least: the paper's number, so that published trees can be tried."""
 
+_LONGEST_RANDOM = 1 << 15
+"""Tokens of a sequence with random weights, whatever the model's own limit is."""
+
 _LEAST_WINDOW = 1024
 """A sliding window at least this long becomes the default limit on the sequence length: attention
 that sees everything is the faster one."""
@@ -126,7 +129,9 @@ def parts_from_options(options: ExportOptions, progress: Callable[[str], None]) 
         base, heads, tree = _loaded_parts(options, target, progress)
     top_k = max(MIN_TOP_K, tree.top_k)
     tree.check(heads.num_heads, top_k)
-    max_length = _checked_max_length(options.max_length, base.model, target)
+    max_length = _checked_max_length(
+        options.max_length, base.model, target, is_random=options.random_weights
+    )
     if not options.random_weights:
         with weights_at_hand(base.model, base.weights):
             refuse_unsupported(base.model, max_length)
@@ -179,7 +184,9 @@ def _random_parts(
     )
 
 
-def _checked_max_length(asked: int | None, model: PreTrainedModel, target: Target) -> int:
+def _checked_max_length(
+    asked: int | None, model: PreTrainedModel, target: Target, *, is_random: bool
+) -> int:
     limit = getattr(model.config, "max_position_embeddings", None)
     if limit is None:
         raise ExportError(
@@ -190,6 +197,8 @@ def _checked_max_length(asked: int | None, model: PreTrainedModel, target: Targe
         window = sliding_window_of(model)
         reach = window if window is not None and window >= _LEAST_WINDOW else limit
         return int(min(limit, target.max_length, reach))
+    if is_random:
+        limit = max(limit, _LONGEST_RANDOM)  # nothing was learned that ends
     if not 64 <= asked <= limit:
         raise ExportError(f"--max-length is {asked}: {model.config.model_type} takes 64 to {limit}")
     return asked

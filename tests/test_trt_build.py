@@ -284,10 +284,12 @@ def test_random_weights_make_a_bundle_of_the_shape(tiny_model: Path, tmp_path: P
             precision="int4",
             random_weights=True,
             num_layers=1,
+            max_length=5000,
         ),
         progress=lambda _: None,
     )
     assert bundle.manifest.model.num_layers == 1
+    assert bundle.manifest.model.max_length == 5000, "longer than the model's own limit"
     assert bundle.manifest.model.vocab_size == VOCAB_SIZE
     assert not bundle.manifest.verified
     engine = OrtEngine(bundle, capacity=64, num_threads=1)
