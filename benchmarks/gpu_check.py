@@ -3,26 +3,30 @@
 1. A step over a tree against the same tokens as plain text, path by path, a recorded step
    against the first one, and what the device draws for sampling against what the host draws.
    These must agree; where they do not, the exit code is 1.
-2. Replies with the bundle's tree and plain ones: tokens a second of both, for how many tokens
-   they are equal, and the host's time in a step. In narrow types the products of one row and of
-   several may differ in the last bit, so the replies may part where two tokens are all but equal.
-   With `--transformers MODEL`, where the bundle's model lies, also tokens a second of transformers
-   with a static cache, which it compiles on a GPU.
+2. Replies with the bundle's tree and plain ones: tokens a second and tokens a step of the heads
+   alone and with prompt lookup, for how many tokens they equal the plain ones, and the host's time
+   in a step. In narrow types the products of one row and of several may differ in the last bit, so
+   the replies may part where two tokens are all but equal. With `--transformers MODEL`, where the
+   bundle's model lies, also tokens a second of transformers with a static cache, for which it
+   compiles the model on a GPU.
 3. Time of a step over 1 to 128 nodes at two lengths of context, with the share of the memory
    bandwidth that reading the weights and the cache takes (`--bandwidth`; the H100's is 3350
    GB/s), and of drafting and reducing.
 
 A bundle for ort-cuda runs as it is; for TensorRT build the engines first (`medusa-trt build BUNDLE
---max-tree-nodes 128`). A bundle for ort-cpu runs on a machine without a GPU, which checks this
-script and nothing else.
+--max-tree-nodes 128`). Step times need no real weights, only room for context and nodes:
+`medusa-export --model vicuna-7b --random-weights --target ort-cuda --max-length 4352`. A bundle for
+ort-cpu runs on a machine without a GPU, which checks this script and nothing else.
 """
 
 import argparse
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +90,8 @@ def main() -> int:
                 _time_steps(session, context, arguments.rounds, arguments.bandwidth, console)
             _time_others(session, arguments.rounds, console)
         if arguments.transformers is not None:
-            _time_transformers(arguments.transformers, arguments.tokens, console)
+            dtype = bundle.manifest.target.cache_dtype
+            _time_transformers(arguments.transformers, dtype, arguments.tokens, console)
     except MedusaError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -152,31 +157,43 @@ def _check_reductions(session: MedusaSession, console: Console) -> bool:
 
 
 def _compare(session: MedusaSession, num_tokens: int, console: Console) -> None:
-    table = Table(title="tokens a second")
+    table = Table(title="replies; host: ms a step outside the engine")
     table.add_column("prompt", no_wrap=True, max_width=20)
-    for column in ("plain", "Medusa", "tokens a step", "equal", "host, ms a step"):
+    for column in ("drafts", "tokens/s", "tokens a step", "equal", "host"):
         table.add_column(column, no_wrap=True)
     for prompt in PROMPTS:
-        session.generate(prompt, _options(8, plain=False))
-        plain = session.generate(prompt, _options(num_tokens, plain=True))
-        medusa = session.generate(prompt, _options(num_tokens, plain=False))
-        pairs = zip(plain.token_ids, medusa.token_ids, strict=False)
-        different = (index for index, (left, right) in enumerate(pairs) if left != right)
-        num_equal, stats = next(different, len(plain.token_ids)), medusa.stats
-        table.add_row(
-            prompt,
-            f"{plain.stats.tokens_per_s:.1f}",
-            f"{stats.tokens_per_s:.1f}",
-            f"{stats.mean_accept_length:.2f}",
-            f"{num_equal} of {len(plain.token_ids)}",
-            f"{1e3 * (stats.decode_s - stats.engine_s) / len(stats.accept_lengths):.3f}",
-        )
+        expected: list[int] | None = None
+        for drafts, options in _ways(num_tokens).items():
+            session.generate(prompt, replace(options, max_new_tokens=8))
+            reply = session.generate(prompt, options)
+            expected, stats = expected or reply.token_ids, reply.stats
+            host_ms = 1e3 * (stats.decode_s - stats.engine_s) / len(stats.accept_lengths)
+            table.add_row(
+                prompt,
+                drafts,
+                f"{stats.tokens_per_s:.1f}",
+                f"{stats.mean_accept_length:.2f}",
+                f"{_num_equal(expected, reply.token_ids)} of {len(expected)}",
+                f"{host_ms:.3f}",
+            )
     console.print(table)
 
 
-def _options(num_tokens: int, *, plain: bool) -> GenerationOptions:
-    tree = chain_tree(0) if plain else None
-    return GenerationOptions(max_new_tokens=num_tokens, tree=tree, ignore_eos=True)
+def _ways(num_tokens: int) -> dict[str, GenerationOptions]:
+    """How to decode, the plain way first."""
+    heads = GenerationOptions(max_new_tokens=num_tokens, ignore_eos=True, lookup_ngram=0)
+    return {
+        "none": replace(heads, tree=chain_tree(0)),
+        "heads": heads,
+        "heads, lookup": replace(heads, lookup_ngram=GenerationOptions().lookup_ngram),
+    }
+
+
+def _num_equal(expected: Sequence[int], found: Sequence[int]) -> int:
+    """Tokens before the first difference."""
+    pairs = enumerate(zip(expected, found, strict=False))
+    different = (index for index, (left, right) in pairs if left != right)
+    return next(different, min(len(expected), len(found)))
 
 
 def _time_steps(
@@ -187,14 +204,17 @@ def _time_steps(
     console: Console,
 ) -> None:
     capacity = session.engine.capacity
-    if context >= capacity:
-        console.print(f"context {context} is left out: the cache has {capacity} rows")
+    left_out = [size for size in TREE_SIZES if context + size > capacity]
+    if left_out:
+        console.print(
+            f"context {context} is left out from {left_out[0]} nodes on: the cache has "
+            f"{capacity} rows; export with --max-length {context + TREE_SIZES[-1]}"
+        )
+    if left_out == list(TREE_SIZES):
         return
     size_bytes = 0 if bandwidth is None else _bytes_read(session.bundle, context)
     table = Table("nodes", "median, ms", "p90, ms", "share of bandwidth", title=f"{context} cached")
-    for num_nodes in TREE_SIZES:
-        if context + num_nodes > capacity:
-            continue
+    for num_nodes in TREE_SIZES[: len(TREE_SIZES) - len(left_out)]:
         tree, tokens = chain_tree(num_nodes - 1), [[1] * num_nodes]
         median_ms, p90_ms = _timed(
             partial(session.engine.verify, tokens, tree, [context]), num_rounds
@@ -206,7 +226,10 @@ def _time_steps(
 
 def _bytes_read(bundle: Bundle, context: int) -> int:
     """By one step: the weights that are multiplied by, and the cached keys and values."""
-    import onnx_ir as ir
+    try:
+        import onnx_ir as ir
+    except ImportError as error:
+        raise MedusaError("--bandwidth needs onnx_ir: pip install onnx-ir") from error
 
     weights = [
         value.const_value.nbytes
@@ -249,31 +272,48 @@ def _timed(call: Callable[[], object], num_rounds: int) -> tuple[float, float]:
     return statistics.median(times_ms), statistics.quantiles(times_ms, n=10)[-1]
 
 
-def _time_transformers(name: str, num_tokens: int, console: Console) -> None:
-    """Greedy decoding by transformers: the time of a long reply less that of its first token."""
+class _TokenTimes:
+    """A streamer for transformers that notes when tokens come."""
+
+    def __init__(self) -> None:
+        self.times_s: list[float] = []
+
+    def put(self, value: object) -> None:
+        """Called with the prompt, then with each token, which is on the host by then."""
+        self.times_s.append(time.perf_counter())
+
+    def end(self) -> None:
+        """Called after the last token."""
+
+
+def _time_transformers(name: str, dtype: str, num_tokens: int, console: Console) -> None:
+    """Greedy decoding by transformers: the median time between tokens of a second reply.
+
+    Its first steps record CUDA graphs again, since each reply has a cache of its own.
+    """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    device, dtype = ("cuda", "float16") if torch.cuda.is_available() else ("cpu", "float32")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     model: Any = AutoModelForCausalLM.from_pretrained(name, dtype=dtype)
     model = model.to(device)
     inputs = AutoTokenizer.from_pretrained(name)(PROMPTS[0], return_tensors="pt").to(device)
 
-    def seconds(count: int) -> float:
-        start = time.perf_counter()
+    for _ in range(2):  # the first compiles
+        times = _TokenTimes()
         model.generate(
             **inputs,
-            max_new_tokens=count,
-            min_new_tokens=count,
+            max_new_tokens=num_tokens,
+            min_new_tokens=num_tokens,
             do_sample=False,
             cache_implementation="static",
+            streamer=times,
         )
-        return time.perf_counter() - start
-
-    for count in (num_tokens, 1):  # compiles
-        seconds(count)
-    rate = (num_tokens - 1) / (seconds(num_tokens) - seconds(1))
-    console.print(f"transformers on {device} in {dtype}, static cache: {rate:.1f} tokens/s")
+    steps_s = [after - before for before, after in pairwise(times.times_s[1:])]
+    console.print(
+        f"transformers on {device} in {dtype}, static cache: "
+        f"{1 / statistics.median(steps_s):.1f} tokens/s"
+    )
 
 
 if __name__ == "__main__":
