@@ -11,6 +11,7 @@ import pytest
 from reference.reductions import reductions_from_logits
 from tiny_models import VOCAB_SIZE, llama_config, random_model
 
+from medusa_trt.errors import BuildError
 from medusa_trt.export.trt_build import build_engines
 from medusa_trt.export.trt_options import BuildOptions
 from medusa_trt.export.verify import (
@@ -55,7 +56,12 @@ def opened(request: pytest.FixtureRequest) -> tuple[str, Bundle]:
     bundle: Bundle = request.getfixturevalue(fixture)
     if request.param != "ort-cuda":
         options = BuildOptions(target=request.param, max_batch_size=2, overwrite=True)
-        build_engines(bundle, options, lambda _: None)
+        try:
+            build_engines(bundle, options, lambda _: None)
+        except BuildError as error:
+            if "does not build for compute capability" in str(error):
+                pytest.skip(str(error))  # TensorRT-RTX knows consumer GPUs only
+            raise
     return request.param, bundle
 
 
@@ -117,4 +123,16 @@ def test_replies_with_a_tree_equal_plain_ones(opened: tuple[str, Bundle]) -> Non
     ]
     with MedusaSession(bundle, backend=backend, max_length=256) as session:
         with_tree, plain = (session.generate(PROMPT, each).token_ids for each in options)
-    assert with_tree == plain
+        pairs = enumerate(zip(with_tree, plain, strict=True))
+        parting = next((index for index, (left, right) in pairs if left != right), None)
+        if parting is None:
+            return
+        # Products of one row and of six may differ in the last bit of float16, which decides
+        # between two tokens that are all but equal.
+        text = [*session.encode(PROMPT), *plain[:parting]]
+        chain = chain_tree(len(text) - 1)
+        logits = session.engine.verify([text], chain, [0], rows=(len(text) - 1,), logits=True)
+    assert logits.logits is not None
+    row = logits.logits[0, 0]
+    limit = MAX_RELATIVE_ERROR[bundle.manifest.target.precision] * float(row.std())
+    assert abs(row[with_tree[parting]] - row[plain[parting]]) <= limit
