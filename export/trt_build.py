@@ -20,7 +20,7 @@ from medusa_trt.export.trt_checks import (
     parser_failure,
     with_capacity,
 )
-from medusa_trt.export.trt_options import BuildOptions
+from medusa_trt.export.trt_options import BuildOptions, num_cache_rows
 from medusa_trt.export.trt_products import PRODUCTS, ProductSpec, logger_class, progress_class
 from medusa_trt.export.trt_tree import merge_tree, merged_spec
 from medusa_trt.interrupts import num_interrupts, raise_swallowed
@@ -65,9 +65,9 @@ class _Build:
 
     @property
     def capacity(self) -> int:
-        """Rows of a cache slot: the longest sequence and a step's nodes."""
+        """Rows of a cache slot."""
         length = self.options.max_length or self.bundle.manifest.model.max_length
-        return length + self.max_tree_nodes
+        return num_cache_rows(length, self.max_tree_nodes)
 
     @property
     def max_tree_nodes(self) -> int:

@@ -8,6 +8,13 @@ from medusa_trt.errors import BuildError
 
 MAX_TREE_NODES = 128
 _MIN_LENGTH = 64
+_ROW_MULTIPLE = 16
+"""A row of the cache has at least 16 bytes, and TensorRT wants tensors at multiples of 256."""
+
+
+def num_cache_rows(max_length: int, max_tree_nodes: int) -> int:
+    """Rows of a cache slot: the longest sequence and a step's nodes, so that slots are aligned."""
+    return -(-(max_length + max_tree_nodes) // _ROW_MULTIPLE) * _ROW_MULTIPLE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
