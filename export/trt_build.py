@@ -59,6 +59,7 @@ class _Build:
     tell: Callable[[str], None]
     logger: Any = field(init=False)
     timing_cache: bytes = b""
+    live_cache: Any = None
 
     def __post_init__(self) -> None:
         self.logger = logger_class(self.module)()
@@ -97,9 +98,14 @@ def build_engines(
     build = _Build(bundle, options, product, module, progress)
     _check_options(build)
     capabilities = options.compute_capabilities or (_own_capability(product),)
+    _check_capabilities(build, capabilities)
     output = options.output or _default_output(bundle, options, product, capabilities)
+    if options.output is not None and not output.absolute().parent.is_dir():
+        raise BuildError(f"cannot write {output}: {output.absolute().parent} is not a folder")
     if output.exists() and not options.overwrite:
         raise BuildError(f"{output} exists: give another --output, or --overwrite to replace it")
+    if output.exists() and not (output / RECORD_FILE).is_file():
+        raise BuildError(f"{output} holds no engines, so it is not overwritten: give another name")
     cache_file = _timing_cache_file(build, output)
     if cache_file is not None and cache_file.is_file():
         build.timing_cache = cache_file.read_bytes()
@@ -163,9 +169,12 @@ def _check_options(build: _Build) -> None:
             f"max_length is {build.options.max_length}, the bundle allows {limit}: export the "
             "model with a larger --max-length"
         )
+
+
+def _check_capabilities(build: _Build, capabilities: tuple[str, ...]) -> None:
     if build.product.ahead_of_time:
         known = _capability_members(build.module)
-        for capability in build.options.compute_capabilities:
+        for capability in capabilities:
             if capability not in known:
                 raise BuildError(
                     f"{build.product.name} {build.module.__version__} does not build for compute "
@@ -200,7 +209,10 @@ def _default_output(
 def _timing_cache_file(build: _Build, output: Path) -> Path | None:
     if "timing_cache" in build.product.unsupported:
         return None
-    return build.options.timing_cache or output.parent / "timing.cache"
+    asked = build.options.timing_cache
+    if asked is not None and (asked.is_dir() or not asked.parent.is_dir()):
+        raise BuildError(f"--timing-cache {asked}: give a file in a folder that is there")
+    return asked or output.parent / "timing.cache"
 
 
 def _engine_names(build: _Build) -> tuple[str, ...]:
@@ -228,6 +240,9 @@ def _build_engine(build: _Build, name: str, folder: Path) -> EngineFile:
     plan = builder.build_serialized_network(network, config)
     raise_swallowed(num_before)  # by the monitor, which ends the build
     del parser
+    if monitor.interrupt is not None:
+        raise monitor.interrupt
+    raise_swallowed(num_before)
     _check_warnings(build, spec.file)
     if plan is None:
         raise BuildError(build_failure(build.logger.errors, name))
@@ -341,14 +356,29 @@ def _config(build: _Build, builder: Any, profiles: list[Profile], *, has_weights
         config.set_memory_pool_limit(pool, options.workspace_mib << 20)
     if options.optimization_level is not None:
         config.builder_optimization_level = options.optimization_level
+    for flag in build.product.flags:
+        config.set_flag(getattr(module.BuilderFlag, flag))
     if "timing_cache" not in build.product.unsupported:
-        config.set_timing_cache(config.create_timing_cache(build.timing_cache), False)
+        _set_timing_cache(build, config)
     if build.product.ahead_of_time and options.compute_capabilities:
         members = _capability_members(module)
         config.num_compute_capabilities = len(options.compute_capabilities)
         for index, capability in enumerate(options.compute_capabilities):
             config.set_compute_capability(members[capability], index)
     return config
+
+
+def _set_timing_cache(build: _Build, config: Any) -> None:
+    """Hands the timings so far to the builder, which needs them until the engine is built."""
+    build.live_cache = config.create_timing_cache(build.timing_cache)
+    if build.live_cache is not None and config.set_timing_cache(build.live_cache, False):
+        return
+    build.tell(
+        "warning: the timing cache is damaged or of another GPU or version of TensorRT: it is "
+        "written anew"
+    )
+    build.live_cache = config.create_timing_cache(b"")
+    config.set_timing_cache(build.live_cache, False)
 
 
 def _record(

@@ -20,11 +20,13 @@ class ProductSpec:
         name: the product.
         ahead_of_time: builds for GPUs that the machine does not have.
         unsupported: options of `BuildOptions` that it lacks, each with what to do instead.
+        flags: builder flags without which its engines do not run as the runtime does.
     """
 
     name: Product
     ahead_of_time: bool
     unsupported: dict[str, str]
+    flags: tuple[str, ...] = ()
 
     def load(self) -> Any:
         """The Python module.
@@ -54,6 +56,8 @@ PRODUCTS: dict[str, ProductSpec] = {
             "hardware_compatible": "name each compute capability",
             "timing_cache": "it times nothing while it builds",
         },
+        # Memory that it allocates itself while it runs keeps a step from being a CUDA graph.
+        flags=("REQUIRE_USER_ALLOCATION",),
     ),
 }
 
@@ -84,7 +88,7 @@ def progress_class(module: Any) -> Any:
             super().__init__()
             self._tell = tell
             self._steps: dict[str, int] = {}
-            self._interrupted = False
+            self.interrupt: KeyboardInterrupt | None = None
 
         def phase_start(self, phase: str, parent: str | None, num_steps: int) -> None:
             self._steps[phase] = num_steps
@@ -95,9 +99,9 @@ def progress_class(module: Any) -> Any:
         def step_complete(self, phase: str, step: int) -> bool:
             try:
                 self._tell(phase, (step + 1) / max(1, self._steps.get(phase, 1)))
-            except KeyboardInterrupt:
-                self._interrupted = True
+            except KeyboardInterrupt as error:
+                self.interrupt = error
             # False ends the build: what is raised here would be lost in native code.
-            return not self._interrupted
+            return self.interrupt is None
 
     return Monitor
