@@ -110,9 +110,9 @@ def forced_rows(
         first: the first position of interest.
         logits: whether the logits are wanted.
     """
-    target = session.bundle.manifest.target
-    for start in range(0, len(token_ids), target.prefill_chunk):
-        ids = list(token_ids[start : start + target.prefill_chunk])
+    target, size = session.bundle.manifest.target, session.engine.prefill_chunk
+    for start in range(0, len(token_ids), size):
+        ids = list(token_ids[start : start + size])
         rows = range(max(0, first - start), len(ids))
         chain = chain_tree(max(len(ids), target.min_rows) - 1)
         outputs = session.engine.verify(

@@ -9,7 +9,7 @@ from medusa_trt.errors import EngineError
 from medusa_trt.runtime import bundle as names
 from medusa_trt.runtime.bundle import Bundle
 from medusa_trt.runtime.device_bindings import Bindings, Bound
-from medusa_trt.runtime.device_cache import DeviceCache
+from medusa_trt.runtime.device_cache import ITEM_BYTES, DeviceCache
 from medusa_trt.runtime.device_executor import Executor
 from medusa_trt.runtime.device_memory import Cuda
 from medusa_trt.runtime.engine import Reductions, TokenIds, VerifyOutputs
@@ -26,8 +26,6 @@ from medusa_trt.tree_configs import MedusaTree
 _MASKED = float(np.finfo(np.float32).min)
 _READ_STEP = 256
 """Rows of the cache that are read come in multiples of this: each number is a graph of its own."""
-
-_ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 
 class DeviceEngine:
@@ -66,13 +64,14 @@ class DeviceEngine:
             num_kv_heads=self._model.num_kv_heads,
             capacity=capacity,
             head_dim=self._model.head_dim,
-            item_bytes=_ITEM_BYTES[target.cache_dtype],
+            item_bytes=ITEM_BYTES[target.cache_dtype],
             in_place=target.cache_in_place,
         )
         positions = cuda.pinned((capacity,), np.int64)
         positions[:] = np.arange(capacity)
         self._positions = cuda.allocate(positions.nbytes)
         cuda.upload(self._positions, positions)
+        self._prefill_chunk = target.prefill_chunk
         self._reduce_spec = bundle.manifest.graphs["reduce"]
         self._row: NDArray[np.float32] | None = None
         self._last_logits: int | None = None
@@ -86,6 +85,11 @@ class DeviceEngine:
     def batch_size(self) -> int:
         """See `Engine.batch_size`."""
         return self._cache.batch_size
+
+    @property
+    def prefill_chunk(self) -> int:
+        """See `Engine.prefill_chunk`."""
+        return self._prefill_chunk
 
     def verify(
         self,

@@ -1,7 +1,8 @@
 """GPU memory, copies, the stream and captured graphs, through cuda-python."""
 
 import ctypes
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
 
@@ -11,6 +12,11 @@ from numpy.typing import DTypeLike, NDArray
 from medusa_trt.errors import EngineError
 
 _MODULE = "cuda.bindings.runtime"
+_ADVICE = {
+    "cudaErrorMemoryAllocation": "; the memory is full: lower max_length or the batch size, or end "
+    "what else uses the GPU"
+}
+"""What to do after an error, where something can be done."""
 
 
 def cuda_runtime() -> Any:
@@ -34,7 +40,18 @@ def compute_capability() -> str | None:
         cuda = Cuda(cuda_runtime())
     except EngineError:
         return None
+    cuda.close()
     return cuda.compute_capability
+
+
+@contextmanager
+def closed_on_error(cuda: "Cuda") -> Iterator["Cuda"]:
+    """Frees what was allocated on the device where the block fails."""
+    try:
+        yield cuda
+    except BaseException:
+        cuda.close()
+        raise
 
 
 class Cuda:
@@ -65,7 +82,10 @@ class Cuda:
             )
         ]
         self.compute_capability = ".".join(map(str, capability))
-        (self._stream,) = self._call("cudaStreamCreate")
+        # One that the default stream does not wait for: other code in the process may use that,
+        # and would end a capture by it.
+        flags = runtime.cudaStreamNonBlocking
+        (self._stream,) = self._call("cudaStreamCreateWithFlags", flags)
         self._device: list[int] = []
         self._pinned: list[int] = []
 
@@ -149,8 +169,11 @@ class Cuda:
         self._call("cudaStreamBeginCapture", self._stream, mode)
         try:
             record()
-        finally:
-            (graph,) = self._call("cudaStreamEndCapture", self._stream)
+        except BaseException:
+            # This fails too, but what ended the capture is the error to report.
+            self._runtime.cudaStreamEndCapture(self._stream)
+            raise
+        (graph,) = self._call("cudaStreamEndCapture", self._stream)
         (executable,) = self._call("cudaGraphInstantiate", graph, 0)
         self._call("cudaGraphDestroy", graph)
         return executable
@@ -164,7 +187,9 @@ class Cuda:
         self._call("cudaGraphExecDestroy", executable)
 
     def close(self) -> None:
-        """Frees all memory and the stream."""
+        """Frees all memory and the stream, after what was asked so far."""
+        if self._stream is not None:
+            self._runtime.cudaStreamSynchronize(self._stream)
         for address in self._device:
             self._call("cudaFree", address)
         for address in self._pinned:
@@ -185,5 +210,6 @@ class Cuda:
     def _call(self, name: str, *arguments: Any) -> tuple[Any, ...]:
         code, *results = getattr(self._runtime, name)(*arguments)
         if int(code) != 0:
-            raise EngineError(f"CUDA failed in {name}: {getattr(code, 'name', code)}")
+            error = getattr(code, "name", str(code))
+            raise EngineError(f"CUDA failed in {name}: {error}{_ADVICE.get(error, '')}")
         return tuple(results)

@@ -65,6 +65,11 @@ class Engine(Protocol):
         """Number of slots."""
         ...
 
+    @property
+    def prefill_chunk(self) -> int:
+        """Tokens of one prefill step, as many as it takes or less."""
+        ...
+
     def verify(
         self,
         input_ids: TokenIds,

@@ -7,6 +7,7 @@ from typing import Literal
 import msgspec
 
 from medusa_trt.errors import EngineError
+from medusa_trt.runtime import bundle as names
 from medusa_trt.runtime.bundle import Bundle, TensorSpec, sha256_from_file
 
 ENGINES_FOLDER = "engines"
@@ -18,6 +19,9 @@ PREFILL_ENGINE = "prefill"
 
 WEIGHTLESS_ENGINES = ("reduce",)
 """Nothing in them is streamed, stripped or replaced."""
+
+_LEAST_COMPATIBLE = (8, 0)
+"""Compute capability from which on hardware-compatible engines run."""
 
 _NEEDED_ENGINES = ("verify", "heads", "reduce")
 
@@ -52,6 +56,11 @@ class EngineFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     inputs: list[TensorSpec]
     outputs: list[TensorSpec]
 
+    @property
+    def max_nodes(self) -> list[int]:
+        """Of a step with each of the profiles, for an engine that takes token ids."""
+        return [profile.inputs[names.INPUT_IDS].max[1] for profile in self.profiles]
+
 
 class EngineRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The content of `engines.json`.
@@ -61,7 +70,7 @@ class EngineRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
         version: of the product that built them.
         compute_capabilities: of the GPUs that they were built for, as "8.6".
         any_version: whether a later version may load them.
-        any_hardware: whether later compute capabilities may.
+        any_hardware: whether any compute capability from 8.0 on may.
         refittable: whether their weights can be replaced.
         stripped: whether they come without weights, which the ONNX files then supply.
         weight_streaming: whether weights may stay in host memory.
@@ -88,6 +97,11 @@ class EngineRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     options: dict[str, int | bool | str | None]
     engines: dict[str, EngineFile]
     medusa_choices: list[list[int]] | None = None
+
+    @property
+    def most_nodes(self) -> int:
+        """Of any step, such as one of prefill."""
+        return max(self.engines.get(PREFILL_ENGINE, self.engines["verify"]).max_nodes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,8 +149,8 @@ def mismatches(record: EngineRecord, machine: Machine) -> list[str]:
     if machine.version != record.version and not (record.any_version and later):
         found.append(f"built with version {record.version}, installed is {machine.version}")
     own = record.compute_capabilities
-    newer = any(_numbers(machine.compute_capability) >= _numbers(each) for each in own)
-    if machine.compute_capability not in own and not (record.any_hardware and newer):
+    compatible = record.any_hardware and _numbers(machine.compute_capability) >= _LEAST_COMPATIBLE
+    if machine.compute_capability not in own and not compatible:
         found.append(
             f"built for compute capability {', '.join(own)}, "
             f"this GPU has {machine.compute_capability}"
@@ -154,6 +168,11 @@ def check_engines(record: EngineRecord, folder: Path, bundle: Bundle) -> None:
         if name not in record.engines:
             raise EngineError(f"{folder} has no {name} engine: build the engines again")
     files = bundle.manifest.files
+    if files[names.WEIGHTS_FILE].sha256 != record.weights_sha256:
+        raise EngineError(
+            f"the engines in {folder} were built from other weights than the bundle's: build the "
+            "engines again"
+        )
     for name, engine in record.engines.items():
         path = folder / engine.file
         if not path.is_file() or path.stat().st_size != engine.size_bytes:

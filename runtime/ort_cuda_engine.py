@@ -10,7 +10,7 @@ import numpy as np
 from medusa_trt.errors import EngineError
 from medusa_trt.runtime.bundle import Bundle
 from medusa_trt.runtime.device_engine import DeviceEngine
-from medusa_trt.runtime.device_memory import Cuda, cuda_runtime
+from medusa_trt.runtime.device_memory import Cuda, closed_on_error, cuda_runtime
 from medusa_trt.tree_configs import MedusaTree
 
 _PROVIDER = "CUDAExecutionProvider"
@@ -71,9 +71,10 @@ class OrtCudaEngine(DeviceEngine):
             raise EngineError(f"batch_size is {batch_size}: it must be at least 1")
         module = module if module is not None else _imported()
         device = Cuda(cuda if cuda is not None else cuda_runtime())
-        executor = _OrtExecutor(bundle, module, device.stream)
         rows = -(-capacity // _ROW_MULTIPLE) * _ROW_MULTIPLE
-        super().__init__(bundle, executor, device, capacity=rows, batch_size=batch_size)
+        with closed_on_error(device):
+            executor = _OrtExecutor(bundle, module, device.stream)
+            super().__init__(bundle, executor, device, capacity=rows, batch_size=batch_size)
 
 
 class _OrtExecutor:

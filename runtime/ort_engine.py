@@ -77,6 +77,7 @@ class OrtEngine:
             raise EngineError(f"batch_size is {batch_size}: it must be at least 1")
         self._model, self._heads_spec = bundle.manifest.model, bundle.manifest.heads
         target = bundle.manifest.target
+        self._prefill_chunk = target.prefill_chunk
         spare = max(bundle.tree.num_nodes, target.min_rows)
         self._cache = KVCache.zeros(
             num_layers=self._model.num_layers,
@@ -109,6 +110,11 @@ class OrtEngine:
     def batch_size(self) -> int:
         """See `Engine.batch_size`."""
         return self._cache.batch_size
+
+    @property
+    def prefill_chunk(self) -> int:
+        """See `Engine.prefill_chunk`."""
+        return self._prefill_chunk
 
     @property
     def cache(self) -> KVCache:

@@ -333,7 +333,7 @@ class MedusaSession:
             options.sampling,
             top_k=self.bundle.manifest.heads.top_k,
             min_rows=target.min_rows,
-            prefill_chunk=target.prefill_chunk,
+            prefill_chunk=self.engine.prefill_chunk,
             lookup_ngram=options.lookup_ngram,
             is_cancelled=self._cancelled.is_set,
         )

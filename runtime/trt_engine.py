@@ -5,12 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from medusa_trt.errors import EngineError
-from medusa_trt.runtime import bundle as names
 from medusa_trt.runtime.bundle import Bundle
 from medusa_trt.runtime.device_engine import DeviceEngine
-from medusa_trt.runtime.device_memory import Cuda, cuda_runtime
+from medusa_trt.runtime.device_memory import Cuda, closed_on_error, cuda_runtime
 from medusa_trt.runtime.engine_record import MODULES, PREFILL_ENGINE, EngineRecord, Product
-from medusa_trt.runtime.trt_loading import load_engines
+from medusa_trt.runtime.trt_loading import LoadedEngines, load_engines
 from medusa_trt.tree_configs import MedusaTree
 
 
@@ -45,13 +44,15 @@ class TrtEngine(DeviceEngine):
         """
         module = module if module is not None else _imported(product)
         device = Cuda(cuda if cuda is not None else cuda_runtime())
-        loaded = load_engines(bundle, folder, product, module, device)
-        in_place = bundle.manifest.target.cache_in_place
-        _check_sizes(loaded.record, capacity, batch_size, in_place)
-        executor = _TrtExecutor(loaded.record, loaded.engines, loaded.runtime, device.stream)
-        super().__init__(
-            bundle, executor, device, capacity=loaded.record.capacity, batch_size=batch_size
-        )
+        with closed_on_error(device):
+            loaded = load_engines(bundle, folder, product, module, device, batch_size)
+            record, in_place = loaded.record, bundle.manifest.target.cache_in_place
+            _check_sizes(record, capacity, batch_size, in_place)
+            executor = _TrtExecutor(module, loaded, device)
+            super().__init__(
+                bundle, executor, device, capacity=record.capacity, batch_size=batch_size
+            )
+        self._prefill_chunk = record.most_nodes
 
     @property
     def _more_room(self) -> str:
@@ -59,15 +60,21 @@ class TrtEngine(DeviceEngine):
 
 
 class _TrtExecutor:
-    """Makes execution contexts."""
+    """Makes execution contexts.
+
+    They run one after the other, so all of them compute in the same memory. TensorRT would give
+    each of them its own, enough for the largest step.
+    """
 
     is_capturable = True
 
-    def __init__(
-        self, record: EngineRecord, engines: dict[str, Any], runtime: Any, stream: int
-    ) -> None:
-        self._record, self._engines, self._runtime = record, engines, runtime
-        self._stream = stream
+    def __init__(self, module: Any, loaded: LoadedEngines, cuda: Cuda) -> None:
+        self._module, self._record, self._runtime = module, loaded.record, loaded.runtime
+        self._engines, self._stream = loaded.engines, cuda.stream
+        sizes = [engine.device_memory_size_v2 for engine in self._engines.values()]
+        self._scratch_bytes = max(1, *sizes)
+        self._scratch = cuda.allocate(self._scratch_bytes)
+        self._ways = {name: self._way(engine) for name, engine in self._engines.items()}
 
     def open(self, graph: str, tree: MedusaTree | None) -> "_Context":
         """See `Executor.open`."""
@@ -76,19 +83,34 @@ class _TrtExecutor:
             assert tree is not None
             name = graph if self._holds(tree) else PREFILL_ENGINE
             profile = self._profile_for(name, tree.num_nodes)
-        context = self._engines[name].create_execution_context()
+        context = self._engines[name].create_execution_context(self._ways[name])
         if context is None or not context.set_optimization_profile_async(profile, self._stream):
             raise EngineError(
                 f"TensorRT cannot make an execution context of the {name} engine: the GPU's "
                 "memory may be full"
             )
+        context.set_device_memory(self._scratch, self._scratch_bytes)
         inputs = {tensor.name for tensor in self._record.engines[name].inputs}
         return _Context(name, context, self._stream, inputs)
 
     def close(self) -> None:
         """Engines first, then the runtime, which they hold on to."""
+        self._ways.clear()
         self._engines.clear()
         self._runtime = None
+
+    def _way(self, engine: Any) -> Any:
+        """How contexts of an engine are made."""
+        strategy = self._module.ExecutionContextAllocationStrategy.USER_MANAGED
+        specialization = getattr(self._module, "DynamicShapesKernelSpecializationStrategy", None)
+        if specialization is None:
+            return strategy
+        # TensorRT-RTX compiles kernels for a shape beside the first runs. A context has one shape,
+        # and what its second run uses is recorded for all others, so it waits for these kernels.
+        config = engine.create_runtime_config()
+        config.set_execution_context_allocation_strategy(strategy)
+        config.dynamic_shapes_kernel_specialization_strategy = specialization.EAGER
+        return config
 
     def _holds(self, tree: MedusaTree) -> bool:
         """Whether the verify engine is for this tree, or for any."""
@@ -96,8 +118,7 @@ class _TrtExecutor:
         return merged is None or merged == [list(node) for node in tree.medusa_choices]
 
     def _profile_for(self, name: str, num_nodes: int) -> int:
-        profiles = self._record.engines[name].profiles
-        limits = [profile.inputs[names.INPUT_IDS].max[1] for profile in profiles]
+        limits = self._record.engines[name].max_nodes
         for index, limit in enumerate(limits):
             if num_nodes <= limit:
                 return index

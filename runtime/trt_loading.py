@@ -4,8 +4,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from medusa_trt.errors import EngineError
 from medusa_trt.runtime.bundle import Bundle, TensorSpec
+from medusa_trt.runtime.device_cache import cache_size_bytes
 from medusa_trt.runtime.device_memory import Cuda
 from medusa_trt.runtime.engine_record import (
     WEIGHTLESS_ENGINES,
@@ -38,7 +41,12 @@ class LoadedEngines:
 
 
 def load_engines(
-    bundle: Bundle, folder: Path | None, product: Product, module: Any, cuda: Cuda
+    bundle: Bundle,
+    folder: Path | None,
+    product: Product,
+    module: Any,
+    cuda: Cuda,
+    batch_size: int,
 ) -> LoadedEngines:
     """Loads a bundle's engines.
 
@@ -48,6 +56,7 @@ def load_engines(
         product: what `module` is.
         module: `tensorrt` or `tensorrt_rtx`.
         cuda: the GPU.
+        batch_size: slots of the KV cache, for which streamed weights leave room.
 
     Raises:
         EngineError: none fit this machine (it says what differs), or they are damaged or of
@@ -68,7 +77,8 @@ def load_engines(
     engines = {}
     for name, spec in record.engines.items():
         path = folder / spec.file
-        engine = runtime.deserialize_cuda_engine(path.read_bytes())
+        # Mapped, since it may be as large as the memory.
+        engine = runtime.deserialize_cuda_engine(np.memmap(path, mode="r"))
         if engine is None:
             raise EngineError(
                 f"{product} {machine.version} cannot load {path}: build the engines again here"
@@ -77,7 +87,10 @@ def load_engines(
         if record.stripped and has_weights:
             _refit(module, engine, bundle.graph_path(graph_of_engine(name)))
         if record.weight_streaming and has_weights:
-            engine.weight_streaming_budget_v2 = engine.get_weight_streaming_automatic_budget()
+            # TensorRT proposes what is free now, and does not know of the cache that comes.
+            free_bytes = engine.get_weight_streaming_automatic_budget()
+            cache_bytes = cache_size_bytes(bundle.manifest, record.capacity, batch_size)
+            engine.weight_streaming_budget_v2 = max(0, free_bytes - cache_bytes)
         _check_tensors(module, engine, [*spec.inputs, *spec.outputs], path)
         engines[name] = engine
     return LoadedEngines(record, engines, runtime)

@@ -170,5 +170,10 @@ def test_what_is_missing_is_named(cuda_bundle: Bundle, trt_bundle: Bundle) -> No
         Device(has_libraries=False).engine(cuda_bundle)
     with pytest.raises(EngineError, match="batch_size is 0"):
         Device().engine(cuda_bundle, batch_size=0)
+    device = Device()
+    device.cuda.room_bytes = 5000
+    with pytest.raises(EngineError, match="cudaErrorMemoryAllocation; the memory is full: lower"):
+        device.engine(cuda_bundle)
+    assert not device.cuda.memory and not device.cuda.streams
     with pytest.raises(EngineError, match="onnxruntime has no CUDAExecutionProvider: pip"):
         MedusaSession(cuda_bundle)

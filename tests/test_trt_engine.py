@@ -13,7 +13,7 @@ from reference.fake_cuda import FakeCuda
 from reference.fake_tensorrt import FakeTensorRT
 from reference.reductions import reductions_from_logits
 
-from medusa_trt.errors import EngineError
+from medusa_trt.errors import BuildError, EngineError
 from medusa_trt.export.integer_reduce import integer_reduce_graph
 from medusa_trt.export.trt_build import build_engines
 from medusa_trt.export.trt_options import BuildOptions
@@ -24,6 +24,7 @@ from medusa_trt.runtime.engine_record import (
     RECORD_FILE,
     EngineRecord,
     Machine,
+    Product,
     mismatches,
     record_from_folder,
 )
@@ -40,9 +41,15 @@ TREE = MedusaTree.from_choices([(0,), (1,), (0, 0), (0, 1), (0, 0, 0)], name="si
 class Built:
     """Engines of a bundle, built and run by the stand-in."""
 
-    def __init__(self, bundle: Bundle, folder: Path, **options: int | bool) -> None:
-        self.bundle, self.cuda = bundle, FakeCuda()
+    def __init__(
+        self, bundle: Bundle, folder: Path, *, product: Product = "tensorrt", **options: int | bool
+    ) -> None:
+        self.bundle, self.cuda, self.product = bundle, FakeCuda(), product
         self.module = FakeTensorRT(self.cuda)
+        if product == "tensorrt-rtx":
+            self.module.of_rtx()
+            options["target"] = product  # type: ignore[assignment]
+        self.told: list[str] = []
         self.folder = folder / "engines"
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(ProductSpec, "load", lambda _: self.module)
@@ -50,11 +57,17 @@ class Built:
             build_engines(
                 bundle,
                 BuildOptions(output=self.folder, **options),  # type: ignore[arg-type]
-                lambda _: None,
+                self.told.append,
             )
 
     def engine(self, of: type[TrtEngine] = TrtEngine, **arguments: object) -> TrtEngine:
-        values = {"module": self.module, "cuda": self.cuda, "folder": self.folder, **arguments}
+        values = {
+            "product": self.product,
+            "module": self.module,
+            "cuda": self.cuda,
+            "folder": self.folder,
+            **arguments,
+        }
         return of(self.bundle, **values)  # type: ignore[arg-type]
 
     def change(self, **changes: object) -> None:
@@ -313,7 +326,8 @@ def test_compatible_engines_load_on_later_versions_and_gpus(built: Built) -> Non
     own = record_from_folder(built.folder)
     wide: EngineRecord = msgspec.structs.replace(own, any_version=True, any_hardware=True)
     assert not mismatches(wide, Machine("tensorrt", "11.2.1", "12.0"))
-    assert len(mismatches(wide, Machine("tensorrt", "10.9.0", "8.0"))) == 2
+    assert not mismatches(wide, Machine("tensorrt", "11.2.1", "8.0")), "built on 8.6 for all"
+    assert len(mismatches(wide, Machine("tensorrt", "10.9.0", "7.5"))) == 2
 
 
 def test_loading_says_what_differs(trt_bundle: Bundle, tmp_path: Path) -> None:
@@ -322,6 +336,11 @@ def test_loading_says_what_differs(trt_bundle: Bundle, tmp_path: Path) -> None:
     with pytest.raises(EngineError, match=r"version 10.16.1.*11.0.0; built for.* 8.9.* 8.6"):
         own.engine()
     own.change(version="11.0.0", compute_capabilities=["8.6"])
+    weights = record_from_folder(own.folder).weights_sha256
+    own.change(weights_sha256="0" * 64)
+    with pytest.raises(EngineError, match="built from other weights than the bundle's: build"):
+        own.engine()
+    own.change(weights_sha256=weights)
     engines = record_from_folder(own.folder).engines
     own.change(engines={name: each for name, each in engines.items() if name != "reduce"})
     with pytest.raises(EngineError, match="has no reduce engine: build the engines again"):
@@ -357,6 +376,12 @@ def test_the_builder_gets_the_options(trt_bundle: Bundle, tmp_path: Path) -> Non
     with pytest.raises(EngineError, match="a step of 20 nodes: the engines take 16 at most"):
         engine.verify([[1] * 20], chain_tree(19), [0])
     engine.close()
+    # Nor does a session ask for more: a prompt comes in pieces of 16.
+    options = GenerationOptions(max_new_tokens=6, ignore_eos=True)
+    with MedusaSession(trt_bundle, engine=small.engine()) as session:
+        found = session.generate(PROMPT, options).token_ids
+    with MedusaSession(trt_bundle, engine=own.engine(), max_length=256) as session:
+        assert session.generate(PROMPT, options).token_ids == found
     assert (tmp_path / "timing.cache").read_bytes() == b"tttttt"
     assert record_from_folder(own.folder).any_version is False
 
@@ -373,3 +398,109 @@ def test_a_session_chooses_the_backend(trt_bundle: Bundle) -> None:
         MedusaSession(trt_bundle, backend="cpu")
     with pytest.raises(EngineError, match=r"not installed|CUDA|no engines"):
         MedusaSession(trt_bundle)
+
+
+def test_all_contexts_compute_in_one_piece_of_memory(built: Built) -> None:
+    engine = built.engine()
+    for size in range(2, 12):
+        engine.verify([[1] * size], chain_tree(size - 1), [0])
+    sizes = [len(buffer) for buffer in built.cuda.memory.values()]
+    assert sizes.count(built.module.engines[-1].device_memory_size_v2) == 1
+    engine.close()
+    assert not built.cuda.memory and not built.cuda.streams
+
+
+def test_steps_of_tensorrt_rtx_are_graphs_of_final_kernels(
+    trt_bundle: Bundle, tmp_path: Path
+) -> None:
+    own = Built(trt_bundle, tmp_path, product="tensorrt-rtx")
+    assert all("user" in config.flags for config in own.module.configs)
+    engine = own.engine()
+    for _ in range(3):
+        engine.verify([[5, 6, 7, 8, 9, 10]], TREE, [0])
+    assert own.cuda.num_launches == 2
+    engine.close()
+
+
+def test_what_breaks_a_recording_is_reported(trt_bundle: Bundle, tmp_path: Path) -> None:
+    own = Built(trt_bundle, tmp_path)
+    engine = own.engine()
+    engine.verify([[5, 6, 7, 8, 9, 10]], TREE, [0])
+    own.module.fails_in_capture = True
+    with pytest.raises(EngineError, match="TensorRT failed in the verify engine"):
+        engine.verify([[5, 6, 7, 8, 9, 10]], TREE, [0])
+    assert own.cuda.captured is None, "the stream is free again"
+    engine.close()
+
+
+@pytest.mark.parametrize("room_bytes", [0, 5000])
+def test_a_full_memory_leaves_nothing_behind(built: Built, room_bytes: int) -> None:
+    built.cuda.room_bytes = room_bytes
+    try:
+        with pytest.raises(EngineError, match=r"cudaErrorMemoryAllocation; .* lower max_length"):
+            built.engine()
+    finally:
+        built.cuda.room_bytes = float("inf")
+    assert not built.cuda.memory and not built.cuda.streams
+
+
+@pytest.mark.parametrize(("free_bytes", "left"), [(10**9, True), (1000, False)])
+def test_streamed_weights_leave_room_for_the_cache(
+    trt_bundle: Bundle, tmp_path: Path, free_bytes: int, left: bool
+) -> None:
+    own = Built(trt_bundle, tmp_path, weight_streaming=True, max_batch_size=2)
+    own.module.free_bytes = free_bytes
+    engine = own.engine(batch_size=2)
+    model = trt_bundle.manifest.model
+    slab = (model.num_layers, 2, 2, model.num_kv_heads, engine.capacity, model.head_dim)
+    cache_bytes = 2 * int(np.prod(slab))
+    budgets = {each.graph: each.weight_streaming_budget_v2 for each in own.module.engines}
+    expected = free_bytes - cache_bytes if left else 0
+    assert budgets == {"verify": expected, "heads": expected, "reduce": None}
+    engine.close()
+
+
+@pytest.mark.parametrize("content", [b"other version", b"damaged"])
+def test_a_timing_cache_that_does_not_fit_is_written_anew(
+    trt_bundle: Bundle, tmp_path: Path, content: bytes
+) -> None:
+    (tmp_path / "timing.cache").write_bytes(content)
+    own = Built(trt_bundle, tmp_path)
+    assert (tmp_path / "timing.cache").read_bytes() == b"ttt"
+    assert sum("timing cache is damaged or of another GPU" in text for text in own.told) == 1
+
+
+def test_mistakes_in_paths_end_a_build_before_it_begins(trt_bundle: Bundle, tmp_path: Path) -> None:
+    with pytest.raises(BuildError, match=r"--timing-cache .*: give a file in a folder that is"):
+        Built(trt_bundle, tmp_path, timing_cache=tmp_path / "no" / "file")  # type: ignore[arg-type]
+    with pytest.raises(BuildError, match=r"cannot write .*/no/engines: .*/no is not a folder"):
+        Built(trt_bundle, tmp_path / "no")
+    (tmp_path / "engines").mkdir()
+    (tmp_path / "engines" / "thesis.txt").write_text("all of it")
+    with pytest.raises(BuildError, match="holds no engines, so it is not overwritten"):
+        Built(trt_bundle, tmp_path, overwrite=True)
+    assert (tmp_path / "engines" / "thesis.txt").is_file()
+
+
+@pytest.mark.parametrize("max_length", [97, 128, 255])
+def test_slots_of_the_cache_are_aligned(
+    trt_bundle: Bundle, tmp_path: Path, max_length: int
+) -> None:
+    own = Built(trt_bundle, tmp_path, max_length=max_length, max_tree_nodes=5)
+    model = trt_bundle.manifest.model
+    record = record_from_folder(own.folder)
+    slot_bytes = model.num_kv_heads * record.capacity * model.head_dim * 2
+    assert slot_bytes % 256 == 0
+    assert 0 <= record.capacity - max_length - 5 < 16
+
+
+def test_an_interrupt_while_building_is_one(
+    trt_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("medusa_trt.export.trt_build._Throttle.__call__", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        Built(trt_bundle, tmp_path)
+    assert not list(tmp_path.iterdir())

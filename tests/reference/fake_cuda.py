@@ -14,6 +14,8 @@ from typing import Any
 class Error(IntEnum):
     cudaSuccess = 0
     cudaErrorInvalidValue = 1
+    cudaErrorMemoryAllocation = 2
+    cudaErrorStreamCaptureInvalidated = 901
 
 
 OK = Error.cudaSuccess
@@ -29,6 +31,7 @@ class FakeCuda:
     cudaDeviceAttr = SimpleNamespace(
         cudaDevAttrComputeCapabilityMajor="major", cudaDevAttrComputeCapabilityMinor="minor"
     )
+    cudaStreamNonBlocking = 1
     cudaPitchedPtr = SimpleNamespace
     cudaExtent = SimpleNamespace
     cudaMemcpy3DParms = SimpleNamespace
@@ -36,10 +39,13 @@ class FakeCuda:
     def __init__(self, capability: tuple[int, int] = (8, 6), num_devices: int = 1) -> None:
         self.capability, self.num_devices = capability, num_devices
         self.memory: dict[int, Any] = {}
+        self.streams: list[int] = []
+        self.room_bytes: float = float("inf")
         self.queue: list[Callable[[], object]] = []
         self.captured: list[Callable[[], object]] | None = None
         self.num_launches = self.num_waits = 0
         self.download_sizes: list[int] = []
+        self.breaks_capture = False
 
     def submit(self, work: Callable[[], object]) -> None:
         (self.queue if self.captured is None else self.captured).append(work)
@@ -57,13 +63,18 @@ class FakeCuda:
     def cudaDeviceGetAttribute(self, attribute: str, device: int) -> tuple[Error, int]:
         return OK, self.capability[("major", "minor").index(attribute)]
 
-    def cudaStreamCreate(self) -> tuple[Error, int]:
+    def cudaStreamCreateWithFlags(self, flags: int) -> tuple[Error, int]:
+        assert flags == self.cudaStreamNonBlocking
+        self.streams.append(7)
         return OK, 7
 
     def cudaStreamDestroy(self, stream: int) -> tuple[Error]:
+        self.streams.remove(stream)
         return (OK,)
 
-    def cudaMalloc(self, size_bytes: int) -> tuple[Error, int]:
+    def cudaMalloc(self, size_bytes: int) -> tuple[Error, int | None]:
+        if sum(map(len, self.memory.values())) + size_bytes > self.room_bytes:
+            return Error.cudaErrorMemoryAllocation, None
         buffer = ctypes.create_string_buffer(b"\xa5" * min(size_bytes, 64), size_bytes)
         address = ctypes.addressof(buffer)
         self.memory[address] = buffer
@@ -131,6 +142,8 @@ class FakeCuda:
     def cudaStreamEndCapture(self, stream: int) -> tuple[Error, list[Callable[[], object]]]:
         assert self.captured is not None
         graph, self.captured = self.captured, None
+        if self.breaks_capture:
+            return Error.cudaErrorStreamCaptureInvalidated, []
         return OK, graph
 
     def cudaGraphInstantiate(

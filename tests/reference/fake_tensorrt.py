@@ -8,6 +8,7 @@ place. Only what the project calls is here.
 import ctypes
 import json
 from base64 import b64decode, b64encode
+from functools import partial
 from math import prod
 from pathlib import Path
 from types import SimpleNamespace
@@ -46,6 +47,7 @@ class FakeTensorRT:
     BuilderFlag = SimpleNamespace(
         VERSION_COMPATIBLE="version", REFIT="refit", STRIP_PLAN="strip", WEIGHT_STREAMING="stream"
     )
+    ExecutionContextAllocationStrategy = SimpleNamespace(USER_MANAGED="user")
     HardwareCompatibilityLevel = SimpleNamespace(AMPERE_PLUS="ampere+")
     MemoryPoolType = SimpleNamespace(WORKSPACE="workspace")
     LayerType = SimpleNamespace(MATRIX_MULTIPLY="product")
@@ -53,6 +55,9 @@ class FakeTensorRT:
 
     def __init__(self, cuda: FakeCuda, version: str = "11.0.0") -> None:
         self.cuda, self.__version__ = cuda, version
+        self.free_bytes = 10**9
+        self.engines: list[_Engine] = []
+        self.fails_in_capture = self.is_rtx = False
         self.configs: list[Any] = []
         self.executed: list[str] = []
         self.graphs_executed: list[str] = []
@@ -65,6 +70,16 @@ class FakeTensorRT:
 
     def Runtime(self, logger: Any) -> Any:
         return SimpleNamespace(deserialize_cuda_engine=lambda plan: _Engine(self, plan))
+
+    def of_rtx(self) -> "FakeTensorRT":
+        """Makes it TensorRT-RTX's, which allocates while it runs unless the build forbade it."""
+        strategies = SimpleNamespace(LAZY="lazy", EAGER="eager")
+        self.DynamicShapesKernelSpecializationStrategy = strategies
+        self.ComputeCapability = SimpleNamespace(__members__={"SM86": 0, "SM120": 1})
+        flags = {**vars(self.BuilderFlag), "REQUIRE_USER_ALLOCATION": "user"}
+        self.BuilderFlag = SimpleNamespace(**flags)
+        self.is_rtx = True
+        return self
 
 
 class _Network:
@@ -91,7 +106,7 @@ class _Config:
     def __init__(self) -> None:
         self.profiles: list[dict[str, Any]] = []
         self.flags: list[str] = []
-        self.cache = b""
+        self.cache: bytes | None = None
 
     def add_optimization_profile(self, profile: Any) -> None:
         self.profiles.append(profile.shapes)
@@ -102,14 +117,22 @@ class _Config:
     def set_memory_pool_limit(self, pool: str, limit: int) -> None:
         self.limit = limit
 
-    def create_timing_cache(self, content: bytes) -> bytes:
-        return content
+    def create_timing_cache(self, content: bytes) -> bytes | None:
+        return None if content.startswith(b"damaged") else content
 
-    def set_timing_cache(self, cache: bytes, ignore_mismatch: bool) -> None:
+    def set_timing_cache(self, cache: bytes | None, ignore_mismatch: bool) -> bool:
+        if cache is None:
+            raise TypeError("incompatible function arguments")
+        if cache.startswith(b"other version") and not ignore_mismatch:
+            return False
         self.cache = cache
+        return True
 
     def get_timing_cache(self) -> Any:
-        return SimpleNamespace(serialize=lambda: self.cache + b"t")
+        if self.cache is None:
+            return None
+        content = self.cache + b"t"
+        return SimpleNamespace(serialize=lambda: content)
 
 
 class _Builder:
@@ -131,23 +154,35 @@ class _Builder:
             shapes=shapes, set_shape=lambda name, *ranges: shapes.update({name: ranges})
         )
 
-    def build_serialized_network(self, network: _Network, config: _Config) -> bytes:
+    def build_serialized_network(self, network: _Network, config: _Config) -> bytes | None:
         config.progress_monitor.phase_start("building", None, 1)
-        assert config.progress_monitor.step_complete("building", 0)
+        if not config.progress_monitor.step_complete("building", 0):
+            return None
         for index in range(network.num_inputs):
             tensor = network.get_input(index)
             for profile in config.profiles:
                 assert (-1 in tensor.shape) == (tensor.name in profile)
         free = {v.name: list(_Tensor(v).shape) for v in network.model.graph.output}
         model = b64encode(network.model.SerializeToString()).decode()
-        plan = {"path": network.path, "profiles": config.profiles, "outputs": free, "model": model}
+        plan = {
+            "path": network.path,
+            "profiles": config.profiles,
+            "outputs": free,
+            "model": model,
+            "flags": config.flags,
+        }
         return json.dumps(plan).encode()
 
 
 class _Engine:
-    def __init__(self, module: FakeTensorRT, plan: bytes) -> None:
-        content = json.loads(plan)
+    device_memory_size_v2 = 4096
+    weight_streaming_budget_v2: int | None = None
+
+    def __init__(self, module: FakeTensorRT, plan: Any) -> None:
+        content = json.loads(bytes(plan))
+        module.engines.append(self)
         self.module, self.profiles = module, content["profiles"]
+        self.is_capturable = not module.is_rtx or "user" in content["flags"]
         self.graph = Path(content["path"]).stem
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
@@ -169,7 +204,21 @@ class _Engine:
     def get_tensor_dtype(self, name: str) -> str:
         return str({**self.inputs, **self.outputs}[name].dtype)
 
-    def create_execution_context(self) -> "_Context":
+    def get_weight_streaming_automatic_budget(self) -> int:
+        return self.module.free_bytes
+
+    def create_runtime_config(self) -> Any:
+        config = SimpleNamespace(dynamic_shapes_kernel_specialization_strategy="lazy")
+        config.set_execution_context_allocation_strategy = partial(setattr, config, "strategy")
+        return config
+
+    def create_execution_context(self, way: Any) -> "_Context":
+        if not isinstance(way, str):
+            assert way.dynamic_shapes_kernel_specialization_strategy == "eager", (
+                "a graph would keep the kernels that stand in for those still compiled"
+            )
+            way = way.strategy
+        assert way == "user", "each context would hold memory of its own"
         return _Context(self)
 
 
@@ -178,6 +227,10 @@ class _Context:
         self.engine, self.profile = engine, 0
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.addresses: dict[str, int] = {}
+        self.scratch = (0, 0)
+
+    def set_device_memory(self, address: int, size_bytes: int) -> None:
+        self.scratch = address, size_bytes
 
     def set_optimization_profile_async(self, index: int, stream: int) -> bool:
         self.profile = index
@@ -196,6 +249,12 @@ class _Context:
 
     def execute_async_v3(self, stream: int) -> bool:
         engine = self.engine
+        fails = engine.module.fails_in_capture or not engine.is_capturable
+        if fails and engine.module.cuda.captured is not None:
+            engine.module.cuda.breaks_capture = True
+            return False
+        engine.module.cuda.check(*self.scratch)
+        assert self.scratch[1] >= engine.device_memory_size_v2
         assert self.addresses.keys() == set(engine.names), "a tensor has no address"
         assert self.shapes.keys() == set(engine.inputs), "an input has no shape"
         for name in engine.inputs:

@@ -23,6 +23,8 @@ Row = tuple[int, int]
 class TableEngine:
     """An `Engine` whose heads guess the greedy text well or badly."""
 
+    prefill_chunk = 128
+
     def __init__(
         self,
         *,
