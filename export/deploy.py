@@ -1,12 +1,17 @@
 """What a place needs to build a bundle's engines and serve them: scripts, pinned requirements."""
 
-import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-from medusa_trt.errors import BuildError
+from medusa_trt.errors import BuildError, ExportError
+from medusa_trt.export.deploy_jetson import (
+    JETSON_TENSORRT,
+    ONE_TOKEN,
+    build_lines,
+    health_check_lines,
+)
 from medusa_trt.export.deploy_triton import (
     HEALTH_CHECK,
     MODEL_NAME,
@@ -16,20 +21,36 @@ from medusa_trt.export.deploy_triton import (
 )
 from medusa_trt.export.output_folder import new_folder
 from medusa_trt.export.targets import TARGETS
-from medusa_trt.runtime.bundle import Bundle, GraphSpec
+from medusa_trt.runtime.bundle import Bundle
 
-JETSON_TENSORRT = "10.3"
-"""TensorRT of JetPack 6.1 and 6.2, where it comes with the system."""
-
-_IMAGES = {
-    "ort-cpu": "docker.io/library/python:3.12-slim",
-    "ort-cuda": "docker.io/library/python:3.12-slim",
-    "tensorrt": "nvcr.io/nvidia/tensorrt:25.09-py3",
+PINS = {
+    "ort-cpu": {},
+    "ort-cuda": {"cuda-python": "13.4.4"},
+    "tensorrt": {"tensorrt": "11.4.0.106", "cuda-python": "13.4.4"},
+    "jetson": {"cuda-python": "12.6.2.post1"},
 }
-"""Of a container; CUDA's libraries for ONNX Runtime come with its requirements."""
+"""Of packages that the machine that deploys need not have. JetPack 6 has CUDA 12.6."""
+
+_COMMON = ("numpy", "tokenizers", "jinja2", "msgspec", "rich")
+_PACKAGES = {
+    "ort-cpu": ("onnxruntime",),
+    "ort-cuda": (),  # the extra pins it
+    "tensorrt": ("onnx-ir",),
+    "jetson": ("onnx-ir",),
+}
+"""Pinned as they are here."""
+
+_IMAGE = "docker.io/library/python:3.12-slim"
+"""Of a container: CUDA's libraries and TensorRT come with the requirements."""
+
+_CONTAINED = ("ort-cpu", "ort-cuda", "tensorrt")
+"""Targets that run in a container."""
+
+_WHEELS = """Wheels that no package index offers, such as one of medusa-trt itself, go here:
+pip takes them first.
+"""
 
 _SCRIPT_MODE = 0o755
-_READ_SHARE = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +68,7 @@ def deploy(bundle: Bundle, kind: str, output: Path, *, overwrite: bool = False) 
         bundle: what will run there; the scripts expect it in `bundle/` beside them.
         kind: "jetson", "container" or "triton".
         output: the folder to write; it appears whole or not at all.
-        overwrite: replace a folder that is there.
+        overwrite: replace files in a folder that is there.
 
     Returns:
         The files.
@@ -62,84 +83,44 @@ def deploy(bundle: Bundle, kind: str, output: Path, *, overwrite: bool = False) 
     artifacts = KINDS[kind](bundle)
     if output.exists() and not overwrite:
         raise BuildError(f"{output} exists: give another --output, or --overwrite to replace it")
-    with new_folder(output, overwrite) as folder:
-        for name, artifact in artifacts.items():
-            path = folder / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(artifact.text, "utf-8")
-            if artifact.runs:
-                path.chmod(_SCRIPT_MODE)
+    if not (parent := output.absolute().parent).is_dir():
+        raise BuildError(f"cannot write {output}: {parent} is not a folder")
+    try:
+        if output.exists():  # with a bundle in it by now, which is the user's
+            _write(output, artifacts)
+        else:
+            with new_folder(output, overwrite) as folder:
+                _write(folder, artifacts)
+    except OSError as error:
+        raise ExportError(f"cannot write {output}: {error}") from error
     return [output / name for name in artifacts]
+
+
+def _write(folder: Path, artifacts: dict[str, Artifact]) -> None:
+    for name, artifact in artifacts.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f".{path.name}.partial")
+        partial.write_text(artifact.text, "utf-8")
+        if artifact.runs:
+            partial.chmod(_SCRIPT_MODE)
+        partial.rename(path)
 
 
 def _jetson(bundle: Bundle) -> dict[str, Artifact]:
     _check_target(bundle, "jetson", ("tensorrt-jetson",))
-    capacity = bundle.manifest.model.max_length + max(64, bundle.tree.num_nodes)
-    lines = [
-        "#!/usr/bin/env bash",
-        f"# Builds the engines with the TensorRT {JETSON_TENSORRT} of JetPack 6, on the device.",
-        "# Time them with: trtexec --loadEngine=engines/verify.engine",
-        "set -euo pipefail",
-        'cd "$(dirname "$0")"',
-        'trtexec="$(command -v trtexec || echo /usr/src/tensorrt/bin/trtexec)"',
-        "mkdir -p engines",
-    ]
-    for graph in ("verify", "heads", "reduce"):
-        spec = bundle.manifest.graphs[graph]
-        arguments = [
-            f"--onnx=bundle/{spec.file}",
-            f"--saveEngine=engines/{graph}.engine.partial",
-            "--stronglyTyped",
-            "--skipInference",
-            "--timingCacheFile=engines/timing.cache",
-            *_shape_arguments(bundle, spec, capacity),
-        ]
-        lines += [
-            '"$trtexec" \\\n  ' + " \\\n  ".join(map(shlex.quote, arguments)),
-            f"mv engines/{graph}.engine.partial engines/{graph}.engine",
-        ]
     return {
-        "build_engines.sh": Artifact("\n".join(lines) + "\n", runs=True),
-        "requirements.txt": Artifact(_requirements("tensorrt")),
-        "health_check.sh": Artifact(
-            _script(
-                "# Succeeds where all engines load and run once.",
-                'trtexec="$(command -v trtexec || echo /usr/src/tensorrt/bin/trtexec)"',
-                "for engine in verify heads reduce; do",
-                '  "$trtexec" --loadEngine="engines/$engine.engine" --iterations=1 --duration=0'
-                " --warmUp=0 > /dev/null",
-                "done",
-            ),
-            runs=True,
-        ),
+        "build_engines.sh": Artifact(_script(*build_lines(bundle)), runs=True),
+        "requirements.txt": Artifact(_requirements("jetson")),
+        "health_check.sh": Artifact(_script(*health_check_lines(bundle)), runs=True),
     }
-
-
-def _shape_arguments(bundle: Bundle, spec: GraphSpec, capacity: int) -> list[str]:
-    """trtexec's ranges for one sequence, from one node to a prefill chunk."""
-    nodes, chunk = bundle.tree.num_nodes, bundle.manifest.target.prefill_chunk
-    sizes = {
-        "batch": (1, 1, 1),
-        "num_nodes": (1, nodes, max(nodes, chunk)),
-        "num_rows": (1, nodes, max(nodes, chunk)),
-        "num_read": (2, capacity // _READ_SHARE, capacity),
-        "capacity": (capacity,) * 3,
-    }
-    arguments = []
-    for which, option in enumerate(("min", "opt", "max")):
-        shapes = []
-        for tensor in spec.inputs:
-            if any(isinstance(size, str) for size in tensor.shape):
-                own = [s if isinstance(s, int) else sizes[s][which] for s in tensor.shape]
-                shapes.append(f"{tensor.name}:{'x'.join(map(str, own))}")
-        arguments.append(f"--{option}Shapes={','.join(shapes)}")
-    return arguments
 
 
 def _container(bundle: Bundle) -> dict[str, Artifact]:
-    target = _check_target(bundle, "container", tuple(_IMAGES))
+    target = _check_target(bundle, "container", _CONTAINED)
     return {
-        "Containerfile": Artifact(_containerfile(_IMAGES[target], [])),
+        "Containerfile": Artifact(_containerfile(_IMAGE, target, [])),
+        "wheels/README.txt": Artifact(_WHEELS),
         "requirements.txt": Artifact(_requirements(target)),
         "start.sh": Artifact(
             _script(
@@ -153,7 +134,7 @@ def _container(bundle: Bundle) -> dict[str, Artifact]:
         "health_check.sh": Artifact(
             _script(
                 "# Succeeds where the bundle is whole and answers.",
-                "medusa-trt generate bundle 'hello' --raw --max-new-tokens 1 > /dev/null",
+                f"medusa-trt {ONE_TOKEN}",
             ),
             runs=True,
         ),
@@ -161,9 +142,10 @@ def _container(bundle: Bundle) -> dict[str, Artifact]:
 
 
 def _triton(bundle: Bundle) -> dict[str, Artifact]:
-    target = _check_target(bundle, "triton", tuple(_IMAGES))
+    target = _check_target(bundle, "triton", _CONTAINED)
     return {
-        "Containerfile": Artifact(_containerfile(TRITON_IMAGE, ["models"])),
+        "Containerfile": Artifact(_containerfile(TRITON_IMAGE, target, ["models"])),
+        "wheels/README.txt": Artifact(_WHEELS),
         "requirements.txt": Artifact(_requirements(target)),
         "start.sh": Artifact(
             _script(
@@ -179,13 +161,22 @@ def _triton(bundle: Bundle) -> dict[str, Artifact]:
     }
 
 
-def _containerfile(image: str, folders: list[str]) -> str:
+def _containerfile(image: str, target: str, folders: list[str]) -> str:
     copied = "".join(f"COPY {folder} {folder}\n" for folder in (*folders, "bundle"))
+    # Quantized bundles for the CPU run on operators that pip compiles where no wheel has them.
+    compiler = (
+        "RUN apt-get update && apt-get install --yes --no-install-recommends g++ "
+        "&& rm -rf /var/lib/apt/lists/*\n"
+    )
     return (
+        "# Copy the bundle to bundle/, then: podman build --format docker --tag IMAGE .\n"
+        "# (podman's own format has no HEALTHCHECK) or docker build --file Containerfile .\n"
         f"FROM {image}\n"
         "WORKDIR /app\n"
+        f"{compiler if target == 'ort-cpu' else ''}"
         "COPY requirements.txt ./\n"
-        "RUN pip install --no-cache-dir --requirement requirements.txt\n"
+        "COPY wheels wheels\n"
+        "RUN pip install --no-cache-dir --find-links wheels --requirement requirements.txt\n"
         "COPY start.sh health_check.sh ./\n"
         f"{copied}"
         "HEALTHCHECK --interval=60s --timeout=60s --start-period=600s "
@@ -197,7 +188,9 @@ def _containerfile(image: str, folders: list[str]) -> str:
 def _engine_lines(target: str) -> list[str]:
     """Engines fit one GPU and version, so they are built where they run, when it starts."""
     builds = TARGETS[target].product is not None
-    return ["[ -d bundle/engines ] || medusa-trt build bundle"] if builds else []
+    found = f"compgen -G 'bundle/engines/{target}-sm*/engines.json' > /dev/null"
+    line = f"{found} || medusa-trt build bundle"
+    return [line] if builds else []
 
 
 def _check_target(bundle: Bundle, kind: str, targets: tuple[str, ...]) -> str:
@@ -211,10 +204,18 @@ def _check_target(bundle: Bundle, kind: str, targets: tuple[str, ...]) -> str:
     return own
 
 
-def _requirements(extra: str) -> str:
-    packages = ("numpy", "tokenizers", "jinja2", "msgspec", "rich")
-    pinned = [f"{name}=={version(name)}" for name in packages]
-    return "\n".join([f"medusa-trt[{extra}]=={version('medusa-trt')}", *pinned]) + "\n"
+def _requirements(place: str) -> str:
+    versions = PINS[place] | {name: version(name) for name in (*_PACKAGES[place], *_COMMON)}
+    lines = [f"{name}=={number}" for name, number in versions.items()]
+    if place == "jetson":
+        head = [
+            f"# For Python 3.11 or later. TensorRT {JETSON_TENSORRT} is the system's: its module",
+            "# must be there for this Python, which is not the 3.10 that JetPack 6 has it for.",
+            f"medusa-trt=={version('medusa-trt')}",
+        ]
+    else:
+        head = [f"medusa-trt[{place}]=={version('medusa-trt')}"]
+    return "\n".join([*head, *lines]) + "\n"
 
 
 def _script(*lines: str) -> str:
