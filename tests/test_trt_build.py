@@ -159,6 +159,41 @@ def test_every_family_builds(family: str, target: str, precision: str, tmp_path:
     check_built(bundle)
 
 
+@pytest.mark.slow
+@needs_rtx
+@pytest.mark.parametrize(("target", "precision"), [("tensorrt", "fp16"), ("tensorrt", "int8")])
+def test_the_demo_model_builds(target: str, precision: str, tmp_path: Path) -> None:
+    options = ExportOptions(
+        model="smollm2-135m", target=target, precision=precision, output=tmp_path / "bundle"
+    )
+    check_built(export_bundle(options, progress=lambda _: None))
+
+
+@pytest.mark.slow
+@needs_rtx
+@pytest.mark.parametrize("target", ["tensorrt", "tensorrt-jetson"])
+def test_the_demo_models_shape_builds_at_four_bits(target: str, tmp_path: Path) -> None:
+    """With random weights: its own are too few for so few bits, and are refused."""
+    shape = llama_config(
+        hidden_size=576,
+        intermediate_size=1536,
+        num_hidden_layers=30,
+        num_attention_heads=9,
+        num_key_value_heads=3,
+        vocab_size=49152,
+        tie_word_embeddings=True,
+    )
+    shape.save_pretrained(tmp_path / "shape")
+    options = ExportOptions(
+        model=str(tmp_path / "shape"),
+        target=target,
+        precision="int4",
+        random_weights=True,
+        output=tmp_path / "bundle",
+    )
+    check_built(export_bundle(options, progress=lambda _: None))
+
+
 @needs_rtx
 @pytest.mark.parametrize(
     ("changes", "message"),
