@@ -50,6 +50,7 @@ _WHEELS = """Wheels that no package index offers, such as one of medusa-trt itse
 pip takes them first.
 """
 
+_RUN_WITH = "# Run it with --device nvidia.com/gpu=all (podman) or --gpus all (docker).\n"
 _SCRIPT_MODE = 0o755
 
 
@@ -171,6 +172,7 @@ def _containerfile(image: str, target: str, folders: list[str]) -> str:
     return (
         "# Copy the bundle to bundle/, then: podman build --format docker --tag IMAGE .\n"
         "# (podman's own format has no HEALTHCHECK) or docker build --file Containerfile .\n"
+        f"{'' if target == 'ort-cpu' else _RUN_WITH}"
         f"FROM {image}\n"
         "WORKDIR /app\n"
         f"{compiler if target == 'ort-cpu' else ''}"
