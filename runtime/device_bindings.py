@@ -1,5 +1,7 @@
 """Graphs with their tensors bound in device memory, kept from step to step."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -66,9 +68,16 @@ class Bindings:
             raise EngineError("the engine is closed: open a new session")
         return self._executor
 
-    def new(self, graph: str, tree: MedusaTree | None = None) -> Bound:
-        """An executable of a graph, nothing bound yet."""
-        return Bound(self.executor.open(graph, tree), tree)
+    @contextmanager
+    def new(self, graph: str, tree: MedusaTree | None = None) -> Iterator[Bound]:
+        """An executable of a graph, nothing bound yet; freed where the block cannot bind it."""
+        bound = Bound(self.executor.open(graph, tree), tree)
+        try:
+            yield bound
+        except BaseException:
+            self._cuda.synchronize()
+            self._release(bound)
+            raise
 
     def found(self, key: tuple[object, ...]) -> Bound | None:
         """A binding that was kept, now the youngest."""

@@ -116,7 +116,10 @@ class DeviceEngine:
         key = (id(tree), num_sequences, first_slot, shown, logits, num_read, self._cache.current)
         bound = self._bindings.found(key)
         if bound is None:
-            bound = self._bind_verify(tree, shown, first_slot, num_sequences, logits, num_read)
+            with self._bindings.new("verify", tree) as bound:
+                self._bind_verify(
+                    bound, tree, shown, first_slot, num_sequences, logits=logits, num_read=num_read
+                )
             self._bindings.keep(key, bound)
         bound.inputs[names.INPUT_IDS][...] = input_ids
         bound.inputs[names.PAST_LENGTH][:] = past_lengths
@@ -146,7 +149,8 @@ class DeviceEngine:
         key = ("reduce", id(tree), num_rows, address)
         bound = self._bindings.found(key)
         if bound is None:
-            bound = self._bind_reduce(tree, num_rows, address)
+            with self._bindings.new("reduce", tree) as bound:
+                self._bind_reduce(bound, tree, num_rows, address)
             self._bindings.keep(key, bound)
         write_inputs(bound.inputs, input_ids, sampling, uniforms, self._model.vocab_size)
         found = self._bindings.run(bound)
@@ -159,13 +163,13 @@ class DeviceEngine:
         key = ("heads", len(hidden))
         bound = self._bindings.found(key)
         if bound is None:
-            bound = self._bindings.new("heads")
-            self._bindings.input(bound, names.HIDDEN, np.zeros_like(hidden), every_run=True)
-            if self._heads_read_root:
-                roots = np.zeros(len(hidden), np.int64)
-                self._bindings.input(bound, names.ROOT_IDS, roots, every_run=True)
-            shape = (len(hidden), self._heads_spec.num_heads, self._heads_spec.top_k)
-            self._bindings.output(bound, names.DRAFT_IDS, shape, "int64", wanted=True)
+            with self._bindings.new("heads") as bound:
+                self._bindings.input(bound, names.HIDDEN, np.zeros_like(hidden), every_run=True)
+                if self._heads_read_root:
+                    roots = np.zeros(len(hidden), np.int64)
+                    self._bindings.input(bound, names.ROOT_IDS, roots, every_run=True)
+                shape = (len(hidden), self._heads_spec.num_heads, self._heads_spec.top_k)
+                self._bindings.output(bound, names.DRAFT_IDS, shape, "int64", wanted=True)
             self._bindings.keep(key, bound)
         bound.inputs[names.HIDDEN][...] = hidden
         if self._heads_read_root:
@@ -194,15 +198,16 @@ class DeviceEngine:
 
     def _bind_verify(
         self,
+        bound: Bound,
         tree: MedusaTree,
         rows: Sequence[int],
         first_slot: int,
         num_sequences: int,
+        *,
         logits: bool,
         num_read: int,
-    ) -> Bound:
+    ) -> None:
         bindings, model = self._bindings, self._model
-        bound = bindings.new("verify", tree)
         mask = np.where(tree.attn_mask, np.float32(0), np.float32(_MASKED))
         ids = np.zeros((num_sequences, tree.num_nodes), np.int64)
         lengths = np.zeros(num_sequences, np.int64)
@@ -226,11 +231,9 @@ class DeviceEngine:
                 name, updated = names.past_name(layer, kind), names.present_name(layer, kind)
                 bound.executable.bind_input(name, past, shape, self._cache_dtype)
                 bound.executable.bind_output(updated, present, shape, self._cache_dtype)
-        return bound
 
-    def _bind_reduce(self, tree: MedusaTree, num_rows: int, logits: int) -> Bound:
+    def _bind_reduce(self, bound: Bound, tree: MedusaTree, num_rows: int, logits: int) -> None:
         """The reduce graph on logits where they lie."""
-        bound = self._bindings.new("reduce", tree)
         shape = (num_rows, self._model.vocab_size)
         bound.executable.bind_input(names.LOGITS, logits, shape, "float32")
         self._bindings.input(bound, names.PARENT_ROWS, parent_rows(tree, num_rows))
@@ -241,7 +244,6 @@ class DeviceEngine:
                 self._bindings.input(bound, name, array, every_run=True)
         for name, dtype in OUTPUTS.items():
             self._bindings.output(bound, name, (num_rows,), dtype, wanted=True)
-        return bound
 
     def _downloaded_row(self, logits: int, row: int) -> NDArray[np.float32]:
         """One row of logits on the host; overwritten by the next."""

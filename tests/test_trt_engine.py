@@ -444,6 +444,21 @@ def test_a_full_memory_leaves_nothing_behind(built: Built, room_bytes: int) -> N
     assert not built.cuda.memory and not built.cuda.streams
 
 
+def test_a_step_that_finds_no_memory_can_be_tried_again(built: Built) -> None:
+    engine = built.engine()
+    engine.verify([[5, 6, 7, 8, 9, 10]], TREE, [0])
+    held = set(built.cuda.memory)
+    built.cuda.room_bytes = sum(map(len, built.cuda.memory.values())) + 100
+    try:
+        with pytest.raises(EngineError, match="cudaErrorMemoryAllocation"):
+            engine.verify([[1] * 20], chain_tree(19), [0])
+    finally:
+        built.cuda.room_bytes = float("inf")
+    assert built.cuda.memory.keys() == held
+    engine.verify([[1] * 20], chain_tree(19), [0])
+    engine.close()
+
+
 @pytest.mark.parametrize(("free_bytes", "left"), [(10**9, True), (1000, False)])
 def test_streamed_weights_leave_room_for_the_cache(
     trt_bundle: Bundle, tmp_path: Path, free_bytes: int, left: bool
