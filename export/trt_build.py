@@ -356,8 +356,9 @@ def _config(build: _Build, builder: Any, profiles: list[Profile], *, has_weights
         config.set_memory_pool_limit(pool, options.workspace_mib << 20)
     if options.optimization_level is not None:
         config.builder_optimization_level = options.optimization_level
-    for flag in build.product.flags:
-        config.set_flag(getattr(module.BuilderFlag, flag))
+    if not options.weight_streaming:
+        for flag in build.product.flags:
+            config.set_flag(getattr(module.BuilderFlag, flag))
     if "timing_cache" not in build.product.unsupported:
         _set_timing_cache(build, config)
     if build.product.ahead_of_time and options.compute_capabilities:

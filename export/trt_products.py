@@ -20,7 +20,8 @@ class ProductSpec:
         name: the product.
         ahead_of_time: builds for GPUs that the machine does not have.
         unsupported: options of `BuildOptions` that it lacks, each with what to do instead.
-        flags: builder flags without which its engines do not run as the runtime does.
+        flags: builder flags without which its engines do not run as the runtime does; streamed
+            weights rule them out, and are run otherwise.
     """
 
     name: Product

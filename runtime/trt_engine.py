@@ -66,8 +66,6 @@ class _TrtExecutor:
     each of them its own, enough for the largest step.
     """
 
-    is_capturable = True
-
     def __init__(self, module: Any, loaded: LoadedEngines, cuda: Cuda) -> None:
         self._module, self._record, self._runtime = module, loaded.record, loaded.runtime
         self._engines, self._stream = loaded.engines, cuda.stream
@@ -75,6 +73,11 @@ class _TrtExecutor:
         self._scratch_bytes = max(1, *sizes)
         self._scratch = cuda.allocate(self._scratch_bytes)
         self._ways = {name: self._way(engine) for name, engine in self._engines.items()}
+
+    @property
+    def is_capturable(self) -> bool:
+        """Whether steps may be recorded: streamed weights need memory while they run."""
+        return not self._record.weight_streaming
 
     def open(self, graph: str, tree: MedusaTree | None) -> "_Context":
         """See `Executor.open`."""

@@ -132,6 +132,23 @@ def test_a_merged_tree_builds(trt_bundle: Bundle, tmp_path: Path) -> None:
 
 
 @needs_rtx
+def test_engines_build_with_options_for_their_weights(trt_bundle: Bundle, tmp_path: Path) -> None:
+    options = BuildOptions(
+        target="tensorrt-rtx",
+        compute_capabilities=("8.6",),
+        max_length=128,
+        refittable=True,
+        strip_weights=True,
+        weight_streaming=True,
+        workspace_mib=512,
+        optimization_level=0,
+        output=tmp_path / "engines",
+    )
+    record = record_from_folder(build_engines(trt_bundle, options, progress=lambda _: None))
+    assert record.stripped and record.weight_streaming and record.refittable
+
+
+@needs_rtx
 def test_the_jetson_engines_build(jetson_bundle: Bundle) -> None:
     check_built(jetson_bundle)
 

@@ -422,6 +422,17 @@ def test_steps_of_tensorrt_rtx_are_graphs_of_final_kernels(
     engine.close()
 
 
+def test_steps_with_streamed_weights_are_no_graphs(trt_bundle: Bundle, tmp_path: Path) -> None:
+    """TensorRT-RTX: REQUIRE_USER_ALLOCATION is not compatible with WEIGHT_STREAMING."""
+    own = Built(trt_bundle, tmp_path, product="tensorrt-rtx", weight_streaming=True)
+    assert not any("user" in config.flags for config in own.module.configs)
+    engine = own.engine()
+    for _ in range(3):
+        engine.verify([[5, 6, 7, 8, 9, 10]], TREE, [0])
+    assert own.cuda.num_launches == 0
+    engine.close()
+
+
 def test_what_breaks_a_recording_is_reported(trt_bundle: Bundle, tmp_path: Path) -> None:
     own = Built(trt_bundle, tmp_path)
     engine = own.engine()
