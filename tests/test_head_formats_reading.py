@@ -334,9 +334,9 @@ def test_matrices_stay_in_their_file(vocab_size: int | None, file: str, tmp_path
             expected = tensors[f"{head}.{keys[name]}.weight"].numpy()
             assert tensor.stored().dtype == np.float16
             assert np.array_equal(tensor.stored(), expected)
-    for head in heads.heads:
-        assert all(map_.weight.is_meta for map_ in head.maps)
-        assert head.unembedding is None or head.unembedding.is_meta
+    for each in heads.heads:
+        assert all(map_.weight.is_meta for map_ in each.maps)
+        assert each.unembedding is None or each.unembedding.is_meta
 
 
 def test_a_model_without_heads_is_named_as_one(tiny_model: Path, tmp_path: Path) -> None:
