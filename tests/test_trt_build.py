@@ -28,7 +28,10 @@ from medusa_trt.export.passes.quantize_weights import quantized_matrix
 from medusa_trt.export.pipeline import ExportOptions, export_bundle
 from medusa_trt.export.targets import TARGETS
 from medusa_trt.export.trt_build import build_engines
+from medusa_trt.export.trt_job import EngineBuild
+from medusa_trt.export.trt_network import parsed_network
 from medusa_trt.export.trt_options import BuildOptions
+from medusa_trt.export.trt_products import PRODUCTS
 from medusa_trt.export.verify import compare_on_text, compare_on_tree, random_tree
 from medusa_trt.runtime.bundle import Bundle, TensorSpec
 from medusa_trt.runtime.engine_record import record_from_folder
@@ -117,6 +120,23 @@ def test_the_engines_build(trt_bundle: Bundle) -> None:
 
 
 @needs_rtx
+def test_attention_without_a_kernel_of_its_own_may_be_decomposed(trt_bundle: Bundle) -> None:
+    product = PRODUCTS["tensorrt-rtx"]
+    module = product.load()
+    build = EngineBuild(trt_bundle, BuildOptions(), product, module, lambda _: None)
+    builder = module.Builder(build.logger)
+    spec = trt_bundle.manifest.graphs["verify"]
+    network, parser = parsed_network(build, builder, spec, is_merged=False)
+    layers = [network.get_layer(index) for index in range(network.num_layers)]
+    found = [layer for layer in layers if layer.type == module.LayerType.ATTENTION_INPUT]
+    assert len(found) == trt_bundle.manifest.model.num_layers
+    for layer in found:
+        layer.__class__ = module.IAttentionInputLayer
+        assert layer.attention.decomposable
+    del parser
+
+
+@needs_rtx
 def test_a_merged_tree_builds(trt_bundle: Bundle, tmp_path: Path) -> None:
     options = BuildOptions(
         target="tensorrt-rtx",
@@ -132,19 +152,34 @@ def test_a_merged_tree_builds(trt_bundle: Bundle, tmp_path: Path) -> None:
 
 
 @needs_rtx
-def test_engines_build_with_options_for_their_weights(trt_bundle: Bundle, tmp_path: Path) -> None:
+def test_the_builders_options_are_taken(trt_bundle: Bundle, tmp_path: Path) -> None:
     options = BuildOptions(
         target="tensorrt-rtx",
         compute_capabilities=("8.6",),
         max_length=128,
-        refittable=True,
-        strip_weights=True,
         workspace_mib=512,
         optimization_level=0,
         output=tmp_path / "engines",
     )
     record = record_from_folder(build_engines(trt_bundle, options, progress=lambda _: None))
-    assert record.stripped and record.refittable and not record.weight_streaming
+    assert not (record.refittable or record.stripped or record.weight_streaming)
+    assert (record.options["workspace_mib"], record.options["optimization_level"]) == (512, 0)
+
+
+@needs_rtx
+@pytest.mark.skipif(torch.cuda.is_available(), reason="it builds where there is a GPU")
+def test_options_for_weights_need_a_gpu(trt_bundle: Bundle, tmp_path: Path) -> None:
+    """TensorRT-RTX runs kernels when it makes an engine whose weights can be replaced."""
+    options = BuildOptions(
+        target="tensorrt-rtx",
+        compute_capabilities=("8.6",),
+        max_length=128,
+        refittable=True,
+        output=tmp_path / "engines",
+    )
+    with pytest.raises(BuildError, match="run this on a machine with a GPU, or leave the option"):
+        build_engines(trt_bundle, options, progress=lambda _: None)
+    assert not list(tmp_path.iterdir())
 
 
 @needs_rtx

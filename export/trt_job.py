@@ -1,0 +1,162 @@
+"""What one build of engines is asked for, and whether it can be done."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from medusa_trt.errors import BuildError
+from medusa_trt.export.targets import TARGETS
+from medusa_trt.export.trt_options import BuildOptions, num_cache_rows
+from medusa_trt.export.trt_products import PRODUCTS, ProductSpec, logger_class
+from medusa_trt.runtime.bundle import Bundle
+from medusa_trt.runtime.engine_record import ENGINES_FOLDER
+
+
+@dataclass(slots=True)
+class EngineBuild:
+    """What the steps of one build share.
+
+    Attributes:
+        bundle: what is built.
+        options: as asked.
+        product: the description of `module`.
+        module: `tensorrt` or `tensorrt_rtx`.
+        tell: told each stage, and warnings.
+        logger: TensorRT's, which keeps warnings and errors.
+        timing_cache: what was measured so far.
+        live_cache: the same as the builder has it.
+    """
+
+    bundle: Bundle
+    options: BuildOptions
+    product: ProductSpec
+    module: Any
+    tell: Callable[[str], None]
+    logger: Any = field(init=False)
+    timing_cache: bytes = b""
+    live_cache: Any = None
+
+    def __post_init__(self) -> None:
+        self.logger = logger_class(self.module)()
+
+    @property
+    def capacity(self) -> int:
+        """Rows of a cache slot."""
+        length = self.options.max_length or self.bundle.manifest.model.max_length
+        return num_cache_rows(length, self.max_tree_nodes)
+
+    @property
+    def max_tree_nodes(self) -> int:
+        """Most nodes of a step over a tree."""
+        return max(self.options.max_tree_nodes, self.bundle.tree.num_nodes)
+
+
+def product_of(bundle: Bundle, options: BuildOptions) -> ProductSpec:
+    """What builds a bundle's engines.
+
+    Raises:
+        BuildError: the bundle is of another kind than the target that is asked for.
+    """
+    own = bundle.manifest.target.name
+    asked = options.target or own
+    target = TARGETS.get(asked)
+    if target is None or target.product is None:
+        raise BuildError(
+            f"no engines are built for {asked}: choose "
+            f"{', '.join(row.name for row in TARGETS.values() if row.product)}"
+        )
+    exported_for = TARGETS.get(own)
+    if exported_for is None or exported_for.product is None:
+        raise BuildError(
+            f"the bundle was exported for {own}: export the model with --target {asked}"
+        )
+    if asked == "tensorrt-jetson" and own != asked:
+        raise BuildError(
+            f"the bundle for {own} has operators that TensorRT 10.3 lacks: export the model with "
+            "--target tensorrt-jetson"
+        )
+    if any(tensor.dtype == "double" for tensor in bundle.manifest.graphs["reduce"].inputs):
+        raise BuildError(
+            "the bundle's reduce graph computes in float64, which TensorRT lacks: export the "
+            "model again with this release"
+        )
+    return PRODUCTS[target.product]
+
+
+def check_options(build: EngineBuild) -> None:
+    """Refuses options that the product lacks, or that the bundle does not allow.
+
+    Raises:
+        BuildError: one, by its name.
+    """
+    for name, instead in build.product.unsupported.items():
+        if getattr(build.options, name):
+            option = "--" + name.replace("_", "-").replace("capabilities", "capability")
+            raise BuildError(f"{build.product.name} has no {option}: {instead}")
+    limit = build.bundle.manifest.model.max_length
+    if build.options.max_length is not None and build.options.max_length > limit:
+        raise BuildError(
+            f"max_length is {build.options.max_length}, the bundle allows {limit}: export the "
+            "model with a larger --max-length"
+        )
+
+
+def check_capabilities(build: EngineBuild, capabilities: tuple[str, ...]) -> None:
+    """Refuses GPUs that an ahead-of-time build does not know.
+
+    Raises:
+        BuildError: one, by its compute capability.
+    """
+    if build.product.ahead_of_time:
+        known = capability_members(build.module)
+        for capability in capabilities:
+            if capability not in known:
+                raise BuildError(
+                    f"{build.product.name} {build.module.__version__} does not build for compute "
+                    f"capability {capability}: choose {', '.join(known)}"
+                )
+
+
+def capability_members(module: Any) -> dict[str, Any]:
+    """The members of `ComputeCapability` by the capability's number."""
+    members = module.ComputeCapability.__members__.items()
+    return {f"{name[2:-1]}.{name[-1]}": value for name, value in members if name[:2] == "SM"}
+
+
+def own_capability(product: ProductSpec) -> str:
+    """The compute capability of this machine's GPU.
+
+    Raises:
+        BuildError: there is none.
+    """
+    from medusa_trt.runtime.device_memory import compute_capability
+
+    found = compute_capability()
+    if found is not None:
+        return found
+    hint = "name the GPU with --compute-capability" if product.ahead_of_time else "run it there"
+    raise BuildError(f"this machine has no GPU that CUDA can use: {hint}")
+
+
+def default_output(
+    bundle: Bundle, options: BuildOptions, product: ProductSpec, capabilities: tuple[str, ...]
+) -> Path:
+    """A folder in the bundle, named by target and GPUs."""
+    target = options.target or bundle.manifest.target.name
+    name = "-".join([target, *(f"sm{each.replace('.', '')}" for each in capabilities)])
+    return bundle.path / ENGINES_FOLDER / name
+
+
+def timing_cache_file(build: EngineBuild, output: Path) -> Path | None:
+    """Where timings are kept; None where the product keeps none.
+
+    Raises:
+        BuildError: the option names no file that can be written.
+    """
+    if "timing_cache" in build.product.unsupported:
+        return None
+    asked = build.options.timing_cache
+    if asked is not None and (asked.is_dir() or not asked.parent.is_dir()):
+        raise BuildError(f"--timing-cache {asked}: give a file in a folder that is there")
+    return asked or output.parent / "timing.cache"
