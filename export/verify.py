@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
 from medusa_trt.errors import ExportError
+from medusa_trt.export.dense_experts import has_experts
 from medusa_trt.runtime.bundle import Agreement, Bundle
 from medusa_trt.runtime.engine import TokenIds, VerifyOutputs
 from medusa_trt.tree_configs import MedusaTree, chain_tree
@@ -29,6 +30,11 @@ MAX_RELATIVE_ERROR = {
 
 _TOO_FEW = "its weights lose too much in {0}: choose another --precision, or report this model"
 _ADVICE = {name: _TOO_FEW.format(name) for name in ("int8", "fp8", "int4")}
+
+_EXPERTS_FACTOR = 5
+"""By which the limit is wider for a mixture of experts. A router that rounds otherwise takes the
+other one of two nearly equal experts, and there the logits are off by as much as half their spread:
+at 2 of 83 positions of a tiny Mixtral in fp16, which makes 5.5 % on the whole."""
 
 TEXT = (
     "Speculative decoding drafts several tokens and checks them together. A language model reads "
@@ -106,6 +112,14 @@ def compare_on_tree(
             expected[slot, path] = logits[row, : len(path)]
     vocab_size = expected.shape[-1]
     return agreement(outputs.logits.reshape(-1, vocab_size), expected.reshape(-1, vocab_size))
+
+
+def max_relative_error(precision: str, is_routed: bool) -> float:
+    """`Agreement.relative_error` that an export may show."""
+    limit = MAX_RELATIVE_ERROR[precision]
+    if not is_routed or precision in MAX_LOGIT_DIFFERENCE:
+        return limit
+    return min(max(MAX_RELATIVE_ERROR.values()), _EXPERTS_FACTOR * limit)
 
 
 def leaf_paths(tree: MedusaTree) -> Iterator[NDArray[np.int64]]:
@@ -193,7 +207,7 @@ def verify_bundle(
         }
     precision = manifest.target.precision
     limit = MAX_LOGIT_DIFFERENCE.get(precision, np.inf)
-    relative_limit = MAX_RELATIVE_ERROR[precision]
+    relative_limit = max_relative_error(precision, has_experts(model))
     for where, result in found.items():
         # A difference that is not a number must fail, so the comparison asks for what is good.
         good = result.max_logit_difference <= limit and result.relative_error <= relative_limit

@@ -23,6 +23,7 @@ from medusa_trt.export.verify import (
     TEXT,
     agreement,
     leaf_paths,
+    max_relative_error,
     random_tree,
     verify_bundle,
 )
@@ -217,3 +218,12 @@ def test_an_engine_that_forgets_its_cache_fails(
     engine.ignore_past = True
     with pytest.raises(ExportError, match="exported text logits"):
         verify_bundle(tiny_bundle, engine, model, TEXT_IDS)
+
+
+@pytest.mark.parametrize(
+    ("precision", "plain", "routed"),
+    [("fp32", 1e-3, 1e-3), ("fp16", 0.02, 0.1), ("int4", 0.8, 0.8)],
+)
+def test_a_router_may_take_another_expert(precision: str, plain: float, routed: float) -> None:
+    assert max_relative_error(precision, False) == plain
+    assert max_relative_error(precision, True) == routed
