@@ -157,9 +157,9 @@ def _check_reductions(session: MedusaSession, console: Console) -> bool:
 
 
 def _compare(session: MedusaSession, num_tokens: int, console: Console) -> None:
-    table = Table(title="replies; host: ms a step outside the engine")
-    table.add_column("prompt", no_wrap=True, max_width=20)
-    for column in ("drafts", "tokens/s", "tokens a step", "equal", "host"):
+    table = Table(title="replies; host: ms of a step outside the engine")
+    table.add_column("prompt", no_wrap=True, max_width=16)
+    for column in ("drafts", "tokens/s", "a step", "equal", "host"):
         table.add_column(column, no_wrap=True)
     for prompt in PROMPTS:
         expected: list[int] | None = None
