@@ -6,22 +6,37 @@ import os
 import platform
 import shutil
 from importlib.metadata import PackageNotFoundError, version
+from typing import NamedTuple
 
 _MISSING = "not installed"
 
-_EXTRAS = {
-    "ort-cpu": (("onnxruntime",), "decode on the CPU"),
-    "export": (
-        ("torch", "transformers", "onnx", "onnx_ir", "onnxscript", "safetensors", "gguf"),
+
+class _Purpose(NamedTuple):
+    """What can be done, what has to be installed for it, and which extra brings that."""
+
+    name: str
+    extra: str
+    modules: tuple[str, ...]
+    needs_gpu: bool = False
+
+
+_PURPOSES = (
+    _Purpose("decode on the CPU", "ort-cpu", ("onnxruntime",)),
+    _Purpose(
         "export models",
+        "export",
+        ("torch", "transformers", "onnx", "onnx_ir", "onnxscript", "safetensors", "gguf"),
     ),
-    "train": (("peft",), "train heads, merge adapters"),
-    "grammar": (("llguidance",), "constrain replies by a grammar"),
-    "ort-cuda": (("onnxruntime-gpu", "cuda"), "decode on a GPU with ONNX Runtime"),
-    "tensorrt": (("tensorrt", "cuda"), "build and run TensorRT engines"),
-    "tensorrt-rtx": (("tensorrt_rtx", "cuda"), "build and run TensorRT-RTX engines"),
-}
-"""Import names (or packages, with a hyphen) of what each extra brings, and what it is for."""
+    _Purpose("train heads, merge adapters", "train", ("peft",)),
+    _Purpose("constrain replies by a grammar", "grammar", ("llguidance",)),
+    _Purpose(
+        "decode on a GPU with ONNX Runtime", "ort-cuda", ("onnxruntime-gpu", "cuda"), needs_gpu=True
+    ),
+    _Purpose("build and run TensorRT engines", "tensorrt", ("tensorrt", "cuda"), needs_gpu=True),
+    _Purpose("build TensorRT-RTX engines", "tensorrt-rtx", ("tensorrt_rtx",)),
+    _Purpose("run TensorRT-RTX engines", "tensorrt-rtx", ("tensorrt_rtx", "cuda"), needs_gpu=True),
+)
+"""Modules by import name, or by the package's where that has a hyphen."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,6 +46,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Prints a line for each thing that can be done here, and how to get what is missing."""
+    from medusa_trt.runtime.device_memory import compute_capability
+
     del arguments
     print(f"Python     {platform.python_version()} on {platform.system()} {platform.machine()}")
     print(f"medusa-trt {_version('medusa-trt')}")
@@ -39,13 +56,28 @@ def run(arguments: argparse.Namespace) -> None:
         memory_bytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         print(f"memory     {memory_bytes / 2**30:.1f} GiB")
     print(f"disk       {shutil.disk_usage('.').free / 1e9:.0f} GB free here")
-    print(f"NVIDIA GPU {shutil.which('nvidia-smi') or 'no nvidia-smi: no driver found'}")
+    driver = shutil.which("nvidia-smi")
+    capability = compute_capability()
+    print(f"NVIDIA GPU {_gpu(driver, capability)}")
     print(f"operators  {_operators()}")
     print()
-    for extra, (modules, purpose) in _EXTRAS.items():
-        missing = [name for name in modules if not _is_installed(name)]
-        state = f"no: pip install 'medusa-trt[{extra}]'" if missing else "yes"
-        print(f"{purpose:<32} {state}")
+    for purpose in _PURPOSES:
+        if not all(_is_installed(name) for name in purpose.modules):
+            state = f"no: pip install 'medusa-trt[{purpose.extra}]'"
+        elif purpose.needs_gpu and capability is None:
+            state = "no: CUDA finds no NVIDIA GPU here"
+        else:
+            state = "yes"
+        print(f"{purpose.name:<33} {state}")
+
+
+def _gpu(driver: str | None, capability: str | None) -> str:
+    """What is known of the first GPU."""
+    if capability is not None:
+        return f"compute capability {capability}"
+    if driver is None:
+        return "no nvidia-smi: no driver found"
+    return "not found by CUDA" if _is_installed("cuda") else "driver found, cuda-python is missing"
 
 
 def _operators() -> str:
