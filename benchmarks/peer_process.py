@@ -6,7 +6,7 @@ import signal
 import subprocess
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from peer_contenders import Contender
 from peer_environments import WORKERS, PeerError, last_line
@@ -40,7 +40,7 @@ class PeerProcess:
             raise
         self._stop()
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "PeerProcess":
         return self
 
     def __exit__(

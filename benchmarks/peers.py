@@ -15,7 +15,7 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from pathlib import Path
 
 import msgspec
@@ -116,7 +116,7 @@ def measured(arguments: argparse.Namespace) -> PeerReport:
     contenders = contenders_for(workshop, model, bundles, max_length, arguments.only, left_out)
     report = PeerReport(
         command=" ".join(["peers.py", *sys.argv[1:]]),
-        date=datetime.now(UTC).isoformat(timespec="seconds"),
+        date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         model=model,
         num_tokens=arguments.tokens,
         prompt_lengths=[len(prompt) for prompt in prompts],

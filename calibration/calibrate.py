@@ -8,7 +8,7 @@ import shlex
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from pathlib import Path
 
 import msgspec
@@ -285,7 +285,7 @@ class Calibrator:
     def _origin(self, progress: Progress, is_complete: bool) -> Origin:
         return Origin(
             command=shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-            date=datetime.now(UTC).astimezone().isoformat(timespec="seconds"),
+            date=datetime.now(timezone.utc).astimezone().isoformat(timespec="seconds"),
             duration_s=round(progress.elapsed_s, 3),
             is_complete=is_complete,
             machine=self._machine,

@@ -27,9 +27,10 @@ PINS = {
     "ort-cpu": {},
     "ort-cuda": {"cuda-python": "13.4.4"},
     "tensorrt": {"tensorrt": "11.4.0.106", "cuda-python": "13.4.4"},
-    "jetson": {"cuda-python": "12.6.2.post1"},
+    "jetson": {"cuda-python": "12.6.2.post1", "numpy": "2.2.6"},
 }
-"""Of packages that the machine that deploys need not have. JetPack 6 has CUDA 12.6."""
+"""Of packages that the machine that deploys need not have. JetPack 6 has CUDA 12.6, and TensorRT's
+module for Python 3.10, whose last numpy this is."""
 
 _COMMON = ("numpy", "tokenizers", "jinja2", "msgspec", "rich")
 _PACKAGES = {
@@ -207,12 +208,12 @@ def _check_target(bundle: Bundle, kind: str, targets: tuple[str, ...]) -> str:
 
 
 def _requirements(place: str) -> str:
-    versions = PINS[place] | {name: version(name) for name in (*_PACKAGES[place], *_COMMON)}
-    lines = [f"{name}=={number}" for name, number in versions.items()]
+    names = dict.fromkeys((*PINS[place], *_PACKAGES[place], *_COMMON))
+    lines = [f"{name}=={PINS[place].get(name) or version(name)}" for name in names]
     if place == "jetson":
         head = [
-            f"# For Python 3.11 or later. TensorRT {JETSON_TENSORRT} is the system's: its module",
-            "# must be there for this Python, which is not the 3.10 that JetPack 6 has it for.",
+            f"# For JetPack 6's Python 3.10, whose TensorRT {JETSON_TENSORRT} is the system's:",
+            "# python3 -m venv --system-site-packages env",
             f"medusa-trt=={version('medusa-trt')}",
         ]
     else:

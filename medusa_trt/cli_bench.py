@@ -4,7 +4,7 @@ import argparse
 import shlex
 import sys
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -113,7 +113,10 @@ def _bench(
     from medusa_trt.calibration.progress import Progress
 
     check_runnable(session, prompts, options)
-    date, setup = datetime.now(UTC).astimezone(), _setup(session, prompts, options, arguments)
+    date, setup = (
+        datetime.now(timezone.utc).astimezone(),
+        _setup(session, prompts, options, arguments),
+    )
     num_replies = sum(len(prompt.turns) for prompt in prompts) * options.rounds
     progress = Progress(num_replies * len(options.modes), "replies")
     progress.announce(num_replies * warm_up(session, prompts[0], options))

@@ -31,6 +31,7 @@ GRAPH_FILES = {
     "tree": "tree.onnx",
 }
 
+_HASHED_BYTES = 1 << 20
 _NEEDED_FILES = (WEIGHTS_FILE, TREE_FILE, TOKENIZER_FILE, GENERATION_CONFIG_FILE)
 
 Count = Annotated[int, msgspec.Meta(ge=1)]
@@ -209,8 +210,11 @@ def manifest_from_json(data: bytes, source: str) -> Manifest:
 
 def sha256_from_file(path: Path) -> str:
     """SHA-256 of a file as hexadecimal digits."""
+    digest = hashlib.sha256()
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        while chunk := file.read(_HASHED_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,6 @@ import threading
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Self
 
 from medusa_trt.errors import EngineError, GenerationError, PromptError
 from medusa_trt.runtime.backends import engine_from_backend
@@ -101,7 +100,7 @@ class MedusaSession:
         self._busy = threading.Lock()
         self._cancelled = threading.Event()
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "MedusaSession":
         return self
 
     def __exit__(self, *exc_info: object) -> None:

@@ -3,11 +3,11 @@
 import math
 import re
 import subprocess
-import tomllib
 from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+import tomllib
 from packaging.requirements import Requirement
 
 from medusa_trt.cli import main

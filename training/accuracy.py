@@ -3,7 +3,6 @@
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Self
 
 import numpy as np
 import torch
@@ -38,7 +37,9 @@ class Accuracy:
     num_tokens: int
 
     @classmethod
-    def measured(cls, replies: list[Ranks], num_nodes: int, tree: MedusaTree | None = None) -> Self:
+    def measured(
+        cls, replies: list[Ranks], num_nodes: int, tree: MedusaTree | None = None
+    ) -> "Accuracy":
         """Measures on replies.
 
         Args:

@@ -1,7 +1,6 @@
 """Conversations as token ids: what a chat template puts around the turns, and whose they are."""
 
 from dataclasses import dataclass, field
-from typing import Self
 
 from transformers import PreTrainedTokenizerBase
 
@@ -45,7 +44,7 @@ class ChatFrame:
     has_template: bool
 
     @classmethod
-    def from_tokenizer(cls, tokenizer: PreTrainedTokenizerBase) -> Self:
+    def from_tokenizer(cls, tokenizer: PreTrainedTokenizerBase) -> "ChatFrame":
         """Renders a conversation of marked turns and takes it apart.
 
         Raises:

@@ -5,7 +5,6 @@ import zlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Self
 
 import torch
 
@@ -37,7 +36,7 @@ class ReplyRows:
         turns: torch.Tensor,
         conversation_ids: torch.Tensor,
         features: Features | None = None,
-    ) -> Self:
+    ) -> "ReplyRows":
         """Keeps the tokens that have a turn.
 
         Args:
@@ -84,7 +83,7 @@ class DraftVocabulary:
         return self.vocab_size if self.token_map is None else len(self.token_map)
 
     @classmethod
-    def most_frequent(cls, rows: ReplyRows, size: int, vocab_size: int) -> Self:
+    def most_frequent(cls, rows: ReplyRows, size: int, vocab_size: int) -> "DraftVocabulary":
         """The `size` tokens most frequent in replies; among equals the smaller id.
 
         Raises:
@@ -154,7 +153,7 @@ class Split:
     held_out: list["LabelledTokens"]
 
     @classmethod
-    def from_shards(cls, shards: Sequence[Shard], held_out_fraction: float) -> Self:
+    def from_shards(cls, shards: Sequence[Shard], held_out_fraction: float) -> "Split":
         """Holds conversations out by what comes before their first reply.
 
         So a prompt that occurs twice never is on both sides, and which are held out depends on

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
 
 import msgspec
 import torch
@@ -67,7 +66,7 @@ class Features:
     top_logprobs: torch.Tensor
 
     @classmethod
-    def concatenated(cls, parts: Sequence["Features"]) -> Self:
+    def concatenated(cls, parts: Sequence["Features"]) -> "Features":
         """The features of several pieces of text, one after the other."""
         return cls(
             torch.cat([part.hidden for part in parts]),
@@ -122,7 +121,7 @@ class Shard:
         temporary.replace(path)
 
     @classmethod
-    def load(cls, path: Path) -> Self:
+    def load(cls, path: Path) -> "Shard":
         """Reads a shard.
 
         Raises:

@@ -11,7 +11,6 @@ import reprlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -85,7 +84,9 @@ class MedusaTree:
         object.__setattr__(self, "child_ranges", ranges)
 
     @classmethod
-    def from_choices(cls, choices: Iterable[Sequence[int]], *, name: str = "custom") -> Self:
+    def from_choices(
+        cls, choices: Iterable[Sequence[int]], *, name: str = "custom"
+    ) -> "MedusaTree":
         """Makes a tree from its nodes in any order; no nodes make plain decoding.
 
         Args:
@@ -98,7 +99,7 @@ class MedusaTree:
         return cls(medusa_choices=_sorted_choices(choices), name=name)
 
     @classmethod
-    def from_json(cls, text: str, *, name: str = "custom") -> Self:
+    def from_json(cls, text: str, *, name: str = "custom") -> "MedusaTree":
         """Makes a tree from `{"medusa_choices": [[0], [0, 0], ...]}` or from the bare list.
 
         A `"source"` beside the choices says where they come from and is not kept.
@@ -109,7 +110,7 @@ class MedusaTree:
         return cls.from_choices(_choices_from_json(text), name=name)
 
     @classmethod
-    def load(cls, path: str | Path, *, name: str | None = None) -> Self:
+    def load(cls, path: str | Path, *, name: str | None = None) -> "MedusaTree":
         """Reads a tree file as `from_json` does; the name defaults to the file's stem.
 
         Raises:
