@@ -138,6 +138,15 @@ def test_vicunas_chat_template_is_fastchats() -> None:
     assert template.render(messages=system, eos_token="</s>") == "Be brief. USER: Hello "
 
 
+def test_zephyrs_chat_template_is_its_model_cards() -> None:
+    path = Path(__file__).parent.parent / "export" / "zephyr_chat_template.jinja"
+    turns = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello"}]
+    text = Template(path.read_text("utf-8")).render(
+        messages=turns, eos_token="</s>", add_generation_prompt=True
+    )
+    assert text == "<|system|>\nBe brief.</s>\n<|user|>\nHello</s>\n<|assistant|>\n"
+
+
 def test_doctor_says_what_runs_here(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor"]) == 0
     shown = capsys.readouterr().out
