@@ -177,9 +177,9 @@ def open_base_model(source: ModelSource) -> BaseModel:
 
 
 def _streamed(source: ModelSource) -> tuple[PreTrainedModel, Weights] | None:
-    config = load_config(source)
     if source.gguf_file is not None:
-        return _streamed_gguf(Path(source.location) / source.gguf_file, config)
+        return _streamed_gguf(source, Path(source.location) / source.gguf_file)
+    config = load_config(source)
     packing = _packing(config)
     if packing is None and getattr(config, "quantization_config", None) is not None:
         return None  # transformers knows more methods
@@ -209,10 +209,10 @@ def _packing(config: PretrainedConfig) -> Packing | None:
     return packing
 
 
-def _streamed_gguf(path: Path, config: PretrainedConfig) -> tuple[PreTrainedModel, Weights] | None:
+def _streamed_gguf(source: ModelSource, path: Path) -> tuple[PreTrainedModel, Weights] | None:
     if path.stat().st_size < STREAMED_GGUF_BYTES:
         return None
-    model = empty_model(config)
+    model = empty_model(load_config(source))
     weights = weights_from_gguf(model, path)
     return None if weights is None else (model, weights)
 
