@@ -237,10 +237,7 @@ def _bytes_read(bundle: Bundle, context: int) -> int:
         if value.const_value is not None
         and not all(use.node.op_type == "Gather" for use in value.uses())
     ]
-    model = bundle.manifest.model
-    item_bytes = 4 if bundle.manifest.target.cache_dtype == "float32" else 2
-    row_bytes = model.num_layers * 2 * model.num_kv_heads * model.head_dim * item_bytes
-    return sum(weights) + context * row_bytes
+    return sum(weights) + bundle.cache_bytes(context)
 
 
 def _time_others(session: MedusaSession, num_rounds: int, console: Console) -> None:

@@ -57,13 +57,6 @@ def products_of(bundle: Bundle) -> Products:
     return Products(size_bytes, dict(multiply_adds))
 
 
-def cache_bytes(bundle: Bundle, past: int) -> int:
-    """Bytes of keys and values that attention reads."""
-    model = bundle.manifest.model
-    itemsize = np.dtype(bundle.manifest.target.cache_dtype).itemsize
-    return past * model.num_layers * 2 * model.num_kv_heads * model.head_dim * itemsize
-
-
 def reading(size_bytes: int, threads: int) -> Callable[[], object]:
     """Sums that many bytes with `threads` threads."""
     parts = np.array_split(np.ones(size_bytes // 8, np.int64), threads)

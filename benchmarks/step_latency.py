@@ -18,7 +18,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 from rich.console import Console
-from step_floors import ArithmeticFloor, cache_bytes, products_of, reading
+from step_floors import ArithmeticFloor, products_of, reading
 from step_report import StepReport, StepTable, print_report
 
 from medusa_trt.calibration.bench_report import Machine, replaced_file
@@ -93,7 +93,7 @@ def measured_with(
         capacity = max(*pasts, PREFILL_TOKENS) + max(NUM_NODES)
         engine = OrtEngine(bundle, capacity=capacity, num_threads=threads)
         for past in pasts:
-            size_bytes = products_of(bundle).size_bytes + cache_bytes(bundle, past)
+            size_bytes = products_of(bundle).size_bytes + bundle.cache_bytes(past)
             named = engine_actions(bundle, engine, past) | {"read": reading(size_bytes, threads)}
             actions |= {(path, past, name): action for name, action in named.items()}
     times_ms = interleaved(actions, rounds)
@@ -104,7 +104,7 @@ def measured_with(
         arithmetic_ms = {nodes: arithmetic.ms(nodes) for nodes in NUM_NODES}
         for past in pasts:
             chosen = {key[2]: times for key, times in times_ms.items() if key[:2] == (path, past)}
-            size_bytes = products.size_bytes + cache_bytes(bundle, past)
+            size_bytes = products.size_bytes + bundle.cache_bytes(past)
             table = StepTable(
                 bundle=path,
                 precision=bundle.manifest.target.precision,

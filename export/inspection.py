@@ -6,7 +6,6 @@ from functools import cache
 from importlib import resources
 
 import msgspec
-import numpy as np
 import onnx_ir as ir
 
 from medusa_trt.errors import ExportError
@@ -74,13 +73,6 @@ def graph_facts(bundle: Bundle, graph: str) -> GraphFacts:
         is_table = is_embedding or (value.name or "").partition("_")[0] in ("cos", "sin")
         read_bytes += 0 if is_table else size_bytes
     return GraphFacts(operators, precisions.total(), read_bytes, precisions)
-
-
-def cache_bytes(bundle: Bundle, num_tokens: int) -> int:
-    """Size of the KV cache of one sequence."""
-    model = bundle.manifest.model
-    item = np.dtype(bundle.manifest.target.cache_dtype).itemsize
-    return 2 * model.num_layers * model.num_kv_heads * model.head_dim * num_tokens * item
 
 
 def steps_per_s(read_bytes: int, gpu: Gpu) -> float:

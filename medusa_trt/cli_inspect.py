@@ -54,11 +54,11 @@ def _estimates(
     bundle: "Bundle", facts: dict[str, "GraphFacts"], gpu: "Gpu | None"
 ) -> dict[str, float]:
     """Bytes, and of a GPU the upper bounds that its bandwidth sets."""
-    from medusa_trt.export.inspection import cache_bytes, steps_per_s
+    from medusa_trt.export.inspection import steps_per_s
 
     model = bundle.manifest.model
     weights = bundle.manifest.files["weights.data"].size_bytes
-    cache = cache_bytes(bundle, model.max_length + bundle.tree.num_nodes)
+    cache = bundle.cache_bytes(model.max_length + bundle.tree.num_nodes)
     estimates: dict[str, float] = {
         "weights_bytes": weights,
         "kv_cache_bytes": cache,

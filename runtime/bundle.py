@@ -31,6 +31,9 @@ GRAPH_FILES = {
     "tree": "tree.onnx",
 }
 
+CACHE_ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+"""Of each type that a cache may have."""
+
 _HASHED_BYTES = 1 << 20
 _NEEDED_FILES = (WEIGHTS_FILE, TREE_FILE, TOKENIZER_FILE, GENERATION_CONFIG_FILE)
 
@@ -261,6 +264,12 @@ class Bundle:
     def graph_path(self, graph: str) -> Path:
         """Path of a graph's ONNX file; `graph` is a key of `GRAPH_FILES`."""
         return self.path / self.manifest.graphs[graph].file
+
+    def cache_bytes(self, num_tokens: int) -> int:
+        """Size of the keys and values of so many tokens."""
+        model = self.manifest.model
+        item = CACHE_ITEM_BYTES[self.manifest.target.cache_dtype]
+        return 2 * model.num_layers * model.num_kv_heads * model.head_dim * num_tokens * item
 
     def read_optional(self, name: str) -> str | None:
         """Text of a listed file, or None where the bundle has no such file.

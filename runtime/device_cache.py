@@ -2,18 +2,7 @@
 
 from collections.abc import Sequence
 
-from medusa_trt.runtime.bundle import Manifest
 from medusa_trt.runtime.device_memory import Cuda
-
-ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
-
-
-def cache_size_bytes(manifest: Manifest, capacity: int, batch_size: int) -> int:
-    """Device memory of a model's `DeviceCache`."""
-    model, target = manifest.model, manifest.target
-    rows = 2 * model.num_layers * batch_size * model.num_kv_heads * capacity
-    slab_bytes = rows * model.head_dim * ITEM_BYTES[target.cache_dtype]
-    return slab_bytes if target.cache_in_place else 2 * slab_bytes
 
 
 class DeviceCache:

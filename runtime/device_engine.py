@@ -7,9 +7,9 @@ from numpy.typing import NDArray
 
 from medusa_trt.errors import EngineError
 from medusa_trt.runtime import bundle as names
-from medusa_trt.runtime.bundle import Bundle
+from medusa_trt.runtime.bundle import CACHE_ITEM_BYTES, Bundle
 from medusa_trt.runtime.device_bindings import Bindings, Bound
-from medusa_trt.runtime.device_cache import ITEM_BYTES, DeviceCache
+from medusa_trt.runtime.device_cache import DeviceCache
 from medusa_trt.runtime.device_executor import Executor
 from medusa_trt.runtime.device_memory import Cuda
 from medusa_trt.runtime.engine import Reductions, TokenIds, VerifyOutputs
@@ -64,7 +64,7 @@ class DeviceEngine:
             num_kv_heads=self._model.num_kv_heads,
             capacity=capacity,
             head_dim=self._model.head_dim,
-            item_bytes=ITEM_BYTES[target.cache_dtype],
+            item_bytes=CACHE_ITEM_BYTES[target.cache_dtype],
             in_place=target.cache_in_place,
         )
         positions = cuda.pinned((capacity,), np.int64)

@@ -8,7 +8,6 @@ import numpy as np
 
 from medusa_trt.errors import EngineError
 from medusa_trt.runtime.bundle import Bundle, TensorSpec
-from medusa_trt.runtime.device_cache import cache_size_bytes
 from medusa_trt.runtime.device_memory import Cuda
 from medusa_trt.runtime.engine_record import (
     WEIGHTLESS_ENGINES,
@@ -89,7 +88,8 @@ def load_engines(
         if record.weight_streaming and has_weights:
             # TensorRT proposes what is free now, and does not know of the cache that comes.
             free_bytes = engine.get_weight_streaming_automatic_budget()
-            cache_bytes = cache_size_bytes(bundle.manifest, record.capacity, batch_size)
+            num_slabs = 1 if bundle.manifest.target.cache_in_place else 2
+            cache_bytes = num_slabs * bundle.cache_bytes(record.capacity * batch_size)
             engine.weight_streaming_budget_v2 = max(0, free_bytes - cache_bytes)
         _check_tensors(module, engine, [*spec.inputs, *spec.outputs], path)
         engines[name] = engine

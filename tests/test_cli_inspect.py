@@ -10,7 +10,7 @@ from tiny_models import llama_config, save_tiny_model
 
 from medusa_trt.cli import main
 from medusa_trt.export.aliases import aliases
-from medusa_trt.export.inspection import cache_bytes, gpus, graph_facts, steps_per_s, tree_lines
+from medusa_trt.export.inspection import gpus, graph_facts, steps_per_s, tree_lines
 from medusa_trt.runtime import bundle as names
 from medusa_trt.runtime.bundle import Bundle
 from medusa_trt.runtime.device_memory import compute_capability
@@ -30,7 +30,7 @@ def test_inspect_counts_what_a_step_reads(tiny_bundle: Bundle) -> None:
     tables = 4 * vocab * hidden + 2 * 4 * (512 + MAX_NODES) * 8  # the embedding, cosines and sines
     assert facts.weight_bytes == facts.read_bytes + tables
     assert facts.operators["com.microsoft.GroupQueryAttention"] == 2
-    assert cache_bytes(tiny_bundle, 10) == 2 * 2 * 2 * 16 * 10 * 4
+    assert tiny_bundle.cache_bytes(10) == 2 * 2 * 2 * 16 * 10 * 4
     assert steps_per_s(3_350_000_000, gpus()["h100"]) == pytest.approx(1000)
 
 

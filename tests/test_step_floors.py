@@ -1,7 +1,7 @@
 import msgspec
 import onnx_ir as ir
 import pytest
-from step_floors import ArithmeticFloor, Products, cache_bytes, products_of
+from step_floors import ArithmeticFloor, Products, products_of
 from step_report import StepTable
 
 from medusa_trt.runtime.bundle import Bundle
@@ -19,7 +19,7 @@ def test_products_are_those_of_the_model(tiny_bundle: Bundle) -> None:
         for value in graph.initializers.values()
         if value.const_value is not None
     )
-    assert cache_bytes(tiny_bundle, 20) == 20 * cache_bytes(tiny_bundle, 1)
+    assert tiny_bundle.cache_bytes(20) == 20 * tiny_bundle.cache_bytes(1)
 
 
 @pytest.mark.parametrize(
