@@ -1,21 +1,33 @@
-"""Builds the operator library; everything else about the package is in pyproject.toml."""
+"""Finds the packages and builds the operator library; everything else is in pyproject.toml.
+
+The import package `medusa_trt` is put together from folders of the repository's top level: each
+becomes a sub-package of the same name.
+"""
 
 from pathlib import Path
 
-from setuptools import Extension, setup
+from setuptools import Extension, find_packages, setup
 
-SOURCES = sorted(str(path) for path in Path("native").glob("*.cpp"))
+FOLDERS = ("tree_configs", "runtime", "export", "calibration", "training")
+PLACES = {"medusa_trt": "medusa_trt"} | {f"medusa_trt.{name}": name for name in FOLDERS}
+SOURCES = sorted(path.as_posix() for path in Path("native").glob("*.cpp"))
 
 setup(
+    packages=[
+        package
+        for root, folder in PLACES.items()
+        for package in (root, *(f"{root}.{inner}" for inner in find_packages(folder)))
+    ],
+    package_dir=PLACES,
     ext_modules=[
         Extension(
             "medusa_trt.runtime._operators",
             SOURCES,
-            depends=[str(path) for path in Path("native").glob("*.[hi]*")],
+            depends=[path.as_posix() for path in Path("native").glob("*.[hi]*")],
             language="c++",
             extra_compile_args=["-std=c++17", "-O3", "-fvisibility=hidden", "-g0", "-Wno-psabi"],
             # Without a compiler the package still installs, and the runtime says what is missing.
             optional=True,
         )
-    ]
+    ],
 )
