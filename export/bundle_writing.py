@@ -22,7 +22,7 @@ from medusa_trt.export.onnx_export import (
     verify_graph,
 )
 from medusa_trt.export.operator_reduce import operator_reduce_graph
-from medusa_trt.export.parts import ExportParts
+from medusa_trt.export.preparation import ExportParts
 from medusa_trt.export.quantization_passes import heads_pass, layers_pass
 from medusa_trt.export.quantization_plan import PLAN_FILE, PlannedFormats
 from medusa_trt.export.reduce_graph import reduce_graph

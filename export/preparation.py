@@ -9,9 +9,9 @@ from transformers import PreTrainedModel
 
 from medusa_trt.errors import ExportError, HeadsError
 from medusa_trt.export.base_model import BaseModel, open_base_model, source_from_name
-from medusa_trt.export.export_options import ExportOptions
 from medusa_trt.export.heads import MedusaHeads
 from medusa_trt.export.heads_choice import heads_for
+from medusa_trt.export.options import ExportOptions
 from medusa_trt.export.output_folder import check_output
 from medusa_trt.export.quantization_plan import (
     QuantizationPlan,
