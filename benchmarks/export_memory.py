@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 from transformers import LlamaConfig
 
 from medusa_trt.export.base_model import load_tokenizer, source_from_name
-from medusa_trt.export.streamed_model import empty_model
+from medusa_trt.export.weights.streamed_model import empty_model
 
 SHAPES: dict[str, dict[str, Any]] = {
     # https://huggingface.co/lmsys/vicuna-7b-v1.3/blob/main/config.json

@@ -22,7 +22,7 @@ from medusa_trt.export.rotary import (
     rotated,
     rotations,
 )
-from medusa_trt.export.streamed_model import fake_parameters
+from medusa_trt.export.weights.streamed_model import fake_parameters
 
 _ATTENTION_NAME = "medusa_trt"
 _NUM_TOKENS = 8

@@ -36,10 +36,10 @@ from medusa_trt.export.gguf_config import complete_config
 from medusa_trt.export.gguf_weights import weights_from_gguf
 from medusa_trt.export.head_formats.key_layouts import listed
 from medusa_trt.export.head_formats.loading import ADAPTER_CONFIG
-from medusa_trt.export.hub import is_hub_id
-from medusa_trt.export.packed_weights import Packing, packing_from_config
-from medusa_trt.export.streamed_model import Weights, empty_model, weights_in_memory
 from medusa_trt.export.unread_tensors import refuse_unread
+from medusa_trt.export.weights.hub import is_hub_id
+from medusa_trt.export.weights.packed_weights import Packing, packing_from_config
+from medusa_trt.export.weights.streamed_model import Weights, empty_model, weights_in_memory
 
 STREAMED_GGUF_BYTES = 512 << 20
 """A smaller GGUF file is dequantized once, a larger one a tensor at a time whenever it is used."""

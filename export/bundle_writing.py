@@ -12,7 +12,6 @@ from medusa_trt.export.carried_weights import CarriedWeights
 from medusa_trt.export.graph import VerifyModule
 from medusa_trt.export.heads import HeadsModule, MedusaHeads
 from medusa_trt.export.integer_reduce import integer_reduce_graph
-from medusa_trt.export.lazy_tensor import LazyTensor, stacked, transposed
 from medusa_trt.export.manifest import manifest_of, write_manifest
 from medusa_trt.export.onnx_export import (
     graph_spec,
@@ -27,8 +26,9 @@ from medusa_trt.export.quantization_passes import heads_pass, layers_pass
 from medusa_trt.export.quantization_plan import PLAN_FILE, PlannedFormats
 from medusa_trt.export.reduce_graph import reduce_graph
 from medusa_trt.export.separate_heads import SeparateHeadsModule
-from medusa_trt.export.streamed_model import Weights, in_type, tensor_from_array
 from medusa_trt.export.targets import AttentionForm, Precision
+from medusa_trt.export.weights.lazy_tensor import LazyTensor, stacked, transposed
+from medusa_trt.export.weights.streamed_model import Weights, in_type, tensor_from_array
 from medusa_trt.runtime import bundle as names
 
 

@@ -3,9 +3,9 @@
 from collections import Counter
 from collections.abc import Hashable
 
-from medusa_trt.export.lazy_tensor import LazyTensor
-from medusa_trt.export.streamed_model import Weights
 from medusa_trt.export.weight_formats import Noted
+from medusa_trt.export.weights.lazy_tensor import LazyTensor
+from medusa_trt.export.weights.streamed_model import Weights
 
 
 class CarriedWeights:

@@ -13,8 +13,8 @@ from medusa_trt.export.onnx_export import save_graphs
 from medusa_trt.export.passes import WidenFloatsPass
 from medusa_trt.export.rotary import rotary_fixed_at
 from medusa_trt.export.segmented_engine import SegmentedEngine
-from medusa_trt.export.streamed_model import weights_at_hand
 from medusa_trt.export.verify import NUM_TREE_NODES, TEXT, verify_bundle
+from medusa_trt.export.weights.streamed_model import weights_at_hand
 from medusa_trt.runtime.bundle import WEIGHTS_FILE, Agreement, Bundle
 from medusa_trt.runtime.ort_engine import OrtEngine
 

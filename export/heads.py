@@ -8,7 +8,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from medusa_trt.errors import HeadsError
-from medusa_trt.export.lazy_tensor import LazyTensor
+from medusa_trt.export.weights.lazy_tensor import LazyTensor
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,14 +19,14 @@ from torch.export import Dim
 from medusa_trt.errors import ExportError
 from medusa_trt.export.graph import DEVICE_FORMS, VerifyModule
 from medusa_trt.export.heads import HeadsModule
-from medusa_trt.export.lazy_tensor import LazyTensor
 from medusa_trt.export.passes import optimize
 from medusa_trt.export.passes.fold_transpose import FoldTransposePass
 from medusa_trt.export.passes.fuse_skip_norm import FuseSkipNormPass
 from medusa_trt.export.passes.unstack_weights import UnstackWeightsPass
 from medusa_trt.export.passes.widen_selection import WidenSelectionPass
-from medusa_trt.export.streamed_model import Weights, fake_parameters
-from medusa_trt.export.weight_file import WeightFile
+from medusa_trt.export.weights.lazy_tensor import LazyTensor
+from medusa_trt.export.weights.streamed_model import Weights, fake_parameters
+from medusa_trt.export.weights.weight_file import WeightFile
 from medusa_trt.runtime import bundle as names
 from medusa_trt.runtime.bundle import GraphSpec, TensorSpec
 from medusa_trt.tree_configs import MedusaTree

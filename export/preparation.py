@@ -19,7 +19,6 @@ from medusa_trt.export.quantization_plan import (
     plan_from_file,
     precision_from_plan,
 )
-from medusa_trt.export.streamed_model import weights_at_hand
 from medusa_trt.export.support import (
     needs_general_attention,
     notices,
@@ -33,6 +32,7 @@ from medusa_trt.export.targets import (
     precision_from_name,
     target_from_name,
 )
+from medusa_trt.export.weights.streamed_model import weights_at_hand
 from medusa_trt.tree_configs import MedusaTree, load_tree
 
 MIN_TOP_K = 10

@@ -19,14 +19,14 @@ from medusa_trt.export.base_model import (
     quiet_transformers,
 )
 from medusa_trt.export.heads import Linear, MedusaHead, MedusaHeads
-from medusa_trt.export.lazy_tensor import Array, LazyTensor
-from medusa_trt.export.streamed_model import (
+from medusa_trt.export.support import refuse_unsupported
+from medusa_trt.export.weights.lazy_tensor import Array, LazyTensor
+from medusa_trt.export.weights.streamed_model import (
     Weights,
     array_from_tensor,
     empty_model,
     weights_at_hand,
 )
-from medusa_trt.export.support import refuse_unsupported
 
 NUM_HEADS = 4
 _PERIOD = 1_000_003

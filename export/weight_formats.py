@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Literal, TypeGuard
 
-from medusa_trt.export.lazy_tensor import LazyTensor
+from medusa_trt.export.weights.lazy_tensor import LazyTensor
 
 WeightFormat = Literal["int4", "int8", "fp8"]
 """What each is depends on what multiplies: see `quantize.py` for the operator library, and

@@ -15,7 +15,7 @@ from transformers import PretrainedConfig
 from medusa_trt.errors import ExportError
 from medusa_trt.export.base_model import load_base_model, open_base_model, source_from_name
 from medusa_trt.export.gguf_config import complete_config
-from medusa_trt.export.streamed_model import weights_at_hand
+from medusa_trt.export.weights.streamed_model import weights_at_hand
 
 TOKENS = torch.arange(40)[None] * 7
 Add = Callable[[GGUFWriter], None]

@@ -20,7 +20,7 @@ from medusa_trt.export.base_model import (
     source_from_name,
 )
 from medusa_trt.export.pipeline import ExportOptions, export_bundle
-from medusa_trt.export.streamed_model import weights_at_hand
+from medusa_trt.export.weights.streamed_model import weights_at_hand
 
 TOKENS = torch.arange(40)[None] * 7
 QUERY = "model.layers.0.self_attn.q_proj"

@@ -16,7 +16,6 @@ from medusa_trt import cli
 from medusa_trt.calibration.quantization_meter import RoundedModel
 from medusa_trt.errors import ExportError
 from medusa_trt.export.graph import VerifyModule
-from medusa_trt.export.lazy_tensor import LazyTensor
 from medusa_trt.export.modelopt import arguments_from_plan
 from medusa_trt.export.onnx_export import verify_graph
 from medusa_trt.export.passes.name_products import node_name_of
@@ -32,10 +31,11 @@ from medusa_trt.export.quantization_plan import (
 from medusa_trt.export.quantize import QuantizedWeight, dequantized_weight, quantized_weight
 from medusa_trt.export.rounding import LibraryRounding
 from medusa_trt.export.sites import Site, sites_from_model
-from medusa_trt.export.streamed_model import weights_in_memory
 from medusa_trt.export.targets import TARGETS
 from medusa_trt.export.verify import TEXT, agreement
 from medusa_trt.export.weight_formats import Format
+from medusa_trt.export.weights.lazy_tensor import LazyTensor
+from medusa_trt.export.weights.streamed_model import weights_in_memory
 from medusa_trt.runtime.bundle import Bundle
 from medusa_trt.runtime.operators import library_path
 from medusa_trt.runtime.ort_engine import OrtEngine

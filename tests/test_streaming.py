@@ -14,7 +14,6 @@ from safetensors.torch import save_file
 from tiny_models import llama_config, random_model, save_tiny_model
 
 from medusa_trt.errors import ExportError
-from medusa_trt.export import streamed_model
 from medusa_trt.export.base_model import (
     BaseModel,
     load_base_model,
@@ -23,11 +22,12 @@ from medusa_trt.export.base_model import (
 )
 from medusa_trt.export.checkpoint_weights import weights_from_checkpoint
 from medusa_trt.export.gguf_weights import weights_from_gguf
-from medusa_trt.export.lazy_tensor import Array, LazyTensor, concatenated, lazy, transposed
 from medusa_trt.export.output_folder import check_output, check_space, new_folder
 from medusa_trt.export.segmented_engine import SegmentedEngine
-from medusa_trt.export.streamed_model import empty_model, weights_at_hand
-from medusa_trt.export.weight_file import WeightFile
+from medusa_trt.export.weights import streamed_model
+from medusa_trt.export.weights.lazy_tensor import Array, LazyTensor, concatenated, lazy, transposed
+from medusa_trt.export.weights.streamed_model import empty_model, weights_at_hand
+from medusa_trt.export.weights.weight_file import WeightFile
 from medusa_trt.runtime.bundle import MANIFEST_FILE, WEIGHTS_FILE, Bundle
 from medusa_trt.runtime.ort_engine import OrtEngine
 from medusa_trt.tree_configs import chain_tree

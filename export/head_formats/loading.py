@@ -9,12 +9,6 @@ import torch
 
 from medusa_trt.errors import HeadsError
 from medusa_trt.export.head_formats.assembly import equal_layers, heads_from_keys, tied_error
-from medusa_trt.export.head_formats.checkpoint_files import (
-    FILE_NAMES,
-    Checkpoint,
-    json_from_file,
-    open_checkpoint,
-)
 from medusa_trt.export.head_formats.config_check import contradiction
 from medusa_trt.export.head_formats.facts import facts_of, with_unembeddings
 from medusa_trt.export.head_formats.formats import HeadsFacts
@@ -28,7 +22,13 @@ from medusa_trt.export.head_formats.key_layouts import (
 )
 from medusa_trt.export.head_formats.unread import by_matrix, unread_matrices
 from medusa_trt.export.heads import MedusaHeads
-from medusa_trt.export.hub import folder_from_hub, is_hub_id
+from medusa_trt.export.weights.checkpoint_files import (
+    FILE_NAMES,
+    Checkpoint,
+    json_from_file,
+    open_checkpoint,
+)
+from medusa_trt.export.weights.hub import folder_from_hub, is_hub_id
 
 ADAPTER_CONFIG = "adapter_config.json"
 

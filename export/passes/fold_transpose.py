@@ -3,7 +3,7 @@
 import onnx_ir as ir
 from onnx_ir.passes import InPlacePass, PassResult
 
-from medusa_trt.export.lazy_tensor import transposed
+from medusa_trt.export.weights.lazy_tensor import transposed
 
 
 class FoldTransposePass(InPlacePass):

@@ -3,8 +3,8 @@
 import onnx_ir as ir
 from onnx_ir.passes import InPlacePass, PassResult
 
-from medusa_trt.export.lazy_tensor import lazy
 from medusa_trt.export.passes.rewiring import constant_of
+from medusa_trt.export.weights.lazy_tensor import lazy
 
 _PREFIX, _SUFFIX = "model.", ".weight"
 

@@ -6,8 +6,8 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import InPlacePass, PassResult
 
-from medusa_trt.export.lazy_tensor import LazyTensor, concatenated
 from medusa_trt.export.passes.rewiring import constant_of, initializer
+from medusa_trt.export.weights.lazy_tensor import LazyTensor, concatenated
 
 OP_TYPES = ("GroupQueryAttention", "TreeAttention")
 

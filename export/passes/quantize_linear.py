@@ -6,7 +6,6 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import InPlacePass, PassResult
 
-from medusa_trt.export.lazy_tensor import Array, LazyTensor, lazy, transposed
 from medusa_trt.export.passes.rewiring import constant_of, initializer, same_known_shape
 from medusa_trt.export.quantize import (
     BLOCK_SIZES,
@@ -15,6 +14,7 @@ from medusa_trt.export.quantize import (
     quantized_weight,
 )
 from medusa_trt.export.weight_formats import BITS, FormatOf, Noted
+from medusa_trt.export.weights.lazy_tensor import Array, LazyTensor, lazy, transposed
 from medusa_trt.runtime.operators import DOMAIN
 
 _SILU = 1

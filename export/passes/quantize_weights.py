@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from onnx_ir.passes import InPlacePass, PassResult
 
 from medusa_trt.export.exact_scales import exact_scales
-from medusa_trt.export.lazy_tensor import LazyTensor, lazy, transposed
 from medusa_trt.export.weight_formats import FormatOf, Noted, WeightFormat
+from medusa_trt.export.weights.lazy_tensor import LazyTensor, lazy, transposed
 
 _BLOCK_SIZES = (128, 64, 32, 16)
 _MAX_CODE = {"int4": 7.0, "int8": 127.0, "fp8": 448.0}

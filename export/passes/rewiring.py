@@ -2,7 +2,7 @@
 
 import onnx_ir as ir
 
-from medusa_trt.export.lazy_tensor import lazy
+from medusa_trt.export.weights.lazy_tensor import lazy
 
 
 def same_known_shape(left: ir.Value | None, right: ir.Value | None) -> bool:

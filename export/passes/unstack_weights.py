@@ -3,8 +3,8 @@
 import onnx_ir as ir
 from onnx_ir.passes import InPlacePass, PassResult
 
-from medusa_trt.export.lazy_tensor import selected
 from medusa_trt.export.passes.rewiring import bypass, initializer
+from medusa_trt.export.weights.lazy_tensor import selected
 
 
 class UnstackWeightsPass(InPlacePass):

@@ -6,7 +6,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import InPlacePass, PassResult
 
-from medusa_trt.export.lazy_tensor import lazy
+from medusa_trt.export.weights.lazy_tensor import lazy
 
 _NARROW = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 

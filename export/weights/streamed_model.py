@@ -16,7 +16,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
-from medusa_trt.export.lazy_tensor import Array, LazyTensor
+from medusa_trt.export.weights.lazy_tensor import Array, LazyTensor
 
 _PART_SIZE = 1 << 24
 """Elements of a linear layer that are converted to float32 at a time."""

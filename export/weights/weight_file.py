@@ -8,7 +8,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import onnx_ir as ir
 
-from medusa_trt.export.lazy_tensor import Array, LazyTensor, lazy
+from medusa_trt.export.weights.lazy_tensor import Array, LazyTensor, lazy
 
 _INLINE_LIMIT_BYTES = 1 << 10
 _CHUNK_BYTES = 16 << 20

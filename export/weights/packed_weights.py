@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from medusa_trt.errors import ExportError
-from medusa_trt.export.lazy_tensor import Array
+from medusa_trt.export.weights.lazy_tensor import Array
 
 _AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 """Which of eight columns lies at each position of an integer, from its low end."""
