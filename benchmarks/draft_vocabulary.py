@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from medusa_trt.calibration.prompts import self_generated_prompts
-from medusa_trt.export.base_model import BaseModel, load_base_model, source_from_name
+from medusa_trt.export.models.base_model import BaseModel, load_base_model, source_from_name
 
 SIZES = (1024, 2048, 4096, 8192, 16384, 32768)
 BATCH_SIZE = 32

@@ -22,7 +22,7 @@ import torch
 from safetensors.torch import save_file
 from transformers import LlamaConfig
 
-from medusa_trt.export.base_model import load_tokenizer, source_from_name
+from medusa_trt.export.models.base_model import load_tokenizer, source_from_name
 from medusa_trt.export.weights.streamed_model import empty_model
 
 SHAPES: dict[str, dict[str, Any]] = {

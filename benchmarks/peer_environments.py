@@ -93,7 +93,7 @@ class Workshop:
         def make(target: Path) -> None:
             from transformers import AutoModelForCausalLM
 
-            from medusa_trt.export.base_model import (
+            from medusa_trt.export.models.base_model import (
                 load_base_model,
                 quiet_transformers,
                 source_from_name,
@@ -144,7 +144,7 @@ class Workshop:
         Raises:
             PeerError: the model is not a GGUF file, or llama.cpp cannot quantize it.
         """
-        from medusa_trt.export.base_model import source_from_name
+        from medusa_trt.export.models.base_model import source_from_name
 
         python, source = self.python(LLAMA_CPP), source_from_name(model)
         if source.gguf_file is None:

@@ -41,8 +41,8 @@ from medusa_trt.calibration.quantization_summary import (
     SiteCosts,
     advice_text,
 )
-from medusa_trt.export.base_model import BaseModel
 from medusa_trt.export.modelopt import arguments_from_plan
+from medusa_trt.export.models.base_model import BaseModel
 from medusa_trt.export.quantization_plan import PlannedSite, QuantizationPlan
 from medusa_trt.export.rounding import rounding_of
 from medusa_trt.export.sites import Site, sites_from_model

@@ -7,10 +7,10 @@ from pathlib import Path
 import msgspec
 
 from medusa_trt.errors import ExportError
-from medusa_trt.export.base_model import BaseModel
 from medusa_trt.export.bundle_writing import write_bundle
 from medusa_trt.export.check import compared, described
 from medusa_trt.export.manifest import write_manifest
+from medusa_trt.export.models.base_model import BaseModel
 from medusa_trt.export.options import ExportOptions
 from medusa_trt.export.output_folder import check_output, check_space, new_folder
 from medusa_trt.export.preparation import parts_from_options

@@ -8,9 +8,9 @@ import torch
 from transformers import PreTrainedModel
 
 from medusa_trt.errors import ExportError, HeadsError
-from medusa_trt.export.base_model import BaseModel, open_base_model, source_from_name
 from medusa_trt.export.heads import MedusaHeads
-from medusa_trt.export.heads_choice import heads_for
+from medusa_trt.export.models.base_model import BaseModel, open_base_model, source_from_name
+from medusa_trt.export.models.heads_choice import heads_for
 from medusa_trt.export.options import ExportOptions
 from medusa_trt.export.output_folder import check_output
 from medusa_trt.export.quantization_plan import (
@@ -172,7 +172,7 @@ def _loaded_parts(
 def _random_parts(
     options: ExportOptions, target: Target, precision: Precision, progress: Callable[[str], None]
 ) -> tuple[BaseModel, MedusaHeads, MedusaTree]:
-    from medusa_trt.export.random_weights import random_base_model, random_heads
+    from medusa_trt.export.models.random_weights import random_base_model, random_heads
 
     progress(f"making random weights of {options.model}'s shape")
     dtype = getattr(torch, precision.dtype)

@@ -22,7 +22,7 @@ def run(arguments: argparse.Namespace) -> None:
         MedusaError: a package is missing.
     """
     try:
-        from medusa_trt.export.aliases import aliases
+        from medusa_trt.export.models.aliases import aliases
     except ImportError as error:
         raise MedusaError(
             f"listing models needs {error.name}: pip install 'medusa-trt[export]'"

@@ -3,7 +3,7 @@
 import torch
 from tiny_models import HIDDEN_SIZE
 
-from medusa_trt.export.base_model import BaseModel
+from medusa_trt.export.models.base_model import BaseModel
 from medusa_trt.training.options import HeadsShape, TrainOptions
 from medusa_trt.training.rows import LabelledTokens, Split
 from medusa_trt.training.shards import Features

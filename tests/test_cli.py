@@ -296,7 +296,7 @@ def test_a_reader_that_leaves_is_no_error(tiny_bundle: Bundle) -> None:
 
 
 def test_a_saved_model_folder_is_named_after_itself(tmp_path: Path) -> None:
-    from medusa_trt.export.base_model import source_from_name
+    from medusa_trt.export.models.base_model import source_from_name
 
     folder = save_tiny_model(tmp_path / "my-model")
     assert source_from_name(str(folder)).name == "my-model"

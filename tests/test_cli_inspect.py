@@ -9,8 +9,8 @@ from jinja2 import Template
 from tiny_models import llama_config, save_tiny_model
 
 from medusa_trt.cli import main
-from medusa_trt.export.aliases import aliases
 from medusa_trt.export.inspection import gpus, graph_facts, steps_per_s, tree_lines
+from medusa_trt.export.models.aliases import aliases
 from medusa_trt.runtime import bundle as names
 from medusa_trt.runtime.bundle import Bundle
 from medusa_trt.runtime.device_memory import compute_capability

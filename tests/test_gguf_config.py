@@ -13,8 +13,8 @@ from tiny_models import llama_config, random_model
 from transformers import PretrainedConfig
 
 from medusa_trt.errors import ExportError
-from medusa_trt.export.base_model import load_base_model, open_base_model, source_from_name
-from medusa_trt.export.gguf_config import complete_config
+from medusa_trt.export.models.base_model import load_base_model, open_base_model, source_from_name
+from medusa_trt.export.models.gguf_config import complete_config
 from medusa_trt.export.weights.streamed_model import weights_at_hand
 
 TOKENS = torch.arange(40)[None] * 7
@@ -63,7 +63,7 @@ def test_rotations_are_those_of_the_file(
     path = tmp_path / "tiny.gguf"
     write_gguf(path, random_model(llama_config()), "Q4_0", add)
     if is_large:
-        monkeypatch.setattr("medusa_trt.export.base_model.STREAMED_GGUF_BYTES", 1)
+        monkeypatch.setattr("medusa_trt.export.models.base_model.STREAMED_GGUF_BYTES", 1)
     source = source_from_name(str(path))
     base = open_base_model(source)
     assert all(parameter.is_meta == is_large for parameter in base.model.parameters())

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from medusa_trt.calibration.prompts import self_generated_prompts
-from medusa_trt.export.base_model import BaseModel
+from medusa_trt.export.models.base_model import BaseModel
 from medusa_trt.export.pipeline import ExportOptions, export_bundle
 from medusa_trt.export.verify import MAX_RELATIVE_ERROR, agreement
 from medusa_trt.runtime.bundle import Bundle

@@ -13,7 +13,7 @@ from tiny_models import llama_config, random_model, save_tiny_model
 from transformers import AutoConfig
 
 from medusa_trt.errors import ExportError
-from medusa_trt.export.base_model import (
+from medusa_trt.export.models.base_model import (
     load_base_model,
     load_config,
     open_base_model,

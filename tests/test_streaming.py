@@ -14,14 +14,14 @@ from safetensors.torch import save_file
 from tiny_models import llama_config, random_model, save_tiny_model
 
 from medusa_trt.errors import ExportError
-from medusa_trt.export.base_model import (
+from medusa_trt.export.models.base_model import (
     BaseModel,
     load_base_model,
     open_base_model,
     source_from_name,
 )
-from medusa_trt.export.checkpoint_weights import weights_from_checkpoint
-from medusa_trt.export.gguf_weights import weights_from_gguf
+from medusa_trt.export.models.checkpoint_weights import weights_from_checkpoint
+from medusa_trt.export.models.gguf_weights import weights_from_gguf
 from medusa_trt.export.output_folder import check_output, check_space, new_folder
 from medusa_trt.export.segmented_engine import SegmentedEngine
 from medusa_trt.export.weights import streamed_model

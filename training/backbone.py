@@ -10,7 +10,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 
 from medusa_trt.errors import TrainingError
-from medusa_trt.export.base_model import (
+from medusa_trt.export.models.base_model import (
     BaseModel,
     ModelSource,
     load_base_model,

@@ -8,7 +8,7 @@ import torch
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from medusa_trt.errors import TrainingError
-from medusa_trt.export.base_model import BaseModel
+from medusa_trt.export.models.base_model import BaseModel
 from medusa_trt.training.backbone import observed_unembedding
 from medusa_trt.training.shards import NUM_TEACHER_TOKENS, Features
 

@@ -9,7 +9,7 @@ from safetensors import safe_open
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
-from medusa_trt.export.base_model import (
+from medusa_trt.export.models.base_model import (
     ModelSource,
     load_config,
     load_model,

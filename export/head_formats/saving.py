@@ -9,7 +9,6 @@ import torch
 from safetensors.torch import save_file
 
 from medusa_trt.errors import HeadsError
-from medusa_trt.export.base_model import ModelSource, source_from_name
 from medusa_trt.export.head_formats.backbone import Backbone
 from medusa_trt.export.head_formats.facts import facts_of
 from medusa_trt.export.head_formats.fitting import fitted
@@ -17,6 +16,7 @@ from medusa_trt.export.head_formats.formats import HeadFormat, HeadsFacts, forma
 from medusa_trt.export.head_formats.key_layouts import HeadKey
 from medusa_trt.export.head_formats.loading import LoadedHeads, load_heads
 from medusa_trt.export.heads import MedusaHeads
+from medusa_trt.export.models.base_model import ModelSource, source_from_name
 from medusa_trt.export.output_folder import new_folder
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}

@@ -12,13 +12,13 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from medusa_trt.errors import ExportError
-from medusa_trt.export.base_model import (
+from medusa_trt.export.heads import Linear, MedusaHead, MedusaHeads
+from medusa_trt.export.models.base_model import (
     BaseModel,
     ModelSource,
     load_config,
     quiet_transformers,
 )
-from medusa_trt.export.heads import Linear, MedusaHead, MedusaHeads
 from medusa_trt.export.support import refuse_unsupported
 from medusa_trt.export.weights.lazy_tensor import Array, LazyTensor
 from medusa_trt.export.weights.streamed_model import (

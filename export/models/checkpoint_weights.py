@@ -17,7 +17,7 @@ from transformers.utils.hub import cached_file
 
 from medusa_trt.errors import ExportError
 from medusa_trt.export.head_formats.key_layouts import listed
-from medusa_trt.export.unread_tensors import refuse_unread
+from medusa_trt.export.models.unread_tensors import refuse_unread
 from medusa_trt.export.weights.lazy_tensor import Array, LazyTensor
 from medusa_trt.export.weights.packed_weights import Packing
 from medusa_trt.export.weights.streamed_model import Weights, array_from_tensor, tensor_from_array

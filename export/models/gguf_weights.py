@@ -15,7 +15,7 @@ from transformers.modeling_gguf_pytorch_utils import (
 )
 
 from medusa_trt.errors import ExportError
-from medusa_trt.export.gguf_config import ROPE_TENSORS
+from medusa_trt.export.models.gguf_config import ROPE_TENSORS
 from medusa_trt.export.weights.lazy_tensor import Array, LazyTensor
 from medusa_trt.export.weights.streamed_model import Weights
 
