@@ -10,7 +10,7 @@ from onnx_ir.passes import InPlacePass
 from medusa_trt.errors import ExportError
 from medusa_trt.export.carried_weights import CarriedWeights
 from medusa_trt.export.graph import VerifyModule
-from medusa_trt.export.heads import HeadsModule, MedusaHeads
+from medusa_trt.export.heads.medusa_heads import HeadsModule, MedusaHeads
 from medusa_trt.export.integer_reduce import integer_reduce_graph
 from medusa_trt.export.manifest import manifest_of, write_manifest
 from medusa_trt.export.onnx_export import (

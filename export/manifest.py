@@ -5,7 +5,7 @@ from pathlib import Path
 
 import msgspec
 
-from medusa_trt.export.heads import MedusaHeads
+from medusa_trt.export.heads.medusa_heads import MedusaHeads
 from medusa_trt.export.models.base_model import BaseModel
 from medusa_trt.export.targets import Precision, Target
 from medusa_trt.runtime import bundle as names

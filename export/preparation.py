@@ -8,7 +8,7 @@ import torch
 from transformers import PreTrainedModel
 
 from medusa_trt.errors import ExportError, HeadsError
-from medusa_trt.export.heads import MedusaHeads
+from medusa_trt.export.heads.medusa_heads import MedusaHeads
 from medusa_trt.export.models.base_model import BaseModel, open_base_model, source_from_name
 from medusa_trt.export.models.heads_choice import heads_for
 from medusa_trt.export.options import ExportOptions

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from medusa_trt.export.heads import HeadsModule, Linear, MedusaHeads
+from medusa_trt.export.heads.medusa_heads import HeadsModule, Linear, MedusaHeads
 
 
 class SeparateHeadsModule(HeadsModule):

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from medusa_trt.errors import MedusaError
-from medusa_trt.export.head_formats.formats import FORMATS, HeadFormat
+from medusa_trt.export.heads.formats import FORMATS, HeadFormat
 
 if TYPE_CHECKING:
-    from medusa_trt.export.head_formats.loading import LoadedHeads
+    from medusa_trt.export.heads.loading import LoadedHeads
 
 _SOURCE = "a file, a folder, a merged checkpoint, a PEFT adapter or a hub id, in any format"
 _COLUMNS_OF_FILES = 100
@@ -69,7 +69,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _inspect(arguments: argparse.Namespace) -> None:
-    from medusa_trt.export.head_formats.loading import load_heads
+    from medusa_trt.export.heads.loading import load_heads
 
     loaded = load_heads(arguments.source)
     if arguments.json:

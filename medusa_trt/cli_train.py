@@ -128,7 +128,7 @@ def _joint(arguments: argparse.Namespace) -> None:
     import torch
 
     options = _joint_options(arguments)
-    from medusa_trt.export.head_checkpoint import heads_from_path
+    from medusa_trt.export.heads.head_checkpoint import heads_from_path
     from medusa_trt.training.backbone import load_backbone
     from medusa_trt.training.medusa1 import load_split
     from medusa_trt.training.medusa2 import save_combined, train_joint
@@ -152,7 +152,7 @@ def _joint(arguments: argparse.Namespace) -> None:
 def _measure(arguments: argparse.Namespace) -> None:
     import torch
 
-    from medusa_trt.export.head_checkpoint import heads_from_path
+    from medusa_trt.export.heads.head_checkpoint import heads_from_path
     from medusa_trt.training.backbone import load_backbone
     from medusa_trt.training.measure import first_turns, greedy_replies, measure_heads
     from medusa_trt.tree_configs import load_tree

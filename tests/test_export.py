@@ -22,8 +22,8 @@ from tiny_models import (
 
 from medusa_trt.errors import ExportError
 from medusa_trt.export.graph import VerifyModule
-from medusa_trt.export.head_checkpoint import heads_from_tensors
-from medusa_trt.export.heads import HeadsModule
+from medusa_trt.export.heads.head_checkpoint import heads_from_tensors
+from medusa_trt.export.heads.medusa_heads import HeadsModule
 from medusa_trt.export.onnx_export import heads_graph
 from medusa_trt.export.pipeline import ExportOptions, export_bundle
 from medusa_trt.export.support import refuse_unsupported

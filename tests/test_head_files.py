@@ -15,8 +15,8 @@ from safetensors.torch import save_file
 from tiny_models import head_tensors
 
 from medusa_trt.errors import HeadsError
-from medusa_trt.export.head_checkpoint import heads_from_path
-from medusa_trt.export.heads import MedusaHeads
+from medusa_trt.export.heads.head_checkpoint import heads_from_path
+from medusa_trt.export.heads.medusa_heads import MedusaHeads
 
 
 @pytest.mark.parametrize("file", ["medusa_lm_head.safetensors", "medusa_lm_head.pt"])

@@ -12,8 +12,9 @@ from reference.head_files import WRITERS, Tensors, all_tensors, config_of
 from tiny_models import HIDDEN_SIZE, VOCAB_SIZE, head_tensors
 
 from medusa_trt.errors import HeadsError
-from medusa_trt.export.head_formats.formats import FORMATS
-from medusa_trt.export.head_formats.key_layouts import (
+from medusa_trt.export.head_formats.saving import ConvertOptions, convert_heads
+from medusa_trt.export.heads.formats import FORMATS
+from medusa_trt.export.heads.key_layouts import (
     SEQUENTIAL,
     TENSORRT_LLM,
     VLLM,
@@ -21,8 +22,7 @@ from medusa_trt.export.head_formats.key_layouts import (
     KeyLayout,
     Part,
 )
-from medusa_trt.export.head_formats.loading import load_heads
-from medusa_trt.export.head_formats.saving import ConvertOptions, convert_heads
+from medusa_trt.export.heads.loading import load_heads
 
 OWN = [
     "medusa-trt",

@@ -22,8 +22,8 @@ from transformers import PhiConfig
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
 from medusa_trt.errors import ExportError, HeadsError
-from medusa_trt.export.head_formats.loading import holds_heads, load_heads
-from medusa_trt.export.heads import MedusaHead
+from medusa_trt.export.heads.loading import holds_heads, load_heads
+from medusa_trt.export.heads.medusa_heads import MedusaHead
 from medusa_trt.export.models.base_model import load_base_model, source_from_name
 from medusa_trt.export.models.heads_choice import heads_for
 from medusa_trt.export.pipeline import ExportOptions, export_bundle

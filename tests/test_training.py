@@ -12,8 +12,8 @@ from ruled_data import NOISE, A, B, V, quick, ruled_split
 from tiny_models import llama_config, save_tiny_model
 
 from medusa_trt.errors import TrainingError
-from medusa_trt.export.head_checkpoint import heads_from_tensors
-from medusa_trt.export.heads import HeadsModule, embedding_of
+from medusa_trt.export.heads.head_checkpoint import heads_from_tensors
+from medusa_trt.export.heads.medusa_heads import HeadsModule, embedding_of
 from medusa_trt.export.models.base_model import BaseModel
 from medusa_trt.training.backbone import load_backbone, precision_of, unembedding_of
 from medusa_trt.training.distill import generate_data

@@ -9,8 +9,8 @@ from ruled_data import quick, ruled_split
 from tiny_models import VOCAB_SIZE
 from transformers import AutoModelForCausalLM
 
-from medusa_trt.export.head_checkpoint import heads_from_tensors
-from medusa_trt.export.heads import embedding_of
+from medusa_trt.export.heads.head_checkpoint import heads_from_tensors
+from medusa_trt.export.heads.medusa_heads import embedding_of
 from medusa_trt.export.models.base_model import BaseModel
 from medusa_trt.training.backbone import unembedding_of
 from medusa_trt.training.heads_model import TrainableHeads

@@ -11,7 +11,7 @@ from reference import training as reference
 from tiny_models import llama_config, random_model
 
 from medusa_trt.errors import TrainingError
-from medusa_trt.export.heads import embedding_of
+from medusa_trt.export.heads.medusa_heads import embedding_of
 from medusa_trt.training.accuracy import (
     MAX_RANK,
     Accuracy,

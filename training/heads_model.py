@@ -5,7 +5,7 @@ import math
 import torch
 from torch import nn
 
-from medusa_trt.export.heads import Linear, MedusaHead, MedusaHeads
+from medusa_trt.export.heads.medusa_heads import Linear, MedusaHead, MedusaHeads
 from medusa_trt.training.options import HeadsShape
 from medusa_trt.training.rows import DraftVocabulary
 

@@ -8,7 +8,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from medusa_trt.export.heads import MedusaHeads, embedding_of
+from medusa_trt.export.heads.medusa_heads import MedusaHeads, embedding_of
 from medusa_trt.export.models.base_model import BaseModel
 from medusa_trt.training.backbone import unembedding_of
 from medusa_trt.training.datasets import PaddedConversations

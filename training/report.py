@@ -13,7 +13,7 @@ from safetensors.torch import save
 
 from medusa_trt import __version__
 from medusa_trt.errors import TrainingError
-from medusa_trt.export.heads import MedusaHeads
+from medusa_trt.export.heads.medusa_heads import MedusaHeads
 from medusa_trt.training.accuracy import Accuracy
 from medusa_trt.training.heads_model import tensors_from_heads
 from medusa_trt.training.medusa1 import TrainResult

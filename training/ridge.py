@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 import torch
 
-from medusa_trt.export.heads import Linear
+from medusa_trt.export.heads.medusa_heads import Linear
 
 Piece = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 

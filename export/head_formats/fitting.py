@@ -7,9 +7,9 @@ import torch
 
 from medusa_trt.errors import HeadsError
 from medusa_trt.export.head_formats.backbone import Backbone
-from medusa_trt.export.head_formats.facts import facts_of
-from medusa_trt.export.head_formats.formats import FORMATS, HeadFormat
-from medusa_trt.export.heads import Linear, MedusaHead, MedusaHeads
+from medusa_trt.export.heads.facts import facts_of
+from medusa_trt.export.heads.formats import FORMATS, HeadFormat
+from medusa_trt.export.heads.medusa_heads import Linear, MedusaHead, MedusaHeads
 
 
 def fitted(heads: MedusaHeads, row: HeadFormat, backbone: Backbone | None) -> MedusaHeads:

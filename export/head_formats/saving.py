@@ -10,12 +10,12 @@ from safetensors.torch import save_file
 
 from medusa_trt.errors import HeadsError
 from medusa_trt.export.head_formats.backbone import Backbone
-from medusa_trt.export.head_formats.facts import facts_of
 from medusa_trt.export.head_formats.fitting import fitted
-from medusa_trt.export.head_formats.formats import HeadFormat, HeadsFacts, format_from_name
-from medusa_trt.export.head_formats.key_layouts import HeadKey
-from medusa_trt.export.head_formats.loading import LoadedHeads, load_heads
-from medusa_trt.export.heads import MedusaHeads
+from medusa_trt.export.heads.facts import facts_of
+from medusa_trt.export.heads.formats import HeadFormat, HeadsFacts, format_from_name
+from medusa_trt.export.heads.key_layouts import HeadKey
+from medusa_trt.export.heads.loading import LoadedHeads, load_heads
+from medusa_trt.export.heads.medusa_heads import MedusaHeads
 from medusa_trt.export.models.base_model import ModelSource, source_from_name
 from medusa_trt.export.output_folder import new_folder
 

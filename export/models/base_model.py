@@ -24,8 +24,8 @@ from transformers.utils import GENERATION_CONFIG_NAME
 from transformers.utils import logging as transformers_logging
 
 from medusa_trt.errors import ExportError, MedusaError
-from medusa_trt.export.head_formats.key_layouts import listed
-from medusa_trt.export.head_formats.loading import ADAPTER_CONFIG
+from medusa_trt.export.heads.key_layouts import listed
+from medusa_trt.export.heads.loading import ADAPTER_CONFIG
 from medusa_trt.export.models.adapter import base_model_of, merged_with_adapter
 from medusa_trt.export.models.aliases import Alias, aliases
 from medusa_trt.export.models.checkpoint_weights import (

@@ -16,7 +16,7 @@ from transformers.core_model_loading import WeightConverter, WeightRenaming, ren
 from transformers.utils.hub import cached_file
 
 from medusa_trt.errors import ExportError
-from medusa_trt.export.head_formats.key_layouts import listed
+from medusa_trt.export.heads.key_layouts import listed
 from medusa_trt.export.models.unread_tensors import refuse_unread
 from medusa_trt.export.weights.lazy_tensor import Array, LazyTensor
 from medusa_trt.export.weights.packed_weights import Packing

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from medusa_trt.errors import ExportError
-from medusa_trt.export.heads import Linear, MedusaHead, MedusaHeads
+from medusa_trt.export.heads.medusa_heads import Linear, MedusaHead, MedusaHeads
 from medusa_trt.export.models.base_model import (
     BaseModel,
     ModelSource,

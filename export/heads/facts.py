@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import torch
 
-from medusa_trt.export.head_formats.formats import HeadsFacts
-from medusa_trt.export.heads import MedusaHeads
+from medusa_trt.export.heads.formats import HeadsFacts
+from medusa_trt.export.heads.medusa_heads import MedusaHeads
 
 
 def facts_of(heads: MedusaHeads, vocab_size: int | None, base_model: str | None) -> HeadsFacts:

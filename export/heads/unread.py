@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from medusa_trt.errors import HeadsError
-from medusa_trt.export.head_formats.key_layouts import UNEMBEDDINGS, VLLM, HeadKey, Recognized
+from medusa_trt.export.heads.key_layouts import UNEMBEDDINGS, VLLM, HeadKey, Recognized
 from medusa_trt.export.models.checkpoint_weights import PLAIN_DTYPES, TensorSource
 from medusa_trt.export.weights.checkpoint_files import Checkpoint
 from medusa_trt.export.weights.lazy_tensor import Array, LazyTensor

@@ -8,11 +8,11 @@ from pathlib import Path
 import torch
 
 from medusa_trt.errors import HeadsError
-from medusa_trt.export.head_formats.assembly import equal_layers, heads_from_keys, tied_error
-from medusa_trt.export.head_formats.config_check import contradiction
-from medusa_trt.export.head_formats.facts import facts_of, with_unembeddings
-from medusa_trt.export.head_formats.formats import HeadsFacts
-from medusa_trt.export.head_formats.key_layouts import (
+from medusa_trt.export.heads.assembly import equal_layers, heads_from_keys, tied_error
+from medusa_trt.export.heads.config_check import contradiction
+from medusa_trt.export.heads.facts import facts_of, with_unembeddings
+from medusa_trt.export.heads.formats import HeadsFacts
+from medusa_trt.export.heads.key_layouts import (
     TENSORRT_LLM,
     VLLM,
     HeadKey,
@@ -20,8 +20,8 @@ from medusa_trt.export.head_formats.key_layouts import (
     is_head_key,
     recognize,
 )
-from medusa_trt.export.head_formats.unread import by_matrix, unread_matrices
-from medusa_trt.export.heads import MedusaHeads
+from medusa_trt.export.heads.medusa_heads import MedusaHeads
+from medusa_trt.export.heads.unread import by_matrix, unread_matrices
 from medusa_trt.export.weights.checkpoint_files import (
     FILE_NAMES,
     Checkpoint,

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from medusa_trt.errors import HeadsError
-from medusa_trt.export.head_formats.key_layouts import SEQUENTIAL, TENSORRT_LLM, VLLM, KeyLayout
+from medusa_trt.export.heads.key_layouts import SEQUENTIAL, TENSORRT_LLM, VLLM, KeyLayout
 
 Json = dict[str, object]
 Unembedding = Literal["own", "common", "shared"]

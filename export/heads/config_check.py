@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from medusa_trt.export.head_formats.formats import HeadsFacts
+from medusa_trt.export.heads.formats import HeadsFacts
 
 _HEADS = ("medusa_num_heads", "num_medusa_heads")
 _LAYERS = ("medusa_num_layers", "num_medusa_layers")

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import torch
 
-from medusa_trt.export.head_formats.assembly import heads_from_keys
-from medusa_trt.export.head_formats.key_layouts import recognize
-from medusa_trt.export.head_formats.loading import load_heads
-from medusa_trt.export.heads import MedusaHeads
+from medusa_trt.export.heads.assembly import heads_from_keys
+from medusa_trt.export.heads.key_layouts import recognize
+from medusa_trt.export.heads.loading import load_heads
+from medusa_trt.export.heads.medusa_heads import MedusaHeads
 
 
 def heads_from_path(path: Path) -> MedusaHeads:

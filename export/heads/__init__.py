@@ -1,0 +1,1 @@
+"""Medusa heads in memory, and every public format read into them."""
