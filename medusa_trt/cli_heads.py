@@ -79,7 +79,7 @@ def _inspect(arguments: argparse.Namespace) -> None:
 
 
 def _convert(arguments: argparse.Namespace) -> None:
-    from medusa_trt.export.head_formats.saving import ConvertOptions, convert_heads
+    from medusa_trt.export.head_conversion.saving import ConvertOptions, convert_heads
 
     options = ConvertOptions(
         source=arguments.source,

@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import save_file
 
 from medusa_trt.errors import HeadsError
-from medusa_trt.export.head_formats.backbone import Backbone
-from medusa_trt.export.head_formats.fitting import fitted
+from medusa_trt.export.head_conversion.backbone import Backbone
+from medusa_trt.export.head_conversion.fitting import fitted
 from medusa_trt.export.heads.facts import facts_of
 from medusa_trt.export.heads.formats import HeadFormat, HeadsFacts, format_from_name
 from medusa_trt.export.heads.key_layouts import HeadKey

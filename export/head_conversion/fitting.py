@@ -6,7 +6,7 @@ from dataclasses import replace
 import torch
 
 from medusa_trt.errors import HeadsError
-from medusa_trt.export.head_formats.backbone import Backbone
+from medusa_trt.export.head_conversion.backbone import Backbone
 from medusa_trt.export.heads.facts import facts_of
 from medusa_trt.export.heads.formats import FORMATS, HeadFormat
 from medusa_trt.export.heads.medusa_heads import Linear, MedusaHead, MedusaHeads

@@ -1,0 +1,1 @@
+"""Medusa heads written in any public format."""

@@ -1,1 +1,0 @@
-"""Every public layout of Medusa head checkpoints, read and written through one in-memory form."""
