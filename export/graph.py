@@ -12,17 +12,22 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from medusa_trt.export.attention_inputs import AttentionInputs
-from medusa_trt.export.attention_probe import attention_shapes
-from medusa_trt.export.dense_experts import experts_made_dense
-from medusa_trt.export.device_attention import (
+from medusa_trt.export.modeling.attention_inputs import AttentionInputs
+from medusa_trt.export.modeling.attention_probe import attention_shapes
+from medusa_trt.export.modeling.dense_experts import experts_made_dense
+from medusa_trt.export.modeling.device_attention import (
     CudaAttention,
     DecomposedAttention,
     DeviceAttention,
 )
-from medusa_trt.export.ort_attention import CachedAttention, TreeAttention
-from medusa_trt.export.rotary import IdentityRotary, rotary_at_length, rotary_tables, rotations
-from medusa_trt.export.scatter_attention import ScatterAttention
+from medusa_trt.export.modeling.ort_attention import CachedAttention, TreeAttention
+from medusa_trt.export.modeling.rotary import (
+    IdentityRotary,
+    rotary_at_length,
+    rotary_tables,
+    rotations,
+)
+from medusa_trt.export.modeling.scatter_attention import ScatterAttention
 from medusa_trt.export.targets import AttentionForm
 from medusa_trt.tree_configs.tree import MAX_NODES
 

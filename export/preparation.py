@@ -9,6 +9,12 @@ from transformers import PreTrainedModel
 
 from medusa_trt.errors import ExportError, HeadsError
 from medusa_trt.export.heads.medusa_heads import MedusaHeads
+from medusa_trt.export.modeling.support import (
+    needs_general_attention,
+    notices,
+    refuse_unsupported,
+    sliding_window_of,
+)
 from medusa_trt.export.models.base_model import BaseModel, open_base_model, source_from_name
 from medusa_trt.export.models.heads_choice import heads_for
 from medusa_trt.export.options import ExportOptions
@@ -18,12 +24,6 @@ from medusa_trt.export.quantization_plan import (
     bits_from_plan,
     plan_from_file,
     precision_from_plan,
-)
-from medusa_trt.export.support import (
-    needs_general_attention,
-    notices,
-    refuse_unsupported,
-    sliding_window_of,
 )
 from medusa_trt.export.targets import (
     Precision,

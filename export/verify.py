@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
 from medusa_trt.errors import ExportError
-from medusa_trt.export.dense_experts import has_experts
+from medusa_trt.export.modeling.dense_experts import has_experts
 from medusa_trt.runtime.bundle import Agreement, Bundle
 from medusa_trt.runtime.engine import TokenIds, VerifyOutputs
 from medusa_trt.tree_configs import MedusaTree, chain_tree

@@ -24,9 +24,9 @@ from medusa_trt.errors import ExportError
 from medusa_trt.export.graph import VerifyModule
 from medusa_trt.export.heads.head_checkpoint import heads_from_tensors
 from medusa_trt.export.heads.medusa_heads import HeadsModule
+from medusa_trt.export.modeling.support import refuse_unsupported
 from medusa_trt.export.onnx_export import heads_graph
 from medusa_trt.export.pipeline import ExportOptions, export_bundle
-from medusa_trt.export.support import refuse_unsupported
 from medusa_trt.runtime import bundle as names
 from medusa_trt.runtime.bundle import Bundle
 from medusa_trt.runtime.ort_engine import OrtEngine

@@ -5,9 +5,9 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from medusa_trt.errors import ExportError, MedusaError
-from medusa_trt.export.attention_probe import attention_problem, attention_shapes
-from medusa_trt.export.dense_experts import experts_problem, has_experts
-from medusa_trt.export.rotary import rope_parameters
+from medusa_trt.export.modeling.attention_probe import attention_problem, attention_shapes
+from medusa_trt.export.modeling.dense_experts import experts_problem, has_experts
+from medusa_trt.export.modeling.rotary import rope_parameters
 from medusa_trt.export.targets import Precision
 
 _LAYER_TYPES = {"full_attention", "sliding_attention"}

@@ -14,8 +14,8 @@ from transformers import PreTrainedModel
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, eager_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from medusa_trt.export.dense_experts import experts_made_dense
-from medusa_trt.export.rotary import (
+from medusa_trt.export.modeling.dense_experts import experts_made_dense
+from medusa_trt.export.modeling.rotary import (
     IdentityRotary,
     rotary_at_length,
     rotary_tables,

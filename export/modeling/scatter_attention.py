@@ -3,9 +3,9 @@
 import torch
 from torch import nn
 
-from medusa_trt.export.attention_inputs import AttentionInputs, AttentionMask
-from medusa_trt.export.grouped_attention import grouped_attention
-from medusa_trt.export.rotary import RotaryTable
+from medusa_trt.export.modeling.attention_inputs import AttentionInputs, AttentionMask
+from medusa_trt.export.modeling.grouped_attention import grouped_attention
+from medusa_trt.export.modeling.rotary import RotaryTable
 
 MASKED = -3.4028234663852886e38
 """The additive mask's value where a node does not see another: the least float32."""

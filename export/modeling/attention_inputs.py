@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from medusa_trt.export.rotary import RotaryTable
+from medusa_trt.export.modeling.rotary import RotaryTable
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,9 +6,9 @@ from typing import cast
 import torch
 from torch import nn
 
-from medusa_trt.export.attention_inputs import AttentionInputs, AttentionMask
-from medusa_trt.export.grouped_attention import grouped_attention
-from medusa_trt.export.rotary import RotaryTable, rotated
+from medusa_trt.export.modeling.attention_inputs import AttentionInputs, AttentionMask
+from medusa_trt.export.modeling.grouped_attention import grouped_attention
+from medusa_trt.export.modeling.rotary import RotaryTable, rotated
 
 MASKED = -3e4
 """The additive mask where a node does not see a row.

@@ -5,8 +5,8 @@ from typing import cast
 import torch
 from torch import nn
 
-from medusa_trt.export.attention_inputs import AttentionInputs, AttentionMask
-from medusa_trt.export.scatter_attention import MASKED
+from medusa_trt.export.modeling.attention_inputs import AttentionInputs, AttentionMask
+from medusa_trt.export.modeling.scatter_attention import MASKED
 from medusa_trt.runtime.operators import DOMAIN
 
 
