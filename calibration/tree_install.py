@@ -33,7 +33,7 @@ def check_installable(bundle: Bundle) -> None:
             cannot be written.
     """
     try:
-        import medusa_trt.export.onnx_export  # noqa: F401
+        import medusa_trt.export.graphs.tracing  # noqa: F401
     except ImportError as error:
         raise CalibrationError(
             f"writing the tree's graph needs {error.name}: pip install 'medusa-trt[export]', or "
@@ -55,7 +55,7 @@ def install_tree(bundle: Bundle, tree: MedusaTree, folder: Path) -> Bundle:
         TreeError: the heads cannot fill it.
         CalibrationError: the bundle cannot be written.
     """
-    from medusa_trt.export.onnx_export import graph_spec, tree_graph
+    from medusa_trt.export.graphs.tracing import graph_spec, tree_graph
 
     heads = bundle.manifest.heads
     tree.check(heads.num_heads, heads.top_k)

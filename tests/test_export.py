@@ -21,11 +21,11 @@ from tiny_models import (
 )
 
 from medusa_trt.errors import ExportError
-from medusa_trt.export.graph import VerifyModule
+from medusa_trt.export.graphs.tracing import heads_graph
+from medusa_trt.export.graphs.verify_module import VerifyModule
 from medusa_trt.export.heads.head_checkpoint import heads_from_tensors
 from medusa_trt.export.heads.medusa_heads import HeadsModule
 from medusa_trt.export.modeling.support import refuse_unsupported
-from medusa_trt.export.onnx_export import heads_graph
 from medusa_trt.export.pipeline import ExportOptions, export_bundle
 from medusa_trt.runtime import bundle as names
 from medusa_trt.runtime.bundle import Bundle

@@ -16,7 +16,7 @@ from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidArgument
 from reference.reductions import reductions_from_logits
 from scipy.stats import chisquare
 
-from medusa_trt.export.operator_reduce import operator_reduce_graph
+from medusa_trt.export.graphs.operator_reduce import operator_reduce_graph
 from medusa_trt.runtime.operators import library_path
 from medusa_trt.runtime.options import SamplingOptions
 from medusa_trt.runtime.reduce_tensors import OUTPUTS

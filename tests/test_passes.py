@@ -12,8 +12,8 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass, ShapeInferencePass
 from tiny_models import llama_config, random_model
 from transformers import PretrainedConfig, Qwen2Config
 
-from medusa_trt.export.graph import VerifyModule
-from medusa_trt.export.onnx_export import verify_graph
+from medusa_trt.export.graphs.tracing import verify_graph
+from medusa_trt.export.graphs.verify_module import VerifyModule
 from medusa_trt.export.passes import optimize
 from medusa_trt.export.passes.fuse_skip_norm import FuseSkipNormPass
 from medusa_trt.export.passes.pack_qkv import PackQkvPass

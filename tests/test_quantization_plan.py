@@ -15,9 +15,9 @@ from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from medusa_trt import cli
 from medusa_trt.calibration.quantization_meter import RoundedModel
 from medusa_trt.errors import ExportError
-from medusa_trt.export.graph import VerifyModule
+from medusa_trt.export.graphs.tracing import verify_graph
+from medusa_trt.export.graphs.verify_module import VerifyModule
 from medusa_trt.export.modelopt import arguments_from_plan
-from medusa_trt.export.onnx_export import verify_graph
 from medusa_trt.export.passes.name_products import node_name_of
 from medusa_trt.export.pipeline import ExportOptions, export_bundle
 from medusa_trt.export.quantization_passes import layers_pass

@@ -14,7 +14,7 @@ from reference.fake_tensorrt import FakeTensorRT
 from reference.reductions import reductions_from_logits
 
 from medusa_trt.errors import BuildError, EngineError
-from medusa_trt.export.integer_reduce import integer_reduce_graph
+from medusa_trt.export.graphs.integer_reduce import integer_reduce_graph
 from medusa_trt.export.trt_build import build_engines
 from medusa_trt.export.trt_options import BuildOptions
 from medusa_trt.export.trt_products import PRODUCTS, ProductSpec

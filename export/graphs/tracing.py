@@ -17,7 +17,7 @@ from torch import nn
 from torch.export import Dim
 
 from medusa_trt.errors import ExportError
-from medusa_trt.export.graph import DEVICE_FORMS, VerifyModule
+from medusa_trt.export.graphs.verify_module import DEVICE_FORMS, VerifyModule
 from medusa_trt.export.heads.medusa_heads import HeadsModule
 from medusa_trt.export.passes import optimize
 from medusa_trt.export.passes.fold_transpose import FoldTransposePass

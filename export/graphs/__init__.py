@@ -1,0 +1,1 @@
+"""The graphs of a bundle: modules that are traced, and graphs built node by node."""
