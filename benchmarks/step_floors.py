@@ -18,7 +18,7 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime
 
-from medusa_trt.export.quantize import quantized_weight
+from medusa_trt.export.quantization.library import quantized_weight
 from medusa_trt.runtime.bundle import Bundle
 from medusa_trt.runtime.operators import DOMAIN, required_library
 

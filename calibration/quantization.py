@@ -41,11 +41,11 @@ from medusa_trt.calibration.quantization_summary import (
     SiteCosts,
     advice_text,
 )
-from medusa_trt.export.modelopt import arguments_from_plan
 from medusa_trt.export.models.base_model import BaseModel
-from medusa_trt.export.quantization_plan import PlannedSite, QuantizationPlan
-from medusa_trt.export.rounding import rounding_of
-from medusa_trt.export.sites import Site, sites_from_model
+from medusa_trt.export.quantization.modelopt import arguments_from_plan
+from medusa_trt.export.quantization.plan import PlannedSite, QuantizationPlan
+from medusa_trt.export.quantization.rounding import rounding_of
+from medusa_trt.export.quantization.sites import Site, sites_from_model
 from medusa_trt.export.targets import target_from_name
 from medusa_trt.export.weight_formats import Format, is_rounded
 from medusa_trt.runtime.bundle import Bundle

@@ -14,8 +14,8 @@ from transformers import PreTrainedModel
 from medusa_trt.calibration.quantization_estimate import NUM_SAMPLES, SiteEstimator, SiteKls
 from medusa_trt.calibration.quantization_meter import Formats, QuantizationMeter, Text
 from medusa_trt.calibration.records import RecordLog
-from medusa_trt.export.rounding import Rounding
-from medusa_trt.export.sites import Site
+from medusa_trt.export.quantization.rounding import Rounding
+from medusa_trt.export.quantization.sites import Site
 from medusa_trt.export.weight_formats import Format, WeightFormat, is_rounded
 
 SITES_FILE = "quantization_sites.jsonl"

@@ -11,8 +11,8 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
-from medusa_trt.export.rounding import Rounding
-from medusa_trt.export.sites import Site
+from medusa_trt.export.quantization.rounding import Rounding
+from medusa_trt.export.quantization.sites import Site
 from medusa_trt.export.weight_formats import Format, WeightFormat, is_rounded
 
 Formats = Mapping[str, Format]

@@ -7,8 +7,8 @@ from medusa_trt.calibration.quantization_choice import Frontier
 from medusa_trt.calibration.quantization_meter import Formats
 from medusa_trt.calibration.quantization_summary import UNQUANTIZED
 from medusa_trt.errors import CalibrationError
-from medusa_trt.export.rounding import Rounding
-from medusa_trt.export.sites import Site
+from medusa_trt.export.quantization.rounding import Rounding
+from medusa_trt.export.quantization.sites import Site
 from medusa_trt.export.targets import Precision, Target
 from medusa_trt.export.weight_formats import FORMAT_OF_BITS, Format, is_rounded
 

@@ -24,7 +24,7 @@ class FormatCost:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SiteCosts:
-    """A site (see `export/sites.py`) in each format that rounds, and the plan's format."""
+    """A site (`export/quantization/sites.py`) in each format that rounds, and the plan's format."""
 
     name: str
     layer: int | None

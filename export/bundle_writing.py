@@ -8,7 +8,6 @@ import torch
 from onnx_ir.passes import InPlacePass
 
 from medusa_trt.errors import ExportError
-from medusa_trt.export.carried_weights import CarriedWeights
 from medusa_trt.export.graphs.integer_reduce import integer_reduce_graph
 from medusa_trt.export.graphs.operator_reduce import operator_reduce_graph
 from medusa_trt.export.graphs.reduce_graph import reduce_graph
@@ -24,8 +23,9 @@ from medusa_trt.export.graphs.verify_module import VerifyModule
 from medusa_trt.export.heads.medusa_heads import HeadsModule, MedusaHeads
 from medusa_trt.export.manifest import manifest_of, write_manifest
 from medusa_trt.export.preparation import ExportParts
-from medusa_trt.export.quantization_passes import heads_pass, layers_pass
-from medusa_trt.export.quantization_plan import PLAN_FILE, PlannedFormats
+from medusa_trt.export.quantization.carried_weights import CarriedWeights
+from medusa_trt.export.quantization.plan import PLAN_FILE, PlannedFormats
+from medusa_trt.export.quantization.rounding_pass import heads_pass, layers_pass
 from medusa_trt.export.targets import AttentionForm, Precision
 from medusa_trt.export.weights.lazy_tensor import LazyTensor, stacked, transposed
 from medusa_trt.export.weights.streamed_model import Weights, in_type, tensor_from_array

@@ -19,7 +19,7 @@ from medusa_trt.export.models.base_model import BaseModel, open_base_model, sour
 from medusa_trt.export.models.heads_choice import heads_for
 from medusa_trt.export.options import ExportOptions
 from medusa_trt.export.output_folder import check_output
-from medusa_trt.export.quantization_plan import (
+from medusa_trt.export.quantization.plan import (
     QuantizationPlan,
     bits_from_plan,
     plan_from_file,

@@ -9,7 +9,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from medusa_trt.export.quantize import quantized_weight
+from medusa_trt.export.quantization.library import quantized_weight
 from medusa_trt.runtime.operators import DOMAIN, required_library
 
 Floats = NDArray[np.float32]

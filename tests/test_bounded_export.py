@@ -10,9 +10,9 @@ import torch
 from medusa_trt.export.check import check_bundle
 from medusa_trt.export.models.random_weights import random_base_model, random_heads
 from medusa_trt.export.passes import QuantizeWeightsPass
-from medusa_trt.export.passes.quantize_weights import quantized_matrix
 from medusa_trt.export.pipeline import ExportOptions, export_bundle
 from medusa_trt.export.preparation import parts_from_options
+from medusa_trt.export.quantization.quantize_weights import quantized_matrix
 from medusa_trt.export.weight_formats import WeightFormat, one_format
 from medusa_trt.export.weights.lazy_tensor import Array, LazyTensor
 from medusa_trt.export.weights.weight_file import WeightFile

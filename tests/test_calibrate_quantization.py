@@ -23,10 +23,10 @@ from medusa_trt.calibration.calibration_report import (
 )
 from medusa_trt.calibration.quantization_estimate import SiteEstimator
 from medusa_trt.calibration.quantization_meter import QuantizationMeter, Text, logits_of
-from medusa_trt.export.quantization_plan import plan_from_file
-from medusa_trt.export.quantize import BLOCK_SIZES, dequantized_weight, quantized_weight
-from medusa_trt.export.rounding import LibraryRounding, StandardRounding
-from medusa_trt.export.sites import Site, sites_from_model
+from medusa_trt.export.quantization.library import BLOCK_SIZES, dequantized_weight, quantized_weight
+from medusa_trt.export.quantization.plan import plan_from_file
+from medusa_trt.export.quantization.rounding import LibraryRounding, StandardRounding
+from medusa_trt.export.quantization.sites import Site, sites_from_model
 from medusa_trt.export.weight_formats import BITS, WeightFormat
 from medusa_trt.runtime.operators import library_path
 

@@ -8,15 +8,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from medusa_trt.export import quantize
-from medusa_trt.export.exact_scales import exact_scales
-from medusa_trt.export.passes import quantize_weights
-from medusa_trt.export.passes.quantize_weights import (
+from medusa_trt.export.quantization import library as quantize
+from medusa_trt.export.quantization import quantize_weights
+from medusa_trt.export.quantization.exact_scales import exact_scales
+from medusa_trt.export.quantization.library import dequantized_weight, quantized_weight
+from medusa_trt.export.quantization.quantize_weights import (
     block_size_for,
     dequantized_matrix,
     quantized_matrix,
 )
-from medusa_trt.export.quantize import dequantized_weight, quantized_weight
 from medusa_trt.export.weight_formats import WeightFormat
 
 Floats = NDArray[np.float32]

@@ -13,7 +13,7 @@ from one_operator import session
 from onnx import TensorProto
 
 from medusa_trt.export.passes.chain_linears import ChainLinearsPass
-from medusa_trt.export.quantize import quantized_weight
+from medusa_trt.export.quantization.library import quantized_weight
 from medusa_trt.runtime.operators import library_path
 
 pytestmark = pytest.mark.skipif(library_path() is None, reason="built without a C++ compiler")

@@ -15,7 +15,7 @@ from one_operator import kernels_here, session
 from onnx import TensorProto
 from reference.linear import quantized_rows, rms_norm, silu
 
-from medusa_trt.export.quantize import (
+from medusa_trt.export.quantization.library import (
     BLOCK_SIZES,
     QuantizedWeight,
     dequantized_weight,

@@ -17,20 +17,24 @@ from medusa_trt.calibration.quantization_meter import RoundedModel
 from medusa_trt.errors import ExportError
 from medusa_trt.export.graphs.tracing import verify_graph
 from medusa_trt.export.graphs.verify_module import VerifyModule
-from medusa_trt.export.modelopt import arguments_from_plan
 from medusa_trt.export.passes.name_products import node_name_of
 from medusa_trt.export.pipeline import ExportOptions, export_bundle
-from medusa_trt.export.quantization_passes import layers_pass
-from medusa_trt.export.quantization_plan import (
+from medusa_trt.export.quantization.library import (
+    QuantizedWeight,
+    dequantized_weight,
+    quantized_weight,
+)
+from medusa_trt.export.quantization.modelopt import arguments_from_plan
+from medusa_trt.export.quantization.plan import (
     PlannedFormats,
     PlannedSite,
     QuantizationPlan,
     plan_from_file,
     precision_from_plan,
 )
-from medusa_trt.export.quantize import QuantizedWeight, dequantized_weight, quantized_weight
-from medusa_trt.export.rounding import LibraryRounding
-from medusa_trt.export.sites import Site, sites_from_model
+from medusa_trt.export.quantization.rounding import LibraryRounding
+from medusa_trt.export.quantization.rounding_pass import layers_pass
+from medusa_trt.export.quantization.sites import Site, sites_from_model
 from medusa_trt.export.targets import TARGETS
 from medusa_trt.export.verify import TEXT, agreement
 from medusa_trt.export.weight_formats import Format

@@ -13,9 +13,9 @@ from onnx import helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 from reference.linear import quantized_rows
 
-from medusa_trt.export.passes.quantize_weights import block_size_of, quantized_matrix
-from medusa_trt.export.quantize import BLOCK_SIZES, quantized_weight
-from medusa_trt.export.rounding import LibraryRounding, StandardRounding
+from medusa_trt.export.quantization.library import BLOCK_SIZES, quantized_weight
+from medusa_trt.export.quantization.quantize_weights import block_size_of, quantized_matrix
+from medusa_trt.export.quantization.rounding import LibraryRounding, StandardRounding
 from medusa_trt.export.weight_formats import BITS, WeightFormat
 
 Array = NDArray[np.float32]

@@ -24,8 +24,8 @@ from tiny_models import (
 from medusa_trt.cli import main
 from medusa_trt.errors import BuildError, ExportError
 from medusa_trt.export.check import widened_bundle
-from medusa_trt.export.passes.quantize_weights import quantized_matrix
 from medusa_trt.export.pipeline import ExportOptions, export_bundle
+from medusa_trt.export.quantization.quantize_weights import quantized_matrix
 from medusa_trt.export.targets import TARGETS
 from medusa_trt.export.trt_build import build_engines
 from medusa_trt.export.trt_job import EngineBuild

@@ -7,7 +7,7 @@ import onnx_ir as ir
 from onnx_ir.passes import InPlacePass, PassResult
 
 from medusa_trt.export.passes.rewiring import constant_of, initializer, same_known_shape
-from medusa_trt.export.quantize import (
+from medusa_trt.export.quantization.library import (
     BLOCK_SIZES,
     LANES,
     QuantizedWeight,

@@ -6,17 +6,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from medusa_trt.export.passes.quantize_weights import (
-    block_size_for,
-    block_size_of,
-    dequantized_matrix,
-    quantized_matrix,
-)
-from medusa_trt.export.quantize import (
+from medusa_trt.export.quantization.library import (
     BLOCK_SIZES,
     dequantized_weight,
     packed_bytes,
     quantized_weight,
+)
+from medusa_trt.export.quantization.quantize_weights import (
+    block_size_for,
+    block_size_of,
+    dequantized_matrix,
+    quantized_matrix,
 )
 from medusa_trt.export.targets import Target
 from medusa_trt.export.weight_formats import BITS, Format, WeightFormat

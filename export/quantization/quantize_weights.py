@@ -9,7 +9,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx_ir.passes import InPlacePass, PassResult
 
-from medusa_trt.export.exact_scales import exact_scales
+from medusa_trt.export.quantization.exact_scales import exact_scales
 from medusa_trt.export.weight_formats import FormatOf, Noted, WeightFormat
 from medusa_trt.export.weights.lazy_tensor import LazyTensor, lazy, transposed
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from medusa_trt.export.exact_scales import exact_scales
+from medusa_trt.export.quantization.exact_scales import exact_scales
 
 LANES = 16
 """Outputs that are stored together."""

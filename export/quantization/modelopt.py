@@ -5,7 +5,7 @@ import re
 import msgspec
 
 from medusa_trt.export.passes.name_products import node_name_of
-from medusa_trt.export.quantization_plan import QuantizationPlan
+from medusa_trt.export.quantization.plan import QuantizationPlan
 from medusa_trt.export.weight_formats import is_rounded
 
 _FORMATS = {"int4", "int8", "fp16"}
