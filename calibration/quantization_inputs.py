@@ -20,7 +20,7 @@ from medusa_trt.calibration.replay import (
 )
 from medusa_trt.calibration.replies import asked
 from medusa_trt.errors import CalibrationError, ExportError
-from medusa_trt.export.check import check_same_sizes
+from medusa_trt.export.comparison.check import check_same_sizes
 from medusa_trt.export.models.base_model import BaseModel, load_base_model, source_from_name
 from medusa_trt.runtime.bundle import GRAPH_FILES, WEIGHTS_FILE, Bundle
 from medusa_trt.runtime.session import MedusaSession

@@ -8,7 +8,7 @@ import msgspec
 
 from medusa_trt.errors import ExportError
 from medusa_trt.export.bundle_writing import write_bundle
-from medusa_trt.export.check import compared, described
+from medusa_trt.export.comparison.check import compared, described
 from medusa_trt.export.manifest import write_manifest
 from medusa_trt.export.models.base_model import BaseModel
 from medusa_trt.export.options import ExportOptions

@@ -25,7 +25,7 @@ def run(arguments: argparse.Namespace) -> None:
         MedusaError: they differ by more than the bundle's precision allows, or cannot be compared.
     """
     try:
-        from medusa_trt.export.check import check_bundle
+        from medusa_trt.export.comparison.check import check_bundle
     except ImportError as error:
         raise MedusaError(
             f"comparing needs {error.name}: pip install 'medusa-trt[export]'"

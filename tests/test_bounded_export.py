@@ -7,7 +7,7 @@ import onnx_ir as ir
 import pytest
 import torch
 
-from medusa_trt.export.check import check_bundle
+from medusa_trt.export.comparison.check import check_bundle
 from medusa_trt.export.models.random_weights import random_base_model, random_heads
 from medusa_trt.export.passes import QuantizeWeightsPass
 from medusa_trt.export.pipeline import ExportOptions, export_bundle

@@ -16,7 +16,7 @@ from tiny_models import HIDDEN_SIZE, head_tensors, save_tiny_heads, save_tiny_mo
 
 from medusa_trt import cli
 from medusa_trt.cli_parser import Parser
-from medusa_trt.export import verify
+from medusa_trt.export.comparison import logits as verify
 from medusa_trt.runtime.bundle import Bundle
 
 ROOT = Path(__file__).parent.parent

@@ -30,10 +30,10 @@ from tiny_models import VOCAB_SIZE, random_model
 from transformers import PreTrainedModel
 
 from medusa_trt.errors import ExportError
+from medusa_trt.export.comparison.logits import MAX_RELATIVE_ERROR, agreement
 from medusa_trt.export.modeling.rotary import rotary_fixed_at
 from medusa_trt.export.modeling.support import needs_general_attention, refuse_unsupported
 from medusa_trt.export.targets import TARGETS
-from medusa_trt.export.verify import MAX_RELATIVE_ERROR, agreement
 from medusa_trt.runtime.bundle import Bundle
 from medusa_trt.runtime.operators import library_path
 from medusa_trt.runtime.ort_engine import OrtEngine

@@ -12,14 +12,14 @@ from reference.reductions import reductions_from_logits
 from tiny_models import VOCAB_SIZE, llama_config, random_model
 
 from medusa_trt.errors import BuildError
-from medusa_trt.export.trt_build import build_engines
-from medusa_trt.export.trt_options import BuildOptions
-from medusa_trt.export.verify import (
+from medusa_trt.export.comparison.logits import (
     MAX_RELATIVE_ERROR,
     compare_on_text,
     compare_on_tree,
     random_tree,
 )
+from medusa_trt.export.trt_build import build_engines
+from medusa_trt.export.trt_options import BuildOptions
 from medusa_trt.runtime.backends import engine_from_backend
 from medusa_trt.runtime.bundle import Bundle
 from medusa_trt.runtime.device_memory import compute_capability

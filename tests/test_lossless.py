@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from medusa_trt.calibration.prompts import self_generated_prompts
+from medusa_trt.export.comparison.logits import MAX_RELATIVE_ERROR, agreement
 from medusa_trt.export.models.base_model import BaseModel
 from medusa_trt.export.pipeline import ExportOptions, export_bundle
-from medusa_trt.export.verify import MAX_RELATIVE_ERROR, agreement
 from medusa_trt.runtime.bundle import Bundle
 from medusa_trt.runtime.ort_engine import OrtEngine
 from medusa_trt.runtime.session import GenerationOptions, MedusaSession

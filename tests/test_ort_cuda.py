@@ -10,9 +10,9 @@ from reference.fake_onnxruntime import FakeOnnxRuntime
 from tiny_models import VOCAB_SIZE, llama_config, random_model
 
 from medusa_trt.errors import EngineError
-from medusa_trt.export.check import widened_bundle
+from medusa_trt.export.comparison.check import widened_bundle
+from medusa_trt.export.comparison.logits import compare_on_text, compare_on_tree, random_tree
 from medusa_trt.export.pipeline import ExportOptions, export_bundle
-from medusa_trt.export.verify import compare_on_text, compare_on_tree, random_tree
 from medusa_trt.runtime.bundle import Bundle
 from medusa_trt.runtime.options import GenerationOptions, SamplingOptions
 from medusa_trt.runtime.ort_cuda_engine import OrtCudaEngine

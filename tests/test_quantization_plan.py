@@ -15,6 +15,7 @@ from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from medusa_trt import cli
 from medusa_trt.calibration.quantization_meter import RoundedModel
 from medusa_trt.errors import ExportError
+from medusa_trt.export.comparison.logits import TEXT, agreement
 from medusa_trt.export.graphs.tracing import verify_graph
 from medusa_trt.export.graphs.verify_module import VerifyModule
 from medusa_trt.export.passes.name_products import node_name_of
@@ -36,7 +37,6 @@ from medusa_trt.export.quantization.rounding import LibraryRounding
 from medusa_trt.export.quantization.rounding_pass import layers_pass
 from medusa_trt.export.quantization.sites import Site, sites_from_model
 from medusa_trt.export.targets import TARGETS
-from medusa_trt.export.verify import TEXT, agreement
 from medusa_trt.export.weight_formats import Format
 from medusa_trt.export.weights.lazy_tensor import LazyTensor
 from medusa_trt.export.weights.streamed_model import weights_in_memory

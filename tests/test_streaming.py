@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from tiny_models import llama_config, random_model, save_tiny_model
 
 from medusa_trt.errors import ExportError
+from medusa_trt.export.comparison.segmented_engine import SegmentedEngine
 from medusa_trt.export.models.base_model import (
     BaseModel,
     load_base_model,
@@ -23,7 +24,6 @@ from medusa_trt.export.models.base_model import (
 from medusa_trt.export.models.checkpoint_weights import weights_from_checkpoint
 from medusa_trt.export.models.gguf_weights import weights_from_gguf
 from medusa_trt.export.output_folder import check_output, check_space, new_folder
-from medusa_trt.export.segmented_engine import SegmentedEngine
 from medusa_trt.export.weights import streamed_model
 from medusa_trt.export.weights.lazy_tensor import Array, LazyTensor, concatenated, lazy, transposed
 from medusa_trt.export.weights.streamed_model import empty_model, weights_at_hand

@@ -23,7 +23,13 @@ from tiny_models import (
 
 from medusa_trt.cli import main
 from medusa_trt.errors import BuildError, ExportError
-from medusa_trt.export.check import widened_bundle
+from medusa_trt.export.comparison.check import widened_bundle
+from medusa_trt.export.comparison.logits import (
+    compare_on_text,
+    compare_on_tree,
+    max_relative_error,
+    random_tree,
+)
 from medusa_trt.export.pipeline import ExportOptions, export_bundle
 from medusa_trt.export.quantization.quantize_weights import quantized_matrix
 from medusa_trt.export.targets import TARGETS
@@ -32,12 +38,6 @@ from medusa_trt.export.trt_job import EngineBuild
 from medusa_trt.export.trt_network import parsed_network
 from medusa_trt.export.trt_options import BuildOptions
 from medusa_trt.export.trt_products import PRODUCTS
-from medusa_trt.export.verify import (
-    compare_on_text,
-    compare_on_tree,
-    max_relative_error,
-    random_tree,
-)
 from medusa_trt.runtime.bundle import Bundle, TensorSpec
 from medusa_trt.runtime.engine_record import record_from_folder
 from medusa_trt.runtime.ort_engine import OrtEngine

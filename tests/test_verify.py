@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
 from medusa_trt.errors import ExportError
-from medusa_trt.export.verify import (
+from medusa_trt.export.comparison.logits import (
     MAX_LOGIT_DIFFERENCE,
     TEXT,
     agreement,

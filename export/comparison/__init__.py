@@ -1,0 +1,1 @@
+"""A finished bundle compared with the model that it came from."""
