@@ -3,7 +3,7 @@
 import shlex
 from math import prod
 
-from medusa_trt.export.trt_options import num_cache_rows
+from medusa_trt.export.tensorrt.options import num_cache_rows
 from medusa_trt.runtime.bundle import Bundle, GraphSpec
 
 JETSON_TENSORRT = "10.3"

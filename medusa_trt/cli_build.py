@@ -7,7 +7,7 @@ from dataclasses import fields
 from pathlib import Path
 
 from medusa_trt.errors import MedusaError
-from medusa_trt.export.trt_options import BuildOptions
+from medusa_trt.export.tensorrt.options import BuildOptions
 
 _INTEGERS = {
     "max_length": "longest sequence, in tokens (default: the bundle's)",
@@ -78,7 +78,7 @@ def run(arguments: argparse.Namespace) -> None:
 
     progress("opening the bundle")
     try:
-        from medusa_trt.export.trt_build import build_engines
+        from medusa_trt.export.tensorrt.build import build_engines
     except ImportError as error:
         raise MedusaError(
             f"building needs {error.name}: pip install 'medusa-trt[tensorrt]' or "

@@ -18,8 +18,8 @@ from medusa_trt.export.comparison.logits import (
     compare_on_tree,
     random_tree,
 )
-from medusa_trt.export.trt_build import build_engines
-from medusa_trt.export.trt_options import BuildOptions
+from medusa_trt.export.tensorrt.build import build_engines
+from medusa_trt.export.tensorrt.options import BuildOptions
 from medusa_trt.runtime.backends import engine_from_backend
 from medusa_trt.runtime.bundle import Bundle
 from medusa_trt.runtime.device_memory import compute_capability

@@ -33,11 +33,11 @@ from medusa_trt.export.comparison.logits import (
 from medusa_trt.export.pipeline import ExportOptions, export_bundle
 from medusa_trt.export.quantization.quantize_weights import quantized_matrix
 from medusa_trt.export.targets import TARGETS
-from medusa_trt.export.trt_build import build_engines
-from medusa_trt.export.trt_job import EngineBuild
-from medusa_trt.export.trt_network import parsed_network
-from medusa_trt.export.trt_options import BuildOptions
-from medusa_trt.export.trt_products import PRODUCTS
+from medusa_trt.export.tensorrt.build import build_engines
+from medusa_trt.export.tensorrt.job import EngineBuild
+from medusa_trt.export.tensorrt.network import parsed_network
+from medusa_trt.export.tensorrt.options import BuildOptions
+from medusa_trt.export.tensorrt.products import PRODUCTS
 from medusa_trt.runtime.bundle import Bundle, TensorSpec
 from medusa_trt.runtime.engine_record import record_from_folder
 from medusa_trt.runtime.ort_engine import OrtEngine

@@ -15,9 +15,9 @@ from reference.reductions import reductions_from_logits
 
 from medusa_trt.errors import BuildError, EngineError
 from medusa_trt.export.graphs.integer_reduce import integer_reduce_graph
-from medusa_trt.export.trt_build import build_engines
-from medusa_trt.export.trt_options import BuildOptions
-from medusa_trt.export.trt_products import PRODUCTS, ProductSpec
+from medusa_trt.export.tensorrt.build import build_engines
+from medusa_trt.export.tensorrt.options import BuildOptions
+from medusa_trt.export.tensorrt.products import PRODUCTS, ProductSpec
 from medusa_trt.runtime.bundle import Bundle
 from medusa_trt.runtime.engine import Reductions, TokenIds, VerifyOutputs
 from medusa_trt.runtime.engine_record import (
@@ -53,7 +53,7 @@ class Built:
         self.folder = folder / "engines"
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(ProductSpec, "load", lambda _: self.module)
-            patch.setattr("medusa_trt.export.trt_build.own_capability", lambda _: "8.6")
+            patch.setattr("medusa_trt.export.tensorrt.build.own_capability", lambda _: "8.6")
             build_engines(
                 bundle,
                 BuildOptions(output=self.folder, **options),  # type: ignore[arg-type]
@@ -526,7 +526,7 @@ def test_an_interrupt_while_building_is_one(
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("medusa_trt.export.trt_build._Throttle.__call__", interrupted)
+    monkeypatch.setattr("medusa_trt.export.tensorrt.build._Throttle.__call__", interrupted)
     with pytest.raises(KeyboardInterrupt):
         Built(trt_bundle, tmp_path)
     assert not list(tmp_path.iterdir())

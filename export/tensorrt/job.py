@@ -7,8 +7,8 @@ from typing import Any
 
 from medusa_trt.errors import BuildError
 from medusa_trt.export.targets import TARGETS
-from medusa_trt.export.trt_options import BuildOptions, num_cache_rows
-from medusa_trt.export.trt_products import PRODUCTS, ProductSpec, logger_class
+from medusa_trt.export.tensorrt.options import BuildOptions, num_cache_rows
+from medusa_trt.export.tensorrt.products import PRODUCTS, ProductSpec, logger_class
 from medusa_trt.runtime.bundle import Bundle
 from medusa_trt.runtime.engine_record import ENGINES_FOLDER
 

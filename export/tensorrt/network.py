@@ -5,9 +5,9 @@ from typing import Any
 import onnx_ir as ir
 
 from medusa_trt.errors import BuildError
-from medusa_trt.export.trt_checks import parser_failure, with_capacity
-from medusa_trt.export.trt_job import EngineBuild, capability_members
-from medusa_trt.export.trt_tree import merge_tree
+from medusa_trt.export.tensorrt.checks import parser_failure, with_capacity
+from medusa_trt.export.tensorrt.job import EngineBuild, capability_members
+from medusa_trt.export.tensorrt.tree import merge_tree
 from medusa_trt.runtime.bundle import GraphSpec
 from medusa_trt.runtime.engine_record import PREFILL_PROFILE, TREE_PROFILE, Profile, ShapeRange
 

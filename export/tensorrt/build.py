@@ -9,14 +9,14 @@ import msgspec
 
 from medusa_trt.errors import BuildError
 from medusa_trt.export.output_folder import new_folder
-from medusa_trt.export.trt_checks import (
+from medusa_trt.export.tensorrt.checks import (
     build_failure,
     check_interface,
     check_precision,
     one_line,
     with_capacity,
 )
-from medusa_trt.export.trt_job import (
+from medusa_trt.export.tensorrt.job import (
     EngineBuild,
     check_capabilities,
     check_options,
@@ -25,10 +25,10 @@ from medusa_trt.export.trt_job import (
     product_of,
     timing_cache_file,
 )
-from medusa_trt.export.trt_network import config_of, parsed_network, profiles_of
-from medusa_trt.export.trt_options import BuildOptions
-from medusa_trt.export.trt_products import progress_class
-from medusa_trt.export.trt_tree import merged_spec
+from medusa_trt.export.tensorrt.network import config_of, parsed_network, profiles_of
+from medusa_trt.export.tensorrt.options import BuildOptions
+from medusa_trt.export.tensorrt.products import progress_class
+from medusa_trt.export.tensorrt.tree import merged_spec
 from medusa_trt.interrupts import num_interrupts, raise_swallowed
 from medusa_trt.runtime import bundle as names
 from medusa_trt.runtime.bundle import Bundle, sha256_from_file
