@@ -28,7 +28,7 @@ def run(arguments: argparse.Namespace) -> None:
         MedusaError: whatever the user can cause.
     """
     try:
-        from medusa_trt.export.deploy import deploy
+        from medusa_trt.export.deploy.deployment import deploy
     except ImportError as error:
         raise MedusaError(
             f"deploying needs {error.name}: pip install 'medusa-trt[export]'"

@@ -12,7 +12,7 @@ from packaging.requirements import Requirement
 
 from medusa_trt.cli import main
 from medusa_trt.errors import BuildError
-from medusa_trt.export.deploy import PINS, deploy
+from medusa_trt.export.deploy.deployment import PINS, deploy
 from medusa_trt.runtime.bundle import Bundle
 
 
@@ -111,7 +111,7 @@ def test_pins_are_what_the_package_asks_for(place: str) -> None:
 
 
 def requirements(place: str) -> list[str]:
-    from medusa_trt.export.deploy import _requirements
+    from medusa_trt.export.deploy.deployment import _requirements
 
     return _requirements(place).splitlines()
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from reference.fake_triton import Request, Sender, triton_python_backend_utils
 
-from medusa_trt.export.deploy import deploy
+from medusa_trt.export.deploy.deployment import deploy
 from medusa_trt.runtime.bundle import Bundle
 from medusa_trt.runtime.options import GenerationOptions
 from medusa_trt.runtime.session import MedusaSession

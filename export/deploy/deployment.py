@@ -6,13 +6,13 @@ from importlib.metadata import version
 from pathlib import Path
 
 from medusa_trt.errors import BuildError, ExportError
-from medusa_trt.export.deploy_jetson import (
+from medusa_trt.export.deploy.jetson import (
     JETSON_TENSORRT,
     ONE_TOKEN,
     build_lines,
     health_check_lines,
 )
-from medusa_trt.export.deploy_triton import (
+from medusa_trt.export.deploy.triton import (
     HEALTH_CHECK,
     MODEL_NAME,
     TRITON_IMAGE,

@@ -63,4 +63,4 @@ def config_text(bundle: Bundle, bundle_path: str) -> str:
 
 def model_text() -> str:
     """The repository's `model.py`."""
-    return (resources.files("medusa_trt.export") / "triton_model.py").read_text("utf-8")
+    return (resources.files("medusa_trt.export.deploy") / "triton_model.py").read_text("utf-8")

@@ -1,0 +1,1 @@
+"""What a container, a Jetson or Triton needs to run a bundle."""
