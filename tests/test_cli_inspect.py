@@ -123,7 +123,7 @@ def test_each_alias_names_what_exists(name: str) -> None:
 
 
 def test_vicunas_chat_template_is_fastchats() -> None:
-    path = Path(__file__).parent.parent / "export" / "vicuna_chat_template.jinja"
+    path = Path(__file__).parent.parent / "export/models/shipped" / "vicuna_chat_template.jinja"
     template = Template(path.read_text("utf-8"))
     turns = [
         {"role": "user", "content": "Hello"},
@@ -139,7 +139,7 @@ def test_vicunas_chat_template_is_fastchats() -> None:
 
 
 def test_zephyrs_chat_template_is_its_model_cards() -> None:
-    path = Path(__file__).parent.parent / "export" / "zephyr_chat_template.jinja"
+    path = Path(__file__).parent.parent / "export/models/shipped" / "zephyr_chat_template.jinja"
     turns = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello"}]
     text = Template(path.read_text("utf-8")).render(
         messages=turns, eos_token="</s>", add_generation_prompt=True

@@ -39,11 +39,11 @@ class Alias(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """Where the heads are."""
         if self.heads is None or "/" in self.heads:
             return self.heads
-        return Path(str(resources.files("medusa_trt.export") / self.heads))
+        return Path(str(resources.files("medusa_trt.export.models.shipped") / self.heads))
 
 
 @cache
 def aliases() -> dict[str, Alias]:
     """The models known by a short name."""
-    data = (resources.files("medusa_trt.export") / "models.json").read_bytes()
+    data = (resources.files("medusa_trt.export.models.shipped") / "models.json").read_bytes()
     return msgspec.json.decode(data, type=dict[str, Alias])

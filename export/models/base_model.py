@@ -262,7 +262,7 @@ def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
         tokenizer.chat_template = tokenizer.chat_template.get("default")
     template = None if source.alias is None else source.alias.chat_template
     if template is not None and tokenizer.chat_template is None:
-        path = resources.files("medusa_trt.export") / template
+        path = resources.files("medusa_trt.export.models.shipped") / template
         tokenizer.chat_template = path.read_text("utf-8")
     return tokenizer
 

@@ -38,7 +38,9 @@ _PROBE_VOCAB, _PROBE_LENGTH = 64, 1024
 
 def shapes() -> dict[str, dict[str, object]]:
     """Configs of known models by name, in transformers' terms."""
-    text = (resources.files("medusa_trt.export") / "model_shapes.json").read_text("utf-8")
+    text = (resources.files("medusa_trt.export.models.shipped") / "model_shapes.json").read_text(
+        "utf-8"
+    )
     found: dict[str, dict[str, object]] = json.loads(text)
     return found
 
