@@ -21,7 +21,7 @@ setup(
     package_dir=PLACES,
     ext_modules=[
         Extension(
-            "medusa_trt.runtime._operators",
+            "medusa_trt.runtime.engines._operators",
             SOURCES,
             depends=[path.as_posix() for path in Path("native").glob("*.[hi]*")],
             language="c++",

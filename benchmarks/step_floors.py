@@ -20,7 +20,7 @@ import onnxruntime
 
 from medusa_trt.export.quantization.library import quantized_weight
 from medusa_trt.runtime.bundle import Bundle
-from medusa_trt.runtime.operators import DOMAIN, required_library
+from medusa_trt.runtime.engines.operators import DOMAIN, required_library
 
 _NUM_INPUTS, _NUM_OUTPUTS, _FEW_OUTPUTS = 576, 1024, 16
 _OPSET, _ROUNDS = 23, 30

@@ -26,7 +26,7 @@ from medusa_trt.errors import MedusaError
 from medusa_trt.runtime.acceptance import accept_exact
 from medusa_trt.runtime.bundle import Bundle
 from medusa_trt.runtime.candidates import node_tokens_from_indices, tokens_from_candidates
-from medusa_trt.runtime.ort_engine import OrtEngine
+from medusa_trt.runtime.engines.ort_cpu import OrtEngine
 from medusa_trt.tree_configs import MedusaTree, chain_tree, load_tree
 
 NUM_NODES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)

@@ -5,8 +5,8 @@ from typing import Literal
 
 from medusa_trt.errors import ExportError
 from medusa_trt.export.weight_formats import BITS, Format, WeightFormat
-from medusa_trt.runtime.engine_record import Product
-from medusa_trt.runtime.operators import library_path, required_library
+from medusa_trt.runtime.engines.engine_record import Product
+from medusa_trt.runtime.engines.operators import library_path, required_library
 
 AttentionForm = Literal[
     "group_query_attention",

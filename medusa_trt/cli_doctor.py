@@ -46,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Prints a line for each thing that can be done here, and how to get what is missing."""
-    from medusa_trt.runtime.device_memory import compute_capability
+    from medusa_trt.runtime.engines.device.memory import compute_capability
 
     del arguments
     print(f"Python     {platform.python_version()} on {platform.system()} {platform.machine()}")
@@ -83,7 +83,7 @@ def _gpu(driver: str | None, capability: str | None) -> str:
 def _operators() -> str:
     """Whether quantized graphs run, and on which kernels."""
     from medusa_trt.errors import MedusaError
-    from medusa_trt.runtime.operators import kernels_name, library_path
+    from medusa_trt.runtime.engines.operators import kernels_name, library_path
 
     if library_path() is None:
         return "not built: quantized bundles need them; install a C++ compiler and reinstall"

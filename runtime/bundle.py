@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 import msgspec
 
 from medusa_trt.errors import BundleError
-from medusa_trt.runtime.external_data import check_external_data
+from medusa_trt.runtime.engines.external_data import check_external_data
 from medusa_trt.tree_configs import MedusaTree
 
 FORMAT_VERSION = 1
@@ -122,8 +122,8 @@ class TargetSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     `min_rows` is the smallest number of nodes for which a step uses the same kernels as a tree
     does; plain decoding pads to it, so that its tokens equal Medusa's. `operator_library` says
-    whether the graphs use the operators of `runtime/operators.py`. `cache_in_place` says whether
-    the verify graph's cache outputs may be bound to the memory of its cache inputs.
+    whether the graphs use the operators of `runtime/engines/operators.py`. `cache_in_place` says
+    whether the verify graph's cache outputs may be bound to the memory of its cache inputs.
     """
 
     name: str

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from medusa_trt.errors import PromptError
 from medusa_trt.runtime.acceptance import accept_exact, accept_typical
-from medusa_trt.runtime.engine import Reductions
+from medusa_trt.runtime.engines.base import Reductions
 from medusa_trt.runtime.options import GenerationOptions
 from medusa_trt.runtime.sampling import token_from_logits, uniforms_from_seed
 from medusa_trt.tree_configs import MedusaTree

@@ -6,11 +6,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from medusa_trt.errors import EngineError, GenerationError, PromptError
-from medusa_trt.runtime.backends import engine_from_backend
 from medusa_trt.runtime.bundle import Bundle
 from medusa_trt.runtime.choosing import Chooser
 from medusa_trt.runtime.decoding import Added, Decoder, PrefillCancelled, SequenceState
-from medusa_trt.runtime.engine import Engine
+from medusa_trt.runtime.engines.backends import engine_from_backend
+from medusa_trt.runtime.engines.base import Engine
 from medusa_trt.runtime.options import GenerationOptions, SamplingOptions
 from medusa_trt.runtime.reply import FinishReason, Generation, GenerationStats, Reply, StreamEvent
 from medusa_trt.runtime.text import Message, TextCodec
@@ -67,7 +67,7 @@ class MedusaSession:
         Args:
             bundle: an opened bundle, or its folder.
             engine: an engine to use instead of the backend's; it is closed with the session.
-            backend: what runs the graphs, a name in `runtime/backends.py`; the one of the
+            backend: what runs the graphs, a name in `runtime/engines/backends.py`; the one of the
                 bundle's target by default.
             max_length: longest sequence, prompt and reply together, in tokens; what the bundle
                 allows by default.

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from medusa_trt.export.pipeline import ExportOptions, export_bundle
 from medusa_trt.runtime.bundle import Bundle
-from medusa_trt.runtime.ort_engine import OrtEngine
+from medusa_trt.runtime.engines.ort_cpu import OrtEngine
 from medusa_trt.tree_configs import MedusaTree, chain_tree
 
 MAX_LOGIT_DIFFERENCE = 1e-3

@@ -10,7 +10,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from medusa_trt.export.quantization.library import quantized_weight
-from medusa_trt.runtime.operators import DOMAIN, required_library
+from medusa_trt.runtime.engines.operators import DOMAIN, required_library
 
 Floats = NDArray[np.float32]
 

@@ -9,7 +9,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-from medusa_trt.runtime.operators import DOMAIN, required_library
+from medusa_trt.runtime.engines.operators import DOMAIN, required_library
 
 Array = NDArray[Any]
 
@@ -62,7 +62,7 @@ def run_bound(
 
 def kernels_here() -> list[str]:
     """Those that this processor runs, each found in a process of its own."""
-    code = "from medusa_trt.runtime.operators import kernels_name; print(kernels_name())"
+    code = "from medusa_trt.runtime.engines.operators import kernels_name; print(kernels_name())"
     found = []
     for name in KERNELS:
         environment = {**os.environ, "MEDUSA_TRT_KERNELS": name}

@@ -13,7 +13,7 @@ from strategies import medusa_trees
 from medusa_trt.errors import PromptError
 from medusa_trt.runtime.acceptance import accept_typical
 from medusa_trt.runtime.choosing import Chooser
-from medusa_trt.runtime.engine import Reductions
+from medusa_trt.runtime.engines.base import Reductions
 from medusa_trt.runtime.options import GenerationOptions, SamplingOptions
 from medusa_trt.tree_configs import MedusaTree, chain_tree
 

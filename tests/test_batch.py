@@ -10,8 +10,8 @@ from test_session import PLAIN, session_on_table, with_eos
 
 from medusa_trt.errors import EngineError, PromptError
 from medusa_trt.runtime.bundle import Bundle
+from medusa_trt.runtime.engines.ort_cpu import OrtEngine
 from medusa_trt.runtime.options import GenerationOptions, SamplingOptions
-from medusa_trt.runtime.ort_engine import OrtEngine
 from medusa_trt.runtime.session import MedusaSession
 from medusa_trt.tree_configs import chain_tree, load_tree
 

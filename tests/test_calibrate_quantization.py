@@ -28,7 +28,7 @@ from medusa_trt.export.quantization.plan import plan_from_file
 from medusa_trt.export.quantization.rounding import LibraryRounding, StandardRounding
 from medusa_trt.export.quantization.sites import Site, sites_from_model
 from medusa_trt.export.weight_formats import BITS, WeightFormat
-from medusa_trt.runtime.operators import library_path
+from medusa_trt.runtime.engines.operators import library_path
 
 SMALL = ("--num-prompts", "3", "--max-new-tokens", "12")
 

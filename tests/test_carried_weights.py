@@ -13,7 +13,7 @@ from tiny_models import llama_config, random_model, save_tiny_model
 
 from medusa_trt.export.pipeline import ExportOptions, export_bundle
 from medusa_trt.runtime.bundle import Bundle
-from medusa_trt.runtime.operators import library_path
+from medusa_trt.runtime.engines.operators import library_path
 
 needs_library = pytest.mark.skipif(library_path() is None, reason="built without a C++ compiler")
 

@@ -13,7 +13,7 @@ from medusa_trt.export.inspection import gpus, graph_facts, steps_per_s, tree_li
 from medusa_trt.export.models.aliases import aliases
 from medusa_trt.runtime import bundle as names
 from medusa_trt.runtime.bundle import Bundle
-from medusa_trt.runtime.device_memory import compute_capability
+from medusa_trt.runtime.engines.device.memory import compute_capability
 from medusa_trt.tree_configs import load_tree
 from medusa_trt.tree_configs.tree import MAX_NODES
 

@@ -29,7 +29,7 @@ from medusa_trt.export.modeling.support import refuse_unsupported
 from medusa_trt.export.pipeline import ExportOptions, export_bundle
 from medusa_trt.runtime import bundle as names
 from medusa_trt.runtime.bundle import Bundle
-from medusa_trt.runtime.ort_engine import OrtEngine
+from medusa_trt.runtime.engines.ort_cpu import OrtEngine
 
 
 def truncated_heads() -> dict[str, torch.Tensor]:

@@ -35,8 +35,8 @@ from medusa_trt.export.modeling.rotary import rotary_fixed_at
 from medusa_trt.export.modeling.support import needs_general_attention, refuse_unsupported
 from medusa_trt.export.targets import TARGETS
 from medusa_trt.runtime.bundle import Bundle
-from medusa_trt.runtime.operators import library_path
-from medusa_trt.runtime.ort_engine import OrtEngine
+from medusa_trt.runtime.engines.operators import library_path
+from medusa_trt.runtime.engines.ort_cpu import OrtEngine
 from medusa_trt.runtime.session import GenerationOptions, MedusaSession
 from medusa_trt.tree_configs import chain_tree
 

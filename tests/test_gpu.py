@@ -20,10 +20,10 @@ from medusa_trt.export.comparison.logits import (
 )
 from medusa_trt.export.tensorrt.build import build_engines
 from medusa_trt.export.tensorrt.options import BuildOptions
-from medusa_trt.runtime.backends import engine_from_backend
 from medusa_trt.runtime.bundle import Bundle
-from medusa_trt.runtime.device_memory import compute_capability
-from medusa_trt.runtime.engine import Engine
+from medusa_trt.runtime.engines.backends import engine_from_backend
+from medusa_trt.runtime.engines.base import Engine
+from medusa_trt.runtime.engines.device.memory import compute_capability
 from medusa_trt.runtime.options import GenerationOptions, SamplingOptions
 from medusa_trt.runtime.session import MedusaSession
 from medusa_trt.tree_configs import MedusaTree, chain_tree

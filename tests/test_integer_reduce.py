@@ -13,8 +13,8 @@ from reference.reductions import reductions_from_logits
 from scipy.stats import chisquare
 
 from medusa_trt.export.graphs.integer_reduce import integer_reduce_graph
+from medusa_trt.runtime.engines.reduce_tensors import OUTPUTS, SHARE_BITS
 from medusa_trt.runtime.options import SamplingOptions
-from medusa_trt.runtime.reduce_tensors import OUTPUTS, SHARE_BITS
 from medusa_trt.runtime.sampling import probabilities_from_logits, uniforms_from_seed
 from medusa_trt.tree_configs import chain_tree
 

@@ -21,8 +21,8 @@ from medusa_trt.interrupts import (
     raise_interrupts,
 )
 from medusa_trt.runtime.bundle import Bundle
-from medusa_trt.runtime.engine import VerifyOutputs
-from medusa_trt.runtime.ort_engine import OrtEngine
+from medusa_trt.runtime.engines.base import VerifyOutputs
+from medusa_trt.runtime.engines.ort_cpu import OrtEngine
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 

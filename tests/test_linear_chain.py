@@ -14,7 +14,7 @@ from onnx import TensorProto
 
 from medusa_trt.export.passes.chain_linears import ChainLinearsPass
 from medusa_trt.export.quantization.library import quantized_weight
-from medusa_trt.runtime.operators import library_path
+from medusa_trt.runtime.engines.operators import library_path
 
 pytestmark = pytest.mark.skipif(library_path() is None, reason="built without a C++ compiler")
 

@@ -9,7 +9,7 @@ from medusa_trt.export.comparison.logits import MAX_RELATIVE_ERROR, agreement
 from medusa_trt.export.models.base_model import BaseModel
 from medusa_trt.export.pipeline import ExportOptions, export_bundle
 from medusa_trt.runtime.bundle import Bundle
-from medusa_trt.runtime.ort_engine import OrtEngine
+from medusa_trt.runtime.engines.ort_cpu import OrtEngine
 from medusa_trt.runtime.session import GenerationOptions, MedusaSession
 from medusa_trt.tree_configs import chain_tree, load_tree
 

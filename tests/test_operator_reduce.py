@@ -17,9 +17,9 @@ from reference.reductions import reductions_from_logits
 from scipy.stats import chisquare
 
 from medusa_trt.export.graphs.operator_reduce import operator_reduce_graph
-from medusa_trt.runtime.operators import library_path
+from medusa_trt.runtime.engines.operators import library_path
+from medusa_trt.runtime.engines.reduce_tensors import OUTPUTS
 from medusa_trt.runtime.options import SamplingOptions
-from medusa_trt.runtime.reduce_tensors import OUTPUTS
 from medusa_trt.runtime.sampling import probabilities_from_logits, uniforms_from_seed
 from medusa_trt.tree_configs import chain_tree
 

@@ -21,7 +21,7 @@ from medusa_trt.export.quantization.library import (
     dequantized_weight,
     quantized_weight,
 )
-from medusa_trt.runtime.operators import kernels_name, library_path
+from medusa_trt.runtime.engines.operators import kernels_name, library_path
 
 Array = NDArray[Any]
 

@@ -14,9 +14,9 @@ from medusa_trt.export.comparison.check import widened_bundle
 from medusa_trt.export.comparison.logits import compare_on_text, compare_on_tree, random_tree
 from medusa_trt.export.pipeline import ExportOptions, export_bundle
 from medusa_trt.runtime.bundle import Bundle
+from medusa_trt.runtime.engines.ort_cpu import OrtEngine
+from medusa_trt.runtime.engines.ort_cuda import OrtCudaEngine
 from medusa_trt.runtime.options import GenerationOptions, SamplingOptions
-from medusa_trt.runtime.ort_cuda_engine import OrtCudaEngine
-from medusa_trt.runtime.ort_engine import OrtEngine
 from medusa_trt.runtime.session import MedusaSession
 from medusa_trt.tree_configs import MedusaTree, chain_tree
 

@@ -22,9 +22,9 @@ from transformers import (
 from medusa_trt.errors import PromptError
 from medusa_trt.runtime.acceptance import accept_exact
 from medusa_trt.runtime.bundle import Bundle
+from medusa_trt.runtime.engines.ort_cpu import OrtEngine
+from medusa_trt.runtime.engines.reduce_tensors import reductions_from_outputs
 from medusa_trt.runtime.options import GenerationOptions, SamplingOptions
-from medusa_trt.runtime.ort_engine import OrtEngine
-from medusa_trt.runtime.reduce_tensors import reductions_from_outputs
 from medusa_trt.runtime.sampling import (
     probabilities_from_logits,
     token_from_logits,

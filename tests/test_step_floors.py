@@ -5,7 +5,7 @@ from step_floors import ArithmeticFloor, Products, products_of
 from step_report import StepTable
 
 from medusa_trt.runtime.bundle import Bundle
-from medusa_trt.runtime.operators import library_path
+from medusa_trt.runtime.engines.operators import library_path
 
 
 def test_products_are_those_of_the_model(tiny_bundle: Bundle) -> None:

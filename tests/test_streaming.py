@@ -29,7 +29,7 @@ from medusa_trt.export.weights.lazy_tensor import Array, LazyTensor, concatenate
 from medusa_trt.export.weights.streamed_model import empty_model, weights_at_hand
 from medusa_trt.export.weights.weight_file import WeightFile
 from medusa_trt.runtime.bundle import MANIFEST_FILE, WEIGHTS_FILE, Bundle
-from medusa_trt.runtime.ort_engine import OrtEngine
+from medusa_trt.runtime.engines.ort_cpu import OrtEngine
 from medusa_trt.tree_configs import chain_tree
 
 TOKENS = torch.arange(40)[None] * 7

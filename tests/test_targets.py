@@ -3,7 +3,7 @@ import pytest
 from medusa_trt.errors import EngineError
 from medusa_trt.export import targets
 from medusa_trt.export.targets import TARGETS, fallback_notice, precision_from_name
-from medusa_trt.runtime import operators
+from medusa_trt.runtime.engines import operators
 
 ORT_CPU = TARGETS["ort-cpu"]
 

@@ -13,7 +13,7 @@ from medusa_trt.calibration.bench_prompts import mt_bench_prompts
 from medusa_trt.errors import TrainingError
 from medusa_trt.export.models.base_model import BaseModel, load_base_model, source_from_name
 from medusa_trt.runtime.bundle import Bundle
-from medusa_trt.runtime.ort_engine import OrtEngine
+from medusa_trt.runtime.engines.ort_cpu import OrtEngine
 from medusa_trt.training.conversation import ChatFrame
 from medusa_trt.training.distill import generate_data, seed_prompts
 from medusa_trt.training.engine_generation import EngineGenerator

@@ -17,7 +17,7 @@ from one_operator import kernels_here, run_bound, session
 from onnx import TensorProto
 from reference.attention import attended, rotated
 
-from medusa_trt.runtime.operators import kernels_name, library_path
+from medusa_trt.runtime.engines.operators import kernels_name, library_path
 
 Array = NDArray[Any]
 

@@ -39,8 +39,8 @@ from medusa_trt.export.tensorrt.network import parsed_network
 from medusa_trt.export.tensorrt.options import BuildOptions
 from medusa_trt.export.tensorrt.products import PRODUCTS
 from medusa_trt.runtime.bundle import Bundle, TensorSpec
-from medusa_trt.runtime.engine_record import record_from_folder
-from medusa_trt.runtime.ort_engine import OrtEngine
+from medusa_trt.runtime.engines.engine_record import record_from_folder
+from medusa_trt.runtime.engines.ort_cpu import OrtEngine
 from medusa_trt.tree_configs import chain_tree
 
 CAPABILITIES = ("8.6", "12.0")

@@ -19,8 +19,8 @@ from medusa_trt.export.tensorrt.build import build_engines
 from medusa_trt.export.tensorrt.options import BuildOptions
 from medusa_trt.export.tensorrt.products import PRODUCTS, ProductSpec
 from medusa_trt.runtime.bundle import Bundle
-from medusa_trt.runtime.engine import Reductions, TokenIds, VerifyOutputs
-from medusa_trt.runtime.engine_record import (
+from medusa_trt.runtime.engines.base import Reductions, TokenIds, VerifyOutputs
+from medusa_trt.runtime.engines.engine_record import (
     RECORD_FILE,
     EngineRecord,
     Machine,
@@ -28,10 +28,10 @@ from medusa_trt.runtime.engine_record import (
     mismatches,
     record_from_folder,
 )
+from medusa_trt.runtime.engines.ort_cpu import OrtEngine
+from medusa_trt.runtime.engines.tensorrt import TrtEngine
 from medusa_trt.runtime.options import AcceptanceName, GenerationOptions, SamplingOptions
-from medusa_trt.runtime.ort_engine import OrtEngine
 from medusa_trt.runtime.session import MedusaSession
-from medusa_trt.runtime.trt_engine import TrtEngine
 from medusa_trt.tree_configs import MedusaTree, chain_tree
 
 PROMPT = "the quick brown fox jumps over the lazy dog. the quick brown "

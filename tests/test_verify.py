@@ -28,8 +28,8 @@ from medusa_trt.export.comparison.logits import (
     verify_bundle,
 )
 from medusa_trt.runtime.bundle import Agreement, Bundle
-from medusa_trt.runtime.engine import VerifyOutputs
-from medusa_trt.runtime.ort_engine import OrtEngine
+from medusa_trt.runtime.engines.base import VerifyOutputs
+from medusa_trt.runtime.engines.ort_cpu import OrtEngine
 from medusa_trt.tree_configs import chain_tree
 
 TEXT_IDS = list(TEXT.encode())

@@ -10,8 +10,8 @@ from medusa_trt.calibration.bench_prompts import mt_bench_prompts, prompts_from_
 from medusa_trt.calibration.prompts import self_generated_prompts
 from medusa_trt.errors import TrainingError
 from medusa_trt.export.models.base_model import BaseModel
-from medusa_trt.runtime.backends import engine_from_backend
 from medusa_trt.runtime.bundle import Bundle
+from medusa_trt.runtime.engines.backends import engine_from_backend
 from medusa_trt.training.backbone import precision_of
 from medusa_trt.training.conversation import ChatFrame, Conversation
 from medusa_trt.training.engine_generation import SPARE_ROWS, EngineGenerator

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from medusa_trt.errors import EngineError
 from medusa_trt.runtime import bundle as names
 from medusa_trt.runtime.bundle import Bundle
-from medusa_trt.runtime.engine import TokenIds, VerifyOutputs
-from medusa_trt.runtime.operators import required_library
+from medusa_trt.runtime.engines.base import TokenIds, VerifyOutputs
+from medusa_trt.runtime.engines.operators import required_library
 from medusa_trt.tree_configs import MedusaTree
 
 _MASKED = float(np.finfo(np.float32).min)

@@ -14,7 +14,7 @@ import onnx_ir as ir
 from onnx_ir.tape import Tape
 
 from medusa_trt.runtime import bundle as names
-from medusa_trt.runtime.reduce_tensors import NUM_SORTED, SHARE_BITS
+from medusa_trt.runtime.engines.reduce_tensors import NUM_SORTED, SHARE_BITS
 
 _SUM_BITS = 58
 """Bits of a sum of all weights, so that its high part times a share stays within 63."""

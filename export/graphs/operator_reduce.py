@@ -3,7 +3,7 @@
 import onnx_ir as ir
 
 from medusa_trt.runtime import bundle as names
-from medusa_trt.runtime.operators import DOMAIN
+from medusa_trt.runtime.engines.operators import DOMAIN
 
 
 def operator_reduce_graph(vocab_size: int, opset: int) -> ir.Model:

@@ -7,7 +7,7 @@ from torch import nn
 
 from medusa_trt.export.modeling.attention_inputs import AttentionInputs, AttentionMask
 from medusa_trt.export.modeling.scatter_attention import MASKED
-from medusa_trt.runtime.operators import DOMAIN
+from medusa_trt.runtime.engines.operators import DOMAIN
 
 
 class CachedAttention:

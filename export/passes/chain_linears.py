@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import onnx_ir as ir
 from onnx_ir.passes import InPlacePass, PassResult
 
-from medusa_trt.runtime.operators import DOMAIN
+from medusa_trt.runtime.engines.operators import DOMAIN
 
 _MOST_LAYERS = 8
 _EXTERNAL, _NONE = -1, -2

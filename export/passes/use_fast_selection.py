@@ -3,7 +3,7 @@
 import onnx_ir as ir
 from onnx_ir.passes import InPlacePass, PassResult
 
-from medusa_trt.runtime.operators import DOMAIN
+from medusa_trt.runtime.engines.operators import DOMAIN
 
 
 class UseFastSelectionPass(InPlacePass):

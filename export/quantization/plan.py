@@ -13,7 +13,7 @@ from medusa_trt.export.quantization.quantize_weights import block_size_of
 from medusa_trt.export.targets import Precision, Target
 from medusa_trt.export.weight_formats import BITS, WeightFormat, is_rounded
 from medusa_trt.export.weights.lazy_tensor import LazyTensor
-from medusa_trt.runtime.operators import required_library
+from medusa_trt.runtime.engines.operators import required_library
 
 FORMAT_VERSION = 1
 PLAN_FILE = "quantization.json"

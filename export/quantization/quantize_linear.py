@@ -15,7 +15,7 @@ from medusa_trt.export.quantization.library import (
 )
 from medusa_trt.export.weight_formats import BITS, FormatOf, Noted
 from medusa_trt.export.weights.lazy_tensor import Array, LazyTensor, lazy, transposed
-from medusa_trt.runtime.operators import DOMAIN
+from medusa_trt.runtime.engines.operators import DOMAIN
 
 _SILU = 1
 

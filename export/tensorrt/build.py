@@ -32,7 +32,7 @@ from medusa_trt.export.tensorrt.tree import merged_spec
 from medusa_trt.interrupts import num_interrupts, raise_swallowed
 from medusa_trt.runtime import bundle as names
 from medusa_trt.runtime.bundle import Bundle, sha256_from_file
-from medusa_trt.runtime.engine_record import (
+from medusa_trt.runtime.engines.engine_record import (
     ENGINES_FOLDER,
     PREFILL_ENGINE,
     RECORD_FILE,

@@ -10,7 +10,7 @@ from medusa_trt.export.targets import TARGETS
 from medusa_trt.export.tensorrt.options import BuildOptions, num_cache_rows
 from medusa_trt.export.tensorrt.products import PRODUCTS, ProductSpec, logger_class
 from medusa_trt.runtime.bundle import Bundle
-from medusa_trt.runtime.engine_record import ENGINES_FOLDER
+from medusa_trt.runtime.engines.engine_record import ENGINES_FOLDER
 
 
 @dataclass(slots=True)
@@ -130,7 +130,7 @@ def own_capability(product: ProductSpec) -> str:
     Raises:
         BuildError: there is none.
     """
-    from medusa_trt.runtime.device_memory import compute_capability
+    from medusa_trt.runtime.engines.device.memory import compute_capability
 
     found = compute_capability()
     if found is not None:

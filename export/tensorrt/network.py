@@ -9,7 +9,12 @@ from medusa_trt.export.tensorrt.checks import parser_failure, with_capacity
 from medusa_trt.export.tensorrt.job import EngineBuild, capability_members
 from medusa_trt.export.tensorrt.tree import merge_tree
 from medusa_trt.runtime.bundle import GraphSpec
-from medusa_trt.runtime.engine_record import PREFILL_PROFILE, TREE_PROFILE, Profile, ShapeRange
+from medusa_trt.runtime.engines.engine_record import (
+    PREFILL_PROFILE,
+    TREE_PROFILE,
+    Profile,
+    ShapeRange,
+)
 
 _FLAGS = {"version_compatible": "VERSION_COMPATIBLE"}
 _WEIGHT_FLAGS = {

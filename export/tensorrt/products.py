@@ -6,7 +6,7 @@ from importlib import import_module
 from typing import Any
 
 from medusa_trt.errors import BuildError
-from medusa_trt.runtime.engine_record import MODULES, Product
+from medusa_trt.runtime.engines.engine_record import MODULES, Product
 
 _HARMLESS = "has Int64 binding"
 """A parser warning that states a fact: int64 inputs and outputs are int64."""

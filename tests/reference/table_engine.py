@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medusa_trt.errors import EngineError
-from medusa_trt.runtime.engine import Reductions, TokenIds, VerifyOutputs
+from medusa_trt.runtime.engines.base import Reductions, TokenIds, VerifyOutputs
 from medusa_trt.runtime.options import SamplingOptions
 from medusa_trt.runtime.sampling import token_from_logits
 from medusa_trt.tree_configs import MedusaTree

@@ -8,19 +8,19 @@ from numpy.typing import NDArray
 from medusa_trt.errors import EngineError
 from medusa_trt.runtime import bundle as names
 from medusa_trt.runtime.bundle import CACHE_ITEM_BYTES, Bundle
-from medusa_trt.runtime.device_bindings import Bindings, Bound
-from medusa_trt.runtime.device_cache import DeviceCache
-from medusa_trt.runtime.device_executor import Executor
-from medusa_trt.runtime.device_memory import Cuda
-from medusa_trt.runtime.engine import Reductions, TokenIds, VerifyOutputs
-from medusa_trt.runtime.options import SamplingOptions
-from medusa_trt.runtime.reduce_tensors import (
+from medusa_trt.runtime.engines.base import Reductions, TokenIds, VerifyOutputs
+from medusa_trt.runtime.engines.device.bindings import Bindings, Bound
+from medusa_trt.runtime.engines.device.cache import DeviceCache
+from medusa_trt.runtime.engines.device.executor import Executor
+from medusa_trt.runtime.engines.device.memory import Cuda
+from medusa_trt.runtime.engines.reduce_tensors import (
     OUTPUTS,
     empty_inputs,
     parent_rows,
     reductions_from_outputs,
     write_inputs,
 )
+from medusa_trt.runtime.options import SamplingOptions
 from medusa_trt.tree_configs import MedusaTree
 
 _MASKED = float(np.finfo(np.float32).min)

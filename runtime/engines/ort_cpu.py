@@ -12,17 +12,17 @@ from numpy.typing import NDArray
 from medusa_trt.errors import EngineError
 from medusa_trt.runtime import bundle as names
 from medusa_trt.runtime.bundle import Bundle
-from medusa_trt.runtime.engine import Reductions, TokenIds, VerifyOutputs
-from medusa_trt.runtime.kv_cache import KVCache
-from medusa_trt.runtime.operators import required_library
-from medusa_trt.runtime.options import SamplingOptions
-from medusa_trt.runtime.reduce_tensors import (
+from medusa_trt.runtime.engines.base import Reductions, TokenIds, VerifyOutputs
+from medusa_trt.runtime.engines.kv_cache import KVCache
+from medusa_trt.runtime.engines.operators import required_library
+from medusa_trt.runtime.engines.reduce_tensors import (
     OUTPUTS,
     empty_inputs,
     parent_rows,
     reductions_from_outputs,
     write_inputs,
 )
+from medusa_trt.runtime.options import SamplingOptions
 from medusa_trt.tree_configs import MedusaTree
 
 _BFLOAT16 = 16  # ONNX's number of the type, whose values numpy holds as uint16

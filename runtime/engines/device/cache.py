@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from medusa_trt.runtime.device_memory import Cuda
+from medusa_trt.runtime.engines.device.memory import Cuda
 
 
 class DeviceCache:

@@ -8,8 +8,8 @@ import numpy as np
 
 from medusa_trt.errors import EngineError
 from medusa_trt.runtime.bundle import Bundle, TensorSpec
-from medusa_trt.runtime.device_memory import Cuda
-from medusa_trt.runtime.engine_record import (
+from medusa_trt.runtime.engines.device.memory import Cuda
+from medusa_trt.runtime.engines.engine_record import (
     WEIGHTLESS_ENGINES,
     EngineRecord,
     Machine,

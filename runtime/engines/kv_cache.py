@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from medusa_trt.errors import EngineError
-from medusa_trt.runtime.operators import commit_function
+from medusa_trt.runtime.engines.operators import commit_function
 
 _MAX_MOVED = 64
 """Most nodes that `medusa_trt_commit` takes; see native/cache.h."""

@@ -6,10 +6,10 @@ from typing import Any
 
 from medusa_trt.errors import EngineError
 from medusa_trt.runtime.bundle import Bundle
-from medusa_trt.runtime.device_engine import DeviceEngine
-from medusa_trt.runtime.device_memory import Cuda, closed_on_error, cuda_runtime
-from medusa_trt.runtime.engine_record import MODULES, PREFILL_ENGINE, EngineRecord, Product
-from medusa_trt.runtime.trt_loading import LoadedEngines, load_engines
+from medusa_trt.runtime.engines.device.engine import DeviceEngine
+from medusa_trt.runtime.engines.device.memory import Cuda, closed_on_error, cuda_runtime
+from medusa_trt.runtime.engines.engine_record import MODULES, PREFILL_ENGINE, EngineRecord, Product
+from medusa_trt.runtime.engines.tensorrt_loading import LoadedEngines, load_engines
 from medusa_trt.tree_configs import MedusaTree
 
 

@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medusa_trt.errors import EngineError
-from medusa_trt.runtime.device_executor import Executable, Executor
-from medusa_trt.runtime.device_memory import Cuda
-from medusa_trt.runtime.engine import VerifyOutputs
+from medusa_trt.runtime.engines.base import VerifyOutputs
+from medusa_trt.runtime.engines.device.executor import Executable, Executor
+from medusa_trt.runtime.engines.device.memory import Cuda
 from medusa_trt.tree_configs import MedusaTree
 
 _MAX_BINDINGS = 16

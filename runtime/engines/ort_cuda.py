@@ -9,8 +9,8 @@ import numpy as np
 
 from medusa_trt.errors import EngineError
 from medusa_trt.runtime.bundle import Bundle
-from medusa_trt.runtime.device_engine import DeviceEngine
-from medusa_trt.runtime.device_memory import Cuda, closed_on_error, cuda_runtime
+from medusa_trt.runtime.engines.device.engine import DeviceEngine
+from medusa_trt.runtime.engines.device.memory import Cuda, closed_on_error, cuda_runtime
 from medusa_trt.tree_configs import MedusaTree
 
 _PROVIDER = "CUDAExecutionProvider"

@@ -4,11 +4,11 @@ from typing import Protocol
 
 from medusa_trt.errors import EngineError
 from medusa_trt.runtime.bundle import Bundle
-from medusa_trt.runtime.engine import Engine
-from medusa_trt.runtime.engine_record import Product
-from medusa_trt.runtime.ort_cuda_engine import OrtCudaEngine
-from medusa_trt.runtime.ort_engine import OrtEngine
-from medusa_trt.runtime.trt_engine import TrtEngine
+from medusa_trt.runtime.engines.base import Engine
+from medusa_trt.runtime.engines.engine_record import Product
+from medusa_trt.runtime.engines.ort_cpu import OrtEngine
+from medusa_trt.runtime.engines.ort_cuda import OrtCudaEngine
+from medusa_trt.runtime.engines.tensorrt import TrtEngine
 
 
 class _Opener(Protocol):

@@ -1,0 +1,1 @@
+"""Engines: whatever executes a bundle's graphs and owns the KV cache."""

@@ -1,0 +1,1 @@
+"""The engine on a GPU, whichever product executes the graphs."""
