@@ -21,7 +21,7 @@ from rich.console import Console
 from step_floors import ArithmeticFloor, products_of, reading
 from step_report import StepReport, StepTable, print_report
 
-from medusa_trt.calibration.bench_report import Machine, replaced_file
+from medusa_trt.calibration.bench.report import Machine, replaced_file
 from medusa_trt.errors import MedusaError
 from medusa_trt.runtime.acceptance import accept_exact
 from medusa_trt.runtime.bundle import Bundle

@@ -14,8 +14,8 @@ from pathlib import Path
 import msgspec
 
 from medusa_trt.calibration import head_ranks, threshold
-from medusa_trt.calibration.bench_prompts import BenchPrompt
-from medusa_trt.calibration.bench_report import Machine
+from medusa_trt.calibration.bench.prompts import BenchPrompt
+from medusa_trt.calibration.bench.report import Machine
 from medusa_trt.calibration.calibrate_options import (
     LatencyOptions,
     QuantizationOptions,

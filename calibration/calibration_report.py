@@ -5,7 +5,7 @@ from pathlib import Path
 
 import msgspec
 
-from medusa_trt.calibration.bench_report import Machine, replaced_file
+from medusa_trt.calibration.bench.report import Machine, replaced_file
 from medusa_trt.calibration.calibrate_options import (
     LatencyOptions,
     QuantizationOptions,

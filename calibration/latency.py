@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from medusa_trt.calibration.bench_report import Machine
+from medusa_trt.calibration.bench.report import Machine
 from medusa_trt.calibration.calibrate_options import LatencyOptions
 from medusa_trt.calibration.latency_curve import LatencyRecord
 from medusa_trt.calibration.prompts import self_generated_prompts

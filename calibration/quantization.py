@@ -10,8 +10,8 @@ import msgspec
 import numpy as np
 import torch
 
-from medusa_trt.calibration.bench_prompts import BenchPrompt
-from medusa_trt.calibration.bench_report import replaced_file
+from medusa_trt.calibration.bench.prompts import BenchPrompt
+from medusa_trt.calibration.bench.report import replaced_file
 from medusa_trt.calibration.calibrate_options import QuantizationOptions, ReplySettings
 from medusa_trt.calibration.calibration_report import (
     MODELOPT_FILE,

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 import numpy as np
 from numpy.typing import NDArray
 
-from medusa_trt.calibration.bench_prompts import BenchPrompt
+from medusa_trt.calibration.bench.prompts import BenchPrompt
 from medusa_trt.calibration.calibrate_options import ReplySettings
 from medusa_trt.calibration.head_ranks import RankRecord
 from medusa_trt.calibration.quantization_costs import Drafter

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from medusa_trt.calibration.bench_prompts import (
+from medusa_trt.calibration.bench.prompts import (
     BenchPrompt,
     mt_bench_prompts,
     prompts_from_file,

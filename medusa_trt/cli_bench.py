@@ -8,16 +8,16 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from medusa_trt.calibration.bench_options import BenchOptions, ModeName
+from medusa_trt.calibration.bench.options import BenchOptions, ModeName
 from medusa_trt.cli_session import add_session_arguments, session_from_arguments
 from medusa_trt.errors import MedusaError
 from medusa_trt.interrupts import interrupted_exit_code
 from medusa_trt.tree_configs import load_tree
 
 if TYPE_CHECKING:
-    from medusa_trt.calibration.bench import ReplyRow
-    from medusa_trt.calibration.bench_prompts import BenchPrompt
-    from medusa_trt.calibration.bench_report import BenchReport, BenchSetup
+    from medusa_trt.calibration.bench.measurement import ReplyRow
+    from medusa_trt.calibration.bench.prompts import BenchPrompt
+    from medusa_trt.calibration.bench.report import BenchReport, BenchSetup
     from medusa_trt.calibration.progress import Progress
     from medusa_trt.runtime.session import MedusaSession
 
@@ -106,10 +106,10 @@ def _bench(
 ) -> int:
     from rich.console import Console
 
-    from medusa_trt.calibration.bench import check_runnable, warm_up
-    from medusa_trt.calibration.bench_report import BenchReport, Machine, peak_memory_bytes
-    from medusa_trt.calibration.bench_summary import summarize, whole_prompts
-    from medusa_trt.calibration.bench_tables import print_report
+    from medusa_trt.calibration.bench.measurement import check_runnable, warm_up
+    from medusa_trt.calibration.bench.report import BenchReport, Machine, peak_memory_bytes
+    from medusa_trt.calibration.bench.summary import summarize, whole_prompts
+    from medusa_trt.calibration.bench.tables import print_report
     from medusa_trt.calibration.progress import Progress
 
     check_runnable(session, prompts, options)
@@ -149,7 +149,7 @@ def _measure(
     progress: "Progress",
 ) -> tuple[list["ReplyRow"], bool]:
     """The measured replies, and whether a Ctrl-C ended it early."""
-    from medusa_trt.calibration.bench import measure
+    from medusa_trt.calibration.bench.measurement import measure
 
     rows = []
     try:
@@ -164,7 +164,7 @@ def _measure(
 
 
 def _prompts(arguments: argparse.Namespace) -> list["BenchPrompt"]:
-    from medusa_trt.calibration.bench_prompts import (
+    from medusa_trt.calibration.bench.prompts import (
         mt_bench_prompts,
         prompts_from_file,
         spread_over_categories,
@@ -185,7 +185,7 @@ def _setup(
     options: BenchOptions,
     arguments: argparse.Namespace,
 ) -> "BenchSetup":
-    from medusa_trt.calibration.bench_report import BenchSetup
+    from medusa_trt.calibration.bench.report import BenchSetup
 
     manifest, tree = session.bundle.manifest, options.tree or session.bundle.tree
     return BenchSetup(
@@ -214,7 +214,7 @@ def _check_outputs(arguments: argparse.Namespace) -> None:
         if path is not None and (path.is_dir() or not path.parent.is_dir()):
             raise MedusaError(f"cannot write {path}: it must be a file in an existing folder")
     if arguments.plot is not None:
-        from medusa_trt.calibration.bench_plot import check_plot_path
+        from medusa_trt.calibration.bench.plot import check_plot_path
 
         check_plot_path(arguments.plot)
 
@@ -222,13 +222,13 @@ def _check_outputs(arguments: argparse.Namespace) -> None:
 def _write(
     report: "BenchReport", rows: Sequence["ReplyRow"], arguments: argparse.Namespace
 ) -> None:
-    from medusa_trt.calibration.bench_report import replaced_file
+    from medusa_trt.calibration.bench.report import replaced_file
 
     if arguments.json is not None:
         with replaced_file(arguments.json) as temporary:
             temporary.write_bytes(report.to_json(rows))
     if arguments.plot is not None:
-        from medusa_trt.calibration.bench_plot import save_plot
+        from medusa_trt.calibration.bench.plot import save_plot
 
         with replaced_file(arguments.plot) as temporary:
             save_plot(report, temporary)

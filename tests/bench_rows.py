@@ -3,10 +3,10 @@
 from dataclasses import replace
 from typing import Any
 
-from medusa_trt.calibration.bench import ReplyRow
-from medusa_trt.calibration.bench_options import BenchOptions
-from medusa_trt.calibration.bench_report import BenchReport, BenchSetup, Machine
-from medusa_trt.calibration.bench_summary import summarize
+from medusa_trt.calibration.bench.measurement import ReplyRow
+from medusa_trt.calibration.bench.options import BenchOptions
+from medusa_trt.calibration.bench.report import BenchReport, BenchSetup, Machine
+from medusa_trt.calibration.bench.summary import summarize
 from medusa_trt.tree_configs import chain_tree
 
 GREEDY = BenchOptions(compared=("greedy",))

@@ -7,15 +7,15 @@ from pathlib import Path
 import pytest
 from bench_rows import GREEDY, both, row
 
-from medusa_trt.calibration.bench import check_runnable, measure
-from medusa_trt.calibration.bench_options import BenchOptions
-from medusa_trt.calibration.bench_prompts import (
+from medusa_trt.calibration.bench.measurement import check_runnable, measure
+from medusa_trt.calibration.bench.options import BenchOptions
+from medusa_trt.calibration.bench.prompts import (
     BenchPrompt,
     mt_bench_prompts,
     prompts_from_file,
     spread_over_categories,
 )
-from medusa_trt.calibration.bench_summary import (
+from medusa_trt.calibration.bench.summary import (
     Difference,
     Quartiles,
     accept_histogram,

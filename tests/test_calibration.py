@@ -12,7 +12,7 @@ from reference.table_engine import TableEngine
 from strategies import medusa_trees
 from test_tree_search import table_of
 
-from medusa_trt.calibration.bench_prompts import BenchPrompt
+from medusa_trt.calibration.bench.prompts import BenchPrompt
 from medusa_trt.calibration.calibrate_options import (
     LatencyOptions,
     ReplySettings,

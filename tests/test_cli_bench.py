@@ -12,9 +12,9 @@ from bench_rows import both, report_of
 from rich.console import Console
 
 from medusa_trt import cli_bench
-from medusa_trt.calibration.bench import ReplyRow
-from medusa_trt.calibration.bench_report import replaced_file
-from medusa_trt.calibration.bench_tables import print_report
+from medusa_trt.calibration.bench.measurement import ReplyRow
+from medusa_trt.calibration.bench.report import replaced_file
+from medusa_trt.calibration.bench.tables import print_report
 from medusa_trt.errors import MedusaError
 from medusa_trt.runtime.bundle import Bundle
 
@@ -70,7 +70,7 @@ def test_different_tokens_are_red_and_the_exit_code_is_1(
         plain, medusa = both("1", 1, 1)
         return [plain, replace(medusa, token_ids=(9,) * 5)]
 
-    monkeypatch.setattr("medusa_trt.calibration.bench.measure", spoiled)
+    monkeypatch.setattr("medusa_trt.calibration.bench.measurement.measure", spoiled)
     prompts = tmp_path / "p.txt"
     prompts.write_text("hello\n")
     arguments = (str(tiny_bundle.path), "--prompts", str(prompts), "--modes", "greedy")
@@ -93,7 +93,7 @@ def test_an_interrupt_reports_what_was_finished(
         yield both("2", 1, 1)[0]
         signal.raise_signal(number)
 
-    monkeypatch.setattr("medusa_trt.calibration.bench.measure", interrupted)
+    monkeypatch.setattr("medusa_trt.calibration.bench.measurement.measure", interrupted)
     prompts = tmp_path / "p.txt"
     prompts.write_text("hello\nother\n")
     arguments = (str(tiny_bundle.path), "--prompts", str(prompts), "--modes", "greedy")
@@ -128,7 +128,7 @@ def test_matplotlib_is_asked_for_by_its_extra(monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.parametrize("suffix", [".svg", ".html"])
 def test_plots_in_other_formats(tmp_path: Path, suffix: str) -> None:
     pytest.importorskip("matplotlib")
-    from medusa_trt.calibration.bench_plot import save_plot
+    from medusa_trt.calibration.bench.plot import save_plot
 
     path = tmp_path / f"plot{suffix}"
     save_plot(report_of(both("a", 2, 1)), path)

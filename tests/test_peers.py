@@ -13,7 +13,7 @@ from peer_report import PeerReply, PeerReport, first_difference, is_identical, p
 from peers import drop_incomplete
 from rich.console import Console
 
-from medusa_trt.calibration.bench_report import Machine
+from medusa_trt.calibration.bench.report import Machine
 from medusa_trt.errors import MedusaError
 
 WORKER = """

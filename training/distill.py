@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from medusa_trt.calibration.bench_prompts import mt_bench_prompts, prompts_from_file
+from medusa_trt.calibration.bench.prompts import mt_bench_prompts, prompts_from_file
 from medusa_trt.calibration.prompts import self_generated_prompts
 from medusa_trt.errors import TrainingError
 from medusa_trt.export.models.base_model import BaseModel

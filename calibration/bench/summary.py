@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from medusa_trt.calibration.bench import ReplyRow
-from medusa_trt.calibration.bench_options import Mode
-from medusa_trt.calibration.bench_prompts import BenchPrompt
+from medusa_trt.calibration.bench.measurement import ReplyRow
+from medusa_trt.calibration.bench.options import Mode
+from medusa_trt.calibration.bench.prompts import BenchPrompt
 from medusa_trt.tree_configs import MedusaTree
 
 _Value = Callable[[Sequence[ReplyRow]], float | None]

@@ -6,14 +6,14 @@ from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from medusa_trt.calibration.bench_report import BenchReport
-from medusa_trt.calibration.bench_summary import (
+from medusa_trt.calibration.bench.report import BenchReport
+from medusa_trt.calibration.bench.summary import (
     CategorySummary,
     ModeSummary,
     Quartiles,
     longest_step,
 )
-from medusa_trt.calibration.bench_tables import main_categories
+from medusa_trt.calibration.bench.tables import main_categories
 from medusa_trt.errors import MedusaError
 
 if TYPE_CHECKING:

@@ -7,8 +7,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from medusa_trt.calibration.bench_report import BenchReport
-from medusa_trt.calibration.bench_summary import (
+from medusa_trt.calibration.bench.report import BenchReport
+from medusa_trt.calibration.bench.summary import (
     CategorySummary,
     Difference,
     ModeSummary,

@@ -13,8 +13,8 @@ from pathlib import Path
 import msgspec
 
 from medusa_trt import __version__
-from medusa_trt.calibration.bench import ReplyRow
-from medusa_trt.calibration.bench_summary import Summary
+from medusa_trt.calibration.bench.measurement import ReplyRow
+from medusa_trt.calibration.bench.summary import Summary
 from medusa_trt.errors import MedusaError
 
 _PACKAGES = ("numpy", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx", "tokenizers")

@@ -1,0 +1,1 @@
+"""The benchmark: Medusa and plain decoding side by side on one session."""
