@@ -13,7 +13,7 @@ from pathlib import Path
 
 import msgspec
 
-from medusa_trt.calibration import head_ranks, threshold
+from medusa_trt.calibration import threshold
 from medusa_trt.calibration.bench.prompts import BenchPrompt
 from medusa_trt.calibration.bench.report import Machine
 from medusa_trt.calibration.calibrate_options import (
@@ -56,7 +56,8 @@ from medusa_trt.calibration.sections import (
     tree_section,
 )
 from medusa_trt.calibration.threshold_summary import recommend, summarize_rules
-from medusa_trt.calibration.tree_install import check_installable, finish_install, install_tree
+from medusa_trt.calibration.trees import head_ranks
+from medusa_trt.calibration.trees.install import check_installable, finish_install, install_tree
 from medusa_trt.errors import CalibrationError
 from medusa_trt.runtime.bundle import Bundle
 from medusa_trt.runtime.session import MedusaSession

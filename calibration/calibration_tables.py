@@ -14,7 +14,7 @@ from medusa_trt.calibration.calibration_report import (
 )
 from medusa_trt.calibration.quantization_summary import counts_text
 from medusa_trt.calibration.threshold_summary import Recommendation
-from medusa_trt.calibration.tree_choice import Prediction
+from medusa_trt.calibration.trees.choice import Prediction
 
 _SHOWN_KS = (1, 2, 3, 5, 10)
 

@@ -12,7 +12,7 @@ from medusa_trt.calibration.latency_curve import LatencyRecord
 from medusa_trt.calibration.prompts import self_generated_prompts
 from medusa_trt.calibration.records import RecordLog
 from medusa_trt.calibration.replies import whole_reply
-from medusa_trt.calibration.tree_growth import grow, independent
+from medusa_trt.calibration.trees.growth import grow, independent
 from medusa_trt.errors import CalibrationError
 from medusa_trt.runtime.options import GenerationOptions
 from medusa_trt.runtime.session import Generation, GenerationStats, MedusaSession

@@ -19,7 +19,6 @@ from medusa_trt.calibration.calibration_report import (
     Origin,
     QuantizationSection,
 )
-from medusa_trt.calibration.head_ranks import RankRecord
 from medusa_trt.calibration.progress import Progress
 from medusa_trt.calibration.quantization_choice import Frontier, Option, frontier_from_options
 from medusa_trt.calibration.quantization_costs import Drafter, PlanRecord, QuantizationCosts
@@ -41,6 +40,7 @@ from medusa_trt.calibration.quantization_summary import (
     SiteCosts,
     advice_text,
 )
+from medusa_trt.calibration.trees.head_ranks import RankRecord
 from medusa_trt.export.models.base_model import BaseModel
 from medusa_trt.export.quantization.modelopt import arguments_from_plan
 from medusa_trt.export.quantization.plan import PlannedSite, QuantizationPlan

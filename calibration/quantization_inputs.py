@@ -9,16 +9,16 @@ from numpy.typing import NDArray
 
 from medusa_trt.calibration.bench.prompts import BenchPrompt
 from medusa_trt.calibration.calibrate_options import ReplySettings
-from medusa_trt.calibration.head_ranks import RankRecord
 from medusa_trt.calibration.quantization_costs import Drafter
 from medusa_trt.calibration.quantization_meter import Text
-from medusa_trt.calibration.replay import (
+from medusa_trt.calibration.replies import asked
+from medusa_trt.calibration.trees.head_ranks import RankRecord
+from medusa_trt.calibration.trees.replay import (
     RankTable,
     mean_accept_length,
     ranks_from_drafts,
     replay,
 )
-from medusa_trt.calibration.replies import asked
 from medusa_trt.errors import CalibrationError, ExportError
 from medusa_trt.export.comparison.check import check_same_sizes
 from medusa_trt.export.models.base_model import BaseModel, load_base_model, source_from_name

@@ -12,20 +12,20 @@ from medusa_trt.calibration.calibration_report import (
     Origin,
     TreeSection,
 )
-from medusa_trt.calibration.head_accuracy import (
-    head_counts,
-    joint_and_independent,
-    top_k_accuracies,
-)
-from medusa_trt.calibration.head_ranks import RankRecord, mean_context, table_from_records
 from medusa_trt.calibration.latency_curve import (
     LatencyCurve,
     LatencyRecord,
     bootstrap_medians,
     interval,
 )
-from medusa_trt.calibration.replay import mean_accept_length, replay
-from medusa_trt.calibration.tree_choice import Prediction, TreeChoice, choose_tree
+from medusa_trt.calibration.trees.choice import Prediction, TreeChoice, choose_tree
+from medusa_trt.calibration.trees.head_accuracy import (
+    head_counts,
+    joint_and_independent,
+    top_k_accuracies,
+)
+from medusa_trt.calibration.trees.head_ranks import RankRecord, mean_context, table_from_records
+from medusa_trt.calibration.trees.replay import mean_accept_length, replay
 from medusa_trt.errors import CalibrationError
 from medusa_trt.runtime.bundle import Bundle
 from medusa_trt.tree_configs import MedusaTree

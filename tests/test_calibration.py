@@ -19,22 +19,22 @@ from medusa_trt.calibration.calibrate_options import (
     ThresholdOptions,
     TreeOptions,
 )
-from medusa_trt.calibration.head_accuracy import head_counts
-from medusa_trt.calibration.head_ranks import (
+from medusa_trt.calibration.latency import points_to_measure
+from medusa_trt.calibration.latency_curve import LatencyCurve, LatencyRecord, bootstrap_medians
+from medusa_trt.calibration.records import RecordLog
+from medusa_trt.calibration.sections import advice_text, chosen_tree
+from medusa_trt.calibration.threshold import Rule, ThresholdRecord, score
+from medusa_trt.calibration.threshold_summary import distinct_n, recommend, summarize_rules
+from medusa_trt.calibration.trees.choice import TreeChoice, choose_tree
+from medusa_trt.calibration.trees.head_accuracy import head_counts
+from medusa_trt.calibration.trees.head_ranks import (
     RankRecord,
     mean_context,
     record_ranks,
     reply_ranks,
     table_from_records,
 )
-from medusa_trt.calibration.latency import points_to_measure
-from medusa_trt.calibration.latency_curve import LatencyCurve, LatencyRecord, bootstrap_medians
-from medusa_trt.calibration.records import RecordLog
-from medusa_trt.calibration.replay import ABSENT, UNKNOWN, RankTable, replay
-from medusa_trt.calibration.sections import advice_text, chosen_tree
-from medusa_trt.calibration.threshold import Rule, ThresholdRecord, score
-from medusa_trt.calibration.threshold_summary import distinct_n, recommend, summarize_rules
-from medusa_trt.calibration.tree_choice import TreeChoice, choose_tree
+from medusa_trt.calibration.trees.replay import ABSENT, UNKNOWN, RankTable, replay
 from medusa_trt.errors import CalibrationError, PromptError
 from medusa_trt.runtime.bundle import Bundle
 from medusa_trt.runtime.options import GenerationOptions, SamplingOptions

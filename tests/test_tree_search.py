@@ -8,13 +8,14 @@ from numpy.typing import NDArray
 from reference.tree_program import all_trees, best_length
 from strategies import medusa_trees
 
-from medusa_trt.calibration.head_accuracy import (
+from medusa_trt.calibration.trees.growth import expected_accept_length, grow, independent, joint
+from medusa_trt.calibration.trees.head_accuracy import (
     head_counts,
     joint_and_independent,
     rank_accuracies,
     top_k_accuracies,
 )
-from medusa_trt.calibration.replay import (
+from medusa_trt.calibration.trees.replay import (
     ABSENT,
     UNKNOWN,
     RankTable,
@@ -22,8 +23,7 @@ from medusa_trt.calibration.replay import (
     ranks_from_drafts,
     replay,
 )
-from medusa_trt.calibration.tree_growth import expected_accept_length, grow, independent, joint
-from medusa_trt.calibration.tree_search import METHODS, fixed_candidates, search
+from medusa_trt.calibration.trees.search import METHODS, fixed_candidates, search
 from medusa_trt.errors import CalibrationError
 from medusa_trt.tree_configs import MedusaTree, chain_tree, load_tree, preset_names
 

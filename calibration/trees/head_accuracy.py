@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from medusa_trt.calibration.replay import UNKNOWN
+from medusa_trt.calibration.trees.replay import UNKNOWN
 
 
 def head_counts(ranks: NDArray[np.int16]) -> NDArray[np.int64]:

@@ -13,8 +13,8 @@ from medusa_trt.calibration.latency_curve import (
     LatencyCurve,
     interval,
 )
-from medusa_trt.calibration.replay import RankTable, mean_accept_length
-from medusa_trt.calibration.tree_search import Candidate, fixed_candidates, search
+from medusa_trt.calibration.trees.replay import RankTable, mean_accept_length
+from medusa_trt.calibration.trees.search import Candidate, fixed_candidates, search
 from medusa_trt.errors import CalibrationError
 from medusa_trt.tree_configs import MedusaTree, chain_tree, load_tree, preset_names
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from medusa_trt.calibration.head_accuracy import rank_accuracies
-from medusa_trt.calibration.replay import RankTable, replay
-from medusa_trt.calibration.tree_growth import Node, grow, independent, joint
+from medusa_trt.calibration.trees.growth import Node, grow, independent, joint
+from medusa_trt.calibration.trees.head_accuracy import rank_accuracies
+from medusa_trt.calibration.trees.replay import RankTable, replay
 from medusa_trt.errors import CalibrationError
 from medusa_trt.tree_configs import MedusaTree
 

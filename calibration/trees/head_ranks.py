@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from medusa_trt.calibration.bench.prompts import BenchPrompt
 from medusa_trt.calibration.calibrate_options import ReplySettings
 from medusa_trt.calibration.records import RecordLog
-from medusa_trt.calibration.replay import RankTable, ranks_from_drafts
 from medusa_trt.calibration.replies import asked, check_room, forced_rows, whole_reply
+from medusa_trt.calibration.trees.replay import RankTable, ranks_from_drafts
 from medusa_trt.runtime.options import GenerationOptions
 from medusa_trt.runtime.session import MedusaSession
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from medusa_trt.calibration.replay import UNKNOWN
+from medusa_trt.calibration.trees.replay import UNKNOWN
 from medusa_trt.tree_configs import MedusaTree
 
 Node = tuple[int, ...]

@@ -1,0 +1,1 @@
+"""The tree that is fastest: accuracy of the heads, replayed steps, search."""
