@@ -228,7 +228,8 @@ class Calibrator:
                 torch is not installed.
         """
         try:
-            from medusa_trt.calibration import quantization, quantization_inputs
+            from medusa_trt.calibration.quantization import calibration as quantization
+            from medusa_trt.calibration.quantization import inputs as quantization_inputs
         except ImportError as error:
             raise CalibrationError(
                 f"comparing with the unquantized model needs {error.name}: pip install "

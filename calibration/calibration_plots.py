@@ -10,7 +10,7 @@ from medusa_trt.calibration.calibration_report import (
     ThresholdSection,
     TreeSection,
 )
-from medusa_trt.calibration.quantization_summary import PLAN, UNQUANTIZED
+from medusa_trt.calibration.quantization.summary import PLAN, UNQUANTIZED
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

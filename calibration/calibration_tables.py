@@ -12,7 +12,7 @@ from medusa_trt.calibration.calibration_report import (
     ThresholdSection,
     TreeSection,
 )
-from medusa_trt.calibration.quantization_summary import counts_text
+from medusa_trt.calibration.quantization.summary import counts_text
 from medusa_trt.calibration.threshold_summary import Recommendation
 from medusa_trt.calibration.trees.choice import Prediction
 

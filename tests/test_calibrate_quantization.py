@@ -21,8 +21,8 @@ from medusa_trt.calibration.calibration_report import (
     QuantizationSection,
     load_calibration,
 )
-from medusa_trt.calibration.quantization_estimate import SiteEstimator
-from medusa_trt.calibration.quantization_meter import QuantizationMeter, Text, logits_of
+from medusa_trt.calibration.quantization.estimate import SiteEstimator
+from medusa_trt.calibration.quantization.meter import QuantizationMeter, Text, logits_of
 from medusa_trt.export.quantization.library import BLOCK_SIZES, dequantized_weight, quantized_weight
 from medusa_trt.export.quantization.plan import plan_from_file
 from medusa_trt.export.quantization.rounding import LibraryRounding, StandardRounding

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from medusa_trt.calibration.calibrate_options import QuantizationOptions
-from medusa_trt.calibration.quantization_choice import Frontier, Option, frontier_from_options
-from medusa_trt.calibration.quantization_plans import best_plan
+from medusa_trt.calibration.quantization.choice import Frontier, Option, frontier_from_options
+from medusa_trt.calibration.quantization.plans import best_plan
 from medusa_trt.errors import CalibrationError
 from medusa_trt.export.weight_formats import Format
 

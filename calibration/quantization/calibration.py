@@ -20,11 +20,11 @@ from medusa_trt.calibration.calibration_report import (
     QuantizationSection,
 )
 from medusa_trt.calibration.progress import Progress
-from medusa_trt.calibration.quantization_choice import Frontier, Option, frontier_from_options
-from medusa_trt.calibration.quantization_costs import Drafter, PlanRecord, QuantizationCosts
-from medusa_trt.calibration.quantization_inputs import drafter_of, texts_from_records
-from medusa_trt.calibration.quantization_meter import Formats, Text
-from medusa_trt.calibration.quantization_plans import (
+from medusa_trt.calibration.quantization.choice import Frontier, Option, frontier_from_options
+from medusa_trt.calibration.quantization.costs import Drafter, PlanRecord, QuantizationCosts
+from medusa_trt.calibration.quantization.inputs import drafter_of, texts_from_records
+from medusa_trt.calibration.quantization.meter import Formats, Text
+from medusa_trt.calibration.quantization.plans import (
     MOST_TRIES,
     best_plan,
     fixed_plans,
@@ -32,7 +32,7 @@ from medusa_trt.calibration.quantization_plans import (
     plan_bytes,
     site_options,
 )
-from medusa_trt.calibration.quantization_summary import (
+from medusa_trt.calibration.quantization.summary import (
     PLAN,
     FormatCost,
     FrontierPoint,

@@ -3,9 +3,9 @@
 from collections.abc import Callable, Sequence
 
 from medusa_trt.calibration.calibrate_options import QuantizationOptions
-from medusa_trt.calibration.quantization_choice import Frontier
-from medusa_trt.calibration.quantization_meter import Formats
-from medusa_trt.calibration.quantization_summary import UNQUANTIZED
+from medusa_trt.calibration.quantization.choice import Frontier
+from medusa_trt.calibration.quantization.meter import Formats
+from medusa_trt.calibration.quantization.summary import UNQUANTIZED
 from medusa_trt.errors import CalibrationError
 from medusa_trt.export.quantization.rounding import Rounding
 from medusa_trt.export.quantization.sites import Site

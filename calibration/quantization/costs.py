@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
-from medusa_trt.calibration.quantization_estimate import NUM_SAMPLES, SiteEstimator, SiteKls
-from medusa_trt.calibration.quantization_meter import Formats, QuantizationMeter, Text
+from medusa_trt.calibration.quantization.estimate import NUM_SAMPLES, SiteEstimator, SiteKls
+from medusa_trt.calibration.quantization.meter import Formats, QuantizationMeter, Text
 from medusa_trt.calibration.records import RecordLog
 from medusa_trt.export.quantization.rounding import Rounding
 from medusa_trt.export.quantization.sites import Site

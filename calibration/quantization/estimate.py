@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from medusa_trt.calibration.quantization_meter import Text, logits_of
+from medusa_trt.calibration.quantization.meter import Text, logits_of
 from medusa_trt.export.quantization.rounding import Rounding
 from medusa_trt.export.quantization.sites import Site
 from medusa_trt.export.weight_formats import WeightFormat

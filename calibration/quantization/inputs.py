@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from medusa_trt.calibration.bench.prompts import BenchPrompt
 from medusa_trt.calibration.calibrate_options import ReplySettings
-from medusa_trt.calibration.quantization_costs import Drafter
-from medusa_trt.calibration.quantization_meter import Text
+from medusa_trt.calibration.quantization.costs import Drafter
+from medusa_trt.calibration.quantization.meter import Text
 from medusa_trt.calibration.replies import asked
 from medusa_trt.calibration.trees.head_ranks import RankRecord
 from medusa_trt.calibration.trees.replay import (
