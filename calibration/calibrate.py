@@ -23,7 +23,17 @@ from medusa_trt.calibration.calibrate_options import (
     ThresholdOptions,
     TreeOptions,
 )
-from medusa_trt.calibration.calibration_report import (
+from medusa_trt.calibration.latency import (
+    LatencyMeter,
+    machine_fingerprint,
+    measurable_options,
+    points_to_measure,
+)
+from medusa_trt.calibration.latency_curve import LatencyRecord
+from medusa_trt.calibration.progress import Progress
+from medusa_trt.calibration.records import RecordLog
+from medusa_trt.calibration.replies import PACKAGED, prompts_digest, prompts_from_source
+from medusa_trt.calibration.report.report import (
     FOLDER,
     LATENCY_FILE,
     RANKS_FILE,
@@ -38,17 +48,7 @@ from medusa_trt.calibration.calibration_report import (
     load_calibration,
     save_calibration,
 )
-from medusa_trt.calibration.latency import (
-    LatencyMeter,
-    machine_fingerprint,
-    measurable_options,
-    points_to_measure,
-)
-from medusa_trt.calibration.latency_curve import LatencyRecord
-from medusa_trt.calibration.progress import Progress
-from medusa_trt.calibration.records import RecordLog
-from medusa_trt.calibration.replies import PACKAGED, prompts_digest, prompts_from_source
-from medusa_trt.calibration.sections import (
+from medusa_trt.calibration.report.sections import (
     chosen_tree,
     heads_section,
     latency_section,

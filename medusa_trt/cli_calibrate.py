@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from medusa_trt.calibration.calibrate import Calibrator
     from medusa_trt.calibration.calibrate_options import ReplySettings
-    from medusa_trt.calibration.calibration_report import Origin
+    from medusa_trt.calibration.report.report import Origin
 
 _THRESHOLD_PROMPTS = 12
 _QUANTIZATION_PROMPTS = 8
@@ -101,7 +101,7 @@ def _verb(
 
 def _heads(arguments: argparse.Namespace) -> int:
     settings = _settings(arguments, arguments.temperature)
-    from medusa_trt.calibration.calibration_tables import heads_table
+    from medusa_trt.calibration.report.tables import heads_table
 
     calibrator = _calibrator(arguments)
     section = calibrator.heads(settings, arguments.num_prompts)
@@ -116,7 +116,7 @@ def _latency(arguments: argparse.Namespace) -> int:
         rounds=arguments.rounds,
         batch_size=arguments.batch_size,
     )
-    from medusa_trt.calibration.calibration_tables import latency_table
+    from medusa_trt.calibration.report.tables import latency_table
 
     calibrator = _calibrator(arguments)
     section = calibrator.latency(options)
@@ -130,7 +130,7 @@ def _tree(arguments: argparse.Namespace) -> int:
         min_speedup=arguments.min_speedup,
         max_nodes=arguments.max_nodes,
     )
-    from medusa_trt.calibration.calibration_tables import tree_table
+    from medusa_trt.calibration.report.tables import tree_table
 
     calibrator = _calibrator(arguments)
     section = calibrator.tree(options, dry_run=arguments.dry_run)
@@ -148,7 +148,7 @@ def _threshold(arguments: argparse.Namespace) -> int:
         diversity_loss=arguments.diversity_loss,
     )
     settings = _settings(arguments, temperature=0.0)
-    from medusa_trt.calibration.calibration_tables import recommendation_text, threshold_table
+    from medusa_trt.calibration.report.tables import recommendation_text, threshold_table
 
     calibrator = _calibrator(arguments)
     section = calibrator.threshold(settings, options, arguments.num_prompts)
@@ -165,8 +165,8 @@ def _quantization(arguments: argparse.Namespace) -> int:
         max_megabytes=arguments.max_size,
     )
     settings = _settings(arguments, temperature=0.0)
-    from medusa_trt.calibration.calibration_report import MODELOPT_FILE, QUANTIZATION_PLAN_FILE
-    from medusa_trt.calibration.calibration_tables import plans_table
+    from medusa_trt.calibration.report.report import MODELOPT_FILE, QUANTIZATION_PLAN_FILE
+    from medusa_trt.calibration.report.tables import plans_table
 
     calibrator = _calibrator(arguments)
     section = calibrator.quantization(settings, options, arguments.num_prompts)
@@ -209,8 +209,8 @@ def _report(
 ) -> int:
     from rich.console import Console
 
-    from medusa_trt.calibration.calibration_plots import can_plot
-    from medusa_trt.calibration.calibration_report import HTML_FILE
+    from medusa_trt.calibration.report.plots import can_plot
+    from medusa_trt.calibration.report.report import HTML_FILE
 
     console = Console(width=None if sys.stdout.isatty() else _COLUMNS_OF_FILES)
     for table in tables:

@@ -10,7 +10,7 @@ import pytest
 
 from medusa_trt import cli
 from medusa_trt.calibration import latency
-from medusa_trt.calibration.calibration_report import Calibration, load_calibration
+from medusa_trt.calibration.report.report import Calibration, load_calibration
 from medusa_trt.calibration.trees import install as tree_install
 from medusa_trt.errors import BundleError, CalibrationError, TreeError
 from medusa_trt.runtime.bundle import Bundle

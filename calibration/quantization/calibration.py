@@ -13,12 +13,6 @@ import torch
 from medusa_trt.calibration.bench.prompts import BenchPrompt
 from medusa_trt.calibration.bench.report import replaced_file
 from medusa_trt.calibration.calibrate_options import QuantizationOptions, ReplySettings
-from medusa_trt.calibration.calibration_report import (
-    MODELOPT_FILE,
-    QUANTIZATION_PLAN_FILE,
-    Origin,
-    QuantizationSection,
-)
 from medusa_trt.calibration.progress import Progress
 from medusa_trt.calibration.quantization.choice import Frontier, Option, frontier_from_options
 from medusa_trt.calibration.quantization.costs import Drafter, PlanRecord, QuantizationCosts
@@ -39,6 +33,12 @@ from medusa_trt.calibration.quantization.summary import (
     PlanResult,
     SiteCosts,
     advice_text,
+)
+from medusa_trt.calibration.report.report import (
+    MODELOPT_FILE,
+    QUANTIZATION_PLAN_FILE,
+    Origin,
+    QuantizationSection,
 )
 from medusa_trt.calibration.trees.head_ranks import RankRecord
 from medusa_trt.export.models.base_model import BaseModel

@@ -4,7 +4,7 @@ from importlib import resources
 
 import jinja2
 
-from medusa_trt.calibration.calibration_plots import (
+from medusa_trt.calibration.report.plots import (
     can_plot,
     heads_plot,
     latency_plot,
@@ -12,7 +12,7 @@ from medusa_trt.calibration.calibration_plots import (
     threshold_plot,
     tree_plot,
 )
-from medusa_trt.calibration.calibration_report import Calibration
+from medusa_trt.calibration.report.report import Calibration
 
 
 def html_from_calibration(calibration: Calibration) -> str:

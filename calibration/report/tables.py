@@ -5,14 +5,14 @@ from collections.abc import Iterable, Sequence
 from rich import box
 from rich.table import Table
 
-from medusa_trt.calibration.calibration_report import (
+from medusa_trt.calibration.quantization.summary import counts_text
+from medusa_trt.calibration.report.report import (
     HeadsSection,
     LatencySection,
     QuantizationSection,
     ThresholdSection,
     TreeSection,
 )
-from medusa_trt.calibration.quantization.summary import counts_text
 from medusa_trt.calibration.threshold_summary import Recommendation
 from medusa_trt.calibration.trees.choice import Prediction
 

@@ -5,18 +5,18 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from medusa_trt.calibration.calibrate_options import LatencyOptions, ReplySettings, TreeOptions
-from medusa_trt.calibration.calibration_report import (
-    HeadsSection,
-    LatencyPoint,
-    LatencySection,
-    Origin,
-    TreeSection,
-)
 from medusa_trt.calibration.latency_curve import (
     LatencyCurve,
     LatencyRecord,
     bootstrap_medians,
     interval,
+)
+from medusa_trt.calibration.report.report import (
+    HeadsSection,
+    LatencyPoint,
+    LatencySection,
+    Origin,
+    TreeSection,
 )
 from medusa_trt.calibration.trees.choice import Prediction, TreeChoice, choose_tree
 from medusa_trt.calibration.trees.head_accuracy import (

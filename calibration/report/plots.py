@@ -3,14 +3,14 @@
 from io import StringIO
 from typing import TYPE_CHECKING
 
-from medusa_trt.calibration.calibration_report import (
+from medusa_trt.calibration.quantization.summary import PLAN, UNQUANTIZED
+from medusa_trt.calibration.report.report import (
     HeadsSection,
     LatencySection,
     QuantizationSection,
     ThresholdSection,
     TreeSection,
 )
-from medusa_trt.calibration.quantization.summary import PLAN, UNQUANTIZED
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

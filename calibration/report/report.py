@@ -209,7 +209,7 @@ def save_calibration(folder: Path, calibration: Calibration) -> None:
     Raises:
         MedusaError: one cannot be written.
     """
-    from medusa_trt.calibration.calibration_html import html_from_calibration
+    from medusa_trt.calibration.report.html import html_from_calibration
 
     folder.mkdir(exist_ok=True)
     with replaced_file(folder / JSON_FILE) as temporary:
