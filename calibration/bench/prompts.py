@@ -46,7 +46,7 @@ class _Line(msgspec.Struct):
 
 def mt_bench_prompts() -> list[BenchPrompt]:
     """MT-bench: ten questions of two turns in each of eight categories."""
-    file = resources.files("medusa_trt.calibration") / "mt_bench.jsonl"
+    file = resources.files("medusa_trt.calibration.bench") / "mt_bench.jsonl"
     return _prompts_from_json_lines(file.read_text(encoding="utf-8"), "mt_bench.jsonl")
 
 

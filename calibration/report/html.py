@@ -29,7 +29,7 @@ def html_from_calibration(calibration: Calibration) -> str:
             plots["threshold"] = threshold_plot(calibration.threshold)
         if calibration.quantization is not None:
             plots["quantization"] = quantization_plot(calibration.quantization)
-    file = resources.files("medusa_trt.calibration") / "calibration.html.jinja"
+    file = resources.files("medusa_trt.calibration.report") / "report.html.jinja"
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     template = environment.from_string(file.read_text(encoding="utf-8"))
     return template.render(calibration=calibration, plots=plots, has_plots=can_plot())
