@@ -20,7 +20,7 @@ lint: $(READY)
 
 typecheck: $(READY)
 	rm -rf build/typing && mkdir -p build/typing/medusa_trt
-	ln -s $(addprefix ../../../,tree_configs runtime export calibration training $(wildcard medusa_trt/*.py) medusa_trt/py.typed) build/typing/medusa_trt/
+	ln -s $(addprefix ../../../,tree_configs runtime export calibration training $(wildcard medusa_trt/*.py) medusa_trt/cli medusa_trt/py.typed) build/typing/medusa_trt/
 	$(BIN)/mypy
 	cd build/typing && ../../$(BIN)/lint-imports --config ../../pyproject.toml
 

@@ -14,7 +14,7 @@ def main() -> int:
     """Runs `medusa-trt`; returns the exit code."""
 
     def command() -> int:
-        from medusa_trt import cli
+        from medusa_trt.cli import main as cli
 
         return cli.main()
 
@@ -25,7 +25,7 @@ def export_main() -> int:
     """Runs `medusa-export`; returns the exit code."""
 
     def command() -> int:
-        from medusa_trt import cli
+        from medusa_trt.cli import main as cli
 
         return cli.export_main()
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from medusa_trt.chat import Chat, Console
+from medusa_trt.cli.chat_loop import Chat, Console
 from medusa_trt.runtime.conversation import Conversation
 from medusa_trt.runtime.options import GenerationOptions, SamplingOptions
 from medusa_trt.runtime.session import MedusaSession

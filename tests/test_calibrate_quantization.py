@@ -15,7 +15,6 @@ from scipy.stats import entropy
 from tiny_models import VOCAB_SIZE, llama_config, random_model, save_tiny_model
 from transformers import PreTrainedModel
 
-from medusa_trt import cli
 from medusa_trt.calibration.quantization.estimate import SiteEstimator
 from medusa_trt.calibration.quantization.meter import QuantizationMeter, Text, logits_of
 from medusa_trt.calibration.report.report import (
@@ -23,6 +22,7 @@ from medusa_trt.calibration.report.report import (
     QuantizationSection,
     load_calibration,
 )
+from medusa_trt.cli import main as cli
 from medusa_trt.export.quantization.library import BLOCK_SIZES, dequantized_weight, quantized_weight
 from medusa_trt.export.quantization.plan import plan_from_file
 from medusa_trt.export.quantization.rounding import LibraryRounding, StandardRounding

@@ -8,10 +8,10 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from medusa_trt import cli
 from medusa_trt.calibration import latency
 from medusa_trt.calibration.report.report import Calibration, load_calibration
 from medusa_trt.calibration.trees import install as tree_install
+from medusa_trt.cli import main as cli
 from medusa_trt.errors import BundleError, CalibrationError, TreeError
 from medusa_trt.runtime.bundle import Bundle
 from medusa_trt.runtime.lookup import TokenLookup

@@ -3,7 +3,7 @@
 import pytest
 from chat_driver import SAMPLED, SHORT, Driver
 
-from medusa_trt.chat import CONTINUATION, PROMPT, Entry, read_entry
+from medusa_trt.cli.chat_loop import CONTINUATION, PROMPT, Entry, read_entry
 from medusa_trt.errors import PromptError
 from medusa_trt.runtime.conversation import Conversation
 from medusa_trt.runtime.session import MedusaSession

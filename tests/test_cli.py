@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 from tiny_models import HIDDEN_SIZE, head_tensors, save_tiny_heads, save_tiny_model
 
-from medusa_trt import cli
-from medusa_trt.cli_parser import Parser
+from medusa_trt.cli import main as cli
+from medusa_trt.cli.parser import Parser
 from medusa_trt.export.comparison import logits as verify
 from medusa_trt.runtime.bundle import Bundle
 

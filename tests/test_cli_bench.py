@@ -11,10 +11,10 @@ import pytest
 from bench_rows import both, report_of
 from rich.console import Console
 
-from medusa_trt import cli_bench
 from medusa_trt.calibration.bench.measurement import ReplyRow
 from medusa_trt.calibration.bench.report import replaced_file
 from medusa_trt.calibration.bench.tables import print_report
+from medusa_trt.cli import bench as cli_bench
 from medusa_trt.errors import MedusaError
 from medusa_trt.runtime.bundle import Bundle
 

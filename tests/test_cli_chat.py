@@ -12,9 +12,9 @@ import time
 import pytest
 from chat_driver import LONG, Driver
 
-from medusa_trt.chat import PROMPT
-from medusa_trt.cli_chat import add_arguments, sigterm_leaves
-from medusa_trt.cli_sampling import sampling_from_arguments
+from medusa_trt.cli.chat import add_arguments, sigterm_leaves
+from medusa_trt.cli.chat_loop import PROMPT
+from medusa_trt.cli.sampling import sampling_from_arguments
 from medusa_trt.errors import PromptError, TreeError
 from medusa_trt.runtime.bundle import Bundle
 from medusa_trt.runtime.options import GenerationOptions, SamplingOptions
@@ -24,7 +24,8 @@ from medusa_trt.tree_configs import load_tree
 
 MAIN = """
 import argparse, sys
-from medusa_trt import cli, cli_chat
+from medusa_trt.cli import chat as cli_chat
+from medusa_trt.cli import main as cli
 parser = argparse.ArgumentParser()
 cli_chat.add_arguments(parser)
 parser.set_defaults(run=cli_chat.run)

@@ -12,7 +12,7 @@ from reference.head_files import WRITERS, all_tensors, config_of, vllm
 from safetensors.torch import save_file
 from tiny_models import HIDDEN_SIZE, VOCAB_SIZE, head_tensors
 
-from medusa_trt.cli import main
+from medusa_trt.cli.main import main
 from medusa_trt.export.heads.formats import FORMATS
 
 SHIPPED = Path(__file__).parent.parent / "export/models/shipped" / "smollm2_135m_heads.safetensors"
@@ -138,7 +138,7 @@ def test_errors_are_one_line(
 def test_help_lists_every_format_and_needs_no_torch() -> None:
     code = (
         "import sys; sys.modules['torch'] = None\n"
-        "from medusa_trt.cli import main\n"
+        "from medusa_trt.cli.main import main\n"
         "main(['heads', 'convert', '-h'])"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
@@ -151,7 +151,7 @@ def test_help_lists_every_format_and_needs_no_torch() -> None:
 def test_without_torch_the_error_names_the_extra(heads: Path) -> None:
     code = (
         "import sys; sys.modules['torch'] = None\n"
-        "from medusa_trt.cli import main\n"
+        "from medusa_trt.cli.main import main\n"
         f"sys.exit(main(['heads', 'inspect', {str(heads)!r}]))"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -8,7 +8,7 @@ import pytest
 from jinja2 import Template
 from tiny_models import llama_config, save_tiny_model
 
-from medusa_trt.cli import main
+from medusa_trt.cli.main import main
 from medusa_trt.export.inspection import gpus, graph_facts, steps_per_s, tree_lines
 from medusa_trt.export.models.aliases import aliases
 from medusa_trt.runtime import bundle as names

@@ -8,7 +8,7 @@ import pytest
 from tiny_models import HIDDEN_SIZE, VOCAB_SIZE, save_tiny_heads
 from transformers import AutoModelForCausalLM
 
-from medusa_trt.cli import main
+from medusa_trt.cli.main import main
 from medusa_trt.export.heads.head_checkpoint import heads_from_path
 from medusa_trt.export.models.base_model import BaseModel
 from medusa_trt.training.distill import generate_data

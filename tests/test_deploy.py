@@ -10,7 +10,7 @@ import pytest
 import tomllib
 from packaging.requirements import Requirement
 
-from medusa_trt.cli import main
+from medusa_trt.cli.main import main
 from medusa_trt.errors import BuildError
 from medusa_trt.export.deploy.deployment import PINS, deploy
 from medusa_trt.runtime.bundle import Bundle

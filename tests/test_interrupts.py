@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from tiny_models import save_tiny_heads
 
-from medusa_trt import cli
+from medusa_trt.cli import main as cli
 from medusa_trt.export.output_folder import new_folder
 from medusa_trt.interrupts import (
     Interrupted,
@@ -59,7 +59,7 @@ def interrupted_at(
 
 
 @pytest.mark.parametrize("number", SIGNALS)
-@pytest.mark.parametrize("module", ["medusa_trt.cli", "argparse", "medusa_trt.cli_sampling"])
+@pytest.mark.parametrize("module", ["medusa_trt.cli.main", "argparse", "medusa_trt.cli.sampling"])
 def test_a_command_can_be_interrupted_before_it_knows_its_arguments(
     module: str, number: signal.Signals
 ) -> None:

@@ -31,7 +31,7 @@ class Blocker(MetaPathFinder):
             raise ImportError(f"{{name}} is blocked")
 
 sys.meta_path.insert(0, Blocker())
-from medusa_trt.cli import main
+from medusa_trt.cli.main import main
 code = main(["generate", {bundle!r}, "hello", "--max-new-tokens", "8"])
 loaded = {blocked} & {{name.split(".")[0] for name in sys.modules}}
 sys.exit(code or (f"loaded {{loaded}}" if loaded else 0))

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from tiny_models import llama_config, random_model
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
-from medusa_trt import cli
 from medusa_trt.calibration.quantization.meter import RoundedModel
+from medusa_trt.cli import main as cli
 from medusa_trt.errors import ExportError
 from medusa_trt.export.comparison.logits import TEXT, agreement
 from medusa_trt.export.graphs.tracing import verify_graph

@@ -21,7 +21,7 @@ from tiny_models import (
     save_tiny_heads,
 )
 
-from medusa_trt.cli import main
+from medusa_trt.cli.main import main
 from medusa_trt.errors import BuildError, ExportError
 from medusa_trt.export.comparison.check import widened_bundle
 from medusa_trt.export.comparison.logits import (

@@ -10,8 +10,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from medusa_trt.cli_sampling import add_sampling_arguments, sampling_from_arguments
-from medusa_trt.cli_session import (
+from medusa_trt.cli.sampling import add_sampling_arguments, sampling_from_arguments
+from medusa_trt.cli.session import (
     add_drafting_arguments,
     add_reply_limit,
     add_session_arguments,
@@ -22,7 +22,7 @@ from medusa_trt.runtime.options import GenerationOptions
 from medusa_trt.tree_configs import load_tree
 
 if TYPE_CHECKING:
-    from medusa_trt.chat import Console
+    from medusa_trt.cli.chat_loop import Console
 
 _UNSHOWN = dict.fromkeys([*range(9), *range(11, 32), *range(127, 160)])
 """Control characters but tab and newline: a model must not steer the terminal."""
@@ -60,7 +60,7 @@ def run(arguments: argparse.Namespace) -> None:
         acceptance=arguments.acceptance,
     )
     # Only now, so that other verbs and wrong options do not wait for it.
-    from medusa_trt.chat import Chat
+    from medusa_trt.cli.chat_loop import Chat
     from medusa_trt.runtime.conversation import Conversation
 
     is_terminal = sys.stdin.isatty()
@@ -82,7 +82,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _console(*, verbose: bool) -> "Console":
-    from medusa_trt.chat import Console
+    from medusa_trt.cli.chat_loop import Console
 
     for stream in (sys.stdin, sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):

@@ -13,7 +13,7 @@ from medusa_trt.calibration.calibrate_options import (
     ThresholdOptions,
     TreeOptions,
 )
-from medusa_trt.cli_calibrate_arguments import (
+from medusa_trt.cli.calibrate_arguments import (
     add_latency_arguments,
     add_quantization_arguments,
     add_replies_arguments,

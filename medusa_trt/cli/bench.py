@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from medusa_trt.calibration.bench.options import BenchOptions, ModeName
-from medusa_trt.cli_session import add_session_arguments, session_from_arguments
+from medusa_trt.cli.session import add_session_arguments, session_from_arguments
 from medusa_trt.errors import MedusaError
 from medusa_trt.interrupts import interrupted_exit_code
 from medusa_trt.tree_configs import load_tree

@@ -7,7 +7,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from medusa_trt.cli_train_arguments import (
+from medusa_trt.cli.train_arguments import (
     add_data_arguments,
     add_joint_arguments,
     add_measure_arguments,

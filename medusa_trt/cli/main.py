@@ -10,9 +10,9 @@ from importlib import import_module
 from pathlib import Path
 
 from medusa_trt import __version__
-from medusa_trt.cli_parser import Parser
-from medusa_trt.cli_sampling import add_sampling_arguments, sampling_from_arguments
-from medusa_trt.cli_session import (
+from medusa_trt.cli.parser import Parser
+from medusa_trt.cli.sampling import add_sampling_arguments, sampling_from_arguments
+from medusa_trt.cli.session import (
     add_drafting_arguments,
     add_reply_limit,
     add_session_arguments,
@@ -22,17 +22,17 @@ from medusa_trt.errors import MedusaError
 from medusa_trt.interrupts import interrupted_exit_code
 
 _VERBS = {
-    "cli_chat": "hold a conversation in the terminal",
-    "cli_bench": "compare Medusa with plain decoding",
-    "cli_build": "build TensorRT engines from a bundle",
-    "cli_deploy": "write what a device or container needs to run a bundle",
-    "cli_heads": "inspect head checkpoints, convert them between formats",
-    "cli_train": "train heads on the model's own replies",
-    "cli_inspect": "show what a bundle holds and what it needs",
-    "cli_verify": "compare a bundle with its model",
-    "cli_models": "list the models known by a short name",
-    "cli_doctor": "say what this machine can run and what to install",
-    "cli_calibrate": "find the tree and thresholds that are best on this machine",
+    "chat": "hold a conversation in the terminal",
+    "bench": "compare Medusa with plain decoding",
+    "build": "build TensorRT engines from a bundle",
+    "deploy": "write what a device or container needs to run a bundle",
+    "heads": "inspect head checkpoints, convert them between formats",
+    "train": "train heads on the model's own replies",
+    "inspect": "show what a bundle holds and what it needs",
+    "verify": "compare a bundle with its model",
+    "models": "list the models known by a short name",
+    "doctor": "say what this machine can run and what to install",
+    "calibrate": "find the tree and thresholds that are best on this machine",
 }
 
 EXIT_ERROR = 2
@@ -51,13 +51,13 @@ def new_parser() -> argparse.ArgumentParser:
     _add_export_arguments(verbs.add_parser("export", help="make a bundle from a model"))
     _add_generate_arguments(verbs.add_parser("generate", help="answer a prompt"))
     for module, help_ in _VERBS.items():
-        _add_verb(verbs.add_parser(module.removeprefix("cli_"), help=help_), module)
+        _add_verb(verbs.add_parser(module, help=help_), module)
     return parser
 
 
 def _add_verb(parser: argparse.ArgumentParser, module: str) -> None:
     """A verb with a module of its own: `add_arguments(parser)` and `run(arguments)`."""
-    verb = import_module(f"medusa_trt.{module}")
+    verb = import_module(f"medusa_trt.cli.{module}")
     verb.add_arguments(parser)
     parser.set_defaults(run=verb.run)
 
