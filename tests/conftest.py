@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_models import TINY_HEADS, save_tiny_heads, save_tiny_model
+from support.tiny_models import TINY_HEADS, save_tiny_heads, save_tiny_model
 
 from medusa_trt.export.models.base_model import BaseModel, load_base_model, source_from_name
 from medusa_trt.export.pipeline import ExportOptions, export_bundle
@@ -19,7 +19,7 @@ from medusa_trt.runtime.session import MedusaSession
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 PAPER_HEADS = (
-    Path(__file__).parent.parent / "export/models/shipped" / "smollm2_135m_paper_heads.safetensors"
+    Path(__file__).parents[1] / "export/models/shipped" / "smollm2_135m_paper_heads.safetensors"
 )
 
 

@@ -1,0 +1,186 @@
+"""Deployment artifacts: what they say fits the bundle, and they are whole or not there."""
+
+import math
+import re
+import subprocess
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+import tomllib
+from packaging.requirements import Requirement
+
+from medusa_trt.cli.main import main
+from medusa_trt.errors import BuildError
+from medusa_trt.export.deploy.deployment import PINS, deploy
+from medusa_trt.runtime.bundle import Bundle
+
+
+def test_the_jetson_script_gives_every_free_input_a_range(
+    jetson_bundle: Bundle, tmp_path: Path
+) -> None:
+    files = deploy(jetson_bundle, "jetson", tmp_path / "out")
+    assert {file.name for file in files} == {
+        "build_engines.sh",
+        "requirements.txt",
+        "health_check.sh",
+    }
+    script = (tmp_path / "out" / "build_engines.sh").read_text()
+    for option in ("min", "opt", "max"):
+        ranges = re.findall(rf"--{option}Shapes=(\S+)", script)
+        for found, graph in zip(ranges, ("verify", "heads", "reduce"), strict=True):
+            shapes = dict(each.split(":") for each in found.split(","))
+            free = {
+                tensor.name: tensor.shape
+                for tensor in jetson_bundle.manifest.graphs[graph].inputs
+                if any(isinstance(size, str) for size in tensor.shape)
+            }
+            assert shapes.keys() == free.keys()
+            for name, shape in shapes.items():
+                sizes = [int(size) for size in shape.split("x")]
+                assert len(sizes) == len(free[name])
+                for size, wanted in zip(sizes, free[name], strict=True):
+                    assert size == wanted if isinstance(wanted, int) else size > 0
+
+
+def test_the_jetson_health_check_gives_trtexec_what_does_no_harm(
+    jetson_bundle: Bundle, tmp_path: Path
+) -> None:
+    """Shapes within the profile, and zeros for token ids, lengths and rows."""
+    deploy(jetson_bundle, "jetson", tmp_path / "out")
+    calls, tools = tmp_path / "calls", tmp_path / "tools"
+    tools.mkdir()
+    trtexec = tools / "trtexec"
+    trtexec.write_text(
+        f"""#!/bin/sh
+echo "$@" >> {calls}
+for each in "$@"; do case $each in --loadInputs=*)
+  for file in $(echo "${{each#*=}}" | tr , ' '); do
+    path=${{file#*:}}
+    echo "${{file%%:*}} $(tr -d '\\0' < "$path" | wc -c) $(wc -c < "$path")" >> {calls}
+  done;; esac; done
+"""
+    )
+    trtexec.chmod(0o755)
+    environment = {"PATH": f"{tools}:/usr/bin:/bin"}
+    subprocess.run([tmp_path / "out" / "health_check.sh"], check=True, env=environment)
+    lines = calls.read_text().splitlines()
+    assert sum(line.startswith("--loadEngine=engines/") for line in lines) == 3
+    script = (tmp_path / "out" / "build_engines.sh").read_text()
+    for graph in ("verify", "heads", "reduce"):
+        own = next(line for line in lines if f"engines/{graph}.engine" in line)
+        shapes = re.findall(r"--shapes=(\S+)", own)
+        assert shapes and f"--optShapes={shapes[0]}" in script.replace("'", "")
+        sizes = {each.split(":")[0]: each.split(":")[1] for each in shapes[0].split(",")}
+        for tensor in jetson_bundle.manifest.graphs[graph].inputs:
+            if tensor.dtype == "int64":
+                dims = sizes.get(tensor.name, "x".join(map(str, tensor.shape)))
+                size_bytes = 8 * math.prod(map(int, dims.split("x")))
+                assert f"{tensor.name} 0 {size_bytes}" in lines
+
+
+@pytest.mark.parametrize("kind", ["jetson", "container"])
+def test_scripts_are_valid_shell_and_requirements_are_pinned(
+    kind: str, jetson_bundle: Bundle, trt_bundle: Bundle, tmp_path: Path
+) -> None:
+    bundle = jetson_bundle if kind == "jetson" else trt_bundle
+    for file in deploy(bundle, kind, tmp_path / "out"):
+        if file.suffix == ".sh":
+            assert file.stat().st_mode & 0o111
+            subprocess.run(["bash", "-n", file], check=True)
+    lines = (tmp_path / "out" / "requirements.txt").read_text().splitlines()
+    assert len(lines) > 3 and all("==" in line for line in lines if line[0] != "#")
+
+
+@pytest.mark.parametrize("place", PINS)
+def test_pins_are_what_the_package_asks_for(place: str) -> None:
+    project = tomllib.loads((Path(__file__).parents[3] / "pyproject.toml").read_text())
+    extra = "tensorrt" if place == "jetson" else place
+    lines = project["project"]["optional-dependencies"][extra] + project["project"]["dependencies"]
+    asked = {each.name: each for each in map(Requirement, lines)}
+    pinned = dict(line.split("==") for line in requirements(place) if line[0] != "#")
+    own = pinned.pop(next(iter(pinned)))
+    assert own == version("medusa-trt")
+    if place == "jetson":  # with the system's TensorRT, and CUDA 12
+        assert asked.keys() - pinned.keys() == {"tensorrt"}
+        assert pinned.pop("cuda-python").startswith("12.6.")
+    else:
+        exact = {name for name, each in asked.items() if "==" in str(each.specifier)}
+        assert asked.keys() - pinned.keys() <= exact, "neither pinned here nor by the extra"
+    assert all(number in asked[name].specifier for name, number in pinned.items())
+
+
+def requirements(place: str) -> list[str]:
+    from medusa_trt.export.deploy.deployment import _requirements
+
+    return _requirements(place).splitlines()
+
+
+def test_a_container_copies_what_is_there(trt_bundle: Bundle, tmp_path: Path) -> None:
+    files = {file.name for file in deploy(trt_bundle, "container", tmp_path / "out")}
+    text = (tmp_path / "out" / "Containerfile").read_text()
+    copied = [name for line in re.findall(r"COPY (.*)", text) for name in line.split()[:-1]]
+    assert set(copied) <= files | {"bundle", "wheels"}
+    assert (tmp_path / "out" / "wheels").is_dir()
+    assert "medusa-trt build bundle" in (tmp_path / "out" / "start.sh").read_text()
+    assert "g++" not in text
+
+
+def test_a_container_for_the_cpu_can_compile_the_operators(
+    tiny_bundle: Bundle, tmp_path: Path
+) -> None:
+    deploy(tiny_bundle, "container", tmp_path / "out")
+    text = (tmp_path / "out" / "Containerfile").read_text()
+    assert text.index("install --yes --no-install-recommends g++") < text.index("RUN pip")
+
+
+def test_a_container_builds_engines_until_there_are_some(
+    trt_bundle: Bundle, tmp_path: Path
+) -> None:
+    out, tools = tmp_path / "out", tmp_path / "tools"
+    deploy(trt_bundle, "container", out)
+    tools.mkdir()
+    (tools / "medusa-trt").write_text('#!/bin/sh\necho "$@"\n')
+    (tools / "medusa-trt").chmod(0o755)
+    engines = out / "bundle" / "engines"
+    (engines / "tensorrt-rtx-sm86").mkdir(parents=True)  # for another product
+    (engines / "tensorrt-rtx-sm86" / "engines.json").touch()
+    (engines / ".tensorrt-sm86.partial-1").mkdir()  # as a build leaves it that was killed
+
+    def run() -> list[str]:
+        command, path = [out / "start.sh"], f"{tools}:/usr/bin:/bin"
+        done = subprocess.run(command, check=True, env={"PATH": path}, capture_output=True)
+        return done.stdout.decode().splitlines()
+
+    assert run() == ["build bundle", "chat bundle"]
+    (engines / "tensorrt-sm86").mkdir()
+    (engines / "tensorrt-sm86" / "engines.json").touch()
+    assert run() == ["chat bundle"]
+
+
+def test_deploying_again_keeps_the_bundle_that_was_copied_there(
+    trt_bundle: Bundle, tmp_path: Path
+) -> None:
+    deploy(trt_bundle, "container", tmp_path / "out")
+    (tmp_path / "out" / "bundle").mkdir()
+    (tmp_path / "out" / "start.sh").write_text("old")
+    deploy(trt_bundle, "container", tmp_path / "out", overwrite=True)
+    assert (tmp_path / "out" / "bundle").is_dir()
+    assert "medusa-trt" in (tmp_path / "out" / "start.sh").read_text()
+    assert not list((tmp_path / "out").glob(".*"))
+
+
+def test_mistakes_leave_nothing(
+    trt_bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(BuildError, match="exported for tensorrt, kind jetson takes"):
+        deploy(trt_bundle, "jetson", tmp_path / "out")
+    with pytest.raises(BuildError, match="unknown kind 'cloud': choose jetson, container"):
+        deploy(trt_bundle, "cloud", tmp_path / "out")
+    with pytest.raises(BuildError, match=r"cannot write .*: .*/no is not a folder"):
+        deploy(trt_bundle, "container", tmp_path / "no" / "out")
+    assert not list(tmp_path.iterdir())
+    command = ["deploy", str(trt_bundle.path), "--kind", "container", "--output"]
+    assert main([*command, str(tmp_path / "out")]) == 0
+    assert main([*command, str(tmp_path / "out")]) == 2
+    assert "exists: give another --output" in capsys.readouterr().err

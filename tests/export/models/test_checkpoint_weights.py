@@ -1,0 +1,220 @@
+"""Checkpoints that are not what their config says, or that bring code along."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from support.tiny_models import llama_config, random_model, save_tiny_model
+from transformers import AutoConfig
+
+from medusa_trt.errors import ExportError
+from medusa_trt.export.models.base_model import (
+    load_base_model,
+    load_config,
+    open_base_model,
+    source_from_name,
+)
+from medusa_trt.export.pipeline import ExportOptions, export_bundle
+from medusa_trt.export.weights.streamed_model import weights_at_hand
+
+TOKENS = torch.arange(40)[None] * 7
+QUERY = "model.layers.0.self_attn.q_proj"
+Tensors = dict[str, torch.Tensor]
+
+
+def changed_model(folder: Path, change: Callable[[Tensors], None], **config: Any) -> Path:
+    """A tiny model whose tensors and config are changed after it was saved."""
+    save_tiny_model(folder)
+    tensors = {
+        name: each.clone() for name, each in random_model(llama_config()).state_dict().items()
+    }
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    saved = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(saved | config))
+    return folder
+
+
+def in_eight_bits(dtype: torch.dtype, limit: float) -> Callable[[Tensors], None]:
+    """Layers' matrices as codes with one scale each."""
+
+    def change(tensors: Tensors) -> None:
+        for name in [name for name in tensors if "_proj." in name]:
+            scale = tensors[name].abs().max() / limit
+            tensors[name] = (tensors[name] / scale).to(dtype)
+            tensors[f"{name}_scale"] = scale.reshape(1)
+
+    return change
+
+
+def adding(name: str, value: float, *shape: int) -> Callable[[Tensors], None]:
+    return lambda tensors: tensors.update({name: torch.full(shape, value)})
+
+
+def logits_of(folder: Path) -> torch.Tensor:
+    base = open_base_model(source_from_name(str(folder)))
+    with torch.no_grad(), weights_at_hand(base.model, base.weights):
+        logits: torch.Tensor = base.model(TOKENS).logits
+    return logits
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.int8])
+def test_codes_are_never_taken_for_weights(dtype: torch.dtype, tmp_path: Path) -> None:
+    """transformers converts them to floating point and drops the scales."""
+    folder = changed_model(tmp_path / "model", in_eight_bits(dtype, 127.0))
+    name = str(dtype).removeprefix("torch.")
+    with pytest.raises(ExportError, match=f"down_proj.weight is {name}, and the config names no"):
+        open_base_model(source_from_name(str(folder)))
+
+
+@pytest.mark.parametrize("load", [open_base_model, load_base_model])
+def test_an_unknown_quantization_is_refused(load: Callable[[Any], object], tmp_path: Path) -> None:
+    """transformers would ignore it."""
+    folder = changed_model(
+        tmp_path / "model",
+        in_eight_bits(torch.float8_e4m3fn, 448.0),
+        quantization_config={"quant_method": "modelopt", "quant_algo": "FP8"},
+    )
+    with pytest.raises(ExportError, match="quantized by 'modelopt' are not supported: give the"):
+        load(source_from_name(str(folder)))
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes"),
+    [
+        (f"{QUERY}.bias", (64,)),
+        (f"{QUERY}.weight_scale", (1,)),
+        ("model.layers.0.self_attn.q_norm.weight", (16,)),
+        ("lm_head.bias", (300,)),
+    ],
+)
+@pytest.mark.parametrize("load", [open_base_model, load_base_model])
+def test_weights_that_the_config_does_not_mention_are_refused(
+    name: str, sizes: tuple[int, ...], load: Callable[[Any], object], tmp_path: Path
+) -> None:
+    folder = changed_model(tmp_path / "model", adding(name, 2.0, *sizes))
+    with pytest.raises(ExportError, match=f"model of its config does not use: {name}; correct"):
+        load(source_from_name(str(folder)))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        adding(f"{QUERY}.bias", 0.0, 64),
+        adding("model.layers.0.self_attn.rotary_emb.inv_freq", 1.0, 8),
+        adding("model.layers.2.mlp.up_proj.weight", 1.0, 96, 64),
+        adding("vision_tower.patch.bias", 1.0, 8),
+    ],
+)
+def test_what_does_not_belong_to_the_model_changes_nothing(
+    change: Callable[[Tensors], None], tmp_path: Path
+) -> None:
+    folder = changed_model(tmp_path / "model", change)
+    with torch.no_grad():
+        expected = random_model(llama_config())(TOKENS).logits
+    assert torch.equal(logits_of(folder), expected)
+
+
+def test_a_pickle_of_an_older_torch_is_read(tmp_path: Path) -> None:
+    folder = save_tiny_model(tmp_path / "model")
+    (folder / "model.safetensors").unlink()
+    model = random_model(llama_config())
+    torch.save(
+        model.state_dict(), folder / "pytorch_model.bin", _use_new_zipfile_serialization=False
+    )
+    with torch.no_grad():
+        assert torch.equal(logits_of(folder), model(TOKENS).logits)
+
+
+class Harmful:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (os.environ["HARM"],)
+
+
+def test_a_pickle_with_code_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    harm = tmp_path / "harm"
+    monkeypatch.setenv("HARM", str(harm))
+    folder = save_tiny_model(tmp_path / "model")
+    (folder / "model.safetensors").unlink()
+    torch.save({"weight": Harmful()}, folder / "pytorch_model.bin")
+    with pytest.raises(ExportError, match="more than tensors, which is not safe to load; save"):
+        open_base_model(source_from_name(str(folder)))
+    assert not harm.exists()
+
+
+def test_code_that_comes_with_a_model_is_not_run_and_not_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    harm = tmp_path / "harm"
+    folder = changed_model(
+        tmp_path / "model",
+        lambda _: None,
+        model_type="own",
+        auto_map={"AutoConfig": "code.OwnConfig", "AutoModelForCausalLM": "code.OwnModel"},
+    )
+    (folder / "code.py").write_text(f"import os\nos.mkdir({str(harm)!r})\n")
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    with pytest.raises(ExportError, match="it brings Python code of its own, which is not run"):
+        load_config(source_from_name(str(folder)))
+    assert not harm.exists()
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"rope_parameters": {"rope_type": "nonsense", "rope_theta": 1e4}},
+        {"hidden_act": "nonsense"},
+        {"quantization_config": {"quant_method": "spqr"}},
+        {"quantization_config": [1]},
+        {"vocab_size": 10**12},
+    ],
+)
+def test_an_odd_config_is_an_error_of_one_line(config: dict[str, Any], tmp_path: Path) -> None:
+    folder = changed_model(tmp_path / "model", lambda _: None, **config)
+    with pytest.raises(ExportError, match=r"^cannot load model [^\n]*$"):
+        open_base_model(source_from_name(str(folder)))
+
+
+@pytest.mark.parametrize(
+    ("model_type", "message"),
+    [
+        ("gemma3", "gemma3 models have several kinds of input: only models of text alone"),
+        ("llava", "llava models have several kinds of input"),
+        ("t5", "t5 models have an encoder: only decoders are supported"),
+        ("bart", "bart models have an encoder"),
+    ],
+)
+def test_more_than_a_decoder_of_text_is_refused_by_name(
+    model_type: str, message: str, tmp_path: Path
+) -> None:
+    AutoConfig.for_model(model_type).save_pretrained(tmp_path)
+    with pytest.raises(ExportError, match=message):
+        open_base_model(source_from_name(str(tmp_path)))
+
+
+def test_a_generation_config_that_cannot_be_read_is_not_left_out(tmp_path: Path) -> None:
+    folder = save_tiny_model(tmp_path / "model")
+    (folder / "generation_config.json").write_text('{"eos_token_id": [7, 9]}')
+    assert {7, 9} < set(open_base_model(source_from_name(str(folder))).eos_token_ids)
+    (folder / "generation_config.json").write_text('{"eos_token_id"')
+    with pytest.raises(ExportError, match="not a valid JSON file"):
+        open_base_model(source_from_name(str(folder)))
+    (folder / "generation_config.json").unlink()
+    open_base_model(source_from_name(str(folder)))
+
+
+def test_ends_that_are_no_ids_are_found_before_the_work(tiny_heads: Path, tmp_path: Path) -> None:
+    folder = save_tiny_model(tmp_path / "model")
+    (folder / "generation_config.json").write_text('{"eos_token_id": "end"}')
+    said: list[str] = []
+    options = ExportOptions(
+        model=str(folder), heads=tiny_heads, tree="chain-2", output=tmp_path / "bundle"
+    )
+    with pytest.raises(ExportError, match="replies by 'end', which is no token id: correct"):
+        export_bundle(options, said.append)
+    assert said[-1] == "opening model"

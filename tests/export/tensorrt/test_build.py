@@ -1,0 +1,405 @@
+"""TensorRT targets: graphs equal to Hugging Face, and built by TensorRT-RTX without a GPU."""
+
+import importlib.util
+import json
+import shutil
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import onnx_ir as ir
+import pytest
+import torch
+from support.model_families import FAMILIES, weighted_model
+from support.tiny_models import (
+    TINY_HEADS,
+    VOCAB_SIZE,
+    byte_tokenizer,
+    head_tensors,
+    llama_config,
+    random_model,
+    save_tiny_heads,
+)
+
+from medusa_trt.cli.main import main
+from medusa_trt.errors import BuildError, ExportError
+from medusa_trt.export.comparison.check import widened_bundle
+from medusa_trt.export.comparison.logits import (
+    compare_on_text,
+    compare_on_tree,
+    max_relative_error,
+    random_tree,
+)
+from medusa_trt.export.pipeline import ExportOptions, export_bundle
+from medusa_trt.export.quantization.quantize_weights import quantized_matrix
+from medusa_trt.export.targets import TARGETS
+from medusa_trt.export.tensorrt.build import build_engines
+from medusa_trt.export.tensorrt.job import EngineBuild
+from medusa_trt.export.tensorrt.network import parsed_network
+from medusa_trt.export.tensorrt.options import BuildOptions
+from medusa_trt.export.tensorrt.products import PRODUCTS
+from medusa_trt.runtime.bundle import Bundle, TensorSpec
+from medusa_trt.runtime.engines.engine_record import record_from_folder
+from medusa_trt.runtime.engines.ort_cpu import OrtEngine
+from medusa_trt.tree_configs import chain_tree
+
+CAPABILITIES = ("8.6", "12.0")
+MAX_TWIN_ERROR = 2e-3
+"""Relative, of a graph without its rounding: what is left is that of the rotary tables."""
+
+needs_rtx = pytest.mark.skipif(
+    importlib.util.find_spec("tensorrt_rtx") is None,
+    reason="tensorrt-rtx is not installed: pip install 'medusa-trt[tensorrt-rtx]'",
+)
+
+ALL = [
+    (family, target.name, precision.name)
+    for family in FAMILIES
+    for target in TARGETS.values()
+    for precision in target.precisions
+    if target.product is not None
+    and target.name != "tensorrt-rtx"  # its graphs are those of tensorrt
+    and (precision.name in ("fp16", "int4") or family == "llama")
+]
+
+
+def exported(family: str, target: str, precision: str, folder: Path) -> Bundle:
+    weighted_model(FAMILIES[family]).save_pretrained(folder / "model")
+    byte_tokenizer().save_pretrained(folder / "model")
+    options = ExportOptions(
+        model=str(folder / "model"),
+        heads=save_tiny_heads(folder / TINY_HEADS, head_tensors(vocab_size=None)),
+        tree="chain-3",
+        output=folder / "bundle",
+        max_length=256,
+        target=target,
+        precision=precision,
+    )
+    return export_bundle(options, progress=lambda _: None)
+
+
+def check_equals_model(bundle: Bundle, scratch: Path) -> None:
+    """The float16 graph without its rounding, against the model with the weights' rounding."""
+    model = random_model(llama_config())
+    for parameter in model.parameters():
+        parameter.data = parameter.data.half().float()
+    engine = OrtEngine(
+        widened_bundle(bundle, scratch / "wide"), capacity=128, batch_size=2, num_threads=1
+    )
+    ids = np.random.default_rng(3).integers(0, VOCAB_SIZE, 60).tolist()
+    found = [
+        compare_on_text(engine, model, ids, chunk=17),
+        compare_on_tree(engine, model, [ids[:31], ids[:7]], random_tree(20, 4, seed=5)),
+    ]
+    engine.close()
+    assert all(each.relative_error <= MAX_TWIN_ERROR for each in found), found
+
+
+def check_built(bundle: Bundle) -> None:
+    """Builds for two GPUs and compares the record with the bundle."""
+    capabilities = CAPABILITIES if bundle.manifest.target.precision != "fp8" else ("8.9", "12.0")
+    options = BuildOptions(
+        target="tensorrt-rtx", compute_capabilities=capabilities, max_length=128, max_batch_size=2
+    )
+    if bundle.manifest.target.name == "tensorrt-jetson":
+        options = BuildOptions(
+            target="tensorrt-rtx", compute_capabilities=capabilities, max_length=128
+        )
+    folder = build_engines(bundle, options, progress=lambda _: None)
+    record = record_from_folder(folder)
+    assert record.compute_capabilities == list(capabilities)
+    assert record.engines.keys() == {"verify", "heads", "reduce"}
+    assert [profile.name for profile in record.engines["verify"].profiles] == ["tree", "prefill"]
+    for engine in record.engines.values():
+        assert (folder / engine.file).stat().st_size == engine.size_bytes > 100_000
+
+
+def test_the_graph_equals_the_model(trt_bundle: Bundle, tmp_path: Path) -> None:
+    check_equals_model(trt_bundle, tmp_path)
+    assert trt_bundle.manifest.verified.keys() == {"text", "tree", "batch"}
+
+
+@needs_rtx
+def test_the_engines_build(trt_bundle: Bundle) -> None:
+    check_built(trt_bundle)
+
+
+@needs_rtx
+def test_attention_without_a_kernel_of_its_own_may_be_decomposed(trt_bundle: Bundle) -> None:
+    product = PRODUCTS["tensorrt-rtx"]
+    module = product.load()
+    build = EngineBuild(trt_bundle, BuildOptions(), product, module, lambda _: None)
+    builder = module.Builder(build.logger)
+    spec = trt_bundle.manifest.graphs["verify"]
+    network, parser = parsed_network(build, builder, spec, is_merged=False)
+    layers = [network.get_layer(index) for index in range(network.num_layers)]
+    found = [layer for layer in layers if layer.type == module.LayerType.ATTENTION_INPUT]
+    assert len(found) == trt_bundle.manifest.model.num_layers
+    for layer in found:
+        layer.__class__ = module.IAttentionInputLayer
+        assert layer.attention.decomposable
+    del parser
+
+
+@needs_rtx
+def test_a_merged_tree_builds(trt_bundle: Bundle, tmp_path: Path) -> None:
+    options = BuildOptions(
+        target="tensorrt-rtx",
+        compute_capabilities=("8.6",),
+        max_length=128,
+        merge_tree=True,
+        output=tmp_path / "engines",
+    )
+    record = record_from_folder(build_engines(trt_bundle, options, progress=lambda _: None))
+    assert record.engines.keys() == {"verify", "prefill", "heads", "reduce"}
+    assert [profile.name for profile in record.engines["verify"].profiles] == ["tree"]
+    assert [profile.name for profile in record.engines["prefill"].profiles] == ["tree", "prefill"]
+
+
+@needs_rtx
+def test_the_builders_options_are_taken(trt_bundle: Bundle, tmp_path: Path) -> None:
+    options = BuildOptions(
+        target="tensorrt-rtx",
+        compute_capabilities=("8.6",),
+        max_length=128,
+        workspace_mib=512,
+        optimization_level=0,
+        output=tmp_path / "engines",
+    )
+    record = record_from_folder(build_engines(trt_bundle, options, progress=lambda _: None))
+    assert not (record.refittable or record.stripped or record.weight_streaming)
+    assert (record.options["workspace_mib"], record.options["optimization_level"]) == (512, 0)
+
+
+@needs_rtx
+@pytest.mark.skipif(torch.cuda.is_available(), reason="it builds where there is a GPU")
+def test_options_for_weights_need_a_gpu(trt_bundle: Bundle, tmp_path: Path) -> None:
+    """TensorRT-RTX runs kernels when it makes an engine whose weights can be replaced."""
+    options = BuildOptions(
+        target="tensorrt-rtx",
+        compute_capabilities=("8.6",),
+        max_length=128,
+        refittable=True,
+        output=tmp_path / "engines",
+    )
+    with pytest.raises(BuildError, match="run this on a machine with a GPU, or leave the option"):
+        build_engines(trt_bundle, options, progress=lambda _: None)
+    assert not list(tmp_path.iterdir())
+
+
+@needs_rtx
+def test_the_jetson_engines_build(jetson_bundle: Bundle) -> None:
+    check_built(jetson_bundle)
+
+
+def test_the_jetson_graphs_keep_to_operators_of_tensorrt_10_3(jetson_bundle: Bundle) -> None:
+    for graph in ("verify", "heads", "reduce"):
+        model = ir.load(jetson_bundle.graph_path(graph))
+        assert {node.domain for node in model.graph} == {""}
+        operators = {node.op_type for node in model.graph}
+        assert not operators & {"Attention", "TensorScatter", "RotaryEmbedding"}
+        assert "RMSNormalization" not in operators
+        assert not operators & {"CumSum", "BitShift"}, "slow or missing there"
+        assert model.graph.opset_imports[""] <= 21
+    assert not jetson_bundle.manifest.target.cache_in_place
+
+
+@pytest.mark.slow
+@needs_rtx
+@pytest.mark.parametrize(("family", "target", "precision"), ALL)
+def test_every_family_builds(family: str, target: str, precision: str, tmp_path: Path) -> None:
+    bundle = exported(family, target, precision, tmp_path)
+    if precision in ("fp16", "bf16"):
+        limit = max_relative_error(precision, family in ("mixtral", "qwen3_moe"))
+        assert all(each.relative_error < limit for each in bundle.manifest.verified.values())
+    check_built(bundle)
+
+
+@pytest.mark.slow
+@needs_rtx
+@pytest.mark.parametrize(("target", "precision"), [("tensorrt", "fp16"), ("tensorrt", "int8")])
+def test_the_demo_model_builds(target: str, precision: str, tmp_path: Path) -> None:
+    options = ExportOptions(
+        model="smollm2-135m", target=target, precision=precision, output=tmp_path / "bundle"
+    )
+    check_built(export_bundle(options, progress=lambda _: None))
+
+
+@pytest.mark.slow
+@needs_rtx
+@pytest.mark.parametrize("target", ["tensorrt", "tensorrt-jetson"])
+def test_the_demo_models_shape_builds_at_four_bits(target: str, tmp_path: Path) -> None:
+    """With random weights: its own are too few for so few bits, and are refused."""
+    shape = llama_config(
+        hidden_size=576,
+        intermediate_size=1536,
+        num_hidden_layers=30,
+        num_attention_heads=9,
+        num_key_value_heads=3,
+        vocab_size=49152,
+        tie_word_embeddings=True,
+    )
+    shape.save_pretrained(tmp_path / "shape")
+    options = ExportOptions(
+        model=str(tmp_path / "shape"),
+        target=target,
+        precision="int4",
+        random_weights=True,
+        output=tmp_path / "bundle",
+    )
+    check_built(export_bundle(options, progress=lambda _: None))
+
+
+@needs_rtx
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"target": "ort-cpu"}, "no engines are built for ort-cpu"),
+        ({"target": "tensorrt-jetson"}, "export the model with --target tensorrt-jetson"),
+        ({"compute_capabilities": ("9.0",)}, "does not build for compute capability 9.0: choose"),
+        ({"hardware_compatible": True}, "has no --hardware-compatible: name each"),
+        ({"version_compatible": True}, "has no --version-compatible: build again"),
+        ({"max_length": 4000}, "max_length is 4000, the bundle allows 320"),
+    ],
+)
+def test_what_cannot_be_built_is_refused(
+    trt_bundle: Bundle, changes: dict[str, object], message: str
+) -> None:
+    before = sorted(trt_bundle.path.rglob("*"))
+    values: dict[str, object] = {"target": "tensorrt-rtx", "compute_capabilities": ("8.6",)}
+    with pytest.raises(BuildError, match=message):
+        build_engines(trt_bundle, BuildOptions(**(values | changes)), lambda _: None)  # type: ignore[arg-type]
+    assert sorted(trt_bundle.path.rglob("*")) == before
+
+
+def changed_copy(bundle: Bundle, folder: Path, edit: str) -> Bundle:
+    """A bundle whose verify graph has something that TensorRT refuses."""
+    shutil.copytree(bundle.path, folder, ignore=shutil.ignore_patterns("engines"))
+    path, manifest = folder / "verify.onnx", bundle.manifest
+    model = ir.load(path)
+    if edit == "operator":
+        next(node for node in model.graph if node.op_type == "Sigmoid").op_type = "NoSuchOp"
+    else:
+        extra = ir.Value(name="extra", shape=ir.Shape([2]), type=ir.TensorType(ir.DataType.FLOAT))
+        model.graph.inputs.append(extra)
+        verify = manifest.graphs["verify"]
+        inputs = [*verify.inputs, TensorSpec("extra", "float", [2])]
+        graphs = manifest.graphs | {"verify": msgspec.structs.replace(verify, inputs=inputs)}
+        manifest = msgspec.structs.replace(manifest, graphs=graphs)
+    ir.save(model, path)
+    return Bundle(folder, manifest, bundle.tree)
+
+
+def test_a_bundle_that_reduces_in_float64_is_refused(trt_bundle: Bundle) -> None:
+    manifest = trt_bundle.manifest
+    reduce = manifest.graphs["reduce"]
+    inputs = [
+        msgspec.structs.replace(tensor, dtype="double") if tensor.name == "uniforms" else tensor
+        for tensor in reduce.inputs
+    ]
+    graphs = manifest.graphs | {"reduce": msgspec.structs.replace(reduce, inputs=inputs)}
+    manifest = msgspec.structs.replace(manifest, graphs=graphs)
+    with pytest.raises(BuildError, match="float64, which TensorRT lacks: export the model again"):
+        build_engines(
+            Bundle(trt_bundle.path, manifest, trt_bundle.tree), BuildOptions(), lambda _: None
+        )
+
+
+@needs_rtx
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        ("operator", r"refuses node '\S*Sigmoid\S*' \(NoSuchOp\): the operator is unknown; export"),
+        ("input", "Unused Input: extra"),
+    ],
+)
+def test_a_failed_build_leaves_the_bundle_as_it_was(
+    trt_bundle: Bundle, edit: str, message: str, tmp_path: Path
+) -> None:
+    bundle = changed_copy(trt_bundle, tmp_path / "changed", edit)
+    before = sorted(bundle.path.rglob("*"))
+    options = BuildOptions(target="tensorrt-rtx", compute_capabilities=("8.6",))
+    with pytest.raises(BuildError, match=message) as caught:
+        build_engines(bundle, options, lambda _: None)
+    assert "\n" not in str(caught.value)
+    assert sorted(bundle.path.rglob("*")) == before
+
+
+def test_the_command_reports_mistakes(
+    tiny_bundle: Bundle, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["build", str(tiny_bundle.path)]) == 2
+    assert "no engines are built for ort-cpu" in capsys.readouterr().err
+    assert main(["build", str(tiny_bundle.path), "--target", "tensorrt"]) == 2
+    assert "the bundle was exported for ort-cpu: export" in capsys.readouterr().err
+    assert main(["build", str(tiny_bundle.path), "--merge-tree", "--strip-weights"]) == 2
+    assert "leave out --merge-tree or --strip-weights" in capsys.readouterr().err
+    assert main(["build", str(tiny_bundle.path), "--optimization-level", "9"]) == 2
+    assert "optimization_level is 9: it must be 0 to 5" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("format_", "block", "limit"), [("int4", 16, 0.5), ("int8", None, 0.5), ("fp8", None, None)]
+)
+def test_quantized_weights_are_the_nearest_codes(
+    format_: str, block: int | None, limit: float | None
+) -> None:
+    weight = torch.randn(64, 24, generator=torch.Generator().manual_seed(0)).half().numpy()
+    weight[:, 3] = 0
+    codes, scales = quantized_matrix(weight, format_, block)  # type: ignore[arg-type]
+    wide = np.repeat(scales.astype(np.float32), block, 0) if block else scales.astype(np.float32)
+    error = np.abs(codes.astype(np.float32) * wide - weight.astype(np.float32))
+    assert scales.shape == ((4, 24) if block else (24,)) and scales.dtype == np.float16
+    if limit is None:  # E4M3 has 3 bits of mantissa, and a subnormal step of 2^-9
+        assert (error <= np.maximum(np.abs(weight) / 16, wide * 2.0**-10) * 1.01).all()
+    else:  # a clipped outlier is off by more, but the search only clips where that helps
+        inside = np.abs(weight / wide) <= 7
+        assert (error <= limit * wide * 1.01)[inside if format_ == "int4" else ...].all()
+    assert (codes[:, 3].astype(np.float32) == 0).all()
+
+
+def test_the_record_lists_what_was_asked(trt_bundle: Bundle) -> None:
+    for folder in (trt_bundle.path / "engines").glob("*"):
+        record = json.loads((folder / "engines.json").read_text())
+        assert record["options"]["max_length"] == 128
+        assert record["capacity"] == 128 + 64
+
+
+def test_random_weights_make_a_bundle_of_the_shape(tiny_model: Path, tmp_path: Path) -> None:
+    bundle = export_bundle(
+        ExportOptions(
+            model=str(tiny_model),
+            output=tmp_path / "bundle",
+            tree="chain-2",
+            target="tensorrt",
+            precision="int4",
+            random_weights=True,
+            num_layers=1,
+            max_length=5000,
+        ),
+        progress=lambda _: None,
+    )
+    assert bundle.manifest.model.num_layers == 1
+    assert bundle.manifest.model.max_length == 5000, "longer than the model's own limit"
+    assert bundle.manifest.model.vocab_size == VOCAB_SIZE
+    assert not bundle.manifest.verified
+    engine = OrtEngine(bundle, capacity=64, num_threads=1)
+    outputs = engine.verify([[1, 2, 3]], chain_tree(2), [0], logits=True)
+    assert outputs.logits is not None and np.isfinite(outputs.logits).all()
+    assert outputs.logits.std() > 0
+    engine.close()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_layers": 2}, "--layers cuts a model with --random-weights only"),
+        ({"random_weights": True, "heads": "x"}, "leave --heads out"),
+        ({"random_weights": True}, "no shape is known for 'nothing': give one of vicuna-7b"),
+        ({"random_weights": True, "model": "vicuna-7b", "num_layers": 99}, "vicuna-7b has 32"),
+    ],
+)
+def test_mistakes_in_random_weights(changes: dict[str, object], message: str) -> None:
+    values: dict[str, object] = {"model": "nothing", "target": "tensorrt"}
+    with pytest.raises(ExportError, match=message):
+        export_bundle(ExportOptions(**(values | changes)), lambda _: None)  # type: ignore[arg-type]

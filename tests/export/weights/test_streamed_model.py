@@ -1,0 +1,272 @@
+"""Weights that are never all in memory: reading, tracing, writing and comparing in parts."""
+
+import os
+import shutil
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import onnx_ir as ir
+import pytest
+import torch
+from safetensors.torch import save_file
+from support.model_families import config
+from support.tiny_models import llama_config, random_model, save_tiny_model
+
+from medusa_trt.errors import ExportError
+from medusa_trt.export.comparison.segmented_engine import SegmentedEngine
+from medusa_trt.export.models.base_model import (
+    BaseModel,
+    load_base_model,
+    open_base_model,
+    source_from_name,
+)
+from medusa_trt.export.models.checkpoint_weights import weights_from_checkpoint
+from medusa_trt.export.models.gguf_weights import weights_from_gguf
+from medusa_trt.export.output_folder import check_output, check_space, new_folder
+from medusa_trt.export.weights import streamed_model
+from medusa_trt.export.weights.lazy_tensor import Array, LazyTensor, concatenated, lazy, transposed
+from medusa_trt.export.weights.streamed_model import empty_model, weights_at_hand
+from medusa_trt.export.weights.weight_file import WeightFile
+from medusa_trt.runtime.bundle import MANIFEST_FILE, WEIGHTS_FILE, Bundle
+from medusa_trt.runtime.engines.ort_cpu import OrtEngine
+from medusa_trt.tree_configs import chain_tree
+
+TOKENS = torch.arange(40)[None] * 7
+
+
+def streamed_logits(folder: Path) -> torch.Tensor:
+    base = open_base_model(source_from_name(str(folder)))
+    assert all(parameter.is_meta for parameter in base.model.parameters())
+    with torch.no_grad(), weights_at_hand(base.model, base.weights):
+        logits: torch.Tensor = base.model(TOKENS).logits
+    assert all(parameter.is_meta for parameter in base.model.parameters())
+    return logits
+
+
+def loaded_logits(folder: Path) -> torch.Tensor:
+    base = load_base_model(source_from_name(str(folder)))
+    with torch.no_grad():
+        logits: torch.Tensor = base.model(TOKENS).logits
+    return logits
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("kind", ["float32", "bfloat16", "sharded", "pytorch", "without-prefix"])
+def test_a_streamed_model_computes_what_a_loaded_one_does(
+    kind: str, tied: bool, tmp_path: Path
+) -> None:
+    folder = save_tiny_model(tmp_path / "model", llama_config(tie_word_embeddings=tied))
+    model = random_model(llama_config(tie_word_embeddings=tied))
+    state = model.state_dict()
+    if kind == "bfloat16":
+        model.bfloat16().save_pretrained(folder)
+    elif kind == "sharded":
+        (folder / "model.safetensors").unlink()
+        model.save_pretrained(folder, max_shard_size="100KB")
+        assert len(list(folder.glob("*.safetensors"))) > 2
+    elif kind == "pytorch":
+        (folder / "model.safetensors").unlink()
+        torch.save(state, folder / "pytorch_model.bin")
+    elif kind == "without-prefix":
+        renamed = {
+            name.removeprefix("model."): tensor.clone()
+            for name, tensor in state.items()
+            if not (tied and name == "lm_head.weight")
+        }
+        save_file(renamed, folder / "model.safetensors", {"format": "pt"})
+    assert torch.equal(streamed_logits(folder), loaded_logits(folder))
+
+
+@pytest.mark.slow
+def test_a_gguf_file_gives_the_weights_that_transformers_reads(base_model: BaseModel) -> None:
+    source, loaded = base_model.source, base_model.model
+    assert source.gguf_file is not None
+    weights = weights_from_gguf(
+        empty_model(loaded.config), Path(source.location) / source.gguf_file
+    )
+    assert weights is not None
+    parameters = dict(loaded.named_parameters(remove_duplicate=False))
+    assert weights.keys() == parameters.keys()
+    for name in (
+        "lm_head.weight",
+        "model.norm.weight",
+        "model.layers.3.self_attn.q_proj.weight",
+        "model.layers.3.self_attn.k_proj.weight",
+        "model.layers.29.mlp.down_proj.weight",
+    ):
+        assert np.array_equal(weights[name].stored(), parameters[name].detach().numpy())
+
+
+def test_missing_and_misshapen_weights_are_named(tmp_path: Path) -> None:
+    folder = save_tiny_model(tmp_path / "model")
+    state = random_model(llama_config()).state_dict()
+    name = "model.layers.1.mlp.up_proj.weight"
+    for change, message in (
+        ({name: None}, f"lacks weights of the model: {name}"),
+        ({name: torch.zeros(5, 64)}, rf"{name} is \(5, 64\), the config says \(96, 64\)"),
+    ):
+        kept = {key: value for key, value in (state | change).items() if value is not None}
+        save_file(kept, folder / "model.safetensors", {"format": "pt"})
+        with pytest.raises(ExportError, match=message):
+            weights_from_checkpoint(empty_model(llama_config()), str(folder))
+
+
+def test_an_index_may_not_point_outside_its_folder(tmp_path: Path) -> None:
+    folder = save_tiny_model(tmp_path / "model")
+    (folder / "model.safetensors").rename(tmp_path / "elsewhere.safetensors")
+    index = '{"weight_map": {"lm_head.weight": "../elsewhere.safetensors"}}'
+    (folder / "model.safetensors.index.json").write_text(index)
+    with pytest.raises(ExportError, match="points outside its folder"):
+        weights_from_checkpoint(empty_model(llama_config()), str(folder))
+
+
+def test_recipes_give_what_numpy_does_and_know_equal_ones() -> None:
+    rng = np.random.default_rng(0)
+    arrays = [rng.normal(size=(3, 4)).astype(ml_dtypes.bfloat16) for _ in range(2)]
+    tensors = [
+        LazyTensor(array.view, (3, 4), ("file", index)) for index, array in enumerate(arrays)
+    ]
+    joined = concatenated([transposed(tensor) for tensor in tensors], axis=1)
+    expected = np.concatenate([array.T for array in arrays], axis=1).astype(np.float32)
+    assert np.array_equal(joined.numpy(), expected) and joined.sizes == expected.shape
+    assert joined.numpy().dtype == np.float32
+    again = concatenated([transposed(tensor) for tensor in tensors], axis=1)
+    assert again.key == joined.key != concatenated(tensors, axis=1).key
+    assert transposed(transposed(tensors[0])).key == tensors[0].key
+
+
+def test_equal_weights_of_several_graphs_are_written_once(tmp_path: Path) -> None:
+    array = np.arange(1000, dtype=np.float16).reshape(40, 25)
+    reads = []
+
+    def stored() -> Array:
+        reads.append(1)
+        return array
+
+    def graph(*tensors: ir.TensorProtocol) -> ir.Model:
+        values = [
+            ir.Value(name=f"w{index}", const_value=tensor) for index, tensor in enumerate(tensors)
+        ]
+        return ir.Model(ir.Graph([], [], nodes=[], initializers=values), ir_version=10)
+
+    tensor = LazyTensor(stored, array.shape, "key")
+    small = ir.tensor(np.zeros(3, np.float32))
+    models = [graph(tensor, small), graph(small, tensor, transposed(tensor))]
+    weights = WeightFile(tmp_path / "weights.data")
+    for model in models:
+        weights.take(model)
+    assert len(reads) == 2  # once as it is, once transposed
+    found = [value.const_value for model in models for value in model.graph.initializers.values()]
+    assert [isinstance(each, ir.ExternalTensor) for each in found] == [
+        True,
+        False,
+        False,
+        True,
+        True,
+    ]
+    assert found[0] is found[3] and found[3] is not None and found[4] is not None
+    assert np.array_equal(found[3].numpy(), array.astype(np.float32))
+    assert np.array_equal(found[4].numpy(), array.T.astype(np.float32))
+
+
+def test_memory_tensors_are_known_by_identity() -> None:
+    first, second = ir.tensor(np.zeros(3)), ir.tensor(np.zeros(3))
+    assert lazy(first).key == lazy(first).key != lazy(second).key
+
+
+@pytest.mark.parametrize("batch_size", [1, 2])
+@pytest.mark.parametrize("name", ["tiny_bundle", "trt_bundle", "demo_bundle"])
+def test_a_graph_in_parts_computes_what_the_whole_does(
+    name: str, batch_size: int, request: pytest.FixtureRequest
+) -> None:
+    bundle: Bundle = request.getfixturevalue(name)
+    rng = np.random.default_rng(0)
+    whole = OrtEngine(bundle, capacity=128, batch_size=batch_size)
+    size = bundle.manifest.files[WEIGHTS_FILE].size_bytes // 8
+    parts = SegmentedEngine(bundle, capacity=128, batch_size=batch_size, segment_bytes=size)
+    assert len(parts._segments) > 3
+    is_divided = any("product" in output for part in parts._segments for output in part.outputs)
+    assert is_divided == (name == "trt_bundle")
+    lengths = [9, 5][:batch_size]
+    for engine in (whole, parts):
+        for slot, length in enumerate(lengths):
+            text = np.arange(length)[None] + slot
+            engine.verify(text, chain_tree(length - 1), [0], rows=(0,), first_slot=slot)
+    tree = bundle.tree
+    tokens = rng.integers(0, 256, (batch_size, tree.num_nodes))
+    expected = whole.verify(tokens, tree, lengths, logits=True)
+    found = parts.verify(tokens, tree, lengths, logits=True)
+    assert expected.logits is not None and found.logits is not None
+    limit = {"fp16": 1e-2}.get(bundle.manifest.target.precision, 1e-4)
+    assert np.abs(found.logits - expected.logits).max() < limit
+    assert np.abs(found.hidden - expected.hidden).max() < limit
+    assert (found.argmax == expected.argmax).all()
+    whole.close()
+
+
+def test_a_full_disk_is_found_before_the_work(tmp_path: Path) -> None:
+    free_bytes = shutil.disk_usage(tmp_path).free
+    check_space(tmp_path / "bundle", 1)
+    with pytest.raises(ExportError, match="GB free, the bundle needs about"):
+        check_space(tmp_path / "bundle", 2 * free_bytes)
+
+
+def test_what_a_killed_export_left_is_removed_by_the_next(tmp_path: Path) -> None:
+    child = os.fork()
+    if child == 0:
+        os._exit(0)
+    os.waitpid(child, 0)
+    dead = tmp_path / f".bundle.partial-{child}"
+    alive = tmp_path / f".bundle.partial-{os.getppid()}"
+    other = tmp_path / f".another.partial-{child}"
+    for folder in (dead, alive, other):
+        (folder / "deep").mkdir(parents=True)
+    with new_folder(tmp_path / "bundle", overwrite=False) as folder:
+        (folder / "file").touch()
+    assert not dead.exists() and alive.exists() and other.exists()
+    assert (tmp_path / "bundle" / "file").exists()
+
+
+@pytest.mark.parametrize("is_replaced", [False, True])
+def test_a_bundle_is_not_lost_where_its_replacement_was_killed(
+    is_replaced: bool, tmp_path: Path
+) -> None:
+    child = os.fork()
+    if child == 0:
+        os._exit(0)
+    os.waitpid(child, 0)
+    output = tmp_path / "bundle"
+    old = tmp_path / f".bundle.old-{child}"
+    for folder, content in ((old, "old"), *([(output, "new")] if is_replaced else [])):
+        folder.mkdir()
+        (folder / MANIFEST_FILE).write_text(content)
+    with pytest.raises(ExportError, match="exists: give another --output, or --overwrite"):
+        check_output(output, overwrite=False)
+    assert (output / MANIFEST_FILE).read_text() == ("new" if is_replaced else "old")
+    with new_folder(output, overwrite=True) as folder:
+        (folder / MANIFEST_FILE).write_text("newest")
+    assert (output / MANIFEST_FILE).read_text() == "newest"
+    assert list(tmp_path.iterdir()) == [output]
+
+
+def test_of_an_embedding_the_rows_alone_are_converted(tmp_path: Path) -> None:
+    scaled = config("gemma3_text", head_dim=32, pad_token_id=299)
+    folder = save_tiny_model(tmp_path / "model", scaled)
+    random_model(scaled).bfloat16().save_pretrained(folder)
+    base = open_base_model(source_from_name(str(folder)))
+    sizes = []
+    embedding = base.model.get_input_embeddings()
+    with torch.no_grad(), weights_at_hand(base.model, base.weights):
+        embedding.register_forward_pre_hook(lambda module, _: sizes.append(len(module.weight)))
+        found = base.model(TOKENS).logits
+    assert sizes == [TOKENS.numel()] and embedding.padding_idx == 299
+    assert torch.equal(found, loaded_logits(folder))
+
+
+def test_a_large_linear_layer_is_multiplied_in_parts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = save_tiny_model(tmp_path / "model")
+    monkeypatch.setattr(streamed_model, "_PART_SIZE", 1000)
+    assert torch.allclose(streamed_logits(folder), loaded_logits(folder), atol=1e-5)

@@ -1,0 +1,164 @@
+"""`medusa-trt bench` as a user meets it: whole runs, mistakes, and what it writes."""
+
+import argparse
+import json
+import signal
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from support.bench_rows import both, report_of
+
+from medusa_trt.calibration.bench.measurement import ReplyRow
+from medusa_trt.calibration.bench.report import replaced_file
+from medusa_trt.calibration.bench.tables import print_report
+from medusa_trt.cli import bench as cli_bench
+from medusa_trt.errors import MedusaError
+from medusa_trt.runtime.bundle import Bundle
+
+
+def run(*words: str) -> int:
+    """`medusa-trt bench` with these arguments."""
+    parser = argparse.ArgumentParser()
+    cli_bench.add_arguments(parser)
+    return cli_bench.run(parser.parse_args(words))
+
+
+def test_a_whole_run(
+    tiny_bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("matplotlib")
+    prompts = tmp_path / "p.jsonl"
+    prompts.write_text(
+        '{"turns": ["hello", "more"], "category": "x"}\n{"prompt": "ho", "category": "y"}\n'
+    )
+    report_path, plot_path = tmp_path / "report.json", tmp_path / "plot.png"
+    common = (str(tiny_bundle.path), "--prompts", str(prompts), "--max-new-tokens", "8")
+    assert run(*common, "--threads", "1", "--json", str(report_path), "--plot", str(plot_path)) == 0
+    out, err = capsys.readouterr()
+    assert "typical Medusa" in out and "category" in out and "NO" not in out
+    assert "18 replies, up to about" in err
+    report = json.loads(report_path.read_text())
+    assert len(report["rows"]) == 18 and report["is_complete"] is True
+    assert [mode["same_tokens"] for mode in report["summary"]["modes"]] == [
+        None,
+        True,
+        True,
+        None,
+        True,
+        None,
+    ]
+    assert report["machine"]["cpu"] and report["machine"]["versions"]["numpy"]
+    assert report["setup"]["threads"] == 1 and report["peak_memory_bytes"] > 1e6
+    assert plot_path.read_bytes().startswith(b"\x89PNG")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "p.jsonl",
+        "plot.png",
+        "report.json",
+    ]
+
+
+def test_different_tokens_are_red_and_the_exit_code_is_1(
+    tiny_bundle: Bundle,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def spoiled(*arguments: object) -> list[ReplyRow]:
+        plain, medusa = both("1", 1, 1)
+        return [plain, replace(medusa, token_ids=(9,) * 5)]
+
+    monkeypatch.setattr("medusa_trt.calibration.bench.measurement.measure", spoiled)
+    prompts = tmp_path / "p.txt"
+    prompts.write_text("hello\n")
+    arguments = (str(tiny_bundle.path), "--prompts", str(prompts), "--modes", "greedy")
+    assert run(*arguments, "--max-new-tokens", "4") == cli_bench.EXIT_DIFFERENT
+    out = capsys.readouterr().out
+    assert "NO" in out and "greedy Medusa in prompt 1, turn 1, round 1" in out
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_reports_what_was_finished(
+    number: signal.Signals,
+    interruptible: None,
+    tiny_bundle: Bundle,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def interrupted(*arguments: object) -> object:
+        yield from both("1", 1, 1)
+        yield both("2", 1, 1)[0]
+        signal.raise_signal(number)
+
+    monkeypatch.setattr("medusa_trt.calibration.bench.measurement.measure", interrupted)
+    prompts = tmp_path / "p.txt"
+    prompts.write_text("hello\nother\n")
+    arguments = (str(tiny_bundle.path), "--prompts", str(prompts), "--modes", "greedy")
+    assert run(*arguments, "--max-new-tokens", "4") == 128 + number
+    assert "Interrupted before the end of 2 prompts, 1 round" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--plot", "x.pdf"), "must end in .png, .svg, .html"),
+        (("--json", "none/x.json"), "existing folder"),
+        (("--prompts", "none.txt"), "cannot read the prompts"),
+        (("--num-prompts", "0"), "num_prompts is 0"),
+        (("--modes", "greedy,fast"), "modes 'greedy,fast'"),
+        (("--seed", "-1"), "seed is -1"),
+        (("--tree", "bush"), "unknown tree"),
+        ((), "is not a bundle"),
+    ],
+)
+def test_mistakes_end_before_the_bundle_is_opened(words: tuple[str, ...], message: str) -> None:
+    with pytest.raises(MedusaError, match=message):
+        run("/nonexistent", *words)
+
+
+def test_matplotlib_is_asked_for_by_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(MedusaError, match=r"medusa-trt\[bench\]"):
+        run("/nonexistent", "--plot", "x.png")
+
+
+@pytest.mark.parametrize("suffix", [".svg", ".html"])
+def test_plots_in_other_formats(tmp_path: Path, suffix: str) -> None:
+    pytest.importorskip("matplotlib")
+    from medusa_trt.calibration.bench.plot import save_plot
+
+    path = tmp_path / f"plot{suffix}"
+    save_plot(report_of(both("a", 2, 1)), path)
+    assert "<svg" in path.read_text(encoding="utf-8")
+
+
+def test_the_report_fits_100_columns(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [
+        replace(
+            reply, category=f"category [{index % 8}]", decode_s=reply.decode_s * (1 + index / 10)
+        )
+        for index in range(16)
+        for reply in both(str(index), 0.0402, 0.0301)
+    ]
+    console = Console(width=100)
+    print_report(report_of(rows), console)
+    out = capsys.readouterr().out
+    assert "\u2026" not in out  # nothing was cut
+    assert "category [7]" in out
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "report.json"
+    path.write_text("old")
+    with pytest.raises(KeyboardInterrupt), replaced_file(path) as temporary:
+        temporary.write_text("half")
+        raise KeyboardInterrupt
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+    with (
+        pytest.raises(MedusaError, match="cannot write"),
+        replaced_file(tmp_path / "no" / "x") as t,
+    ):
+        t.write_text("new")

@@ -1,0 +1,153 @@
+"""`medusa-trt chat` as a user meets it: its options, in a pipe and in a terminal."""
+
+import argparse
+import os
+import pty
+import select
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from support.chat_driver import LONG, Driver
+
+from medusa_trt.cli.chat import add_arguments, sigterm_leaves
+from medusa_trt.cli.chat_loop import PROMPT
+from medusa_trt.cli.sampling import sampling_from_arguments
+from medusa_trt.errors import PromptError, TreeError
+from medusa_trt.runtime.bundle import Bundle
+from medusa_trt.runtime.options import GenerationOptions, SamplingOptions
+from medusa_trt.runtime.session import MedusaSession
+from medusa_trt.runtime.text import TextCodec
+from medusa_trt.tree_configs import load_tree
+
+MAIN = """
+import argparse, sys
+from medusa_trt.cli import chat as cli_chat
+from medusa_trt.cli import main as cli
+parser = argparse.ArgumentParser()
+cli_chat.add_arguments(parser)
+parser.set_defaults(run=cli_chat.run)
+sys.exit(cli._run(parser.parse_args()))
+"""
+
+
+def parse(*words: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    return parser.parse_args(["bundle", *words])
+
+
+def test_the_defaults_are_those_of_the_dataclasses() -> None:
+    arguments = parse()
+    defaults = GenerationOptions()
+    assert sampling_from_arguments(arguments) == defaults.sampling
+    assert arguments.acceptance == defaults.acceptance
+    assert arguments.max_new_tokens == defaults.max_new_tokens
+
+
+def test_sampling_arguments_reach_the_options() -> None:
+    words = ["--temperature=0.7", "--top-k=5", "--top-p=0.9", "--min-p=0.1", "--seed=3"]
+    assert sampling_from_arguments(parse(*words)) == SamplingOptions(
+        temperature=0.7, top_k=5, top_p=0.9, min_p=0.1, seed=3
+    )
+    with pytest.raises(PromptError, match="temperature is -1"):
+        sampling_from_arguments(parse("--temperature", "-1"))
+
+
+def test_a_chat_that_cannot_work_does_not_start(
+    session: MedusaSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(TreeError):
+        Driver(session, GenerationOptions(tree=load_tree("chain-9")))
+    monkeypatch.setattr(TextCodec, "has_chat_template", property(lambda _: False))
+    with pytest.raises(PromptError, match="no chat template, so its model cannot chat"):
+        Driver(session)
+
+
+def test_sigterm_leaves_in_the_middle_of_a_reply(tiny_bundle: Bundle) -> None:
+    with MedusaSession(tiny_bundle, num_threads=1) as session:
+        driver = Driver(session, LONG)
+        driver.on_write = lambda: signal.raise_signal(signal.SIGTERM)
+        with sigterm_leaves(), pytest.raises(SystemExit) as left:
+            driver.say("hello")
+    assert left.value.code == 128 + signal.SIGTERM
+    assert len(driver.written) == 1
+
+
+def command(bundle: Bundle, *words: str) -> list[str]:
+    return [sys.executable, "-c", MAIN, str(bundle.path), "--threads", "1", *words]
+
+
+def piped(bundle: Bundle, text: str | bytes, *words: str) -> "subprocess.CompletedProcess[str]":
+    data = text.encode() if isinstance(text, str) else text
+    run = subprocess.run(command(bundle, *words), input=data, capture_output=True, timeout=60)
+    return subprocess.CompletedProcess(
+        run.args, run.returncode, run.stdout.decode(), run.stderr.decode()
+    )
+
+
+def test_piped_input_gives_only_replies(session: MedusaSession, tiny_bundle: Bundle) -> None:
+    run = piped(tiny_bundle, 'hello\n"""\nmany\nlines\n"""\n', "--max-new-tokens", "12")
+    driver = Driver(session)
+    driver.say("hello", '"""many', 'lines"""')
+    assert run.stdout == "".join(driver.written)
+    assert {"\x10", "\x1d"} & set(run.stdout), "replies are not changed in a pipe"
+    assert run.stderr == "" and run.returncode == 0
+
+
+def test_piped_statistics_have_no_colours(tiny_bundle: Bundle) -> None:
+    words = ("--max-new-tokens", "3", "--verbose", "--temperature", "1", "--seed", "1")
+    run = piped(tiny_bundle, b"caf\xe9\n/stats\n", *words)
+    assert run.returncode == 0, run.stderr
+    assert "tokens/s" in run.stderr and "seed 1" in run.stderr
+    assert "\x1b" not in run.stderr and PROMPT not in run.stderr + run.stdout
+
+
+def test_piped_input_that_fails_is_an_error_at_the_end(tiny_bundle: Bundle) -> None:
+    run = piped(tiny_bundle, "/foo\nhello\n/save\n", "--max-new-tokens", "3")
+    assert run.returncode == 2 and run.stdout
+    assert run.stderr.splitlines()[1:] == [
+        "error: usage: /save FILE",
+        "error: entries that failed: 2; see above",
+    ]
+
+
+def read_until(terminal: int, text: bytes) -> bytes:
+    """What the terminal shows up to this text; all there is where the process ends first."""
+    seen, end = b"", time.monotonic() + 30
+    while text not in seen:
+        ready, _, _ = select.select([terminal], [], [], max(0.0, end - time.monotonic()))
+        assert ready, f"no {text!r} in {seen!r}"
+        try:
+            seen += os.read(terminal, 4096)
+        except OSError:  # the other side is closed
+            return seen
+    return seen
+
+
+def test_a_terminal_has_a_prompt_and_ctrl_c_leaves_it(tiny_bundle: Bundle) -> None:
+    terminal, inside = pty.openpty()
+    process = subprocess.Popen(
+        command(tiny_bundle, "--max-new-tokens", "12", "--verbose"),
+        stdin=inside,
+        stdout=inside,
+        stderr=inside,
+        preexec_fn=lambda: os.login_tty(inside),
+    )
+    os.close(inside)
+    try:
+        assert b"/help lists the commands" in read_until(terminal, PROMPT.encode())
+        os.write(terminal, b"hello\r")
+        shown = read_until(terminal, PROMPT.encode())
+        assert b"\x1b[2m12 tokens" in shown
+        assert not {0x10, 0x1D} & set(shown), "control characters of the reply reach the terminal"
+        time.sleep(0.5)  # input() misses a signal between showing its prompt and waiting for keys
+        os.write(terminal, b"\x03")
+        assert b"Traceback" not in read_until(terminal, b"no such text")
+        assert process.wait(30) == 0
+    finally:
+        process.kill()
+        process.wait()
+        os.close(terminal)

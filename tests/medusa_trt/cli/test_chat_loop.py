@@ -1,0 +1,171 @@
+"""The chat: its entries, replies and commands, without a terminal."""
+
+import pytest
+from support.chat_driver import SAMPLED, SHORT, Driver
+
+from medusa_trt.cli.chat_loop import CONTINUATION, PROMPT, Entry, read_entry
+from medusa_trt.errors import PromptError
+from medusa_trt.runtime.conversation import Conversation
+from medusa_trt.runtime.session import MedusaSession
+
+
+@pytest.mark.parametrize(
+    ("lines", "entry"),
+    [
+        (["hello"], Entry("hello")),
+        (["a\\", "b\\", "c"], Entry("a\nb\nc")),
+        (["a\\", ""], Entry("a\n")),
+        (["a\\ "], Entry("a\\ ")),
+        (['"""', "a", "", " b", '"""'], Entry("a\n\n b", True)),
+        (['"""a', 'b""" '], Entry("a\nb", True)),
+        (['"""/help"""'], Entry("/help", True)),
+        (['  """a\\', 'b"""'], Entry("a\\\nb", True)),
+        (['""""""'], Entry("", True)),
+        (["pasted\nlines"], Entry("pasted\nlines")),
+        (['"""pasted\nlines"""'], Entry("pasted\nlines", True)),
+        (['say """x"""'], Entry('say """x"""')),
+    ],
+)
+def test_an_entry_may_have_many_lines(lines: list[str], entry: Entry) -> None:
+    prompts = []
+
+    def read_line(prompt: str) -> str:
+        prompts.append(prompt)
+        return lines.pop(0)
+
+    assert read_entry(read_line) == entry
+    assert not lines
+    assert prompts == [PROMPT] + [CONTINUATION] * (len(prompts) - 1)
+
+
+def test_ctrl_c_in_a_later_line_drops_the_entry_only(session: MedusaSession) -> None:
+    driver = Driver(session)
+    driver.say('"""', "lost", KeyboardInterrupt, "lost too\\", KeyboardInterrupt, "kept")
+    assert [user for user, _ in driver.exchanges] == ["kept"]
+
+
+@pytest.mark.parametrize("lines", [['"""', "half"], ["half\\"]])
+def test_input_that_ends_inside_an_entry_is_an_error(
+    session: MedusaSession, lines: list[str]
+) -> None:
+    driver = Driver(session)
+    (shown,) = driver.say(*lines)
+    assert shown.startswith("error: the input ends before ")
+    assert driver.exchanges == [] and driver.chat.num_errors == 1
+
+
+@pytest.mark.parametrize("end", [EOFError, KeyboardInterrupt, "/quit"])
+def test_the_prompt_is_left(session: MedusaSession, end: str | type[BaseException]) -> None:
+    driver = Driver(session)
+    driver.say(end, "not read")
+    assert driver.lines == ["not read"] and driver.shown == [] and driver.written == []
+
+
+def test_replies_are_streamed_and_nothing_else_is_shown(session: MedusaSession) -> None:
+    driver = Driver(session)
+    shown = driver.say("hello", "", "   ", "again")
+    assert shown == []
+    (_, first), (_, second) = driver.exchanges
+    assert "".join(driver.written) == f"{first}\n{second}\n"
+    assert first == session.generate([{"role": "user", "content": "hello"}], SHORT).text
+
+
+def test_a_later_turn_prefills_only_what_is_new(session: MedusaSession) -> None:
+    driver = Driver(session)
+    driver.say("hello")
+    first = len(session.encode(driver.chat.conversation.messages()[:1]))
+    shown = driver.say("again", "/stats")
+    conversation, _, reply, prompt = shown[0].splitlines()
+    assert conversation.startswith("conversation: 2 exchanges, ")
+    assert reply.startswith("last reply: ") and "tokens/s" in reply
+    cached = int(driver.details[-1].split(", ")[-1].split()[0])
+    assert cached >= first > 0
+    assert f"{cached} of them cached" in prompt
+
+
+def test_stats_before_a_reply(session: MedusaSession) -> None:
+    (shown,) = Driver(session, SAMPLED).say("/stats")
+    assert shown.splitlines() == [
+        f"conversation: 0 exchanges, 0 of {session.max_length} tokens",
+        "sampling: temperature 1, seed 7, acceptance sample, at most 12 tokens a reply",
+    ]
+
+
+def test_help_names_every_command(session: MedusaSession) -> None:
+    (shown,) = Driver(session).say("/help")
+    for name in ("help", "reset", "regen", "save FILE", "load FILE", "stats", "system", "quit"):
+        assert f"/{name}" in shown
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("/foo bar", '/foo is no command: /help lists them, and """/foo ...""" says it'),
+        ("/", '/ is no command: /help lists them, and """/ ...""" says it'),
+        ("/save", "usage: /save FILE"),
+        ("/load  ", "usage: /load FILE"),
+        ("/system", "usage: /system TEXT"),
+        ("/reset now", "usage: /reset"),
+        ("/regen", "there is no reply yet: say something first"),
+    ],
+)
+def test_wrong_usage_is_said_clearly(session: MedusaSession, line: str, message: str) -> None:
+    driver = Driver(session)
+    assert driver.say(line) == [f"error: {message}"]
+    assert driver.exchanges == [] and driver.written == []
+
+
+def test_quoted_text_may_begin_with_a_slash(session: MedusaSession) -> None:
+    driver = Driver(session)
+    driver.say('"""/usr is a folder"""')
+    assert driver.exchanges[0][0] == "/usr is a folder"
+
+
+def test_reset_keeps_the_system_message(session: MedusaSession) -> None:
+    driver = Driver(session, system="be brief")
+    driver.say("hello", "/reset")
+    assert driver.chat.conversation == Conversation("be brief")
+
+
+def test_system_is_set_and_removed(session: MedusaSession) -> None:
+    driver = Driver(session)
+    driver.say("hello", "/system be\\", "brief")
+    assert driver.chat.conversation.messages()[0] == {"role": "system", "content": "be\nbrief"}
+    assert len(driver.exchanges) == 1
+    driver.say("/system -")
+    assert driver.chat.conversation.system is None
+
+
+def test_a_template_that_refuses_system_messages_says_so(
+    session: MedusaSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    template = "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+    monkeypatch.setattr(session.text, "_chat_template", template + "x")
+    driver = Driver(session)
+    (shown,) = driver.say("/system be brief")
+    assert shown == "error: the chat template refuses this conversation: no system"
+    assert driver.chat.conversation.system is None
+    with pytest.raises(PromptError, match="no system"):
+        Driver(session, system="be brief")
+
+
+def test_regen_replaces_the_last_reply_with_another_seed(session: MedusaSession) -> None:
+    driver = Driver(session, SAMPLED)
+    driver.say("hello", "again")
+    first, replaced = driver.exchanges
+    assert driver.say("/regen") == []
+    assert driver.exchanges[0] == first
+    assert driver.exchanges[1][0] == "again" and driver.exchanges[1][1] != replaced[1]
+    assert driver.chat.options.sampling.seed == 8
+    fresh = Driver(session, SAMPLED)
+    fresh.say("hello", "again", "/regen")
+    assert fresh.exchanges == driver.exchanges
+
+
+def test_regen_without_sampling_says_that_nothing_can_change(session: MedusaSession) -> None:
+    driver = Driver(session)
+    driver.say("hello")
+    before = driver.exchanges
+    (shown,) = driver.say("/regen")
+    assert driver.exchanges == before
+    assert "--temperature" in shown

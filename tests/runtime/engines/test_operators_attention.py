@@ -1,0 +1,274 @@
+"""The library's attention under a tree mask, against a slow reference and plain decoding."""
+
+import os
+import subprocess
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from ml_dtypes import bfloat16
+from numpy.typing import NDArray
+from onnx import TensorProto
+from support.one_operator import kernels_here, run_bound, session
+from support.reference.attention import attended, rotated
+
+from medusa_trt.runtime.engines.operators import kernels_name, library_path
+
+Array = NDArray[Any]
+
+pytestmark = pytest.mark.skipif(library_path() is None, reason="built without a C++ compiler")
+
+LOWEST = np.finfo(np.float32).min
+SCALE = 0.25
+
+
+@dataclass(frozen=True)
+class Case:
+    """Inputs of the operator.
+
+    Attributes:
+        states: (B, T, (heads + 2 * kv_heads) * D) queries, keys and values of the new nodes.
+        cache: (2, B, kv_heads, capacity, D) bfloat16 keys and values.
+        past: (B,) valid rows of the cache.
+        offsets: (T,) depths.
+        sees: (T, T) what each node sees of the others.
+        tables: (positions, rotary_dim / 2) cosines and sines.
+        heads: of queries, and of keys and values.
+    """
+
+    states: Array
+    cache: Array
+    past: list[int]
+    offsets: list[int]
+    sees: Array
+    tables: tuple[Array, Array]
+    heads: tuple[int, int]
+
+
+def random_case(
+    seed: int,
+    *,
+    batch: int,
+    nodes: int,
+    heads: tuple[int, int],
+    size: int,
+    capacity: int = 120,
+    chain: bool = False,
+) -> Case:
+    """A random tree over ragged sequences."""
+    rng = np.random.default_rng(seed)
+    width = (heads[0] + 2 * heads[1]) * size
+    parents = [node - 1 if chain else int(rng.integers(0, max(node, 1))) for node in range(nodes)]
+    sees, offsets = np.eye(nodes, dtype=bool), [0] * nodes
+    for node in range(1, nodes):
+        sees[node] |= sees[parents[node]]
+        offsets[node] = offsets[parents[node]] + 1
+    angles = rng.normal(size=(capacity + 64, size // 4))
+    return Case(
+        states=rng.normal(size=(batch, nodes, width)).astype(np.float32),
+        cache=rng.normal(size=(2, batch, heads[1], capacity, size)).astype(bfloat16),
+        past=rng.integers(0, capacity - nodes, batch, endpoint=True).tolist(),
+        offsets=offsets,
+        sees=sees,
+        tables=(np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)),
+        heads=heads,
+    )
+
+
+def attention(case: Case, *, packed: bool = True, in_place: bool = True) -> tuple[Array, Array]:
+    """Runs the operator: (B, T, heads * D) what was attended to, and the new cache."""
+    num_heads, kv_heads = case.heads
+    size = case.cache.shape[-1]
+    names = ["query", "key", "value", "past_key", "past_value", "past", "offsets", "mask"]
+    feeds: dict[str, Array] = {"query": case.states}
+    if packed:
+        names[1:3] = ["", ""]
+    else:
+        cuts = [num_heads * size, (num_heads + kv_heads) * size]
+        query, key, value = (np.ascontiguousarray(x) for x in np.split(case.states, cuts, axis=2))
+        feeds = {"query": query, "key": key, "value": value}
+    before = case.cache.copy()
+    cache = before if in_place else np.zeros_like(before)
+    feeds |= {
+        "past_key": before[0],
+        "past_value": before[1],
+        "past": np.array(case.past, np.int64),
+        "offsets": np.array(case.offsets, np.int64),
+        "mask": np.where(case.sees, 0, LOWEST).astype(np.float32),
+        "cos": case.tables[0],
+        "sin": case.tables[1],
+    }
+    types: dict[str, int] = {
+        "out": TensorProto.FLOAT,
+        "new_key": TensorProto.BFLOAT16,
+        "new_value": TensorProto.BFLOAT16,
+    }
+    model = session(
+        "TreeAttention",
+        [*names, "cos", "sin"],
+        types,
+        feeds,
+        {},
+        num_heads=num_heads,
+        kv_num_heads=kv_heads,
+        scale=SCALE,
+    )
+    out = np.zeros((*case.states.shape[:2], num_heads * size), np.float32)
+    run_bound(model, feeds, {"out": out, "new_key": cache[0], "new_value": cache[1]})
+    return out, cache
+
+
+HEADS = st.sampled_from([(1, 1), (3, 1), (4, 2), (9, 3), (20, 1)])
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    st.integers(0, 1000),
+    st.integers(1, 3),
+    st.integers(1, 12),
+    HEADS,
+    st.sampled_from([4, 20, 32, 64, 96, 160]),
+    st.booleans(),
+    st.booleans(),
+    st.booleans(),
+)
+def test_a_node_attends_to_the_past_and_its_ancestors(
+    seed: int,
+    batch: int,
+    nodes: int,
+    heads: tuple[int, int],
+    size: int,
+    packed: bool,
+    in_place: bool,
+    chain: bool,
+) -> None:
+    case = random_case(seed, batch=batch, nodes=nodes, heads=heads, size=size, chain=chain)
+    out, cache = attention(case, packed=packed, in_place=in_place)
+    num_heads, kv_heads = heads
+    expected = case.cache.astype(np.float64)
+    split = case.states.reshape(batch, nodes, -1, size)
+    for b in range(batch):
+        for node in range(nodes):
+            row, position = case.past[b] + node, case.past[b] + case.offsets[node]
+            for head in range(kv_heads):
+                key = split[b, node, num_heads + head]
+                expected[0, b, head, row] = rotated(key, position, *case.tables)
+                expected[1, b, head, row] = split[b, node, num_heads + kv_heads + head]
+    found = cache.astype(np.float64)
+    assert np.allclose(found, expected, rtol=2**-8, atol=1e-6)
+    unchanged = np.ones(case.cache.shape, bool)
+    for b in range(batch):
+        unchanged[:, b, :, case.past[b] : case.past[b] + nodes] = False
+    assert np.array_equal(cache[unchanged], case.cache[unchanged])
+    # The tiles round weights to bfloat16.
+    limit = 8e-3 if kernels_name() == "amx" and size % 32 == 0 else 2e-5
+    for b in range(batch):
+        for node in range(nodes):
+            allowed = [*range(case.past[b]), *(case.past[b] + np.flatnonzero(case.sees[node]))]
+            for head in range(num_heads):
+                query = rotated(
+                    split[b, node, head], case.past[b] + case.offsets[node], *case.tables
+                )
+                kv = head * kv_heads // num_heads
+                reference = attended(query, found[0, b, kv], found[1, b, kv], allowed, SCALE)
+                part = out[b, node, head * size : (head + 1) * size]
+                assert np.allclose(part, reference, atol=limit)
+
+
+def test_the_first_token_attends_to_itself_alone() -> None:
+    case = random_case(1, batch=1, nodes=1, heads=(2, 1), size=128)
+    out, _ = attention(replace(case, past=[0]))
+    value = case.states[0, 0, -128:].astype(bfloat16).astype(np.float32)
+    assert np.allclose(out[0, 0], np.tile(value, 2), atol=1e-6)
+
+
+def check_paths(past: int, size: int, seed: int) -> None:
+    """Every path of a random tree gives the bits of decoding its tokens one by one."""
+    case = replace(random_case(seed, batch=1, nodes=12, heads=(9, 3), size=size), past=[past])
+    whole, _ = attention(case)
+    leaves = [node for node in range(12) if case.sees[:, node].sum() == 1]
+    for leaf in leaves:
+        plain_cache = case.cache
+        for depth, node in enumerate(np.flatnonzero(case.sees[leaf])):
+            one = replace(
+                case,
+                states=case.states[:, node : node + 1],
+                cache=plain_cache,
+                past=[past + depth],
+                offsets=[0],
+                sees=np.ones((1, 1), bool),
+            )
+            out, plain_cache = attention(one)
+            assert np.array_equal(out[0, 0], whole[0, node]), (past, size, seed, node)
+
+
+def check_all_paths() -> None:
+    """Pasts around every block's end, for the kernels of this process."""
+    for seed, past in enumerate([0, 1, 15, 26, 29, 30, 31, 32, 33, 63, 64, 100]):
+        check_paths(past, (64, 64, 32, 96, 20)[seed % 5], seed)
+
+
+def test_a_nodes_result_does_not_depend_on_where_its_path_lies() -> None:
+    """The bits are those of plain decoding, whatever stands between a node and its ancestors."""
+    names = kernels_here()
+    assert "portable" in names and kernels_name() in names
+    for name in names:
+        environment = {**os.environ, "MEDUSA_TRT_KERNELS": name}
+        environment["PYTHONPATH"] = os.fspath(Path(__file__).parents[2])
+        subprocess.run([sys.executable, __file__], env=environment, check=True)
+
+
+def test_a_chain_gives_the_bits_of_its_tokens_one_by_one() -> None:
+    """As does a prefill that is cut into chunks."""
+    case = random_case(5, batch=1, nodes=40, heads=(9, 3), size=64, chain=True)
+    case = replace(case, past=[37])
+    whole, whole_cache = attention(case)
+    cache = case.cache
+    for start, end in ((0, 1), (1, 8), (8, 30), (30, 40)):
+        part = replace(
+            case,
+            states=np.ascontiguousarray(case.states[:, start:end]),
+            cache=cache,
+            past=[37 + start],
+            offsets=list(range(end - start)),
+            sees=np.tri(end - start, dtype=bool),
+        )
+        out, cache = attention(part)
+        assert np.array_equal(out[0], whole[0, start:end])
+    assert np.array_equal(cache.view(np.uint16), whole_cache.view(np.uint16))
+
+
+def test_rows_after_the_last_one_are_never_read() -> None:
+    case = random_case(9, batch=1, nodes=5, heads=(3, 1), size=64)
+    case = replace(case, past=[41])
+    spoilt = case.cache.copy()
+    spoilt[:, :, :, 46:] = np.nan
+    assert np.array_equal(
+        attention(case)[0], attention(replace(case, cache=spoilt))[0], equal_nan=False
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"past": [118]}, "the nodes do not fit the cache"),
+        ({"past": [-1]}, "the nodes do not fit the cache"),
+        ({"offsets": [0, 179, 180]}, "a position is outside the rotary table"),
+        ({"offsets": [0, 1]}, "inputs differ in shape"),
+        ({"heads": (4, 1)}, "inputs differ in shape"),
+        ({"past": [0, 0]}, "inputs differ in shape"),
+    ],
+)
+def test_attention_that_cannot_be_is_refused(change: dict[str, Any], message: str) -> None:
+    case = replace(random_case(3, batch=1, nodes=3, heads=(3, 1), size=16), past=[5])
+    with pytest.raises(Exception, match=message):
+        attention(replace(case, **change))
+
+
+if __name__ == "__main__":
+    check_all_paths()

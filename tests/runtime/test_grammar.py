@@ -1,0 +1,396 @@
+"""Grammars: whatever the logits say, the reply matches."""
+
+import json
+import re
+import sys
+import tracemalloc
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from support.tiny_models import EOS_ID, VOCAB_SIZE, byte_tokenizer
+from tokenizers import Tokenizer, decoders, models, normalizers
+
+from medusa_trt.errors import BundleError, PromptError
+from medusa_trt.runtime.grammar import Grammar, GrammarKind, GrammarTokenizer
+from medusa_trt.runtime.processors import (
+    BannedTokens,
+    LogitsProcessor,
+    MinNewTokens,
+    RunningProcessor,
+)
+
+SHORT_TEXT = {"type": "string", "maxLength": 12}
+SCHEMAS: dict[str, dict[str, Any]] = {
+    "object": {
+        "type": "object",
+        "properties": {
+            "name": SHORT_TEXT,
+            "age": {"type": "integer", "minimum": 0, "maximum": 150},
+            "email": {"type": "string", "pattern": "^[a-z]{1,8}@[a-z]{1,8}[.](com|org)$"},
+        },
+        "required": ["name", "age"],
+        "additionalProperties": False,
+    },
+    "array": {
+        "type": "array",
+        "items": {"enum": ["red", "gr\u00fcn", 3, None, True]},
+        "minItems": 2,
+        "maxItems": 5,
+    },
+    "nested": {
+        "type": "object",
+        "properties": {
+            "points": {
+                "type": "array",
+                "items": {
+                    "type": "object",
+                    "properties": {"x": {"type": "number"}, "y": {"type": "number"}},
+                    "required": ["x", "y"],
+                    "additionalProperties": False,
+                },
+                "maxItems": 3,
+            },
+            "label": {"anyOf": [SHORT_TEXT, {"type": "null"}]},
+        },
+        "required": ["points", "label"],
+        "additionalProperties": False,
+    },
+    "recursive": {
+        "$defs": {
+            "tree": {
+                "type": "object",
+                "properties": {
+                    "value": {"type": "boolean"},
+                    "children": {"type": "array", "items": {"$ref": "#/$defs/tree"}, "maxItems": 1},
+                },
+                "required": ["value", "children"],
+                "additionalProperties": False,
+            }
+        },
+        "$ref": "#/$defs/tree",
+    },
+}
+
+
+def conforms(value: object, schema: dict[str, Any], root: dict[str, Any]) -> bool:
+    """The part of JSON schema's meaning that `SCHEMAS` uses, as the standard states it."""
+    if "$ref" in schema:
+        return conforms(value, root["$defs"][schema["$ref"].rsplit("/", 1)[1]], root)
+    if "anyOf" in schema:
+        return any(conforms(value, option, root) for option in schema["anyOf"])
+    if "enum" in schema:
+        return any(value is option or value == option for option in schema["enum"])
+    kind = schema["type"]
+    if kind == "object":
+        assert isinstance(value, dict)
+        properties = schema["properties"]
+        return set(schema["required"]) <= set(value) <= set(properties) and all(
+            conforms(item, properties[key], root) for key, item in value.items()
+        )
+    if kind == "array":
+        assert isinstance(value, list)
+        return schema.get("minItems", 0) <= len(value) <= schema["maxItems"] and all(
+            conforms(item, schema["items"], root) for item in value
+        )
+    if kind == "string":
+        return isinstance(value, str) and (
+            bool(re.search(schema["pattern"], value))
+            if "pattern" in schema
+            else len(value) <= schema["maxLength"]
+        )
+    if kind == "integer":
+        return isinstance(value, int) and schema["minimum"] <= value <= schema["maximum"]
+    types = {"number": (int, float), "boolean": (bool,), "null": (type(None),)}
+    return isinstance(value, types[kind])
+
+
+@cache
+def byte_grammar_tokenizer() -> GrammarTokenizer:
+    return GrammarTokenizer(byte_tokenizer().backend_tokenizer.to_str(), [EOS_ID])
+
+
+def grammar(kind: GrammarKind, text: str) -> Grammar:
+    return Grammar(kind=kind, text=text, tokenizer=byte_grammar_tokenizer())
+
+
+def schema_grammar(schema: dict[str, Any]) -> Grammar:
+    return grammar("json_schema", json.dumps(schema))
+
+
+def greedy_reply(
+    processors: Sequence[LogitsProcessor],
+    seed: int,
+    *,
+    vocab_size: int = VOCAB_SIZE,
+    eos_id: int = EOS_ID,
+    bias: Callable[[NDArray[np.float32]], None] | None = None,
+) -> list[int]:
+    """Greedy decoding where the model is noise; the reply without its end token."""
+    rng = np.random.default_rng(seed)
+    states = [processor.start([1, 2]) for processor in processors]
+    reply: list[int] = []
+    for _ in range(3_000):
+        logits = rng.normal(0, 3, vocab_size).astype(np.float32)
+        if bias is not None:
+            bias(logits)
+        for state in states:
+            state.process(logits)
+        token = int(logits.argmax())
+        for state in states:
+            state.accept(token)
+        if token == eos_id:
+            return reply
+        reply.append(token)
+    raise AssertionError("the reply does not end")
+
+
+def text_of(reply: list[int]) -> str:
+    text: str = byte_tokenizer().backend_tokenizer.decode(reply)
+    return text
+
+
+def allowed(state: RunningProcessor, vocab_size: int = VOCAB_SIZE) -> list[int]:
+    logits = np.zeros(vocab_size, np.float32)
+    state.process(logits)
+    found: list[int] = np.flatnonzero(logits > -np.inf).tolist()
+    return found
+
+
+def ids_of(text: str) -> list[int]:
+    ids: list[int] = byte_tokenizer().backend_tokenizer.encode(text).ids
+    return ids
+
+
+@pytest.mark.parametrize("name", SCHEMAS)
+@settings(deadline=None, max_examples=25)
+@given(seed=st.integers(0, 2**32 - 1))
+def test_noise_becomes_json_of_the_schema(name: str, seed: int) -> None:
+    schema = SCHEMAS[name]
+    text = text_of(greedy_reply([schema_grammar(schema)], seed))
+    assert conforms(json.loads(text), schema, schema), text
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_noise_becomes_any_json(seed: int) -> None:
+    closing = ids_of('"}]')
+
+    def close(logits: NDArray[np.float32]) -> None:
+        logits[closing] += 8  # noise alone rarely ends an object
+
+    text = text_of(greedy_reply([grammar("json_schema", "true")], seed, bias=close))
+    json.loads(text)
+
+
+@settings(deadline=None, max_examples=25)
+@given(seed=st.integers(0, 2**32 - 1))
+def test_noise_becomes_a_match_of_the_regex(seed: int) -> None:
+    pattern = r"(yes|no), \d{2}/[a-fA-F]+( é|\n)?"
+    ascii_pattern = pattern.replace(r"\d", "[0-9]")
+    text = text_of(greedy_reply([grammar("regex", ascii_pattern)], seed))
+    assert re.fullmatch(pattern, text), text
+
+
+@settings(deadline=None, max_examples=25)
+@given(seed=st.integers(0, 2**32 - 1))
+def test_noise_becomes_a_sentence_of_the_lark_grammar(seed: int) -> None:
+    source = 'start: "(" start ")" | /[0-9]{1,3}/'
+    text = text_of(greedy_reply([grammar("lark", source)], seed))
+    assert re.fullmatch(r"(\(*)[0-9]{1,3}(\)*)", text)
+    assert text.count("(") == text.count(")")
+
+
+@pytest.mark.parametrize("kind", ["regex", "lark", "json_schema"])
+def test_a_complete_grammar_allows_only_the_end(kind: GrammarKind) -> None:
+    text = {"regex": '"ab"', "lark": r'start: "\"ab\""', "json_schema": '{"const": "ab"}'}[kind]
+    state = grammar(kind, text).start([])
+    for token in ids_of('"ab"'):
+        assert allowed(state) == [token]
+        state.accept(token)
+    assert allowed(state) == [EOS_ID]
+    state.accept(EOS_ID)
+    assert allowed(state) == [EOS_ID]
+
+
+def test_the_end_is_allowed_where_the_text_may_stop() -> None:
+    state = grammar("regex", "a+").start([])
+    (letter,) = ids_of("a")
+    assert allowed(state) == [letter]
+    state.accept(letter)
+    assert allowed(state) == [letter, EOS_ID]
+
+
+def test_every_end_token_may_end_the_reply() -> None:
+    tokenizer = GrammarTokenizer(byte_tokenizer().backend_tokenizer.to_str(), [EOS_ID, 256])
+    state = Grammar(kind="regex", text="a?", tokenizer=tokenizer).start([])
+    assert allowed(state) == [*ids_of("a"), 256, EOS_ID]
+    state.accept(256)
+    assert allowed(state) == [256, EOS_ID]
+
+
+def test_allowed_logits_stay_as_they_are_and_no_other_token_passes() -> None:
+    rng = np.random.default_rng(0)
+    logits = rng.normal(0, 3, VOCAB_SIZE).astype(np.float32)
+    before = logits.copy()
+    grammar("regex", "[a-d]").start([]).process(logits)
+    letters = ids_of("abcd")
+    np.testing.assert_array_equal(logits[letters], before[letters])
+    assert np.isneginf(np.delete(logits, letters)).all()
+
+
+def test_one_grammar_serves_many_replies() -> None:
+    shared = schema_grammar(SCHEMAS["object"])
+    alone = [greedy_reply([schema_grammar(SCHEMAS["object"])], seed) for seed in range(4)]
+    assert [greedy_reply([shared], seed) for seed in range(4)] == alone
+    ab = grammar("regex", "ab")
+    first, second = ab.start([]), ab.start([])
+    first.accept(ids_of("a")[0])
+    assert allowed(first) == ids_of("b")
+    assert allowed(second) == ids_of("a") == allowed(ab.start([]))
+
+
+def test_whitespace_between_json_values_is_bounded() -> None:
+    space, newline = ids_of(" \n")
+
+    def loop_on_spaces(logits: NDArray[np.float32]) -> None:
+        logits[[space, newline]] += 100
+
+    text = text_of(greedy_reply([schema_grammar(SCHEMAS["object"])], 0, bias=loop_on_spaces))
+    assert max(len(run) for run in re.findall(r"[ \t\n]*", text)) <= 33
+    for schema in ("true", "{}"):
+        state = grammar("json_schema", schema).start([])
+        for token in ids_of("[\n" + " " * 32):
+            assert token in allowed(state)
+            state.accept(token)
+        assert not {space, newline} & set(allowed(state))
+    indented = json.dumps({"name": "x", "age": 3}, indent=4)
+    state = schema_grammar(SCHEMAS["object"]).start([])
+    for token in ids_of(indented):
+        assert token in allowed(state)
+        state.accept(token)
+
+
+def test_a_schema_may_choose_compact_json() -> None:
+    schema = SCHEMAS["object"] | {"x-guidance": {"whitespace_flexible": False}}
+    assert allowed(schema_grammar(schema).start([])) == ids_of("{")
+    state = schema_grammar(schema).start([])
+    state.accept(ids_of("{")[0])
+    assert allowed(state) == ids_of('"')
+
+
+def sentencepiece_tokenizer() -> Tokenizer:
+    """Llama 2's kind: metaspaces, bytes as a fallback, tokens of several characters."""
+    bytes_ = [f"<0x{byte:02X}>" for byte in range(256)]
+    pieces = [*'▁{}[]":,.-0123456789eabckoptrufalsn', '":', '▁"', "▁▁", "tr", "ue", '"po', "é"]
+    vocab = {piece: index for index, piece in enumerate(["<unk>", "<s>", "</s>", *bytes_, *pieces])}
+    merges = [('"', ":"), ("▁", '"'), ("▁", "▁"), ("t", "r"), ("u", "e")]
+    model = models.BPE(vocab=vocab, merges=merges, byte_fallback=True, unk_token="<unk>")
+    tokenizer = Tokenizer(model)
+    tokenizer.add_special_tokens(["<unk>", "<s>", "</s>"])
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+    )
+    tokenizer.decoder = decoders.Sequence(
+        [
+            decoders.Replace("▁", " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            decoders.Strip(" ", 1, 0),
+        ]
+    )
+    tokenizer.enable_truncation(4)
+    tokenizer.enable_padding()
+    return tokenizer
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_sentencepiece_tokenizer_serves_grammars(seed: int) -> None:
+    tokenizer = sentencepiece_tokenizer()
+    schema = SCHEMAS["nested"]
+    shared = GrammarTokenizer(tokenizer.to_str(), [2])
+    spec = Grammar(kind="json_schema", text=json.dumps(schema), tokenizer=shared)
+    size = tokenizer.get_vocab_size()
+    reply = greedy_reply([spec], seed, vocab_size=size, eos_id=2)
+    text = tokenizer.decode(reply)
+    assert conforms(json.loads(text), schema, schema), text
+
+
+def test_processing_allocates_nothing_of_the_vocabularys_size() -> None:
+    document = json.loads(byte_tokenizer().backend_tokenizer.to_str())
+    document["model"]["vocab"] |= {f"zz{index}": 258 + index for index in range(50_000)}
+    tokenizer = GrammarTokenizer(json.dumps(document), [EOS_ID])
+    state = Grammar(kind="regex", text=".{1,9}", tokenizer=tokenizer).start([])
+    logits = np.zeros(51_000, np.float32)
+    state.process(logits)
+    tracemalloc.start()
+    state.process(logits)
+    peak_bytes = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak_bytes < 10_000
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "reason"),
+    [
+        ("json_schema", '{"type": "objec"}', "Invalid type: objec"),
+        ("json_schema", '{"type": "object"', "truncated"),
+        ("json_schema", '{"type": "object"}, "lark": 1', "trailing characters"),
+        ("json_schema", "[]", "schema must be an object or boolean"),
+        ("json_schema", "false", "schema is false"),
+        ("json_schema", '{"$ref": "#/nope"}', "'/nope' does not exist"),
+        ("json_schema", '{"not": {"type": "string"}}', "Unimplemented keys"),
+        ("json_schema", '{"type": "string", "format": "zz"}', "Unknown format: zz"),
+        ("regex", "(a | b", "unclosed group"),
+        ("regex", "(?=a)b", "look-around"),
+        ("regex", r"[^\s\S]", "no text matches it"),
+        ("regex", "\udc00", "surrogates not allowed"),
+        ("lark", "start: word", 'unknown name: "word"'),
+        ("lark", "", "Empty grammar"),
+        ("lark", "start: start", "no text matches it"),
+    ],
+)
+def test_an_unusable_grammar_is_one_clear_line(kind: GrammarKind, text: str, reason: str) -> None:
+    with pytest.raises(PromptError, match=r"cannot be used \(.*\): correct it") as caught:
+        grammar(kind, text)
+    assert reason in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_processors_that_leave_no_token_are_an_error() -> None:
+    ban = BannedTokens(token_ids=ids_of("a"))
+    with pytest.raises(PromptError, match="does not allow token 0, and another"):
+        greedy_reply([grammar("regex", "a"), ban], 0, bias=lambda logits: logits.fill(0))
+    minimum = MinNewTokens(num_tokens=5, eos_token_ids=[EOS_ID])
+    with pytest.raises(PromptError, match="does not allow token"):
+        greedy_reply([grammar("regex", "a"), minimum], 0)
+    with pytest.raises(PromptError, match="does not allow token 299"):
+        grammar("regex", "a").start([]).accept(VOCAB_SIZE - 1)
+
+
+def test_an_end_token_beyond_the_models_vocabulary_is_an_error() -> None:
+    state = grammar("regex", "a").start([])
+    with pytest.raises(PromptError, match=f"names token {EOS_ID}"):
+        state.process(np.zeros(EOS_ID, np.float32))
+
+
+@pytest.mark.parametrize(
+    ("text", "eos_token_ids"), [("{}", [1]), ("nope", [1]), (None, []), (None, [400])]
+)
+def test_an_unusable_tokenizer_is_one_clear_line(
+    text: str | None, eos_token_ids: list[int]
+) -> None:
+    text = byte_tokenizer().backend_tokenizer.to_str() if text is None else text
+    with pytest.raises(BundleError, match="tokenizer does not work with grammars") as caught:
+        GrammarTokenizer(text, eos_token_ids)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_missing_library_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "llguidance", None)
+    with pytest.raises(PromptError, match=r"pip install 'medusa-trt\[grammar\]'"):
+        GrammarTokenizer("{}", [1])

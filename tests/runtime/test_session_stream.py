@@ -1,0 +1,262 @@
+"""Streams: stop texts, whole characters, cancelling, failures, the cached prefix, log-probs."""
+
+import threading
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from support.stand_ins.table_engine import TableEngine
+from support.table_session import PLAIN, session_on_table, with_eos
+
+from medusa_trt.errors import EngineError, GenerationError
+from medusa_trt.runtime.bundle import Bundle
+from medusa_trt.runtime.options import GenerationOptions, SamplingOptions
+from medusa_trt.runtime.processors import LogitsProcessor
+from medusa_trt.runtime.session import Generation, MedusaSession, StreamEvent
+from medusa_trt.tree_configs import chain_tree, load_tree
+
+
+class Scripted:
+    """A processor that forces given tokens, so that a test knows the reply."""
+
+    def __init__(self, token_ids: Sequence[int]) -> None:
+        self.token_ids = list(token_ids)
+
+    def start(self, prompt_ids: Sequence[int]) -> "Scripted":
+        return Scripted(self.token_ids)
+
+    def process(self, logits: NDArray[np.float32]) -> None:
+        logits[:] = -np.inf
+        logits[self.token_ids[0]] = 0
+
+    def accept(self, token: int) -> None:
+        assert token == self.token_ids.pop(0)
+
+
+def forced(session: MedusaSession, text: str, **options: object) -> list[StreamEvent]:
+    script = session.text.encode(text, add_special_tokens=False)
+    processor: LogitsProcessor = Scripted([*script, *[32] * 400])
+    values: dict[str, object] = {"max_new_tokens": len(script)} | options
+    return list(
+        session.stream([1, 2], GenerationOptions(processors=(processor,), **values))  # type: ignore[arg-type]
+    )
+
+
+def last(events: list[StreamEvent]) -> Generation:
+    generation = events[-1].generation
+    assert generation is not None
+    return generation
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    text=st.text("abc é日😀", min_size=1, max_size=30),
+    stop=st.lists(st.text("abc é", min_size=1, max_size=4), max_size=3),
+)
+def test_a_stop_text_ends_the_reply_and_is_never_shown(
+    tiny_bundle: Bundle, text: str, stop: list[str]
+) -> None:
+    session, _ = session_on_table(with_eos(tiny_bundle, []))
+    events = forced(session, text, stop=tuple(stop))
+    # The reply ends with the first character that completes a stop text.
+    ends = [text.find(word) + len(word) for word in stop if word in text]
+    shown = text
+    if ends:
+        read = text[: min(ends)]
+        shown = read[: min(read.find(word) for word in stop if word in read)]
+    assert last(events).text == "".join(event.text for event in events) == shown
+    assert last(events).finish_reason == ("stop" if ends else "length")
+
+
+def test_no_event_shows_half_a_character(tiny_bundle: Bundle) -> None:
+    session, _ = session_on_table(with_eos(tiny_bundle, []))
+    text = "é日本😀 ok"
+    events = forced(session, text)
+    assert "".join(event.text for event in events) == text
+    assert all("\ufffd" not in event.text for event in events)
+    cut = forced(session, text, max_new_tokens=len("é日".encode()) + 1)
+    assert last(cut).text == "é日"
+
+
+def test_a_stream_can_be_left_and_the_session_used_again(tiny_bundle: Bundle) -> None:
+    session, _ = session_on_table(with_eos(tiny_bundle, []))
+    whole = session.generate([1, 2, 3], GenerationOptions(max_new_tokens=30)).token_ids
+    stream = session.stream([1, 2, 3], GenerationOptions(max_new_tokens=30))
+    next(stream)
+    next(stream)
+    with pytest.raises(EngineError, match="another reply"):
+        session.generate([1])
+    stream.close()
+    again = session.generate([1, 2, 3], GenerationOptions(max_new_tokens=30))
+    assert again.token_ids == whole
+
+
+def test_cancelling_ends_the_reply_with_what_there_is(tiny_bundle: Bundle) -> None:
+    session, _ = session_on_table(with_eos(tiny_bundle, []))
+    whole = session.generate([1, 2, 3], GenerationOptions(max_new_tokens=30)).token_ids
+    events = []
+    for event in session.stream([1, 2, 3], GenerationOptions(max_new_tokens=30)):
+        events.append(event)
+        if len(events) == 3:
+            session.cancel()
+    reply = last(events)
+    assert reply.finish_reason == "cancelled"
+    assert 0 < len(reply.token_ids) < 30 and whole[: len(reply.token_ids)] == reply.token_ids
+    assert session.generate([1, 2, 3], GenerationOptions(max_new_tokens=30)).token_ids == whole
+
+
+@pytest.mark.parametrize("batch_size", [1, 2])
+def test_cancelling_ends_a_prefill_between_two_chunks(
+    tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch, batch_size: int
+) -> None:
+    options = GenerationOptions(max_new_tokens=3)
+    with MedusaSession(tiny_bundle, batch_size=batch_size) as session:
+        whole = session.generate([5] * 300, options).token_ids
+        verify, calls = session.engine.verify, []
+
+        def cancelling(*args: object, **kwargs: object) -> object:
+            calls.append(args)
+            session.cancel()
+            return verify(*args, **kwargs)  # type: ignore[arg-type]
+
+        with monkeypatch.context() as patched:
+            patched.setattr(session.engine, "verify", cancelling)
+            if batch_size == 1:
+                replies = [session.generate([7] * 300, options)]
+            else:
+                replies = session.generate_batch([[7] * 300, [8] * 300], options)
+        assert len(calls) == 1
+        assert [(reply.finish_reason, reply.token_ids) for reply in replies] == [
+            ("cancelled", [])
+        ] * batch_size
+        assert session.generate([5] * 300, options).token_ids == whole
+
+
+def test_ctrl_c_returns_what_was_generated(
+    tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session, engine = session_on_table(with_eos(tiny_bundle, []))
+    whole = session.generate([1, 2, 3], GenerationOptions(max_new_tokens=30)).token_ids
+    verify, calls = engine.verify, []
+
+    def interrupted(*args: object, **kwargs: object) -> object:
+        calls.append(args)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return verify(*args, **kwargs)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(engine, "verify", interrupted)
+    reply = session.generate([1, 2, 3, 4], GenerationOptions(max_new_tokens=30))
+    assert reply.finish_reason == "cancelled" and reply.token_ids
+    assert session.generate([1, 2, 3], GenerationOptions(max_new_tokens=30)).token_ids == whole
+
+
+def test_an_engine_error_carries_what_was_generated(tiny_bundle: Bundle) -> None:
+    session, engine = session_on_table(with_eos(tiny_bundle, []))
+    whole = session.generate([1, 2, 3], GenerationOptions(max_new_tokens=30)).token_ids
+    engine.fail_at_step = engine.num_steps + 4
+    with pytest.raises(GenerationError, match="device is gone") as caught:
+        session.generate([1, 2, 3], GenerationOptions(max_new_tokens=30))
+    partial = caught.value.generation
+    assert isinstance(partial, Generation) and partial.finish_reason == "error"
+    assert partial.token_ids and whole[: len(partial.token_ids)] == partial.token_ids
+    assert session.generate([1, 2, 3], GenerationOptions(max_new_tokens=30)).token_ids == whole
+
+
+@pytest.mark.parametrize("spec", ["plain", "chain-3", "mc_sim_7b_63"])
+def test_a_second_turn_prefills_only_what_is_new(tiny_bundle: Bundle, spec: str) -> None:
+    options = GenerationOptions(max_new_tokens=12, ignore_eos=True, tree=load_tree(spec))
+    with MedusaSession(tiny_bundle) as session, MedusaSession(tiny_bundle) as fresh:
+        first = session.generate("a conversation begins", options)
+        prompt = [*session.text.encode("a conversation begins"), *first.token_ids, 65, 66, 67]
+        second = session.generate(prompt, options)
+        # The reply's last token was decided but never fed to the model.
+        assert second.stats.cached_tokens == len(prompt) - 4
+        assert second.token_ids == fresh.generate(prompt, options).token_ids
+        other = session.generate("a conversation differs", options)
+        assert other.stats.cached_tokens == len("a conversation ")
+        assert other.token_ids == fresh.generate("a conversation differs", options).token_ids
+        same = session.generate("a conversation differs", options)
+        assert same.stats.cached_tokens == same.stats.prompt_tokens - 1
+        assert same.token_ids == other.token_ids
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.9])
+def test_logprobs_are_the_models_own(tiny_bundle: Bundle, temperature: float) -> None:
+    session, engine = session_on_table(with_eos(tiny_bundle, []))
+    sampling = SamplingOptions(temperature=temperature, seed=3)
+    options = GenerationOptions(max_new_tokens=15, logprobs=3, sampling=sampling)
+    reply = session.generate([1, 2, 3], options)
+    silent = GenerationOptions(max_new_tokens=15, sampling=sampling)
+    assert session.generate([1, 2, 3], silent).token_ids == reply.token_ids
+    assert len(reply.logprobs) == len(reply.token_ids) == 15
+    text = [1, 2, 3]
+    for entry, token in zip(reply.logprobs, reply.token_ids, strict=True):
+        logits = engine.logits_after(text).astype(np.float64)
+        expected = logits - np.log(np.exp(logits).sum())
+        assert entry.token == token
+        assert entry.logprob == pytest.approx(expected[token], abs=1e-5)
+        best = np.argsort(-expected)[:3]
+        assert [item for item, _ in entry.top] == best.tolist()
+        text.append(token)
+
+
+def test_echo_begins_with_the_prompt(tiny_bundle: Bundle) -> None:
+    session, _ = session_on_table(with_eos(tiny_bundle, []))
+    options = GenerationOptions(max_new_tokens=5, echo=True)
+    events = list(session.stream("hello ", options))
+    assert last(events).text.startswith("hello ")
+    assert "".join(event.text for event in events) == last(events).text
+
+
+def test_sessions_on_two_threads_do_not_affect_each_other(tiny_bundle: Bundle) -> None:
+    prompts = ("one thread", "and another one")
+    options = GenerationOptions(max_new_tokens=60, ignore_eos=True, tree=chain_tree(3))
+    with MedusaSession(tiny_bundle) as session:
+        expected = [session.generate(prompt, options).token_ids for prompt in prompts]
+    found: dict[int, list[list[int]]] = {0: [], 1: []}
+
+    def work(index: int) -> None:
+        with MedusaSession(tiny_bundle, num_threads=1) as own:
+            for _ in range(5):
+                found[index].append(own.generate(prompts[index], options).token_ids)
+
+    threads = [threading.Thread(target=work, args=(index,)) for index in (0, 1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for index in (0, 1):
+        assert found[index] == [expected[index]] * 5
+
+
+def test_processors_with_a_tree_give_the_tokens_of_plain_decoding(tiny_bundle: Bundle) -> None:
+    class NoRepeat:
+        """Forbids every token that was used before."""
+
+        def __init__(self, used: Sequence[int] = ()) -> None:
+            self.used = list(used)
+
+        def start(self, prompt_ids: Sequence[int]) -> "NoRepeat":
+            return NoRepeat(prompt_ids)
+
+        def process(self, logits: NDArray[np.float32]) -> None:
+            logits[self.used] = -np.inf
+
+        def accept(self, token: int) -> None:
+            self.used.append(token)
+
+    for temperature in (0.0, 1.0):
+        sampling = SamplingOptions(temperature=temperature, seed=4)
+        replies = []
+        for tree in (PLAIN, load_tree("mc_sim_7b_63")):
+            session, engine = session_on_table(with_eos(tiny_bundle, []), skill=1.0)
+            options = GenerationOptions(
+                max_new_tokens=50, tree=tree, sampling=sampling, processors=(NoRepeat(),)
+            )
+            replies.append(session.generate([1, 2, 3], options).token_ids)
+        assert replies[0] == replies[1]
+        assert len(set(replies[0])) == 50 and isinstance(engine, TableEngine)

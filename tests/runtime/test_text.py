@@ -1,0 +1,259 @@
+"""Text and tokens: chat templates as transformers renders them, and streams of whole characters."""
+
+import dataclasses
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support.tiny_models import EOS_ID, byte_tokenizer
+from tokenizers import Tokenizer, decoders, models, normalizers
+
+from medusa_trt.errors import BundleError, PromptError
+from medusa_trt.runtime import bundle as names
+from medusa_trt.runtime.bundle import Bundle
+from medusa_trt.runtime.text import Message, TextCodec, TextStream
+
+CONVERSATIONS: list[list[Message]] = [
+    [{"role": "user", "content": "hello"}],
+    [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "é 日本 <b>&\"'"}],
+    [
+        {"role": "user", "content": "a\nb"},
+        {"role": "assistant", "content": ""},
+        {"role": "user", "content": "c"},
+    ],
+    [
+        {"role": "system", "content": "  spaces  "},
+        {"role": "user", "content": "{{ not a template }} {% if %}"},
+        {"role": "assistant", "content": "</s><s>"},
+        {"role": "user", "content": "😀\u2028\x00"},
+    ],
+]
+
+TEMPLATES = {
+    "plain": None,
+    "namespace": (
+        "{% set ns = namespace(n=0) %}{% for m in messages %}{% set ns.n = ns.n + 1 %}"
+        "{{ ns.n }}{{ m.content }}{{ eos_token }}{% endfor %}"
+    ),
+    "loop-controls": (
+        "{% for m in messages %}{% if m.role == 'system' %}{% continue %}{% endif %}"
+        "{{ bos_token }}{{ m['content'] | trim }}{% break %}{% endfor %}"
+    ),
+    "json": "{{ messages | tojson }}{{ messages[0] | tojson(indent=2) }}",
+    "json-options": (
+        "{{ messages | tojson(ensure_ascii=true) }}{{ messages | tojson(separators=(',', ':')) }}"
+        "{{ messages | tojson(sort_keys=true, indent=1) }}{{ {'b': none, 'a': [1.5]} | tojson }}"
+    ),
+    "chatml": (
+        "{%- if messages[0]['role'] != 'system' %}{{ '<|im_start|>system\nDefault<|im_end|>\n' }}"
+        "{%- endif %}{%- for message in messages %}{{- '<|im_start|>' + message.role + '\n' }}"
+        "{{- message.content.strip() + '<|im_end|>' + '\n' }}{%- endfor %}"
+        "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}{%- endif %}"
+    ),
+    "undefined": (
+        "{% if tools is not none %}tools{% endif %}{% if documents is not none %}docs{% endif %}"
+        "{{ unk_token }}{{ sep_token }}{% if date_string is not defined %}no date{% endif %}"
+    ),
+    "generation": (
+        "{% set n = 1 %}{% for m in messages %}{% generation %}{% set n = 2 %}{{ m.content }}"
+        "{{ n }}{% endgeneration %}{{ n }}{% endfor %}"
+    ),
+    "date": "{{ strftime_now('%d %B %Y') }}",
+    "dict": "{% set d = dict(a=1, **{'b': 2}) %}{% for k in d %}{{ k }}{{ d[k] }}{% endfor %}",
+    "blocks": "{% for m in messages %}\n  {% if true %}\n{{ m.role }}\n  {% endif %}\n{% endfor %}",
+}
+
+
+def with_template(codec_bundle: Bundle, folder: Path, template: str | None) -> TextCodec:
+    copied = Path(shutil.copytree(codec_bundle.path, folder / "copy"))
+    if template is not None:
+        (copied / names.CHAT_TEMPLATE_FILE).write_text(template)
+    return TextCodec(dataclasses.replace(codec_bundle, path=copied))
+
+
+@pytest.mark.parametrize("template", TEMPLATES.values(), ids=TEMPLATES.keys())
+@pytest.mark.parametrize("messages", CONVERSATIONS)
+def test_conversations_are_rendered_as_transformers_does(
+    tiny_bundle: Bundle, tmp_path: Path, template: str | None, messages: list[Message]
+) -> None:
+    codec = with_template(tiny_bundle, tmp_path, template)
+    tokenizer = byte_tokenizer()
+    if template is not None:
+        tokenizer.chat_template = template
+    plain = [dict(message) for message in messages]
+    expected = tokenizer.apply_chat_template(plain, add_generation_prompt=True, tokenize=False)
+    assert codec.render_chat(messages) == expected
+    assert codec.encode_chat(messages) == tokenizer.encode(expected, add_special_tokens=False)
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        ("{{ raise_exception('roles must alternate') }}", "roles must alternate"),
+        ("{{ messages.__class__.__mro__ }}", "'__class__' of 'list' object is unsafe"),
+        ("{{ ''['__class__']['__base__'] }}", "'__class__' of 'str' object is unsafe"),
+        ("{{ (messages | attr('__class__'))('') }}", "'__class__' of 'list' object is unsafe"),
+        ("{{ '{0.__class__.__mro__}'.format(messages) }}", "'__class__' of 'list' .* is unsafe"),
+        ("{{ raise_exception.__globals__['sys'] }}", "'__globals__' of 'function' .* is unsafe"),
+        ("{{ lipsum.__globals__['os'].popen('id') }}", "'__globals__' of 'function' .* is unsafe"),
+        ("{{ namespace(__html__=lipsum) }}", "namespace may not hold '__html__'"),
+        ("{% set n = namespace() %}{% set n.__call__ = 1 %}", "namespace may not hold '__call__'"),
+        ("{{ messages.append(1) }}", "unsafe"),
+        ("{{ messages[0].update(role='x') }}", "unsafe"),
+        ("{% include 'other' %}", "refuses this conversation: no loader"),
+        ("{% if %}", "refuses this conversation: Expected an expression"),
+        ("{{ messages[9].content }}", "refuses this conversation: list object has no element 9"),
+        ("{{ 1 / 0 }}", "refuses this conversation: division by zero"),
+        ("{{ 'a' + 1 }}", "refuses this conversation: can only concatenate str"),
+        ("{{ range(10 ** 9) | list }}", "refuses this conversation: Range too big"),
+    ],
+)
+def test_a_template_may_refuse_but_not_reach_out(
+    tiny_bundle: Bundle, tmp_path: Path, template: str, message: str
+) -> None:
+    codec = with_template(tiny_bundle, tmp_path, template)
+    with pytest.raises(PromptError, match=message):
+        codec.render_chat(CONVERSATIONS[0])
+
+
+def test_a_template_cannot_change_the_callers_messages(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    codec = with_template(tiny_bundle, tmp_path, "{{ dict.update(messages[0], role='x') }}")
+    message = {"role": "user", "content": "hello"}
+    codec.render_chat([message])
+    assert message == {"role": "user", "content": "hello"}
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ('{"bos_token": "<b>", "sep_token": {"content": "<sep>", "lstrip": false}}', "<b><sep>"),
+        ('{"bos_token": null, "other_token": "x", "eos_token": 3}', ""),
+    ],
+)
+def test_special_tokens_are_read_in_both_of_their_forms(
+    tiny_bundle: Bundle, tmp_path: Path, config: str, expected: str
+) -> None:
+    bundle = Path(shutil.copytree(tiny_bundle.path, tmp_path / "bundle"))
+    (bundle / names.TOKENIZER_CONFIG_FILE).write_text(config)
+    copied = dataclasses.replace(tiny_bundle, path=bundle)
+    template = "{{ bos_token }}{{ eos_token }}{{ sep_token }}{{ other_token }}"
+    assert with_template(copied, tmp_path, template).render_chat(CONVERSATIONS[0]) == expected
+    (bundle / names.TOKENIZER_CONFIG_FILE).write_text("{")
+    with pytest.raises(BundleError, match=r"tokenizer_config\.json is damaged"):
+        TextCodec(copied)
+
+
+def test_a_model_without_a_template_says_so(tiny_bundle: Bundle) -> None:
+    files = tiny_bundle.manifest.files
+    kept = {name: spec for name, spec in files.items() if name != names.CHAT_TEMPLATE_FILE}
+    manifest = msgspec.structs.replace(tiny_bundle.manifest, files=kept)
+    codec = TextCodec(dataclasses.replace(tiny_bundle, manifest=manifest))
+    assert not codec.has_chat_template
+    with pytest.raises(PromptError, match="no chat template"):
+        codec.encode_chat(CONVERSATIONS[0])
+
+
+def test_a_damaged_tokenizer_is_an_error(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    copied = Path(shutil.copytree(tiny_bundle.path, tmp_path / "copy"))
+    (copied / names.TOKENIZER_FILE).write_text("{}")
+    with pytest.raises(BundleError, match="damaged"):
+        TextCodec(dataclasses.replace(tiny_bundle, path=copied))
+
+
+def test_limits_in_a_tokenizer_do_not_cut_prompts(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    copied = Path(shutil.copytree(tiny_bundle.path, tmp_path / "copy"))
+    tokenizer = byte_tokenizer().backend_tokenizer
+    tokenizer.enable_truncation(4)
+    tokenizer.enable_padding(length=8)
+    tokenizer.save(str(copied / names.TOKENIZER_FILE))
+    codec = TextCodec(dataclasses.replace(tiny_bundle, path=copied))
+    assert len(codec.encode("eleven byte", add_special_tokens=False)) == 11
+
+
+def test_text_that_is_no_unicode_is_refused(tiny_bundle: Bundle) -> None:
+    with pytest.raises(PromptError, match="character 2"):
+        TextCodec(tiny_bundle).encode("ab\udcff")
+
+
+@settings(deadline=None)
+@given(st.text(min_size=1), st.lists(st.integers(1, 5)))
+def test_streams_add_up_and_never_split_a_character(
+    tiny_bundle: Bundle, text: str, sizes: list[int]
+) -> None:
+    codec = TextCodec(tiny_bundle)
+    ids = codec.encode(text, add_special_tokens=False)
+    assert codec.decode(ids) == text
+    stream, pieces = codec.stream(), []
+    while ids:
+        size = sizes.pop() if sizes else 1
+        pieces.append(stream.push(ids[:size]))
+        ids = ids[size:]
+    assert "".join(pieces) == text
+    assert "\ufffd" in text or not any("\ufffd" in piece for piece in pieces)
+
+
+def fallback_tokenizer() -> Tokenizer:
+    """A tokenizer of Llama 2's kind: spaces are ▁, and what has no token is spelled in bytes."""
+    symbols = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *"▁abé"]
+    vocab = {symbol: index for index, symbol in enumerate([*symbols, "▁a", "▁b"])}
+    merges = [("▁", "a"), ("▁", "b")]
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=merges, byte_fallback=True))
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+    )
+    tokenizer.decoder = decoders.Sequence(
+        [
+            decoders.Replace("▁", " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            decoders.Strip(" ", 1, 0),
+        ]
+    )
+    tokenizer.add_special_tokens(["<s>", "</s>"])
+    return tokenizer
+
+
+def streamed(tokenizer: Tokenizer, ids: Sequence[int], sizes: Sequence[int]) -> list[str]:
+    """The pieces of a stream that gets tokens in groups of these sizes, then one by one."""
+    stream, pieces, start = TextStream(tokenizer), [], 0
+    for size in (*sizes, *[1] * len(ids)):
+        pieces.append(stream.push(ids[start : start + size]))
+        start += size
+    return pieces
+
+
+@settings(deadline=None)
+@given(
+    words=st.lists(
+        st.sampled_from(["<s>", "a", " ", "ab a", "é", "日本", "😀", "\n"]), max_size=12
+    ),
+    sizes=st.lists(st.integers(0, 5), max_size=5),
+)
+def test_streams_add_up_with_byte_fallback(words: list[str], sizes: list[int]) -> None:
+    tokenizer = fallback_tokenizer()
+    ids = tokenizer.encode("".join(words)).ids
+    text = tokenizer.decode(ids, skip_special_tokens=True)
+    pieces = streamed(tokenizer, ids, sizes)
+    assert "".join(pieces) == text
+    assert not any("\ufffd" in piece for piece in pieces)
+
+
+@settings(deadline=None)
+@given(ids=st.lists(st.integers(0, 255) | st.integers(256, 264)), sizes=st.lists(st.integers(0, 5)))
+def test_tokens_that_are_no_text_do_not_break_a_stream(ids: list[int], sizes: list[int]) -> None:
+    # tokenizers' DecodeStream raises for some of these.
+    streamed(fallback_tokenizer(), ids, sizes)
+    tokenizer = byte_tokenizer().backend_tokenizer
+    text = "".join(streamed(tokenizer, ids, sizes))
+    assert tokenizer.decode(ids, skip_special_tokens=True).startswith(text)
+
+
+def test_special_tokens_are_not_shown(tiny_bundle: Bundle) -> None:
+    codec = TextCodec(tiny_bundle)
+    ids = codec.encode("hi", add_special_tokens=False)
+    assert codec.stream().push([*ids, EOS_ID]) == "hi"
+    assert codec.decode([256, *ids, EOS_ID]) == "hi"

@@ -1,0 +1,40 @@
+"""Heads in the public layout."""
+
+import torch
+from support.tiny_models import head_tensors
+
+Tensors = dict[str, torch.Tensor]
+HIDDEN = 16
+VOCAB = 40
+MAP = torch.tensor([3, 39, 0, 17, 5, 21, 8, 30, 11, 2, 26, 14])
+
+
+def tensors(
+    *,
+    num_heads: int = 3,
+    num_layers: int = 1,
+    own: bool = False,
+    bias: bool = True,
+    projection: bool = False,
+    root_map: bool = False,
+    token_map: bool = False,
+) -> Tensors:
+    """Heads in the public layout, with this project's extensions if asked for."""
+    vocab_size = (len(MAP) if token_map else VOCAB) if own else None
+    found = head_tensors(
+        num_heads=num_heads, num_layers=num_layers, hidden_size=HIDDEN, vocab_size=vocab_size
+    )
+    if projection:
+        extra = head_tensors(num_heads=num_heads, num_layers=1, hidden_size=HIDDEN, seed=7)
+        for head in range(num_heads):
+            for kind in ("weight", "bias"):
+                found[f"{head}.projection.{kind}"] = extra[f"{head}.0.linear.{kind}"]
+    if root_map:
+        generator = torch.Generator().manual_seed(8)
+        for head in range(num_heads):
+            weight = torch.randn(HIDDEN, 2 * HIDDEN, generator=generator) / HIDDEN**0.5
+            found[f"{head}.root_map.weight"] = weight
+            found[f"{head}.root_map.bias"] = torch.randn(HIDDEN, generator=generator)
+    if not bias:
+        found = {key: tensor for key, tensor in found.items() if not key.endswith(".bias")}
+    return found | ({"token_map": MAP} if token_map else {})
