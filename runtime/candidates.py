@@ -26,7 +26,7 @@ def tokens_from_candidates(
 
     Returns:
         N tokens for each of the B sequences; no array, since between two engine calls a numpy
-        call costs more than a walk over so few numbers (docs/decisions.md).
+        call costs more than a walk over so few numbers (docs/decisions/decoding.md).
     """
     return [
         node_tokens([root_token, *candidates[index].tolist()])

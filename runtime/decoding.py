@@ -233,7 +233,7 @@ class _Kept(Generic[_Made]):
     """What was made of an output array of the engine, as long as it gives the same array.
 
     Engines do so step after step, and after a step that has left nothing in the processor's caches
-    numpy takes 10 to 20 us to describe a part of one (docs/decisions.md).
+    numpy takes 10 to 20 us to describe a part of one (docs/decisions/decoding.md).
     """
 
     def __init__(self, make: Callable[[NDArray[Any]], _Made]) -> None:
