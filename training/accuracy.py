@@ -1,20 +1,25 @@
 """How good heads are on held-out replies: accuracy by rank, and tokens a step with a tree."""
 
-from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from medusa_trt.calibration.trees.growth import most_frequent_paths
+from medusa_trt.calibration.trees.head_accuracy import top_k_accuracies
+from medusa_trt.calibration.trees.replay import (
+    ABSENT,
+    UNKNOWN,
+    RankTable,
+    mean_accept_length,
+    replay,
+)
 from medusa_trt.errors import TrainingError
 from medusa_trt.tree_configs import MedusaTree
 
-MAX_RANK = 10
-"""Ranks from here on count as a miss: no tree looks so deep into a head."""
-
-Ranks = NDArray[np.int64]
+NUM_CANDIDATES = 10
+"""Candidates of each head that are looked at: no tree looks deeper into a head."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,33 +42,36 @@ class Accuracy:
     num_tokens: int
 
     @classmethod
-    def measured(
-        cls, replies: list[Ranks], num_nodes: int, tree: MedusaTree | None = None
+    def from_ranks(
+        cls, replies: list[NDArray[np.int16]], num_nodes: int, tree: MedusaTree | None = None
     ) -> "Accuracy":
         """Measures on replies.
 
         Args:
-            replies: for each reply of n tokens, (n, K) ranks: at row r the place of token r + 1 + i
-                among head i's candidates, `MAX_RANK` for a miss, -1 where there is no such token.
-            num_nodes: of the tree to make, the root included; the first half of the replies makes
-                it, the second half is replayed.
+            replies: for each reply of n tokens, (n - 1, num_heads) ranks, as in `RankTable`.
+            num_nodes: nodes of the tree to make, the root included. The first half of the replies
+                makes the tree, the second half is replayed.
             tree: replay this one instead, on all replies.
 
         Raises:
-            TrainingError: no replies.
+            TrainingError: there are no replies.
         """
         if not replies:
             raise TrainingError("there are no held-out replies to measure on: make more data")
         ranks = np.concatenate(replies)
         half = len(replies) // 2 if tree is None else 0
-        chosen = tree or best_tree(replies[:half] or replies, num_nodes)
+        if tree is None:
+            paths = most_frequent_paths(np.concatenate(replies[:half] or replies), num_nodes)
+            tree = MedusaTree.from_choices(paths, name=f"best-{num_nodes}")
+        replayed = RankTable.from_replies(replies[half:])
+        accuracies = top_k_accuracies(ranks, NUM_CANDIDATES).tolist()
         return cls(
-            top_1=shares_below(ranks, 1),
-            top_5=shares_below(ranks, 5),
-            top_10=shares_below(ranks, MAX_RANK),
-            tree=chosen,
-            tokens_per_step=tokens_per_step(replies[half:], chosen),
-            num_tokens=len(ranks),
+            top_1=tuple(shares[0] for shares in accuracies),
+            top_5=tuple(shares[4] for shares in accuracies),
+            top_10=tuple(shares[9] for shares in accuracies),
+            tree=tree,
+            tokens_per_step=mean_accept_length(replayed, replay(tree, replayed).steps),
+            num_tokens=len(ranks) + len(replies),
         )
 
     def to_metrics(self) -> dict[str, float]:
@@ -75,62 +83,22 @@ class Accuracy:
         return metrics
 
 
-def ranks_from_logits(logits: torch.Tensor, columns: torch.Tensor, exists: torch.Tensor) -> Ranks:
-    """The place of the right token among each head's candidates.
+def ranks_from_logits(
+    logits: torch.Tensor, columns: torch.Tensor, exists: torch.Tensor
+) -> NDArray[np.int16]:
+    """The rank of the right token among each head's candidates.
 
     Args:
-        logits: (K, N, draft_vocab).
-        columns: (N, K) of the right tokens, -1 for one that the draft vocabulary lacks.
-        exists: (N, K), whether there is a right token.
+        logits: (num_heads, N, draft_vocab).
+        columns: (N, num_heads) columns of the right tokens in the logits, -1 for a token that the
+            draft vocabulary lacks.
+        exists: (N, num_heads), whether there is a right token.
 
     Returns:
-        (N, K), see `Accuracy.measured`.
+        (N, num_heads) a rank from 0, `ABSENT`, or `UNKNOWN` where there is no right token.
     """
-    best = logits.topk(min(MAX_RANK, logits.shape[-1]), dim=-1).indices.transpose(0, 1)
-    is_hit = best == columns[..., None]
-    ranks = torch.where(is_hit.any(-1), is_hit.int().argmax(-1), MAX_RANK)
-    return ranks.where(exists, -1).cpu().numpy().astype(np.int64)
-
-
-def shares_below(ranks: Ranks, limit: int) -> tuple[float, ...]:
-    """The share of each head's ranks below a limit; 0 for a head without any."""
-    counts = (ranks >= 0).sum(0)
-    hits = ((ranks >= 0) & (ranks < limit)).sum(0)
-    return tuple((hits / np.maximum(counts, 1)).tolist())
-
-
-def best_tree(replies: Iterable[Ranks], num_nodes: int) -> MedusaTree:
-    """The tree of `num_nodes` nodes whose paths were right most often, counted jointly.
-
-    A path's count never exceeds its parent's, so the most frequent paths make a tree; it is the one
-    with the longest expected acceptance at a random position.
-    """
-    counts: Counter[tuple[int, ...]] = Counter()
-    for ranks in replies:
-        for row in ranks.tolist():
-            for depth in range(1, len(row) + 1):
-                if not 0 <= row[depth - 1] < MAX_RANK:
-                    break
-                counts[tuple(row[:depth])] += 1
-    paths = sorted(counts, key=lambda path: (-counts[path], len(path), path))
-    return MedusaTree.from_choices(paths[: num_nodes - 1], name=f"best-{num_nodes}")
-
-
-def tokens_per_step(replies: Iterable[Ranks], tree: MedusaTree) -> float:
-    """Decodes replies again as greedy acceptance would: tokens over steps, the root included.
-
-    The first token of a reply comes from the prompt and costs no step.
-    """
-    paths = frozenset(tree.medusa_choices)
-    num_tokens = num_steps = 0
-    for ranks in replies:
-        rows = ranks.tolist()
-        place = 0
-        while place < len(rows) - 1:
-            accepted = 0
-            while accepted < len(rows[place]) and tuple(rows[place][: accepted + 1]) in paths:
-                accepted += 1
-            place += accepted + 1
-            num_steps += 1
-        num_tokens += max(0, len(rows) - 1)
-    return num_tokens / num_steps if num_steps else 1.0
+    num_candidates = min(NUM_CANDIDATES, logits.shape[-1])
+    candidates = logits.topk(num_candidates, dim=-1).indices.transpose(0, 1)
+    is_hit = candidates == columns[..., None]
+    ranks = torch.where(is_hit.any(-1), is_hit.int().argmax(-1), ABSENT)
+    return ranks.where(exists, UNKNOWN).cpu().numpy().astype(np.int16)

@@ -2,9 +2,11 @@
 
 from collections.abc import Iterator
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from medusa_trt.training.accuracy import Accuracy, Ranks, ranks_from_logits
+from medusa_trt.training.accuracy import Accuracy, ranks_from_logits
 from medusa_trt.training.datasets import PaddedConversations
 from medusa_trt.training.heads_model import TrainableHeads
 from medusa_trt.training.modules import HeadsOnBackbone
@@ -29,7 +31,7 @@ def accuracy_of(
         tree: to replay instead.
     """
     replies = [ranks for piece in pieces for ranks in _ranks(heads, *piece)]
-    return Accuracy.measured(replies, num_nodes, tree)
+    return Accuracy.from_ranks(replies, num_nodes, tree)
 
 
 def kept_pieces(conversations: list[LabelledTokens]) -> Iterator[tuple[torch.Tensor, ReplyRows]]:
@@ -59,8 +61,10 @@ def computed_pieces(
         )
 
 
-def _ranks(heads: TrainableHeads, hidden: torch.Tensor, rows: ReplyRows) -> Iterator[Ranks]:
-    """(n, K) ranks of each reply."""
+def _ranks(
+    heads: TrainableHeads, hidden: torch.Tensor, rows: ReplyRows
+) -> Iterator[NDArray[np.int16]]:
+    """(n - 1, num_heads) ranks of each reply of n tokens: nothing follows the last one."""
     device = next(heads.parameters()).device
     rule = TargetRule(
         num_heads=heads.shape.num_heads,
@@ -75,5 +79,5 @@ def _ranks(heads: TrainableHeads, hidden: torch.Tensor, rows: ReplyRows) -> Iter
         logits = heads.logits(state, rows.token_ids[index].to(device))
         parts.append(ranks_from_logits(logits, columns.to(device), targets.exists.to(device)))
     lengths = rows.reply_ids.unique_consecutive(return_counts=True)[1].tolist()
-    ranks = torch.cat([torch.from_numpy(part) for part in parts])
-    return (part.numpy() for part in ranks.split(lengths))
+    replies = np.split(np.concatenate(parts), np.cumsum(lengths)[:-1])
+    return (ranks[:-1] for ranks in replies)

@@ -5,10 +5,11 @@ accepted length is 1 + the sum of its paths' probabilities (paper, section 2.3.3
 more likely than its beginning. The N - 1 most likely paths therefore form a tree, and no tree of N
 nodes has a larger sum: the paper's greedy construction is optimal for every size, under
 independence and under joint statistics alike, and a dynamic program over sizes and depths finds
-nothing better (`tests/reference/tree_program.py` is one, and a test compares them).
+nothing better (`tests/support/reference/tree_program.py` is one, and a test compares them).
 """
 
 import heapq
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -41,6 +42,26 @@ def grow(child_probabilities: ChildProbabilities, max_nodes: int) -> list[Node]:
                 # Of equally likely paths the shorter comes first, so never a child of one to come.
                 heapq.heappush(frontier, (weight * probability, depth + 1, (*node, rank)))
     return order[1:]
+
+
+def most_frequent_paths(ranks: NDArray[np.int16], max_nodes: int) -> list[Node]:
+    """The paths that were right most often, best first; every beginning of the list is a tree.
+
+    These are `joint` statistics without smoothing, over all positions: near the end of a reply a
+    deep path counts as wrong.
+
+    Args:
+        ranks: (P, num_heads), as `RankTable` has them.
+        max_nodes: most nodes, the root included, which is not listed.
+    """
+    counts: Counter[Node] = Counter()
+    for row in ranks.tolist():
+        for depth, rank in enumerate(row):
+            if rank < 0:
+                break
+            counts[tuple(row[: depth + 1])] += 1
+    order = sorted(counts, key=lambda path: (-counts[path], len(path), path))
+    return order[: max_nodes - 1]
 
 
 def independent(accuracies: NDArray[np.float64]) -> ChildProbabilities:

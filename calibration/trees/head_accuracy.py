@@ -21,14 +21,22 @@ def head_counts(ranks: NDArray[np.int16]) -> NDArray[np.int64]:
 
 def rank_accuracies(ranks: NDArray[np.int16], top_k: int) -> NDArray[np.float64]:
     """(num_heads, top_k) the probability that head i's candidate of rank k is the true token."""
-    hits = np.stack([(ranks == rank).sum(axis=0) for rank in range(top_k)], axis=1)
-    accuracies: NDArray[np.float64] = hits / np.maximum(1, head_counts(ranks))[:, None]
-    return accuracies
+    return _shares(_hits(ranks, top_k), ranks)
 
 
 def top_k_accuracies(ranks: NDArray[np.int16], top_k: int) -> NDArray[np.float64]:
     """(num_heads, top_k) the probability that the true token is among the first k candidates."""
-    return rank_accuracies(ranks, top_k).cumsum(axis=1)
+    return _shares(_hits(ranks, top_k).cumsum(axis=1), ranks)
+
+
+def _hits(ranks: NDArray[np.int16], top_k: int) -> NDArray[np.int64]:
+    """(num_heads, top_k) how often head i's candidate of rank k is the true token."""
+    return np.stack([(ranks == rank).sum(axis=0) for rank in range(top_k)], axis=1)
+
+
+def _shares(hits: NDArray[np.int64], ranks: NDArray[np.int16]) -> NDArray[np.float64]:
+    shares: NDArray[np.float64] = hits / np.maximum(1, head_counts(ranks))[:, None]
+    return shares
 
 
 def joint_and_independent(ranks: NDArray[np.int16]) -> tuple[list[float], list[float]]:

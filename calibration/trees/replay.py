@@ -137,4 +137,5 @@ def replay(tree: MedusaTree, table: RankTable) -> Replay:
 
 def mean_accept_length(table: RankTable, steps: NDArray[np.int64]) -> float:
     """Tokens a step adds, over all replies; 1 for plain decoding."""
-    return float(table.lengths.sum() / max(1, steps.sum()))
+    num_steps = int(steps.sum())
+    return int(table.lengths.sum()) / num_steps if num_steps else 1.0

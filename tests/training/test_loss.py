@@ -12,14 +12,6 @@ from support.tiny_models import llama_config, random_model
 
 from medusa_trt.errors import TrainingError
 from medusa_trt.export.heads.medusa_heads import embedding_of
-from medusa_trt.training.accuracy import (
-    MAX_RANK,
-    Accuracy,
-    best_tree,
-    ranks_from_logits,
-    shares_below,
-    tokens_per_step,
-)
 from medusa_trt.training.heads_model import TrainableHeads
 from medusa_trt.training.loss import medusa_loss, sampled_columns, soft_cross_entropy
 from medusa_trt.training.modules import HeadsOnBackbone, divergence
@@ -234,57 +226,6 @@ def test_ridge_without_penalty_is_least_squares(num_pieces: int) -> None:
         assert map_.bias is not None
         assert np.allclose(map_.weight.numpy(), solution[:-1].T, atol=1e-5)
         assert np.allclose(map_.bias.numpy(), solution[-1], atol=1e-5)
-
-
-ranks_of_replies = st.lists(
-    st.lists(
-        st.lists(st.integers(0, 3) | st.just(MAX_RANK), min_size=2, max_size=2),
-        min_size=2,
-        max_size=12,
-    ).map(np.array),
-    min_size=1,
-    max_size=4,
-)
-
-
-@given(replies=ranks_of_replies, num_nodes=st.integers(2, 8))
-def test_replay_equals_decoding_step_by_step(replies: list[np.ndarray], num_nodes: int) -> None:
-    tree = best_tree(replies, num_nodes)
-    assert tree.num_nodes <= num_nodes
-    # The end of a reply is not accepted beyond, as `Accuracy.measured` says.
-    for ranks in replies:
-        for head in range(2):
-            ranks[len(ranks) - 1 - head :, head] = -1
-    for ranks in replies:
-        expected = reference.tokens_per_step(ranks.tolist(), set(tree.medusa_choices))
-        assert tokens_per_step([ranks], tree) == pytest.approx(expected)
-
-
-@given(replies=ranks_of_replies)
-def test_the_best_tree_holds_the_most_frequent_paths(replies: list[np.ndarray]) -> None:
-    rows = [tuple(row) for ranks in replies for row in ranks.tolist()]
-
-    def value(paths: tuple[tuple[int, ...], ...]) -> int:
-        return sum(row[: len(path)] == path for row in rows for path in paths)
-
-    tree = best_tree(replies, 3)
-    candidates = {row[:depth] for row in rows for depth in (1, 2) if MAX_RANK not in row[:depth]}
-    for one in candidates:
-        for other in candidates - {one}:
-            if all(len(p) == 1 or p[:-1] in (one, other) for p in (one, other)):
-                assert value(tree.medusa_choices) >= value((one, other))
-
-
-def test_each_head_is_measured_over_its_own_positions() -> None:
-    ranks = np.array([[0, 2], [4, MAX_RANK], [6, -1], [-1, -1]])
-    assert shares_below(ranks, 1) == pytest.approx((1 / 3, 0))
-    assert shares_below(ranks, 5) == pytest.approx((2 / 3, 1 / 2))
-    logits = torch.tensor([[[0.1, 3.0, 2.0], [5.0, 4.0, 3.0]]])
-    columns = torch.tensor([[2], [-1]])
-    found = ranks_from_logits(logits, columns, torch.tensor([[True], [True]]))
-    assert found.tolist() == [[1], [MAX_RANK]]
-    with pytest.raises(TrainingError, match="no held-out replies"):
-        Accuracy.measured([], 8)
 
 
 def test_the_draft_vocabulary_is_counted_in_replies() -> None:

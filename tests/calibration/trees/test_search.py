@@ -1,5 +1,7 @@
 """Tree growth and search against dynamic programs, all trees, and decoding itself."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -9,7 +11,14 @@ from support.ranks import correlated_ranks, table_of
 from support.reference.tree_program import all_trees, best_length
 from support.strategies import medusa_trees
 
-from medusa_trt.calibration.trees.growth import expected_accept_length, grow, independent, joint
+from medusa_trt.calibration.trees.growth import (
+    Node,
+    expected_accept_length,
+    grow,
+    independent,
+    joint,
+    most_frequent_paths,
+)
 from medusa_trt.calibration.trees.head_accuracy import (
     head_counts,
     joint_and_independent,
@@ -146,6 +155,24 @@ def test_replay_is_decoding(tree: MedusaTree, replies: list[list[tuple[int, int,
             expected += 1
         assert steps == expected
     assert result.visited.sum() == result.steps.sum()
+
+
+@given(
+    st.lists(st.lists(st.integers(ABSENT, 3), min_size=2, max_size=2), min_size=2, max_size=30),
+)
+def test_the_most_frequent_paths_make_the_best_tree(rows: list[list[int]]) -> None:
+    ranks = [tuple(row) for row in rows]
+
+    def value(paths: Sequence[Node]) -> int:
+        return sum(row[: len(path)] == path for row in ranks for path in paths)
+
+    paths = most_frequent_paths(np.array(rows, np.int16), 3)
+    assert MedusaTree.from_choices(paths).num_nodes <= 3
+    candidates = {row[:depth] for row in ranks for depth in (1, 2) if ABSENT not in row[:depth]}
+    for one in candidates:
+        for other in candidates - {one}:
+            if all(len(p) == 1 or p[:-1] in (one, other) for p in (one, other)):
+                assert value(paths) >= value((one, other))
 
 
 def test_joint_statistics_are_counts_with_a_prior() -> None:

@@ -41,15 +41,3 @@ def loss_over_positions(
         if losses:
             total += decay**k * sum(losses) / len(losses)
     return total
-
-
-def tokens_per_step(ranks: Sequence[Sequence[int]], paths: set[tuple[int, ...]]) -> float:
-    """Decodes one reply step by step: at each, the longest path of the tree that was right."""
-    step, place, tokens = 0, 0, 0
-    while place < len(ranks) - 1:
-        right = [path for path in paths if list(path) == list(ranks[place][: len(path)])]
-        accepted = max((len(path) for path in right), default=0)
-        tokens += min(accepted + 1, len(ranks) - 1 - place)  # nothing follows the end
-        place += accepted + 1
-        step += 1
-    return tokens / step if step else 1.0
