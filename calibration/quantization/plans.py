@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from medusa_trt.calibration.calibrate_options import QuantizationOptions
 from medusa_trt.calibration.quantization.choice import Frontier
 from medusa_trt.calibration.quantization.meter import Formats
-from medusa_trt.calibration.quantization.summary import UNQUANTIZED
+from medusa_trt.calibration.quantization.section import UNQUANTIZED
 from medusa_trt.errors import CalibrationError
 from medusa_trt.export.quantization.rounding import Rounding
 from medusa_trt.export.quantization.sites import Site

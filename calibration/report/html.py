@@ -12,7 +12,7 @@ from medusa_trt.calibration.report.plots import (
     threshold_plot,
     tree_plot,
 )
-from medusa_trt.calibration.report.report import Calibration
+from medusa_trt.calibration.report.results import Calibration
 
 
 def html_from_calibration(calibration: Calibration) -> str:

@@ -3,8 +3,8 @@
 from io import StringIO
 from typing import TYPE_CHECKING
 
-from medusa_trt.calibration.quantization.summary import PLAN, UNQUANTIZED
-from medusa_trt.calibration.report.report import (
+from medusa_trt.calibration.quantization.section import PLAN, UNQUANTIZED
+from medusa_trt.calibration.report.results import (
     HeadsSection,
     LatencySection,
     QuantizationSection,

@@ -5,13 +5,13 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from medusa_trt.calibration.calibrate_options import LatencyOptions, ReplySettings, TreeOptions
-from medusa_trt.calibration.latency_curve import (
+from medusa_trt.calibration.latency.curve import (
     LatencyCurve,
     LatencyRecord,
     bootstrap_medians,
     interval,
 )
-from medusa_trt.calibration.report.report import (
+from medusa_trt.calibration.report.results import (
     HeadsSection,
     LatencyPoint,
     LatencySection,

@@ -5,15 +5,15 @@ from collections.abc import Iterable, Sequence
 from rich import box
 from rich.table import Table
 
-from medusa_trt.calibration.quantization.summary import counts_text
-from medusa_trt.calibration.report.report import (
+from medusa_trt.calibration.quantization.section import counts_text
+from medusa_trt.calibration.report.results import (
     HeadsSection,
     LatencySection,
     QuantizationSection,
     ThresholdSection,
     TreeSection,
 )
-from medusa_trt.calibration.threshold_summary import Recommendation
+from medusa_trt.calibration.threshold.summary import Recommendation
 from medusa_trt.calibration.trees.choice import Prediction
 
 _SHOWN_KS = (1, 2, 3, 5, 10)

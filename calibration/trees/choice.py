@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medusa_trt.calibration.calibrate_options import TreeOptions
-from medusa_trt.calibration.latency_curve import (
+from medusa_trt.calibration.latency.curve import (
     NUM_RESAMPLES,
     Interval,
     LatencyCurve,

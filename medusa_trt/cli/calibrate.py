@@ -26,9 +26,9 @@ from medusa_trt.interrupts import interrupted_exit_code
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from medusa_trt.calibration.calibrate import Calibrator
     from medusa_trt.calibration.calibrate_options import ReplySettings
-    from medusa_trt.calibration.report.report import Origin
+    from medusa_trt.calibration.calibrator import Calibrator
+    from medusa_trt.calibration.report.results import Origin
 
 _THRESHOLD_PROMPTS = 12
 _QUANTIZATION_PROMPTS = 8
@@ -165,7 +165,7 @@ def _quantization(arguments: argparse.Namespace) -> int:
         max_megabytes=arguments.max_size,
     )
     settings = _settings(arguments, temperature=0.0)
-    from medusa_trt.calibration.report.report import MODELOPT_FILE, QUANTIZATION_PLAN_FILE
+    from medusa_trt.calibration.report.results import MODELOPT_FILE, QUANTIZATION_PLAN_FILE
     from medusa_trt.calibration.report.tables import plans_table
 
     calibrator = _calibrator(arguments)
@@ -199,7 +199,7 @@ def _settings(arguments: argparse.Namespace, temperature: float) -> "ReplySettin
 
 
 def _calibrator(arguments: argparse.Namespace) -> "Calibrator":
-    from medusa_trt.calibration.calibrate import Calibrator
+    from medusa_trt.calibration.calibrator import Calibrator
 
     return Calibrator(arguments.bundle, threads=arguments.threads, max_length=arguments.max_length)
 
@@ -210,7 +210,7 @@ def _report(
     from rich.console import Console
 
     from medusa_trt.calibration.report.plots import can_plot
-    from medusa_trt.calibration.report.report import HTML_FILE
+    from medusa_trt.calibration.report.results import HTML_FILE
 
     console = Console(width=None if sys.stdout.isatty() else _COLUMNS_OF_FILES)
     for table in tables:

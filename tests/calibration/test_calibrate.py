@@ -19,12 +19,12 @@ from medusa_trt.calibration.calibrate_options import (
     ThresholdOptions,
     TreeOptions,
 )
-from medusa_trt.calibration.latency import points_to_measure
-from medusa_trt.calibration.latency_curve import LatencyCurve, LatencyRecord, bootstrap_medians
+from medusa_trt.calibration.latency.curve import LatencyCurve, LatencyRecord, bootstrap_medians
+from medusa_trt.calibration.latency.measurement import points_to_measure
 from medusa_trt.calibration.records import RecordLog
 from medusa_trt.calibration.report.sections import advice_text, chosen_tree
-from medusa_trt.calibration.threshold import Rule, ThresholdRecord, score
-from medusa_trt.calibration.threshold_summary import distinct_n, recommend, summarize_rules
+from medusa_trt.calibration.threshold.measurement import Rule, ThresholdRecord, score
+from medusa_trt.calibration.threshold.summary import distinct_n, recommend, summarize_rules
 from medusa_trt.calibration.trees.choice import TreeChoice, choose_tree
 from medusa_trt.calibration.trees.head_accuracy import head_counts
 from medusa_trt.calibration.trees.head_ranks import (

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from medusa_trt.calibration.quantization.estimate import SiteEstimator
 from medusa_trt.calibration.quantization.meter import QuantizationMeter, Text, logits_of
-from medusa_trt.calibration.report.report import (
+from medusa_trt.calibration.report.results import (
     Calibration,
     QuantizationSection,
     load_calibration,

@@ -8,8 +8,8 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from medusa_trt.calibration import latency
-from medusa_trt.calibration.report.report import Calibration, load_calibration
+from medusa_trt.calibration.latency.measurement import LatencyMeter
+from medusa_trt.calibration.report.results import Calibration, load_calibration
 from medusa_trt.calibration.trees import install as tree_install
 from medusa_trt.cli import main as cli
 from medusa_trt.errors import BundleError, CalibrationError, TreeError
@@ -124,16 +124,16 @@ def test_an_interrupt_keeps_what_was_measured(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     samples = 0
-    sample = latency.LatencyMeter._sample
+    sample = LatencyMeter._sample
 
-    def interrupted(meter: latency.LatencyMeter, context: int, num_nodes: int) -> object:
+    def interrupted(meter: LatencyMeter, context: int, num_nodes: int) -> object:
         nonlocal samples
         samples += 1
         if samples == 10:
             signal.raise_signal(number)
         return sample(meter, context, num_nodes)
 
-    monkeypatch.setattr(latency.LatencyMeter, "_sample", interrupted)
+    monkeypatch.setattr(LatencyMeter, "_sample", interrupted)
     assert calibrate("latency", bundle, *QUICK) == 128 + number
     assert "run the same command again" in capsys.readouterr().err
     (times,) = report(bundle).latency

@@ -26,7 +26,7 @@ from medusa_trt.calibration.quantization.plans import (
     plan_bytes,
     site_options,
 )
-from medusa_trt.calibration.quantization.summary import (
+from medusa_trt.calibration.quantization.section import (
     PLAN,
     FormatCost,
     FrontierPoint,
@@ -34,7 +34,7 @@ from medusa_trt.calibration.quantization.summary import (
     SiteCosts,
     advice_text,
 )
-from medusa_trt.calibration.report.report import (
+from medusa_trt.calibration.report.results import (
     MODELOPT_FILE,
     QUANTIZATION_PLAN_FILE,
     Origin,

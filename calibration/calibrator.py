@@ -13,7 +13,6 @@ from pathlib import Path
 
 import msgspec
 
-from medusa_trt.calibration import threshold
 from medusa_trt.calibration.bench.prompts import BenchPrompt
 from medusa_trt.calibration.bench.report import Machine
 from medusa_trt.calibration.calibrate_options import (
@@ -23,17 +22,17 @@ from medusa_trt.calibration.calibrate_options import (
     ThresholdOptions,
     TreeOptions,
 )
-from medusa_trt.calibration.latency import (
+from medusa_trt.calibration.latency.curve import LatencyRecord
+from medusa_trt.calibration.latency.measurement import (
     LatencyMeter,
     machine_fingerprint,
     measurable_options,
     points_to_measure,
 )
-from medusa_trt.calibration.latency_curve import LatencyRecord
 from medusa_trt.calibration.progress import Progress
 from medusa_trt.calibration.records import RecordLog
 from medusa_trt.calibration.replies import PACKAGED, prompts_digest, prompts_from_source
-from medusa_trt.calibration.report.report import (
+from medusa_trt.calibration.report.results import (
     FOLDER,
     LATENCY_FILE,
     RANKS_FILE,
@@ -55,7 +54,8 @@ from medusa_trt.calibration.report.sections import (
     records_of,
     tree_section,
 )
-from medusa_trt.calibration.threshold_summary import recommend, summarize_rules
+from medusa_trt.calibration.threshold import measurement as threshold
+from medusa_trt.calibration.threshold.summary import recommend, summarize_rules
 from medusa_trt.calibration.trees import head_ranks
 from medusa_trt.calibration.trees.install import check_installable, finish_install, install_tree
 from medusa_trt.errors import CalibrationError
@@ -228,8 +228,8 @@ class Calibrator:
                 torch is not installed.
         """
         try:
-            from medusa_trt.calibration.quantization import calibration as quantization
             from medusa_trt.calibration.quantization import inputs as quantization_inputs
+            from medusa_trt.calibration.quantization import run as quantization
         except ImportError as error:
             raise CalibrationError(
                 f"comparing with the unquantized model needs {error.name}: pip install "

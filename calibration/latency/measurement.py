@@ -8,7 +8,7 @@ import numpy as np
 
 from medusa_trt.calibration.bench.report import Machine
 from medusa_trt.calibration.calibrate_options import LatencyOptions
-from medusa_trt.calibration.latency_curve import LatencyRecord
+from medusa_trt.calibration.latency.curve import LatencyRecord
 from medusa_trt.calibration.prompts import self_generated_prompts
 from medusa_trt.calibration.records import RecordLog
 from medusa_trt.calibration.replies import whole_reply

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from medusa_trt.calibration.calibrate_options import ThresholdOptions
-from medusa_trt.calibration.latency_curve import NUM_RESAMPLES, Interval, interval
-from medusa_trt.calibration.threshold import Rule, ThresholdRecord
+from medusa_trt.calibration.latency.curve import NUM_RESAMPLES, Interval, interval
+from medusa_trt.calibration.threshold.measurement import Rule, ThresholdRecord
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,9 +12,9 @@ from medusa_trt.calibration.calibrate_options import (
     ReplySettings,
     TreeOptions,
 )
-from medusa_trt.calibration.latency_curve import Interval
-from medusa_trt.calibration.quantization.summary import FrontierPoint, PlanResult, SiteCosts
-from medusa_trt.calibration.threshold_summary import Recommendation, RuleSummary
+from medusa_trt.calibration.latency.curve import Interval
+from medusa_trt.calibration.quantization.section import FrontierPoint, PlanResult, SiteCosts
+from medusa_trt.calibration.threshold.summary import Recommendation, RuleSummary
 from medusa_trt.calibration.trees.choice import TreeChoice
 from medusa_trt.errors import CalibrationError
 

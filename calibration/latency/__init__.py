@@ -1,0 +1,1 @@
+"""Step times of this machine: measured, and as a curve over the number of nodes."""

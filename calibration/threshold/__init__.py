@@ -1,0 +1,1 @@
+"""Thresholds of typical acceptance: replies at many of them, and what they are worth."""
