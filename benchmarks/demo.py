@@ -15,7 +15,7 @@ from rich.markup import escape
 from rich.progress import track
 from rich.table import Table
 
-from medusa_trt.calibration.bench.prompts import mt_bench_prompts, spread_over_categories
+from medusa_trt.calibration.prompts import mt_bench_prompts, spread_over_categories
 from medusa_trt.errors import MedusaError
 from medusa_trt.runtime.session import Generation, GenerationOptions, MedusaSession
 from medusa_trt.tree_configs import load_tree

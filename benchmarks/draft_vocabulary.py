@@ -42,7 +42,7 @@ def main() -> None:
     torch.manual_seed(arguments.seed)
     kept: Counter[int] = Counter()
     held_out: Counter[int] = Counter()
-    prompts = [prompt.prompt for prompt in self_generated_prompts()][: arguments.num_prompts]
+    prompts = [prompt.turns[0] for prompt in self_generated_prompts()][: arguments.num_prompts]
     for index, reply in enumerate(replies(base, prompts, arguments.max_new_tokens)):
         (held_out if index % HELD_OUT_EVERY == 0 else kept).update(reply)
     token_map = most_frequent(kept, base.model.config.vocab_size)

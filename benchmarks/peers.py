@@ -25,9 +25,9 @@ from peer_process import PeerProcess
 from peer_report import PeerReply, PeerReport, is_identical, print_report
 from rich.console import Console
 
-from medusa_trt.calibration.bench.prompts import mt_bench_prompts, spread_over_categories
 from medusa_trt.calibration.bench.report import Machine, replaced_file
 from medusa_trt.calibration.progress import Progress
+from medusa_trt.calibration.prompts import mt_bench_prompts, spread_over_categories
 from medusa_trt.errors import MedusaError
 from medusa_trt.interrupts import interrupted_exit_code, raise_interrupts
 from medusa_trt.runtime.bundle import Bundle

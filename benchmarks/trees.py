@@ -14,7 +14,8 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from medusa_trt.calibration.replies import asked, prompts_from_source
+from medusa_trt.calibration.prompts import prompts_from_source
+from medusa_trt.calibration.replies import encode_first_turn
 from medusa_trt.errors import MedusaError, TreeError
 from medusa_trt.runtime.session import GenerationOptions, MedusaSession
 from medusa_trt.tree_configs import MedusaTree, load_tree, preset_names
@@ -63,7 +64,7 @@ def compare(arguments: argparse.Namespace) -> int:
         accepted: dict[str, list[float]] = {tree.name: [] for tree in trees}
         num_different = 0
         for number, prompt in enumerate(track(prompts, "prompts", console=Console(stderr=True))):
-            messages = asked(session, prompt)
+            prompt_ids = encode_first_turn(session, prompt)
             texts = {}
             # Whoever comes first finds another state of the machine than the last one.
             for tree in [*trees[number % len(trees) :], *trees[: number % len(trees)]]:
@@ -72,8 +73,8 @@ def compare(arguments: argparse.Namespace) -> int:
                     tree=tree,
                     lookup_ngram=arguments.lookup_ngram,
                 )
-                session.generate(messages, options)
-                reply = session.generate(messages, options)
+                session.generate(prompt_ids, options)
+                reply = session.generate(prompt_ids, options)
                 texts[tree.name] = reply.token_ids
                 if reply.stats.new_tokens > 1:
                     rates[tree.name].append(reply.stats.tokens_per_s)

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import msgspec
 
-from medusa_trt.calibration.bench.prompts import BenchPrompt
 from medusa_trt.calibration.bench.report import Machine
 from medusa_trt.calibration.calibrate_options import (
     LatencyOptions,
@@ -30,8 +29,13 @@ from medusa_trt.calibration.latency.measurement import (
     points_to_measure,
 )
 from medusa_trt.calibration.progress import Progress
+from medusa_trt.calibration.prompts import (
+    PACKAGED,
+    BenchPrompt,
+    digest_from_source,
+    prompts_from_source,
+)
 from medusa_trt.calibration.records import RecordLog
-from medusa_trt.calibration.replies import PACKAGED, prompts_digest, prompts_from_source
 from medusa_trt.calibration.report.results import (
     FOLDER,
     LATENCY_FILE,
@@ -299,7 +303,7 @@ class Calibrator:
         if section is None or not section.origin.is_complete:
             print("measuring the heads first (medusa-trt calibrate heads)", file=sys.stderr)
             if section is None:
-                digest = prompts_digest(PACKAGED)
+                digest = digest_from_source(PACKAGED)
                 section = self.heads(ReplySettings(prompts=PACKAGED, prompts_sha256=digest))
             else:
                 section = self.heads(section.settings, section.num_prompts)

@@ -6,8 +6,11 @@ from pathlib import Path
 
 import torch
 
-from medusa_trt.calibration.bench.prompts import mt_bench_prompts, prompts_from_file
-from medusa_trt.calibration.prompts import self_generated_prompts
+from medusa_trt.calibration.prompts import (
+    mt_bench_prompts,
+    prompts_from_file,
+    self_generated_prompts,
+)
 from medusa_trt.errors import TrainingError
 from medusa_trt.export.models.base_model import BaseModel
 from medusa_trt.runtime.bundle import Bundle
@@ -34,7 +37,7 @@ def seed_prompts(path: Path | None) -> list[tuple[str, ...]]:
         TrainingError: one of MT-bench's questions is among them.
     """
     if path is None:
-        return [(prompt.prompt,) for prompt in self_generated_prompts()]
+        return [(prompt.turns[0],) for prompt in self_generated_prompts()]
     prompts = prompts_from_file(path)
     asked = _mt_bench_turns()
     for prompt in prompts:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from medusa_trt.calibration.bench.prompts import mt_bench_prompts, prompts_from_file
+from medusa_trt.calibration.prompts import mt_bench_prompts, prompts_from_file
 from medusa_trt.export.heads.medusa_heads import MedusaHeads, embedding_of
 from medusa_trt.export.models.base_model import BaseModel
 from medusa_trt.training.accuracy import Accuracy

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from medusa_trt.calibration.bench.options import BenchOptions, Mode
-from medusa_trt.calibration.bench.prompts import BenchPrompt
+from medusa_trt.calibration.prompts import BenchPrompt
 from medusa_trt.errors import PromptError, TreeError
 from medusa_trt.runtime.conversation import Conversation
 from medusa_trt.runtime.options import GREEDY, GenerationOptions, SamplingOptions

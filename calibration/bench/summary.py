@@ -13,7 +13,7 @@ import numpy as np
 
 from medusa_trt.calibration.bench.measurement import ReplyRow
 from medusa_trt.calibration.bench.options import Mode
-from medusa_trt.calibration.bench.prompts import BenchPrompt
+from medusa_trt.calibration.prompts import BenchPrompt
 from medusa_trt.tree_configs import MedusaTree
 
 _Value = Callable[[Sequence[ReplyRow]], float | None]

@@ -11,7 +11,7 @@ from medusa_trt.calibration.calibrate_options import LatencyOptions
 from medusa_trt.calibration.latency.curve import LatencyRecord
 from medusa_trt.calibration.prompts import self_generated_prompts
 from medusa_trt.calibration.records import RecordLog
-from medusa_trt.calibration.replies import whole_reply
+from medusa_trt.calibration.replies import generate_whole_reply
 from medusa_trt.calibration.trees.growth import grow, independent
 from medusa_trt.errors import CalibrationError
 from medusa_trt.runtime.options import GenerationOptions
@@ -161,7 +161,7 @@ class LatencyMeter:
         """Equal sequences in every slot, so that they end together; the last one's statistics
         begin when all are prefilled."""
         if self._options.batch_size == 1:
-            return whole_reply(self._session, prompt_ids, options)
+            return generate_whole_reply(self._session, prompt_ids, options)
         return self._session.generate_batch([prompt_ids] * self._options.batch_size, options)[-1]
 
 
@@ -180,6 +180,6 @@ def _long_text(session: MedusaSession, num_tokens: int) -> list[int]:
     def tokens() -> Iterator[int]:
         while True:
             for prompt in self_generated_prompts():
-                yield from session.encode(prompt.prompt + "\n")
+                yield from session.encode(prompt.turns[0] + "\n")
 
     return [token for token, _ in zip(tokens(), range(num_tokens), strict=False)]

@@ -7,11 +7,11 @@ from contextlib import contextmanager
 import numpy as np
 from numpy.typing import NDArray
 
-from medusa_trt.calibration.bench.prompts import BenchPrompt
 from medusa_trt.calibration.calibrate_options import ReplySettings
+from medusa_trt.calibration.prompts import BenchPrompt
 from medusa_trt.calibration.quantization.costs import Drafter
 from medusa_trt.calibration.quantization.meter import Text
-from medusa_trt.calibration.replies import asked
+from medusa_trt.calibration.replies import encode_first_turn
 from medusa_trt.calibration.trees.head_ranks import RankRecord
 from medusa_trt.calibration.trees.replay import (
     RankTable,
@@ -36,7 +36,7 @@ def texts_from_records(
     replies = {record.prompt_id: record for record in records if record.settings == settings}
     return [
         Text(
-            tuple(session.encode(asked(session, prompt))),
+            tuple(encode_first_turn(session, prompt)),
             tuple(replies[prompt.id].token_ids),
         )
         for prompt in prompts

@@ -10,10 +10,10 @@ import msgspec
 import numpy as np
 import torch
 
-from medusa_trt.calibration.bench.prompts import BenchPrompt
 from medusa_trt.calibration.bench.report import replaced_file
 from medusa_trt.calibration.calibrate_options import QuantizationOptions, ReplySettings
 from medusa_trt.calibration.progress import Progress
+from medusa_trt.calibration.prompts import BenchPrompt
 from medusa_trt.calibration.quantization.choice import Frontier, Option, frontier_from_options
 from medusa_trt.calibration.quantization.costs import Drafter, PlanRecord, QuantizationCosts
 from medusa_trt.calibration.quantization.inputs import drafter_of, texts_from_records

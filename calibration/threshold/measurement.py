@@ -11,10 +11,15 @@ from itertools import product
 import msgspec
 import numpy as np
 
-from medusa_trt.calibration.bench.prompts import BenchPrompt
 from medusa_trt.calibration.calibrate_options import ReplySettings, ThresholdOptions
+from medusa_trt.calibration.prompts import BenchPrompt
 from medusa_trt.calibration.records import RecordLog
-from medusa_trt.calibration.replies import asked, check_room, forced_rows, whole_reply
+from medusa_trt.calibration.replies import (
+    check_room,
+    encode_first_turn,
+    generate_whole_reply,
+    run_over_text,
+)
 from medusa_trt.errors import TreeError
 from medusa_trt.runtime.options import GenerationOptions, SamplingOptions
 from medusa_trt.runtime.sampling import token_from_logits, uniforms_from_seed
@@ -118,10 +123,10 @@ def record_replies(
     check_room(session, prompts, settings.max_new_tokens)
     for index, rule in missing:
         prompt = prompts[index]
-        prompt_ids = session.encode(asked(session, prompt))
+        prompt_ids = encode_first_turn(session, prompt)
         sampling = msgspec.structs.replace(settings, temperature=rule.temperature).sampling(index)
         options = _generation_options(rule, sampling, settings.max_new_tokens)
-        reply = whole_reply(session, prompt_ids, options)
+        reply = generate_whole_reply(session, prompt_ids, options)
         sum_logprob, num_agreeing = score(session, prompt_ids, reply.token_ids, sampling)
         log.append(
             ThresholdRecord(
@@ -153,7 +158,7 @@ def score(
     text = [*prompt_ids, *token_ids]
     uniforms = uniforms_from_seed(sampling.seed, len(text))
     total, num_agreeing = 0.0, 0
-    for chunk in forced_rows(session, text[:-1], len(prompt_ids) - 1, logits=True):
+    for chunk in run_over_text(session, text[:-1], len(prompt_ids) - 1, logits=True):
         assert chunk.logits is not None
         for position, row in enumerate(chunk.logits, start=chunk.first + 1):
             token = text[position]
@@ -165,12 +170,12 @@ def score(
 
 def estimate_s(session: MedusaSession, prompt: BenchPrompt, settings: ReplySettings) -> float:
     """Seconds that one reply of full length takes with its score, from a short one."""
-    prompt_ids = session.encode(asked(session, prompt))
+    prompt_ids = encode_first_turn(session, prompt)
     num_tokens = min(_PROBE_TOKENS, settings.max_new_tokens)
     options = GenerationOptions(max_new_tokens=num_tokens, ignore_eos=True, lookup_ngram=0)
-    whole_reply(session, prompt_ids, options)
+    generate_whole_reply(session, prompt_ids, options)
     start = time.perf_counter()
-    reply = whole_reply(session, prompt_ids, options)
+    reply = generate_whole_reply(session, prompt_ids, options)
     score(session, prompt_ids, reply.token_ids, SamplingOptions(temperature=1.0, seed=0))
     return (time.perf_counter() - start) / num_tokens * settings.max_new_tokens
 

@@ -7,10 +7,15 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from medusa_trt.calibration.bench.prompts import BenchPrompt
 from medusa_trt.calibration.calibrate_options import ReplySettings
+from medusa_trt.calibration.prompts import BenchPrompt
 from medusa_trt.calibration.records import RecordLog
-from medusa_trt.calibration.replies import asked, check_room, forced_rows, whole_reply
+from medusa_trt.calibration.replies import (
+    check_room,
+    encode_first_turn,
+    generate_whole_reply,
+    run_over_text,
+)
 from medusa_trt.calibration.trees.replay import RankTable, ranks_from_drafts
 from medusa_trt.runtime.options import GenerationOptions
 from medusa_trt.runtime.session import MedusaSession
@@ -62,11 +67,11 @@ def record_ranks(
     for index, prompt in enumerate(prompts):
         if prompt.id in done:
             continue
-        prompt_ids = session.encode(asked(session, prompt))
+        prompt_ids = encode_first_turn(session, prompt)
         options = GenerationOptions(
             max_new_tokens=settings.max_new_tokens, sampling=settings.sampling(index)
         )
-        token_ids = whole_reply(session, prompt_ids, options).token_ids
+        token_ids = generate_whole_reply(session, prompt_ids, options).token_ids
         log.append(
             RankRecord(
                 settings=settings,
@@ -92,7 +97,7 @@ def reply_ranks(
         return ranks_from_drafts([], token_ids, num_heads)
     states = (
         np.array(row[None])
-        for chunk in forced_rows(session, text, len(prompt_ids) - 1)
+        for chunk in run_over_text(session, text, len(prompt_ids) - 1)
         for row in np.array(chunk.hidden)
     )
     drafts = (
@@ -104,12 +109,12 @@ def reply_ranks(
 
 def estimate_s(session: MedusaSession, prompt: BenchPrompt, settings: ReplySettings) -> float:
     """Seconds that one reply of full length takes with its ranks, from a short one."""
-    prompt_ids = session.encode(asked(session, prompt))
+    prompt_ids = encode_first_turn(session, prompt)
     num_tokens = min(_PROBE_TOKENS, settings.max_new_tokens)
     options = GenerationOptions(max_new_tokens=num_tokens, ignore_eos=True)
-    whole_reply(session, prompt_ids, options)
+    generate_whole_reply(session, prompt_ids, options)
     start = time.perf_counter()
-    reply = whole_reply(session, prompt_ids, options)
+    reply = generate_whole_reply(session, prompt_ids, options)
     reply_ranks(session, prompt_ids, reply.token_ids)
     return (time.perf_counter() - start) / num_tokens * settings.max_new_tokens
 

@@ -16,9 +16,9 @@ from medusa_trt.tree_configs import load_tree
 
 if TYPE_CHECKING:
     from medusa_trt.calibration.bench.measurement import ReplyRow
-    from medusa_trt.calibration.bench.prompts import BenchPrompt
     from medusa_trt.calibration.bench.report import BenchReport, BenchSetup
     from medusa_trt.calibration.progress import Progress
+    from medusa_trt.calibration.prompts import BenchPrompt
     from medusa_trt.runtime.session import MedusaSession
 
 EXIT_DIFFERENT = 1
@@ -164,7 +164,7 @@ def _measure(
 
 
 def _prompts(arguments: argparse.Namespace) -> list["BenchPrompt"]:
-    from medusa_trt.calibration.bench.prompts import (
+    from medusa_trt.calibration.prompts import (
         mt_bench_prompts,
         prompts_from_file,
         spread_over_categories,

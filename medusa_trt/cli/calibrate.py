@@ -186,12 +186,12 @@ def _quantization(arguments: argparse.Namespace) -> int:
 
 def _settings(arguments: argparse.Namespace, temperature: float) -> "ReplySettings":
     from medusa_trt.calibration.calibrate_options import ReplySettings
-    from medusa_trt.calibration.replies import prompts_digest, prompts_from_source
+    from medusa_trt.calibration.prompts import digest_from_source, prompts_from_source
 
     prompts_from_source(arguments.prompts, arguments.num_prompts)  # refused before the model loads
     return ReplySettings(
         prompts=arguments.prompts,
-        prompts_sha256=prompts_digest(arguments.prompts),
+        prompts_sha256=digest_from_source(arguments.prompts),
         max_new_tokens=arguments.max_new_tokens,
         temperature=temperature,
         seed=arguments.seed,

@@ -12,7 +12,6 @@ from support.ranks import table_of
 from support.stand_ins.table_engine import TableEngine
 from support.strategies import medusa_trees
 
-from medusa_trt.calibration.bench.prompts import BenchPrompt
 from medusa_trt.calibration.calibrate_options import (
     LatencyOptions,
     ReplySettings,
@@ -21,6 +20,7 @@ from medusa_trt.calibration.calibrate_options import (
 )
 from medusa_trt.calibration.latency.curve import LatencyCurve, LatencyRecord, bootstrap_medians
 from medusa_trt.calibration.latency.measurement import points_to_measure
+from medusa_trt.calibration.prompts import BenchPrompt
 from medusa_trt.calibration.records import RecordLog
 from medusa_trt.calibration.report.sections import advice_text, chosen_tree
 from medusa_trt.calibration.threshold.measurement import Rule, ThresholdRecord, score

@@ -43,7 +43,7 @@ def test_medusa_equals_plain_decoding_on_twenty_prompts(demo_bundle: Bundle) -> 
     accept_lengths: list[int] = []
     with MedusaSession(demo_bundle) as session:
         for number, prompt in enumerate(self_generated_prompts()[:NUM_PROMPTS]):
-            ids = session.text.encode_chat([{"role": "user", "content": prompt.prompt}])
+            ids = session.text.encode_chat([{"role": "user", "content": prompt.turns[0]}])
             options = GenerationOptions(max_new_tokens=MAX_NEW_TOKENS, tree=load_tree("plain"))
             plain = session.generate(ids, options).token_ids
             for place, spec in enumerate(TREES):

@@ -9,7 +9,7 @@ import pytest
 import torch
 from support.tiny_models import EOS_ID, byte_tokenizer
 
-from medusa_trt.calibration.bench.prompts import mt_bench_prompts
+from medusa_trt.calibration.prompts import mt_bench_prompts
 from medusa_trt.errors import TrainingError
 from medusa_trt.export.models.base_model import BaseModel, load_base_model, source_from_name
 from medusa_trt.runtime.bundle import Bundle

@@ -9,12 +9,6 @@ from support.bench_rows import GREEDY, both, row
 
 from medusa_trt.calibration.bench.measurement import check_runnable, measure
 from medusa_trt.calibration.bench.options import BenchOptions
-from medusa_trt.calibration.bench.prompts import (
-    BenchPrompt,
-    mt_bench_prompts,
-    prompts_from_file,
-    spread_over_categories,
-)
 from medusa_trt.calibration.bench.summary import (
     Difference,
     Quartiles,
@@ -24,6 +18,12 @@ from medusa_trt.calibration.bench.summary import (
     summarize,
     tokens_per_s,
     whole_prompts,
+)
+from medusa_trt.calibration.prompts import (
+    BenchPrompt,
+    mt_bench_prompts,
+    prompts_from_file,
+    spread_over_categories,
 )
 from medusa_trt.errors import PromptError, TreeError
 from medusa_trt.runtime.session import MedusaSession
