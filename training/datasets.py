@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch.utils.data import Dataset
 
-from medusa_trt.training.rows import LabelledTokens, ReplyRows, TargetRule
+from medusa_trt.training.data.rows import LabelledTokens, ReplyRows, TargetRule
 
 Batch = dict[str, torch.Tensor]
 

@@ -7,10 +7,15 @@ import torch
 from numpy.typing import NDArray
 
 from medusa_trt.training.accuracy import Accuracy, ranks_from_logits
+from medusa_trt.training.data.rows import (
+    LabelledTokens,
+    ReplyRows,
+    TargetRule,
+    rows_from_conversations,
+)
 from medusa_trt.training.datasets import PaddedConversations
-from medusa_trt.training.heads_model import TrainableHeads
-from medusa_trt.training.modules import HeadsOnBackbone
-from medusa_trt.training.rows import LabelledTokens, ReplyRows, TargetRule, rows_from_conversations
+from medusa_trt.training.objectives import HeadsOnBackbone
+from medusa_trt.training.trainable_heads import TrainableHeads
 from medusa_trt.tree_configs import MedusaTree
 
 _CHUNK_ROWS = 1024

@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from medusa_trt.training.rows import Targets
+from medusa_trt.training.data.rows import Targets
 
 _MAX_CHUNK_ELEMENTS = 2**21
 

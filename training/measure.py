@@ -10,11 +10,11 @@ from medusa_trt.export.heads.medusa_heads import MedusaHeads, embedding_of
 from medusa_trt.export.models.base_model import BaseModel
 from medusa_trt.training.accuracy import Accuracy
 from medusa_trt.training.backbone import unembedding_of
-from medusa_trt.training.conversation import ChatFrame, Conversation
-from medusa_trt.training.generation import BatchGenerator
-from medusa_trt.training.heads_model import TrainableHeads, shape_of
+from medusa_trt.training.data.conversation import ChatFrame, Conversation
+from medusa_trt.training.data.generation import BatchGenerator
+from medusa_trt.training.data.rows import DraftVocabulary, LabelledTokens
 from medusa_trt.training.held_out import accuracy_of, kept_pieces
-from medusa_trt.training.rows import DraftVocabulary, LabelledTokens
+from medusa_trt.training.trainable_heads import TrainableHeads, shape_of
 from medusa_trt.tree_configs import MedusaTree
 
 _BATCH_SIZE = 64

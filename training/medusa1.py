@@ -11,13 +11,7 @@ from medusa_trt.export.heads.medusa_heads import MedusaHeads, embedding_of
 from medusa_trt.export.models.base_model import BaseModel
 from medusa_trt.training.accuracy import Accuracy
 from medusa_trt.training.backbone import unembedding_of
-from medusa_trt.training.datasets import FeatureRows, PaddedConversations
-from medusa_trt.training.heads_model import TrainableHeads
-from medusa_trt.training.held_out import accuracy_of, computed_pieces, kept_pieces
-from medusa_trt.training.modules import HeadsOnBackbone, HeadsOnFeatures
-from medusa_trt.training.options import TrainOptions
-from medusa_trt.training.ridge import Piece, ridge_maps
-from medusa_trt.training.rows import (
+from medusa_trt.training.data.rows import (
     DraftVocabulary,
     LabelledTokens,
     ReplyRows,
@@ -25,7 +19,13 @@ from medusa_trt.training.rows import (
     TargetRule,
     rows_from_conversations,
 )
-from medusa_trt.training.shards import load_shards, read_spec
+from medusa_trt.training.data.shards import load_shards, read_spec
+from medusa_trt.training.datasets import FeatureRows, PaddedConversations
+from medusa_trt.training.held_out import accuracy_of, computed_pieces, kept_pieces
+from medusa_trt.training.objectives import HeadsOnBackbone, HeadsOnFeatures
+from medusa_trt.training.options import TrainOptions
+from medusa_trt.training.ridge import Piece, ridge_maps
+from medusa_trt.training.trainable_heads import TrainableHeads
 from medusa_trt.training.trainer import run_trainer
 
 _RIDGE_ROWS = 1 << 18

@@ -11,16 +11,16 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from medusa_trt.export.heads.medusa_heads import MedusaHeads, embedding_of
 from medusa_trt.export.models.base_model import BaseModel
 from medusa_trt.training.backbone import unembedding_of
+from medusa_trt.training.data.rows import DraftVocabulary, Split
 from medusa_trt.training.datasets import PaddedConversations
-from medusa_trt.training.heads_model import TrainableHeads, shape_of, tensors_from_heads
 from medusa_trt.training.medusa1 import (
     TrainResult,
     measure_on_backbone,
     train_heads,
 )
-from medusa_trt.training.modules import HeadsOnBackbone
+from medusa_trt.training.objectives import HeadsOnBackbone
 from medusa_trt.training.options import JointOptions
-from medusa_trt.training.rows import DraftVocabulary, Split
+from medusa_trt.training.trainable_heads import TrainableHeads, shape_of, tensors_from_heads
 from medusa_trt.training.trainer import run_trainer
 
 _PREFIX = "medusa_head."

@@ -15,10 +15,10 @@ from medusa_trt import __version__
 from medusa_trt.errors import TrainingError
 from medusa_trt.export.heads.medusa_heads import MedusaHeads
 from medusa_trt.training.accuracy import Accuracy
-from medusa_trt.training.heads_model import tensors_from_heads
+from medusa_trt.training.data.shards import DataSpec
 from medusa_trt.training.medusa1 import TrainResult
 from medusa_trt.training.options import JointOptions, TrainOptions
-from medusa_trt.training.shards import DataSpec
+from medusa_trt.training.trainable_heads import tensors_from_heads
 
 HEADS_FILE = "medusa_lm_head.safetensors"
 

@@ -7,8 +7,8 @@ import msgspec
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from medusa_trt.errors import TrainingError
+from medusa_trt.training.data.shards import DataSpec
 from medusa_trt.training.options import JointOptions, TrainOptions
-from medusa_trt.training.shards import DataSpec
 
 _FILE = "run.json"
 

@@ -69,7 +69,7 @@ def _data(arguments: argparse.Namespace) -> None:
 
     from medusa_trt.runtime.bundle import Bundle
     from medusa_trt.training.backbone import load_backbone
-    from medusa_trt.training.distill import generate_data, seed_prompts
+    from medusa_trt.training.data.distillation import generate_data, seed_prompts
 
     options = DataOptions(**_values(DataOptions, arguments))
     prompts = seed_prompts(arguments.prompts)
@@ -108,10 +108,10 @@ def _joint_options(arguments: argparse.Namespace) -> JointOptions:
 def _heads(arguments: argparse.Namespace) -> None:
     options = _train_options(arguments)
     from medusa_trt.training.backbone import load_backbone
+    from medusa_trt.training.data.shards import read_spec
     from medusa_trt.training.medusa1 import load_split, train_heads
     from medusa_trt.training.report import replaced_folder, save_heads, save_report
     from medusa_trt.training.run_record import check_same_run
-    from medusa_trt.training.shards import read_spec
 
     specs = [read_spec(folder) for folder in arguments.data]
     check_same_run(arguments.output, specs, options)
@@ -130,11 +130,11 @@ def _joint(arguments: argparse.Namespace) -> None:
     options = _joint_options(arguments)
     from medusa_trt.export.heads.head_checkpoint import heads_from_path
     from medusa_trt.training.backbone import load_backbone
+    from medusa_trt.training.data.shards import read_spec
     from medusa_trt.training.medusa1 import load_split
     from medusa_trt.training.medusa2 import save_combined, train_joint
     from medusa_trt.training.report import replaced_folder, save_report
     from medusa_trt.training.run_record import check_same_run
-    from medusa_trt.training.shards import read_spec
 
     specs = [read_spec(folder) for folder in arguments.data]
     heads = None if arguments.heads is None else heads_from_path(arguments.heads)

@@ -4,9 +4,9 @@ import torch
 from support.tiny_models import HIDDEN_SIZE
 
 from medusa_trt.export.models.base_model import BaseModel
+from medusa_trt.training.data.rows import LabelledTokens, Split
+from medusa_trt.training.data.shards import Features
 from medusa_trt.training.options import HeadsShape, TrainOptions
-from medusa_trt.training.rows import LabelledTokens, Split
-from medusa_trt.training.shards import Features
 
 A, B, V = 5, 3, 32
 NOISE = 0.3

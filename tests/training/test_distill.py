@@ -14,13 +14,13 @@ from medusa_trt.errors import TrainingError
 from medusa_trt.export.models.base_model import BaseModel, load_base_model, source_from_name
 from medusa_trt.runtime.bundle import Bundle
 from medusa_trt.runtime.engines.ort_cpu import OrtEngine
-from medusa_trt.training.conversation import ChatFrame
-from medusa_trt.training.distill import generate_data, seed_prompts
-from medusa_trt.training.engine_generation import EngineGenerator
-from medusa_trt.training.generation import BatchGenerator, _Draw
+from medusa_trt.training.data.conversation import ChatFrame
+from medusa_trt.training.data.distillation import generate_data, seed_prompts
+from medusa_trt.training.data.engine_generation import EngineGenerator
+from medusa_trt.training.data.generation import BatchGenerator, _Draw
+from medusa_trt.training.data.rows import Split
+from medusa_trt.training.data.shards import Shard, load_shards, shard_path
 from medusa_trt.training.options import DataOptions
-from medusa_trt.training.rows import Split
-from medusa_trt.training.shards import Shard, load_shards, shard_path
 
 PROMPTS = [("Hi",), ("Tell me more",), ("Why?", "And then?"), ("One",), ("Two words",)]
 OPTIONS = DataOptions(batch_size=2, num_turns=2, max_new_tokens=6, temperatures=(0.0, 1.0), seed=3)

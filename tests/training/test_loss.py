@@ -12,13 +12,13 @@ from support.tiny_models import llama_config, random_model
 
 from medusa_trt.errors import TrainingError
 from medusa_trt.export.heads.medusa_heads import embedding_of
-from medusa_trt.training.heads_model import TrainableHeads
+from medusa_trt.training.data.rows import DraftVocabulary, ReplyRows, TargetRule, Targets
+from medusa_trt.training.data.shards import Features
 from medusa_trt.training.loss import medusa_loss, sampled_columns, soft_cross_entropy
-from medusa_trt.training.modules import HeadsOnBackbone, divergence
+from medusa_trt.training.objectives import HeadsOnBackbone, divergence
 from medusa_trt.training.options import HeadsShape, TrainOptions
 from medusa_trt.training.ridge import ridge_maps
-from medusa_trt.training.rows import DraftVocabulary, ReplyRows, TargetRule, Targets
-from medusa_trt.training.shards import Features
+from medusa_trt.training.trainable_heads import TrainableHeads
 
 VOCAB, HIDDEN = 30, 8
 

@@ -16,11 +16,11 @@ from medusa_trt.export.heads.head_checkpoint import heads_from_tensors
 from medusa_trt.export.heads.medusa_heads import HeadsModule, embedding_of
 from medusa_trt.export.models.base_model import BaseModel
 from medusa_trt.training.backbone import load_backbone, precision_of, unembedding_of
-from medusa_trt.training.distill import generate_data
-from medusa_trt.training.heads_model import TrainableHeads, shape_of, tensors_from_heads
+from medusa_trt.training.data.distillation import generate_data
+from medusa_trt.training.data.rows import DraftVocabulary
 from medusa_trt.training.medusa1 import load_split, train_heads
 from medusa_trt.training.options import DataOptions, HeadsShape, Quantization
-from medusa_trt.training.rows import DraftVocabulary
+from medusa_trt.training.trainable_heads import TrainableHeads, shape_of, tensors_from_heads
 from medusa_trt.training.trainer import last_checkpoint
 
 

@@ -13,7 +13,7 @@ from medusa_trt.export.heads.head_checkpoint import heads_from_tensors
 from medusa_trt.export.heads.medusa_heads import embedding_of
 from medusa_trt.export.models.base_model import BaseModel
 from medusa_trt.training.backbone import unembedding_of
-from medusa_trt.training.heads_model import TrainableHeads
+from medusa_trt.training.data.rows import DraftVocabulary
 from medusa_trt.training.medusa2 import (
     learning_rates,
     merged_tensors,
@@ -21,9 +21,9 @@ from medusa_trt.training.medusa2 import (
     save_combined,
     train_joint,
 )
-from medusa_trt.training.modules import HeadsOnBackbone
+from medusa_trt.training.objectives import HeadsOnBackbone
 from medusa_trt.training.options import HeadsShape, JointOptions
-from medusa_trt.training.rows import DraftVocabulary
+from medusa_trt.training.trainable_heads import TrainableHeads
 
 
 def test_joint_training_saves_a_model_that_is_its_own_teachers_neighbour(

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 from medusa_trt.cli.main import main
 from medusa_trt.export.heads.head_checkpoint import heads_from_path
 from medusa_trt.export.models.base_model import BaseModel
-from medusa_trt.training.distill import generate_data
+from medusa_trt.training.data.distillation import generate_data
 from medusa_trt.training.options import DataOptions
 
 

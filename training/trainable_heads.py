@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 from medusa_trt.export.heads.medusa_heads import Linear, MedusaHead, MedusaHeads
+from medusa_trt.training.data.rows import DraftVocabulary
 from medusa_trt.training.options import HeadsShape
-from medusa_trt.training.rows import DraftVocabulary
 
 
 class _Head(nn.Module):

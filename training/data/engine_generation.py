@@ -8,8 +8,8 @@ import torch
 
 from medusa_trt.errors import TrainingError
 from medusa_trt.runtime.engines.base import Engine
-from medusa_trt.training.generation import Continuation, draw, top_logprobs
-from medusa_trt.training.shards import Features
+from medusa_trt.training.data.generation import Continuation, draw, top_logprobs
+from medusa_trt.training.data.shards import Features
 from medusa_trt.tree_configs import chain_tree
 
 _CHUNK = 16

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from medusa_trt.errors import TrainingError
-from medusa_trt.training.shards import Features, Shard
+from medusa_trt.training.data.shards import Features, Shard
 
 
 @dataclass(frozen=True, slots=True)

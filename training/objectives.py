@@ -10,12 +10,12 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from medusa_trt.training.backbone import observed_unembedding
-from medusa_trt.training.generation import top_logprobs
-from medusa_trt.training.heads_model import TrainableHeads
+from medusa_trt.training.data.generation import top_logprobs
+from medusa_trt.training.data.rows import ReplyRows, TargetRule, Targets
+from medusa_trt.training.data.shards import Features
 from medusa_trt.training.loss import medusa_loss
 from medusa_trt.training.options import TrainOptions
-from medusa_trt.training.rows import ReplyRows, TargetRule, Targets
-from medusa_trt.training.shards import Features
+from medusa_trt.training.trainable_heads import TrainableHeads
 
 
 class HeadsOnFeatures(nn.Module):

@@ -10,7 +10,7 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 from medusa_trt.errors import TrainingError
 from medusa_trt.export.models.base_model import BaseModel
 from medusa_trt.training.backbone import observed_unembedding
-from medusa_trt.training.shards import NUM_TEACHER_TOKENS, Features
+from medusa_trt.training.data.shards import NUM_TEACHER_TOKENS, Features
 
 
 @dataclass(frozen=True, slots=True)

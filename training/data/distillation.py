@@ -16,11 +16,11 @@ from medusa_trt.export.models.base_model import BaseModel
 from medusa_trt.runtime.bundle import Bundle
 from medusa_trt.runtime.engines.backends import engine_from_backend
 from medusa_trt.training.backbone import precision_of
-from medusa_trt.training.conversation import ChatFrame, Conversation
-from medusa_trt.training.engine_generation import SPARE_ROWS, EngineGenerator
-from medusa_trt.training.generation import BatchGenerator, Continuation, Generator
+from medusa_trt.training.data.conversation import ChatFrame, Conversation
+from medusa_trt.training.data.engine_generation import SPARE_ROWS, EngineGenerator
+from medusa_trt.training.data.generation import BatchGenerator, Continuation, Generator
+from medusa_trt.training.data.shards import DataSpec, Features, Shard, shard_path, write_spec
 from medusa_trt.training.options import DataOptions
-from medusa_trt.training.shards import DataSpec, Features, Shard, shard_path, write_spec
 
 FORMAT_VERSION = 1
 _USER_TEMPERATURE = 1.0

@@ -1,0 +1,1 @@
+"""Self-distillation data: the replies of a model to prompts, and their shards on disk."""
