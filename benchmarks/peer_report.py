@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from rich.console import Console
 from rich.table import Table
 
-from medusa_trt.calibration.bench.report import Machine
+from medusa_trt.calibration.machine import Machine
 
 _REFERENCES = ("transformers-fp32", "medusa-trt-fp32-plain")
 _MEDUSA = "-medusa"

@@ -25,7 +25,8 @@ from peer_process import PeerProcess
 from peer_report import PeerReply, PeerReport, is_identical, print_report
 from rich.console import Console
 
-from medusa_trt.calibration.bench.report import Machine, replaced_file
+from medusa_trt.calibration.bench.report import replaced_file
+from medusa_trt.calibration.machine import Machine
 from medusa_trt.calibration.progress import Progress
 from medusa_trt.calibration.prompts import mt_bench_prompts, spread_over_categories
 from medusa_trt.errors import MedusaError
@@ -120,7 +121,7 @@ def measured(arguments: argparse.Namespace) -> PeerReport:
         model=model,
         num_tokens=arguments.tokens,
         prompt_lengths=[len(prompt) for prompt in prompts],
-        machine=Machine.this(),
+        machine=Machine.detect(),
         versions={},
         left_out=left_out,
         is_complete=True,

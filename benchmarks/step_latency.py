@@ -21,7 +21,8 @@ from rich.console import Console
 from step_floors import ArithmeticFloor, products_of, reading
 from step_report import StepReport, StepTable, print_report
 
-from medusa_trt.calibration.bench.report import Machine, replaced_file
+from medusa_trt.calibration.bench.report import replaced_file
+from medusa_trt.calibration.machine import Machine
 from medusa_trt.errors import MedusaError
 from medusa_trt.runtime.acceptance import accept_exact
 from medusa_trt.runtime.bundle import Bundle
@@ -78,7 +79,7 @@ def measured(arguments: argparse.Namespace) -> StepReport:
         tables += measured_with(bundles, arguments.past, threads, arguments.rounds)
     return StepReport(
         command=" ".join(["step_latency.py", *sys.argv[1:]]),
-        machine=Machine.this(),
+        machine=Machine.detect(),
         rounds=arguments.rounds,
         tables=tables,
     )

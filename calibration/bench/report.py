@@ -1,54 +1,19 @@
 """A benchmark's report as data: what ran, on what, what came out, and its JSON file."""
 
 import os
-import platform
 import resource
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 
 import msgspec
 
-from medusa_trt import __version__
 from medusa_trt.calibration.bench.measurement import ReplyRow
 from medusa_trt.calibration.bench.summary import Summary
+from medusa_trt.calibration.machine import Machine
 from medusa_trt.errors import MedusaError
-
-_PACKAGES = ("numpy", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx", "tokenizers")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Machine:
-    """What a benchmark ran on. `num_usable_cores` is what this process may use of them."""
-
-    cpu: str
-    num_cores: int
-    num_usable_cores: int
-    memory_bytes: int
-    system: str
-    versions: dict[str, str]
-
-    @classmethod
-    def this(cls) -> "Machine":
-        """The machine that this runs on."""
-        versions = {"medusa-trt": __version__, "python": platform.python_version()}
-        for package in _PACKAGES:
-            try:
-                versions[package] = metadata.version(package)
-            except metadata.PackageNotFoundError:
-                continue
-        num_cores = os.cpu_count() or 1
-        return cls(
-            cpu=_cpu_name(),
-            num_cores=num_cores,
-            num_usable_cores=len(os.sched_getaffinity(0)),
-            memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-            system=platform.platform(),
-            versions=versions,
-        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,11 +92,3 @@ def replaced_file(path: Path) -> Iterator[Path]:
         raise MedusaError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def _cpu_name() -> str:
-    """The processor as the kernel names it; Python only knows its family."""
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.processor() or platform.machine())

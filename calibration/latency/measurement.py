@@ -1,18 +1,16 @@
-"""Measures step times of a session: whole steps, as a user's reply has them."""
+"""Measures step times of a session: whole steps, as in a user's reply."""
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 
-from medusa_trt.calibration.bench.report import Machine
 from medusa_trt.calibration.calibrate_options import LatencyOptions
-from medusa_trt.calibration.latency.curve import LatencyRecord
+from medusa_trt.calibration.latency.record import LatencyRecord, select_records
 from medusa_trt.calibration.prompts import self_generated_prompts
 from medusa_trt.calibration.records import RecordLog
 from medusa_trt.calibration.replies import generate_whole_reply
-from medusa_trt.calibration.trees.growth import grow, independent
 from medusa_trt.errors import CalibrationError
 from medusa_trt.runtime.options import GenerationOptions
 from medusa_trt.runtime.session import Generation, GenerationStats, MedusaSession
@@ -24,27 +22,15 @@ Point = tuple[int, int, int]
 """Round, context and number of nodes of a sample."""
 
 
-def machine_fingerprint(machine: Machine) -> str:
-    """What step times depend on beside the bundle; times of other machines are left alone."""
-    engines = (f"{name} {machine.versions[name]}" for name in sorted(machine.versions))
-    kept = [text for text in engines if text.startswith(("onnxruntime", "tensorrt", "medusa"))]
-    return ", ".join([machine.cpu, f"{machine.num_usable_cores} cores", *kept])
-
-
 def measurable_options(session: MedusaSession, options: LatencyOptions) -> LatencyOptions:
-    """The options without what this bundle cannot do: too long contexts, too large trees.
-
-    Where the longest context does not fit, the longest that does takes its place.
+    """Drops trees that are too large for a session, and shortens contexts that are too long.
 
     Raises:
-        CalibrationError: no context fits.
+        CalibrationError: the session is too short for a single sample.
     """
     heads = session.bundle.manifest.heads
-    num_paths, level = 1, 1
-    for _ in range(heads.num_heads):
-        level *= heads.top_k
-        num_paths += level
-    most = min(num_paths, session.engine.capacity - session.max_length)
+    num_paths = sum(heads.top_k**depth for depth in range(heads.num_heads + 1))
+    max_nodes = min(num_paths, session.engine.capacity - session.max_length)
     longest = session.max_length - options.num_tokens - 1
     if longest < 1:
         raise CalibrationError(
@@ -53,29 +39,27 @@ def measurable_options(session: MedusaSession, options: LatencyOptions) -> Laten
         )
     return replace(
         options,
-        sizes=tuple(size for size in options.sizes if size <= most),
+        sizes=tuple(size for size in options.sizes if size <= max_nodes),
         contexts=tuple(min(context, longest) for context in options.contexts),
     )
 
 
-def points_to_measure(
+def missing_points(
     options: LatencyOptions, records: Iterable[LatencyRecord], machine: str, threads: int | None
 ) -> list[Point]:
-    """The samples that are missing, round by round, sizes in random order.
+    """Lists the samples that were not taken yet, round by round, sizes in random order.
 
-    Work on the machine comes and goes: one round after the other, every size meets it alike.
+    Other work on the machine comes and goes. In rounds it affects every size alike.
 
     Args:
-        options: what is wanted.
-        records: what was measured before, here or elsewhere.
-        machine: fingerprint of this one.
-        threads: for one step.
+        options: the wanted samples.
+        records: samples that were taken before, on this machine or another one.
+        machine: fingerprint of this machine.
+        threads: threads for one step.
     """
-    kind = (machine, threads, options.batch_size)
     done = {
         (record.round, record.context, record.num_nodes)
-        for record in records
-        if (record.machine, record.threads, record.batch_size) == kind
+        for record in select_records(records, machine, threads, options.batch_size)
     }
     return [
         point
@@ -90,13 +74,24 @@ class LatencyMeter:
     """Takes samples on one session."""
 
     def __init__(
-        self, session: MedusaSession, options: LatencyOptions, machine: str, threads: int | None
+        self,
+        session: MedusaSession,
+        options: LatencyOptions,
+        trees: Mapping[int, MedusaTree],
+        machine: str,
+        threads: int | None,
     ) -> None:
-        """Prepares a tree of each size and a text to put before the steps."""
-        self._session, self._options = session, options
+        """Prepares a text to put before the steps.
+
+        Args:
+            session: the session to measure.
+            options: the wanted samples, from `measurable_options`.
+            trees: a tree of each size.
+            machine: fingerprint of this machine.
+            threads: threads for one step.
+        """
+        self._session, self._options, self._trees = session, options, trees
         self._machine, self._threads = machine, threads
-        heads = session.bundle.manifest.heads
-        self._trees = _typical_trees(heads.num_heads, heads.top_k, options.sizes)
         self._text = _long_text(session, max(options.contexts))
 
     def measure(
@@ -105,7 +100,7 @@ class LatencyMeter:
         """Takes the samples and appends them to the log.
 
         Raises:
-            KeyboardInterrupt: on Ctrl-C; whole samples are kept.
+            KeyboardInterrupt: on Ctrl-C; samples that were taken whole are kept.
         """
         for round_, context, num_nodes in points:
             stats = self._sample(context, num_nodes)
@@ -126,9 +121,9 @@ class LatencyMeter:
             advance()
 
     def estimate_s(self, points: Sequence[Point]) -> float:
-        """Seconds that the samples will take, from the smallest and the largest of them.
+        """Estimates the seconds that the samples take, from the smallest and the largest one.
 
-        In between, time is taken to be linear in the number of nodes.
+        The time in between is assumed to be linear in the number of nodes.
         """
         if not points:
             return 0.0
@@ -144,7 +139,7 @@ class LatencyMeter:
         return float(np.interp(sizes, (low, high + 1e-9), times).sum())
 
     def _sample(self, context: int, num_nodes: int) -> GenerationStats:
-        """A few steps; a shorter run before them prepares the engine for this tree."""
+        """Measures a few steps, after a shorter run that prepares the engine for this tree."""
         for num_tokens in (_WARM_UP_TOKENS, self._options.num_tokens):
             reply = self._reply(
                 self._text[:context],
@@ -158,24 +153,17 @@ class LatencyMeter:
         return reply.stats
 
     def _reply(self, prompt_ids: list[int], options: GenerationOptions) -> Generation:
-        """Equal sequences in every slot, so that they end together; the last one's statistics
-        begin when all are prefilled."""
+        """Generates equal sequences in all slots, so that they end together.
+
+        The statistics are the last sequence's, which begin when all are prefilled.
+        """
         if self._options.batch_size == 1:
             return generate_whole_reply(self._session, prompt_ids, options)
         return self._session.generate_batch([prompt_ids] * self._options.batch_size, options)[-1]
 
 
-def _typical_trees(num_heads: int, top_k: int, sizes: Iterable[int]) -> dict[int, MedusaTree]:
-    """Trees as good heads would have them: what a step costs hardly depends on the shape."""
-    accuracies = 0.6 * np.outer(0.8 ** np.arange(num_heads), 0.5 ** np.arange(top_k))
-    order = grow(independent(accuracies), max(sizes))
-    return {
-        size: MedusaTree.from_choices(order[: size - 1], name=f"typical-{size}") for size in sizes
-    }
-
-
 def _long_text(session: MedusaSession, num_tokens: int) -> list[int]:
-    """That many tokens of ordinary text."""
+    """Token ids of ordinary text, `num_tokens` of them."""
 
     def tokens() -> Iterator[int]:
         while True:

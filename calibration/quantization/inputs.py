@@ -1,4 +1,4 @@
-"""What a quantization is measured with: the unquantized model, texts, heads and tree."""
+"""Inputs of a quantization's measurements: the unquantized model, texts, heads and tree."""
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -7,7 +7,6 @@ from contextlib import contextmanager
 import numpy as np
 from numpy.typing import NDArray
 
-from medusa_trt.calibration.calibrate_options import ReplySettings
 from medusa_trt.calibration.prompts import BenchPrompt
 from medusa_trt.calibration.quantization.costs import Drafter
 from medusa_trt.calibration.quantization.meter import Text
@@ -30,10 +29,9 @@ def texts_from_records(
     session: MedusaSession,
     prompts: Sequence[BenchPrompt],
     records: Iterable[RankRecord],
-    settings: ReplySettings,
 ) -> list[Text]:
-    """The prompts with their recorded replies to these settings, all of them."""
-    replies = {record.prompt_id: record for record in records if record.settings == settings}
+    """Pairs each prompt with its recorded reply."""
+    replies = {record.prompt_id: record for record in records}
     return [
         Text(
             tuple(encode_first_turn(session, prompt)),
@@ -43,22 +41,26 @@ def texts_from_records(
     ]
 
 
-def unquantized_model(bundle: Bundle, name: str | None) -> BaseModel:
+def load_unquantized_model(bundle: Bundle, name: str | None) -> BaseModel:
     """Loads the model that a bundle was made from, as float32.
 
+    Args:
+        bundle: the bundle.
+        name: the model, as `medusa-export --model` takes it; None for the bundle's name of it.
+
     Raises:
-        CalibrationError: the bundle's own name for it does not lead to it.
-        ExportError: it cannot be loaded, or has other sizes.
+        CalibrationError: no model has the bundle's name for it.
+        ExportError: the model cannot be loaded, or has other sizes than the bundle.
     """
-    own = bundle.manifest.model.name
+    bundle_name = bundle.manifest.model.name
     try:
-        source = source_from_name(name or own)
+        source = source_from_name(name or bundle_name)
     except ExportError as error:
         if name is not None:
             raise
         raise CalibrationError(
-            f"the bundle's model is called {own!r}, which is no alias, folder or hub id: name the "
-            "unquantized model with --model"
+            f"the bundle's model is called {bundle_name!r}, which is no alias, folder or hub id: "
+            "name the unquantized model with --model"
         ) from error
     base = load_base_model(source)
     check_same_sizes(bundle, base)
@@ -66,19 +68,19 @@ def unquantized_model(bundle: Bundle, name: str | None) -> BaseModel:
 
 
 @contextmanager
-def drafter_of(
-    bundle: Bundle, texts: Sequence[Text], opened: Callable[[], MedusaSession]
+def open_drafter(
+    bundle: Bundle, texts: Sequence[Text], open_session: Callable[[], MedusaSession]
 ) -> Iterator[Drafter]:
-    """The bundle's heads and tree on these texts; its engine is opened at the first use."""
+    """Tries the bundle's heads and tree on texts. A session is opened at the first use."""
     sessions: list[MedusaSession] = []
 
     def accept_length(hidden: Sequence[NDArray[np.float32]]) -> float:
         if not sessions:
-            sessions.append(opened())
+            sessions.append(open_session())
         engine, num_heads = sessions[0].engine, bundle.manifest.heads.num_heads
         ranks = []
         for states, text in zip(hidden, texts, strict=True):
-            # The state before each root but the last, one row at a time, as a step drafts.
+            # A step drafts from the state before its root, one row at a time, and so does this.
             drafts = (
                 engine.draft(row[None], [root])[0]
                 for row, root in zip(states[:-1], text.token_ids[:-1], strict=True)

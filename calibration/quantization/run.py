@@ -1,4 +1,4 @@
-"""Finds a format for each matrix of a model: each alone, then plans that are measured."""
+"""Finds a format for each matrix of a model: estimates each one alone, then measures plans."""
 
 import sys
 from collections import Counter
@@ -12,11 +12,12 @@ import torch
 
 from medusa_trt.calibration.bench.report import replaced_file
 from medusa_trt.calibration.calibrate_options import QuantizationOptions, ReplySettings
+from medusa_trt.calibration.origin import Origin
 from medusa_trt.calibration.progress import Progress
 from medusa_trt.calibration.prompts import BenchPrompt
 from medusa_trt.calibration.quantization.choice import Frontier, Option, frontier_from_options
 from medusa_trt.calibration.quantization.costs import Drafter, PlanRecord, QuantizationCosts
-from medusa_trt.calibration.quantization.inputs import drafter_of, texts_from_records
+from medusa_trt.calibration.quantization.inputs import open_drafter, texts_from_records
 from medusa_trt.calibration.quantization.meter import Formats, Text
 from medusa_trt.calibration.quantization.plans import (
     MOST_TRIES,
@@ -27,18 +28,15 @@ from medusa_trt.calibration.quantization.plans import (
     site_options,
 )
 from medusa_trt.calibration.quantization.section import (
+    MODELOPT_FILE,
     PLAN,
+    QUANTIZATION_PLAN_FILE,
     FormatCost,
     FrontierPoint,
     PlanResult,
-    SiteCosts,
-    advice_text,
-)
-from medusa_trt.calibration.report.results import (
-    MODELOPT_FILE,
-    QUANTIZATION_PLAN_FILE,
-    Origin,
     QuantizationSection,
+    SiteCosts,
+    advice_from_plans,
 )
 from medusa_trt.calibration.trees.head_ranks import RankRecord
 from medusa_trt.export.models.base_model import BaseModel
@@ -55,7 +53,7 @@ _FRONTIER_POINTS = 200
 
 
 class QuantizationRun:
-    """One calibration: measures what is missing, and tells what is known."""
+    """One search for a plan: measures what is missing and makes the report's section."""
 
     def __init__(
         self,
@@ -66,19 +64,19 @@ class QuantizationRun:
         options: QuantizationOptions,
         target: str,
     ) -> None:
-        """Finds the model's sites; nothing is measured yet.
+        """Finds the model's sites, without measuring anything.
 
         Args:
             base: the unquantized model.
-            texts: what to compare on.
-            folder: of the logs.
-            drafter: to be tried with the plans.
-            options: what for.
-            target: where the plan is to run, unless the options say so.
+            texts: prompts and replies to compare on.
+            folder: folder of the logs.
+            drafter: heads and tree to try with the plans.
+            options: the budget and the formats.
+            target: the plan's target, unless the options name another one.
 
         Raises:
             ExportError: there is no such target.
-            CalibrationError: it lacks a format.
+            CalibrationError: the target lacks a format.
         """
         self._target = target_from_name(options.target or target)
         self._formats = formats_from_names(self._target, options.formats)
@@ -104,10 +102,10 @@ class QuantizationRun:
         self._results: list[PlanResult] = []
 
     def measure(self) -> None:
-        """Estimates every site alone, then measures plans, and chooses one.
+        """Estimates every site alone, then measures plans and chooses one.
 
         Raises:
-            KeyboardInterrupt: on Ctrl-C; what is measured is kept.
+            KeyboardInterrupt: on Ctrl-C; finished measurements are kept.
             CalibrationError: no plan keeps to the budget.
         """
         for index in self._missing:
@@ -117,21 +115,24 @@ class QuantizationRun:
         self._kls = self._known_kls()
         self._frontier = frontier_from_options(
             {
-                name: [Option(each, size, self._kl(name, each)) for each, size in own.items()]
-                for name, own in self._sizes.items()
+                name: [
+                    Option(format_, size, self._kl(name, format_))
+                    for format_, size in sizes.items()
+                ]
+                for name, sizes in self._sizes.items()
             }
         )
         for name, formats in self._fixed.items():
             self._results.append(self._result(name, formats))
-        plan = best_plan(self._frontier, self._options, lambda formats: self._measured(formats).kl)
+        plan = best_plan(self._frontier, self._options, lambda formats: self._measure(formats).kl)
         self._results.append(self._result(PLAN, plan))
         self._plan = plan
 
     def save_plan(self, folder: Path) -> None:
-        """Writes the plan, if it is found: for an export, and for ModelOpt where that takes it.
+        """Writes the plan if there is one: for an export, and for ModelOpt if that can follow it.
 
         Raises:
-            MedusaError: it cannot be written.
+            MedusaError: a file cannot be written.
         """
         if not self._plan:
             return
@@ -144,15 +145,15 @@ class QuantizationRun:
         )
         with replaced_file(folder / QUANTIZATION_PLAN_FILE) as temporary:
             temporary.write_bytes(plan.to_json())
-        found = arguments_from_plan(plan) if self._target.mixed.on_device else None
-        if found is None:
+        arguments = arguments_from_plan(plan) if self._target.mixed.on_device else None
+        if arguments is None:
             (folder / MODELOPT_FILE).unlink(missing_ok=True)
             return
         with replaced_file(folder / MODELOPT_FILE) as temporary:
-            temporary.write_bytes(msgspec.json.format(msgspec.json.encode(found), indent=2))
+            temporary.write_bytes(msgspec.json.format(msgspec.json.encode(arguments), indent=2))
 
-    def section(self, origin: Origin, settings: ReplySettings) -> QuantizationSection:
-        """What is known by now."""
+    def make_section(self, origin: Origin, settings: ReplySettings) -> QuantizationSection:
+        """Makes the report's section of what was measured until now."""
         self._kls = self._known_kls()
         points = []
         if self._frontier is not None:
@@ -175,24 +176,25 @@ class QuantizationRun:
             sites=tuple(map(self._site_costs, self._sites)),
             frontier=tuple(points),
             plans=tuple(self._results),
-            advice=advice_text(self._results),
+            advice=advice_from_plans(self._results),
         )
 
     def _announce(self) -> None:
-        """Says what it will cost, before the first work that is not known."""
+        """Prints how long the work will take, before the first measurement."""
         if not self._is_announced:
             self._is_announced = True
             print("running the unquantized model", file=sys.stderr)
             self.progress.announce(self._costs.estimate_s(len(self._missing), self._num_plans))
 
     def _known_kls(self) -> dict[Format, dict[str, float]]:
-        """What each site causes alone, by format."""
-        return {each: self._costs.site_kls(each) for each in self._formats if is_rounded(each)}
+        """KL divergence that each site causes alone, by format and site."""
+        rounded = [format_ for format_ in self._formats if is_rounded(format_)]
+        return {format_: self._costs.site_kls(format_) for format_ in rounded}
 
     def _kl(self, site: str, format_: Format) -> float:
         return self._kls[format_][site] if is_rounded(format_) else 0.0
 
-    def _measured(self, formats: Formats) -> PlanRecord:
+    def _measure(self, formats: Formats) -> PlanRecord:
         record = self._costs.known_plan(formats)
         if record is None:
             self._announce()
@@ -201,12 +203,12 @@ class QuantizationRun:
         return record
 
     def _result(self, name: str, formats: Formats) -> PlanResult:
-        record = self._measured(formats)
+        record = self._measure(formats)
         return PlanResult(
             name=name,
             counts=dict(Counter(formats.values())),
             size_bytes=plan_bytes(self._sites, self._rounding, formats),
-            predicted_kl=sum(self._kl(site, each) for site, each in formats.items()),
+            predicted_kl=sum(self._kl(site, format_) for site, format_ in formats.items()),
             kl=record.kl,
             agreement=record.agreement,
             accept_length=record.accept_length,
@@ -229,39 +231,37 @@ class QuantizationRun:
 
 
 @contextmanager
-def opened_run(
+def open_run(
     bundle: Bundle,
     folder: Path,
-    opened: Callable[[], MedusaSession],
+    open_session: Callable[[], MedusaSession],
     base: BaseModel,
     prompts: Sequence[BenchPrompt],
-    ranks: Iterable[RankRecord],
-    settings: ReplySettings,
+    records: Iterable[RankRecord],
     options: QuantizationOptions,
     threads: int | None,
 ) -> Iterator[QuantizationRun]:
-    """A calibration of a bundle.
+    """Prepares a run on a bundle.
 
     Args:
-        bundle: for its tokenizer, heads, tree and target.
+        bundle: the bundle, for its tokenizer, heads, tree and target.
         folder: the bundle's folder for calibrations.
-        opened: opens a session on the bundle.
+        open_session: opens a session on the bundle.
         base: the unquantized model.
-        prompts: what was asked.
-        ranks: the replies, one to each prompt and these settings.
-        settings: of the replies.
-        options: what for.
-        threads: of the unquantized model; None for torch's choice.
+        prompts: the prompts of the replies.
+        records: the replies, one for each prompt.
+        options: the budget and the formats.
+        threads: threads of the unquantized model; None for torch's choice.
 
     Raises:
-        MedusaError: see `QuantizationRun`; a damaged log.
+        MedusaError: see `QuantizationRun`, or a log is damaged.
     """
     usual_threads = torch.get_num_threads()
-    with opened() as session:
-        texts = texts_from_records(session, prompts, ranks, settings)
+    with open_session() as session:
+        texts = texts_from_records(session, prompts, records)
     torch.set_num_threads(threads or usual_threads)
     try:
-        with drafter_of(bundle, texts, opened) as drafter:
+        with open_drafter(bundle, texts, open_session) as drafter:
             target = bundle.manifest.target.name
             yield QuantizationRun(base, texts, folder, drafter, options, target)
     finally:

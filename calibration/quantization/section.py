@@ -1,7 +1,13 @@
-"""What is known of a model's quantization, for the report."""
+"""The report's section on a model's quantization."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+
+from medusa_trt.calibration.calibrate_options import QuantizationOptions, ReplySettings
+from medusa_trt.calibration.origin import Origin
+
+QUANTIZATION_PLAN_FILE = "quantization.json"
+MODELOPT_FILE = "modelopt.json"
 
 PLAN = "plan"
 UNQUANTIZED = "unquantized"
@@ -9,12 +15,12 @@ UNQUANTIZED = "unquantized"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FormatCost:
-    """A format of one site, all others being as they are.
+    """Cost of rounding one site to a format, all other sites being unquantized.
 
     Attributes:
-        format: the format.
-        size_bytes: of the site's matrices with their scales.
-        kl: KL divergence from the unquantized model, nats a token, estimated.
+        format: name of the format.
+        size_bytes: size of the site's matrices with their scales.
+        kl: estimated KL divergence from the unquantized model, nats a token.
     """
 
     format: str
@@ -24,7 +30,7 @@ class FormatCost:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SiteCosts:
-    """A site (`export/quantization/sites.py`) in each format that rounds, and the plan's format."""
+    """Costs of a site (`export/quantization/sites.py`), and the format that the plan chose."""
 
     name: str
     layer: int | None
@@ -36,14 +42,14 @@ class SiteCosts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlanResult:
-    """All sites rounded at once.
+    """Cost of rounding all sites at once.
 
     Attributes:
-        name: what the report calls it.
+        name: name of the plan in the report.
         counts: number of sites of each format.
-        size_bytes: of all matrices with their scales.
-        predicted_kl: the sum of what the sites cause alone.
-        kl: as measured, nats a token.
+        size_bytes: size of all matrices with their scales.
+        predicted_kl: sum of the KL divergences that the sites cause alone.
+        kl: measured KL divergence, nats a token.
         agreement: share of next tokens that stay the same.
         accept_length: tokens a step that the bundle's heads and tree add on the replies.
     """
@@ -59,26 +65,57 @@ class PlanResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FrontierPoint:
-    """The least KL divergence that is predicted for a size."""
+    """The least KL divergence that is predicted for a total size."""
 
     size_bytes: int
     predicted_kl: float
 
 
-def counts_text(counts: Mapping[str, int]) -> str:
-    """As in "83 int4, 38 int8"."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QuantizationSection:
+    """Formats of the model's matrices.
+
+    Attributes:
+        origin: see `Origin`.
+        settings: how the replies were generated on which the models are compared.
+        options: the budget.
+        model: name of the unquantized model.
+        target: name of the target that the plan is for.
+        num_replies: number of replies.
+        num_positions: number of their tokens, each of which is predicted.
+        sites: costs of each site alone, in the model's order.
+        frontier: the least predicted KL of some sizes; empty until all sites are measured.
+        plans: costs of all sites at once; empty until then.
+        advice: the result in words.
+    """
+
+    origin: Origin
+    settings: ReplySettings
+    options: QuantizationOptions
+    model: str
+    target: str
+    num_replies: int
+    num_positions: int
+    sites: tuple[SiteCosts, ...]
+    frontier: tuple[FrontierPoint, ...]
+    plans: tuple[PlanResult, ...]
+    advice: str
+
+
+def text_from_counts(counts: Mapping[str, int]) -> str:
+    """Formats the number of sites of each format: "83 int4, 38 int8"."""
     return ", ".join(f"{count} {format_}" for format_, count in sorted(counts.items()))
 
 
-def advice_text(plans: Iterable[PlanResult]) -> str:
-    """What the plan gives, next to the largest of the others that rounds."""
+def advice_from_plans(plans: Iterable[PlanResult]) -> str:
+    """Compares the plan with the other plans in words."""
     by_name = {plan.name: plan for plan in plans}
     if PLAN not in by_name:
         return "Interrupted before a plan was found: run the same command again to go on."
     plan = by_name.pop(PLAN)
     by_name.pop(UNQUANTIZED, None)
     text = (
-        f"The plan ({counts_text(plan.counts)}) takes {plan.size_bytes / 1e6:.1f} MB at a KL "
+        f"The plan ({text_from_counts(plan.counts)}) takes {plan.size_bytes / 1e6:.1f} MB at a KL "
         f"divergence of {plan.kl:.4f} nats a token; {plan.agreement:.1%} of the next tokens stay "
         f"the same, and a step adds {plan.accept_length:.2f} tokens."
     )

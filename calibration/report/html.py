@@ -1,9 +1,11 @@
-"""The report for people: one HTML file with its plots inside."""
+"""The calibration report as one HTML page with its plots inside."""
 
 from importlib import resources
+from pathlib import Path
 
 import jinja2
 
+from medusa_trt.calibration.bench.report import replaced_file
 from medusa_trt.calibration.report.plots import (
     can_plot,
     heads_plot,
@@ -14,9 +16,21 @@ from medusa_trt.calibration.report.plots import (
 )
 from medusa_trt.calibration.report.results import Calibration
 
+HTML_FILE = "report.html"
 
-def html_from_calibration(calibration: Calibration) -> str:
-    """The report. Without matplotlib it has no plots, and says so."""
+
+def save_page(folder: Path, calibration: Calibration) -> None:
+    """Writes the page, whole or not at all.
+
+    Raises:
+        MedusaError: the file cannot be written.
+    """
+    with replaced_file(folder / HTML_FILE) as temporary:
+        temporary.write_text(page_from_calibration(calibration), encoding="utf-8")
+
+
+def page_from_calibration(calibration: Calibration) -> str:
+    """Renders the page. Without matplotlib it has no plots, and a line that says so."""
     plots: dict[str, str] = {}
     if can_plot():
         if calibration.heads is not None:

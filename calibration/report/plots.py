@@ -3,14 +3,11 @@
 from io import StringIO
 from typing import TYPE_CHECKING
 
-from medusa_trt.calibration.quantization.section import PLAN, UNQUANTIZED
-from medusa_trt.calibration.report.results import (
-    HeadsSection,
-    LatencySection,
-    QuantizationSection,
-    ThresholdSection,
-    TreeSection,
-)
+from medusa_trt.calibration.latency.section import LatencySection
+from medusa_trt.calibration.quantization.section import PLAN, UNQUANTIZED, QuantizationSection
+from medusa_trt.calibration.threshold.section import ThresholdSection
+from medusa_trt.calibration.trees.heads_section import HeadsSection
+from medusa_trt.calibration.trees.tree_section import TreeSection
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

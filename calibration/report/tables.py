@@ -5,16 +5,13 @@ from collections.abc import Iterable, Sequence
 from rich import box
 from rich.table import Table
 
-from medusa_trt.calibration.quantization.section import counts_text
-from medusa_trt.calibration.report.results import (
-    HeadsSection,
-    LatencySection,
-    QuantizationSection,
-    ThresholdSection,
-    TreeSection,
-)
+from medusa_trt.calibration.latency.section import LatencySection
+from medusa_trt.calibration.quantization.section import QuantizationSection, text_from_counts
+from medusa_trt.calibration.threshold.section import ThresholdSection
 from medusa_trt.calibration.threshold.summary import Recommendation
 from medusa_trt.calibration.trees.choice import Prediction
+from medusa_trt.calibration.trees.heads_section import HeadsSection
+from medusa_trt.calibration.trees.tree_section import TreeSection
 
 _SHOWN_KS = (1, 2, 3, 5, 10)
 
@@ -85,7 +82,7 @@ def plans_table(section: QuantizationSection) -> Table:
     rows = [
         [
             plan.name,
-            counts_text(plan.counts),
+            text_from_counts(plan.counts),
             f"{plan.size_bytes / 1e6:.1f}",
             f"{plan.predicted_kl:.4f}",
             f"{plan.kl:.4f}",

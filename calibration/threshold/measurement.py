@@ -26,6 +26,9 @@ from medusa_trt.runtime.sampling import token_from_logits, uniforms_from_seed
 from medusa_trt.runtime.session import MedusaSession
 from medusa_trt.tree_configs import MedusaTree
 
+THRESHOLD_FILE = "threshold_heads.jsonl"
+"""The name says "heads", since a file threshold.jsonl held replies drafted by prompt lookup too."""
+
 _PROBE_TOKENS = 16
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from medusa_trt.calibration.calibrate_options import ThresholdOptions
-from medusa_trt.calibration.latency.curve import NUM_RESAMPLES, Interval, interval
+from medusa_trt.calibration.intervals import NUM_RESAMPLES, Interval
 from medusa_trt.calibration.threshold.measurement import Rule, ThresholdRecord
 
 
@@ -119,7 +119,7 @@ def _rule_summary(
         num_replies=len(replies),
         accept_length=(num_tokens - len(replies)) / max(1, num_steps),
         mean_logprob=_ratio(own.sum(axis=0)),
-        logprob_gain=interval(
+        logprob_gain=Interval.from_bootstrap(
             _ratio(own.sum(axis=0)) - _ratio(others.sum(axis=0)),
             np.array([_ratio(row) for row in drawn @ own])
             - np.array([_ratio(row) for row in drawn @ others]),

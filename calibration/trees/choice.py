@@ -1,4 +1,4 @@
-"""The tree with the most tokens a second: accepted length over step time, for every size."""
+"""Chooses the tree with the most tokens a second: acceptance length over step time."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -7,12 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medusa_trt.calibration.calibrate_options import TreeOptions
-from medusa_trt.calibration.latency.curve import (
-    NUM_RESAMPLES,
-    Interval,
-    LatencyCurve,
-    interval,
-)
+from medusa_trt.calibration.intervals import NUM_RESAMPLES, Interval
+from medusa_trt.calibration.latency.curve import LatencyCurve
 from medusa_trt.calibration.trees.replay import RankTable, mean_accept_length
 from medusa_trt.calibration.trees.search import Candidate, fixed_candidates, search
 from medusa_trt.errors import CalibrationError
@@ -23,18 +19,18 @@ _PLAIN = load_tree("plain")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prediction:
-    """What a tree is predicted to do on this machine.
+    """The predicted speed of a tree on this machine.
 
     Attributes:
-        method: how it was found, or its name.
-        num_nodes: the root included.
-        max_depth: heads that it uses.
-        is_measured: whether the step time of this size was measured, not interpolated.
-        accept_length: tokens a step, on replies it was not made from.
+        method: how the tree was found, or its name.
+        num_nodes: number of nodes, the root included.
+        max_depth: number of heads that it uses.
+        is_measured: true if the step time of this size was measured, false if interpolated.
+        accept_length: tokens a step, on replies that the tree was not made from.
         step_ms: time of a step.
-        tokens_per_s: of all sequences of the batch together.
-        speedup: over plain decoding, with its 95 % interval.
-        medusa_choices: the tree.
+        tokens_per_s: throughput of all sequences of the batch together.
+        speedup: speed over plain decoding's, with its 95 % interval.
+        medusa_choices: paths of the tree.
     """
 
     method: str
@@ -55,10 +51,10 @@ class TreeChoice:
     Attributes:
         plain: plain decoding.
         best: the fastest tree of a measured size.
-        chosen: `best`, or `plain` where that does not pay.
-        untried: an unmeasured size that might be faster by 1 % or more, or None.
-        by_size: the best of each size, smallest first.
-        fixed: presets, chains and the bundle's own tree, fastest first.
+        chosen: `best`, or `plain` if the best tree is too slow.
+        untried: a tree of an unmeasured size that might be faster by 1 % or more, or None.
+        by_size: the best tree of each size, smallest first.
+        fixed: presets, chains and the bundle's tree, fastest first.
     """
 
     plain: Prediction
@@ -68,6 +64,13 @@ class TreeChoice:
     by_size: tuple[Prediction, ...]
     fixed: tuple[Prediction, ...]
 
+    @property
+    def chosen_tree(self) -> MedusaTree:
+        """The chosen tree, by the name that the bundle will show."""
+        is_named = self.chosen == self.plain or self.chosen in self.fixed
+        name = self.chosen.method if is_named else f"calibrated-{self.chosen.num_nodes}"
+        return MedusaTree.from_choices(self.chosen.medusa_choices, name=name)
+
 
 def choose_tree(
     table: RankTable,
@@ -76,26 +79,26 @@ def choose_tree(
     num_heads: int,
     top_k: int,
     context: int,
-    own_tree: MedusaTree,
+    bundle_tree: MedusaTree,
     options: TreeOptions,
 ) -> TreeChoice:
     """Searches all sizes and depths.
 
-    A node costs the same at every depth, so the best tree of a size is the one that accepts most,
-    whatever its depth. Between measured sizes a kernel may step up, so only a measured size is
-    chosen; interpolated ones are reported.
+    A node costs the same at every depth, so the best tree of a size is the one that accepts most.
+    A kernel's time may jump between measured sizes, so only a tree of a measured size is chosen;
+    trees of other sizes are only reported.
 
     Args:
-        table: recorded replies.
-        curve: step times here.
-        num_heads: of the bundle.
+        table: ranks of recorded replies.
+        curve: step times of this machine.
+        num_heads: number of heads of the bundle.
         top_k: candidates of each head.
         context: tokens in the cache.
-        own_tree: the bundle's.
+        bundle_tree: the bundle's present tree.
         options: see `TreeOptions`.
 
     Raises:
-        CalibrationError: too few replies, or step times do not cover the context.
+        CalibrationError: there are too few replies, or the step times do not cover the context.
     """
     sizes = [size for size in range(2, options.max_nodes + 1) if curve.covers(size)]
     if not sizes or not curve.is_measured(1):
@@ -105,14 +108,14 @@ def choose_tree(
         )
     predictor = _Predictor(table, curve, context, options.batch_size)
     plain = predictor.predict(Candidate("plain", _PLAIN, table.lengths))
-    found = [predictor.predict(candidate) for candidate in search(table, top_k, sizes)]
-    fixed_trees = _fixed_trees(num_heads, top_k, own_tree)
+    searched = [predictor.predict(candidate) for candidate in search(table, top_k, sizes)]
+    fixed_trees = _fixed_trees(num_heads, top_k, bundle_tree)
     fixed = [
         predictor.predict(candidate)
         for candidate in fixed_candidates(table, fixed_trees)
         if curve.covers(candidate.tree.num_nodes)
     ]
-    ranked = sorted([*found, *fixed], key=lambda prediction: -prediction.tokens_per_s)
+    ranked = sorted([*searched, *fixed], key=lambda prediction: -prediction.tokens_per_s)
     best = next(prediction for prediction in ranked if prediction.is_measured)
     fastest = ranked[0]
     return TreeChoice(
@@ -120,13 +123,13 @@ def choose_tree(
         best=best,
         chosen=best if best.speedup.median >= options.min_speedup else plain,
         untried=fastest if fastest.tokens_per_s > 1.01 * best.tokens_per_s else None,
-        by_size=_best_by_size(found),
+        by_size=_best_by_size(searched),
         fixed=tuple(sorted(fixed, key=lambda prediction: -prediction.tokens_per_s)),
     )
 
 
 class _Predictor:
-    """Turns steps into speed, with intervals by resampling replies and step times alike."""
+    """Turns steps into speed. Its intervals come from resampling both replies and step times."""
 
     def __init__(
         self, table: RankTable, curve: LatencyCurve, context: int, batch_size: int
@@ -156,31 +159,31 @@ class _Predictor:
             accept_length=length,
             step_ms=step_ms,
             tokens_per_s=1e3 * self._batch_size * length / step_ms,
-            speedup=interval(speedup, resampled),
+            speedup=Interval.from_bootstrap(speedup, resampled),
             medusa_choices=tree.medusa_choices,
         )
 
     def _lengths(self, steps: NDArray[np.int64]) -> NDArray[np.float64]:
-        """(1000,) accepted lengths over resampled replies."""
-        tokens = self._drawn @ self._table.lengths
-        lengths: NDArray[np.float64] = tokens / np.maximum(1, self._drawn @ steps)
+        """Acceptance lengths (NUM_RESAMPLES,) over resampled replies."""
+        num_tokens = self._drawn @ self._table.lengths
+        lengths: NDArray[np.float64] = num_tokens / np.maximum(1, self._drawn @ steps)
         return lengths
 
 
-def _best_by_size(found: Iterable[Prediction]) -> tuple[Prediction, ...]:
+def _best_by_size(predictions: Iterable[Prediction]) -> tuple[Prediction, ...]:
     best: dict[int, Prediction] = {}
-    for prediction in found:
+    for prediction in predictions:
         known = best.get(prediction.num_nodes)
         if known is None or prediction.accept_length > known.accept_length:
             best[prediction.num_nodes] = prediction
     return tuple(best[size] for size in sorted(best))
 
 
-def _fixed_trees(num_heads: int, top_k: int, own_tree: MedusaTree) -> Sequence[MedusaTree]:
-    """The presets and chains that these heads can fill, and the bundle's own tree, each once."""
+def _fixed_trees(num_heads: int, top_k: int, bundle_tree: MedusaTree) -> Sequence[MedusaTree]:
+    """The presets and chains that these heads can fill, and the bundle's tree; each tree once."""
     trees = [load_tree(name) for name in preset_names()]
     trees += [chain_tree(depth) for depth in range(1, num_heads + 1)]
     fitting = [tree for tree in trees if tree.max_depth <= num_heads and tree.top_k <= top_k]
-    own = [] if own_tree.num_nodes == 1 else [own_tree]
-    by_choices = {tree.medusa_choices: tree for tree in (*own, *fitting)}
+    drafting = [] if bundle_tree.num_nodes == 1 else [bundle_tree]
+    by_choices = {tree.medusa_choices: tree for tree in (*drafting, *fitting)}
     return list(by_choices.values())

@@ -10,7 +10,7 @@ nothing better (`tests/support/reference/tree_program.py` is one, and a test com
 
 import heapq
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -72,6 +72,18 @@ def independent(accuracies: NDArray[np.float64]) -> ChildProbabilities:
     """
     rows: list[list[float]] = accuracies.tolist()
     return lambda node: rows[len(node)] if len(node) < len(rows) else []
+
+
+def typical_trees(num_heads: int, top_k: int, sizes: Collection[int]) -> dict[int, MedusaTree]:
+    """Makes a tree of each size, as good heads would have it.
+
+    They serve to measure step times, which hardly depend on the shape of a tree.
+    """
+    accuracies = 0.6 * np.outer(0.8 ** np.arange(num_heads), 0.5 ** np.arange(top_k))
+    order = grow(independent(accuracies), max(sizes))
+    return {
+        size: MedusaTree.from_choices(order[: size - 1], name=f"typical-{size}") for size in sizes
+    }
 
 
 def expected_accept_length(tree: MedusaTree, child_probabilities: ChildProbabilities) -> float:

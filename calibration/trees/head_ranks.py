@@ -20,6 +20,8 @@ from medusa_trt.calibration.trees.replay import RankTable, ranks_from_drafts
 from medusa_trt.runtime.options import GenerationOptions
 from medusa_trt.runtime.session import MedusaSession
 
+RANKS_FILE = "ranks.jsonl"
+
 _PROBE_TOKENS = 16
 
 

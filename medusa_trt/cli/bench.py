@@ -107,9 +107,10 @@ def _bench(
     from rich.console import Console
 
     from medusa_trt.calibration.bench.measurement import check_runnable, warm_up
-    from medusa_trt.calibration.bench.report import BenchReport, Machine, peak_memory_bytes
+    from medusa_trt.calibration.bench.report import BenchReport, peak_memory_bytes
     from medusa_trt.calibration.bench.summary import summarize, whole_prompts
     from medusa_trt.calibration.bench.tables import print_report
+    from medusa_trt.calibration.machine import Machine
     from medusa_trt.calibration.progress import Progress
 
     check_runnable(session, prompts, options)
@@ -132,7 +133,7 @@ def _bench(
         num_prompts_done=len({row.prompt_id for row in rows}),
         peak_memory_bytes=peak_memory_bytes(),
         setup=setup,
-        machine=Machine.this(),
+        machine=Machine.detect(),
         summary=summarize(rows, options.modes, options.tree or session.bundle.tree),
     )
     print_report(report, Console(width=None if sys.stdout.isatty() else _COLUMNS_OF_FILES))

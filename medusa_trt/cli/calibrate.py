@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from medusa_trt.calibration.calibrate_options import ReplySettings
     from medusa_trt.calibration.calibrator import Calibrator
-    from medusa_trt.calibration.report.results import Origin
+    from medusa_trt.calibration.origin import Origin
 
 _THRESHOLD_PROMPTS = 12
 _QUANTIZATION_PROMPTS = 8
@@ -104,7 +104,7 @@ def _heads(arguments: argparse.Namespace) -> int:
     from medusa_trt.calibration.report.tables import heads_table
 
     calibrator = _calibrator(arguments)
-    section = calibrator.heads(settings, arguments.num_prompts)
+    section = calibrator.measure_heads(settings, arguments.num_prompts)
     text = f"The bundle's tree adds {section.accept_length:.3f} tokens a step on these replies."
     return _report(calibrator, [heads_table(section)], [text], section.origin)
 
@@ -119,7 +119,7 @@ def _latency(arguments: argparse.Namespace) -> int:
     from medusa_trt.calibration.report.tables import latency_table
 
     calibrator = _calibrator(arguments)
-    section = calibrator.latency(options)
+    section = calibrator.measure_latency(options)
     return _report(calibrator, [latency_table(section)], [], section.origin)
 
 
@@ -133,7 +133,7 @@ def _tree(arguments: argparse.Namespace) -> int:
     from medusa_trt.calibration.report.tables import tree_table
 
     calibrator = _calibrator(arguments)
-    section = calibrator.tree(options, dry_run=arguments.dry_run)
+    section = calibrator.search_tree(options, dry_run=arguments.dry_run)
     name = calibrator.bundle.tree.name
     done = f"The bundle's tree is {name}." if section.written else "The bundle was left as it is."
     return _report(calibrator, [tree_table(section)], [section.advice, done], section.origin)
@@ -151,7 +151,7 @@ def _threshold(arguments: argparse.Namespace) -> int:
     from medusa_trt.calibration.report.tables import recommendation_text, threshold_table
 
     calibrator = _calibrator(arguments)
-    section = calibrator.threshold(settings, options, arguments.num_prompts)
+    section = calibrator.compare_thresholds(settings, options, arguments.num_prompts)
     texts = [recommendation_text(found) for found in section.recommendations]
     return _report(calibrator, [threshold_table(section)], texts, section.origin)
 
@@ -165,11 +165,11 @@ def _quantization(arguments: argparse.Namespace) -> int:
         max_megabytes=arguments.max_size,
     )
     settings = _settings(arguments, temperature=0.0)
-    from medusa_trt.calibration.report.results import MODELOPT_FILE, QUANTIZATION_PLAN_FILE
+    from medusa_trt.calibration.quantization.section import MODELOPT_FILE, QUANTIZATION_PLAN_FILE
     from medusa_trt.calibration.report.tables import plans_table
 
     calibrator = _calibrator(arguments)
-    section = calibrator.quantization(settings, options, arguments.num_prompts)
+    section = calibrator.plan_quantization(settings, options, arguments.num_prompts)
     texts = [section.advice]
     if section.origin.is_complete:
         path = calibrator.folder / QUANTIZATION_PLAN_FILE
@@ -209,8 +209,8 @@ def _report(
 ) -> int:
     from rich.console import Console
 
+    from medusa_trt.calibration.report.html import HTML_FILE
     from medusa_trt.calibration.report.plots import can_plot
-    from medusa_trt.calibration.report.results import HTML_FILE
 
     console = Console(width=None if sys.stdout.isatty() else _COLUMNS_OF_FILES)
     for table in tables:

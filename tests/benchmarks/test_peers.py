@@ -13,7 +13,7 @@ from peer_report import PeerReply, PeerReport, first_difference, is_identical, p
 from peers import drop_incomplete
 from rich.console import Console
 
-from medusa_trt.calibration.bench.report import Machine
+from medusa_trt.calibration.machine import Machine
 from medusa_trt.errors import MedusaError
 
 WORKER = """
@@ -108,7 +108,7 @@ def report_of(replies: list[PeerReply]) -> PeerReport:
         model="tiny",
         num_tokens=3,
         prompt_lengths=[4, 4],
-        machine=Machine.this(),
+        machine=Machine.detect(),
         versions={},
         left_out={"absent": "not [here]"},
         is_complete=True,

@@ -18,11 +18,12 @@ from medusa_trt.calibration.calibrate_options import (
     ThresholdOptions,
     TreeOptions,
 )
-from medusa_trt.calibration.latency.curve import LatencyCurve, LatencyRecord, bootstrap_medians
-from medusa_trt.calibration.latency.measurement import points_to_measure
+from medusa_trt.calibration.intervals import resample_medians
+from medusa_trt.calibration.latency.curve import LatencyCurve
+from medusa_trt.calibration.latency.measurement import missing_points
+from medusa_trt.calibration.latency.record import LatencyRecord
 from medusa_trt.calibration.prompts import BenchPrompt
 from medusa_trt.calibration.records import RecordLog
-from medusa_trt.calibration.report.sections import advice_text, chosen_tree
 from medusa_trt.calibration.threshold.measurement import Rule, ThresholdRecord, score
 from medusa_trt.calibration.threshold.summary import distinct_n, recommend, summarize_rules
 from medusa_trt.calibration.trees.choice import TreeChoice, choose_tree
@@ -35,6 +36,7 @@ from medusa_trt.calibration.trees.head_ranks import (
     table_from_records,
 )
 from medusa_trt.calibration.trees.replay import ABSENT, UNKNOWN, RankTable, replay
+from medusa_trt.calibration.trees.tree_section import advice_from_choice
 from medusa_trt.errors import CalibrationError, PromptError
 from medusa_trt.runtime.bundle import Bundle
 from medusa_trt.runtime.options import GenerationOptions, SamplingOptions
@@ -203,23 +205,23 @@ def test_a_size_that_an_interruption_left_out_somewhere_does_not_count() -> None
     assert curve.sizes == [1]
 
 
-def test_bootstrap_medians_are_spread_as_the_samples() -> None:
-    assert set(bootstrap_medians([3.0])) == {3.0}
+def test_resample_medians_are_spread_as_the_samples() -> None:
+    assert set(resample_medians([3.0])) == {3.0}
     samples = np.random.default_rng(0).normal(10, 1, 25)
     # The median of n normal samples has a standard error of about 1.25 / sqrt(n).
-    assert bootstrap_medians(samples.tolist()).std() == pytest.approx(0.25, abs=0.12)
+    assert resample_medians(samples.tolist()).std() == pytest.approx(0.25, abs=0.12)
 
 
 def test_only_missing_samples_are_measured() -> None:
     options = LatencyOptions(sizes=(1, 4), contexts=(16, 64), rounds=2)
-    points = points_to_measure(options, [], "m", None)
+    points = missing_points(options, [], "m", None)
     assert len(set(points)) == len(points) == 8
     assert [round_ for round_, _, _ in points] == [1] * 4 + [2] * 4
     done = [latency(16, 4, 1.0, 2), latency(64, 1, 1.0, 1)]
-    left = points_to_measure(options, done, "m", None)
+    left = missing_points(options, done, "m", None)
     assert left == [point for point in points if point not in ((2, 16, 4), (1, 64, 1))]
-    assert points_to_measure(options, done, "another machine", None) == points
-    assert points_to_measure(options, done, "m", 2) == points
+    assert missing_points(options, done, "another machine", None) == points
+    assert missing_points(options, done, "m", 2) == points
 
 
 def curve_of(step_ms: dict[int, float]) -> LatencyCurve:
@@ -235,7 +237,7 @@ def choose(step_ms: dict[int, float], options: TreeOptions | None = None) -> Tre
         num_heads=3,
         top_k=4,
         context=16,
-        own_tree=chain_tree(2),
+        bundle_tree=chain_tree(2),
         options=options or TreeOptions(),
     )
 
@@ -245,8 +247,8 @@ def test_flat_steps_want_the_largest_tree_and_steep_ones_plain_decoding() -> Non
     assert flat.chosen.num_nodes == 16 and flat.chosen.speedup.low > 1
     steep = choose({1: 10.0, 2: 20.0, 4: 40.0, 8: 80.0})
     assert steep.chosen == steep.plain and steep.best.speedup.high < 1
-    assert chosen_tree(steep) == load_tree("plain") and chosen_tree(steep).name == "plain"
-    assert "Plain decoding is recommended" in advice_text(steep, TreeOptions())
+    assert steep.chosen_tree == load_tree("plain") and steep.chosen_tree.name == "plain"
+    assert "Plain decoding is recommended" in advice_from_choice(steep, TreeOptions())
     greedy = choose({1: 10.0, 2: 10.0, 4: 10.0}, TreeOptions(min_speedup=9.0))
     assert greedy.chosen == greedy.plain
 
@@ -273,7 +275,7 @@ def test_an_interpolated_size_is_reported_but_not_chosen() -> None:
     assert choice.best.num_nodes == 16 and choice.untried is None
     choice = choose({1: 10.0, 2: 10.0, 16: 30.0})
     assert choice.untried is not None and choice.best.num_nodes == 2
-    assert f"--sizes {choice.untried.num_nodes}" in advice_text(choice, TreeOptions())
+    assert f"--sizes {choice.untried.num_nodes}" in advice_from_choice(choice, TreeOptions())
 
 
 def test_the_search_needs_step_times() -> None:

@@ -5,8 +5,9 @@ from typing import Any
 
 from medusa_trt.calibration.bench.measurement import ReplyRow
 from medusa_trt.calibration.bench.options import BenchOptions
-from medusa_trt.calibration.bench.report import BenchReport, BenchSetup, Machine
+from medusa_trt.calibration.bench.report import BenchReport, BenchSetup
 from medusa_trt.calibration.bench.summary import summarize
+from medusa_trt.calibration.machine import Machine
 from medusa_trt.tree_configs import chain_tree
 
 GREEDY = BenchOptions(compared=("greedy",))
@@ -79,6 +80,6 @@ def report_of(rows: list[ReplyRow]) -> BenchReport:
         num_prompts_done=1,
         peak_memory_bytes=10**6,
         setup=setup,
-        machine=Machine.this(),
+        machine=Machine.detect(),
         summary=summarize(rows, GREEDY.modes, chain_tree(setup.max_depth)),
     )

@@ -17,9 +17,9 @@ from transformers import PreTrainedModel
 
 from medusa_trt.calibration.quantization.estimate import SiteEstimator
 from medusa_trt.calibration.quantization.meter import QuantizationMeter, Text, logits_of
+from medusa_trt.calibration.quantization.section import QuantizationSection
 from medusa_trt.calibration.report.results import (
     Calibration,
-    QuantizationSection,
     load_calibration,
 )
 from medusa_trt.cli import main as cli

@@ -1,0 +1,72 @@
+"""The report's section on step times."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from medusa_trt.calibration.calibrate_options import LatencyOptions
+from medusa_trt.calibration.intervals import Interval, resample_medians
+from medusa_trt.calibration.latency.record import LatencyRecord
+from medusa_trt.calibration.origin import Origin
+from medusa_trt.errors import CalibrationError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LatencyPoint:
+    """Medians over the samples of one context and number of nodes; see `LatencyRecord`."""
+
+    context: int
+    num_nodes: int
+    num_samples: int
+    step_ms: Interval
+    engine_ms: float
+    host_ms: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LatencySection:
+    """Step times for one number of threads and for the batch size of `options`."""
+
+    origin: Origin
+    options: LatencyOptions
+    threads: int | None
+    points: list[LatencyPoint]
+
+    @classmethod
+    def from_records(
+        cls,
+        records: Iterable[LatencyRecord],
+        threads: int | None,
+        options: LatencyOptions,
+        origin: Origin,
+    ) -> "LatencySection":
+        """Summarizes records of one machine, number of threads and batch size.
+
+        Raises:
+            CalibrationError: there are no records.
+        """
+        by_point: dict[tuple[int, int], list[LatencyRecord]] = {}
+        for record in records:
+            by_point.setdefault((record.context, record.num_nodes), []).append(record)
+        if not by_point:
+            raise CalibrationError("no step was measured: run medusa-trt calibrate latency again")
+        points = [_summarize(samples) for _, samples in sorted(by_point.items())]
+        return cls(origin=origin, options=options, threads=threads, points=points)
+
+    @property
+    def kind(self) -> tuple[int, int | None]:
+        """Batch size and number of threads: the report has one section of each kind."""
+        return self.options.batch_size, self.threads
+
+
+def _summarize(samples: list[LatencyRecord]) -> LatencyPoint:
+    step_ms = [record.step_ms for record in samples]
+    return LatencyPoint(
+        context=samples[0].context,
+        num_nodes=samples[0].num_nodes,
+        num_samples=len(samples),
+        step_ms=Interval.from_bootstrap(float(np.median(step_ms)), resample_medians(step_ms)),
+        engine_ms=float(np.median([record.engine_ms for record in samples])),
+        host_ms=float(np.median([record.step_ms - record.engine_ms for record in samples])),
+    )

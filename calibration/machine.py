@@ -1,0 +1,57 @@
+"""The machine that measurements are made on."""
+
+import os
+import platform
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+from medusa_trt import __version__
+
+_PACKAGES = ("numpy", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx", "tokenizers")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Machine:
+    """What measurements were made on. This process may use `num_usable_cores` of the cores."""
+
+    cpu: str
+    num_cores: int
+    num_usable_cores: int
+    memory_bytes: int
+    system: str
+    versions: dict[str, str]
+
+    @classmethod
+    def detect(cls) -> "Machine":
+        """Describes the machine that this process runs on."""
+        versions = {"medusa-trt": __version__, "python": platform.python_version()}
+        for package in _PACKAGES:
+            try:
+                versions[package] = metadata.version(package)
+            except metadata.PackageNotFoundError:
+                continue
+        num_cores = os.cpu_count() or 1
+        return cls(
+            cpu=_cpu_name(),
+            num_cores=num_cores,
+            num_usable_cores=len(os.sched_getaffinity(0)),
+            memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+            system=platform.platform(),
+            versions=versions,
+        )
+
+    @property
+    def fingerprint(self) -> str:
+        """What step times depend on beside the bundle: the processor and the engine's version."""
+        engines = (f"{name} {self.versions[name]}" for name in sorted(self.versions))
+        kept = [text for text in engines if text.startswith(("onnxruntime", "tensorrt", "medusa"))]
+        return ", ".join([self.cpu, f"{self.num_usable_cores} cores", *kept])
+
+
+def _cpu_name() -> str:
+    """The processor as the kernel names it; Python only knows its family."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or platform.machine())

@@ -1,0 +1,81 @@
+"""The report's section on the heads' accuracy."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from medusa_trt.calibration.calibrate_options import ReplySettings
+from medusa_trt.calibration.origin import Origin
+from medusa_trt.calibration.trees.head_accuracy import (
+    head_counts,
+    joint_and_independent,
+    top_k_accuracies,
+)
+from medusa_trt.calibration.trees.head_ranks import RankRecord, table_from_records
+from medusa_trt.calibration.trees.replay import mean_accept_length, replay
+from medusa_trt.errors import CalibrationError
+from medusa_trt.runtime.bundle import Bundle
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeadsSection:
+    """Accuracy of the heads.
+
+    Attributes:
+        origin: see `Origin`.
+        settings: how the replies were generated.
+        num_prompts: number of prompts that the user wanted; None for the default.
+        num_replies: number of recorded replies.
+        num_tokens: number of their tokens.
+        counts: samples of each head.
+        top_k_accuracies: (num_heads, top_k) share of true tokens among the first k candidates.
+        joint: for each depth, the share of positions where the first candidates of all heads down
+            to it are right.
+        independent: the same share, if the heads were right independently of each other.
+        tree: name of the bundle's tree.
+        accept_length: tokens a step that this tree adds, by replay.
+    """
+
+    origin: Origin
+    settings: ReplySettings
+    num_prompts: int | None
+    num_replies: int
+    num_tokens: int
+    counts: list[int]
+    top_k_accuracies: list[list[float]]
+    joint: list[float]
+    independent: list[float]
+    tree: str
+    accept_length: float
+
+    @classmethod
+    def from_records(
+        cls,
+        bundle: Bundle,
+        records: Sequence[RankRecord],
+        settings: ReplySettings,
+        num_prompts: int | None,
+        origin: Origin,
+    ) -> "HeadsSection":
+        """Summarizes the replies that were recorded with these settings.
+
+        Raises:
+            CalibrationError: there are no records.
+        """
+        if not records:
+            raise CalibrationError("no reply was recorded: run medusa-trt calibrate heads again")
+        heads = bundle.manifest.heads
+        table = table_from_records(records, heads.num_heads)
+        joint, independent = joint_and_independent(table.ranks)
+        return cls(
+            origin=origin,
+            settings=settings,
+            num_prompts=num_prompts,
+            num_replies=len(records),
+            num_tokens=sum(len(record.token_ids) for record in records),
+            counts=head_counts(table.ranks).tolist(),
+            top_k_accuracies=top_k_accuracies(table.ranks, heads.top_k).tolist(),
+            joint=joint,
+            independent=independent,
+            tree=bundle.tree.name,
+            accept_length=mean_accept_length(table, replay(bundle.tree, table).steps),
+        )
