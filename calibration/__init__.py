@@ -1,1 +1,1 @@
-"""Measurements that fit a bundle to a machine; so far the prompts that they run on."""
+"""Benchmarks, and calibrations that fit a bundle to a machine: tree, thresholds, weight formats."""
