@@ -8,12 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from rich.console import Console
-from support.bench_rows import both, report_of
+from support.bench_rows import both
 
 from medusa_trt.calibration.bench.measurement import ReplyRow
-from medusa_trt.calibration.bench.report import replaced_file
-from medusa_trt.calibration.bench.tables import print_report
 from medusa_trt.cli import bench as cli_bench
 from medusa_trt.errors import MedusaError
 from medusa_trt.runtime.bundle import Bundle
@@ -123,42 +120,3 @@ def test_matplotlib_is_asked_for_by_its_extra(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(MedusaError, match=r"medusa-trt\[bench\]"):
         run("/nonexistent", "--plot", "x.png")
-
-
-@pytest.mark.parametrize("suffix", [".svg", ".html"])
-def test_plots_in_other_formats(tmp_path: Path, suffix: str) -> None:
-    pytest.importorskip("matplotlib")
-    from medusa_trt.calibration.bench.plot import save_plot
-
-    path = tmp_path / f"plot{suffix}"
-    save_plot(report_of(both("a", 2, 1)), path)
-    assert "<svg" in path.read_text(encoding="utf-8")
-
-
-def test_the_report_fits_100_columns(capsys: pytest.CaptureFixture[str]) -> None:
-    rows = [
-        replace(
-            reply, category=f"category [{index % 8}]", decode_s=reply.decode_s * (1 + index / 10)
-        )
-        for index in range(16)
-        for reply in both(str(index), 0.0402, 0.0301)
-    ]
-    console = Console(width=100)
-    print_report(report_of(rows), console)
-    out = capsys.readouterr().out
-    assert "\u2026" not in out  # nothing was cut
-    assert "category [7]" in out
-
-
-def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
-    path = tmp_path / "report.json"
-    path.write_text("old")
-    with pytest.raises(KeyboardInterrupt), replaced_file(path) as temporary:
-        temporary.write_text("half")
-        raise KeyboardInterrupt
-    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
-    with (
-        pytest.raises(MedusaError, match="cannot write"),
-        replaced_file(tmp_path / "no" / "x") as t,
-    ):
-        t.write_text("new")

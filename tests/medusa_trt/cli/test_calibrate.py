@@ -4,19 +4,15 @@ import json
 import signal
 from pathlib import Path
 
-import numpy as np
-import onnx_ir as ir
 import pytest
 
 from medusa_trt.calibration.latency.measurement import LatencyMeter
 from medusa_trt.calibration.report.results import Calibration, load_calibration
-from medusa_trt.calibration.trees import install as tree_install
 from medusa_trt.cli import main as cli
-from medusa_trt.errors import BundleError, CalibrationError, TreeError
 from medusa_trt.runtime.bundle import Bundle
 from medusa_trt.runtime.lookup import TokenLookup
-from medusa_trt.runtime.session import GenerationOptions, MedusaSession
-from medusa_trt.tree_configs import MedusaTree, chain_tree, load_tree
+from medusa_trt.runtime.session import MedusaSession
+from medusa_trt.tree_configs import load_tree
 
 SMALL = ("--num-prompts", "3", "--max-new-tokens", "8")
 QUICK = ("--sizes", "2,4,8", "--contexts", "16,64", "--rounds", "2")
@@ -145,55 +141,6 @@ def test_an_interrupt_keeps_what_was_measured(
     assert [point.num_samples for point in times.points] == [2] * 8
 
 
-def test_an_installed_tree_is_whole(bundle: Path) -> None:
-    tree = MedusaTree.from_choices([(0,), (1,), (0, 0)], name="calibrated-4")
-    installed = tree_install.install_tree(Bundle.open(bundle), tree, bundle / "calibration")
-    opened = Bundle.open(bundle)
-    assert installed.tree == opened.tree == tree and opened.tree.name == "calibrated-4"
-    outputs = ir.load(bundle / "tree.onnx").graph.outputs
-    assert [tuple(output.shape or ()) for output in outputs] == [(4, 4), (4,)]
-    assert [spec.shape for spec in opened.manifest.graphs["tree"].outputs] == [[4, 4], [4]]
-    mask = outputs[0].producer()
-    assert mask is not None
-    constant = mask.attributes["value"].as_tensor().numpy()
-    np.testing.assert_array_equal(constant == 0, tree.attn_mask)
-    with MedusaSession(opened, num_threads=1) as session:
-        session.generate("hello", GenerationOptions(max_new_tokens=4))
-
-
-@pytest.mark.parametrize("num_moved", [0, 1, 2])
-def test_a_killed_installation_is_finished_by_the_next_run(
-    bundle: Path, num_moved: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    moves, replace = 0, Path.replace
-
-    def killed(path: Path, target: Path) -> Path:
-        nonlocal moves
-        moves += 1
-        if moves > num_moved:
-            raise KeyboardInterrupt
-        return replace(path, target)
-
-    folder = bundle / "calibration"
-    monkeypatch.setattr(Path, "replace", killed)
-    with pytest.raises(KeyboardInterrupt):
-        tree_install.install_tree(Bundle.open(bundle), chain_tree(2), folder)
-    monkeypatch.undo()
-    if num_moved:
-        with pytest.raises((BundleError, TreeError)):
-            Bundle.open(bundle)
-    tree_install.finish_install(bundle, folder)
-    assert Bundle.open(bundle).tree == chain_tree(2)
-    assert list(folder.iterdir()) == []
-
-
-def test_trees_that_the_heads_cannot_fill_are_not_installed(bundle: Path) -> None:
-    before = (bundle / "manifest.json").read_bytes()
-    with pytest.raises(TreeError):
-        tree_install.install_tree(Bundle.open(bundle), chain_tree(9), bundle / "calibration")
-    assert (bundle / "manifest.json").read_bytes() == before
-
-
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -220,10 +167,3 @@ def test_mistakes_are_one_line(
     assert calibrate(words[0], "/nonexistent", *words[1:]) == cli.EXIT_ERROR
     err = capsys.readouterr().err
     assert message in err and len(err.splitlines()) == 1
-
-
-def test_a_damaged_report_is_named(bundle: Path) -> None:
-    (bundle / "calibration").mkdir()
-    (bundle / "calibration" / "calibration.json").write_text("{")
-    with pytest.raises(CalibrationError, match=r"cannot read .*calibration.json"):
-        report(bundle)

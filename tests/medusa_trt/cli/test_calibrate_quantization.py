@@ -1,33 +1,25 @@
-"""`medusa-trt calibrate quantization`: its estimates and measurements, and as a user meets it."""
+"""`medusa-trt calibrate quantization` as a user meets it, on a tiny bundle."""
 
-import copy
 import json
 import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from scipy.stats import entropy
-from support.reference.linear import quantized_rows
-from support.tiny_models import VOCAB_SIZE, llama_config, random_model, save_tiny_model
-from transformers import PreTrainedModel
+from support.tiny_models import llama_config, save_tiny_model
 
 from medusa_trt.calibration.quantization.estimate import SiteEstimator
-from medusa_trt.calibration.quantization.meter import QuantizationMeter, Text, logits_of
+from medusa_trt.calibration.quantization.meter import QuantizationMeter, Text
 from medusa_trt.calibration.quantization.section import QuantizationSection
 from medusa_trt.calibration.report.results import (
     Calibration,
     load_calibration,
 )
 from medusa_trt.cli import main as cli
-from medusa_trt.export.quantization.library import BLOCK_SIZES, dequantized_weight, quantized_weight
 from medusa_trt.export.quantization.plan import plan_from_file
-from medusa_trt.export.quantization.rounding import LibraryRounding, StandardRounding
-from medusa_trt.export.quantization.sites import Site, sites_from_model
-from medusa_trt.export.weight_formats import BITS, WeightFormat
+from medusa_trt.export.weight_formats import WeightFormat
 from medusa_trt.runtime.engines.operators import library_path
 
 SMALL = ("--num-prompts", "3", "--max-new-tokens", "12")
@@ -40,132 +32,6 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(usual)
-
-
-def texts(num_texts: int = 2) -> list[Text]:
-    rng = np.random.default_rng(0)
-    lengths = ((9, 17), (4, 6), (12, 30))[:num_texts]
-    return [
-        Text(*(tuple(rng.integers(0, VOCAB_SIZE, n).tolist()) for n in pair)) for pair in lengths
-    ]
-
-
-def slowly_rounded(
-    model: PreTrainedModel, sites: list[Site], formats: dict[str, WeightFormat]
-) -> PreTrainedModel:
-    """A copy that multiplies as the operator library does, one number at a time."""
-    rounded = copy.deepcopy(model)
-    for site in sites:
-        if (format_ := formats.get(site.name)) is None:
-            continue
-        for path in site.modules:
-            bits = BITS[format_]
-            matrix = model.get_parameter(f"{path}.weight").detach().numpy().T
-            weight = dequantized_weight(quantized_weight(matrix, bits), *matrix.shape)
-
-            def forward(
-                x: torch.Tensor, weight: np.ndarray = weight, block: int = BLOCK_SIZES[bits]
-            ) -> torch.Tensor:
-                rows = quantized_rows(x.reshape(-1, x.shape[-1]).numpy(), block) @ weight
-                return torch.from_numpy(rows.astype(np.float32)).reshape(*x.shape[:-1], -1)
-
-            rounded.get_submodule(path).forward = forward
-    return rounded
-
-
-def slow_logits(model: PreTrainedModel, text: Text) -> np.ndarray:
-    """After each position, every time from the text's beginning."""
-    ids = [*text.prompt_ids, *text.token_ids]
-    rows = []
-    for length in range(len(text.prompt_ids), len(ids)):
-        with torch.no_grad():
-            rows.append(model(torch.tensor([ids[:length]])).logits[0, -1].double().numpy())
-    return np.array(rows)
-
-
-@pytest.mark.parametrize("tied", [False, True])
-def test_a_measurement_equals_a_slow_computation(tied: bool) -> None:
-    model = random_model(llama_config(tie_word_embeddings=tied))
-    sites = sites_from_model(model)
-    meter = QuantizationMeter(model, sites, LibraryRounding(), texts())
-    before = [slow_logits(model, text) for text in texts()]
-    cases: list[dict[str, WeightFormat]] = [
-        {"layers.1.gate_up": "int4"},
-        {"unembedding": "int8", "layers.0.qkv": "int4"},
-        {site.name: "int8" for site in sites},
-        {"layers.0.down": "int8"},
-    ]
-    for formats in cases:
-        found = meter.measure(formats)
-        rounded = slowly_rounded(model, sites, formats)
-        after = [slow_logits(rounded, text) for text in texts()]
-        p, q = (np.exp(np.concatenate(each)) for each in (before, after))
-        assert found.kl == pytest.approx(entropy(p, q, axis=1).mean(), rel=2e-2)
-        assert found.agreement == (p.argmax(-1) == q.argmax(-1)).mean()
-        assert [len(rows) for rows in found.hidden] == [17, 6]
-    # What was rounded is as it was.
-    assert meter.measure({}).kl == 0
-    for text, logits in zip(texts(), before, strict=True):
-        with torch.no_grad():
-            np.testing.assert_allclose(logits_of(model, text).numpy(), logits, atol=1e-4)
-
-
-def test_hidden_states_are_what_the_heads_read() -> None:
-    model = random_model(llama_config())
-    text = texts(1)[0]
-    meter = QuantizationMeter(model, sites_from_model(model), LibraryRounding(), [text])
-    with torch.no_grad():
-        ids = torch.tensor([[*text.prompt_ids, *text.token_ids[:-1]]])
-        expected = model.model(ids).last_hidden_state[0, len(text.prompt_ids) - 1 :]
-    found = meter.measure({"unembedding": "int4"}).hidden[0]
-    np.testing.assert_allclose(found, expected.numpy(), atol=1e-5)
-
-
-def test_an_estimate_is_half_the_square_of_the_slope() -> None:
-    """Against finite differences: what the drawn tokens' likelihood loses when a site moves."""
-    model = random_model(llama_config(initializer_range=0.1))
-    text, sites = texts(1)[0], sites_from_model(model)
-    estimator = SiteEstimator(model, sites, StandardRounding(), ["int4"])
-    found = estimator.estimate(text, seed=5, num_samples=1)["int4"]
-    assert list(found) == [site.name for site in sites]
-    with torch.no_grad():
-        probabilities = logits_of(model, text).softmax(-1)
-    drawn = torch.multinomial(probabilities, 1, generator=torch.Generator().manual_seed(5))
-    model.double()
-
-    def likelihood() -> float:
-        with torch.no_grad():
-            return float(logits_of(model, text).log_softmax(-1).gather(1, drawn).sum())
-
-    for site in sites:
-        slope = 0.0
-        for path in site.modules:
-            weight = model.get_parameter(f"{path}.weight")
-            own = weight.detach().clone()
-            matrix = own.float().numpy().T
-            rounded = StandardRounding().weight(matrix, "int4")
-            change = torch.from_numpy(rounded - matrix).T.double()
-            step = 1e-2  # not less: the norms compute in single precision all the same
-            weight.data = own + step * change
-            above = likelihood()
-            weight.data = own - step * change
-            slope += (above - likelihood()) / (2 * step)
-            weight.data = own
-        assert found[site.name] == pytest.approx(slope**2 / 2, rel=0.01)
-
-
-def test_estimates_agree_with_measurements() -> None:
-    model = random_model(llama_config(initializer_range=0.05, num_hidden_layers=1))
-    sites, rounding = sites_from_model(model), LibraryRounding()
-    text = texts(3)[2]
-    formats: tuple[WeightFormat, ...] = ("int8", "int4")
-    estimated = SiteEstimator(model, sites, rounding, formats).estimate(text, 0, 200)
-    meter = QuantizationMeter(model, sites, rounding, [text])
-    for format_ in formats:
-        for site in sites:
-            measured = meter.measure({site.name: format_}).kl * len(text.token_ids)
-            # 200 draws have a standard error of 10 %.
-            assert estimated[format_][site.name] == pytest.approx(measured, rel=0.35)
 
 
 def calibrate(*words: object) -> int:

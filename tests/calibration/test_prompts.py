@@ -1,0 +1,76 @@
+"""Prompts of the package and of users' files."""
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from medusa_trt.calibration.prompts import (
+    BenchPrompt,
+    mt_bench_prompts,
+    prompts_from_file,
+    spread_over_categories,
+)
+from medusa_trt.errors import PromptError
+
+
+def test_mt_bench_is_complete() -> None:
+    prompts = mt_bench_prompts()
+    assert len({prompt.id for prompt in prompts}) == 80
+    assert set(Counter(prompt.category for prompt in prompts).values()) == {10}
+    assert len({prompt.category for prompt in prompts}) == 8
+    assert all(len(prompt.turns) == 2 for prompt in prompts)
+
+
+def test_prompts_are_spread_over_categories() -> None:
+    few = spread_over_categories(mt_bench_prompts(), 10)
+    assert sorted(Counter(prompt.category for prompt in few).values()) == [1] * 6 + [2] * 2
+    assert len({prompt.category for prompt in few[:8]}) == 8
+    for wrong in (0, 81):
+        with pytest.raises(PromptError, match="between 1 and 80"):
+            spread_over_categories(mt_bench_prompts(), wrong)
+
+
+def test_prompt_files(tmp_path: Path) -> None:
+    lines = tmp_path / "p.jsonl"
+    lines.write_text(
+        '{"prompt": "hi", "extra": 1}\n\n'
+        '{"turns": ["a\\u2028b", "c"], "category": "k", "question_id": 7}\n',
+        encoding="utf-8",
+    )
+    assert prompts_from_file(lines) == [
+        BenchPrompt("1", "", ("hi",)),
+        BenchPrompt("7", "k", ("a\u2028b", "c")),
+    ]
+    text = tmp_path / "p.txt"
+    text.write_text("\ufeffone\n\n two \n", encoding="utf-8")
+    assert prompts_from_file(text) == [
+        BenchPrompt("1", "", ("one",)),
+        BenchPrompt("3", "", ("two",)),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("p.jsonl", b'{"prompt": "hi"}\nhi\n', "line 2 of .*p.jsonl"),
+        ("p.jsonl", b'["hi"]', "line 1 of .*Expected `object`"),
+        ("p.jsonl", b'{"text": "hi"}', 'line 1 of .*either "prompt" or "turns"'),
+        ("p.jsonl", b'{"prompt": "hi", "turns": ["ho"]}', 'either "prompt" or "turns"'),
+        ("p.jsonl", b'{"turns": ["hi", " "]}', "a prompt is empty"),
+        ("p.jsonl", b'{"turns": []}', "a prompt is empty"),
+        ("p.jsonl", b'{"id": 2, "prompt": "hi"}\n{"prompt": "ho"}', "id '2' occurs twice"),
+        ("p.txt", b"\n \n", "no prompts"),
+        ("p.txt", b"\xff\xfe", "not UTF-8"),
+    ],
+)
+def test_bad_prompt_files(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(PromptError, match=message):
+        prompts_from_file(path)
+
+
+def test_a_missing_prompt_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(PromptError, match=r"none\.txt: No such file"):
+        prompts_from_file(tmp_path / "none.txt")

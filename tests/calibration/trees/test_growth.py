@@ -1,0 +1,132 @@
+"""Tree growth against dynamic programs and all trees."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from support.ranks import correlated_ranks
+from support.reference.tree_program import all_trees, best_length
+
+from medusa_trt.calibration.trees.growth import (
+    Node,
+    expected_accept_length,
+    grow,
+    independent,
+    joint,
+    most_frequent_paths,
+)
+from medusa_trt.calibration.trees.head_accuracy import (
+    rank_accuracies,
+)
+from medusa_trt.calibration.trees.replay import (
+    ABSENT,
+    UNKNOWN,
+)
+from medusa_trt.tree_configs import MedusaTree, load_tree, preset_names
+
+PUBLISHED_TOP_1 = (0.560, 0.316, 0.201, 0.147, 0.118)
+
+
+PUBLISHED_TOP_5 = (0.780, 0.563, 0.417, 0.340, 0.300)
+
+
+def published_accuracies(top_k: int = 10) -> NDArray[np.float64]:
+    """Vicuna-7B's heads, by a rule through top-1 and top-5: misses fall as a power of k."""
+    top_1, top_5 = np.array(PUBLISHED_TOP_1)[:, None], np.array(PUBLISHED_TOP_5)[:, None]
+    power = np.log((1 - top_1) / (1 - top_5)) / np.log(5)
+    top = 1 - (1 - top_1) * np.arange(1, top_k + 1) ** -power
+    return np.diff(top, axis=1, prepend=0)
+
+
+probabilities = st.integers(1, 3).flatmap(
+    lambda top_k: st.lists(
+        st.lists(st.integers(0, 20), min_size=top_k, max_size=top_k).map(
+            lambda counts: [count / 64 for count in counts]
+        ),
+        min_size=1,
+        max_size=3,
+    )
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(probabilities, st.integers(1, 5))
+def test_growing_finds_the_best_tree_of_all(rows: list[list[float]], num_nodes: int) -> None:
+    heads = independent(np.array(rows))
+    lengths = [
+        expected_accept_length(MedusaTree.from_choices(choices), heads)
+        for choices in all_trees(len(rows), len(rows[0]), num_nodes)
+    ]
+    grown = MedusaTree.from_choices(grow(heads, num_nodes))
+    if lengths:
+        assert expected_accept_length(grown, heads) == pytest.approx(max(lengths))
+        assert best_length(rows, num_nodes) == pytest.approx(max(lengths))
+    else:
+        assert grown.num_nodes < num_nodes and best_length(rows, num_nodes) == -np.inf
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(st.lists(st.floats(0.001, 0.2), min_size=4, max_size=4), min_size=1, max_size=4),
+    st.integers(1, 20),
+)
+def test_a_dynamic_program_finds_nothing_better(rows: list[list[float]], num_nodes: int) -> None:
+    heads = independent(np.array(rows))
+    grown = MedusaTree.from_choices(grow(heads, num_nodes))
+    best = best_length(rows, num_nodes)
+    assert grown.num_nodes == num_nodes or best == -np.inf
+    if best > -np.inf:
+        assert expected_accept_length(grown, heads) == pytest.approx(best)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 10_000), st.integers(1, 40))
+def test_every_beginning_is_a_tree(seed: int, num_rows: int) -> None:
+    ranks = correlated_ranks(seed, num_rows)
+    order = grow(joint(ranks, rank_accuracies(ranks, 4), 2.0), 30)
+    for end in range(len(order) + 1):
+        MedusaTree.from_choices(order[:end])
+
+
+def test_published_accuracies_reach_the_published_trees() -> None:
+    accuracies = published_accuracies()
+    np.testing.assert_allclose(accuracies[:, 0], PUBLISHED_TOP_1)
+    np.testing.assert_allclose(accuracies[:, :5].sum(axis=1), PUBLISHED_TOP_5)
+    heads = independent(accuracies)
+    for name in preset_names():
+        tree = load_tree(name)
+        if not name.startswith("smollm2"):
+            assert tree.num_nodes == 64
+            grown = MedusaTree.from_choices(grow(heads, 64))
+            assert expected_accept_length(grown, heads) >= expected_accept_length(tree, heads)
+
+
+@given(
+    st.lists(st.lists(st.integers(ABSENT, 3), min_size=2, max_size=2), min_size=2, max_size=30),
+)
+def test_the_most_frequent_paths_make_the_best_tree(rows: list[list[int]]) -> None:
+    ranks = [tuple(row) for row in rows]
+
+    def value(paths: Sequence[Node]) -> int:
+        return sum(row[: len(path)] == path for row in ranks for path in paths)
+
+    paths = most_frequent_paths(np.array(rows, np.int16), 3)
+    assert MedusaTree.from_choices(paths).num_nodes <= 3
+    candidates = {row[:depth] for row in ranks for depth in (1, 2) if ABSENT not in row[:depth]}
+    for one in candidates:
+        for other in candidates - {one}:
+            if all(len(p) == 1 or p[:-1] in (one, other) for p in (one, other)):
+                assert value(paths) >= value((one, other))
+
+
+def test_joint_statistics_are_counts_with_a_prior() -> None:
+    ranks = np.array([[0, 1], [0, 1], [0, ABSENT], [1, 0], [0, UNKNOWN]], np.int16)
+    heads = joint(ranks, np.array([[0.5, 0.25], [0.1, 0.2]]), prior=2.0)
+    assert heads(()) == [(4 + 1) / 7, (1 + 0.5) / 7]
+    assert heads((0,)) == pytest.approx([0.2 / 5, 2.4 / 5])
+    assert heads((1,)) == pytest.approx([1.2 / 3, 0.4 / 3])
+    assert heads((9,)) == [0.1, 0.2]  # never seen: independence
+    assert heads((0, 1)) == []
