@@ -1,1 +1,1 @@
-"""Thresholds of typical acceptance: replies at many of them, and what they are worth."""
+"""Thresholds of typical acceptance: how many tokens they accept, and at what quality."""

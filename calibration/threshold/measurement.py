@@ -1,6 +1,6 @@
-"""Replies by typical acceptance at many thresholds, and what the model itself thinks of them.
+"""Generates replies by typical acceptance at many thresholds, and scores them under the model.
 
-The heads alone draft: prompt lookup would lengthen steps too, and hide what ε does to their drafts.
+Only the heads draft. Prompt lookup adds tokens of its own, which would hide the effect of ε.
 """
 
 import time
@@ -33,7 +33,7 @@ _PROBE_TOKENS = 16
 
 
 class Rule(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """How tokens are accepted: typical at ε and δ, or without them the lossless sampler."""
+    """How tokens are accepted: typical acceptance with ε and δ, or without them the sampler."""
 
     temperature: float
     posterior_threshold: float | None = None
@@ -44,14 +44,14 @@ class ThresholdRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
     """One reply.
 
     Attributes:
-        settings: how it was asked for; their temperature is not used.
+        settings: how the reply was generated, apart from their temperature, which is not used.
         rule: how its tokens were accepted.
-        tree: the draft tree.
-        prompt_id: the prompt's.
+        tree: paths of the draft tree.
+        prompt_id: id of the prompt.
         token_ids: the reply.
         num_steps: verify steps after the first token.
-        sum_logprob: the reply's log-likelihood in nats under the model itself, at temperature 1.
-        num_agreeing: tokens that are the lossless sampler's, given the tokens before them.
+        sum_logprob: log-likelihood of the reply under the model at temperature 1, in nats.
+        num_agreeing: number of tokens that the lossless sampler draws too, after the same tokens.
     """
 
     settings: ReplySettings
@@ -65,7 +65,7 @@ class ThresholdRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
 
 
 def rules_from_options(options: ThresholdOptions) -> list[Rule]:
-    """The sampler and then every threshold, at each temperature."""
+    """Lists the rules to compare: at each temperature the sampler, then every threshold."""
     return [
         Rule(temperature=temperature)
         if threshold is None
@@ -79,10 +79,10 @@ def rules_from_options(options: ThresholdOptions) -> list[Rule]:
 
 
 def check_drafts(tree: MedusaTree) -> None:
-    """Refuses a tree that drafts nothing.
+    """Refuses a tree without drafts.
 
     Raises:
-        TreeError: it does not.
+        TreeError: the tree is the root alone.
     """
     if tree.num_nodes == 1:
         raise TreeError(
@@ -98,7 +98,7 @@ def missing_replies(
     tree: tuple[tuple[int, ...], ...],
     log: RecordLog[ThresholdRecord],
 ) -> list[tuple[int, Rule]]:
-    """Prompts (by index) and rules that the log has no reply to, prompt by prompt."""
+    """Lists what the log lacks: the index of a prompt and a rule for each reply."""
     done = {(r.prompt_id, r.rule) for r in log if r.settings == settings and r.tree == tree}
     return [
         (index, rule)
@@ -119,8 +119,8 @@ def record_replies(
     """Generates and scores the missing replies.
 
     Raises:
-        KeyboardInterrupt: on Ctrl-C; whole replies are kept.
-        PromptError: a prompt does not fit; before the first reply.
+        KeyboardInterrupt: on Ctrl-C; finished replies are kept.
+        PromptError: a prompt is too long. No reply is generated then.
     """
     tree = session.bundle.tree
     check_room(session, prompts, settings.max_new_tokens)
@@ -130,7 +130,7 @@ def record_replies(
         sampling = msgspec.structs.replace(settings, temperature=rule.temperature).sampling(index)
         options = _generation_options(rule, sampling, settings.max_new_tokens)
         reply = generate_whole_reply(session, prompt_ids, options)
-        sum_logprob, num_agreeing = score(session, prompt_ids, reply.token_ids, sampling)
+        sum_logprob, num_agreeing = score_reply(session, prompt_ids, reply.token_ids, sampling)
         log.append(
             ThresholdRecord(
                 settings=settings,
@@ -146,17 +146,17 @@ def record_replies(
         advance()
 
 
-def score(
+def score_reply(
     session: MedusaSession,
     prompt_ids: Sequence[int],
     token_ids: Sequence[int],
     sampling: SamplingOptions,
 ) -> tuple[float, int]:
-    """What the model thinks of a reply.
+    """Scores a reply under the model.
 
     Returns:
-        Its log-likelihood in nats at temperature 1, and how many of its tokens the lossless
-        sampler draws with this seed after the tokens before them.
+        Log-likelihood of the reply at temperature 1, in nats, and the number of its tokens that
+        the lossless sampler draws with the same seed after the same tokens.
     """
     text = [*prompt_ids, *token_ids]
     uniforms = uniforms_from_seed(sampling.seed, len(text))
@@ -172,14 +172,14 @@ def score(
 
 
 def estimate_s(session: MedusaSession, prompt: BenchPrompt, settings: ReplySettings) -> float:
-    """Seconds that one reply of full length takes with its score, from a short one."""
+    """Estimates the seconds that a reply of full length and its score take, from a short reply."""
     prompt_ids = encode_first_turn(session, prompt)
     num_tokens = min(_PROBE_TOKENS, settings.max_new_tokens)
     options = GenerationOptions(max_new_tokens=num_tokens, ignore_eos=True, lookup_ngram=0)
     generate_whole_reply(session, prompt_ids, options)
     start = time.perf_counter()
     reply = generate_whole_reply(session, prompt_ids, options)
-    score(session, prompt_ids, reply.token_ids, SamplingOptions(temperature=1.0, seed=0))
+    score_reply(session, prompt_ids, reply.token_ids, SamplingOptions(temperature=1.0, seed=0))
     return (time.perf_counter() - start) / num_tokens * settings.max_new_tokens
 
 

@@ -1,4 +1,4 @@
-"""Accepted length and quality of typical acceptance against the sampler: pure functions."""
+"""Compares acceptance length and quality of typical acceptance with the sampler's."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,19 +12,19 @@ from medusa_trt.calibration.threshold.measurement import Rule, ThresholdRecord
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RuleSummary:
-    """Replies by one rule.
+    """Figures of the replies by one rule.
 
     Attributes:
         rule: the rule; its ε is None for the sampler.
-        num_replies: replies.
+        num_replies: number of replies.
         accept_length: tokens a step.
-        mean_logprob: nats a token under the model itself at temperature 1.
-        logprob_gain: `mean_logprob` less the sampler's at this temperature, on the same prompts,
+        mean_logprob: log-likelihood under the model at temperature 1, nats a token.
+        logprob_gain: `mean_logprob` minus the sampler's at this temperature, on the same prompts,
             with its 95 % interval.
-        distinct: for n = 1, 2, 3 the share of n-grams within a reply that are not repeated (Li et
-            al. 2016), on average over replies.
-        token_agreement: share of tokens that the sampler draws, with the same random numbers and
-            after the same tokens; 1 for the sampler itself.
+        distinct: for n = 1, 2, 3 the number of different n-grams of a reply over the number of all
+            its n-grams (Li et al. 2016), as the mean over replies.
+        token_agreement: share of tokens that the sampler draws too, with the same random numbers
+            and after the same tokens; 1 for the sampler itself.
     """
 
     rule: Rule
@@ -38,14 +38,14 @@ class RuleSummary:
 
 @dataclass(frozen=True, slots=True)
 class Recommendation:
-    """What to use at a temperature: an ε with its δ, or the lossless sampler if that is None."""
+    """The recommended rule at a temperature, and the reason in words."""
 
     rule: Rule
     reason: str
 
 
 def distinct_n(token_ids: Sequence[int], n: int) -> float | None:
-    """Different n-grams over all n-grams of a reply; None where it has none."""
+    """Number of different n-grams over the number of all n-grams; None if there are none."""
     grams = [tuple(token_ids[i : i + n]) for i in range(len(token_ids) - n + 1)]
     return len(set(grams)) / len(grams) if grams else None
 
@@ -53,10 +53,9 @@ def distinct_n(token_ids: Sequence[int], n: int) -> float | None:
 def summarize_rules(
     records: Sequence[ThresholdRecord], rules: Sequence[Rule]
 ) -> tuple[RuleSummary, ...]:
-    """A summary of each rule that has replies, over prompts that all rules have answered."""
+    """Summarizes each rule over the prompts to which every rule has a reply."""
     by_rule = {rule: {r.prompt_id: r for r in records if r.rule == rule} for rule in rules}
-    common = set.intersection(*(set(own) for own in by_rule.values())) if by_rule else set()
-    prompts = sorted(common)
+    prompts = sorted(set.intersection(*map(set, by_rule.values()))) if by_rule else []
     if not prompts:
         return ()
     return tuple(
@@ -72,36 +71,36 @@ def summarize_rules(
 def recommend(
     summaries: Sequence[RuleSummary], options: ThresholdOptions
 ) -> tuple[Recommendation, ...]:
-    """For each temperature the threshold that accepts most of those that keep the quality.
+    """Recommends for each temperature the threshold with the longest acceptance at good quality.
 
-    A threshold keeps it if its replies are at most `quality_loss` nats a token less likely than the
-    sampler's, and at most `diversity_loss` less distinct (distinct-2). One that accepts no more
-    than the sampler is not worth its other distribution.
+    The quality is good if the replies' log-likelihood is at most `quality_loss` nats a token below
+    the sampler's, and their distinct-2 at most `diversity_loss`. The sampler is recommended if no
+    such threshold accepts more than the sampler does, since the sampler keeps the distribution.
     """
-    found = []
+    recommendations = []
     for temperature in dict.fromkeys(summary.rule.temperature for summary in summaries):
-        own = [summary for summary in summaries if summary.rule.temperature == temperature]
-        sampler = next(summary for summary in own if summary.rule.posterior_threshold is None)
-        keeping = [
+        group = [summary for summary in summaries if summary.rule.temperature == temperature]
+        sampler = next(summary for summary in group if summary.rule.posterior_threshold is None)
+        good = [
             summary
-            for summary in own
+            for summary in group
             if summary is not sampler
             and summary.logprob_gain.median >= -options.quality_loss
             and summary.distinct[1] >= sampler.distinct[1] - options.diversity_loss
         ]
-        best = max(keeping, key=lambda summary: summary.accept_length, default=None)
+        best = max(good, key=lambda summary: summary.accept_length, default=None)
         if best is None:
             reason = "no threshold keeps likelihood and diversity"
-            found.append(Recommendation(sampler.rule, reason))
+            recommendations.append(Recommendation(sampler.rule, reason))
         elif best.accept_length <= sampler.accept_length:
             reason = "the sampler accepts as much, and keeps the distribution"
-            found.append(Recommendation(sampler.rule, reason))
+            recommendations.append(Recommendation(sampler.rule, reason))
         else:
             reason = (
                 f"{best.accept_length:.2f} tokens a step, the sampler {sampler.accept_length:.2f}"
             )
-            found.append(Recommendation(best.rule, reason))
-    return tuple(found)
+            recommendations.append(Recommendation(best.rule, reason))
+    return tuple(recommendations)
 
 
 def _rule_summary(
@@ -109,7 +108,7 @@ def _rule_summary(
 ) -> RuleSummary:
     num_tokens = sum(len(reply.token_ids) for reply in replies)
     num_steps = sum(reply.num_steps for reply in replies)
-    own, others = _sums(replies), _sums(sampled)
+    sums, sampled_sums = _sums(replies), _sums(sampled)
     rng = np.random.default_rng(0)
     drawn = rng.multinomial(
         len(replies), np.full(len(replies), 1 / len(replies)), NUM_RESAMPLES
@@ -118,11 +117,11 @@ def _rule_summary(
         rule=rule,
         num_replies=len(replies),
         accept_length=(num_tokens - len(replies)) / max(1, num_steps),
-        mean_logprob=_ratio(own.sum(axis=0)),
+        mean_logprob=_ratio(sums.sum(axis=0)),
         logprob_gain=Interval.from_bootstrap(
-            _ratio(own.sum(axis=0)) - _ratio(others.sum(axis=0)),
-            np.array([_ratio(row) for row in drawn @ own])
-            - np.array([_ratio(row) for row in drawn @ others]),
+            _ratio(sums.sum(axis=0)) - _ratio(sampled_sums.sum(axis=0)),
+            np.array([_ratio(row) for row in drawn @ sums])
+            - np.array([_ratio(row) for row in drawn @ sampled_sums]),
         ),
         distinct=(_distinct(replies, 1), _distinct(replies, 2), _distinct(replies, 3)),
         token_agreement=sum(reply.num_agreeing for reply in replies) / num_tokens,
@@ -130,7 +129,7 @@ def _rule_summary(
 
 
 def _sums(replies: Sequence[ThresholdRecord]) -> np.ndarray[tuple[int, int], np.dtype[np.float64]]:
-    """(R, 2) log-likelihood and tokens of each reply."""
+    """Log-likelihood and number of tokens of each reply, (R, 2)."""
     return np.array([[reply.sum_logprob, len(reply.token_ids)] for reply in replies], np.float64)
 
 

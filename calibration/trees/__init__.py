@@ -1,1 +1,1 @@
-"""The tree that is fastest: accuracy of the heads, replayed steps, search."""
+"""The fastest tree: accuracy of the heads, replay of decode steps, search."""

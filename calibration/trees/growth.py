@@ -1,11 +1,11 @@
-"""Trees that accept most: nodes added in the order of the probability that they are accepted.
+"""Grows the trees that accept most: nodes are added in the order of their probability.
 
-A step accepts one more token for every node whose whole path is true, so a tree's expected
-accepted length is 1 + the sum of its paths' probabilities (paper, section 2.3.3). A path is never
+A step accepts one more token for every node whose whole path is right, so a tree's expected
+acceptance length is 1 + the sum of its paths' probabilities (paper, section 2.3.3). A path is never
 more likely than its beginning. The N - 1 most likely paths therefore form a tree, and no tree of N
-nodes has a larger sum: the paper's greedy construction is optimal for every size, under
-independence and under joint statistics alike, and a dynamic program over sizes and depths finds
-nothing better (`tests/support/reference/tree_program.py` is one, and a test compares them).
+nodes has a larger sum. So the paper's greedy construction is optimal for every size, both under
+independence and under joint statistics. A test compares it with a dynamic program over sizes and
+depths (`tests/support/reference/tree_program.py`).
 """
 
 import heapq
@@ -21,16 +21,17 @@ from medusa_trt.tree_configs import MedusaTree
 Node = tuple[int, ...]
 
 ChildProbabilities = Callable[[Node], Sequence[float]]
-"""For an accepted path, the probability of each rank of the next head's candidates being true;
-empty where there is no further head."""
+"""For a path, the probability of each candidate of the next head to be right after it.
+
+It is empty after the last head."""
 
 
 def grow(child_probabilities: ChildProbabilities, max_nodes: int) -> list[Node]:
-    """The most likely paths, best first; every beginning of the list is a tree.
+    """Lists the most likely paths, best first. Every beginning of the list is a tree.
 
     Args:
-        child_probabilities: the statistics.
-        max_nodes: most nodes, the root included, which is not listed.
+        child_probabilities: statistics of the heads.
+        max_nodes: largest number of nodes, counting the root, which is not listed.
     """
     order: list[Node] = []
     frontier: list[tuple[float, int, Node]] = [(-1.0, 0, ())]
@@ -39,20 +40,19 @@ def grow(child_probabilities: ChildProbabilities, max_nodes: int) -> list[Node]:
         order.append(node)
         for rank, probability in enumerate(child_probabilities(node)):
             if probability > 0:
-                # Of equally likely paths the shorter comes first, so never a child of one to come.
+                # The depth puts the shorter of equally likely paths first: parents before children.
                 heapq.heappush(frontier, (weight * probability, depth + 1, (*node, rank)))
     return order[1:]
 
 
 def most_frequent_paths(ranks: NDArray[np.int16], max_nodes: int) -> list[Node]:
-    """The paths that were right most often, best first; every beginning of the list is a tree.
+    """Lists the paths that were right most often, best first. Every beginning of it is a tree.
 
-    These are `joint` statistics without smoothing, over all positions: near the end of a reply a
-    deep path counts as wrong.
+    Unlike `joint` it does not smooth, and a path that reaches beyond a reply's end counts as wrong.
 
     Args:
-        ranks: (P, num_heads), as `RankTable` has them.
-        max_nodes: most nodes, the root included, which is not listed.
+        ranks: (P, num_heads), as in `RankTable`.
+        max_nodes: largest number of nodes, counting the root, which is not listed.
     """
     counts: Counter[Node] = Counter()
     for row in ranks.tolist():
@@ -65,7 +65,7 @@ def most_frequent_paths(ranks: NDArray[np.int16], max_nodes: int) -> list[Node]:
 
 
 def independent(accuracies: NDArray[np.float64]) -> ChildProbabilities:
-    """Heads that are right or wrong independently of each other, as the paper has it.
+    """Statistics of heads that are right independently of each other, as the paper assumes.
 
     Args:
         accuracies: (num_heads, top_k), see `rank_accuracies`.
@@ -87,7 +87,7 @@ def typical_trees(num_heads: int, top_k: int, sizes: Collection[int]) -> dict[in
 
 
 def expected_accept_length(tree: MedusaTree, child_probabilities: ChildProbabilities) -> float:
-    """1 + the probabilities of the tree's paths: tokens that a step adds."""
+    """Expected tokens that a step adds: 1 + the probabilities of the tree's paths."""
     probability: dict[Node, float] = {(): 1.0}
     for node in tree.medusa_choices:
         probability[node] = probability[node[:-1]] * child_probabilities(node[:-1])[node[-1]]
@@ -97,16 +97,16 @@ def expected_accept_length(tree: MedusaTree, child_probabilities: ChildProbabili
 def joint(
     ranks: NDArray[np.int16], accuracies: NDArray[np.float64], prior: float
 ) -> ChildProbabilities:
-    """Heads as they were right together, smoothed towards independence.
+    """Joint statistics of the heads, smoothed towards independence.
 
-    After a path that was seen m times, a rank that was true c times of them has the probability
-    (c + prior · p) / (m + prior), p its head's own accuracy: paths that were seen often speak for
-    themselves, rare ones do not overfit.
+    A candidate that was right c times after a path that was seen m times has the probability
+    (c + prior · p) / (m + prior), where p is the accuracy of its head at this rank. Counts decide
+    after a frequent path, independence after a rare one.
 
     Args:
-        ranks: (P, num_heads), of the positions to learn from.
-        accuracies: (num_heads, top_k).
-        prior: positions that independence counts for, above 0.
+        ranks: (P, num_heads), as in `RankTable`.
+        accuracies: (num_heads, top_k), see `rank_accuracies`.
+        prior: number of positions that independence counts for, above 0.
     """
     num_heads, top_k = accuracies.shape
     tables: list[tuple[dict[Node, int], NDArray[np.int64]]] = []
@@ -116,12 +116,12 @@ def joint(
     def child_probabilities(node: Node) -> Sequence[float]:
         if len(node) == num_heads:
             return []
-        own, (row_of, counts) = accuracies[len(node)], tables[len(node)]
+        of_head, (row_of, counts) = accuracies[len(node)], tables[len(node)]
         row = row_of.get(node)
         if row is None:
-            return list(own.tolist())
+            return list(of_head.tolist())
         seen = counts[row]
-        smoothed: list[float] = ((seen[:top_k] + prior * own) / (seen.sum() + prior)).tolist()
+        smoothed: list[float] = ((seen[:top_k] + prior * of_head) / (seen.sum() + prior)).tolist()
         return smoothed
 
     return child_probabilities
@@ -130,9 +130,11 @@ def joint(
 def _child_counts(
     ranks: NDArray[np.int16], depth: int, top_k: int
 ) -> tuple[dict[Node, int], NDArray[np.int64]]:
-    """Row of each path of this length, and in it the counts of the ranks after it.
+    """Counts the ranks that follow each path of a length.
 
-    The last column counts the positions where no candidate was true.
+    Returns:
+        The row of each path, and (num_paths, top_k + 1) counts, whose last column counts the
+        positions where no candidate was right.
     """
     known = (ranks[:, depth] != UNKNOWN) & (ranks[:, :depth] >= 0).all(axis=1)
     paths, rows = np.unique(ranks[known, :depth], axis=0, return_inverse=True)

@@ -1,4 +1,4 @@
-"""Accuracies of the heads from recorded ranks: pure functions."""
+"""Accuracies of the heads from recorded ranks."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -7,30 +7,30 @@ from medusa_trt.calibration.trees.replay import UNKNOWN
 
 
 def head_counts(ranks: NDArray[np.int16]) -> NDArray[np.int64]:
-    """(num_heads,) samples of each head.
+    """Number of samples of each head, (num_heads,).
 
-    A reply of n tokens has n - 1 - i samples of head i. The paper's code divides every head by
-    head 0's number, which makes later heads look worse than they are.
+    A reply of n tokens has n - 1 - i samples of head i. The paper's code divides every head's hits
+    by head 0's number, which makes later heads look worse than they are.
 
     Args:
-        ranks: (P, num_heads), `UNKNOWN` where a reply has no token.
+        ranks: (P, num_heads), as in `RankTable`.
     """
     counts: NDArray[np.int64] = (ranks != UNKNOWN).sum(axis=0)
     return counts
 
 
 def rank_accuracies(ranks: NDArray[np.int16], top_k: int) -> NDArray[np.float64]:
-    """(num_heads, top_k) the probability that head i's candidate of rank k is the true token."""
+    """Probability (num_heads, top_k) that head i's candidate of rank k is the true token."""
     return _shares(_hits(ranks, top_k), ranks)
 
 
 def top_k_accuracies(ranks: NDArray[np.int16], top_k: int) -> NDArray[np.float64]:
-    """(num_heads, top_k) the probability that the true token is among the first k candidates."""
+    """Probability (num_heads, top_k) that the true token is among the first k candidates."""
     return _shares(_hits(ranks, top_k).cumsum(axis=1), ranks)
 
 
 def _hits(ranks: NDArray[np.int16], top_k: int) -> NDArray[np.int64]:
-    """(num_heads, top_k) how often head i's candidate of rank k is the true token."""
+    """How often head i's candidate of rank k is the true token, (num_heads, top_k)."""
     return np.stack([(ranks == rank).sum(axis=0) for rank in range(top_k)], axis=1)
 
 
@@ -40,11 +40,11 @@ def _shares(hits: NDArray[np.int64], ranks: NDArray[np.int16]) -> NDArray[np.flo
 
 
 def joint_and_independent(ranks: NDArray[np.int16]) -> tuple[list[float], list[float]]:
-    """How far from independent the heads are.
+    """Compares how often the heads are right together with what independence predicts.
 
     Returns:
-        For each depth the share of positions where all heads down to it have the true token first,
-        and the product of their own shares over the same positions.
+        For each depth the share of positions where the first candidates of all heads down to it
+        are right, and the product of these heads' shares over the same positions.
     """
     joint, product = [], []
     for depth in range(1, ranks.shape[1] + 1):

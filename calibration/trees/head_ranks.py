@@ -1,4 +1,4 @@
-"""Records where the heads have the true tokens, along the model's own replies."""
+"""Records the ranks of the true tokens among the heads' candidates, along the model's replies."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -29,12 +29,11 @@ class RankRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     """One reply.
 
     Attributes:
-        settings: how it was asked for.
-        prompt_id: the prompt's.
+        settings: how the reply was generated.
+        prompt_id: id of the prompt.
         prompt_tokens: length of the prompt.
-        token_ids: the reply, its end-of-sequence token included and nothing after it.
-        ranks: for each of its tokens but the last as the tree's root, the rank of the token i + 1
-            after it among head i's candidates; -1 is absent, -2 beyond the reply's end.
+        token_ids: the reply up to its end-of-sequence token, which is included.
+        ranks: (n - 1, num_heads) for a reply of n tokens; see `ranks_from_drafts`.
     """
 
     settings: ReplySettings
@@ -51,18 +50,18 @@ def record_ranks(
     log: RecordLog[RankRecord],
     advance: Callable[[], None],
 ) -> None:
-    """Answers every prompt that the log has no reply to, and appends its ranks.
+    """Generates the replies that the log lacks, and appends them with their ranks.
 
     Args:
-        session: the model; replies equal plain decoding's whatever tree is used for them.
-        prompts: what to ask.
-        settings: and how.
-        log: grows by a record for each reply.
-        advance: called after each.
+        session: the model. Its replies equal plain decoding's, whatever tree it drafts with.
+        prompts: the prompts.
+        settings: how to generate replies.
+        log: the log, which gets a record for each reply.
+        advance: called after each reply.
 
     Raises:
-        KeyboardInterrupt: on Ctrl-C; whole replies are kept.
-        PromptError: a prompt does not fit; before the first reply.
+        KeyboardInterrupt: on Ctrl-C; finished replies are kept.
+        PromptError: a prompt is too long. No reply is generated then.
     """
     check_room(session, prompts, settings.max_new_tokens)
     done = {record.prompt_id for record in log if record.settings == settings}
@@ -80,20 +79,20 @@ def record_ranks(
                 prompt_id=prompt.id,
                 prompt_tokens=len(prompt_ids),
                 token_ids=token_ids,
-                ranks=reply_ranks(session, prompt_ids, token_ids).tolist(),
+                ranks=rank_reply(session, prompt_ids, token_ids).tolist(),
             )
         )
         advance()
 
 
-def reply_ranks(
+def rank_reply(
     session: MedusaSession, prompt_ids: Sequence[int], token_ids: Sequence[int]
 ) -> NDArray[np.int16]:
-    """(n - 1, num_heads) the ranks of a reply of n tokens; see `ranks_from_drafts`.
+    """Ranks (n - 1, num_heads) of a reply of n tokens; see `ranks_from_drafts`.
 
     A step drafts from the hidden state before its root, one row at a time, and so does this.
     """
-    text = [*prompt_ids, *token_ids[:-2]]  # the state before each root but the last
+    text = [*prompt_ids, *token_ids[:-2]]  # The last root's state is the one after this text.
     num_heads = session.bundle.manifest.heads.num_heads
     if len(token_ids) < 2:
         return ranks_from_drafts([], token_ids, num_heads)
@@ -110,27 +109,27 @@ def reply_ranks(
 
 
 def estimate_s(session: MedusaSession, prompt: BenchPrompt, settings: ReplySettings) -> float:
-    """Seconds that one reply of full length takes with its ranks, from a short one."""
+    """Estimates the seconds that a reply of full length and its ranks take, from a short reply."""
     prompt_ids = encode_first_turn(session, prompt)
     num_tokens = min(_PROBE_TOKENS, settings.max_new_tokens)
     options = GenerationOptions(max_new_tokens=num_tokens, ignore_eos=True)
     generate_whole_reply(session, prompt_ids, options)
     start = time.perf_counter()
     reply = generate_whole_reply(session, prompt_ids, options)
-    reply_ranks(session, prompt_ids, reply.token_ids)
+    rank_reply(session, prompt_ids, reply.token_ids)
     return (time.perf_counter() - start) / num_tokens * settings.max_new_tokens
 
 
 def table_from_records(records: Sequence[RankRecord], num_heads: int) -> RankTable:
-    """The ranks of recorded replies; at least one of them."""
+    """Makes a table of the ranks of one or more recorded replies."""
     arrays = [np.array(record.ranks, np.int16).reshape(-1, num_heads) for record in records]
     return RankTable.from_replies(arrays)
 
 
 def mean_context(records: Sequence[RankRecord]) -> int:
-    """Tokens in the cache of a step, on average over the replies' tokens."""
-    tokens = sum(len(record.ranks) for record in records)
+    """Mean number of tokens in the cache, over all tokens of the replies."""
+    num_tokens = sum(len(record.ranks) for record in records)
     total = sum(
         len(record.ranks) * (record.prompt_tokens + len(record.ranks) / 2) for record in records
     )
-    return round(total / max(1, tokens))
+    return round(total / max(1, num_tokens))

@@ -1,8 +1,8 @@
-"""Puts another tree into a bundle, which stays whole whenever the process ends.
+"""Puts another tree into a bundle, which stays consistent even if the process is killed.
 
 Three files change together: the tree, its graph, and the manifest with their hashes. They are
-first written to a folder of their own; its final name is the decision, from which on the files are
-moved, by this process or, if it is killed, by the next calibration.
+first written to a temporary folder. Renaming it commits the change: from then on the files are
+moved into the bundle, by this process or, if it is killed, by the next calibration.
 """
 
 import os
@@ -26,7 +26,7 @@ _STAGED = "new-tree"
 
 
 def check_installable(bundle: Bundle) -> None:
-    """Fails before the long work where the end of it would.
+    """Checks before the long work that a tree can be installed at its end.
 
     Raises:
         CalibrationError: onnx-ir, which writes the tree's graph, is not installed, or the bundle
@@ -44,15 +44,18 @@ def check_installable(bundle: Bundle) -> None:
 
 
 def install_tree(bundle: Bundle, tree: MedusaTree, folder: Path) -> Bundle:
-    """Makes a tree the bundle's own.
+    """Replaces the bundle's tree.
 
     Args:
-        bundle: an opened bundle.
-        tree: one that its heads can fill.
+        bundle: the bundle.
+        tree: the new tree.
         folder: the bundle's folder for calibrations.
 
+    Returns:
+        The bundle, opened again.
+
     Raises:
-        TreeError: the heads cannot fill it.
+        TreeError: the bundle's heads cannot fill the tree.
         CalibrationError: the bundle cannot be written.
     """
     from medusa_trt.export.graphs.tracing import graph_spec, tree_graph
@@ -91,7 +94,7 @@ def install_tree(bundle: Bundle, tree: MedusaTree, folder: Path) -> Bundle:
 
 
 def finish_install(bundle_path: Path, folder: Path) -> None:
-    """Ends what a killed `install_tree` had decided; otherwise does nothing.
+    """Finishes what a killed `install_tree` had committed; otherwise does nothing.
 
     Raises:
         CalibrationError: the bundle cannot be written.

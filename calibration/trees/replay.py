@@ -1,7 +1,7 @@
-"""Decoding replayed on recorded ranks: what any tree would have accepted, without the model.
+"""Replays decoding on recorded ranks: what any tree would have accepted, without the model.
 
-What a step accepts depends on the rank of each true token among the heads' candidates, and on
-nothing else. So the ranks of a reply give the exact number of steps of every tree.
+What a step accepts depends only on the ranks of the true tokens among the heads' candidates. So
+the ranks of a reply give the exact number of steps that any tree takes.
 """
 
 from collections.abc import Iterable, Sequence
@@ -14,41 +14,41 @@ from numpy.typing import NDArray
 from medusa_trt.tree_configs import MedusaTree
 
 ABSENT = -1
-"""The true token is not among the head's candidates."""
+"""Rank of a true token that is not among the head's candidates."""
 
 UNKNOWN = -2
-"""The reply has no such token: neither a hit nor a miss."""
+"""Rank beyond the reply's end, where there is no true token: neither a hit nor a miss."""
 
 
 def ranks_from_drafts(
     drafts: Iterable[NDArray[np.int64]], token_ids: Sequence[int], num_heads: int
 ) -> NDArray[np.int16]:
-    """Where each head has the true tokens among its candidates.
+    """Finds the ranks of a reply's tokens among the heads' candidates.
 
     Args:
-        drafts: for each token of the reply but the last, as the tree's root, (num_heads, top_k)
-            candidates: head i's are for the token i + 1 after the root.
-        token_ids: the reply's n tokens, the last one its end.
-        num_heads: also for a reply with no drafts.
+        drafts: (num_heads, top_k) candidates for each token of the reply but the last, the token
+            being the root. Head i's candidates are for the token i + 1 places after the root.
+        token_ids: the reply's n tokens.
+        num_heads: number of heads, for a reply without drafts.
 
     Returns:
-        (n - 1, num_heads) int16, a rank from 0, `ABSENT`, or `UNKNOWN` beyond the reply's end.
+        (n - 1, num_heads) int16: a rank from 0, `ABSENT`, or `UNKNOWN` beyond the reply's end.
     """
     ranks = np.full((max(0, len(token_ids) - 1), num_heads), UNKNOWN, np.int16)
     for root, candidates in zip(range(len(ranks)), drafts, strict=True):
         for head, token in enumerate(token_ids[root + 1 : root + 1 + num_heads]):
-            found = np.flatnonzero(candidates[head] == token)
-            ranks[root, head] = found[0] if len(found) else ABSENT
+            places = np.flatnonzero(candidates[head] == token)
+            ranks[root, head] = places[0] if len(places) else ABSENT
     return ranks
 
 
 @dataclass(frozen=True)
 class RankTable:
-    """The ranks of R replies, one after the other.
+    """Ranks of R replies with P rows in all.
 
     Attributes:
-        ranks: (P, num_heads) int16, as `ranks_from_drafts` gives them.
-        ends: (R,) int64, where each reply's rows end.
+        ranks: (P, num_heads) int16, the rows of `ranks_from_drafts` of one reply after the other.
+        ends: (R,) int64, the end of each reply's rows.
     """
 
     ranks: NDArray[np.int16]
@@ -56,37 +56,37 @@ class RankTable:
 
     @classmethod
     def from_replies(cls, replies: Sequence[NDArray[np.int16]]) -> "RankTable":
-        """A table of (n - 1, num_heads) ranks of each reply; at least one reply."""
+        """Joins the (n - 1, num_heads) ranks of one or more replies."""
         return cls(np.concatenate(replies), np.cumsum([len(ranks) for ranks in replies]))
 
     @property
     def num_replies(self) -> int:
-        """R."""
+        """Number of replies, R."""
         return len(self.ends)
 
     @property
     def num_heads(self) -> int:
-        """Heads with ranks."""
+        """Number of heads."""
         return int(self.ranks.shape[1])
 
     @cached_property
     def lengths(self) -> NDArray[np.int64]:
-        """(R,) rows of each reply: its tokens after the first."""
+        """Number of rows of each reply, (R,): its tokens after the first."""
         return np.diff(self.ends, prepend=0)
 
     def select(self, replies: Sequence[int]) -> "RankTable":
-        """The table of these replies."""
+        """Makes a table of some of the replies."""
         starts = self.ends - self.lengths
         return self.from_replies([self.ranks[starts[i] : self.ends[i]] for i in replies])
 
 
 @dataclass(frozen=True, slots=True)
 class Replay:
-    """What a tree would have done.
+    """The steps that a tree would have taken.
 
     Attributes:
-        steps: (R,) int64, verify steps that each reply takes after its first token.
-        visited: (P,) bool, the tokens that are the root of a step.
+        steps: (R,) int64, verify steps of each reply after its first token.
+        visited: (P,) bool, whether a row's token is the root of a step.
     """
 
     steps: NDArray[np.int64]
@@ -94,13 +94,14 @@ class Replay:
 
 
 def accept_depths(tree: MedusaTree, ranks: NDArray[np.int16]) -> NDArray[np.int64]:
-    """(P,) the depth that a step reaches from each root: the drafts it accepts.
+    """Number of drafts (P,) that a step accepts after each root.
 
     Args:
         tree: at most as deep as there are heads.
-        ranks: (P, num_heads).
+        ranks: (P, num_heads), as in `RankTable`.
     """
-    child_of = np.full((tree.num_nodes, tree.top_k + 1), -1, np.int64)  # the last column: no child
+    # The last column stands for all ranks without a child.
+    child_of = np.full((tree.num_nodes, tree.top_k + 1), -1, np.int64)
     index_of = {node: index for index, node in enumerate(((), *tree.medusa_choices))}
     for node, index in index_of.items():
         if node:
@@ -117,9 +118,9 @@ def accept_depths(tree: MedusaTree, ranks: NDArray[np.int16]) -> NDArray[np.int6
 
 
 def replay(tree: MedusaTree, table: RankTable) -> Replay:
-    """Decodes every reply with a tree: exactly the steps that the runtime takes.
+    """Decodes every reply with a tree, in exactly the steps that the runtime takes.
 
-    The last step's tokens beyond the reply's end are dropped, as the runtime drops them.
+    Tokens that the last step adds beyond the reply's end are dropped, as the runtime does.
     """
     advances: list[int] = (accept_depths(tree, table.ranks) + 1).tolist()
     visited = np.zeros(len(table.ranks), np.bool_)
@@ -136,6 +137,6 @@ def replay(tree: MedusaTree, table: RankTable) -> Replay:
 
 
 def mean_accept_length(table: RankTable, steps: NDArray[np.int64]) -> float:
-    """Tokens a step adds, over all replies; 1 for plain decoding."""
+    """Tokens that a step adds, over all replies; 1 for plain decoding."""
     num_steps = int(steps.sum())
     return int(table.lengths.sum()) / num_steps if num_steps else 1.0

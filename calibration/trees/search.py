@@ -1,4 +1,4 @@
-"""Trees for every size from recorded replies, and what they accept on replies not seen."""
+"""Searches trees of every size from recorded replies, and scores them on other replies."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ Trees = dict[int, MedusaTree]
 """Trees by their number of nodes."""
 
 Method = Callable[[RankTable, int, Sequence[int]], Trees]
-"""From a table, the candidates of a head and sizes to a tree of each size that can be made."""
+"""Makes trees from a table, the number of candidates of a head, and the wanted sizes."""
 
 _NUM_FOLDS = 5
 _NUM_REPLAYS = 3
@@ -27,10 +27,10 @@ class Candidate:
     """A tree and the steps that it takes.
 
     Attributes:
-        method: how it was found.
-        tree: made from all replies.
-        steps: (R,) int64, verify steps for each reply. For a tree that was made from replies, by
-            the tree that the same method makes from the other replies: an honest estimate.
+        method: how the tree was found, or its name.
+        tree: the tree, made from all replies.
+        steps: (R,) int64, verify steps of each reply. For a searched tree they are cross-validated:
+            each reply is replayed with a tree that the same method makes from other replies.
     """
 
     method: str
@@ -39,13 +39,13 @@ class Candidate:
 
 
 def independent_trees(table: RankTable, top_k: int, sizes: Sequence[int]) -> Trees:
-    """The paper's greedy construction on the heads' own accuracies."""
+    """Grows trees greedily from the heads' accuracies, as the paper does."""
     order = grow(independent(rank_accuracies(table.ranks, top_k)), max(sizes))
     return _trees_from_order(order, sizes)
 
 
 def joint_trees(prior: float) -> Method:
-    """Greedy construction on joint statistics; see `tree_growth.joint`."""
+    """Makes a method that grows trees from joint statistics; see `joint`."""
 
     def trees(table: RankTable, top_k: int, sizes: Sequence[int]) -> Trees:
         accuracies = rank_accuracies(table.ranks, top_k)
@@ -55,16 +55,16 @@ def joint_trees(prior: float) -> Method:
 
 
 def replayed_trees(prior: float) -> Method:
-    """Refinement by replay: joint statistics of the positions where the tree's steps begin.
+    """Makes a method that refines trees by replay.
 
-    Which tokens are the root of a step depends on the tree: after a long accepted path the next
-    token is another one. So each size's tree is replayed, the statistics are taken again from the
-    roots it visits, and the tree is made anew; the one with the fewest steps is kept.
+    The tree decides which tokens become the root of a step. So the tree of each size is replayed,
+    joint statistics are taken from the roots that it visits, and a new tree is grown from them.
+    The tree with the fewest steps is kept.
     """
 
     def trees(table: RankTable, top_k: int, sizes: Sequence[int]) -> Trees:
-        found = joint_trees(prior)(table, top_k, sizes)
-        return {size: _refined(tree, table, top_k, prior) for size, tree in found.items()}
+        grown = joint_trees(prior)(table, top_k, sizes)
+        return {size: _refine(tree, table, top_k, prior) for size, tree in grown.items()}
 
     return trees
 
@@ -78,12 +78,12 @@ METHODS: dict[str, Method] = {
 
 
 def search(table: RankTable, top_k: int, sizes: Sequence[int]) -> list[Candidate]:
-    """A tree of each method and size, with its cross-validated steps.
+    """Makes a tree by each method and of each size, with its cross-validated steps.
 
     Args:
-        table: at least two replies.
+        table: ranks of at least two replies.
         top_k: candidates of each head.
-        sizes: numbers of nodes from 2, the root included.
+        sizes: numbers of nodes, the root included, from 2.
 
     Raises:
         CalibrationError: there are fewer than two replies.
@@ -104,14 +104,17 @@ def search(table: RankTable, top_k: int, sizes: Sequence[int]) -> list[Candidate
 
 
 def fixed_candidates(table: RankTable, trees: Iterable[MedusaTree]) -> list[Candidate]:
-    """Trees that were not made from these replies: presets, chains, the bundle's own."""
+    """Replays trees that were not made from these replies: presets, chains, the bundle's tree."""
     return [Candidate(tree.name, tree, replay(tree, table).steps) for tree in trees]
 
 
 def _held_out_steps(
     method: Method, table: RankTable, top_k: int, sizes: Sequence[int]
 ) -> dict[int, NDArray[np.int64]]:
-    """Steps for each reply by trees made from the other folds, of sizes that every fold has."""
+    """Steps of each reply by trees that are made from the other folds.
+
+    A size is left out if a tree of it cannot be made for every fold.
+    """
     num_folds = min(_NUM_FOLDS, table.num_replies)
     folds = np.arange(table.num_replies) % num_folds
     steps = {size: np.zeros(table.num_replies, np.int64) for size in sizes}
@@ -119,13 +122,13 @@ def _held_out_steps(
         held_out = np.flatnonzero(folds == fold)
         trees = method(table.select(np.flatnonzero(folds != fold).tolist()), top_k, sizes)
         test = table.select(held_out.tolist())
-        steps = {size: own for size, own in steps.items() if size in trees}
-        for size, own in steps.items():
-            own[held_out] = replay(trees[size], test).steps
+        steps = {size: of_size for size, of_size in steps.items() if size in trees}
+        for size, of_size in steps.items():
+            of_size[held_out] = replay(trees[size], test).steps
     return steps
 
 
-def _refined(tree: MedusaTree, table: RankTable, top_k: int, prior: float) -> MedusaTree:
+def _refine(tree: MedusaTree, table: RankTable, top_k: int, prior: float) -> MedusaTree:
     best, fewest = tree, replay(tree, table)
     current = fewest
     for _ in range(_NUM_REPLAYS):

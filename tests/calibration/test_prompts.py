@@ -9,6 +9,7 @@ from medusa_trt.calibration.prompts import (
     BenchPrompt,
     mt_bench_prompts,
     prompts_from_file,
+    self_generated_prompts,
     spread_over_categories,
 )
 from medusa_trt.errors import PromptError
@@ -20,6 +21,12 @@ def test_mt_bench_is_complete() -> None:
     assert set(Counter(prompt.category for prompt in prompts).values()) == {10}
     assert len({prompt.category for prompt in prompts}) == 8
     assert all(len(prompt.turns) == 2 for prompt in prompts)
+
+
+def test_the_prompts_ship_whole() -> None:
+    prompts = self_generated_prompts()
+    assert len(prompts) == 1086
+    assert len({prompt.id for prompt in prompts}) == 1086
 
 
 def test_prompts_are_spread_over_categories() -> None:

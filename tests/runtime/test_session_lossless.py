@@ -131,9 +131,3 @@ def test_plain_decoding_agrees_with_the_model_where_it_is_sure(
         top = logits[position].topk(2)
         if top.values[0] - top.values[1] > 1.0:
             assert token == top.indices[0]
-
-
-def test_the_prompts_ship_whole() -> None:
-    prompts = self_generated_prompts()
-    assert len(prompts) == 1086
-    assert len({prompt.id for prompt in prompts}) == 1086

@@ -2,7 +2,7 @@
 
 import pytest
 
-from medusa_trt.calibration.threshold.measurement import score
+from medusa_trt.calibration.threshold.measurement import score_reply
 from medusa_trt.runtime.bundle import Bundle
 from medusa_trt.runtime.options import GenerationOptions, SamplingOptions
 from medusa_trt.runtime.session import MedusaSession
@@ -15,8 +15,8 @@ def test_scores_are_those_of_the_session(tiny_bundle: Bundle) -> None:
         sampled = session.generate(
             prompt, GenerationOptions(max_new_tokens=30, sampling=sampling, logprobs=0)
         )
-        total, num_agreeing = score(session, prompt, sampled.token_ids, sampling)
+        total, num_agreeing = score_reply(session, prompt, sampled.token_ids, sampling)
         assert total == pytest.approx(sum(p.logprob for p in sampled.logprobs), abs=1e-3)
         assert num_agreeing == len(sampled.token_ids)
         greedy = session.generate(prompt, GenerationOptions(max_new_tokens=30)).token_ids
-        assert score(session, prompt, greedy, sampling)[1] < len(greedy)
+        assert score_reply(session, prompt, greedy, sampling)[1] < len(greedy)

@@ -16,8 +16,8 @@ from medusa_trt.calibration.trees.head_accuracy import head_counts
 from medusa_trt.calibration.trees.head_ranks import (
     RankRecord,
     mean_context,
+    rank_reply,
     record_ranks,
-    reply_ranks,
     table_from_records,
 )
 from medusa_trt.calibration.trees.replay import ABSENT, UNKNOWN, RankTable, replay
@@ -45,7 +45,7 @@ def test_replay_takes_the_steps_of_decoding(
     sampling = SamplingOptions(temperature=temperature, seed=seed)
     options = GenerationOptions(max_new_tokens=24, tree=tree, sampling=sampling)
     reply = session.generate(prompt, options)
-    ranks = reply_ranks(session, prompt, reply.token_ids)
+    ranks = rank_reply(session, prompt, reply.token_ids)
     steps = replay(tree, RankTable.from_replies([ranks])).steps
     assert steps.tolist() == [len(reply.stats.accept_lengths)]
 
@@ -56,7 +56,7 @@ def test_replay_is_exact_on_a_real_engine(tiny_bundle: Bundle, temperature: floa
         prompt = session.encode("a longer prompt, so that it takes more than one chunk " * 4)
         sampling = SamplingOptions(temperature=temperature, seed=3)
         reply = session.generate(prompt, GenerationOptions(max_new_tokens=60, sampling=sampling))
-        ranks = reply_ranks(session, prompt, reply.token_ids)
+        ranks = rank_reply(session, prompt, reply.token_ids)
     steps = replay(tiny_bundle.tree, RankTable.from_replies([ranks])).steps
     assert steps.tolist() == [len(reply.stats.accept_lengths)]
 
@@ -68,7 +68,7 @@ def test_nothing_is_counted_after_the_end_token(tiny_bundle: Bundle) -> None:
     session, engine = session_on_table(with_eos(tiny_bundle, [end]), skill=1.0)
     reply = session.generate([1, 2, 3]).token_ids
     assert reply == whole[: whole.index(end) + 1]
-    ranks = reply_ranks(session, [1, 2, 3], reply)
+    ranks = rank_reply(session, [1, 2, 3], reply)
     num_heads, num_tokens = tiny_bundle.manifest.heads.num_heads, len(reply)
     assert head_counts(ranks).tolist() == [num_tokens - 1 - head for head in range(num_heads)]
     text = [1, 2, 3]
@@ -86,8 +86,8 @@ def test_nothing_is_counted_after_the_end_token(tiny_bundle: Bundle) -> None:
 
 def test_short_replies_have_no_ranks(tiny_bundle: Bundle) -> None:
     session, _ = session_on_table(with_eos(tiny_bundle, []))
-    assert reply_ranks(session, [1, 2], [5]).shape == (0, 4)
-    assert reply_ranks(session, [1, 2], [5, 6]).shape == (1, 4)
+    assert rank_reply(session, [1, 2], [5]).shape == (0, 4)
+    assert rank_reply(session, [1, 2], [5, 6]).shape == (1, 4)
 
 
 def test_recording_resumes_where_it_was_killed(tiny_bundle: Bundle, tmp_path: Path) -> None:
