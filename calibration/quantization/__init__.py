@@ -1,1 +1,1 @@
-"""A format for each weight matrix under a budget of quality or size."""
+"""Chooses a format for each weight matrix under a budget of quality or size."""

@@ -1,4 +1,4 @@
-"""What formats cost in quality: from the logs, or else measured and logged."""
+"""Costs of formats in quality: read from the logs, or measured and logged."""
 
 import hashlib
 import time
@@ -25,13 +25,13 @@ _PARAMETER_SAMPLES = 64
 
 
 class SitesRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What every site does alone, estimated on one text.
+    """The estimated effect of rounding each site alone, on one text.
 
     Attributes:
-        basis: digest of the model, the texts and how it rounds.
-        text: its index.
-        num_samples: draws.
-        kls: sums of KL divergences over the text's positions, nats.
+        basis: digest of the model, the texts and the rounding.
+        text: index of the text.
+        num_samples: number of draws.
+        kls: sums of KL divergences over the text's positions, in nats.
     """
 
     basis: str
@@ -41,12 +41,12 @@ class SitesRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
 
 
 class PlanRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What rounding many sites at once does, measured on all texts.
+    """The measured effect of rounding many sites at once, on all texts.
 
     Attributes:
         basis: see `SitesRecord`.
         drafter: digest of the heads and the tree.
-        formats: of the sites that are rounded, by their names.
+        formats: formats of the rounded sites, by site.
         kl: KL divergence from the unquantized model, nats a token.
         agreement: share of next tokens that stay the same.
         accept_length: tokens a step that heads and tree add on the replies.
@@ -65,9 +65,9 @@ class Drafter:
     """Heads and a tree.
 
     Attributes:
-        digest: of both.
-        accept_length: tokens a step that they add on the texts' replies, from what the heads read
-            at each position, (n, hidden_size) float32 for each text.
+        digest: digest of both.
+        accept_length: computes the tokens a step that they add on the texts' replies. It takes the
+            hidden states that the heads read, (n, hidden_size) float32 for each text.
     """
 
     digest: str
@@ -87,16 +87,16 @@ class QuantizationCosts:
         folder: Path,
         drafter: Drafter,
     ) -> None:
-        """Reads what is known. The model runs as soon as something else is asked for.
+        """Reads the logs. The model runs only when something is measured.
 
         Args:
-            model: with its weights in memory as float32.
-            sites: of the model.
-            rounding: how it rounds.
-            formats: whose sites are estimated.
-            texts: what the model is compared on.
-            folder: of the logs, which grow by a record for each text and for each plan.
-            drafter: to be tried with the plans.
+            model: the unquantized model, its weights in memory as float32.
+            sites: sites of the model.
+            rounding: how weights are rounded.
+            formats: formats that are estimated.
+            texts: texts that the models are compared on.
+            folder: folder of the logs, which get a record for each text and for each plan.
+            drafter: heads and tree to try with the plans.
 
         Raises:
             CalibrationError: a log is damaged.
@@ -115,7 +115,7 @@ class QuantizationCosts:
         return sum(len(text.token_ids) for text in self._texts)
 
     def missing_texts(self) -> list[int]:
-        """Texts on which a format is not estimated yet."""
+        """Indices of the texts on which a format is not estimated yet."""
         return [
             index
             for index in range(len(self._texts))
@@ -123,7 +123,7 @@ class QuantizationCosts:
         ]
 
     def estimate_text(self, index: int) -> None:
-        """Estimates all sites on a text."""
+        """Estimates all sites on a text, and logs the estimates."""
         if self._estimator is None:
             self._estimator = SiteEstimator(self._model, self._sites, self._rounding, self._formats)
         kls = self._estimator.estimate(self._texts[index], seed=index)
@@ -132,9 +132,9 @@ class QuantizationCosts:
         )
 
     def site_kls(self, format_: WeightFormat) -> dict[str, float]:
-        """KL divergence of each site alone, nats a token, on the texts that are done.
+        """KL divergence that each site causes alone, nats a token, on the texts that are done.
 
-        Empty where none is.
+        It is empty if no text is done.
         """
         done = [self._known(index).get(format_) for index in range(len(self._texts))]
         lengths = [len(text.token_ids) for text in self._texts]
@@ -148,15 +148,15 @@ class QuantizationCosts:
         }
 
     def known_plan(self, formats: Formats) -> PlanRecord | None:
-        """What was measured of all sites rounded at once, with the heads on top."""
-        wanted = (self._basis, self._drafter.digest, _rounded(formats))
-        found = (r for r in self._plans_log if (r.basis, r.drafter, r.formats) == wanted)
-        return next(found, None)
+        """The record of a plan, or None if it was not measured yet."""
+        key = (self._basis, self._drafter.digest, _rounded(formats))
+        records = (r for r in self._plans_log if (r.basis, r.drafter, r.formats) == key)
+        return next(records, None)
 
     def measure_plan(self, formats: Formats) -> PlanRecord:
-        """Measures all sites rounded at once, with the heads on top."""
+        """Measures a plan, with the heads on top, and logs its record."""
         rounded = _rounded(formats)
-        change = self._opened().measure(rounded)
+        change = self._open_meter().measure(rounded)
         record = PlanRecord(
             basis=self._basis,
             drafter=self._drafter.digest,
@@ -169,23 +169,23 @@ class QuantizationCosts:
         return record
 
     def estimate_s(self, num_texts: int, num_plans: int) -> float:
-        """Seconds that estimates on some texts and measurements of some plans take."""
+        """Estimates the seconds that some texts and plans take."""
         start = time.perf_counter()
-        self._opened()
+        self._open_meter()
         run_s = time.perf_counter() - start
         rounding_s = sum(map(self._rounding_s, self._formats))
-        # A gradient with respect to what is computed costs about as much as computing it.
+        # A gradient with respect to the outputs costs about as much as computing them.
         texts_s = num_texts / len(self._texts) * run_s * (2 + NUM_SAMPLES)
-        # Most plans are rounded in part: they differ from the one before in a few matrices.
+        # Most plans differ from the one before in a few matrices: only these are rounded again.
         return texts_s + 2 * rounding_s + num_plans * run_s
 
-    def _opened(self) -> QuantizationMeter:
+    def _open_meter(self) -> QuantizationMeter:
         if self._meter is None:
             self._meter = QuantizationMeter(self._model, self._sites, self._rounding, self._texts)
         return self._meter
 
     def _known(self, index: int) -> SiteKls:
-        """What each site does on a text, by format."""
+        """Logged KL divergences of a text, by format and site."""
         known: SiteKls = {}
         for record in self._sites_log:
             if (record.basis, record.text) == (self._basis, index):
@@ -193,7 +193,7 @@ class QuantizationCosts:
         return known
 
     def _rounding_s(self, format_: WeightFormat) -> float:
-        """Seconds to round all matrices, from one of them."""
+        """Estimates the seconds to round all matrices, from one of them."""
         site = self._sites[0]
         weight = self._model.get_parameter(site.weights[0]).detach().numpy().T
         start = time.perf_counter()
@@ -207,7 +207,7 @@ def _rounded(formats: Formats) -> dict[str, Format]:
 
 
 def _basis(model: PreTrainedModel, texts: Sequence[Text], rounding: Rounding) -> str:
-    """SHA-256 of the texts, the kind of rounding and numbers out of each parameter."""
+    """SHA-256 of the texts, the kind of rounding, and some numbers of each parameter."""
     digest = hashlib.sha256(type(rounding).__name__.encode())
     digest.update(repr([(text.prompt_ids, text.token_ids) for text in texts]).encode())
     for name, parameter in model.named_parameters():

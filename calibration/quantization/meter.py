@@ -1,4 +1,4 @@
-"""What rounding matrices of a model does to its next tokens, on texts that are given."""
+"""Measures the effect of rounded matrices on a model's next tokens, on given texts."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,7 +16,7 @@ from medusa_trt.export.quantization.sites import Site
 from medusa_trt.export.weight_formats import Format, WeightFormat, is_rounded
 
 Formats = Mapping[str, Format]
-"""A format for each site, by its name; sites left out are as they are."""
+"""A format for each site, by its name. Sites that are left out stay unrounded."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +24,7 @@ class Text:
     """A prompt and its reply.
 
     Attributes:
-        prompt_ids: what comes before the reply.
+        prompt_ids: token ids of the prompt.
         token_ids: the reply's n tokens, each of which is to be predicted.
     """
 
@@ -34,12 +34,13 @@ class Text:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """A model with rounded matrices against itself.
+    """The effect of rounding on a model.
 
     Attributes:
-        kl: mean of KL(model, rounded) over the positions, nats.
+        kl: mean of KL(model, rounded) over the positions, in nats.
         agreement: share of positions with the same argmax.
-        hidden: what the unembedding and the heads read, (n, hidden_size) float32 for each text.
+        hidden: hidden states that unembedding and heads read, (n, hidden_size) float32 for each
+            text.
     """
 
     kl: float
@@ -48,58 +49,59 @@ class Change:
 
 
 class RoundedModel:
-    """A model some of whose matrices are rounded, with what multiplies them. It can be undone."""
+    """A model some of whose matrices are rounded, with their inputs. The rounding can be undone."""
 
     def __init__(self, model: PreTrainedModel, sites: Sequence[Site], rounding: Rounding) -> None:
-        """Takes the model as it is; rounded matrices come on top of its own in memory."""
+        """Takes the unrounded model. Its matrices stay in memory beside the rounded ones."""
         self.model = model
         self._rounding = rounding
         self._sites = {site.name: site for site in sites}
         self._formats: dict[str, Format] = {}
-        self._undo: dict[str, list[_Replaced]] = {}
+        self._replacements: dict[str, list[_Replacement]] = {}
 
     def set(self, formats: Formats) -> None:
-        """Rounds these sites and no others; those that stay in their format cost nothing."""
+        """Rounds these sites and no others. A site that keeps its format is not rounded again."""
         wanted = {name: format_ for name, format_ in formats.items() if is_rounded(format_)}
-        for name in [name for name, have in self._formats.items() if wanted.get(name) != have]:
+        changed = [name for name, present in self._formats.items() if wanted.get(name) != present]
+        for name in changed:
             del self._formats[name]
-            for replaced in self._undo.pop(name):
-                replaced.undo()
+            for replacement in self._replacements.pop(name):
+                replacement.undo()
         for name, format_ in wanted.items():
             if name not in self._formats:
                 paths = self._sites[name].modules
-                self._undo[name] = [self._replaced(path, format_) for path in paths]
+                self._replacements[name] = [self._replace(path, format_) for path in paths]
                 self._formats[name] = format_
 
-    def _replaced(self, path: str, format_: WeightFormat) -> "_Replaced":
+    def _replace(self, path: str, format_: WeightFormat) -> "_Replacement":
         module = self.model.get_submodule(path)
-        own = module.weight
-        assert isinstance(own, nn.Parameter)
-        matrix = self._rounding.weight(own.detach().numpy().T, format_)
-        # The parameter is replaced, not its data: an embedding may share it.
+        weight = module.weight
+        assert isinstance(weight, nn.Parameter)
+        matrix = self._rounding.weight(weight.detach().numpy().T, format_)
+        # A new parameter is set instead of new data, since an embedding may share the parameter.
         module._parameters["weight"] = nn.Parameter(torch.from_numpy(matrix).T, False)
 
         def round_inputs(_: nn.Module, inputs: tuple[torch.Tensor]) -> torch.Tensor:
             return self._rounding.inputs(inputs[0], format_)
 
-        return _Replaced(module, own, module.register_forward_pre_hook(round_inputs))
+        return _Replacement(module, weight, module.register_forward_pre_hook(round_inputs))
 
 
 @dataclass(frozen=True, slots=True)
-class _Replaced:
+class _Replacement:
     module: nn.Module
-    own: nn.Parameter
+    unrounded: nn.Parameter
     handle: RemovableHandle
 
     def undo(self) -> None:
         self.handle.remove()
-        self.module._parameters["weight"] = self.own
+        self.module._parameters["weight"] = self.unrounded
 
 
 class QuantizationMeter:
-    """Compares a model with itself, its matrices rounded.
+    """Compares a model whose matrices are rounded with the unrounded model.
 
-    It keeps the model's log-probabilities, (n, vocab_size) float32 for each text.
+    It keeps the unrounded model's log-probabilities, (n, vocab_size) float32 for each text.
     """
 
     def __init__(
@@ -109,37 +111,37 @@ class QuantizationMeter:
         rounding: Rounding,
         texts: Sequence[Text],
     ) -> None:
-        """Runs the model as it is on the texts."""
+        """Runs the unrounded model on the texts."""
         self._rounded = RoundedModel(model, sites, rounding)
         self._texts = texts
         with torch.inference_mode():
             self._logprobs = [logits_of(model, text).log_softmax(-1) for text in texts]
 
     def measure(self, formats: Formats) -> Change:
-        """Rounds these sites and no others, by their names, and compares."""
+        """Rounds these sites and no others, and compares."""
         self._rounded.set(formats)
         total, num_agreeing, hidden = 0.0, 0, []
         for text, logprobs in zip(self._texts, self._logprobs, strict=True):
-            with torch.inference_mode(), _observed_hidden(self._rounded.model) as seen:
-                found = logits_of(self._rounded.model, text).log_softmax(-1)
+            with torch.inference_mode(), _observe_hidden(self._rounded.model) as observed:
+                rounded = logits_of(self._rounded.model, text).log_softmax(-1)
                 divergence = nn.functional.kl_div(
-                    found, logprobs, reduction="none", log_target=True
+                    rounded, logprobs, reduction="none", log_target=True
                 )
                 total += float(divergence.sum(dtype=torch.float64))
-                num_agreeing += int((found.argmax(-1) == logprobs.argmax(-1)).sum())
-            hidden.append(seen[0])
+                num_agreeing += int((rounded.argmax(-1) == logprobs.argmax(-1)).sum())
+            hidden.append(observed[0])
         num_positions = sum(len(text.token_ids) for text in self._texts)
         return Change(total / num_positions, num_agreeing / num_positions, hidden)
 
 
 def logits_of(model: PreTrainedModel, text: Text) -> torch.Tensor:
-    """The logits (n, vocab_size) that predict each of the reply's tokens."""
+    """Logits (n, vocab_size) that predict the reply's tokens."""
     ids = [*text.prompt_ids, *text.token_ids[:-1]]
 
     def select(_: nn.Module, inputs: tuple[torch.Tensor]) -> torch.Tensor:
         return inputs[0][:, len(text.prompt_ids) - 1 :]
 
-    # First of the hooks, so that the others see what is predicted from and nothing else.
+    # This hook runs first, so that the other hooks see only the rows that predict the reply.
     handle = model.get_output_embeddings().register_forward_pre_hook(select, prepend=True)
     try:
         logits: torch.Tensor = model(torch.tensor([ids]), use_cache=False).logits[0]
@@ -149,15 +151,15 @@ def logits_of(model: PreTrainedModel, text: Text) -> torch.Tensor:
 
 
 @contextmanager
-def _observed_hidden(model: PreTrainedModel) -> Iterator[list[NDArray[np.float32]]]:
-    """Collects what the final norm gives, which unembedding and heads read, at selected rows."""
-    seen: list[NDArray[np.float32]] = []
+def _observe_hidden(model: PreTrainedModel) -> Iterator[list[NDArray[np.float32]]]:
+    """Collects the final norm's outputs at the selected rows, which unembedding and heads read."""
+    observed: list[NDArray[np.float32]] = []
 
     def observe(_: nn.Module, inputs: tuple[torch.Tensor]) -> None:
-        seen.append(inputs[0][0].numpy().copy())
+        observed.append(inputs[0][0].numpy().copy())
 
     handle = model.get_output_embeddings().register_forward_pre_hook(observe, prepend=True)
     try:
-        yield seen
+        yield observed
     finally:
         handle.remove()

@@ -1,9 +1,9 @@
-"""The plans that are compared, and the choice of the best one."""
+"""Plans: a format for each site. Fixed ones to compare with, and the best one for a budget."""
 
 from collections.abc import Callable, Sequence
 
 from medusa_trt.calibration.calibrate_options import QuantizationOptions
-from medusa_trt.calibration.quantization.choice import Frontier
+from medusa_trt.calibration.quantization.frontier import Frontier
 from medusa_trt.calibration.quantization.meter import Formats
 from medusa_trt.calibration.quantization.section import UNQUANTIZED
 from medusa_trt.errors import CalibrationError
@@ -12,19 +12,19 @@ from medusa_trt.export.quantization.sites import Site
 from medusa_trt.export.targets import Precision, Target
 from medusa_trt.export.weight_formats import FORMAT_OF_BITS, Format, is_rounded
 
-MOST_TRIES = 6
-"""Plans that are measured to find the smallest one within a KL divergence."""
+MAX_TRIES = 6
+"""Largest number of plans that are measured to find the smallest one within a KL divergence."""
 
-_LEAST_KL = 1e-9
+_MIN_KL = 1e-9
 _MARGIN = 0.98
-"""Of a bound that is lowered, so that the next plan does not miss it by a hair."""
+"""A lowered bound is multiplied by this, so that the next plan does not just miss the budget."""
 
 
 def formats_from_names(target: Target, names: Sequence[str] | None) -> tuple[Format, ...]:
-    """What is chosen from: the target's candidates, or what the user named.
+    """Resolves the formats to choose from: the named ones, or the target's candidates for None.
 
     Raises:
-        CalibrationError: the target lacks one, or none of them rounds.
+        CalibrationError: the target lacks one of them, or none of them rounds.
     """
     if names is None:
         return target.candidates
@@ -33,114 +33,116 @@ def formats_from_names(target: Target, names: Sequence[str] | None) -> tuple[For
             f"target {target.name} has no format {unknown[0]!r}: choose from "
             f"{', '.join(target.formats)}"
         )
-    found = tuple(format_ for format_ in target.formats if format_ in names)
-    if not any(map(is_rounded, found)):
+    formats = tuple(format_ for format_ in target.formats if format_ in names)
+    if not any(map(is_rounded, formats)):
         raise CalibrationError(f"--formats is {','.join(names)}: name one that rounds, as int8")
-    return found
+    return formats
 
 
 def site_bytes(site: Site, rounding: Rounding, format_: Format) -> int | None:
-    """Bytes of a site's matrices; None where one cannot have this format."""
+    """Bytes of a site's matrices; None if one of them cannot have this format."""
     sizes = [rounding.size_bytes(*shape, format_) for shape in site.shapes]
     known = [size for size in sizes if size is not None]
     return sum(known) if len(known) == len(sizes) else None
 
 
 def plan_bytes(sites: Sequence[Site], rounding: Rounding, formats: Formats) -> int:
-    """Bytes of all matrices; each has its format."""
+    """Bytes of all matrices in a plan."""
     return sum(site_bytes(site, rounding, formats[site.name]) or 0 for site in sites)
 
 
 def fixed_plans(
     sites: Sequence[Site], target: Target, rounding: Rounding, formats: Sequence[Format]
 ) -> dict[str, dict[str, Format]]:
-    """Plans to compare with: no rounding, the target's precisions, each format for all sites.
+    """Makes the plans to compare with: unrounded, the target's precisions, one format for all.
 
-    Of equal plans the first one stays. A site that cannot have a format is left as it is.
+    A site that cannot have a format stays unrounded. Of equal plans only the first one is kept.
     """
-    whole = target.formats[-1]
+    unrounded = target.formats[-1]
 
     def plan(layers: Format, unembedding: Format) -> dict[str, Format]:
         wanted = {site: unembedding if site.is_last else layers for site in sites}
         return {
-            site.name: whole if site_bytes(site, rounding, format_) is None else format_
+            site.name: unrounded if site_bytes(site, rounding, format_) is None else format_
             for site, format_ in wanted.items()
         }
 
-    plans = {UNQUANTIZED: plan(whole, whole)}
+    plans = {UNQUANTIZED: plan(unrounded, unrounded)}
     for precision in target.precisions:
-        layers, unembedding = _formats_of(precision, whole)
-        if layers in formats and unembedding in (*formats, whole):
+        layers, unembedding = _formats_of(precision, unrounded)
+        if layers in formats and unembedding in (*formats, unrounded):
             plans[precision.name] = plan(layers, unembedding)
-    plans |= {f"all {format_}": plan(format_, format_) for format_ in formats if format_ != whole}
+    for format_ in formats:
+        if format_ != unrounded:
+            plans[f"all {format_}"] = plan(format_, format_)
     unique: dict[str, dict[str, Format]] = {}
-    for name, each in plans.items():
-        if each not in unique.values():
-            unique[name] = each
+    for name, by_site in plans.items():
+        if by_site not in unique.values():
+            unique[name] = by_site
     return unique
 
 
-def _formats_of(precision: Precision, whole: Format) -> tuple[Format, Format]:
-    """What a precision does with the layers and with the unembedding."""
+def _formats_of(precision: Precision, unrounded: Format) -> tuple[Format, Format]:
+    """Formats that a precision gives to the layers and to the unembedding."""
     if precision.layer_bits is None or precision.unembedding_bits is None:
-        return precision.weights or whole, whole
+        return precision.weights or unrounded, unrounded
     return FORMAT_OF_BITS[precision.layer_bits], FORMAT_OF_BITS[precision.unembedding_bits]
 
 
 def site_options(
     site: Site, target: Target, rounding: Rounding, formats: Sequence[Format]
 ) -> dict[Format, int]:
-    """The formats that a site can have, with its bytes; it stays as it is where that is none."""
+    """Bytes of a site in each format that it can have; only the unrounded one if it has none."""
     sizes = {format_: site_bytes(site, rounding, format_) for format_ in formats}
-    found = {format_: size for format_, size in sizes.items() if size is not None}
-    whole = target.formats[-1]
-    return found or {whole: site_bytes(site, rounding, whole) or 0}
+    possible = {format_: size for format_, size in sizes.items() if size is not None}
+    unrounded = target.formats[-1]
+    return possible or {unrounded: site_bytes(site, rounding, unrounded) or 0}
 
 
 def best_plan(
     frontier: Frontier,
-    wanted: QuantizationOptions,
-    measured_kl: Callable[[dict[str, Format]], float],
+    budget: QuantizationOptions,
+    measure_kl: Callable[[dict[str, Format]], float],
 ) -> dict[str, Format]:
-    """The plan of least KL within a size, or the smallest one whose KL is within a bound.
+    """Finds the plan with the least KL within a size, or the smallest plan within a KL.
 
-    The bound is kept by the KL divergence as measured: the predicted one is scaled by what earlier
-    plans have shown.
+    A KL budget holds for the measured divergence: each measured plan scales the prediction that
+    the next plan is chosen by.
 
     Args:
-        frontier: of all choices.
-        wanted: the budget.
-        measured_kl: measures a plan.
+        frontier: the best choices.
+        budget: the largest size, or the largest KL divergence.
+        measure_kl: measures the KL divergence of a plan.
 
     Raises:
         CalibrationError: no plan keeps to the budget.
     """
-    if wanted.max_megabytes is not None:
-        index = frontier.within_size(wanted.max_megabytes * 1e6)
+    if budget.max_megabytes is not None:
+        index = frontier.within_size(budget.max_megabytes * 1e6)
         if index is None:
             raise CalibrationError(
-                f"--max-size is {wanted.max_megabytes:g}: the smallest plan takes "
+                f"--max-size is {budget.max_megabytes:g}: the smallest plan takes "
                 f"{frontier.sizes[0] / 1e6:.1f} MB; raise it, or offer a smaller format with "
                 "--formats"
             )
         return frontier.formats(index)
-    assert wanted.max_kl is not None
+    assert budget.max_kl is not None
     kls: dict[int, float] = {}
-    bound, last = wanted.max_kl, len(frontier) - 1
-    while len(kls) < MOST_TRIES:
-        found = frontier.within_kl(bound)
-        index = last if found is None else found
+    bound, last = budget.max_kl, len(frontier) - 1
+    while len(kls) < MAX_TRIES:
+        within = frontier.within_kl(bound)
+        index = last if within is None else within
         if index in kls:
             break
-        kls[index] = measured_kl(frontier.formats(index))
-        scale = wanted.max_kl / max(kls[index], _LEAST_KL)
+        kls[index] = measure_kl(frontier.formats(index))
+        scale = budget.max_kl / max(kls[index], _MIN_KL)
         bound = frontier.kls[index] * (scale if scale >= 1 else scale * _MARGIN)
-    if not any(kl <= wanted.max_kl for kl in kls.values()):
-        kls[last] = measured_kl(frontier.formats(last))
-    good = [index for index, kl in kls.items() if kl <= wanted.max_kl]
+    if not any(kl <= budget.max_kl for kl in kls.values()):
+        kls[last] = measure_kl(frontier.formats(last))
+    good = [index for index, kl in kls.items() if kl <= budget.max_kl]
     if not good:
         raise CalibrationError(
-            f"--max-kl is {wanted.max_kl:g}: the best plan has {kls[last]:.4f} nats a token; raise "
+            f"--max-kl is {budget.max_kl:g}: the best plan has {kls[last]:.4f} nats a token; raise "
             "it, or offer a better format with --formats"
         )
     return frontier.formats(min(good))

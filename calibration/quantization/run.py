@@ -15,12 +15,12 @@ from medusa_trt.calibration.calibrate_options import QuantizationOptions, ReplyS
 from medusa_trt.calibration.origin import Origin
 from medusa_trt.calibration.progress import Progress
 from medusa_trt.calibration.prompts import BenchPrompt
-from medusa_trt.calibration.quantization.choice import Frontier, Option, frontier_from_options
 from medusa_trt.calibration.quantization.costs import Drafter, PlanRecord, QuantizationCosts
+from medusa_trt.calibration.quantization.frontier import Frontier, Option, frontier_from_options
 from medusa_trt.calibration.quantization.inputs import open_drafter, texts_from_records
 from medusa_trt.calibration.quantization.meter import Formats, Text
 from medusa_trt.calibration.quantization.plans import (
-    MOST_TRIES,
+    MAX_TRIES,
     best_plan,
     fixed_plans,
     formats_from_names,
@@ -93,7 +93,7 @@ class QuantizationRun:
         )
         self._fixed = fixed_plans(self._sites, self._target, self._rounding, self._formats)
         self._missing = self._costs.missing_texts()
-        self._num_plans = len(self._fixed) + MOST_TRIES
+        self._num_plans = len(self._fixed) + MAX_TRIES
         self.progress = Progress(len(self._missing) + self._num_plans, "measurements")
         self._is_announced = False
         self._kls = self._known_kls()

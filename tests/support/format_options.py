@@ -4,7 +4,7 @@ from itertools import product
 
 from hypothesis import strategies as st
 
-from medusa_trt.calibration.quantization.choice import Option
+from medusa_trt.calibration.quantization.frontier import Option
 from medusa_trt.export.weight_formats import Format
 
 FORMATS: tuple[Format, ...] = ("int4", "int8", "fp16")

@@ -1,46 +1,44 @@
-"""The best format of each matrix under a budget: pure functions.
+"""Finds the best format of each matrix for every budget.
 
-The KL divergences that the matrices cause alone are added: those of errors that have nothing to do
-with each other do add up, to second order. What the sum misses is measured afterwards.
+The KL divergence of a choice is predicted by the sum of the divergences that the matrices cause
+alone. To second order this holds for independent errors; the true divergence is measured later.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-if TYPE_CHECKING:
-    from medusa_trt.export.weight_formats import Format
+from medusa_trt.export.weight_formats import Format
 
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """One format of one site: its size, and the KL divergence (nats) that it causes alone."""
+    """A format of a site, with its size and the KL divergence in nats that it causes alone."""
 
-    format: "Format"
+    format: Format
     size_bytes: int
     kl: float
 
 
 @dataclass(frozen=True, slots=True)
 class _Step:
-    """How the states after a site were reached: from which state before it, by which format."""
+    """For each choice after a site: the choice before the site, and the format of the site."""
 
     name: str
-    formats: "tuple[Format, ...]"
+    formats: tuple[Format, ...]
     parents: NDArray[np.int32]
     chosen: NDArray[np.int8]
 
 
 @dataclass(frozen=True)
 class Frontier:
-    """All choices that no other choice beats in both size and KL.
+    """The choices of formats for all sites that no other choice beats in both size and KL.
 
     Attributes:
         sizes: (F,) int64 bytes, rising.
-        kls: (F,) float64 sums of KL divergences, falling.
+        kls: (F,) float64 predicted KL divergences in nats, falling.
     """
 
     sizes: NDArray[np.int64]
@@ -51,32 +49,32 @@ class Frontier:
         return len(self.sizes)
 
     def within_size(self, max_bytes: float) -> int | None:
-        """Index of the choice of the least KL of at most this size; None if all are larger."""
+        """Index of the choice with the least KL within a size; None if all choices are larger."""
         index = int(np.searchsorted(self.sizes, max_bytes, side="right")) - 1
         return None if index < 0 else index
 
     def within_kl(self, max_kl: float) -> int | None:
-        """Index of the smallest choice of at most this KL; None if all have more."""
+        """Index of the smallest choice within a KL; None if all choices have more."""
         index = int(np.argmax(self.kls <= max_kl))
         return index if self.kls[index] <= max_kl else None
 
-    def formats(self, index: int) -> "dict[str, Format]":
-        """The format of each site."""
-        found: dict[str, Format] = {}
+    def formats(self, index: int) -> dict[str, Format]:
+        """The format of each site in a choice."""
+        by_site: dict[str, Format] = {}
         for step in reversed(self._steps):
-            found[step.name] = step.formats[step.chosen[index]]
+            by_site[step.name] = step.formats[step.chosen[index]]
             index = int(step.parents[index])
-        return dict(reversed(found.items()))
+        return dict(reversed(by_site.items()))
 
 
 def frontier_from_options(sites: Mapping[str, Sequence[Option]]) -> Frontier:
-    """Finds the frontier exactly: a dynamic program over the sites (a multiple-choice knapsack).
+    """Finds the frontier exactly, by dynamic programming (a multiple-choice knapsack).
 
-    After each site only those beginnings are kept that no other beats in size and KL. Layers of
-    the same shapes make few different sizes, so they stay few.
+    After each site only those partial choices are kept that no other one beats in size and KL.
+    They stay few, since layers of the same shapes have few different total sizes.
 
     Args:
-        sites: at least one option of each, by the site's name; sizes and KLs of 0 or more.
+        sites: at least one option of each site, by its name. Sizes and KLs are at least 0.
     """
     sizes, kls = np.zeros(1, np.int64), np.zeros(1)
     steps: list[_Step] = []

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.format_options import Sites, cost, every_choice, sites
 
-from medusa_trt.calibration.quantization.choice import Frontier, Option, frontier_from_options
+from medusa_trt.calibration.quantization.frontier import Frontier, Option, frontier_from_options
 
 
 @given(sites())
