@@ -5,8 +5,9 @@ from collections.abc import Collection, Iterable, Mapping
 import torch
 
 from medusa_trt.errors import HeadsError
-from medusa_trt.export.heads.key_layouts import UNEMBEDDINGS, HeadKey, Recognized, listed
+from medusa_trt.export.heads.key_layouts import UNEMBEDDINGS, HeadKey, Recognized
 from medusa_trt.export.heads.medusa_heads import Linear, MedusaHead, MedusaHeads
+from medusa_trt.files import listed
 
 _FP8 = (torch.float8_e4m3fn, torch.float8_e5m2)
 

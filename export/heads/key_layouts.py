@@ -7,6 +7,7 @@ from functools import cache
 from typing import Literal, NamedTuple
 
 from medusa_trt.errors import HeadsError
+from medusa_trt.files import listed
 
 Part = Literal["block", "projection", "root_map", "unembedding", "common_unembedding", "token_map"]
 
@@ -205,9 +206,3 @@ def _without_prefix(key: str) -> str:
 def _is_block(layout: KeyLayout, key: str) -> bool:
     parsed = layout.parse(_without_prefix(key))
     return parsed is not None and parsed.part == "block"
-
-
-def listed(keys: Iterable[str]) -> str:
-    """The first few keys, for an error of one line."""
-    shown = sorted(keys)
-    return ", ".join(shown[:5]) + (f" and {len(shown) - 5} more" if len(shown) > 5 else "")

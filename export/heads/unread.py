@@ -8,9 +8,9 @@ import torch
 
 from medusa_trt.errors import HeadsError
 from medusa_trt.export.heads.key_layouts import UNEMBEDDINGS, VLLM, HeadKey, Recognized
-from medusa_trt.export.models.checkpoint_weights import PLAIN_DTYPES, TensorSource
 from medusa_trt.export.weights.checkpoint_files import Checkpoint
 from medusa_trt.export.weights.lazy_tensor import Array, LazyTensor
+from medusa_trt.export.weights.tensor_source import PLAIN_DTYPES, TensorSource
 
 _PARTS = ("block", "projection", "root_map", *UNEMBEDDINGS)
 _CHECKED_SIZE = 1 << 22

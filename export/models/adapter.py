@@ -6,9 +6,10 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from medusa_trt.errors import ExportError, HeadsError
-from medusa_trt.export.heads.key_layouts import listed, recognize
+from medusa_trt.export.heads.key_layouts import recognize
 from medusa_trt.export.heads.loading import ADAPTER_CONFIG
 from medusa_trt.export.weights.checkpoint_files import json_from_file, open_checkpoint
+from medusa_trt.files import listed
 
 _HEADS_MODULES = ("medusa_head", "medusa_heads")
 

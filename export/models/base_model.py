@@ -24,15 +24,10 @@ from transformers.utils import GENERATION_CONFIG_NAME
 from transformers.utils import logging as transformers_logging
 
 from medusa_trt.errors import ExportError, MedusaError
-from medusa_trt.export.heads.key_layouts import listed
 from medusa_trt.export.heads.loading import ADAPTER_CONFIG
 from medusa_trt.export.models.adapter import base_model_of, merged_with_adapter
 from medusa_trt.export.models.aliases import Alias, aliases
-from medusa_trt.export.models.checkpoint_weights import (
-    PLAIN_DTYPES,
-    cached_path,
-    weights_from_checkpoint,
-)
+from medusa_trt.export.models.checkpoint_weights import cached_path, weights_from_checkpoint
 from medusa_trt.export.models.gguf import checked_gguf, gguf_from_package
 from medusa_trt.export.models.gguf_config import complete_config
 from medusa_trt.export.models.gguf_weights import weights_from_gguf
@@ -40,6 +35,8 @@ from medusa_trt.export.models.unread_tensors import refuse_unread
 from medusa_trt.export.weights.hub import is_hub_id
 from medusa_trt.export.weights.packed_weights import Packing, packing_from_config
 from medusa_trt.export.weights.streamed_model import Weights, empty_model, weights_in_memory
+from medusa_trt.export.weights.tensor_source import PLAIN_DTYPES
+from medusa_trt.files import listed
 
 STREAMED_GGUF_BYTES = 512 << 20
 """A smaller GGUF file is dequantized once, a larger one a tensor at a time whenever it is used."""

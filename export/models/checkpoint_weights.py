@@ -1,32 +1,25 @@
 """A checkpoint's weights by the names of the model's parameters, read when they are used."""
 
 import json
-import pickle
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from zipfile import is_zipfile
 
-import torch
-from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 from transformers.utils.hub import cached_file
 
 from medusa_trt.errors import ExportError
-from medusa_trt.export.heads.key_layouts import listed
 from medusa_trt.export.models.unread_tensors import refuse_unread
 from medusa_trt.export.weights.lazy_tensor import Array, LazyTensor
 from medusa_trt.export.weights.packed_weights import Packing
-from medusa_trt.export.weights.streamed_model import Weights, array_from_tensor, tensor_from_array
+from medusa_trt.export.weights.streamed_model import Weights, tensor_from_array
+from medusa_trt.export.weights.tensor_source import PLAIN_DTYPES, TensorSource, open_tensors
+from medusa_trt.files import listed
 
 _NAMES = ("model.safetensors", "pytorch_model.bin")
 """By preference; a sharded checkpoint has an index by the same name."""
-
-PLAIN_DTYPES = {torch.float64, torch.float32, torch.float16, torch.bfloat16}
-"""Of weights that need no scale."""
 
 
 def weights_from_checkpoint(
@@ -125,7 +118,7 @@ def _tensors_by_parameter(
     packed: dict[str, dict[str, TensorSource]] = {}
     unread: dict[str, TensorSource] = {}
     for file in files:
-        with _opened(file) as opened:
+        with open_tensors(file) as opened:
             facts = {key: (tensor.shape, tensor.dtype) for key, tensor in opened.items()}
         for key, (shape, dtype) in facts.items():
             layer, _, suffix = key.rpartition(".")
@@ -166,7 +159,7 @@ def _tensors_by_parameter(
 
 
 def _unpacked(
-    packing: Packing, sources: Mapping[str, "TensorSource"], shape: tuple[int, ...], place: str
+    packing: Packing, sources: Mapping[str, TensorSource], shape: tuple[int, ...], place: str
 ) -> Array:
     tensors = {suffix: source.read() for suffix, source in sources.items()}
     try:
@@ -176,44 +169,3 @@ def _unpacked(
     if weight.shape != shape:
         raise ExportError(f"{place} is {weight.shape}, the config says {shape}")
     return weight
-
-
-class TensorSource:
-    """One tensor of a file. The file is mapped for one use at a time, so that its pages go."""
-
-    def __init__(self, file: Path, key: str) -> None:
-        self.file, self.key = file, key
-
-    def read(self) -> Array:
-        """In the file's own type.
-
-        Raises:
-            ExportError: the file is damaged.
-        """
-        with _opened(self.file, self.key) as opened:
-            return array_from_tensor(opened[self.key].detach())
-
-
-@contextmanager
-def _opened(file: Path, key: str | None = None) -> Iterator[dict[str, torch.Tensor]]:
-    """The tensors of a file, or one of them, mapped and not read."""
-    try:
-        if file.suffix == ".safetensors":
-            with safe_open(file, "pt") as opened:
-                keys = list(opened.keys()) if key is None else [key]
-                yield {key: opened.get_tensor(key) for key in keys}
-        else:
-            mapped = is_zipfile(file)  # an older pickle can only be read whole
-            loaded = torch.load(file, map_location="cpu", mmap=mapped, weights_only=True)
-            if not isinstance(loaded, dict):
-                raise ExportError(f"{file} holds a {type(loaded).__name__}, not tensors by name")
-            yield {key: tensor for key, tensor in loaded.items() if torch.is_tensor(tensor)}
-    except pickle.UnpicklingError as error:
-        # The error's own text recommends to run the code in the file.
-        raise ExportError(
-            f"cannot read {file}: it is damaged, or holds more than tensors, which is not safe to "
-            "load; save the model as safetensors"
-        ) from error
-    except (SafetensorError, OSError, RuntimeError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise ExportError(f"cannot read {file}: {reason}") from error

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from transformers import PreTrainedModel
 
 from medusa_trt.errors import ExportError
-from medusa_trt.export.heads.key_layouts import listed
+from medusa_trt.files import listed
 
 _HARMLESS = re.compile(r"(rotary_emb|rotary_pos_emb|attention|attn)\.(inv_freq|bias|masked_bias)$")
 """What older releases of transformers saved with the weights: frequencies and causal masks."""

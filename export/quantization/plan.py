@@ -8,11 +8,11 @@ import msgspec
 from transformers import PreTrainedModel
 
 from medusa_trt.errors import ExportError
-from medusa_trt.export.heads.key_layouts import listed
 from medusa_trt.export.quantization.quantize_weights import block_size_of
 from medusa_trt.export.targets import Precision, Target
 from medusa_trt.export.weight_formats import BITS, WeightFormat, is_rounded
 from medusa_trt.export.weights.lazy_tensor import LazyTensor
+from medusa_trt.files import listed
 from medusa_trt.runtime.engines.operators import required_library
 
 FORMAT_VERSION = 1

@@ -13,7 +13,7 @@ import torch
 from safetensors import safe_open
 
 from medusa_trt.errors import HeadsError
-from medusa_trt.export.heads.key_layouts import listed
+from medusa_trt.files import listed
 
 FILE_NAMES = (
     "medusa_lm_head.safetensors",
