@@ -1,11 +1,12 @@
-"""Options of the calibrations: light, since the command line reads its defaults here."""
+"""Options of the calibrations. This module imports nothing heavy: the command line reads it."""
 
 import math
 from dataclasses import dataclass
+from typing import Annotated
 
 import msgspec
 
-from medusa_trt.errors import CalibrationError
+from medusa_trt.errors import CalibrationError, check_range
 from medusa_trt.runtime.options import SamplingOptions
 
 DEFAULT_MAX_NEW_TOKENS = 128
@@ -13,14 +14,14 @@ DEFAULT_MAX_KL = 0.02
 
 
 class ReplySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """How replies are asked for; replies to other settings are not mixed with these.
+    """How replies are made; replies of other settings are not mixed with these.
 
     Attributes:
         prompts: where the prompts come from.
-        prompts_sha256: of the prompts themselves.
-        max_new_tokens: limit on each reply.
-        temperature: 0 for greedy replies.
-        seed: the first prompt's; the others count up from it.
+        prompts_sha256: hash of the prompts themselves.
+        max_new_tokens: most tokens of each reply.
+        temperature: temperature of the replies; 0 makes greedy replies.
+        seed: seed of the first prompt's reply; each further prompt has the next number.
     """
 
     prompts: str
@@ -44,14 +45,14 @@ class ReplySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LatencyOptions:
-    """What step times are measured for.
+    """Which steps are timed.
 
     Attributes:
-        sizes: numbers of nodes; 1 (plain decoding) is always among them.
-        contexts: tokens in the cache before the measured steps.
-        rounds: how often every size is measured at every context.
-        batch_size: sequences stepped together.
-        num_tokens: tokens generated for one sample, at least 2.
+        sizes: numbers of nodes to time; 1, plain decoding, is always among them.
+        contexts: numbers of tokens in the KV cache before the step.
+        rounds: samples of each size at each context.
+        batch_size: sequences of a step.
+        num_tokens: tokens that are generated for one sample.
     """
 
     sizes: tuple[int, ...] = (
@@ -64,13 +65,12 @@ class LatencyOptions:
     num_tokens: int = 12
 
     def __post_init__(self) -> None:
-        for name, values in (("size", self.sizes), ("context", self.contexts)):
+        for name in ("sizes", "contexts"):
+            values = getattr(self, name)
             if not values or min(values) < 1:
-                raise CalibrationError(f"{name}s are {list(values)}: give numbers of at least 1")
-        checks = (("rounds", self.rounds, 1), ("batch_size", self.batch_size, 1))
-        for name, value, least in (*checks, ("num_tokens", self.num_tokens, 2)):
-            if value < least:
-                raise CalibrationError(f"{name} is {value}: it must be at least {least}")
+                raise CalibrationError(f"{name} are {list(values)}: give numbers of at least 1")
+        check_range(self, CalibrationError, "rounds batch_size", 1)
+        check_range(self, CalibrationError, "num_tokens", 2)
         object.__setattr__(self, "sizes", tuple(sorted({1, *self.sizes})))
         object.__setattr__(self, "contexts", tuple(sorted(set(self.contexts))))
 
@@ -80,9 +80,9 @@ class TreeOptions:
     """What the best tree is searched for.
 
     Attributes:
-        context: tokens in the cache; None for the mean over the recorded replies.
-        batch_size: sequences stepped together.
-        min_speedup: what a tree must be predicted to reach, else plain decoding is recommended.
+        context: tokens in the KV cache (default: the mean over the recorded replies).
+        batch_size: sequences of a step.
+        min_speedup: choose plain decoding where no tree is predicted to be this many times as fast.
         max_nodes: most nodes of a tree.
     """
 
@@ -92,27 +92,22 @@ class TreeOptions:
     max_nodes: int = 64
 
     def __post_init__(self) -> None:
-        if self.context is not None and self.context < 1:
-            raise CalibrationError(f"context is {self.context}: it must be at least 1")
-        if self.batch_size < 1:
-            raise CalibrationError(f"batch_size is {self.batch_size}: it must be at least 1")
-        if not self.min_speedup >= 1 or math.isinf(self.min_speedup):
-            raise CalibrationError(f"min_speedup is {self.min_speedup}: it must be at least 1")
-        if self.max_nodes < 2:
-            raise CalibrationError(f"max_nodes is {self.max_nodes}: it must be at least 2")
+        check_range(self, CalibrationError, "context batch_size min_speedup", 1)
+        check_range(self, CalibrationError, "max_nodes", 2)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ThresholdOptions:
-    """Which thresholds of typical acceptance are compared.
+    """Which thresholds of typical acceptance are compared, and what is recommended.
 
     Attributes:
-        thresholds: values of ε.
-        alpha: δ; None for the paper's sqrt(ε).
-        temperatures: of all replies.
-        quality_loss: log-likelihood in nats a token that typical acceptance may lose against the
-            sampler, and still be recommended.
-        diversity_loss: the same for distinct-2.
+        thresholds: values of ε to compare.
+        alpha: one δ for all values of ε (default: sqrt(ε), as in the Medusa paper).
+        temperatures: temperatures to compare them at.
+        quality_loss: recommend an ε only if it loses at most this much of the sampler's
+            log-likelihood, in nats a token.
+        diversity_loss: recommend an ε only if it loses at most this much of the sampler's
+            distinct-2.
     """
 
     thresholds: tuple[float, ...] = (0.01, 0.03, 0.06, 0.09, 0.15, 0.25)
@@ -122,22 +117,13 @@ class ThresholdOptions:
     diversity_loss: float = 0.05
 
     def __post_init__(self) -> None:
-        for name, values, most in (
-            ("threshold", self.thresholds, 1.0),
-            ("temperature", self.temperatures, math.inf),
-        ):
-            if not values or not all(
-                0 < value <= most and math.isfinite(value) for value in values
-            ):
-                raise CalibrationError(
-                    f"{name}s are {list(values)}: give numbers above 0"
-                    + (f" and at most {most:g}" if math.isfinite(most) else "")
-                )
-        if self.alpha is not None and not 0 <= self.alpha <= 1:
-            raise CalibrationError(f"alpha is {self.alpha}: it must be between 0 and 1")
-        for name, loss in (("quality", self.quality_loss), ("diversity", self.diversity_loss)):
-            if not loss >= 0:
-                raise CalibrationError(f"{name}_loss is {loss}: it must be 0 or more")
+        for name, most in (("thresholds", 1.0), ("temperatures", math.inf)):
+            values = getattr(self, name)
+            if not values or not all(0 < v <= most and math.isfinite(v) for v in values):
+                limit = f" and at most {most:g}" if math.isfinite(most) else ""
+                raise CalibrationError(f"{name} are {list(values)}: give numbers above 0{limit}")
+        check_range(self, CalibrationError, "alpha", 0, 1)
+        check_range(self, CalibrationError, "quality_loss diversity_loss", 0)
 
     def alpha_for(self, threshold: float) -> float:
         """δ at this ε."""
@@ -146,30 +132,32 @@ class ThresholdOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QuantizationOptions:
-    """What a format is chosen for each matrix for.
+    """Under which budget a format is chosen for each weight matrix.
 
     Attributes:
-        model: the unquantized model, as `medusa-export --model` takes it; None for the one that
-            the bundle names.
-        target: where the plan is to run; None for the bundle's target.
-        formats: to choose from; None for the target's own choice.
-        max_kl: most KL divergence from the unquantized model, nats a token, as measured. The
-            smallest plan is chosen.
-        max_megabytes: most megabytes of all matrices, instead of `max_kl`. The plan with the least
-            KL divergence is chosen.
+        model: the unquantized model, as medusa-export takes it (default: the model that the bundle
+            names).
+        target: what will run the weights (default: the bundle's target).
+        formats: formats to choose from (default: int4,int8 for ort-cpu; int4,fp16 for ort-cuda;
+            int4,int8,fp16 for the other targets).
+        max_kl: choose the smallest weights whose KL divergence from the unquantized model, as
+            measured in nats a token, is at most this (default: 0.02, without `max_megabytes`).
+        max_megabytes: choose the weights of least KL divergence whose matrices take at most this
+            many megabytes (default: no such limit).
     """
 
     model: str | None = None
     target: str | None = None
     formats: tuple[str, ...] | None = None
     max_kl: float | None = None
-    max_megabytes: float | None = None
+    max_megabytes: Annotated[float | None, "--max-size MB"] = None
 
     def __post_init__(self) -> None:
         if self.max_kl is not None and self.max_megabytes is not None:
             raise CalibrationError("--max-kl and --max-size exclude each other: give one")
         if self.max_kl is None and self.max_megabytes is None:
             object.__setattr__(self, "max_kl", DEFAULT_MAX_KL)
-        for name, value in (("max_kl", self.max_kl), ("max_megabytes", self.max_megabytes)):
+        for name in ("max_kl", "max_megabytes"):
+            value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 raise CalibrationError(f"{name} is {value}: it must be above 0")

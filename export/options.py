@@ -1,42 +1,48 @@
-"""What a user asks an export for."""
+"""Options of an export."""
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 from medusa_trt.errors import ExportError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExportOptions:
-    """What to export and where to.
+    """Export a model and its Medusa heads to a bundle, and compare the bundle with the model.
 
     Attributes:
-        model: an alias, a folder, a hub id or a `.gguf` file.
-        output: the bundle's folder; the model's name in the current folder by default.
-        heads: a head checkpoint in any format: a file, a folder or a hub id; by default the
-            alias's own, or those beside the model's weights.
-        tree: a tree's name or file; the alias's own, else the target's default.
-        precision: weight precision; the target's default if None.
-        quantization_plan: a file that gives each weight a format, instead of a precision.
-        target: where the bundle will run.
-        max_length: longest sequence in tokens; the model's own limit, at most the target's.
-        overwrite: replace an existing bundle.
-        random_weights: use the model's shape with random weights and heads: for builds and timing.
-            Such a bundle is not compared with its model.
-        num_layers: with random weights, only so many layers.
+        model: the model: an alias (medusa-trt models lists them), a folder, a .gguf file or a hub
+            id.
+        output: folder of the bundle (default: the model's name, in the current folder).
+        heads: the head checkpoint in any format: a file, a folder or a hub id (default: the alias's
+            own, or the heads beside the model's weights).
+        tree: the draft tree: a file, or a name such as plain, chain-3 or cartesian-2x3 (default:
+            the alias's own, else the target's).
+        precision: format of the weights: int8, int4 or fp32 for ort-cpu; fp16, bf16, int8, int4 or
+            fp8 for the other targets, as far as they have kernels for it (default: the target's).
+        quantization_plan: a file with a format for each weight, as medusa-trt calibrate
+            quantization writes it, instead of a precision.
+        target: what will run the bundle: ort-cpu, ort-cuda, tensorrt, tensorrt-rtx or
+            tensorrt-jetson.
+        max_length: longest sequence, in tokens (default: the model's, at most the target's).
+        overwrite: replace a bundle that is there.
+        random_weights: use the shape of the model (vicuna-7b, vicuna-13b or a config.json) with
+            random weights and heads, for builds and timing. Such a bundle is not compared.
+        num_layers: with random weights, export only this many layers (default: all).
     """
 
     model: str
-    output: Path | None = None
+    output: Annotated[Path | None, "--output FOLDER"] = None
     heads: str | Path | None = None
     tree: str | None = None
     precision: str | None = None
-    quantization_plan: Path | None = None
+    quantization_plan: Annotated[Path | None, "--quantization-plan FILE"] = None
     target: str = "ort-cpu"
     max_length: int | None = None
     overwrite: bool = False
     random_weights: bool = False
-    num_layers: int | None = None
+    num_layers: Annotated[int | None, "--layers N"] = None
 
     def __post_init__(self) -> None:
         if self.num_layers is not None and not self.random_weights:

@@ -1,5 +1,7 @@
 """Errors that a user can cause. The command line prints one line and exits with code 2."""
 
+import math
+
 
 class MedusaError(Exception):
     """Base of every error this project raises on purpose.
@@ -54,3 +56,25 @@ class TrainingError(MedusaError):
 
 class CalibrationError(MedusaError):
     """A calibration lacks what it needs, or its files are damaged."""
+
+
+def check_range(
+    options: object, error: type[MedusaError], names: str, low: float, high: float = math.inf
+) -> None:
+    """Checks numbers of a dataclass of options.
+
+    Args:
+        options: the dataclass.
+        error: what is raised.
+        names: names of attributes with spaces between them; None as a value is accepted.
+        low: the least value that is accepted.
+        high: the greatest; with the default every finite number from `low` on is accepted.
+
+    Raises:
+        MedusaError: a value is out of range or no number.
+    """
+    for name in names.split():
+        value = getattr(options, name)
+        if value is not None and not (low <= value <= high and math.isfinite(value)):
+            allowed = f"at least {low}" if math.isinf(high) else f"between {low} and {high}"
+            raise error(f"{name} is {value}: it must be {allowed}")

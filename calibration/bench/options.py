@@ -1,27 +1,27 @@
-"""What a benchmark compares, and its options: light, since each verb reads its defaults."""
+"""What a benchmark compares, and its options. The command line reads this module: it is light."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
-from medusa_trt.errors import PromptError
+from medusa_trt.errors import PromptError, check_range
 from medusa_trt.runtime.options import AcceptanceName, SamplingOptions
-from medusa_trt.tree_configs import MedusaTree
+from medusa_trt.tree_configs import MedusaTree, load_tree
 
 ModeName = Literal["greedy", "heads", "sample", "typical"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mode:
-    """A way to answer prompts.
+    """A way to reply to prompts.
 
     Attributes:
-        name: what the report calls it.
-        acceptance: the rule in force.
-        drafts: whether it uses the draft tree; plain decoding does not.
-        copies: whether it also drafts by prompt lookup.
-        baseline: name of plain decoding with the same sampling, which it is compared with; None
-            for plain decoding itself.
-        is_lossless: whether its tokens must equal the baseline's.
+        name: name of the mode in the report.
+        acceptance: the acceptance rule.
+        drafts: whether the mode uses the draft tree; plain decoding does not.
+        copies: whether the mode also drafts by prompt lookup.
+        baseline: name of the mode of plain decoding with the same sampling, with which this mode is
+            compared; None for plain decoding itself.
+        is_lossless: whether the mode's tokens must equal the baseline's.
     """
 
     name: str
@@ -85,21 +85,22 @@ class BenchOptions:
     """How a benchmark is run.
 
     Attributes:
-        compared: what to measure: Medusa by each acceptance, and greedily without prompt lookup
-            ("heads"); plain decoding with the same sampling always comes along.
-        max_new_tokens: limit on each reply.
-        rounds: how often everything is repeated; a prompt's figures are medians over its rounds.
-        temperature: of sample and typical.
-        seed: the first prompt's; the others count up from it.
-        tree: the draft tree; the bundle's own by default.
+        compared: what to compare with plain decoding: Medusa with greedy, sample or typical
+            acceptance; heads is greedy acceptance without prompt lookup.
+        max_new_tokens: most tokens of each reply.
+        rounds: repeat everything this often; the results are medians over the rounds.
+        temperature: temperature of sample and typical.
+        seed: seed of the first prompt's reply in sample and typical; each further prompt has the
+            next number.
+        tree: the draft tree, on the command line its name or file (default: the bundle's tree).
     """
 
-    compared: tuple[ModeName, ...] = ("greedy", "heads", "sample", "typical")
+    compared: Annotated[tuple[ModeName, ...], "--modes"] = ("greedy", "heads", "sample", "typical")
     max_new_tokens: int = 128
     rounds: int = 1
     temperature: float = 0.7
     seed: int = 0
-    tree: MedusaTree | None = None
+    tree: Annotated[MedusaTree | None, load_tree] = None
 
     def __post_init__(self) -> None:
         if not self.compared or not set(self.compared) <= set(_MODES):
@@ -107,13 +108,8 @@ class BenchOptions:
                 f"modes {','.join(self.compared)!r}: choose from {', '.join(_MODES)}, "
                 "with commas between them"
             )
-        if self.rounds < 1:
-            raise PromptError(f"rounds is {self.rounds}: it must be at least 1")
-        if self.max_new_tokens < 2:
-            raise PromptError(
-                f"max_new_tokens is {self.max_new_tokens}: it must be at least 2, "
-                "since speed is measured after the first token"
-            )
+        check_range(self, PromptError, "rounds", 1)
+        check_range(self, PromptError, "max_new_tokens", 2)  # speed counts from the first token on
         sampling = SamplingOptions(temperature=self.temperature, seed=self.seed)
         if sampling.temperature == 0 and not set(self.compared) <= {"greedy", "heads"}:
             raise PromptError(
@@ -123,6 +119,6 @@ class BenchOptions:
 
     @property
     def modes(self) -> tuple[Mode, ...]:
-        """The modes to run, each baseline before what is compared with it."""
+        """The modes to run; a baseline comes before the modes that are compared with it."""
         pairs = [_MODES[name] for name in _MODES if name in self.compared]
         return tuple(dict.fromkeys(mode for pair in pairs for mode in pair))

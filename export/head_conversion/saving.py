@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from medusa_trt.errors import HeadsError
 from medusa_trt.export.head_conversion.backbone import Backbone
 from medusa_trt.export.head_conversion.fitting import fitted
+from medusa_trt.export.head_conversion.options import ConvertOptions
 from medusa_trt.export.heads.facts import facts_of
 from medusa_trt.export.heads.formats import HeadFormat, HeadsFacts, format_from_name
 from medusa_trt.export.heads.key_layouts import HeadKey
@@ -23,28 +24,6 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 """Types that heads can be written in."""
 
 _INDEX_FILE = "model.safetensors.index.json"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ConvertOptions:
-    """What to convert and how.
-
-    Attributes:
-        source: a file, a folder or a hub id, in any format.
-        to: a format's name, a key of `FORMATS`.
-        output: the folder to write.
-        model: the backbone, where the format needs something of it: an alias, a folder, a hub id
-            or a `.gguf` file. By default the one that the source comes with.
-        dtype: a key of `DTYPES`; by default the source's own, float32 for FP8.
-        overwrite: replace an existing folder.
-    """
-
-    source: str
-    to: str
-    output: Path
-    model: str | None = None
-    dtype: str | None = None
-    overwrite: bool = False
 
 
 def convert_heads(options: ConvertOptions, progress: Callable[[str], None] = print) -> LoadedHeads:

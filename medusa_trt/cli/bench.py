@@ -1,18 +1,19 @@
-"""The command line's benchmark: `medusa-trt bench BUNDLE`."""
+"""`medusa-trt bench`: the speed of Medusa beside that of plain decoding."""
 
-import argparse
 import shlex
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Annotated
 
-from medusa_trt.calibration.bench.options import BenchOptions, ModeName
-from medusa_trt.cli.session import add_session_arguments, session_from_arguments
+from medusa_trt.calibration.bench.options import BenchOptions
+from medusa_trt.cli.arguments import BundleArguments, SessionArguments
+from medusa_trt.cli.parser import Verb
+from medusa_trt.cli.terminal import table_console
 from medusa_trt.errors import MedusaError
 from medusa_trt.interrupts import interrupted_exit_code
-from medusa_trt.tree_configs import load_tree
 
 if TYPE_CHECKING:
     from medusa_trt.calibration.bench.measurement import ReplyRow
@@ -22,90 +23,55 @@ if TYPE_CHECKING:
     from medusa_trt.runtime.session import MedusaSession
 
 EXIT_DIFFERENT = 1
+"""The exit code where Medusa gave other tokens than plain decoding, and must not."""
 
 _MT_BENCH_PROMPTS = 16
-_COLUMNS_OF_FILES = 100
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the arguments of `bench`."""
-    options = BenchOptions()
-    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="what medusa-export wrote")
-    parser.add_argument(
-        "--modes",
-        default=",".join(options.compared),
-        metavar="LIST",
-        help="what to compare with plain decoding; heads: greedy without prompt lookup",
-    )
-    group = parser.add_argument_group("prompts")
-    group.add_argument(
-        "--prompts",
-        type=Path,
-        metavar="FILE",
-        help='JSON lines with "prompt" or "turns", or text with a prompt on each line '
-        "(default: MT-bench, two turns each)",
-    )
-    group.add_argument(
-        "--num-prompts",
-        type=int,
-        metavar="N",
-        help="use N of them, spread evenly over categories "
-        f"(default: {_MT_BENCH_PROMPTS} of MT-bench's 80, all of a file's)",
-    )
-    _add_number(group, "--max-new-tokens", options.max_new_tokens, "limit on each reply, in tokens")
-    _add_number(group, "--rounds", options.rounds, "repeat everything N times, and take medians")
-    group = parser.add_argument_group("decoding")
-    group.add_argument(
-        "--temperature",
-        type=float,
-        default=options.temperature,
-        metavar="T",
-        help="temperature of sample and typical",
-    )
-    _add_number(group, "--seed", options.seed, "seed of sample and typical")
-    group.add_argument("--tree", help="draft tree, by name or file (default: the bundle's)")
-    add_session_arguments(group)
-    group = parser.add_argument_group("output")
-    group.add_argument("--json", type=Path, metavar="FILE", help="write everything measured there")
-    group.add_argument(
-        "--plot", type=Path, metavar="FILE", help="draw it there: .png, .svg or .html"
-    )
-    group.add_argument("--verbose", action="store_true", help="show tracebacks")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BenchArguments(BundleArguments):
+    """Compare the speed of Medusa with that of plain decoding, on the same prompts and engine.
+
+    Attributes:
+        prompts: JSON lines with "prompt" or "turns", or a text with a prompt on each line (default:
+            MT-bench, with two turns each).
+        num_prompts: number of prompts to use, taken evenly from all categories (default: 16 of
+            MT-bench's 80, all of a file's).
+        json: write all that was measured to this file (default: no file).
+        plot: draw the results to this file, a .png, .svg or .html (default: no file).
+        bench: how the benchmark is run.
+        session: what runs the bundle.
+    """
+
+    prompts: Annotated[Path | None, "--prompts FILE"] = None
+    num_prompts: int | None = None
+    json: Annotated[Path | None, "--json FILE"] = None
+    plot: Annotated[Path | None, "--plot FILE"] = None
+    bench: BenchOptions = field(default_factory=BenchOptions)
+    session: SessionArguments = field(default_factory=SessionArguments)
 
 
-def run(arguments: argparse.Namespace) -> int:
+def run(arguments: BenchArguments) -> int:
     """Measures and reports.
 
     Returns:
-        The exit code: 1 if tokens differ that must not, 130 after a Ctrl-C and 143 after
-        SIGTERM, which still report the prompts that were finished.
+        The exit code: 1 if tokens differ that must not, 130 after a Ctrl-C and 143 after SIGTERM,
+        which still report the prompts that were finished.
 
     Raises:
         MedusaError: whatever the user can cause; as far as possible before anything is measured.
     """
-    tree = load_tree(arguments.tree) if arguments.tree else None
-    options = BenchOptions(
-        compared=tuple(cast("list[ModeName]", arguments.modes.split(","))),
-        max_new_tokens=arguments.max_new_tokens,
-        rounds=arguments.rounds,
-        temperature=arguments.temperature,
-        seed=arguments.seed,
-        tree=tree,
-    )
     _check_outputs(arguments)
     prompts = _prompts(arguments)
-    with session_from_arguments(arguments.bundle, arguments) as session:
-        return _bench(session, prompts, options, arguments)
+    with arguments.session.open(arguments.bundle) as session:
+        return _bench(session, prompts, arguments)
 
 
 def _bench(
     session: "MedusaSession",
     prompts: Sequence["BenchPrompt"],
-    options: BenchOptions,
-    arguments: argparse.Namespace,
+    arguments: BenchArguments,
 ) -> int:
-    from rich.console import Console
-
     from medusa_trt.calibration.bench.measurement import check_runnable, warm_up
     from medusa_trt.calibration.bench.report import BenchReport, peak_memory_bytes
     from medusa_trt.calibration.bench.summary import summarize, whole_prompts
@@ -113,11 +79,9 @@ def _bench(
     from medusa_trt.calibration.machine import Machine
     from medusa_trt.calibration.progress import Progress
 
+    options = arguments.bench
     check_runnable(session, prompts, options)
-    date, setup = (
-        datetime.now(timezone.utc).astimezone(),
-        _setup(session, prompts, options, arguments),
-    )
+    date, setup = datetime.now(timezone.utc).astimezone(), _setup(session, prompts, arguments)
     num_replies = sum(len(prompt.turns) for prompt in prompts) * options.rounds
     progress = Progress(num_replies * len(options.modes), "replies")
     progress.announce(num_replies * warm_up(session, prompts[0], options))
@@ -136,7 +100,7 @@ def _bench(
         machine=Machine.detect(),
         summary=summarize(rows, options.modes, options.tree or session.bundle.tree),
     )
-    print_report(report, Console(width=None if sys.stdout.isatty() else _COLUMNS_OF_FILES))
+    print_report(report, table_console())
     _write(report, rows, arguments)
     if report.summary.differences:
         return EXIT_DIFFERENT
@@ -149,7 +113,7 @@ def _measure(
     options: BenchOptions,
     progress: "Progress",
 ) -> tuple[list["ReplyRow"], bool]:
-    """The measured replies, and whether a Ctrl-C ended it early."""
+    """Measures replies; returns them, and whether a signal ended the measurement early."""
     from medusa_trt.calibration.bench.measurement import measure
 
     rows = []
@@ -164,7 +128,7 @@ def _measure(
     return rows, False
 
 
-def _prompts(arguments: argparse.Namespace) -> list["BenchPrompt"]:
+def _prompts(arguments: BenchArguments) -> list["BenchPrompt"]:
     from medusa_trt.calibration.prompts import (
         mt_bench_prompts,
         prompts_from_file,
@@ -183,11 +147,11 @@ def _prompts(arguments: argparse.Namespace) -> list["BenchPrompt"]:
 def _setup(
     session: "MedusaSession",
     prompts: Sequence["BenchPrompt"],
-    options: BenchOptions,
-    arguments: argparse.Namespace,
+    arguments: BenchArguments,
 ) -> "BenchSetup":
     from medusa_trt.calibration.bench.report import BenchSetup
 
+    options = arguments.bench
     manifest, tree = session.bundle.manifest, options.tree or session.bundle.tree
     return BenchSetup(
         bundle=str(arguments.bundle),
@@ -203,14 +167,18 @@ def _setup(
         rounds=options.rounds,
         max_new_tokens=options.max_new_tokens,
         max_length=session.max_length,
-        threads=arguments.threads,
+        threads=arguments.session.num_threads,
         temperature=options.temperature,
         seed=options.seed,
     )
 
 
-def _check_outputs(arguments: argparse.Namespace) -> None:
-    """Fails now rather than after the measurement."""
+def _check_outputs(arguments: BenchArguments) -> None:
+    """Checks that the files can be written, before the measurement takes its time.
+
+    Raises:
+        MedusaError: a file cannot be written, or a plot cannot be drawn.
+    """
     for path in (arguments.json, arguments.plot):
         if path is not None and (path.is_dir() or not path.parent.is_dir()):
             raise MedusaError(f"cannot write {path}: it must be a file in an existing folder")
@@ -220,9 +188,7 @@ def _check_outputs(arguments: argparse.Namespace) -> None:
         check_plot_path(arguments.plot)
 
 
-def _write(
-    report: "BenchReport", rows: Sequence["ReplyRow"], arguments: argparse.Namespace
-) -> None:
+def _write(report: "BenchReport", rows: Sequence["ReplyRow"], arguments: BenchArguments) -> None:
     from medusa_trt.calibration.bench.report import replaced_file
 
     if arguments.json is not None:
@@ -238,5 +204,4 @@ def _write(
             print(f"wrote {path}", file=sys.stderr)
 
 
-def _add_number(group: argparse._ArgumentGroup, name: str, default: int, help_: str) -> None:
-    group.add_argument(name, type=int, default=default, metavar="N", help=help_)
+VERBS = {"bench": Verb(BenchArguments, run)}

@@ -1,179 +1,205 @@
-"""The command line's calibrations: `medusa-trt calibrate heads|latency|tree|... BUNDLE`."""
+"""`medusa-trt calibrate`: measures this machine and the heads, and fits a bundle to them."""
 
-import argparse
 import shlex
 import sys
-from collections.abc import Callable
-from pathlib import Path
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated
 
 from medusa_trt.calibration.calibrate_options import (
+    DEFAULT_MAX_NEW_TOKENS,
     LatencyOptions,
     QuantizationOptions,
+    ReplySettings,
     ThresholdOptions,
     TreeOptions,
 )
-from medusa_trt.cli.calibrate_arguments import (
-    add_latency_arguments,
-    add_quantization_arguments,
-    add_replies_arguments,
-    add_threshold_arguments,
-    add_tree_arguments,
-)
-from medusa_trt.errors import CalibrationError
+from medusa_trt.cli.arguments import BundleArguments, EngineArguments
+from medusa_trt.cli.parser import Verb
+from medusa_trt.cli.terminal import table_console
 from medusa_trt.interrupts import interrupted_exit_code
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from medusa_trt.calibration.calibrate_options import ReplySettings
     from medusa_trt.calibration.calibrator import Calibrator
     from medusa_trt.calibration.origin import Origin
 
-_THRESHOLD_PROMPTS = 12
-_QUANTIZATION_PROMPTS = 8
-_QUANTIZATION_TOKENS = 64
-_COLUMNS_OF_FILES = 100
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CalibrateArguments(BundleArguments):
+    """A bundle and its engine.
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the arguments of `calibrate`."""
-    verbs = parser.add_subparsers(dest="calibration", required=True, metavar="WHAT")
-    heads = _verb(verbs, "heads", "accuracies of the heads on the model's own replies", _heads)
-    add_replies_arguments(heads, num_prompts=None)
-    heads.add_argument(
-        "--temperature", type=float, default=0.0, metavar="T", help="of the replies; 0 is greedy"
-    )
-    add_latency_arguments(_verb(verbs, "latency", "time of a step against its size", _latency))
-    add_tree_arguments(_verb(verbs, "tree", "the fastest tree on this machine", _tree))
-    threshold = _verb(
-        verbs, "threshold", "thresholds of typical acceptance, without prompt lookup", _threshold
-    )
-    add_replies_arguments(threshold, num_prompts=_THRESHOLD_PROMPTS)
-    add_threshold_arguments(threshold)
-    quantization = _verb(
-        verbs, "quantization", "a format for each weight, under a budget", _quantization
-    )
-    add_replies_arguments(
-        quantization, num_prompts=_QUANTIZATION_PROMPTS, max_new_tokens=_QUANTIZATION_TOKENS
-    )
-    add_quantization_arguments(quantization)
-
-
-def run(arguments: argparse.Namespace) -> int:
-    """Calibrates and reports.
-
-    Returns:
-        The exit code: 130 after a Ctrl-C and 143 after SIGTERM, which still report what was
-        measured.
-
-    Raises:
-        MedusaError: whatever the user can cause.
+    Attributes:
+        engine: how the bundle's engine is created.
     """
-    command: Callable[[argparse.Namespace], int] = arguments.command
-    return command(arguments)
+
+    engine: EngineArguments = field(default_factory=EngineArguments)
+
+    def open(self) -> "Calibrator":
+        """Opens the bundle and what is known of it.
+
+        Raises:
+            MedusaError: the bundle or its calibration is damaged.
+        """
+        from medusa_trt.calibration.calibrator import Calibrator
+
+        engine = self.engine
+        return Calibrator(self.bundle, threads=engine.num_threads, max_length=engine.max_length)
 
 
-def _verb(
-    verbs: "argparse._SubParsersAction[argparse.ArgumentParser]",
-    name: str,
-    help_: str,
-    command: Callable[[argparse.Namespace], int],
-) -> argparse.ArgumentParser:
-    parser = verbs.add_parser(name, help=help_)
-    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="what medusa-export wrote")
-    parser.add_argument(
-        "--threads",
-        type=int,
-        metavar="N",
-        help="threads for one step (default: as many as physical cores)",
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RepliesArguments(CalibrateArguments):
+    """Replies of the model, on which something is measured.
+
+    Attributes:
+        prompts: where the prompts come from: packaged, mt-bench, or a file with JSON lines of
+            "prompt" or "turns" (the first turn counts) or with a prompt on each line.
+        num_prompts: number of prompts to use (default: all, at most 64).
+        max_new_tokens: most tokens of each reply.
+        seed: seed of the first reply; each further reply has the next number.
+    """
+
+    prompts: Annotated[str, "--prompts SOURCE"] = "packaged"
+    num_prompts: int | None = None
+    max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS
+    seed: int = 0
+
+    def settings(self, temperature: float = 0.0) -> ReplySettings:
+        """How the replies are made.
+
+        Raises:
+            MedusaError: a setting is out of range, or the prompts cannot be read. The model is not
+                loaded before this is known.
+        """
+        from medusa_trt.calibration.prompts import digest_from_source, prompts_from_source
+
+        prompts_from_source(self.prompts, self.num_prompts)
+        return ReplySettings(
+            prompts=self.prompts,
+            prompts_sha256=digest_from_source(self.prompts),
+            max_new_tokens=self.max_new_tokens,
+            temperature=temperature,
+            seed=self.seed,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeadsArguments(RepliesArguments):
+    """Measure how often the drafts of each head are right, along the model's own replies.
+
+    Attributes:
+        temperature: temperature of the replies; 0 takes the likeliest token.
+    """
+
+    temperature: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LatencyArguments(CalibrateArguments):
+    """Measure the time of a step by its number of nodes and of tokens in the KV cache.
+
+    Attributes:
+        latency: which steps are timed.
+    """
+
+    latency: Annotated[LatencyOptions, ("sizes", "contexts", "rounds", "batch_size")] = field(
+        default_factory=LatencyOptions
     )
-    parser.add_argument(
-        "--max-length",
-        type=int,
-        metavar="N",
-        help="longest sequence, in tokens (default: the bundle's limit)",
-    )
-    parser.add_argument("--verbose", action="store_true", help="show tracebacks")
-    parser.set_defaults(command=command)
-    return parser
 
 
-def _heads(arguments: argparse.Namespace) -> int:
-    settings = _settings(arguments, arguments.temperature)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TreeArguments(CalibrateArguments):
+    """Choose the draft tree that is fastest on this machine, and make it the bundle's tree.
+
+    Measures the heads and the latency with their defaults, unless they were measured before.
+
+    Attributes:
+        dry_run: leave the bundle's tree as it is.
+        tree: what the tree is searched for.
+    """
+
+    dry_run: bool = False
+    tree: TreeOptions = field(default_factory=TreeOptions)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ThresholdArguments(RepliesArguments):
+    """Compare thresholds of typical acceptance by their speed and their quality.
+
+    Replies are made by the heads alone, without prompt lookup.
+
+    Attributes:
+        num_prompts: number of prompts to use.
+        threshold: which thresholds are compared, and what is recommended.
+    """
+
+    num_prompts: int | None = 12
+    threshold: ThresholdOptions = field(default_factory=ThresholdOptions)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QuantizationArguments(RepliesArguments):
+    """Choose a format for each weight matrix, under a budget of quality or of size.
+
+    Attributes:
+        num_prompts: number of prompts to use.
+        quantization: what the formats are chosen for.
+    """
+
+    num_prompts: int | None = 8
+    max_new_tokens: int = 64
+    quantization: QuantizationOptions = field(default_factory=QuantizationOptions)
+
+
+def measure_heads(arguments: HeadsArguments) -> int:
+    settings = arguments.settings(arguments.temperature)
     from medusa_trt.calibration.report.tables import heads_table
 
-    calibrator = _calibrator(arguments)
+    calibrator = arguments.open()
     section = calibrator.measure_heads(settings, arguments.num_prompts)
     text = f"The bundle's tree adds {section.accept_length:.3f} tokens a step on these replies."
-    return _report(calibrator, [heads_table(section)], [text], section.origin)
+    return _report(calibrator, heads_table(section), [text], section.origin)
 
 
-def _latency(arguments: argparse.Namespace) -> int:
-    options = LatencyOptions(
-        sizes=_integers(arguments.sizes, "--sizes"),
-        contexts=_integers(arguments.contexts, "--contexts"),
-        rounds=arguments.rounds,
-        batch_size=arguments.batch_size,
-    )
+def measure_latency(arguments: LatencyArguments) -> int:
     from medusa_trt.calibration.report.tables import latency_table
 
-    calibrator = _calibrator(arguments)
-    section = calibrator.measure_latency(options)
-    return _report(calibrator, [latency_table(section)], [], section.origin)
+    calibrator = arguments.open()
+    section = calibrator.measure_latency(arguments.latency)
+    return _report(calibrator, latency_table(section), [], section.origin)
 
 
-def _tree(arguments: argparse.Namespace) -> int:
-    options = TreeOptions(
-        context=arguments.context,
-        batch_size=arguments.batch_size,
-        min_speedup=arguments.min_speedup,
-        max_nodes=arguments.max_nodes,
-    )
+def search_tree(arguments: TreeArguments) -> int:
     from medusa_trt.calibration.report.tables import tree_table
 
-    calibrator = _calibrator(arguments)
-    section = calibrator.search_tree(options, dry_run=arguments.dry_run)
+    calibrator = arguments.open()
+    section = calibrator.search_tree(arguments.tree, dry_run=arguments.dry_run)
     name = calibrator.bundle.tree.name
     done = f"The bundle's tree is {name}." if section.written else "The bundle was left as it is."
-    return _report(calibrator, [tree_table(section)], [section.advice, done], section.origin)
+    return _report(calibrator, tree_table(section), [section.advice, done], section.origin)
 
 
-def _threshold(arguments: argparse.Namespace) -> int:
-    options = ThresholdOptions(
-        thresholds=_numbers(arguments.thresholds, "--thresholds"),
-        alpha=arguments.alpha,
-        temperatures=_numbers(arguments.temperatures, "--temperatures"),
-        quality_loss=arguments.quality_loss,
-        diversity_loss=arguments.diversity_loss,
-    )
-    settings = _settings(arguments, temperature=0.0)
+def compare_thresholds(arguments: ThresholdArguments) -> int:
+    settings = arguments.settings()
     from medusa_trt.calibration.report.tables import recommendation_text, threshold_table
 
-    calibrator = _calibrator(arguments)
-    section = calibrator.compare_thresholds(settings, options, arguments.num_prompts)
-    texts = [recommendation_text(found) for found in section.recommendations]
-    return _report(calibrator, [threshold_table(section)], texts, section.origin)
+    calibrator = arguments.open()
+    section = calibrator.compare_thresholds(settings, arguments.threshold, arguments.num_prompts)
+    texts = [recommendation_text(advice) for advice in section.recommendations]
+    return _report(calibrator, threshold_table(section), texts, section.origin)
 
 
-def _quantization(arguments: argparse.Namespace) -> int:
-    options = QuantizationOptions(
-        model=arguments.model,
-        target=arguments.target,
-        formats=None if arguments.formats is None else tuple(arguments.formats.split(",")),
-        max_kl=arguments.max_kl,
-        max_megabytes=arguments.max_size,
-    )
-    settings = _settings(arguments, temperature=0.0)
+def plan_quantization(arguments: QuantizationArguments) -> int:
+    settings = arguments.settings()
     from medusa_trt.calibration.quantization.section import MODELOPT_FILE, QUANTIZATION_PLAN_FILE
     from medusa_trt.calibration.report.tables import plans_table
 
-    calibrator = _calibrator(arguments)
-    section = calibrator.plan_quantization(settings, options, arguments.num_prompts)
+    calibrator = arguments.open()
+    section = calibrator.plan_quantization(settings, arguments.quantization, arguments.num_prompts)
     texts = [section.advice]
     if section.origin.is_complete:
         path = calibrator.folder / QUANTIZATION_PLAN_FILE
-        command = ["medusa-export", "--model", options.model or section.model]
+        command = ["medusa-export", "--model", arguments.quantization.model or section.model]
         command += ["--target", section.target, "--quantization-plan", str(path)]
         texts.append(f"To use it: {shlex.join(command)}")
         if (modelopt := calibrator.folder / MODELOPT_FILE).exists():
@@ -181,42 +207,18 @@ def _quantization(arguments: argparse.Namespace) -> int:
                 f"{modelopt} has the arguments of modelopt.onnx.quantization.quantize for the "
                 "verify.onnx of an export with --precision fp16."
             )
-    return _report(calibrator, [plans_table(section)], texts, section.origin)
+    return _report(calibrator, plans_table(section), texts, section.origin)
 
 
-def _settings(arguments: argparse.Namespace, temperature: float) -> "ReplySettings":
-    from medusa_trt.calibration.calibrate_options import ReplySettings
-    from medusa_trt.calibration.prompts import digest_from_source, prompts_from_source
-
-    prompts_from_source(arguments.prompts, arguments.num_prompts)  # refused before the model loads
-    return ReplySettings(
-        prompts=arguments.prompts,
-        prompts_sha256=digest_from_source(arguments.prompts),
-        max_new_tokens=arguments.max_new_tokens,
-        temperature=temperature,
-        seed=arguments.seed,
-    )
-
-
-def _calibrator(arguments: argparse.Namespace) -> "Calibrator":
-    from medusa_trt.calibration.calibrator import Calibrator
-
-    return Calibrator(arguments.bundle, threads=arguments.threads, max_length=arguments.max_length)
-
-
-def _report(
-    calibrator: "Calibrator", tables: "list[Table]", texts: list[str], origin: "Origin"
-) -> int:
-    from rich.console import Console
-
+def _report(calibrator: "Calibrator", table: "Table", texts: list[str], origin: "Origin") -> int:
+    """Shows the results of a calibration, and returns the exit code."""
     from medusa_trt.calibration.report.html import HTML_FILE
     from medusa_trt.calibration.report.plots import can_plot
 
-    console = Console(width=None if sys.stdout.isatty() else _COLUMNS_OF_FILES)
-    for table in tables:
-        console.print(table)
+    console = table_console()
+    console.print(table)
     for text in texts:
-        console.print(text, highlight=False, markup=False)
+        console.print(text, markup=False)
     print(f"wrote {calibrator.folder / HTML_FILE}", file=sys.stderr)
     if not can_plot():
         print("it has no plots: pip install 'medusa-trt[bench]'", file=sys.stderr)
@@ -226,17 +228,10 @@ def _report(
     return 0
 
 
-def _integers(text: str, name: str) -> tuple[int, ...]:
-    numbers = _numbers(text, name)
-    if not all(number.is_integer() for number in numbers):
-        raise CalibrationError(f"{name} is {text!r}: give whole numbers with commas between them")
-    return tuple(int(number) for number in numbers)
-
-
-def _numbers(text: str, name: str) -> tuple[float, ...]:
-    try:
-        return tuple(float(part) for part in text.split(","))
-    except ValueError as error:
-        raise CalibrationError(
-            f"{name} is {text!r}: give numbers with commas between them"
-        ) from error
+VERBS = {
+    "calibrate heads": Verb(HeadsArguments, measure_heads),
+    "calibrate latency": Verb(LatencyArguments, measure_latency),
+    "calibrate tree": Verb(TreeArguments, search_tree),
+    "calibrate threshold": Verb(ThresholdArguments, compare_thresholds),
+    "calibrate quantization": Verb(QuantizationArguments, plan_quantization),
+}

@@ -1,84 +1,74 @@
-"""The command line's chat: `medusa-trt chat BUNDLE`."""
+"""`medusa-trt chat`: a conversation in a terminal, or with the lines of a file or pipe."""
 
-import argparse
 import io
 import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated
 
-from medusa_trt.cli.sampling import add_sampling_arguments, sampling_from_arguments
-from medusa_trt.cli.session import (
-    add_drafting_arguments,
-    add_reply_limit,
-    add_session_arguments,
-    session_from_arguments,
-)
+from medusa_trt.cli.arguments import BundleArguments, SessionArguments
+from medusa_trt.cli.parser import Verb
 from medusa_trt.errors import MedusaError
 from medusa_trt.runtime.options import GenerationOptions
-from medusa_trt.tree_configs import load_tree
 
 if TYPE_CHECKING:
     from medusa_trt.cli.chat_loop import Console
 
-_UNSHOWN = dict.fromkeys([*range(9), *range(11, 32), *range(127, 160)])
-"""Control characters but tab and newline: a model must not steer the terminal."""
+_HIDDEN = dict.fromkeys([*range(9), *range(11, 32), *range(127, 160)])
+"""Control characters other than tab and newline: a model must not steer the terminal."""
+
+_OFFERED = ("max_new_tokens", "sampling", "acceptance", "tree", "lookup_ngram")
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the arguments of `chat`."""
-    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="what medusa-export wrote")
-    parser.add_argument(
-        "--system", metavar="TEXT", help="the system message (default: the chat template's, if any)"
-    )
-    add_reply_limit(parser)
-    add_sampling_arguments(parser)
-    add_drafting_arguments(parser)
-    add_session_arguments(parser)
-    parser.add_argument(
-        "--verbose", action="store_true", help="show statistics after replies, and tracebacks"
-    )
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChatArguments(BundleArguments):
+    """Hold a conversation. Lines that begin with / are commands; /help lists them.
+
+    Attributes:
+        system: the system message (default: the chat template's, if it has one).
+        verbose: show statistics after each reply, and the traceback of an error.
+        reply: how replies are made.
+        session: what runs the bundle.
+    """
+
+    system: Annotated[str | None, "--system TEXT"] = None
+    verbose: bool = False
+    reply: Annotated[GenerationOptions, _OFFERED] = field(default_factory=GenerationOptions)
+    session: SessionArguments = field(default_factory=SessionArguments)
 
 
-def run(arguments: argparse.Namespace) -> None:
+def chat(arguments: ChatArguments) -> None:
     """Chats until the user leaves.
 
     Replies go to standard output, everything else to standard error. Input that is no terminal is
     read to its end, an entry a line.
 
     Raises:
-        MedusaError: the chat cannot start, or entries out of a file or pipe failed.
+        MedusaError: the chat cannot start, or entries of a file or a pipe failed.
     """
-    options = GenerationOptions(
-        max_new_tokens=arguments.max_new_tokens,
-        tree=load_tree(arguments.tree) if arguments.tree else None,
-        lookup_ngram=arguments.lookup_ngram,
-        sampling=sampling_from_arguments(arguments),
-        acceptance=arguments.acceptance,
-    )
-    # Only now, so that other verbs and wrong options do not wait for it.
+    # These imports take long, and wrong options are refused before them.
     from medusa_trt.cli.chat_loop import Chat
     from medusa_trt.runtime.conversation import Conversation
 
     is_terminal = sys.stdin.isatty()
     with (
         sigterm_leaves(),
-        session_from_arguments(arguments.bundle, arguments) as session,
+        arguments.session.open(arguments.bundle) as session,
     ):
         console = _console(verbose=arguments.verbose)
-        chat = Chat(session, Conversation(arguments.system), options, console)
+        loop = Chat(session, Conversation(arguments.system), arguments.reply, console)
         if is_terminal:
-            tree = options.tree or session.bundle.tree
+            tree = arguments.reply.tree or session.bundle.tree
             console.status(
                 f"{session.bundle.manifest.model.name}, tree {tree.name}, "
                 f"up to {session.max_length} tokens; /help lists the commands"
             )
-        chat.run()
-    if chat.num_errors and not is_terminal:
-        raise MedusaError(f"entries that failed: {chat.num_errors}; see above")
+        loop.run()
+    if loop.num_errors and not is_terminal:
+        raise MedusaError(f"entries that failed: {loop.num_errors}; see above")
 
 
 def _console(*, verbose: bool) -> "Console":
@@ -91,7 +81,7 @@ def _console(*, verbose: bool) -> "Console":
     cleans = sys.stdout.isatty()
 
     def write(text: str) -> None:
-        print(text.translate(_UNSHOWN) if cleans else text, end="", flush=True)
+        print(text.translate(_HIDDEN) if cleans else text, end="", flush=True)
 
     def status(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
@@ -139,3 +129,6 @@ def sigterm_leaves() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, previous)
+
+
+VERBS = {"chat": Verb(ChatArguments, chat)}

@@ -1,44 +1,45 @@
-"""The command line's deployment: `medusa-trt deploy BUNDLE --kind jetson`."""
+"""`medusa-trt deploy`: the files that a device or a container needs beside a bundle."""
 
-import argparse
 import sys
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Literal
 
-from medusa_trt.errors import MedusaError
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the arguments of `deploy`."""
-    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="what medusa-export wrote")
-    parser.add_argument("--kind", required=True, help="jetson, container or triton")
-    parser.add_argument(
-        "--output",
-        type=Path,
-        metavar="FOLDER",
-        help="where to write the files (default: deploy-KIND)",
-    )
-    parser.add_argument("--overwrite", action="store_true", help="replace what is there")
-    parser.add_argument("--verbose", action="store_true", help="show tracebacks")
+from medusa_trt.cli.arguments import BundleArguments
+from medusa_trt.cli.extras import needs_extra
+from medusa_trt.cli.parser import Verb
 
 
-def run(arguments: argparse.Namespace) -> None:
-    """Writes the files.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeployArguments(BundleArguments):
+    """Write the files that a device or a container needs beside a bundle to run it.
+
+    Attributes:
+        kind: where the bundle will run.
+        output: folder of the files (default: deploy-KIND).
+        overwrite: replace files that are there.
+    """
+
+    kind: Literal["jetson", "container", "triton"]
+    output: Annotated[Path | None, "--output FOLDER"] = None
+    overwrite: bool = False
+
+
+def deploy(arguments: DeployArguments) -> None:
+    """Writes the files, and lists them.
 
     Raises:
-        MedusaError: whatever the user can cause.
+        MedusaError: the bundle was exported for another place, or the files cannot be written.
     """
-    try:
-        from medusa_trt.export.deploy.deployment import deploy
-    except ImportError as error:
-        raise MedusaError(
-            f"deploying needs {error.name}: pip install 'medusa-trt[export]'"
-        ) from error
+    with needs_extra("deploying", "export"):
+        from medusa_trt.export.deploy.deployment import deploy as write_files
     from medusa_trt.runtime.bundle import Bundle
 
     output = arguments.output or Path(f"deploy-{arguments.kind}")
-    files = deploy(
-        Bundle.open(arguments.bundle), arguments.kind, output, overwrite=arguments.overwrite
-    )
-    for file in files:
+    bundle = Bundle.open(arguments.bundle)
+    for file in write_files(bundle, arguments.kind, output, overwrite=arguments.overwrite):
         print(file)
     print(f"copy the bundle to {output / 'bundle'}", file=sys.stderr)
+
+
+VERBS = {"deploy": Verb(DeployArguments, deploy)}

@@ -1,18 +1,27 @@
-"""What this machine can run: `medusa-trt doctor`."""
+"""`medusa-trt doctor`: what this machine can run, and what to install for the rest."""
 
-import argparse
 import importlib.util
 import os
 import platform
 import shutil
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import NamedTuple
+
+from medusa_trt.cli.parser import Verb
 
 _MISSING = "not installed"
 
 
 class _Purpose(NamedTuple):
-    """What can be done, what has to be installed for it, and which extra brings that."""
+    """Something that a machine can do.
+
+    Attributes:
+        name: what can be done.
+        extra: the extra of medusa-trt that brings the packages.
+        modules: import names of the packages; the package's name where it has a hyphen.
+        needs_gpu: whether an NVIDIA GPU is needed besides.
+    """
 
     name: str
     extra: str
@@ -36,19 +45,17 @@ _PURPOSES = (
     _Purpose("build TensorRT-RTX engines", "tensorrt-rtx", ("tensorrt_rtx",)),
     _Purpose("run TensorRT-RTX engines", "tensorrt-rtx", ("tensorrt_rtx", "cuda"), needs_gpu=True),
 )
-"""Modules by import name, or by the package's where that has a hyphen."""
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the arguments of `doctor`."""
-    parser.add_argument("--verbose", action="store_true", help="show tracebacks")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DoctorArguments:
+    """Show what this machine can run, and what to install for the rest."""
 
 
-def run(arguments: argparse.Namespace) -> None:
-    """Prints a line for each thing that can be done here, and how to get what is missing."""
+def diagnose(_: DoctorArguments) -> None:
+    """Prints a line for each purpose: whether it works here, else what is missing."""
     from medusa_trt.runtime.engines.device.memory import compute_capability
 
-    del arguments
     print(f"Python     {platform.python_version()} on {platform.system()} {platform.machine()}")
     print(f"medusa-trt {_version('medusa-trt')}")
     print(f"processors {os.cpu_count()}")
@@ -72,7 +79,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _gpu(driver: str | None, capability: str | None) -> str:
-    """What is known of the first GPU."""
+    """Describes the first GPU."""
     if capability is not None:
         return f"compute capability {capability}"
     if driver is None:
@@ -81,7 +88,7 @@ def _gpu(driver: str | None, capability: str | None) -> str:
 
 
 def _operators() -> str:
-    """Whether quantized graphs run, and on which kernels."""
+    """Describes the operator library, which quantized bundles need on the CPU."""
     from medusa_trt.errors import MedusaError
     from medusa_trt.runtime.engines.operators import kernels_name, library_path
 
@@ -104,3 +111,6 @@ def _version(package: str) -> str:
         return version(package)
     except PackageNotFoundError:
         return _MISSING
+
+
+VERBS = {"doctor": Verb(DoctorArguments, diagnose)}

@@ -1,76 +1,44 @@
-"""The command line's heads: `medusa-trt heads inspect SOURCE` and `medusa-trt heads convert`."""
+"""`medusa-trt heads inspect` and `heads convert`: head checkpoints of all formats."""
 
-import argparse
 import dataclasses
 import json
 import sys
 import textwrap
-from pathlib import Path
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
 
-from medusa_trt.errors import MedusaError
-from medusa_trt.export.heads.formats import FORMATS, HeadFormat
+from medusa_trt.cli.extras import needs_extra
+from medusa_trt.cli.parser import Verb
+from medusa_trt.cli.terminal import table_console
+from medusa_trt.export.head_conversion.options import ConvertOptions
+from medusa_trt.export.heads.formats import FORMATS
 
 if TYPE_CHECKING:
     from medusa_trt.export.heads.loading import LoadedHeads
 
-_SOURCE = "a file, a folder, a merged checkpoint, a PEFT adapter or a hub id, in any format"
-_COLUMNS_OF_FILES = 100
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InspectArguments:
+    """Show what a head checkpoint holds.
+
+    Attributes:
+        source: heads in any format: a file, a folder, a merged checkpoint, a PEFT adapter or a hub
+            id.
+        json: print JSON instead of a table.
+    """
+
+    source: Annotated[str, "SOURCE"]
+    json: bool = False
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the verbs of `heads` with their arguments."""
-    verbs = parser.add_subparsers(dest="heads_verb", required=True, metavar="VERB")
-    inspect = verbs.add_parser("inspect", help="show what a head checkpoint holds")
-    inspect.add_argument("source", metavar="SOURCE", help=_SOURCE)
-    inspect.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    convert = verbs.add_parser(
-        "convert",
-        help="write heads in another format",
-        epilog="formats:\n" + "\n".join(map(_format_lines, FORMATS.values())),
-    )
-    convert.add_argument("source", metavar="SOURCE", help=_SOURCE)
-    convert.add_argument("--to", required=True, metavar="FORMAT", help="one of those below")
-    convert.add_argument(
-        "--output", required=True, type=Path, metavar="FOLDER", help="the folder to write"
-    )
-    convert.add_argument(
-        "--model", help="the backbone, for formats that need its name, its unembedding or all of it"
-    )
-    convert.add_argument(
-        "--dtype", help="float32, float16 or bfloat16 (default: the source's; of FP8 float32)"
-    )
-    convert.add_argument("--overwrite", action="store_true", help="replace what it wrote before")
-    for verb in (inspect, convert):
-        verb.add_argument("--verbose", action="store_true", help="show tracebacks")
-
-
-def _format_lines(row: HeadFormat) -> str:
-    """A format's name and description for the help, in lines of 80 columns."""
-    words, indent = f"{row.name:<22} {row.description}", " " * 25
-    return textwrap.fill(words, 80, initial_indent="  ", subsequent_indent=indent)
-
-
-def run(arguments: argparse.Namespace) -> None:
-    """Inspects or converts.
+def inspect(arguments: InspectArguments) -> None:
+    """Reads heads, and prints what they are.
 
     Raises:
-        MedusaError: whatever the user can cause.
+        MedusaError: the heads cannot be read.
     """
-    try:
-        if arguments.heads_verb == "inspect":
-            _inspect(arguments)
-        else:
-            _convert(arguments)
-    except ImportError as error:
-        raise MedusaError(
-            f"reading heads needs {error.name}: pip install 'medusa-trt[export]'"
-        ) from error
-
-
-def _inspect(arguments: argparse.Namespace) -> None:
-    from medusa_trt.export.heads.loading import load_heads
-
+    with needs_extra("reading heads", "export"):
+        from medusa_trt.export.heads.loading import load_heads
     loaded = load_heads(arguments.source)
     if arguments.json:
         print(json.dumps(_as_json(loaded), indent=2))
@@ -78,23 +46,33 @@ def _inspect(arguments: argparse.Namespace) -> None:
         _print_table(loaded)
 
 
-def _convert(arguments: argparse.Namespace) -> None:
-    from medusa_trt.export.head_conversion.saving import ConvertOptions, convert_heads
+def convert(options: ConvertOptions) -> None:
+    """Reads heads, and writes them in another format.
 
-    options = ConvertOptions(
-        source=arguments.source,
-        to=arguments.to,
-        output=arguments.output,
-        model=arguments.model,
-        dtype=arguments.dtype,
-        overwrite=arguments.overwrite,
-    )
+    Raises:
+        MedusaError: the heads cannot be read, or the format cannot hold them.
+    """
+    with needs_extra("converting heads", "export"):
+        from medusa_trt.export.head_conversion.saving import convert_heads
     loaded = convert_heads(options, lambda text: print(text, file=sys.stderr, flush=True))
-    size_bytes = sum(file.stat().st_size for file in arguments.output.iterdir())
+    size_bytes = sum(file.stat().st_size for file in options.output.iterdir())
     print(
-        f"converted {loaded.heads.num_heads} heads from {loaded.format} to {arguments.to}: "
-        f"{arguments.output} ({size_bytes / 1e6:.1f} MB)",
+        f"converted {loaded.heads.num_heads} heads from {loaded.format} to {options.to}: "
+        f"{options.output} ({size_bytes / 1e6:.1f} MB)",
         file=sys.stderr,
+    )
+
+
+def _format_lines() -> str:
+    """The names and descriptions of all formats, in lines of 80 columns."""
+    return "formats:\n" + "\n".join(
+        textwrap.fill(
+            f"{row.name:<22} {row.description}",
+            80,
+            initial_indent="  ",
+            subsequent_indent=" " * 25,
+        )
+        for row in FORMATS.values()
     )
 
 
@@ -112,15 +90,13 @@ def _as_json(loaded: "LoadedHeads") -> dict[str, object]:
 
 
 def _print_table(loaded: "LoadedHeads") -> None:
-    from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
     table = Table(show_header=False, box=None, pad_edge=False)
     for name, value in _rows(loaded):
         table.add_row(name, escape(value))
-    console = Console(width=None if sys.stdout.isatty() else _COLUMNS_OF_FILES)
-    console.print(table)
+    table_console().print(table)
 
 
 def _rows(loaded: "LoadedHeads") -> list[tuple[str, str]]:
@@ -157,3 +133,9 @@ def _rows(loaded: "LoadedHeads") -> list[tuple[str, str]]:
 
 def _dtype(loaded: "LoadedHeads") -> str:
     return str(loaded.dtype).removeprefix("torch.")
+
+
+VERBS = {
+    "heads inspect": Verb(InspectArguments, inspect),
+    "heads convert": Verb(ConvertOptions, convert, _format_lines),
+}

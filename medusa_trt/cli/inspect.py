@@ -1,43 +1,43 @@
-"""The command line's look into a bundle: `medusa-trt inspect BUNDLE`."""
+"""`medusa-trt inspect`: what a bundle holds, and what it needs to run."""
 
-import argparse
 import json
-import sys
-from pathlib import Path
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
 
-from medusa_trt.errors import MedusaError
+from medusa_trt.cli.arguments import BundleArguments
+from medusa_trt.cli.extras import needs_extra
+from medusa_trt.cli.parser import Verb
+from medusa_trt.cli.terminal import table_console
 
 if TYPE_CHECKING:
     from medusa_trt.export.inspection import Gpu, GraphFacts
     from medusa_trt.runtime.bundle import Bundle
 
-_COLUMNS_OF_FILES = 100
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InspectArguments(BundleArguments):
+    """Show the model, the graphs and the tree of a bundle, and the memory that it needs.
+
+    Attributes:
+        gpu: also estimate the speed on this GPU: h100, a100-80gb, l4, rtx-4090 and others (default:
+            no estimate).
+        tensors: also list the inputs and outputs of each graph.
+        json: print JSON instead of tables.
+    """
+
+    gpu: Annotated[str | None, "--gpu NAME"] = None
+    tensors: bool = False
+    json: bool = False
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the arguments of `inspect`."""
-    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="what medusa-export wrote")
-    parser.add_argument(
-        "--gpu", metavar="NAME", help="estimate for this GPU: h100, a100-80gb, l4, rtx-4090, ..."
-    )
-    parser.add_argument("--tensors", action="store_true", help="list inputs and outputs")
-    parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
-    parser.add_argument("--verbose", action="store_true", help="show tracebacks")
-
-
-def run(arguments: argparse.Namespace) -> None:
-    """Prints what a bundle holds; its hashes are checked first.
+def inspect(arguments: InspectArguments) -> None:
+    """Checks the hashes of a bundle, and prints what the bundle holds.
 
     Raises:
-        MedusaError: it is no bundle, it is damaged, or the GPU is unknown.
+        MedusaError: the folder is no bundle, the bundle is damaged, or the GPU is unknown.
     """
-    try:
+    with needs_extra("inspecting graphs", "export"):
         from medusa_trt.export.inspection import gpu_from_name, graph_facts
-    except ImportError as error:
-        raise MedusaError(
-            f"inspecting graphs needs {error.name}: pip install 'medusa-trt[export]'"
-        ) from error
     from medusa_trt.runtime.bundle import Bundle
 
     gpu = None if arguments.gpu is None else gpu_from_name(arguments.gpu)
@@ -53,7 +53,7 @@ def run(arguments: argparse.Namespace) -> None:
 def _estimates(
     bundle: "Bundle", facts: dict[str, "GraphFacts"], gpu: "Gpu | None"
 ) -> dict[str, float]:
-    """Bytes, and of a GPU the upper bounds that its bandwidth sets."""
+    """Sizes in bytes, and the highest speeds that the bandwidth of a GPU allows."""
     from medusa_trt.export.inspection import steps_per_s
 
     model = bundle.manifest.model
@@ -83,8 +83,8 @@ def _as_json(
         "manifest": manifest,
         "tree": [list(path) for path in bundle.tree.medusa_choices],
         "graphs": {
-            name: {"operators": each.operators, "weight_bytes": each.precisions}
-            for name, each in facts.items()
+            name: {"operators": graph.operators, "weight_bytes": graph.precisions}
+            for name, graph in facts.items()
         },
         "estimates": estimates,
     }
@@ -96,24 +96,23 @@ def _print_tables(
     estimates: dict[str, float],
     with_tensors: bool,
 ) -> None:
-    from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
     from medusa_trt.export.inspection import tree_lines
 
-    console = Console(width=None if sys.stdout.isatty() else _COLUMNS_OF_FILES, highlight=False)
+    console = table_console()
     table = Table(show_header=False, box=None, pad_edge=False)
     for name, value in _rows(bundle, estimates):
         table.add_row(name, escape(value))
     console.print(table)
     console.print()
     graphs = Table("graph", "nodes", "weights", "most frequent operators", box=None, pad_edge=False)
-    for name, each in facts.items():
-        frequent = [f"{count} {kind}" for kind, count in each.operators.most_common(4)]
-        weights = [f"{kind} {_size(size)}" for kind, size in each.precisions.most_common(3)]
+    for name, graph in facts.items():
+        frequent = [f"{count} {kind}" for kind, count in graph.operators.most_common(4)]
+        weights = [f"{kind} {_size(size)}" for kind, size in graph.precisions.most_common(3)]
         graphs.add_row(
-            name, str(each.operators.total()), ", ".join(weights) or "-", ", ".join(frequent)
+            name, str(graph.operators.total()), ", ".join(weights) or "-", ", ".join(frequent)
         )
     console.print(graphs)
     if with_tensors:
@@ -154,9 +153,9 @@ def _rows(bundle: "Bundle", estimates: dict[str, float]) -> list[tuple[str, str]
              f"{estimates['medusa_steps_per_s']:.0f} Medusa steps/s, by bandwidth alone; {fits}")
         )  # fmt: skip
     rows += [
-        (f"verified {where}", f"argmax {found.argmax_agreement:.1%}, KL {found.kl_divergence:.1e}, "
-         f"largest difference {found.max_logit_difference:.1e}")
-        for where, found in manifest.verified.items()
+        (f"verified {where}", f"argmax {close.argmax_agreement:.1%}, KL {close.kl_divergence:.1e}, "
+         f"largest difference {close.max_logit_difference:.1e}")
+        for where, close in manifest.verified.items()
     ]  # fmt: skip
     return rows
 
@@ -166,3 +165,6 @@ def _size(size_bytes: float) -> str:
         if size_bytes >= factor:
             return f"{size_bytes / factor:.1f} {unit}"
     return f"{size_bytes:.0f} B"
+
+
+VERBS = {"inspect": Verb(InspectArguments, inspect)}

@@ -1,41 +1,40 @@
-"""The command line's list of models: `medusa-trt models`."""
+"""`medusa-trt models`: the models that have a short name."""
 
-import argparse
 import json
-import sys
+from dataclasses import dataclass
 
-from medusa_trt.errors import MedusaError
-
-_COLUMNS_OF_FILES = 160
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the arguments of `models`."""
-    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    parser.add_argument("--verbose", action="store_true", help="show tracebacks")
+from medusa_trt.cli.extras import needs_extra
+from medusa_trt.cli.parser import Verb
+from medusa_trt.cli.terminal import table_console
 
 
-def run(arguments: argparse.Namespace) -> None:
-    """Lists the aliases with their backbones, heads and trees.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelsArguments:
+    """List the aliases: short names of models whose heads and trees are known.
+
+    Attributes:
+        json: print JSON instead of a table.
+    """
+
+    json: bool = False
+
+
+def list_models(arguments: ModelsArguments) -> None:
+    """Prints a line for each alias.
 
     Raises:
         MedusaError: a package is missing.
     """
-    try:
+    with needs_extra("listing models", "export"):
         from medusa_trt.export.models.aliases import aliases
-    except ImportError as error:
-        raise MedusaError(
-            f"listing models needs {error.name}: pip install 'medusa-trt[export]'"
-        ) from error
     import msgspec
 
     if arguments.json:
         print(json.dumps(msgspec.to_builtins(aliases()), indent=2))
         return
-    from rich.console import Console
     from rich.table import Table
 
-    table = Table("alias", "backbone", "heads", "tree", box=None, pad_edge=False)
+    table = Table("alias", "model", "heads", "tree", box=None, pad_edge=False)
     for name, alias in aliases().items():
         packaged = "" if alias.package is None else alias.package.requirement
         table.add_row(
@@ -44,6 +43,9 @@ def run(arguments: argparse.Namespace) -> None:
             alias.heads or "none public: --heads, or medusa-trt train",
             alias.tree or "the target's",
         )
-    console = Console(width=None if sys.stdout.isatty() else _COLUMNS_OF_FILES, highlight=False)
+    console = table_console(columns=160)
     console.print(table)
     console.print("\nAny other model of a supported architecture works by its folder or hub id.")
+
+
+VERBS = {"models": Verb(ModelsArguments, list_models)}

@@ -1,35 +1,93 @@
-"""The command line's parser: its help says every default."""
+"""What a verb is, and the parser of its arguments: help of 80 columns, errors of one line."""
 
 import argparse
+import inspect
 import textwrap
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Generic, NoReturn, TypeVar
 
-_ARGPARSES_OWN = " (default: %(default)s)"
-"""What Python before 3.13 adds to the help of Boolean options."""
+from medusa_trt.cli.options import add_options, read_options
+from medusa_trt.errors import MedusaError
+
+Arguments = TypeVar("Arguments")
+
+
+@dataclass(frozen=True, slots=True)
+class Verb(Generic[Arguments]):
+    """What the command line does by one name.
+
+    Attributes:
+        arguments: the dataclass of what the user may give; its docstring is the help.
+        run: does it, and returns the exit code; None for 0.
+        epilog: makes what the help ends with.
+    """
+
+    arguments: type[Arguments]
+    run: Callable[[Arguments], int | None]
+    epilog: Callable[[], str] | None = None
+
+    def parser(self, command: str) -> "Parser":
+        """The parser of this verb, which the user calls by `command`."""
+        description, *_ = inspect.cleandoc(self.arguments.__doc__ or "").split("\n\nAttributes:")
+        parser = Parser(
+            command,
+            textwrap.fill(" ".join(description.split()), 79),
+            "" if self.epilog is None else self.epilog(),
+        )
+        required = add_options(parser, self.arguments)
+        if not any(action.dest == "verbose" for action in parser._actions):
+            help_ = "show the traceback of an error"
+            parser.add_argument("--verbose", action="store_true", help=help_)
+        parser.usage = " ".join([command, *required, "[options]"])
+        return parser
+
+    def parse(self, command: str, words: Sequence[str]) -> Arguments:
+        """Reads the arguments.
+
+        Raises:
+            MedusaError: the words are no valid arguments.
+        """
+        parser = self.parser(command)
+        namespace, unknown = parser.parse_known_args(words)
+        if unknown:
+            parser.refuse(unknown)
+        return read_options(self.arguments, namespace)
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose help pages, and those of its verbs, are made by `DefaultsFormatter`."""
+    """A parser that raises its errors."""
 
-    def __init__(self, **options: Any) -> None:
-        super().__init__(formatter_class=DefaultsFormatter, **options)
+    def __init__(self, command: str, description: str, epilog: str = "") -> None:
+        super().__init__(
+            command, description=description, epilog=epilog, formatter_class=_Formatter
+        )
+
+    def error(self, message: str) -> NoReturn:
+        """Refuses the words of the user.
+
+        Raises:
+            MedusaError: always.
+        """
+        raise MedusaError(f"{message.removeprefix('argument ')}: see {self.prog} -h")
+
+    def refuse(self, unknown: list[str]) -> NoReturn:
+        """Refuses words that the parser does not know.
+
+        Raises:
+            MedusaError: always.
+        """
+        word, _, _ = unknown[0].partition("=")
+        flags = [flag for action in self._actions for flag in action.option_strings]
+        similar = get_close_matches(word, flags, n=1)
+        if similar:
+            raise MedusaError(f"there is no option {word}: did you mean {similar[0]}?")
+        self.error(f"there is no option {word}" if word[:1] == "-" else f"{word!r} is too much")
 
 
-class DefaultsFormatter(argparse.RawDescriptionHelpFormatter):
-    """Appends an option's default where its help does not name one in its own words.
-
-    Lines are not broken within an option's name.
-    """
+class _Formatter(argparse.RawDescriptionHelpFormatter):
+    """Formats help without breaking lines inside a flag."""
 
     def _split_lines(self, text: str, width: int) -> list[str]:
-        return textwrap.wrap(" ".join(text.split()), width, break_on_hyphens=False)
-
-    def _get_help_string(self, action: argparse.Action) -> str:
-        text, default = action.help or "", action.default
-        if isinstance(action, argparse.BooleanOptionalAction):
-            text = text.removesuffix(_ARGPARSES_OWN)
-            if default is not None:
-                return f"{text} (default: {action.option_strings[0 if default else 1]})"
-        if "default:" in text or isinstance(default, bool) or default is argparse.SUPPRESS:
-            return text
-        return f"{text} (default: %(default)s)" if isinstance(default, int | float | str) else text
+        return textwrap.wrap(text, width, break_on_hyphens=False)

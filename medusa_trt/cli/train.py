@@ -1,77 +1,135 @@
-"""The command line's training: `medusa-trt train data|heads|joint|measure MODEL`."""
+"""`medusa-trt train`: data, heads and joint models, and what the heads are worth."""
 
-import argparse
 import logging
 import sys
-from dataclasses import fields
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated
 
-from medusa_trt.cli.train_arguments import (
-    add_data_arguments,
-    add_joint_arguments,
-    add_measure_arguments,
-    add_training_arguments,
-)
-from medusa_trt.errors import MedusaError
-from medusa_trt.training.options import DataOptions, HeadsShape, JointOptions, TrainOptions
+from medusa_trt.cli.extras import needs_extra
+from medusa_trt.cli.parser import Verb
+from medusa_trt.errors import TrainingError, check_range
+from medusa_trt.training.options import DataOptions, JointOptions, Quantization, TrainOptions
+from medusa_trt.tree_configs import MedusaTree, load_tree
 
 if TYPE_CHECKING:
     from medusa_trt.training.accuracy import Accuracy
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the arguments of `train`."""
-    steps = parser.add_subparsers(dest="step", required=True, metavar="STEP")
-    for name, help_, add in (
-        ("data", "let the model reply to prompts, to train on", add_data_arguments),
-        ("heads", "train heads on a frozen backbone (Medusa-1)", add_training_arguments),
-        ("joint", "train heads and backbone together (Medusa-2)", add_joint_arguments),
-        ("measure", "measure heads on replies to other prompts", add_measure_arguments),
-    ):
-        add(steps.add_parser(name, help=help_))
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelArguments:
+    """A model to train heads for.
+
+    Attributes:
+        model: the model: an alias, a folder, a .gguf file or a hub id.
+    """
+
+    model: Annotated[str, "MODEL"]
 
 
-def run(arguments: argparse.Namespace) -> None:
-    """Does one step of training.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataArguments(ModelArguments):
+    """Let the model reply to prompts, and keep the conversations to train on.
+
+    A run that was interrupted goes on where it ended.
+
+    Attributes:
+        output: folder of the data.
+        prompts: JSON lines with "prompt" or "turns", or a text with a prompt on each line (default:
+            the prompts of this package).
+        bundle: let the engine of this bundle make the replies: the model as it will run, and faster
+            on a CPU (default: torch makes them).
+        quantization: load the model in 8 or 4 bits by bitsandbytes (default: as it is).
+        data: how the data is made.
+    """
+
+    output: Annotated[Path, "--output FOLDER"]
+    prompts: Annotated[Path | None, "--prompts FILE"] = None
+    bundle: Annotated[Path | None, "--bundle FOLDER"] = None
+    quantization: Quantization | None = None
+    data: DataOptions = field(default_factory=DataOptions)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingArguments(ModelArguments):
+    """A model, what its heads are trained on, and where the result goes.
+
+    Attributes:
+        data: folders that medusa-trt train data wrote; several are taken together.
+        output: folder of the result and of its checkpoints.
+    """
+
+    data: Annotated[tuple[Path, ...], "--data FOLDER ..."]
+    output: Annotated[Path, "--output FOLDER"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeadsArguments(TrainingArguments):
+    """Train heads on the data while the model stays as it is: Medusa-1.
+
+    A run that was interrupted goes on from its last checkpoint.
+
+    Attributes:
+        training: how the heads are trained.
+    """
+
+    training: TrainOptions = field(default_factory=TrainOptions)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JointArguments(TrainingArguments):
+    """Train heads and the model together: Medusa-2.
+
+    A first stage trains the heads alone; the second also trains an adapter of the model.
+
+    Attributes:
+        heads: trained heads to begin with (default: a first stage trains them).
+        joint: how both are trained.
+    """
+
+    heads: Annotated[Path | None, "--heads PATH"] = None
+    joint: JointOptions = field(default_factory=JointOptions)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MeasureArguments(ModelArguments):
+    """Measure heads on the model's replies to prompts that the heads were not trained on.
+
+    Attributes:
+        heads: head checkpoints: files or folders.
+        prompts: a file of prompts, as train data takes it; the first turns are used (default:
+            MT-bench's 80).
+        max_new_tokens: most tokens of each reply.
+        tree: the tree to measure with, by name or file (default: the best of `num_nodes`).
+        num_nodes: nodes of the best tree, the root included.
+        quantization: load the model in 8 or 4 bits by bitsandbytes (default: as it is).
+    """
+
+    heads: Annotated[tuple[Path, ...], "HEADS ..."]
+    prompts: Annotated[Path | None, "--prompts FILE"] = None
+    max_new_tokens: int = 96
+    tree: Annotated[MedusaTree | None, load_tree] = None
+    num_nodes: int = 8
+    quantization: Quantization | None = None
+
+    def __post_init__(self) -> None:
+        check_range(self, TrainingError, "max_new_tokens num_nodes", 2)
+
+
+def make_data(arguments: DataArguments) -> None:
+    """Makes training data, and shows how far it is.
 
     Raises:
-        MedusaError: whatever the user can cause; as far as possible before anything is computed.
+        MedusaError: the model or the prompts cannot be read, or the folder holds other data.
     """
-    try:
-        import torch  # noqa: F401
-        import transformers  # noqa: F401
-
-        if arguments.step == "joint":
-            import peft  # noqa: F401
-    except ImportError as error:
-        raise MedusaError(
-            f"training needs {error.name}: pip install 'medusa-trt[train]'"
-        ) from error
-    # bitsandbytes warns of every product in 8 bits that it is one.
-    for name in ("transformers", "bitsandbytes"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    steps = {"data": _data, "heads": _heads, "joint": _joint, "measure": _measure}
-    steps[arguments.step](arguments)
-
-
-def _values(
-    options: type[DataOptions | HeadsShape | TrainOptions | JointOptions],
-    arguments: argparse.Namespace,
-) -> dict[str, Any]:
-    """What the arguments say of a dataclass of options."""
-    names = (field.name for field in fields(options))
-    return {name: getattr(arguments, name) for name in names if hasattr(arguments, name)}
-
-
-def _data(arguments: argparse.Namespace) -> None:
+    _check_packages()
     from tqdm import tqdm
 
     from medusa_trt.runtime.bundle import Bundle
     from medusa_trt.training.backbone import load_backbone
     from medusa_trt.training.data.distillation import generate_data, seed_prompts
 
-    options = DataOptions(**_values(DataOptions, arguments))
+    options = arguments.data
     prompts = seed_prompts(arguments.prompts)
     bundle = None if arguments.bundle is None else Bundle.open(arguments.bundle)
     base = load_backbone(arguments.model, quantization=arguments.quantization)
@@ -89,30 +147,20 @@ def _data(arguments: argparse.Namespace) -> None:
     print(f"wrote {arguments.output}: {num_tokens} new reply tokens", file=sys.stderr)
 
 
-def _train_options(arguments: argparse.Namespace) -> TrainOptions:
-    shape = HeadsShape(**_values(HeadsShape, arguments))
-    values = _values(TrainOptions, arguments)
-    values["draft_vocab_size"] = values["draft_vocab_size"] or None
-    return TrainOptions(shape=shape, **values)
+def train_heads_alone(arguments: HeadsArguments) -> None:
+    """Trains heads, and shows what they are worth.
 
-
-def _joint_options(arguments: argparse.Namespace) -> JointOptions:
-    values = _values(JointOptions, arguments) | {
-        "heads": _train_options(arguments),
-        "learning_rate": arguments.joint_learning_rate,
-        "num_epochs": arguments.joint_epochs,
-    }
-    return JointOptions(**values)
-
-
-def _heads(arguments: argparse.Namespace) -> None:
-    options = _train_options(arguments)
+    Raises:
+        MedusaError: the model or the data cannot be read, or the folder holds another run.
+    """
+    _check_packages()
     from medusa_trt.training.backbone import load_backbone
     from medusa_trt.training.data.shards import read_spec
     from medusa_trt.training.medusa1 import load_split, train_heads
     from medusa_trt.training.report import replaced_folder, save_heads, save_report
     from medusa_trt.training.run_record import check_same_run
 
+    options = arguments.training
     specs = [read_spec(folder) for folder in arguments.data]
     check_same_run(arguments.output, specs, options)
     base = load_backbone(arguments.model, quantization=options.quantization)
@@ -124,10 +172,15 @@ def _heads(arguments: argparse.Namespace) -> None:
     _conclude(result.accuracy, arguments.output)
 
 
-def _joint(arguments: argparse.Namespace) -> None:
+def train_jointly(arguments: JointArguments) -> None:
+    """Trains heads and the model, and shows what the heads are worth.
+
+    Raises:
+        MedusaError: the model or the data cannot be read, or the folder holds another run.
+    """
+    _check_packages(with_adapters=True)
     import torch
 
-    options = _joint_options(arguments)
     from medusa_trt.export.heads.head_checkpoint import heads_from_path
     from medusa_trt.training.backbone import load_backbone
     from medusa_trt.training.data.shards import read_spec
@@ -136,6 +189,7 @@ def _joint(arguments: argparse.Namespace) -> None:
     from medusa_trt.training.report import replaced_folder, save_report
     from medusa_trt.training.run_record import check_same_run
 
+    options = arguments.joint
     specs = [read_spec(folder) for folder in arguments.data]
     heads = None if arguments.heads is None else heads_from_path(arguments.heads)
     check_same_run(arguments.output, specs, options)
@@ -149,24 +203,26 @@ def _joint(arguments: argparse.Namespace) -> None:
     _conclude(result.second.accuracy, arguments.output)
 
 
-def _measure(arguments: argparse.Namespace) -> None:
+def measure(arguments: MeasureArguments) -> None:
+    """Shows what heads are worth.
+
+    Raises:
+        MedusaError: the model, the heads or the prompts cannot be read.
+    """
+    _check_packages()
     import torch
 
     from medusa_trt.export.heads.head_checkpoint import heads_from_path
     from medusa_trt.training.backbone import load_backbone
     from medusa_trt.training.measure import first_turns, greedy_replies, measure_heads
-    from medusa_trt.tree_configs import load_tree
 
-    if arguments.num_nodes < 2 or arguments.max_new_tokens < 2:
-        raise MedusaError("--num-nodes and --max-new-tokens must be at least 2")
-    tree = load_tree(arguments.tree) if arguments.tree else None
     turns = first_turns(arguments.prompts)
     all_heads = [heads_from_path(path) for path in arguments.heads]
     base = load_backbone(arguments.model, torch.float32, arguments.quantization)
     replies = greedy_replies(base, turns, arguments.max_new_tokens)
     for path, heads in zip(arguments.heads, all_heads, strict=True):
         print(path)
-        _print_accuracy(measure_heads(base, replies, heads, arguments.num_nodes, tree))
+        _print_accuracy(measure_heads(base, replies, heads, arguments.num_nodes, arguments.tree))
 
 
 def _conclude(accuracy: "Accuracy", output: Path) -> None:
@@ -182,3 +238,28 @@ def _print_accuracy(accuracy: "Accuracy") -> None:
         f"{accuracy.tokens_per_step:.3f} tokens a step with {accuracy.tree.num_nodes} nodes, "
         f"on {accuracy.num_tokens} tokens"
     )
+
+
+def _check_packages(*, with_adapters: bool = False) -> None:
+    """Checks that what training needs is installed, and keeps its warnings down.
+
+    Raises:
+        MedusaError: a package is missing.
+    """
+    with needs_extra("training", "train"):
+        import torch  # noqa: F401
+        import transformers  # noqa: F401
+
+        if with_adapters:
+            import peft  # noqa: F401
+    # bitsandbytes warns of each product of 8-bit weights.
+    for name in ("transformers", "bitsandbytes"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+VERBS = {
+    "train data": Verb(DataArguments, make_data),
+    "train heads": Verb(HeadsArguments, train_heads_alone),
+    "train joint": Verb(JointArguments, train_jointly),
+    "train measure": Verb(MeasureArguments, measure),
+}

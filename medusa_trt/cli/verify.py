@@ -1,34 +1,35 @@
-"""The command line's comparison: `medusa-trt verify BUNDLE --against MODEL`."""
+"""`medusa-trt verify`: a bundle against the model that it was made from."""
 
-import argparse
-from pathlib import Path
+from dataclasses import dataclass
+from typing import Annotated
 
-from medusa_trt.errors import MedusaError
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the arguments of `verify`."""
-    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="what medusa-export wrote")
-    parser.add_argument(
-        "--against",
-        required=True,
-        metavar="MODEL",
-        help="the model: alias, folder, .gguf file or hub id",
-    )
-    parser.add_argument("--verbose", action="store_true", help="show tracebacks")
+from medusa_trt.cli.arguments import BundleArguments
+from medusa_trt.cli.extras import needs_extra
+from medusa_trt.cli.parser import Verb
 
 
-def run(arguments: argparse.Namespace) -> None:
-    """Compares logits on text and on a tree.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VerifyArguments(BundleArguments):
+    """Compare the logits of a bundle with those of its model, on text and on a draft tree.
+
+    Attributes:
+        against: the model: an alias, a folder, a .gguf file or a hub id.
+    """
+
+    against: Annotated[str, "--against MODEL"]
+
+
+def verify(arguments: VerifyArguments) -> None:
+    """Shows how close the logits are.
 
     Raises:
-        MedusaError: they differ by more than the bundle's precision allows, or cannot be compared.
+        MedusaError: the logits differ by more than the bundle's precision allows, or cannot be
+            compared.
     """
-    try:
+    with needs_extra("comparing", "export"):
         from medusa_trt.export.comparison.check import check_bundle
-    except ImportError as error:
-        raise MedusaError(
-            f"comparing needs {error.name}: pip install 'medusa-trt[export]'"
-        ) from error
     for line in check_bundle(arguments.bundle, arguments.against):
         print(line, flush=True)
+
+
+VERBS = {"verify": Verb(VerifyArguments, verify)}

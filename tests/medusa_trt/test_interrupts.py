@@ -59,7 +59,7 @@ def interrupted_at(
 
 
 @pytest.mark.parametrize("number", SIGNALS)
-@pytest.mark.parametrize("module", ["medusa_trt.cli.main", "argparse", "medusa_trt.cli.sampling"])
+@pytest.mark.parametrize("module", ["medusa_trt.cli.main", "argparse", "medusa_trt.cli.options"])
 def test_a_command_can_be_interrupted_before_it_knows_its_arguments(
     module: str, number: signal.Signals
 ) -> None:

@@ -16,7 +16,8 @@ from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
 from medusa_trt.errors import ExportError, HeadsError, MedusaError
 from medusa_trt.export.head_conversion import saving
-from medusa_trt.export.head_conversion.saving import ConvertOptions, convert_heads
+from medusa_trt.export.head_conversion.options import ConvertOptions
+from medusa_trt.export.head_conversion.saving import convert_heads
 from medusa_trt.export.heads.loading import load_heads
 
 MAP = torch.tensor([3, 299, 0, 17, 5, 21, 8, 30, 11, 2, 26, 14])

@@ -12,7 +12,8 @@ from support.checkpoints.head_files import WRITERS, Tensors, all_tensors, config
 from support.tiny_models import HIDDEN_SIZE, VOCAB_SIZE, head_tensors
 
 from medusa_trt.errors import HeadsError
-from medusa_trt.export.head_conversion.saving import ConvertOptions, convert_heads
+from medusa_trt.export.head_conversion.options import ConvertOptions
+from medusa_trt.export.head_conversion.saving import convert_heads
 from medusa_trt.export.heads.formats import FORMATS
 from medusa_trt.export.heads.key_layouts import (
     SEQUENTIAL,

@@ -335,7 +335,7 @@ def test_the_command_reports_mistakes(
     assert main(["build", str(tiny_bundle.path), "--merge-tree", "--strip-weights"]) == 2
     assert "leave out --merge-tree or --strip-weights" in capsys.readouterr().err
     assert main(["build", str(tiny_bundle.path), "--optimization-level", "9"]) == 2
-    assert "optimization_level is 9: it must be 0 to 5" in capsys.readouterr().err
+    assert "--optimization-level is 9: it must be between 0 and 5" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

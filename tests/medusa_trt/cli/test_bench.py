@@ -1,6 +1,5 @@
 """`medusa-trt bench` as a user meets it: whole runs, mistakes, and what it writes."""
 
-import argparse
 import json
 import signal
 import sys
@@ -18,9 +17,7 @@ from medusa_trt.runtime.bundle import Bundle
 
 def run(*words: str) -> int:
     """`medusa-trt bench` with these arguments."""
-    parser = argparse.ArgumentParser()
-    cli_bench.add_arguments(parser)
-    return cli_bench.run(parser.parse_args(words))
+    return cli_bench.run(cli_bench.VERBS["bench"].parse("medusa-trt bench", words))
 
 
 def test_a_whole_run(
@@ -105,7 +102,7 @@ def test_an_interrupt_reports_what_was_finished(
         (("--json", "none/x.json"), "existing folder"),
         (("--prompts", "none.txt"), "cannot read the prompts"),
         (("--num-prompts", "0"), "num_prompts is 0"),
-        (("--modes", "greedy,fast"), "modes 'greedy,fast'"),
+        (("--modes", "greedy,fast"), "--modes is 'greedy,fast': choose from greedy"),
         (("--seed", "-1"), "seed is -1"),
         (("--tree", "bush"), "unknown tree"),
         ((), "is not a bundle"),

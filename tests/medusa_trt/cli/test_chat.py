@@ -1,6 +1,5 @@
 """`medusa-trt chat` as a user meets it: its options, in a pipe and in a terminal."""
 
-import argparse
 import os
 import pty
 import select
@@ -12,58 +11,27 @@ import time
 import pytest
 from support.chat_driver import LONG, Driver
 
-from medusa_trt.cli.chat import add_arguments, sigterm_leaves
+from medusa_trt.cli.arguments import SessionArguments
+from medusa_trt.cli.chat import VERBS, sigterm_leaves
 from medusa_trt.cli.chat_loop import PROMPT
-from medusa_trt.cli.sampling import sampling_from_arguments
-from medusa_trt.errors import PromptError, TreeError
+from medusa_trt.errors import MedusaError, PromptError
 from medusa_trt.runtime.bundle import Bundle
 from medusa_trt.runtime.options import GenerationOptions, SamplingOptions
 from medusa_trt.runtime.session import MedusaSession
-from medusa_trt.runtime.text import TextCodec
-from medusa_trt.tree_configs import load_tree
 
-MAIN = """
-import argparse, sys
-from medusa_trt.cli import chat as cli_chat
-from medusa_trt.cli import main as cli
-parser = argparse.ArgumentParser()
-cli_chat.add_arguments(parser)
-parser.set_defaults(run=cli_chat.run)
-sys.exit(cli._run(parser.parse_args()))
-"""
+MAIN = "import sys; from medusa_trt.cli.main import main; sys.exit(main(['chat', *sys.argv[1:]]))"
 
 
-def parse(*words: str) -> argparse.Namespace:
-    parser = argparse.ArgumentParser()
-    add_arguments(parser)
-    return parser.parse_args(["bundle", *words])
-
-
-def test_the_defaults_are_those_of_the_dataclasses() -> None:
-    arguments = parse()
-    defaults = GenerationOptions()
-    assert sampling_from_arguments(arguments) == defaults.sampling
-    assert arguments.acceptance == defaults.acceptance
-    assert arguments.max_new_tokens == defaults.max_new_tokens
-
-
-def test_sampling_arguments_reach_the_options() -> None:
-    words = ["--temperature=0.7", "--top-k=5", "--top-p=0.9", "--min-p=0.1", "--seed=3"]
-    assert sampling_from_arguments(parse(*words)) == SamplingOptions(
-        temperature=0.7, top_k=5, top_p=0.9, min_p=0.1, seed=3
-    )
-    with pytest.raises(PromptError, match="temperature is -1"):
-        sampling_from_arguments(parse("--temperature", "-1"))
-
-
-def test_a_chat_that_cannot_work_does_not_start(
-    session: MedusaSession, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with pytest.raises(TreeError):
-        Driver(session, GenerationOptions(tree=load_tree("chain-9")))
-    monkeypatch.setattr(TextCodec, "has_chat_template", property(lambda _: False))
-    with pytest.raises(PromptError, match="no chat template, so its model cannot chat"):
-        Driver(session)
+def test_the_chat_offers_the_options_of_its_replies() -> None:
+    words = ["bundle", "--system", "Be brief.", "--temperature", "0.7", "--max-new-tokens", "9"]
+    arguments = VERBS["chat"].parse("medusa-trt chat", words)
+    sampling = SamplingOptions(temperature=0.7)
+    assert arguments.reply == GenerationOptions(sampling=sampling, max_new_tokens=9)
+    assert arguments.system == "Be brief." and arguments.session == SessionArguments()
+    with pytest.raises(PromptError, match="--temperature is -1"):
+        VERBS["chat"].parse("medusa-trt chat", ["bundle", "--temperature", "-1"])
+    with pytest.raises(MedusaError, match="there is no option --echo"):
+        VERBS["chat"].parse("medusa-trt chat", ["bundle", "--echo"])
 
 
 def test_sigterm_leaves_in_the_middle_of_a_reply(tiny_bundle: Bundle) -> None:

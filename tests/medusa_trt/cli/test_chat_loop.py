@@ -4,9 +4,12 @@ import pytest
 from support.chat_driver import SAMPLED, SHORT, Driver
 
 from medusa_trt.cli.chat_loop import CONTINUATION, PROMPT, Entry, read_entry
-from medusa_trt.errors import PromptError
+from medusa_trt.errors import PromptError, TreeError
 from medusa_trt.runtime.conversation import Conversation
+from medusa_trt.runtime.options import GenerationOptions
 from medusa_trt.runtime.session import MedusaSession
+from medusa_trt.runtime.text import TextCodec
+from medusa_trt.tree_configs import load_tree
 
 
 @pytest.mark.parametrize(
@@ -169,3 +172,13 @@ def test_regen_without_sampling_says_that_nothing_can_change(session: MedusaSess
     (shown,) = driver.say("/regen")
     assert driver.exchanges == before
     assert "--temperature" in shown
+
+
+def test_a_chat_that_cannot_work_does_not_start(
+    session: MedusaSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(TreeError):
+        Driver(session, GenerationOptions(tree=load_tree("chain-9")))
+    monkeypatch.setattr(TextCodec, "has_chat_template", property(lambda _: False))
+    with pytest.raises(PromptError, match="no chat template, so its model cannot chat"):
+        Driver(session)

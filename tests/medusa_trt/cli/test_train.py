@@ -54,14 +54,17 @@ def test_the_command_line_makes_data_and_heads_and_a_joint_model(
     [
         (["heads", "MODEL", "--data", "NOTHING", "--output", "OUT"], "holds no training data"),
         (["data", "unknown-model", "--output", "OUT"], "unknown model"),
-        (["data", "MODEL", "--output", "OUT", "--batch-size", "0"], "batch_size is 0"),
+        (["data", "MODEL", "--output", "OUT", "--batch-size", "0"], "--batch-size is 0"),
         (["data", "MODEL", "--output", "OUT", "--temperatures", "0,-1"], "temperatures are"),
         (["data", "MODEL", "--output", "OUT", "--prompts", "NOTHING"], "cannot read the prompts"),
         (
             ["heads", "MODEL", "--data", "X", "--output", "OUT", "--num-heads", "0"],
-            "num_heads is 0",
+            "--num-heads is 0",
         ),
-        (["joint", "MODEL", "--data", "X", "--output", "O", "--lora-rank", "0"], "lora_rank is 0"),
+        (
+            ["joint", "MODEL", "--data", "X", "--output", "O", "--lora-rank", "0"],
+            "--lora-rank is 0",
+        ),
         (
             ["joint", "MODEL", "--data", "X", "--output", "O", "--quantization", "8bit"],
             "joint training changes the backbone's weights, which 8bit cannot hold",

@@ -1,0 +1,247 @@
+"""Options of the command line, made from dataclasses.
+
+A frozen dataclass with its docstring is the only declaration of its options. For each field:
+
+- The name is the flag: `max_length` is `--max-length`.
+- The type says what is accepted: a number, a text, a path, one of a `Literal`'s values, a switch
+  for `bool`, values with commas between them for a tuple. A dataclass is a group of options.
+- The default and the field's entry under `Attributes:` are the help. The entry itself explains a
+  default of None or (), as in "(default: the bundle's)".
+
+`Annotated` says what these cannot. A string spells the flag and the placeholder of its value, as
+"--threads N"; "BUNDLE" is a positional argument, "--stop TEXT" of a tuple may be repeated,
+"--data FOLDER ..." takes several values, and "--[no-]bf16" can be negated. A function makes the
+value from the text. A tuple names the options of a group that are offered.
+"""
+
+import argparse
+import inspect
+import re
+import textwrap
+from collections.abc import Callable
+from dataclasses import MISSING, dataclass, fields, is_dataclass
+from functools import partial
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from medusa_trt.errors import MedusaError
+
+T = TypeVar("T")
+
+_NUMBERS = {int: ("N", "a whole number", "whole numbers"), float: ("X", "a number", "numbers")}
+"""Placeholder of a number, and words for one and for several, by their type."""
+
+
+def add_options(parser: argparse.ArgumentParser, options: type) -> list[str]:
+    """Adds the options of a dataclass to a parser; `read_options` reads what it parses.
+
+    Returns:
+        What the user must give, as the usage line shows it.
+    """
+    return _add_to_group(parser, parser, _options_of(options), "")
+
+
+def read_options(options: type[T], namespace: argparse.Namespace, prefix: str = "") -> T:
+    """Makes a dataclass of what the user typed; all other fields have their defaults.
+
+    Args:
+        options: the dataclass.
+        namespace: what the parser found.
+        prefix: what the names of these options begin with in the namespace.
+
+    Raises:
+        MedusaError: the dataclass refuses a value.
+    """
+    values, flags = {}, {}
+    for option in _options_of(options):
+        flags[option.name], name = option.flag, prefix + option.name
+        if option.is_group:
+            values[option.name] = read_options(option.type, namespace, f"{name}.")
+        elif hasattr(namespace, name):
+            value = getattr(namespace, name)
+            values[option.name] = tuple(value) if isinstance(value, list) else value
+    try:
+        return options(**values)
+    except MedusaError as error:
+        # The message begins with the name of a field, but the user knows the flag.
+        name, *rest = re.split(r"(?= is | are )", str(error), maxsplit=1)
+        raise type(error)("".join([flags.get(name, name), *rest])) from error
+
+
+@dataclass(frozen=True, slots=True)
+class _Option:
+    """A field of a dataclass as the command line shows it.
+
+    Attributes:
+        name: the field's name.
+        type: the field's type without None; for a list, the type of one value.
+        is_list: whether the field is a tuple of values.
+        default: the field's default; MISSING where the user must give a value.
+        text: the field's entry in the docstring.
+        notes: what the type is annotated with.
+    """
+
+    name: str
+    type: Any
+    is_list: bool
+    default: object
+    text: str
+    notes: list[Any]
+
+    def note(self, kind: Any) -> Any:
+        """The annotation of this kind; None if there is none."""
+        return next((note for note in self.notes if isinstance(note, kind)), None)
+
+    @property
+    def spelling(self) -> str:
+        """How the flag and its placeholder are to be written, as far as the annotation says."""
+        return self.note(str) or ""
+
+    @property
+    def flag(self) -> str:
+        """What the user types, as "--threads"; the placeholder of a positional argument."""
+        flag, *_ = [*self.spelling.split(), f"--{self.name.replace('_', '-')}"]
+        return flag.replace("[no-]", "")
+
+    @property
+    def metavar(self) -> str:
+        """The placeholder of the value in the help."""
+        spelled = self.spelling.split()[1:2]
+        if spelled and spelled != ["..."]:
+            return spelled[0]
+        if self.is_list and not self.takes_several:
+            return "LIST"
+        if get_origin(self.type) is Literal:
+            return f"{{{','.join(get_args(self.type))}}}"
+        name = self.flag.removeprefix("--").replace("-", "_").upper()
+        return _NUMBERS[self.type][0] if self.type in _NUMBERS else name
+
+    @property
+    def takes_several(self) -> bool:
+        """Whether several values follow the flag, or take the place of a positional argument."""
+        return self.spelling.endswith(" ...")
+
+    @property
+    def may_be_repeated(self) -> bool:
+        """Whether the flag may be given several times, each with one value."""
+        return self.is_list and not self.takes_several and self.metavar != "LIST"
+
+    @property
+    def can_be_negated(self) -> bool:
+        """Whether a switch also has a form with `--no-`."""
+        return "[no-]" in self.spelling
+
+    @property
+    def is_group(self) -> bool:
+        """Whether the field has options of its own."""
+        return is_dataclass(self.type) and self.note(Callable) is None
+
+
+def _options_of(options: type) -> list[_Option]:
+    texts, hints = _entries(options), get_type_hints(options, include_extras=True)
+    found = []
+    for field in fields(options):
+        hint = hints[field.name]
+        kind, *notes = get_args(hint) if get_origin(hint) is Annotated else [hint]
+        if get_origin(kind) in (Union, UnionType):
+            kind = next(member for member in get_args(kind) if member is not NoneType)
+        is_list = get_origin(kind) is tuple
+        kind, text = get_args(kind)[0] if is_list else kind, texts.get(field.name, "")
+        found.append(_Option(field.name, kind, is_list, field.default, text, notes))
+    return found
+
+
+def _entries(options: type) -> dict[str, str]:
+    """The entries under `Attributes:` in the docstrings of a dataclass and its bases."""
+    entries = {}
+    for base in reversed(options.__mro__):
+        _, _, section = inspect.cleandoc(base.__doc__ or "").partition("\nAttributes:\n")
+        for entry in re.split(r"\n(?= {4}\w)", section):
+            name, _, text = entry.strip().partition(": ")
+            entries[name] = " ".join(text.split()).removesuffix(".")
+    return entries
+
+
+def _add_to_group(
+    parser: argparse.ArgumentParser,
+    group: argparse._ActionsContainer,
+    options: list[_Option],
+    prefix: str,
+) -> list[str]:
+    required = []
+    flags = {option.name: option.flag for option in options}
+    for option in options:
+        name = prefix + option.name
+        if option.is_group:
+            offered = option.note(tuple)
+            inner = [x for x in _options_of(option.type) if offered is None or x.name in offered]
+            title = option.name.replace("_", " ")
+            inner_group = parser.add_argument_group(title, textwrap.fill(_help(option, flags), 78))
+            required += _add_to_group(parser, inner_group, inner, f"{name}.")
+            continue
+        settings = _settings(option) | {"help": _help(option, flags)}
+        if not option.flag.startswith("-"):
+            group.add_argument(name, **settings | {"metavar": option.flag})
+            required.append(option.flag + " ..." * option.takes_several)
+            continue
+        if option.default is MISSING:
+            settings["required"] = True
+            required.append(f"{option.flag} {option.metavar}" + " ..." * option.takes_several)
+        # Only what the user typed is in the namespace, since the dataclass has the defaults.
+        group.add_argument(option.flag, dest=name, default=argparse.SUPPRESS, **settings)
+    return required
+
+
+def _settings(option: _Option) -> dict[str, Any]:
+    """What argparse is told about the type of an option."""
+    if option.type is bool:
+        return {"action": argparse.BooleanOptionalAction if option.can_be_negated else "store_true"}
+    settings: dict[str, Any] = {"metavar": option.metavar}
+    if option.takes_several:
+        settings["nargs"] = "+"
+    if option.may_be_repeated:
+        settings["action"] = "append"
+    return settings | {"type": option.note(Callable) or partial(_value, option)}
+
+
+def _value(option: _Option, text: str) -> object:
+    """The value of an option that a text stands for.
+
+    Raises:
+        MedusaError: there is none. argparse passes this error on, so that all errors look alike.
+    """
+    is_list = option.metavar == "LIST"
+    parts = [part.strip() for part in text.split(",")] if is_list else [text]
+    choices = get_args(option.type) if get_origin(option.type) is Literal else None
+    try:
+        values = [choices[choices.index(x)] if choices else option.type(x) for x in parts]
+    except ValueError as error:
+        _, one, several = _NUMBERS.get(option.type, ("", "", ""))
+        allowed = (
+            f"choose from {', '.join(choices)}"
+            if choices
+            else f"give {several if is_list else one}"
+        )
+        commas = ", with commas between them" if is_list else ""
+        raise MedusaError(f"{option.flag} is {text!r}: {allowed}{commas}") from error
+    return tuple(values) if is_list else values[0]
+
+
+def _help(option: _Option, flags: dict[str, str]) -> str:
+    """The entry of the docstring, with flags instead of names of fields, and the default."""
+    text = re.sub(r"`([^`]+)`", lambda match: flags.get(match[1], match[1]), option.text)
+    if default := _typed_default(option):
+        text += f" (default: {default})"
+    return text.replace("%", "%%")
+
+
+def _typed_default(option: _Option) -> str:
+    """The default as the user would type it; empty where there is none."""
+    default = option.default
+    if option.is_group or default is None or default is MISSING:
+        return ""
+    if isinstance(default, bool):
+        negated = option.flag.replace("--", "--no-", 1)
+        return (option.flag if default else negated) if option.can_be_negated else ""
+    values = default if isinstance(default, tuple) else (default,)
+    return ",".join(f"{value:g}" if isinstance(value, float) else str(value) for value in values)

@@ -1,0 +1,102 @@
+"""`medusa-trt generate` as a user meets it."""
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from support.command_line import refusal, run
+
+from medusa_trt.cli.generate import GenerateArguments
+from medusa_trt.cli.main import verb_from_name
+from medusa_trt.runtime.bundle import Bundle
+from medusa_trt.runtime.options import GenerationOptions, SamplingOptions
+
+STATISTICS = re.compile(r"\d+ tokens in .* tokens/s, mean accepted length \d.*, ended by \w+")
+
+
+def parse(*words: str) -> GenerateArguments:
+    arguments = verb_from_name("generate").parse("medusa-trt generate", ["bundle", "hi", *words])
+    assert isinstance(arguments, GenerateArguments)
+    return arguments
+
+
+def test_the_defaults_are_those_of_the_dataclasses() -> None:
+    assert parse() == GenerateArguments(bundle=Path("bundle"), prompt="hi")
+    assert parse().reply == GenerationOptions()
+
+
+def test_options_reach_the_dataclasses() -> None:
+    words = ["--temperature=0.7", "--top-k=5", "--top-p=0.9", "--min-p=0.1", "--seed=3"]
+    reply = parse(*words, "--stop", "a", "--stop", "b", "--acceptance", "typical").reply
+    assert reply.sampling == SamplingOptions(temperature=0.7, top_k=5, top_p=0.9, min_p=0.1, seed=3)
+    assert reply.stop == ("a", "b") and reply.acceptance == "typical"
+
+
+def test_generate_prints_text_and_then_statistics(
+    tiny_bundle: Bundle, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["generate", tiny_bundle.path, "hello", "--max-new-tokens", "20"]
+    code, text, err = run(capsys, *arguments)
+    assert code == 0 and text
+    assert len(err.strip().splitlines()) == 1 and STATISTICS.search(err)
+    for more in (["--tree", "plain"], ["--threads", "1"], ["--tree", "chain-2"]):
+        assert run(capsys, *arguments, *more)[1] == text
+    seeded = [*arguments, "--temperature", "0.8", "--top-p", "0.9", "--seed", "1"]
+    sampled = run(capsys, *seeded)[1]
+    assert sampled != text
+    assert run(capsys, *seeded, "--tree", "plain")[1] == sampled
+    stop = text[3:5]
+    assert run(capsys, *arguments, "--stop", stop)[1] == text[: text.index(stop)]
+    assert run(capsys, *arguments, "--raw", "--echo")[1].startswith("hello")
+
+
+def test_a_prompt_can_come_from_standard_input(tiny_bundle: Bundle) -> None:
+    command = [sys.executable, "-m", "medusa_trt", "generate", str(tiny_bundle.path)]
+    given = subprocess.run(
+        [*command, "hello", "--max-new-tokens", "9"], capture_output=True, check=True
+    )
+    piped = subprocess.run(
+        [*command, "-", "--max-new-tokens", "9"], capture_output=True, check=True, input=b"hello"
+    )
+    assert piped.stdout == given.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["x" * 600], "prompt has"),
+        (["", "--raw"], "empty"),
+        (["hi", "--max-new-tokens", "0"], "--max-new-tokens is 0"),
+        (["hi", "--threads", "0"], "num_threads is 0"),
+        (["hi", "--threads", "100000"], "num_threads is 100000"),
+        (["hi", "--max-length", "513"], "max_length is 513"),
+        (["hi", "--backend", "gpu"], "unknown backend 'gpu': choose from ort-cpu, ort-cuda"),
+        (["hi", "--backend", "ort-cuda"], "exported for ort-cpu: export the model with --target"),
+        (["hi", "--tree", "chain-5"], "5 but there are 4 heads"),
+        (["hi", "--tree", "oak"], "unknown tree 'oak'"),
+        (["hi", "--temperature", "-1"], "temperature is -1"),
+        (["hi", "--acceptance", "greedy", "--temperature", "1"], "greedy acceptance"),
+    ],
+)
+def test_mistakes_in_generate(
+    tiny_bundle: Bundle, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    assert message in refusal(capsys, "generate", tiny_bundle.path, *arguments)
+
+
+def test_a_broken_bundle(
+    tiny_bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copied = Path(shutil.copytree(tiny_bundle.path, tmp_path / "copy"))
+    (copied / "weights.data").write_bytes(b"short")
+    assert "weights.data has 5 bytes" in refusal(capsys, "generate", copied, "hi")
+    assert "not a bundle" in refusal(capsys, "generate", tmp_path, "hi")
+
+
+def test_a_reader_that_leaves_is_no_error(tiny_bundle: Bundle) -> None:
+    command = f"{sys.executable} -m medusa_trt generate {tiny_bundle.path} hi | head -c 1"
+    piped = subprocess.run(command, shell=True, capture_output=True)
+    assert b"Traceback" not in piped.stderr and b"BrokenPipe" not in piped.stderr

@@ -1,0 +1,59 @@
+"""The parser of one verb: its page and its errors."""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import pytest
+
+from medusa_trt.cli.parser import Verb
+from medusa_trt.errors import MedusaError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Arguments:
+    """Greet.
+
+    Attributes:
+        name: who is greeted.
+        temperature: how warmly, with a long explanation that ends in two-flags --temperature-x.
+        verbose: say more.
+    """
+
+    name: Annotated[str, "NAME"]
+    temperature: float = 1.0
+    verbose: bool = False
+
+
+def parser_lines() -> list[str]:
+    verb = Verb(Arguments, lambda _: None, lambda: "the\n  end")
+    return verb.parser("greet").format_help().splitlines()
+
+
+def test_lines_break_between_flags_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    lines = parser_lines()
+    assert max(map(len, lines)) <= 60
+    assert any(" --temperature-x" in line for line in lines)
+    assert lines[-2:] == ["the", "  end"]
+
+
+def test_a_verb_may_have_its_own_verbose() -> None:
+    (line,) = [line for line in parser_lines() if "--verbose" in line]
+    assert line.endswith("say more")
+    assert Verb(Arguments, lambda _: None).parse("greet", ["you", "--verbose"]).verbose
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "the following arguments are required: NAME: see greet -h"),
+        (["you", "--temperature"], "--temperature: expected one argument: see greet -h"),
+        (["you", "--temprature=1"], "there is no option --temprature: did you mean --temperature?"),
+        (["you", "--xyz"], "there is no option --xyz: see greet -h"),
+        (["you", "me"], "'me' is too much: see greet -h"),
+    ],
+)
+def test_a_mistake_is_one_line(words: list[str], message: str) -> None:
+    with pytest.raises(MedusaError) as refused:
+        Verb(Arguments, lambda _: None).parse("greet", words)
+    assert str(refused.value) == message

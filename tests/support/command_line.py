@@ -1,0 +1,20 @@
+"""Calls of the command line, as a test makes them."""
+
+import pytest
+
+from medusa_trt.cli import main as cli
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
+    code = cli.main([str(argument) for argument in arguments])
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def refusal(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    """The error line of a call that must fail."""
+    code, out, err = run(capsys, *arguments)
+    lines = [line for line in err.splitlines() if not line.startswith("[")]
+    assert code == 2 and out == "" and len(lines) == 1, err
+    assert lines[0].startswith("error: ")
+    return lines[0]
