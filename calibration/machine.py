@@ -45,12 +45,13 @@ class Machine:
     def fingerprint(self) -> str:
         """What step times depend on beside the bundle: the processor and the engine's version."""
         engines = (f"{name} {self.versions[name]}" for name in sorted(self.versions))
-        kept = [text for text in engines if text.startswith(("onnxruntime", "tensorrt", "medusa"))]
-        return ", ".join([self.cpu, f"{self.num_usable_cores} cores", *kept])
+        prefixes = ("onnxruntime", "tensorrt", "medusa")
+        relevant = [text for text in engines if text.startswith(prefixes)]
+        return ", ".join([self.cpu, f"{self.num_usable_cores} cores", *relevant])
 
 
 def _cpu_name() -> str:
-    """The processor as the kernel names it; Python only knows its family."""
+    """Name of the processor from the kernel, since Python only knows its family."""
     path = Path("/proc/cpuinfo")
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
     names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))

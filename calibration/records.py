@@ -1,4 +1,4 @@
-"""Measurements kept one a line as they are made: what a killed run has measured is not lost."""
+"""Logs of measurements, one a line: a killed run loses none of its finished measurements."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,10 +12,10 @@ Record = TypeVar("Record", bound=msgspec.Struct)
 
 
 class RecordLog(Generic[Record]):
-    """A file of JSON lines that only grows. Half a last line, left by a kill, does not count."""
+    """A file of JSON lines that only grows. An unfinished last line, left by a kill, is ignored."""
 
-    def __init__(self, path: Path, type_: type[Record]) -> None:
-        """Reads what is there; the file may be missing.
+    def __init__(self, path: Path, record_type: type[Record]) -> None:
+        """Reads the file if it exists.
 
         Raises:
             CalibrationError: a line is damaged, or the file cannot be read.
@@ -29,7 +29,7 @@ class RecordLog(Generic[Record]):
         self._length = data.rfind(b"\n") + 1
         for number, line in enumerate(data[: self._length].splitlines(), start=1):
             try:
-                self.records.append(msgspec.json.decode(line, type=type_))
+                self.records.append(msgspec.json.decode(line, type=record_type))
             except (msgspec.DecodeError, UnicodeDecodeError) as error:
                 raise CalibrationError(
                     f"line {number} of {path} is damaged ({error}): delete the line to measure it "
@@ -40,10 +40,10 @@ class RecordLog(Generic[Record]):
         return iter(self.records)
 
     def append(self, record: Record) -> None:
-        """Adds a record, on disk too.
+        """Adds a record here and in the file.
 
         Raises:
-            CalibrationError: it cannot be written.
+            CalibrationError: the file cannot be written.
         """
         line = msgspec.json.encode(record) + b"\n"
         try:

@@ -1,8 +1,7 @@
 """Runs plain decoding and Medusa side by side on one session, and measures each reply.
 
-Machines are noisy: all modes answer one prompt before the next prompt is asked, and the order in
-which they do changes from prompt to prompt and from round to round. `bench_summary.py` makes
-figures of the measurements.
+Machines are noisy. So all modes reply to a prompt before the next prompt comes, and their order
+changes from prompt to prompt and from round to round. `summary.py` makes figures of the replies.
 """
 
 from collections.abc import Iterator, Sequence
@@ -10,6 +9,7 @@ from dataclasses import dataclass, replace
 
 from medusa_trt.calibration.bench.options import BenchOptions, Mode
 from medusa_trt.calibration.prompts import BenchPrompt
+from medusa_trt.calibration.replies import generate_whole_reply
 from medusa_trt.errors import PromptError, TreeError
 from medusa_trt.runtime.conversation import Conversation
 from medusa_trt.runtime.options import GREEDY, GenerationOptions, SamplingOptions
@@ -22,14 +22,14 @@ _PLAIN = load_tree("plain")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplyRow:
-    """One measured reply. The fields after `turn` are those of `GenerationStats`.
+    """One measured reply. The fields that are not listed are those of `GenerationStats`.
 
     Attributes:
-        round: from 1.
-        prompt_id: of the conversation.
-        category: the prompt's.
-        turn: from 1.
-        mode: the mode's name.
+        round: number of the round, from 1.
+        prompt_id: id of the prompt.
+        category: category of the prompt.
+        turn: number of the turn, from 1.
+        mode: name of the mode.
         finish_reason: why the reply ended.
         token_ids: the reply.
     """
@@ -53,11 +53,11 @@ class ReplyRow:
 def check_runnable(
     session: MedusaSession, prompts: Sequence[BenchPrompt], options: BenchOptions
 ) -> None:
-    """Refuses what would fail or mean nothing, before an hour is spent on it.
+    """Refuses a benchmark that would fail or mean nothing, before the long work.
 
     Raises:
-        TreeError: the tree drafts nothing, or asks for more than the heads offer.
-        PromptError: a conversation might fill the cache; its prompt is named.
+        TreeError: the tree drafts nothing, or the heads cannot fill it.
+        PromptError: a conversation might not fit into the session; its prompt is named.
     """
     tree, heads = options.tree or session.bundle.tree, session.bundle.manifest.heads
     tree.check(heads.num_heads, heads.top_k)
@@ -66,10 +66,10 @@ def check_runnable(
             f"tree {tree.name} drafts nothing, so there is nothing to compare: choose another one"
         )
     for prompt in prompts:
-        talk = _Talk(session)
+        dialogue = _Dialogue(session)
         for turn in prompt.turns[:-1]:
-            talk.add(turn, "")
-        needed = len(session.encode(talk.asking(prompt.turns[-1])))
+            dialogue.add(turn, "")
+        needed = len(session.encode(dialogue.prompt(prompt.turns[-1])))
         needed += options.max_new_tokens * len(prompt.turns)
         if needed > session.max_length:
             raise PromptError(
@@ -79,10 +79,10 @@ def check_runnable(
 
 
 def warm_up(session: MedusaSession, prompt: BenchPrompt, options: BenchOptions) -> float:
-    """Answers the prompt's first turn briefly in each mode.
+    """Generates a short reply to the prompt's first turn in each mode.
 
     Returns:
-        Seconds that one reply of `max_new_tokens` takes in all modes together, estimated.
+        The estimated seconds that a reply of `max_new_tokens` takes in all modes together.
     """
     short = replace(options, max_new_tokens=min(_WARM_UP_TOKENS, options.max_new_tokens))
     first = BenchPrompt(prompt.id, prompt.category, prompt.turns[:1])
@@ -94,13 +94,13 @@ def warm_up(session: MedusaSession, prompt: BenchPrompt, options: BenchOptions) 
     return total_s
 
 
-def measure(
+def measure_replies(
     session: MedusaSession, prompts: Sequence[BenchPrompt], options: BenchOptions
 ) -> Iterator[ReplyRow]:
-    """Holds every conversation in every mode, and yields each reply as it is measured.
+    """Generates every conversation in every mode, and yields each reply as it is measured.
 
     Raises:
-        KeyboardInterrupt: on Ctrl-C; the last conversations may be incomplete.
+        KeyboardInterrupt: on Ctrl-C; the last conversation may be incomplete in some modes.
         GenerationError: the engine failed.
     """
     for round_ in range(options.rounds):
@@ -111,7 +111,7 @@ def measure(
 
 
 def _order(modes: Sequence[Mode], index: int, round_: int) -> list[Mode]:
-    """Another mode begins at each prompt, and every other round runs the other way."""
+    """Rotates the modes from prompt to prompt, and reverses them in every other round."""
     shift = index % len(modes)
     order = [*modes[shift:], *modes[:shift]]
     return order[::-1] if round_ % 2 else order
@@ -135,26 +135,19 @@ def _converse(
         lookup_ngram=GenerationOptions().lookup_ngram if mode.copies else 0,
     )
     _forget(session)
-    talk = _Talk(session)
-    for turn, said in enumerate(prompt.turns, start=1):
-        reply = _ask(session, talk.asking(said), generation_options)
-        talk.add(said, reply.text)
+    dialogue = _Dialogue(session)
+    for turn, text in enumerate(prompt.turns, start=1):
+        reply = generate_whole_reply(session, dialogue.prompt(text), generation_options)
+        dialogue.add(text, reply.text)
         yield _row(reply, prompt, mode, turn=turn, round_=round_)
 
 
 def _forget(session: MedusaSession) -> None:
-    """Replaces what the cache holds by one token, so that each conversation is prefilled whole.
+    """Replaces the cache's content by one token, so that each conversation is prefilled whole.
 
-    Otherwise the first mode would prefill a prompt and the others find it in the cache.
+    Otherwise only the first mode would prefill a prompt, and the others would find it cached.
     """
     session.generate([0], GenerationOptions(max_new_tokens=1, tree=_PLAIN))
-
-
-def _ask(session: MedusaSession, prompt: Prompt, options: GenerationOptions) -> Generation:
-    reply = session.generate(prompt, options)
-    if reply.finish_reason == "cancelled":  # how the session reports a Ctrl-C
-        raise KeyboardInterrupt
-    return reply
 
 
 def _row(reply: Generation, prompt: BenchPrompt, mode: Mode, *, turn: int, round_: int) -> ReplyRow:
@@ -177,19 +170,21 @@ def _row(reply: Generation, prompt: BenchPrompt, mode: Mode, *, turn: int, round
     )
 
 
-class _Talk:
-    """A conversation as its model wants it: by its chat template, else as plain text."""
+class _Dialogue:
+    """A conversation in the model's chat template, or as plain text if it has none."""
 
     def __init__(self, session: MedusaSession) -> None:
         self._conversation = Conversation() if session.text.has_chat_template else None
         self._text = ""
 
-    def asking(self, said: str) -> Prompt:
+    def prompt(self, text: str) -> Prompt:
+        """The conversation until now, and the user's next text."""
         if self._conversation is not None:
-            return self._conversation.messages(said)
-        return f"{self._text}{said}\n"
+            return self._conversation.messages(text)
+        return f"{self._text}{text}\n"
 
-    def add(self, said: str, reply: str) -> None:
+    def add(self, text: str, reply: str) -> None:
+        """Appends the user's text and the model's reply."""
         if self._conversation is not None:
-            self._conversation.add(said, reply)
-        self._text += f"{said}\n{reply}\n"
+            self._conversation.add(text, reply)
+        self._text += f"{text}\n{reply}\n"

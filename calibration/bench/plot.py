@@ -1,4 +1,4 @@
-"""A benchmark's report as a picture. matplotlib is imported when it is drawn."""
+"""A benchmark's report as a picture. matplotlib is imported only to draw it."""
 
 from collections.abc import Sequence
 from html import escape
@@ -32,10 +32,10 @@ _COLOURS = {
 
 
 def check_plot_path(path: Path) -> None:
-    """Refuses a picture that could not be drawn.
+    """Refuses a picture that cannot be drawn.
 
     Raises:
-        MedusaError: an unknown suffix, or matplotlib is not installed.
+        MedusaError: the suffix is unknown, or matplotlib is not installed.
     """
     if path.suffix not in _SUFFIXES:
         raise MedusaError(f"cannot draw {path}: its name must end in {', '.join(_SUFFIXES)}")
@@ -48,11 +48,11 @@ def check_plot_path(path: Path) -> None:
 
 
 def save_plot(report: BenchReport, path: Path) -> None:
-    """Draws speed, speedups, accepted lengths, and categories or step times.
+    """Draws throughput, speedups, acceptance lengths, and categories or step times.
 
     Args:
-        report: of a finished benchmark.
-        path: what to write; its suffix decides the format, see `check_plot_path`.
+        report: the report.
+        path: file to write; its suffix decides the format, see `check_plot_path`.
     """
     figure = _figure(report)
     if path.suffix != ".html":
@@ -147,7 +147,7 @@ def _draw_accept_histogram(axes: "Axes", modes: Sequence[ModeSummary]) -> None:
         axes.bar(places, shares, width, label=label, color=_COLOURS[mode.name])
     axes.set_xticks(range(1, 1 + longest))
     axes.set_ylabel("% of steps")
-    axes.margins(y=0.3)  # room for the legend
+    axes.margins(y=0.3)  # Leaves room for the legend.
     axes.legend(frameon=False, fontsize=9, loc="upper right")
     axes.set_title("Tokens that a step adds", fontsize=10)
 

@@ -1,4 +1,4 @@
-"""A benchmark's report as data: what ran, on what, what came out, and its JSON file."""
+"""A benchmark's report as data, and its JSON file."""
 
 import os
 import resource
@@ -18,7 +18,7 @@ from medusa_trt.errors import MedusaError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BenchSetup:
-    """What was measured, as the report tells it. `threads` is None for the engine's choice."""
+    """What was measured, as the report shows it. `threads` is None for the engine's choice."""
 
     bundle: str
     model: str
@@ -40,18 +40,18 @@ class BenchSetup:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BenchReport:
-    """Everything that is known of a finished benchmark.
+    """A finished benchmark.
 
     Attributes:
-        command: as typed.
-        date: when it began, in ISO format.
+        command: the command line, as typed.
+        date: when the benchmark began, in ISO format.
         duration_s: seconds of measuring.
         is_complete: false after an interruption.
-        num_prompts_done: less than the setup's after an early one.
-        peak_memory_bytes: of the whole process, so far.
+        num_prompts_done: fewer than `setup.num_prompts` after an interruption in the first round.
+        peak_memory_bytes: peak memory of the whole process.
         setup: what was measured.
-        machine: and on what.
-        summary: its figures.
+        machine: what it was measured on.
+        summary: the figures.
     """
 
     command: str
@@ -65,16 +65,16 @@ class BenchReport:
     summary: Summary
 
     def to_json(self, rows: Sequence[ReplyRow]) -> bytes:
-        """The report with its measured replies, one a line."""
+        """Encodes the report with its measured replies, one a line."""
         head = msgspec.json.format(msgspec.json.encode(self), indent=2)
         lines = b",\n".join(b"    " + msgspec.json.encode(row) for row in rows)
         return head.removesuffix(b"\n}") + b',\n  "rows": [\n' + lines + b"\n  ]\n}\n"
 
 
 def peak_memory_bytes() -> int:
-    """The most memory that this process has held so far."""
+    """Peak memory of this process until now."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024  # Linux counts in KiB
+    return peak if sys.platform == "darwin" else peak * 1024  # Linux counts in KiB.
 
 
 @contextmanager

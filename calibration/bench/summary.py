@@ -1,7 +1,7 @@
-"""Figures of a benchmark, made of its measured replies by pure functions.
+"""Figures of a benchmark, computed from its measured replies.
 
-A prompt is one sample: the turns of its conversation are pooled, and rounds give one median.
-Medians and quartiles are then taken over prompts.
+A prompt is one sample: the turns of its conversation are pooled, and the median is taken over
+rounds. Medians and quartiles are then taken over prompts.
 """
 
 import statistics
@@ -21,7 +21,7 @@ _Value = Callable[[Sequence[ReplyRow]], float | None]
 
 @dataclass(frozen=True, slots=True)
 class Quartiles:
-    """A median between the first and the third quartile."""
+    """The first quartile, the median and the third quartile."""
 
     low: float
     median: float
@@ -30,24 +30,24 @@ class Quartiles:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModeSummary:
-    """One mode. What no reply was long enough to give is None.
+    """Figures of one mode. A figure is None if all replies were too short for it.
 
     Attributes:
-        name: the mode's.
-        num_replies: replies measured.
-        new_tokens: their tokens.
-        num_steps: verify steps, the prefill not among them.
-        tokens_per_s: decoding speed after the first token.
-        speedup: `tokens_per_s` over the baseline's, each prompt with itself.
-        speedup_by_prompt: the same for each prompt.
-        mean_accept_length: tokens of a step.
-        accept_histogram: steps that added 1, 2, ... tokens, up to the largest depth plus 1.
+        name: name of the mode.
+        num_replies: number of measured replies.
+        new_tokens: number of their tokens.
+        num_steps: number of verify steps, without prefill.
+        tokens_per_s: throughput after the first token.
+        speedup: `tokens_per_s` over the baseline's, prompt by prompt.
+        speedup_by_prompt: speedup of each prompt.
+        mean_accept_length: tokens that a step adds.
+        accept_histogram: number of steps that added 1, 2, ... tokens, up to the largest depth + 1.
         depth_shares: share of steps whose accepted path reached depth 1, 2, ... of the tree or of
             the chain that prompt lookup drafts.
         engine_us_per_step: microseconds of a step inside the engine: verify, heads and sampling.
-        host_us_per_step: the rest of a step: candidates, acceptance, commit and text.
+        host_us_per_step: microseconds of the rest: candidates, acceptance, commit and text.
         first_token_ms: milliseconds to the first token in the first turn, in the second, ...
-        same_tokens: whether every reply has its baseline's tokens; None where it need not.
+        same_tokens: whether every reply equals its baseline's; None unless the mode is lossless.
     """
 
     name: str
@@ -68,7 +68,7 @@ class ModeSummary:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CategorySummary:
-    """One mode with drafts in one category; see `ModeSummary`."""
+    """Figures of a drafting mode in one category; see `ModeSummary`."""
 
     category: str
     mode: str
@@ -82,7 +82,7 @@ class CategorySummary:
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """A reply whose tokens are not its baseline's, though they must be."""
+    """A reply of a lossless mode whose tokens differ from its baseline's."""
 
     mode: str
     prompt_id: str
@@ -92,7 +92,7 @@ class Difference:
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """Everything that a benchmark found, modes in the order they were given."""
+    """All figures of a benchmark, with its modes in the given order."""
 
     modes: tuple[ModeSummary, ...]
     categories: tuple[CategorySummary, ...]
@@ -100,11 +100,11 @@ class Summary:
 
 
 def summarize(rows: Sequence[ReplyRow], modes: Sequence[Mode], tree: MedusaTree) -> Summary:
-    """Aggregates measurements.
+    """Computes the figures of a benchmark.
 
     Args:
-        rows: in each round every prompt in every mode.
-        modes: the modes, baselines among them.
+        rows: measured replies: every prompt in every mode, in each round.
+        modes: the modes and their baselines.
         tree: the draft tree. Prompt lookup drafts a chain of as many nodes.
     """
     differences = find_differences(rows, modes)
@@ -121,38 +121,39 @@ def summarize(rows: Sequence[ReplyRow], modes: Sequence[Mode], tree: MedusaTree)
     )
 
 
-def whole_prompts(
+def select_whole_prompts(
     rows: Sequence[ReplyRow], prompts: Iterable[BenchPrompt], num_modes: int
 ) -> list[ReplyRow]:
-    """The rows of conversations that every mode has finished, after an interruption."""
-    wanted = {prompt.id: num_modes * len(prompt.turns) for prompt in prompts}
-    found = Counter((row.round, row.prompt_id) for row in rows)
-    return [row for row in rows if found[row.round, row.prompt_id] == wanted[row.prompt_id]]
+    """Keeps the replies of those conversations that every mode has finished in a round."""
+    num_wanted = {prompt.id: num_modes * len(prompt.turns) for prompt in prompts}
+    counts = Counter((row.round, row.prompt_id) for row in rows)
+    return [row for row in rows if counts[row.round, row.prompt_id] == num_wanted[row.prompt_id]]
 
 
 def find_differences(rows: Iterable[ReplyRow], modes: Iterable[Mode]) -> tuple[Difference, ...]:
-    """The first differing turn of each conversation: the turns after it ask something else."""
+    """Finds the first turn that differs in each conversation: later turns have other prompts."""
     baselines = {mode.name: mode.baseline for mode in modes if mode.is_lossless}
     by_reply = {(row.mode, row.round, row.prompt_id, row.turn): row for row in rows}
-    found: dict[tuple[str, int, str], Difference] = {}
+    first: dict[tuple[str, int, str], Difference] = {}
     for (name, round_, prompt_id, turn), row in by_reply.items():
         baseline = baselines.get(name)
         if baseline is None:
             continue
         if row.token_ids != by_reply[baseline, round_, prompt_id, turn].token_ids:
             difference = Difference(name, prompt_id, turn, round_)
-            found.setdefault((name, round_, prompt_id), difference)
-    return tuple(found.values())
+            first.setdefault((name, round_, prompt_id), difference)
+    return tuple(first.values())
 
 
 def longest_step(modes: Iterable[ModeSummary]) -> int:
-    """Most tokens that a step of any of the modes added; 1 if there was no step."""
-    histograms = (enumerate(mode.accept_histogram, start=1) for mode in modes)
-    return max((length for each in histograms for length, count in each if count), default=1)
+    """Most tokens that a step of any mode added; 1 if there was no step."""
+    histograms = [mode.accept_histogram for mode in modes]
+    lengths = (n for counts in histograms for n, count in enumerate(counts, start=1) if count)
+    return max(lengths, default=1)
 
 
 def quartiles(values: Iterable[float]) -> Quartiles | None:
-    """Quartiles of samples, interpolated between neighbours; None of none."""
+    """Quartiles of samples, interpolated between neighbours; None if there are no samples."""
     samples = list(values)
     if not samples:
         return None
@@ -161,17 +162,17 @@ def quartiles(values: Iterable[float]) -> Quartiles | None:
 
 
 def accept_histogram(rows: Iterable[ReplyRow], max_depth: int) -> tuple[int, ...]:
-    """Number of steps that added 1, 2, ... max_depth + 1 tokens."""
+    """Counts the steps that added 1, 2, ... max_depth + 1 tokens."""
     counts = Counter(length for row in rows for length in row.accept_lengths)
     assert not counts or max(counts) <= max_depth + 1
     return tuple(counts[length] for length in range(1, max_depth + 2))
 
 
 def depth_shares(histogram: Sequence[int]) -> tuple[float, ...]:
-    """Share of steps whose accepted path reached depth 1, 2, ...: they added more tokens than that.
+    """Share of steps whose accepted path reached depth 1, 2, ..., and so added 2, 3, ... tokens.
 
     Args:
-        histogram: steps that added 1, 2, ... tokens.
+        histogram: number of steps that added 1, 2, ... tokens.
     """
     total = sum(histogram)
     if total == 0:
@@ -180,32 +181,32 @@ def depth_shares(histogram: Sequence[int]) -> tuple[float, ...]:
 
 
 def tokens_per_s(rows: Sequence[ReplyRow]) -> float | None:
-    """Decoding speed of pooled replies: tokens after each first one over their time."""
+    """Throughput of pooled replies: all tokens but the first ones, over their time."""
     num_tokens = sum(row.new_tokens - 1 for row in rows)
     return num_tokens / sum(row.decode_s for row in rows) if num_tokens else None
 
 
 def median_by_prompt(rows: Iterable[ReplyRow], value: _Value) -> dict[str, float]:
-    """A value for each prompt, of its pooled turns: the median over rounds.
+    """Median over rounds of a value of each prompt.
 
     Args:
-        rows: of one mode.
-        value: of a conversation's rows; None where they do not have it.
+        rows: the replies of one mode.
+        value: computes the value of a conversation from its replies, or None if they are too short.
     """
     conversations: dict[tuple[str, int], list[ReplyRow]] = {}
     for row in rows:
         conversations.setdefault((row.prompt_id, row.round), []).append(row)
     values: dict[str, list[float]] = {}
     for (prompt_id, _), conversation in conversations.items():
-        if (found := value(conversation)) is not None:
-            values.setdefault(prompt_id, []).append(found)
-    return {prompt_id: statistics.median(found) for prompt_id, found in values.items()}
+        if (of_round := value(conversation)) is not None:
+            values.setdefault(prompt_id, []).append(of_round)
+    return {prompt_id: statistics.median(of_rounds) for prompt_id, of_rounds in values.items()}
 
 
 def speedup_by_prompt(
     rows: Iterable[ReplyRow], baseline_rows: Iterable[ReplyRow]
 ) -> dict[str, float]:
-    """Decoding speed over the baseline's in the same round, for each prompt."""
+    """Speedup of each prompt over the baseline in the same round."""
     baselines: dict[tuple[str, int], list[ReplyRow]] = {}
     for row in baseline_rows:
         baselines.setdefault((row.prompt_id, row.round), []).append(row)
@@ -213,8 +214,8 @@ def speedup_by_prompt(
     def speedup(conversation: Sequence[ReplyRow]) -> float | None:
         first = conversation[0]
         baseline = tokens_per_s(baselines[first.prompt_id, first.round])
-        own = tokens_per_s(conversation)
-        return None if own is None or baseline is None else own / baseline
+        speed = tokens_per_s(conversation)
+        return None if speed is None or baseline is None else speed / baseline
 
     return median_by_prompt(rows, speedup)
 
@@ -222,47 +223,47 @@ def speedup_by_prompt(
 def _mode_summary(
     rows: Sequence[ReplyRow], mode: Mode, tree: MedusaTree, differences: Iterable[Difference]
 ) -> ModeSummary:
-    own = _of_mode(rows, mode.name)
-    speedups = speedup_by_prompt(own, _of_mode(rows, mode.baseline)) if mode.baseline else {}
+    mode_rows = _of_mode(rows, mode.name)
+    speedups = speedup_by_prompt(mode_rows, _of_mode(rows, mode.baseline)) if mode.baseline else {}
     max_depth = (tree.num_nodes - 1 if mode.copies else tree.max_depth) if mode.drafts else 0
-    histogram = accept_histogram(own, max_depth)
+    histogram = accept_histogram(mode_rows, max_depth)
     differs = any(difference.mode == mode.name for difference in differences)
     return ModeSummary(
         name=mode.name,
-        num_replies=len(own),
-        new_tokens=sum(row.new_tokens for row in own),
+        num_replies=len(mode_rows),
+        new_tokens=sum(row.new_tokens for row in mode_rows),
         num_steps=sum(histogram),
-        tokens_per_s=quartiles(median_by_prompt(own, tokens_per_s).values()),
+        tokens_per_s=quartiles(median_by_prompt(mode_rows, tokens_per_s).values()),
         speedup=quartiles(speedups.values()),
         speedup_by_prompt=speedups,
-        mean_accept_length=_mean_accept_length(own),
+        mean_accept_length=_mean_accept_length(mode_rows),
         accept_histogram=histogram,
         depth_shares=depth_shares(histogram),
-        engine_us_per_step=quartiles(median_by_prompt(own, _engine_us_per_step).values()),
-        host_us_per_step=quartiles(median_by_prompt(own, _host_us_per_step).values()),
-        first_token_ms=_first_token_ms(own),
+        engine_us_per_step=quartiles(median_by_prompt(mode_rows, _engine_us_per_step).values()),
+        host_us_per_step=quartiles(median_by_prompt(mode_rows, _host_us_per_step).values()),
+        first_token_ms=_first_token_ms(mode_rows),
         same_tokens=not differs if mode.is_lossless else None,
     )
 
 
 def _category_summary(rows: Sequence[ReplyRow], mode: Mode, category: str) -> CategorySummary:
     assert mode.baseline is not None
-    own, baseline = _of_mode(rows, mode.name), _of_mode(rows, mode.baseline)
+    mode_rows, baseline = _of_mode(rows, mode.name), _of_mode(rows, mode.baseline)
     return CategorySummary(
         category=category,
         mode=mode.name,
         baseline=mode.baseline,
-        num_prompts=len({row.prompt_id for row in own}),
+        num_prompts=len({row.prompt_id for row in mode_rows}),
         baseline_tokens_per_s=_median(median_by_prompt(baseline, tokens_per_s).values()),
-        tokens_per_s=_median(median_by_prompt(own, tokens_per_s).values()),
-        speedup=quartiles(speedup_by_prompt(own, baseline).values()),
-        mean_accept_length=_mean_accept_length(own),
+        tokens_per_s=_median(median_by_prompt(mode_rows, tokens_per_s).values()),
+        speedup=quartiles(speedup_by_prompt(mode_rows, baseline).values()),
+        mean_accept_length=_mean_accept_length(mode_rows),
     )
 
 
 def _median(values: Iterable[float]) -> float | None:
-    found = quartiles(values)
-    return None if found is None else found.median
+    of_values = quartiles(values)
+    return None if of_values is None else of_values.median
 
 
 def _of_mode(rows: Iterable[ReplyRow], name: str | None) -> list[ReplyRow]:

@@ -1,4 +1,4 @@
-"""A benchmark's report in the terminal, for 100 columns."""
+"""A benchmark's report for a terminal of 100 columns."""
 
 from collections.abc import Sequence
 
@@ -17,14 +17,14 @@ from medusa_trt.calibration.bench.summary import (
     longest_step,
 )
 
-_MAX_SHOWN = 8
-"""Differences that are listed one by one."""
+_MAX_DIFFERENCES = 8
+"""Largest number of differences that are listed one by one."""
 
 _NONE = "-"
 
 
 def print_report(report: BenchReport, console: Console) -> None:
-    """Prints the tables, and in red where tokens differ that must not."""
+    """Prints the tables, and in red the replies of lossless modes that differ."""
     summary = report.summary
     console.print(_header(report), highlight=False, markup=False, soft_wrap=True)
     tables = [_mode_table(summary.modes), _accept_table(summary.modes)]
@@ -44,7 +44,7 @@ def print_report(report: BenchReport, console: Console) -> None:
 
 
 def main_categories(summary: Summary) -> list[CategorySummary]:
-    """The categories of the first mode with drafts: greedy Medusa unless it was not asked for."""
+    """Categories of the first drafting mode, which is greedy Medusa if that was measured."""
     first = summary.categories[0].mode
     return [category for category in summary.categories if category.mode == first]
 
@@ -93,7 +93,7 @@ def _mode_table(modes: Sequence[ModeSummary]) -> Table:
 
 
 def _accept_table(modes: Sequence[ModeSummary]) -> Table:
-    """The histogram of accepted lengths, and what share of steps reached each depth."""
+    """Histogram of acceptance lengths, and the share of steps that reached each depth."""
     drafting = [mode for mode in modes if mode.depth_shares]
     columns = [f"{mode.name}\nsteps  reached" for mode in drafting]
     table = _table("tokens\na step", "draft\ndepth", *columns)
@@ -134,11 +134,11 @@ def _category_table(categories: Sequence[CategorySummary]) -> Table:
 
 def _differences_text(differences: Sequence[Difference]) -> str:
     lines = ["Tokens differ from those of plain decoding, please report this:"]
-    for found in differences[:_MAX_SHOWN]:
-        place = f"prompt {found.prompt_id}, turn {found.turn}, round {found.round}"
-        lines.append(f"  {found.mode} in {place}")
-    if len(differences) > _MAX_SHOWN:
-        lines.append(f"  and {len(differences) - _MAX_SHOWN} more")
+    for difference in differences[:_MAX_DIFFERENCES]:
+        place = f"prompt {difference.prompt_id}, turn {difference.turn}, round {difference.round}"
+        lines.append(f"  {difference.mode} in {place}")
+    if len(differences) > _MAX_DIFFERENCES:
+        lines.append(f"  and {len(differences) - _MAX_DIFFERENCES} more")
     return "\n".join(lines)
 
 
@@ -152,7 +152,7 @@ def _table(*columns: str) -> Table:
 def _spread(values: Quartiles | None, digits: int) -> str:
     if values is None:
         return _NONE
-    if values.high >= 1000:  # keeps the columns narrow
+    if values.high >= 1000:  # Keeps the columns narrow.
         digits = 0
     return f"{values.median:.{digits}f} ({values.low:.{digits}f}-{values.high:.{digits}f})"
 

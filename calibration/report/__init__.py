@@ -1,1 +1,1 @@
-"""What the calibrations have found, as data, tables, plots and one HTML page."""
+"""Results of the calibrations as data, tables, plots and one HTML page."""

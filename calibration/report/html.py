@@ -8,11 +8,11 @@ import jinja2
 from medusa_trt.calibration.bench.report import replaced_file
 from medusa_trt.calibration.report.plots import (
     can_plot,
-    heads_plot,
-    latency_plot,
-    quantization_plot,
-    threshold_plot,
-    tree_plot,
+    plot_heads,
+    plot_latency,
+    plot_quantization,
+    plot_threshold,
+    plot_tree,
 )
 from medusa_trt.calibration.report.results import Calibration
 
@@ -34,15 +34,15 @@ def page_from_calibration(calibration: Calibration) -> str:
     plots: dict[str, str] = {}
     if can_plot():
         if calibration.heads is not None:
-            plots["heads"] = heads_plot(calibration.heads)
+            plots["heads"] = plot_heads(calibration.heads)
         for index, section in enumerate(calibration.latency):
-            plots[f"latency {index}"] = latency_plot(section)
+            plots[f"latency {index}"] = plot_latency(section)
         if calibration.tree is not None:
-            plots["tree"] = tree_plot(calibration.tree)
+            plots["tree"] = plot_tree(calibration.tree)
         if calibration.threshold is not None and calibration.threshold.rules:
-            plots["threshold"] = threshold_plot(calibration.threshold)
+            plots["threshold"] = plot_threshold(calibration.threshold)
         if calibration.quantization is not None:
-            plots["quantization"] = quantization_plot(calibration.quantization)
+            plots["quantization"] = plot_quantization(calibration.quantization)
     file = resources.files("medusa_trt.calibration.report") / "report.html.jinja"
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     template = environment.from_string(file.read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""Plots of the calibrations as SVG text. matplotlib is imported when one is drawn."""
+"""Plots of the calibrations as SVG text. matplotlib is imported only to draw them."""
 
 from io import StringIO
 from typing import TYPE_CHECKING
@@ -23,8 +23,8 @@ def can_plot() -> bool:
     return True
 
 
-def heads_plot(section: HeadsSection) -> str:
-    """Top-k accuracy of each head; joint and independent chains."""
+def plot_heads(section: HeadsSection) -> str:
+    """Draws the top-k accuracy of each head, and how often all heads are right together."""
     figure, (left, right) = _figure(2)
     for head, accuracies in enumerate(section.top_k_accuracies):
         ks = range(1, len(accuracies) + 1)
@@ -40,8 +40,8 @@ def heads_plot(section: HeadsSection) -> str:
     return _svg(figure)
 
 
-def latency_plot(section: LatencySection) -> str:
-    """Step time against number of nodes, a line for each context."""
+def plot_latency(section: LatencySection) -> str:
+    """Draws step time against number of nodes, with a line for each context."""
     figure, (axes,) = _figure(1)
     for context in dict.fromkeys(point.context for point in section.points):
         points = [point for point in section.points if point.context == context]
@@ -63,8 +63,8 @@ def latency_plot(section: LatencySection) -> str:
     return _svg(figure)
 
 
-def tree_plot(section: TreeSection) -> str:
-    """Accepted length and speedup of the best tree of each size, and of fixed trees."""
+def plot_tree(section: TreeSection) -> str:
+    """Draws acceptance length and speedup of the best tree of each size, and of fixed trees."""
     figure, (left, right) = _figure(2)
     best, fixed, chosen = section.choice.by_size, section.choice.fixed, section.choice.chosen
     for axes, title in ((left, "Tokens a step"), (right, "Speedup over plain decoding")):
@@ -84,14 +84,14 @@ def tree_plot(section: TreeSection) -> str:
     return _svg(figure)
 
 
-def threshold_plot(section: ThresholdSection) -> str:
-    """The paper's ablation: accepted length and likelihood against the threshold."""
+def plot_threshold(section: ThresholdSection) -> str:
+    """Draws acceptance length and likelihood against the threshold, as in the paper."""
     figure, (left, right) = _figure(2)
     temperatures = dict.fromkeys(summary.rule.temperature for summary in section.rules)
     for colour, temperature in enumerate(temperatures):
-        own = [summary for summary in section.rules if summary.rule.temperature == temperature]
-        typical = [s for s in own if s.rule.posterior_threshold is not None]
-        sampler = next(s for s in own if s.rule.posterior_threshold is None)
+        group = [summary for summary in section.rules if summary.rule.temperature == temperature]
+        typical = [s for s in group if s.rule.posterior_threshold is not None]
+        sampler = next(s for s in group if s.rule.posterior_threshold is None)
         thresholds = [s.rule.posterior_threshold or 0.0 for s in typical]
         for axes, lengths, line in (
             (left, [s.accept_length for s in typical], sampler.accept_length),
@@ -106,8 +106,8 @@ def threshold_plot(section: ThresholdSection) -> str:
     return _svg(figure)
 
 
-def quantization_plot(section: QuantizationSection) -> str:
-    """KL divergence of each site alone, by layer and kind; sizes of plans against theirs."""
+def plot_quantization(section: QuantizationSection) -> str:
+    """Draws the KL divergence of each site alone by layer, and of plans by their size."""
     figure, (left, right) = _figure(2)
     shown = section.sites[0].costs[0].format if section.sites[0].costs else ""
     for kind in dict.fromkeys(site.kind for site in section.sites):

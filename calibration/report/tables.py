@@ -1,4 +1,4 @@
-"""Sections of the calibration report as tables for the terminal, 100 columns wide."""
+"""Sections of the calibration report as tables for a terminal of 100 columns."""
 
 from collections.abc import Iterable, Sequence
 
@@ -17,7 +17,7 @@ _SHOWN_KS = (1, 2, 3, 5, 10)
 
 
 def heads_table(section: HeadsSection) -> Table:
-    """Accuracies in per cent."""
+    """Accuracies of each head in per cent."""
     ks = [k for k in _SHOWN_KS if k <= len(section.top_k_accuracies[0])]
     columns = ["head", "samples", *(f"top-{k} %" for k in ks), "all first %", "if independent %"]
     rows = [
@@ -34,7 +34,7 @@ def heads_table(section: HeadsSection) -> Table:
 
 
 def latency_table(section: LatencySection) -> Table:
-    """Medians with their intervals, a column for each context."""
+    """Median step times with their intervals, a column for each context."""
     contexts = sorted({point.context for point in section.points})
     by_point = {(point.num_nodes, point.context): point for point in section.points}
     rows = []
@@ -57,7 +57,7 @@ def tree_table(section: TreeSection) -> Table:
 
 
 def threshold_table(section: ThresholdSection) -> Table:
-    """A row for each rule."""
+    """Figures of each rule."""
     columns = ["T", "ε", "tokens a step", "nats a token", "gain (95 %)", "distinct-2", "same %"]
     rows = []
     for summary in section.rules:
@@ -77,7 +77,7 @@ def threshold_table(section: ThresholdSection) -> Table:
 
 
 def plans_table(section: QuantizationSection) -> Table:
-    """A row for each plan that was measured."""
+    """Figures of each measured plan."""
     columns = ["plan", "matrices", "MB", "KL predicted", "KL", "same tokens %", "tokens a step"]
     rows = [
         [
@@ -116,8 +116,8 @@ def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
     return table
 
 
-def recommendation_text(recommendation: Recommendation) -> str:
-    """What to use at a temperature, and why."""
+def text_from_recommendation(recommendation: Recommendation) -> str:
+    """Says which acceptance is recommended at a temperature, and why."""
     rule = recommendation.rule
     if rule.posterior_threshold is None:
         use = "acceptance sample"

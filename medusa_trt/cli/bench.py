@@ -74,7 +74,7 @@ def _bench(
 ) -> int:
     from medusa_trt.calibration.bench.measurement import check_runnable, warm_up
     from medusa_trt.calibration.bench.report import BenchReport, peak_memory_bytes
-    from medusa_trt.calibration.bench.summary import summarize, whole_prompts
+    from medusa_trt.calibration.bench.summary import summarize, select_whole_prompts
     from medusa_trt.calibration.bench.tables import print_report
     from medusa_trt.calibration.machine import Machine
     from medusa_trt.calibration.progress import Progress
@@ -86,7 +86,7 @@ def _bench(
     progress = Progress(num_replies * len(options.modes), "replies")
     progress.announce(num_replies * warm_up(session, prompts[0], options))
     rows, is_interrupted = _measure(session, prompts, options, progress)
-    rows = whole_prompts(rows, prompts, len(options.modes))
+    rows = select_whole_prompts(rows, prompts, len(options.modes))
     if not rows:
         raise KeyboardInterrupt
     report = BenchReport(
@@ -114,11 +114,11 @@ def _measure(
     progress: "Progress",
 ) -> tuple[list["ReplyRow"], bool]:
     """Measures replies; returns them, and whether a signal ended the measurement early."""
-    from medusa_trt.calibration.bench.measurement import measure
+    from medusa_trt.calibration.bench.measurement import measure_replies
 
     rows = []
     try:
-        for row in measure(session, prompts, options):
+        for row in measure_replies(session, prompts, options):
             rows.append(row)
             progress.advance()
     except KeyboardInterrupt:

@@ -181,11 +181,11 @@ def search_tree(arguments: TreeArguments) -> int:
 
 def compare_thresholds(arguments: ThresholdArguments) -> int:
     settings = arguments.settings()
-    from medusa_trt.calibration.report.tables import recommendation_text, threshold_table
+    from medusa_trt.calibration.report.tables import text_from_recommendation, threshold_table
 
     calibrator = arguments.open()
     section = calibrator.compare_thresholds(settings, arguments.threshold, arguments.num_prompts)
-    texts = [recommendation_text(advice) for advice in section.recommendations]
+    texts = [text_from_recommendation(advice) for advice in section.recommendations]
     return _report(calibrator, threshold_table(section), texts, section.origin)
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from medusa_trt.calibration.bench.measurement import check_runnable, measure
+from medusa_trt.calibration.bench.measurement import check_runnable, measure_replies
 from medusa_trt.calibration.bench.options import BenchOptions
 from medusa_trt.calibration.bench.summary import (
     summarize,
@@ -29,7 +29,7 @@ def test_what_cannot_work_is_refused_before_it_starts(session: MedusaSession) ->
 def test_measuring_interleaves_and_reuses_the_conversation(session: MedusaSession) -> None:
     prompts = [BenchPrompt("a", "", ("hello", "go on")), BenchPrompt("b", "", ("other",))]
     options = BenchOptions(compared=("greedy", "typical"), max_new_tokens=6, rounds=2)
-    rows = list(measure(session, prompts, options))
+    rows = list(measure_replies(session, prompts, options))
     assert [(row.round, row.prompt_id) for row in rows] == (
         [(1, "a")] * 8 + [(1, "b")] * 4 + [(2, "a")] * 8 + [(2, "b")] * 4
     )

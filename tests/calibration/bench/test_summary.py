@@ -11,9 +11,9 @@ from medusa_trt.calibration.bench.summary import (
     accept_histogram,
     depth_shares,
     quartiles,
+    select_whole_prompts,
     summarize,
     tokens_per_s,
-    whole_prompts,
 )
 from medusa_trt.calibration.prompts import (
     BenchPrompt,
@@ -116,4 +116,4 @@ def test_an_interruption_keeps_whole_conversations() -> None:
     prompts = [BenchPrompt("a", "", ("one", "two")), BenchPrompt("b", "", ("one", "two"))]
     first = both("a", 1, 1) + both("a", 1, 1, turn=2)
     rows = [*first, *both("b", 1, 1), both("b", 1, 1, turn=2)[0]]
-    assert whole_prompts(rows, prompts, 2) == first
+    assert select_whole_prompts(rows, prompts, 2) == first

@@ -64,7 +64,7 @@ def test_different_tokens_are_red_and_the_exit_code_is_1(
         plain, medusa = both("1", 1, 1)
         return [plain, replace(medusa, token_ids=(9,) * 5)]
 
-    monkeypatch.setattr("medusa_trt.calibration.bench.measurement.measure", spoiled)
+    monkeypatch.setattr("medusa_trt.calibration.bench.measurement.measure_replies", spoiled)
     prompts = tmp_path / "p.txt"
     prompts.write_text("hello\n")
     arguments = (str(tiny_bundle.path), "--prompts", str(prompts), "--modes", "greedy")
@@ -87,7 +87,7 @@ def test_an_interrupt_reports_what_was_finished(
         yield both("2", 1, 1)[0]
         signal.raise_signal(number)
 
-    monkeypatch.setattr("medusa_trt.calibration.bench.measurement.measure", interrupted)
+    monkeypatch.setattr("medusa_trt.calibration.bench.measurement.measure_replies", interrupted)
     prompts = tmp_path / "p.txt"
     prompts.write_text("hello\nother\n")
     arguments = (str(tiny_bundle.path), "--prompts", str(prompts), "--modes", "greedy")
