@@ -74,7 +74,7 @@ def _bench(
 ) -> int:
     from medusa_trt.calibration.bench.measurement import check_runnable, warm_up
     from medusa_trt.calibration.bench.report import BenchReport, peak_memory_bytes
-    from medusa_trt.calibration.bench.summary import summarize, select_whole_prompts
+    from medusa_trt.calibration.bench.summary import select_whole_prompts, summarize
     from medusa_trt.calibration.bench.tables import print_report
     from medusa_trt.calibration.machine import Machine
     from medusa_trt.calibration.progress import Progress
