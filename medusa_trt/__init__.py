@@ -1,7 +1,6 @@
 """medusa-trt: Medusa decoding on ONNX Runtime and TensorRT.
 
-`MedusaSession`, `GenerationOptions`, `SamplingOptions`, `Bundle`, `MedusaTree` and `load_tree` are
-imported when first used, so that `import medusa_trt` costs nothing.
+The names in `__all__` are imported at their first use, so that `import medusa_trt` takes no time.
 """
 
 from importlib import import_module

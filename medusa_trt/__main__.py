@@ -1,7 +1,7 @@
 """The commands `medusa-trt` (also `python -m medusa_trt`) and `medusa-export`.
 
-Nothing heavy is imported before signals are taken care of, so that a Ctrl-C at any moment ends in
-one line and an exit code, and leaves nothing half-written.
+All other modules are imported after the signals have their handlers, so that a Ctrl-C at any moment
+ends in one line and an exit code, and leaves nothing half-written.
 """
 
 import sys
@@ -18,7 +18,7 @@ def main() -> int:
 
         return cli.main()
 
-    return _ended(command)
+    return _run(command)
 
 
 def export_main() -> int:
@@ -29,11 +29,11 @@ def export_main() -> int:
 
         return cli.export_main()
 
-    return _ended(command)
+    return _run(command)
 
 
-def _ended(command: Callable[[], int]) -> int:
-    """Runs a command in a process of its own: from its return on, signals come too late."""
+def _run(command: Callable[[], int]) -> int:
+    """Runs a command as the whole work of this process; signals after its end are ignored."""
     try:
         raise_interrupts()
         try:

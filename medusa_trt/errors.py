@@ -1,12 +1,12 @@
-"""Errors that a user can cause. The command line prints one line and exits with code 2."""
+"""Errors that a user can cause; the command line shows each as one line, and exits with code 2."""
 
 import math
 
 
 class MedusaError(Exception):
-    """Base of every error this project raises on purpose.
+    """Base of all errors that this project raises on purpose.
 
-    The message is one line: what was wrong, the value seen, what to do next.
+    The message is one line: what was wrong, the value that was seen, and what to do next.
     """
 
 
@@ -15,11 +15,11 @@ class TreeError(MedusaError):
 
 
 class BundleError(MedusaError):
-    """A bundle is missing, truncated, tampered with or of another format version."""
+    """A bundle is missing, truncated, changed by hand, or of another format version."""
 
 
 class EngineError(MedusaError):
-    """An engine cannot be created, or failed while it ran."""
+    """An engine cannot be created, or failed during a step."""
 
 
 class GenerationError(EngineError):
@@ -35,7 +35,7 @@ class GenerationError(EngineError):
 
 
 class PromptError(MedusaError):
-    """A prompt cannot be used: empty, too long for the cache, or no template for its chat form."""
+    """A prompt or an option of a reply cannot be used."""
 
 
 class ExportError(MedusaError):
@@ -47,15 +47,15 @@ class BuildError(MedusaError):
 
 
 class HeadsError(MedusaError):
-    """A head checkpoint is malformed or does not fit the backbone."""
+    """A head checkpoint is malformed or does not fit its model."""
 
 
 class TrainingError(MedusaError):
-    """Training data cannot be made or read, or heads cannot be trained as asked."""
+    """Training data cannot be made or read, or the options of a training do not fit."""
 
 
 class CalibrationError(MedusaError):
-    """A calibration lacks what it needs, or its files are damaged."""
+    """A calibration lacks a measurement or a file that it needs, or its files are damaged."""
 
 
 def check_range(

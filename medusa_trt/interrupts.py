@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: what they raise, and how they wait for what must not be cut in two."""
+"""Ctrl-C and SIGTERM: the exception that they raise, and blocks of code that they wait for."""
 
 import signal
 import threading
@@ -7,15 +7,16 @@ from contextlib import contextmanager
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _raised: list[int] = []
-"""Signals that were raised as exceptions so far."""
+"""The signals for which an exception was raised so far."""
 
 
 class Interrupted(KeyboardInterrupt):
-    """A signal asks the process to end.
+    """A signal has asked the process to end.
 
-    Not a plain KeyboardInterrupt: CPython remembers one that passed through `exec` of a text, as
-    torch.fx and dataclasses call it, and under `python -m` kills the process by SIGINT at its end,
-    even if the exception was caught (`unhandled_keyboard_interrupt` in Modules/main.c).
+    A class of its own, because CPython remembers a plain KeyboardInterrupt that passed through
+    `exec` of a text, which torch.fx and dataclasses call. Under `python -m` it then ends the
+    process by SIGINT, even if the exception was caught (`unhandled_keyboard_interrupt` in
+    Modules/main.c).
     """
 
     def __init__(self, number: int) -> None:
@@ -23,34 +24,34 @@ class Interrupted(KeyboardInterrupt):
 
 
 def interrupted_exit_code() -> int:
-    """The exit code of a process that an interrupt ends: 128 and its number, as shells say it."""
+    """The exit code after an interrupt, as shells have it: 128 + the number of the signal."""
     return 128 + (_raised[-1] if _raised else signal.SIGINT)
 
 
 def raise_interrupts() -> None:
-    """Makes both signals raise `Interrupted`, except one that the parent process has ignored."""
+    """Makes both signals raise `Interrupted`, unless the parent process made us ignore them."""
     for number in _SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _raise)
 
 
 def ignore_interrupts() -> None:
-    """Makes both signals come too late: the work is done and its exit code stands."""
+    """Ignores both signals from now on: the work is done, and its exit code is known."""
     for number in _SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
 
 @contextmanager
 def deferred_interrupts() -> Iterator[None]:
-    """Holds both signals back to the end of the block: for what would be left half-done."""
+    """Delays both signals to the end of the block, which must not be left half-done."""
     if threading.current_thread() is not threading.main_thread():
-        yield  # only the main thread gets signals
+        yield  # Only the main thread gets signals.
         return
     waiting: list[int] = []
     handlers = {number: signal.getsignal(number) for number in _SIGNALS}
     try:
         for number, handler in handlers.items():
-            if handler is not None:  # installed by Python, so that it can be put back
+            if handler is not None:  # Python installed it, and can put it back.
                 signal.signal(number, lambda number, _: waiting.append(number))
         yield
     finally:
@@ -62,15 +63,15 @@ def deferred_interrupts() -> Iterator[None]:
 
 
 def num_interrupts() -> int:
-    """How many interrupts were raised so far."""
+    """Number of interrupts that were raised so far."""
     return len(_raised)
 
 
 def raise_swallowed(since: int) -> None:
-    """Raises an interrupt again that was swallowed, if there was one after the first `since`.
+    """Raises the last interrupt again, if one was raised after the first `since`.
 
-    An exception that comes while Python runs a finalizer or a weak reference's callback, as happens
-    while torch traces, is printed and ignored.
+    Python prints and drops an exception that comes during a finalizer or the callback of a weak
+    reference, as torch runs them while it traces: such an interrupt would be lost.
     """
     if len(_raised) > since:
         raise Interrupted(_raised[-1])

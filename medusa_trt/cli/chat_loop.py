@@ -1,4 +1,7 @@
-"""The chat's loop: entries in, replies and command results out; it knows no terminal."""
+"""The loop of a chat: reads entries, and shows replies and the results of commands.
+
+It knows no terminal: a `Console` reads and writes.
+"""
 
 import os
 import signal
@@ -31,7 +34,7 @@ class Console:
         read_line: shows a prompt and returns a line without its end; EOFError at the end.
         write: shows a piece of a reply.
         status: shows a line that is no part of a reply.
-        details: shows a reply's statistics; None where nobody asked for them.
+        details: shows the statistics of a reply; None if they are not wanted.
     """
 
     read_line: Callable[[str], str]
@@ -42,7 +45,7 @@ class Console:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """What the user entered; quoted text is never a command."""
+    """A message or a command, as the user entered it; a quoted text is always a message."""
 
     text: str
     is_quoted: bool = False
@@ -56,7 +59,7 @@ class _Command:
 
 
 class Chat:
-    """A conversation with a session, steered by what a console reads."""
+    """A conversation that a user holds with a session through a console."""
 
     def __init__(
         self,
@@ -65,30 +68,33 @@ class Chat:
         options: GenerationOptions,
         console: Console,
     ) -> None:
-        """Prepares the loop.
+        """Prepares the conversation.
 
         Args:
-            session: makes the replies; its model has a chat template.
-            conversation: what was said before.
-            options: of every reply.
-            console: where to read and write.
+            session: makes the replies; its model must have a chat template.
+            conversation: the exchanges so far, and the system message.
+            options: how each reply is made.
+            console: where the chat reads and writes.
 
         Raises:
-            PromptError: the model has no chat template, or it refuses the system message.
+            PromptError: the model has no chat template, or the template refuses the system
+                message.
             TreeError: the tree asks for more than the heads offer.
         """
         self.conversation, self.options = conversation, options
         self.num_errors = 0
         self._session, self._console = session, console
         self._last: Generation | None = None
-        self._left = False
+        self._has_left = False
         self._commands = {
             "/help": _Command("", "show this list", self._help),
             "/reset": _Command("", "start over; the system message stays", self._reset),
-            "/regen": _Command("", "replace the last reply by another one", self._regen),
+            "/regen": _Command("", "replace the last reply by another one", self._regenerate),
             "/save": _Command("FILE", "write the conversation to FILE", self._save),
-            "/load": _Command("FILE", "go on with a saved one, sampled as it was", self._load),
-            "/stats": _Command("", "show what the last reply took", self._stats),
+            "/load": _Command(
+                "FILE", "go on with a saved conversation, sampled as it was", self._load
+            ),
+            "/stats": _Command("", "show statistics of the last reply", self._stats),
             "/system": _Command("TEXT", "set the system message; - removes it", self._system),
             "/quit": _Command("", "leave", self._quit),
         }
@@ -103,8 +109,8 @@ class Chat:
         self._check_template(conversation.system)
 
     def run(self) -> None:
-        """Takes entries until /quit, or the end of input or Ctrl-C at the prompt."""
-        while not self._left:
+        """Answers entries until /quit, the end of the input, or Ctrl-C at the prompt."""
+        while not self._has_left:
             try:
                 entry = read_entry(self._console.read_line)
             except (EOFError, KeyboardInterrupt):
@@ -112,57 +118,59 @@ class Chat:
             except MedusaError as error:
                 self._show_error(error)
                 continue
-            self.take(entry)
+            self.answer(entry)
 
-    def take(self, entry: Entry) -> None:
-        """Answers a message or does a command; what fails is shown and changes nothing."""
+    def answer(self, entry: Entry) -> None:
+        """Replies to a message or runs a command; an error is shown and changes nothing."""
         try:
             if not entry.text.strip():
                 return
             if entry.text.startswith("/") and not entry.is_quoted:
-                self._do(entry.text)
+                self._run_command(entry.text)
             else:
-                self._answer(entry.text)
+                self._reply_to(entry.text)
         except MedusaError as error:
             self._show_error(error)
 
-    def _do(self, text: str) -> None:
+    def _run_command(self, text: str) -> None:
         name, *rest = text.split(maxsplit=1)
         argument = rest[0].strip() if rest else ""
         command = self._commands.get(name)
         if command is None:
             raise PromptError(
-                f"{name} is no command: /help lists them, and {_QUOTES}{name} ...{_QUOTES} says it"
+                f"there is no command {name}: /help lists the commands, and "
+                f"{_QUOTES}{name} ...{_QUOTES} sends it"
             )
         if bool(argument) != bool(command.argument):
             raise PromptError(f"usage: {name} {command.argument}".rstrip())
         command.run(argument)
 
-    def _answer(self, user: str) -> None:
-        reply = self._reply(self.conversation.messages(user))
+    def _reply_to(self, user: str) -> None:
+        reply = self._show_reply(self.conversation.messages(user))
         if reply is not None:
             self.conversation.add(user, reply)
 
-    def _regen(self, _: str) -> None:
+    def _regenerate(self, _: str) -> None:
         messages, replaced = self.conversation.messages_of_last(), self.conversation.last.assistant
         sampling = self.options.sampling
         if sampling.seed is not None:
             sampling = replace(sampling, seed=(sampling.seed + 1) % 2**64)
             self.options = replace(self.options, sampling=sampling)
-        reply = self._reply(messages)
+        reply = self._show_reply(messages)
         if reply is None:
             return
         self.conversation.replace_last(reply)
         if reply == replaced and sampling.temperature == 0:
             self._console.status(
-                "the same again, as always at temperature 0: start with --temperature for others"
+                "the reply is the same, as always at temperature 0: start the chat with "
+                "--temperature for other replies"
             )
 
-    def _reply(self, messages: list[Message]) -> str | None:
+    def _show_reply(self, messages: list[Message]) -> str | None:
         """Shows the reply to these messages as it is made.
 
         Returns:
-            its text, or None if it was ended before there was any.
+            The text of the reply; None if the reply was ended before its first text.
         """
         with _ctrl_c_ends_reply(self._session) as begin:
             generation, failure = None, None
@@ -176,7 +184,7 @@ class Chat:
             self._console.write("\n")
             if failure is not None:
                 self._show_error(failure)
-            if generation is None or _is_nothing(generation):
+            if generation is None or _is_empty(generation):
                 self._console.status("no reply: the conversation stays as it was")
                 return None
             self._show_end(generation)
@@ -193,7 +201,7 @@ class Chat:
             begin()
             self._console.write(event.text)
             generation = event.generation
-        assert generation is not None, "a stream ends with its generation"
+        assert generation is not None, "the last event of a stream has the generation"
         return generation
 
     def _show_end(self, generation: Generation) -> None:
@@ -216,13 +224,13 @@ class Chat:
         self._console.status("the conversation is empty")
 
     def _save(self, argument: str) -> None:
-        path = _path(argument)
+        path = _path_from_argument(argument)
         model = self._session.bundle.manifest.model.name
         SavedConversation(model, self.options, self.conversation).save(path)
-        self._console.status(f"wrote {path} ({_count(self.conversation)})")
+        self._console.status(f"wrote {path} ({_count_exchanges(self.conversation)})")
 
     def _load(self, argument: str) -> None:
-        path = _path(argument)
+        path = _path_from_argument(argument)
         saved = SavedConversation.load(path)
         self._check_template(saved.conversation.system)
         self.conversation = saved.conversation
@@ -231,16 +239,16 @@ class Chat:
         )
         self._last = None
         model = self._session.bundle.manifest.model.name
-        other = "" if saved.model == model else f"; {saved.model} wrote it, {model} goes on"
-        self._console.status(
-            f"read {path} ({_count(self.conversation)}, {_line_from_options(self.options)}){other}"
-        )
+        change = "" if saved.model == model else f"; {saved.model} wrote it, {model} goes on"
+        facts = f"{_count_exchanges(self.conversation)}, {_line_from_options(self.options)}"
+        self._console.status(f"read {path} ({facts}){change}")
 
     def _stats(self, _: str) -> None:
-        said = self.conversation.exchanges
-        num_tokens = len(self._session.encode(self.conversation.messages())) if said else 0
+        num_tokens = 0
+        if self.conversation.exchanges:
+            num_tokens = len(self._session.encode(self.conversation.messages()))
         lines = [
-            f"conversation: {_count(self.conversation)}, {num_tokens} of "
+            f"conversation: {_count_exchanges(self.conversation)}, {num_tokens} of "
             f"{self._session.max_length} tokens",
             f"sampling: {_line_from_options(self.options)}",
         ]
@@ -267,10 +275,14 @@ class Chat:
         self._console.status("\n".join([*lines, _INPUT_HELP]))
 
     def _quit(self, _: str) -> None:
-        self._left = True
+        self._has_left = True
 
     def _check_template(self, system: str | None) -> None:
-        """Some templates take no system message; that is better said at once."""
+        """Checks that the chat template takes this system message, before it is kept.
+
+        Raises:
+            PromptError: the template refuses it.
+        """
         if system is not None:
             self._session.text.render_chat(Conversation(system).messages("?"))
 
@@ -282,7 +294,7 @@ class Chat:
 def read_entry(read_line: Callable[[str], str]) -> Entry:
     """Reads one entry: a line, lines joined by backslashes, or a quoted block.
 
-    Ctrl-C in a later line drops the entry; the empty one is returned.
+    Ctrl-C in a later line drops the entry: an empty one is returned.
 
     Raises:
         EOFError: the input has ended.
@@ -309,7 +321,7 @@ def read_entry(read_line: Callable[[str], str]) -> Entry:
 
 
 def line_from_stats(stats: GenerationStats) -> str:
-    """A reply's statistics in one line."""
+    """One line with the statistics of a reply."""
     return (
         f"{stats.new_tokens} tokens, {stats.tokens_per_s:.1f} tokens/s, "
         f"mean accepted length {stats.mean_accept_length:.2f}, "
@@ -317,22 +329,23 @@ def line_from_stats(stats: GenerationStats) -> str:
     )
 
 
-def _is_nothing(generation: Generation) -> bool:
-    """Whether the reply was ended from outside before its first text."""
+def _is_empty(generation: Generation) -> bool:
+    """Whether the user or an error ended the reply before its first text."""
     return generation.finish_reason in ("cancelled", "error") and not generation.text
 
 
-def _path(argument: str) -> Path:
+def _path_from_argument(argument: str) -> Path:
     if "\0" in argument:
         raise PromptError("a file's name cannot hold a null character: choose another")
     return Path(os.path.expanduser(argument))
 
 
 def _line_from_options(options: GenerationOptions) -> str:
-    sampling, plain = options.sampling, GenerationOptions()
+    """One line with the options that differ from their defaults."""
+    sampling, defaults = options.sampling, GenerationOptions().sampling
     shown = [f"temperature {sampling.temperature:g}"]
     for name in ("top_k", "top_p", "min_p", "seed"):
-        if (value := getattr(sampling, name)) != getattr(plain.sampling, name):
+        if (value := getattr(sampling, name)) != getattr(defaults, name):
             shown.append(f"{name} {value}")
     shown.append(f"acceptance {options.rule}")
     if options.max_new_tokens is not None:
@@ -340,17 +353,18 @@ def _line_from_options(options: GenerationOptions) -> str:
     return ", ".join(shown)
 
 
-def _count(conversation: Conversation) -> str:
+def _count_exchanges(conversation: Conversation) -> str:
     num = len(conversation.exchanges)
     return f"{num} exchange{'' if num == 1 else 's'}"
 
 
 @contextmanager
 def _ctrl_c_ends_reply(session: MedusaSession) -> Iterator[Callable[[], None]]:
-    """Lets Ctrl-C end the reply and no more.
+    """Makes Ctrl-C end the reply instead of the chat.
 
-    While the prompt is read it interrupts at once. After `begin`, which this yields, it asks the
-    session to stop after the step: an exception could fall between a token and its display.
+    While the session reads the prompt, Ctrl-C interrupts at once. The reply calls the function that
+    this yields as it begins; from then on Ctrl-C asks the session to stop after the current step,
+    since an exception could come after a token is made and before it is shown.
     """
     has_begun = False
 

@@ -103,8 +103,11 @@ def test_help_names_every_command(session: MedusaSession) -> None:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("/foo bar", '/foo is no command: /help lists them, and """/foo ...""" says it'),
-        ("/", '/ is no command: /help lists them, and """/ ...""" says it'),
+        (
+            "/foo bar",
+            'there is no command /foo: /help lists the commands, and """/foo ...""" sends it',
+        ),
+        ("/", 'there is no command /: /help lists the commands, and """/ ...""" sends it'),
         ("/save", "usage: /save FILE"),
         ("/load  ", "usage: /load FILE"),
         ("/system", "usage: /system TEXT"),
