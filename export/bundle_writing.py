@@ -29,7 +29,7 @@ from medusa_trt.export.quantization.rounding_pass import heads_pass, layers_pass
 from medusa_trt.export.targets import AttentionForm, Precision
 from medusa_trt.export.weights.lazy_tensor import LazyTensor, stacked, transposed
 from medusa_trt.export.weights.streamed_model import Weights, in_type, tensor_from_array
-from medusa_trt.runtime import bundle as names
+from medusa_trt.runtime import tensors as names
 
 
 def write_bundle(folder: Path, parts: ExportParts, progress: Callable[[str], None]) -> None:

@@ -8,7 +8,7 @@ import msgspec
 from medusa_trt.export.heads.medusa_heads import MedusaHeads
 from medusa_trt.export.models.base_model import BaseModel
 from medusa_trt.export.targets import Precision, Target
-from medusa_trt.runtime import bundle as names
+from medusa_trt.runtime import tensors as names
 from medusa_trt.runtime.bundle import (
     FORMAT_VERSION,
     FileSpec,

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from medusa_trt.errors import ExportError
 from medusa_trt.interrupts import deferred_interrupts, num_interrupts, raise_swallowed
-from medusa_trt.runtime.bundle import MANIFEST_FILE
+from medusa_trt.runtime.tensors import MANIFEST_FILE
 
 
 def check_output(output: Path, overwrite: bool) -> None:

@@ -1,7 +1,4 @@
-"""The bundle: a folder with the graphs, the weights, the tree, the tokenizer and a manifest.
-
-This module is the only place that names the bundle's files and the graphs' tensors.
-"""
+"""The bundle: a folder with the graphs, the weights, the tree, the tokenizer and a manifest."""
 
 import hashlib
 from dataclasses import dataclass
@@ -11,71 +8,33 @@ from typing import Annotated, Literal
 import msgspec
 
 from medusa_trt.errors import BundleError
-from medusa_trt.runtime.engines.external_data import check_external_data
+from medusa_trt.runtime.external_data import check_external_data
+from medusa_trt.runtime.tensors import (
+    CACHE_POSITIONS,
+    DRAFT_IDS,
+    GENERATION_CONFIG_FILE,
+    GRAPH_FILES,
+    HIDDEN,
+    LOGITS,
+    MANIFEST_FILE,
+    PAST,
+    ROOT_IDS,
+    TOKENIZER_FILE,
+    TREE_FILE,
+    WEIGHTS_FILE,
+    past_name,
+)
 from medusa_trt.tree_configs import MedusaTree
 
 FORMAT_VERSION = 1
 
-MANIFEST_FILE = "manifest.json"
-TREE_FILE = "medusa_choices.json"
-TOKENIZER_FILE = "tokenizer.json"
-TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
-CHAT_TEMPLATE_FILE = "chat_template.jinja"
-GENERATION_CONFIG_FILE = "generation_config.json"
-WEIGHTS_FILE = "weights.data"
-GRAPH_FILES = {
-    "verify": "verify.onnx",
-    "verify_batch": "verify_batch.onnx",
-    "heads": "heads.onnx",
-    "reduce": "reduce.onnx",
-    "tree": "tree.onnx",
-}
-
 CACHE_ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
-"""Of each type that a cache may have."""
+"""Byte size of one cache element, by ONNX type."""
 
 _HASHED_BYTES = 1 << 20
 _NEEDED_FILES = (WEIGHTS_FILE, TREE_FILE, TOKENIZER_FILE, GENERATION_CONFIG_FILE)
 
 Count = Annotated[int, msgspec.Meta(ge=1)]
-
-INPUT_IDS = "input_ids"
-TREE_MASK = "tree_mask"
-POSITION_OFFSETS = "position_offsets"
-PAST_LENGTH = "past_length"
-ROWS = "rows"
-CACHE_POSITIONS = "cache_positions"
-ARGMAX = "argmax"
-HIDDEN = "hidden"
-LOGITS = "logits"
-ROOT_IDS = "root_ids"
-DRAFT_IDS = "draft_ids"
-CANDIDATES = "candidates"
-PARENT_ROWS = "parent_rows"
-UNIFORMS = "uniforms"
-TEMPERATURE = "temperature"
-NUM_SORTED = "num_sorted"
-CUT_TOP_K = "cut_top_k"
-TOP_K = "top_k"
-TOP_P = "top_p"
-MIN_P = "min_p"
-SAMPLED = "sampled"
-COVERED = "covered"
-ENTROPY = "entropy"
-CANDIDATE_LOGPROB = "candidate_logprob"
-
-
-_PAST = "past_key_values."
-
-
-def past_name(layer: int, kind: str) -> str:
-    """Name of a layer's cache input; `kind` is "key" or "value"."""
-    return f"{_PAST}{layer}.{kind}"
-
-
-def present_name(layer: int, kind: str) -> str:
-    """Name of a layer's cache output, bound to the same memory as its input."""
-    return f"present.{layer}.{kind}"
 
 
 class TensorSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -314,7 +273,7 @@ def _check_sizes(manifest: Manifest, source: Path) -> None:
     model, heads = manifest.model, manifest.heads
     verify, drafts = manifest.graphs["verify"], manifest.graphs["heads"]
     shapes = {spec.name: spec.shape for spec in (*verify.inputs, *verify.outputs, *drafts.outputs)}
-    num_layers = sum(name.startswith(_PAST) for name in shapes) // 2
+    num_layers = sum(name.startswith(PAST) for name in shapes) // 2
     found: list[tuple[str, int, int | str | None]] = [("num_layers", model.num_layers, num_layers)]
     for name, size, tensor, axis in (
         ("num_kv_heads", model.num_kv_heads, past_name(0, "key"), 1),

@@ -15,7 +15,7 @@ from jinja2.utils import Namespace
 from tokenizers import Tokenizer
 
 from medusa_trt.errors import BundleError, PromptError
-from medusa_trt.runtime import bundle as names
+from medusa_trt.runtime import tensors as names
 from medusa_trt.runtime.bundle import Bundle
 
 Message = Mapping[str, str]

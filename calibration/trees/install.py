@@ -12,14 +12,8 @@ from pathlib import Path
 import msgspec
 
 from medusa_trt.errors import CalibrationError
-from medusa_trt.runtime.bundle import (
-    GRAPH_FILES,
-    MANIFEST_FILE,
-    TREE_FILE,
-    Bundle,
-    FileSpec,
-    sha256_from_file,
-)
+from medusa_trt.runtime.bundle import Bundle, FileSpec, sha256_from_file
+from medusa_trt.runtime.tensors import GRAPH_FILES, MANIFEST_FILE, TREE_FILE
 from medusa_trt.tree_configs import MedusaTree
 
 _STAGED = "new-tree"

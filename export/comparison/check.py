@@ -15,8 +15,9 @@ from medusa_trt.export.modeling.rotary import rotary_fixed_at
 from medusa_trt.export.models.base_model import BaseModel, open_base_model, source_from_name
 from medusa_trt.export.passes import WidenFloatsPass
 from medusa_trt.export.weights.streamed_model import weights_at_hand
-from medusa_trt.runtime.bundle import WEIGHTS_FILE, Agreement, Bundle
+from medusa_trt.runtime.bundle import Agreement, Bundle
 from medusa_trt.runtime.engines.ort_cpu import OrtEngine
+from medusa_trt.runtime.tensors import WEIGHTS_FILE
 
 MAX_WHOLE_BYTES = 768 << 20
 """Weights of a bundle that is compared with its model as a whole; larger ones go in parts."""

@@ -10,7 +10,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from medusa_trt.errors import EngineError
-from medusa_trt.runtime import bundle as names
+from medusa_trt.runtime import tensors as names
 from medusa_trt.runtime.bundle import Bundle
 from medusa_trt.runtime.engines.base import TokenIds, VerifyOutputs
 from medusa_trt.runtime.engines.operators import required_library

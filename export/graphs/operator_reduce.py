@@ -2,7 +2,7 @@
 
 import onnx_ir as ir
 
-from medusa_trt.runtime import bundle as names
+from medusa_trt.runtime import tensors as names
 from medusa_trt.runtime.engines.operators import DOMAIN
 
 

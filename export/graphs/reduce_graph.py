@@ -9,7 +9,7 @@ from typing import Any
 import onnx_ir as ir
 from onnxscript import BOOL, DOUBLE, FLOAT, INT64, opset23, script
 
-from medusa_trt.runtime import bundle as names
+from medusa_trt.runtime import tensors as names
 
 op: Any = opset23
 """onnxscript reads the body below as ONNX; its operators are typed for eager tensors."""

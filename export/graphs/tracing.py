@@ -27,7 +27,7 @@ from medusa_trt.export.passes.widen_selection import WidenSelectionPass
 from medusa_trt.export.weights.lazy_tensor import LazyTensor
 from medusa_trt.export.weights.streamed_model import Weights, fake_parameters
 from medusa_trt.export.weights.weight_file import WeightFile
-from medusa_trt.runtime import bundle as names
+from medusa_trt.runtime import tensors as names
 from medusa_trt.runtime.bundle import GraphSpec, TensorSpec
 from medusa_trt.tree_configs import MedusaTree
 

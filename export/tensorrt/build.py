@@ -30,7 +30,7 @@ from medusa_trt.export.tensorrt.options import BuildOptions
 from medusa_trt.export.tensorrt.products import progress_class
 from medusa_trt.export.tensorrt.tree import merged_spec
 from medusa_trt.interrupts import num_interrupts, raise_swallowed
-from medusa_trt.runtime import bundle as names
+from medusa_trt.runtime import tensors as names
 from medusa_trt.runtime.bundle import Bundle, sha256_from_file
 from medusa_trt.runtime.engines.engine_record import (
     ENGINES_FOLDER,

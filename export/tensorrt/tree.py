@@ -3,7 +3,7 @@
 import msgspec
 import onnx_ir as ir
 
-from medusa_trt.runtime import bundle as names
+from medusa_trt.runtime import tensors as names
 from medusa_trt.runtime.bundle import GraphSpec
 
 TREE_INPUTS = (names.TREE_MASK, names.POSITION_OFFSETS)

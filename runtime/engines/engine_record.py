@@ -7,7 +7,7 @@ from typing import Literal
 import msgspec
 
 from medusa_trt.errors import EngineError
-from medusa_trt.runtime import bundle as names
+from medusa_trt.runtime import tensors as names
 from medusa_trt.runtime.bundle import Bundle, TensorSpec, sha256_from_file
 
 ENGINES_FOLDER = "engines"

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from medusa_trt.runtime import bundle as names
+from medusa_trt.runtime import tensors as names
 from medusa_trt.runtime.bundle import GraphSpec
 from medusa_trt.runtime.engines.base import Reductions, TokenIds
 from medusa_trt.runtime.options import SamplingOptions

@@ -27,7 +27,7 @@ from medusa_trt.export.heads.head_checkpoint import heads_from_tensors
 from medusa_trt.export.heads.medusa_heads import HeadsModule
 from medusa_trt.export.modeling.support import refuse_unsupported
 from medusa_trt.export.pipeline import ExportOptions, export_bundle
-from medusa_trt.runtime import bundle as names
+from medusa_trt.runtime import tensors as names
 from medusa_trt.runtime.bundle import Bundle
 from medusa_trt.runtime.engines.ort_cpu import OrtEngine
 

@@ -14,8 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medusa_trt.errors import BundleError, EngineError, MedusaError, TreeError
-from medusa_trt.runtime import bundle as names
+from medusa_trt.runtime import tensors as names
 from medusa_trt.runtime.bundle import (
+    FORMAT_VERSION,
     Bundle,
     Manifest,
     TensorSpec,
@@ -71,7 +72,7 @@ def test_the_manifest_survives_a_round_trip(tiny_bundle: Bundle) -> None:
     assert manifest_from_json(msgspec.json.encode(manifest), "again") == manifest
     on_disk = (tiny_bundle.path / names.MANIFEST_FILE).read_bytes()
     assert manifest_from_json(on_disk, "disk") == manifest
-    assert manifest.format_version == names.FORMAT_VERSION
+    assert manifest.format_version == FORMAT_VERSION
     # Two comparisons with the model for one sequence, one for a batch.
     assert manifest.verified.keys() == {"text", "tree", "batch"}
 

@@ -13,7 +13,7 @@ from support.tiny_models import EOS_ID, byte_tokenizer
 from tokenizers import Tokenizer, decoders, models, normalizers
 
 from medusa_trt.errors import BundleError, PromptError
-from medusa_trt.runtime import bundle as names
+from medusa_trt.runtime import tensors as names
 from medusa_trt.runtime.bundle import Bundle
 from medusa_trt.runtime.text import Message, TextCodec, TextStream
 

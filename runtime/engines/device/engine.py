@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medusa_trt.errors import EngineError
-from medusa_trt.runtime import bundle as names
+from medusa_trt.runtime import tensors as names
 from medusa_trt.runtime.bundle import CACHE_ITEM_BYTES, Bundle
 from medusa_trt.runtime.engines.base import Reductions, TokenIds, VerifyOutputs
 from medusa_trt.runtime.engines.device.bindings import Bindings, Bound

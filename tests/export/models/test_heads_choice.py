@@ -28,7 +28,7 @@ from medusa_trt.export.models.base_model import load_base_model, source_from_nam
 from medusa_trt.export.models.heads_choice import heads_for
 from medusa_trt.export.pipeline import ExportOptions, export_bundle
 from medusa_trt.export.preparation import MIN_TOP_K
-from medusa_trt.runtime import bundle as names
+from medusa_trt.runtime import tensors as names
 from medusa_trt.runtime.bundle import Bundle
 
 MAP = torch.tensor([3, 299, 0, 17, 5, 21, 8, 30, 11, 2, 26, 14])

@@ -28,8 +28,9 @@ from medusa_trt.export.weights import streamed_model
 from medusa_trt.export.weights.lazy_tensor import Array, LazyTensor, concatenated, lazy, transposed
 from medusa_trt.export.weights.streamed_model import empty_model, weights_at_hand
 from medusa_trt.export.weights.weight_file import WeightFile
-from medusa_trt.runtime.bundle import MANIFEST_FILE, WEIGHTS_FILE, Bundle
+from medusa_trt.runtime.bundle import Bundle
 from medusa_trt.runtime.engines.ort_cpu import OrtEngine
+from medusa_trt.runtime.tensors import MANIFEST_FILE, WEIGHTS_FILE
 from medusa_trt.tree_configs import chain_tree
 
 TOKENS = torch.arange(40)[None] * 7

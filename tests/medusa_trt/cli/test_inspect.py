@@ -8,7 +8,7 @@ from support.command_line import refusal
 from medusa_trt.cli.inspect import VERBS
 from medusa_trt.cli.main import main
 from medusa_trt.export.inspection import gpus, tree_lines
-from medusa_trt.runtime import bundle as names
+from medusa_trt.runtime import tensors as names
 from medusa_trt.runtime.bundle import Bundle
 
 

@@ -8,7 +8,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from medusa_trt.errors import BundleError
-from medusa_trt.runtime.engines.external_data import check_external_data
+from medusa_trt.runtime.external_data import check_external_data
 
 WEIGHTS = "weights.data"
 NUM_BYTES = 64
