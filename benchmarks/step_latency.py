@@ -26,7 +26,7 @@ from medusa_trt.calibration.machine import Machine
 from medusa_trt.errors import MedusaError
 from medusa_trt.runtime.acceptance import accept_exact
 from medusa_trt.runtime.bundle import Bundle
-from medusa_trt.runtime.candidates import node_tokens_from_indices, tokens_from_candidates
+from medusa_trt.runtime.drafting import node_tokens_from_indices, tokens_from_candidates
 from medusa_trt.runtime.engines.ort_cpu import OrtEngine
 from medusa_trt.tree_configs import MedusaTree, chain_tree, load_tree
 

@@ -9,10 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medusa_trt.runtime.acceptance import accept_exact
-from medusa_trt.runtime.candidates import node_tokens_from_indices, tokens_from_candidates
 from medusa_trt.runtime.choosing import Chooser, TokenLogprobs
+from medusa_trt.runtime.drafting import (
+    TokenLookup,
+    node_tokens_from_indices,
+    tokens_from_candidates,
+)
 from medusa_trt.runtime.engines.base import Engine, Reductions, VerifyOutputs
-from medusa_trt.runtime.lookup import TokenLookup
 from medusa_trt.runtime.options import SamplingOptions
 from medusa_trt.tree_configs import MedusaTree, chain_tree
 

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medusa_trt.errors import BundleError, EngineError, MedusaError, TreeError
+from medusa_trt.runtime import bundle
 from medusa_trt.runtime import tensors as names
 from medusa_trt.runtime.bundle import (
     FORMAT_VERSION,
@@ -228,7 +229,7 @@ def test_an_unreadable_file_is_named(copy: Path, monkeypatch: pytest.MonkeyPatch
     def fails(path: Path) -> str:
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr(names, "sha256_from_file", fails)
+    monkeypatch.setattr(bundle, "sha256_from_file", fails)
     refused(copy, r"^cannot read .*/copy/\S+: Permission denied$")
 
 

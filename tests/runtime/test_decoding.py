@@ -10,7 +10,7 @@ from support.reference.acceptance import accept_greedy_slowly
 from support.strategies import medusa_trees
 
 from medusa_trt.runtime.acceptance import accept_exact
-from medusa_trt.runtime.candidates import node_tokens_from_indices, tokens_from_candidates
+from medusa_trt.runtime.drafting import node_tokens_from_indices, tokens_from_candidates
 from medusa_trt.runtime.engines import kv_cache
 from medusa_trt.runtime.engines.kv_cache import KVCache
 from medusa_trt.tree_configs import MedusaTree, chain_tree

@@ -10,7 +10,7 @@ from medusa_trt.calibration.latency.measurement import LatencyMeter
 from medusa_trt.calibration.report.results import Calibration, load_calibration
 from medusa_trt.cli import main as cli
 from medusa_trt.runtime.bundle import Bundle
-from medusa_trt.runtime.lookup import TokenLookup
+from medusa_trt.runtime.drafting import TokenLookup
 from medusa_trt.runtime.session import MedusaSession
 from medusa_trt.tree_configs import load_tree
 
