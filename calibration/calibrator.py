@@ -11,13 +11,6 @@ from pathlib import Path
 
 import msgspec
 
-from medusa_trt.calibration.calibrate_options import (
-    LatencyOptions,
-    QuantizationOptions,
-    ReplySettings,
-    ThresholdOptions,
-    TreeOptions,
-)
 from medusa_trt.calibration.latency.measurement import (
     LatencyMeter,
     measurable_options,
@@ -26,6 +19,13 @@ from medusa_trt.calibration.latency.measurement import (
 from medusa_trt.calibration.latency.record import LATENCY_FILE, LatencyRecord, select_records
 from medusa_trt.calibration.latency.section import LatencySection
 from medusa_trt.calibration.machine import Machine
+from medusa_trt.calibration.options import (
+    LatencyOptions,
+    QuantizationOptions,
+    ReplySettings,
+    ThresholdOptions,
+    TreeOptions,
+)
 from medusa_trt.calibration.origin import Origin
 from medusa_trt.calibration.progress import Progress
 from medusa_trt.calibration.prompts import (

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from medusa_trt.calibration.calibrate_options import LatencyOptions
 from medusa_trt.calibration.latency.record import LatencyRecord, select_records
+from medusa_trt.calibration.options import LatencyOptions
 from medusa_trt.calibration.prompts import self_generated_prompts
 from medusa_trt.calibration.records import RecordLog
 from medusa_trt.calibration.replies import generate_whole_reply

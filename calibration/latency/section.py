@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from medusa_trt.calibration.calibrate_options import LatencyOptions
 from medusa_trt.calibration.intervals import Interval, resample_medians
 from medusa_trt.calibration.latency.record import LatencyRecord
+from medusa_trt.calibration.options import LatencyOptions
 from medusa_trt.calibration.origin import Origin
 from medusa_trt.errors import CalibrationError
 

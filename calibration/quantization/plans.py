@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
-from medusa_trt.calibration.calibrate_options import QuantizationOptions
+from medusa_trt.calibration.options import QuantizationOptions
 from medusa_trt.calibration.quantization.frontier import Frontier
 from medusa_trt.calibration.quantization.meter import Formats
 from medusa_trt.calibration.quantization.section import UNQUANTIZED

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from medusa_trt.calibration.bench.report import replaced_file
-from medusa_trt.calibration.calibrate_options import QuantizationOptions, ReplySettings
+from medusa_trt.calibration.options import QuantizationOptions, ReplySettings
 from medusa_trt.calibration.origin import Origin
 from medusa_trt.calibration.progress import Progress
 from medusa_trt.calibration.prompts import BenchPrompt

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from medusa_trt.calibration.calibrate_options import QuantizationOptions, ReplySettings
+from medusa_trt.calibration.options import QuantizationOptions, ReplySettings
 from medusa_trt.calibration.origin import Origin
 
 QUANTIZATION_PLAN_FILE = "quantization.json"

@@ -11,7 +11,7 @@ from itertools import product
 import msgspec
 import numpy as np
 
-from medusa_trt.calibration.calibrate_options import ReplySettings, ThresholdOptions
+from medusa_trt.calibration.options import ReplySettings, ThresholdOptions
 from medusa_trt.calibration.prompts import BenchPrompt
 from medusa_trt.calibration.records import RecordLog
 from medusa_trt.calibration.replies import (

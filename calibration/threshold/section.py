@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from medusa_trt.calibration.calibrate_options import ReplySettings, ThresholdOptions
+from medusa_trt.calibration.options import ReplySettings, ThresholdOptions
 from medusa_trt.calibration.origin import Origin
 from medusa_trt.calibration.threshold.measurement import Rule, ThresholdRecord
 from medusa_trt.calibration.threshold.summary import (

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from medusa_trt.calibration.calibrate_options import ThresholdOptions
 from medusa_trt.calibration.intervals import NUM_RESAMPLES, Interval
+from medusa_trt.calibration.options import ThresholdOptions
 from medusa_trt.calibration.threshold.measurement import Rule, ThresholdRecord
 
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from medusa_trt.calibration.calibrate_options import TreeOptions
 from medusa_trt.calibration.intervals import NUM_RESAMPLES, Interval
 from medusa_trt.calibration.latency.curve import LatencyCurve
+from medusa_trt.calibration.options import TreeOptions
 from medusa_trt.calibration.trees.replay import RankTable, mean_accept_length
 from medusa_trt.calibration.trees.search import Candidate, fixed_candidates, search
 from medusa_trt.errors import CalibrationError

@@ -7,7 +7,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from medusa_trt.calibration.calibrate_options import ReplySettings
+from medusa_trt.calibration.options import ReplySettings
 from medusa_trt.calibration.prompts import BenchPrompt
 from medusa_trt.calibration.records import RecordLog
 from medusa_trt.calibration.replies import (

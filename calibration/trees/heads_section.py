@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from medusa_trt.calibration.calibrate_options import ReplySettings
+from medusa_trt.calibration.options import ReplySettings
 from medusa_trt.calibration.origin import Origin
 from medusa_trt.calibration.trees.head_accuracy import (
     head_counts,

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from medusa_trt.calibration.calibrate_options import ReplySettings, TreeOptions
 from medusa_trt.calibration.latency.curve import LatencyCurve
 from medusa_trt.calibration.latency.record import LatencyRecord
+from medusa_trt.calibration.options import ReplySettings, TreeOptions
 from medusa_trt.calibration.origin import Origin
 from medusa_trt.calibration.trees.choice import Prediction, TreeChoice, choose_tree
 from medusa_trt.calibration.trees.head_ranks import RankRecord, mean_context, table_from_records

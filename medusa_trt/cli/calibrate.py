@@ -5,7 +5,7 @@ import sys
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated
 
-from medusa_trt.calibration.calibrate_options import (
+from medusa_trt.calibration.options import (
     DEFAULT_MAX_NEW_TOKENS,
     LatencyOptions,
     QuantizationOptions,

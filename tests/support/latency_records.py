@@ -2,9 +2,9 @@
 
 from support.ranks import table_of
 
-from medusa_trt.calibration.calibrate_options import TreeOptions
 from medusa_trt.calibration.latency.curve import LatencyCurve
 from medusa_trt.calibration.latency.record import LatencyRecord
+from medusa_trt.calibration.options import TreeOptions
 from medusa_trt.calibration.trees.choice import TreeChoice, choose_tree
 from medusa_trt.tree_configs import chain_tree
 

@@ -2,8 +2,8 @@
 
 from support.latency_records import latency
 
-from medusa_trt.calibration.calibrate_options import LatencyOptions
 from medusa_trt.calibration.latency.measurement import missing_points
+from medusa_trt.calibration.options import LatencyOptions
 
 
 def test_only_missing_samples_are_measured() -> None:

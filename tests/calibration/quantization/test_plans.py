@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.format_options import Sites, cost, every_choice, sites
 
-from medusa_trt.calibration.calibrate_options import QuantizationOptions
+from medusa_trt.calibration.options import QuantizationOptions
 from medusa_trt.calibration.quantization.frontier import Option, frontier_from_options
 from medusa_trt.calibration.quantization.plans import best_plan
 from medusa_trt.errors import CalibrationError

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from medusa_trt.calibration.calibrate_options import ReplySettings, ThresholdOptions
+from medusa_trt.calibration.options import ReplySettings, ThresholdOptions
 from medusa_trt.calibration.threshold.measurement import Rule, ThresholdRecord
 from medusa_trt.calibration.threshold.summary import distinct_n, recommend, summarize_rules
 

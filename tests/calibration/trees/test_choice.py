@@ -3,7 +3,7 @@
 import pytest
 from support.latency_records import choose_by_times
 
-from medusa_trt.calibration.calibrate_options import TreeOptions
+from medusa_trt.calibration.options import TreeOptions
 from medusa_trt.errors import CalibrationError
 from medusa_trt.tree_configs import load_tree
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from support.strategies import medusa_trees
 from support.table_session import session_on_table, with_eos
 
-from medusa_trt.calibration.calibrate_options import ReplySettings
+from medusa_trt.calibration.options import ReplySettings
 from medusa_trt.calibration.prompts import BenchPrompt
 from medusa_trt.calibration.records import RecordLog
 from medusa_trt.calibration.trees.head_accuracy import head_counts

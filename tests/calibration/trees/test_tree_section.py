@@ -2,7 +2,7 @@
 
 from support.latency_records import choose_by_times
 
-from medusa_trt.calibration.calibrate_options import TreeOptions
+from medusa_trt.calibration.options import TreeOptions
 from medusa_trt.calibration.trees.tree_section import advice_from_choice
 
 
