@@ -1,4 +1,4 @@
-"""How good heads are on held-out replies: accuracy by rank, and tokens a step with a tree."""
+"""Accuracy of heads on held-out replies: by rank, and as tokens per step with a tree."""
 
 from dataclasses import dataclass
 
@@ -24,14 +24,15 @@ NUM_CANDIDATES = 10
 
 @dataclass(frozen=True, slots=True)
 class Accuracy:
-    """What a set of heads achieves.
+    """Accuracy of a set of heads.
 
     Attributes:
-        top_1, top_5, top_10: share of right tokens of each head, each over the positions that have
-            a token so far ahead in the same reply.
+        top_1, top_5, top_10: for each head, the share of positions whose true token is among that
+            many of its candidates. Positions without a token so far ahead are not counted.
         tree: the tree that was replayed.
-        tokens_per_step: tokens of the replies over decode steps, the root included.
-        num_tokens: reply tokens that it was measured on.
+        tokens_per_step: mean acceptance length: tokens of the replies over decode steps, the root
+            included.
+        num_tokens: reply tokens that were measured.
     """
 
     top_1: tuple[float, ...]
@@ -75,7 +76,7 @@ class Accuracy:
         )
 
     def to_metrics(self) -> dict[str, float]:
-        """Named numbers to log."""
+        """Names the figures for the log."""
         metrics = {"tokens_per_step": self.tokens_per_step}
         for name in ("top_1", "top_5", "top_10"):
             for head, value in enumerate(getattr(self, name), start=1):

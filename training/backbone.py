@@ -1,4 +1,4 @@
-"""The backbone as training uses it: its precision, its device, and what its unembedding reads."""
+"""Loads the backbone for training: on its device, in its precision, perhaps quantized."""
 
 import importlib.util
 from collections.abc import Callable, Iterator
@@ -22,8 +22,9 @@ from medusa_trt.export.models.base_model import (
 from medusa_trt.training.options import Quantization
 
 _REPACKS = "support_avx512bf16_for_cpu"
-"""Where it is true, bitsandbytes 0.50.2 puts a layer's 4-bit weights in another order when it first
-runs and back when its state is read, as for a checkpoint. What comes back is wrong."""
+"""Attribute of bitsandbytes 0.50.2's 4-bit layers. Where it is true, a layer reorders its weights
+when it first runs, and orders them back when its state is read for a checkpoint. The weights that
+come back are wrong."""
 
 
 def load_backbone(
@@ -31,52 +32,53 @@ def load_backbone(
 ) -> BaseModel:
     """Loads a backbone onto the GPU, if there is one.
 
-    Its parameters keep `requires_grad`, although nothing here gives them a gradient: on a CPU torch
-    2.13 takes 18.0 s for products in bfloat16 without it that take 2.8 s with it (eight tokens for
-    128 texts of 60, SmolLM2-135M, two cores, inference mode both times).
+    Its parameters keep `requires_grad`, although training gives them no gradient: without it, torch
+    2.13 is slower on a CPU in bfloat16. Generating eight tokens for 128 texts of 60 tokens takes
+    18.0 s instead of 2.8 s (SmolLM2-135M, two cores, inference mode both times).
 
     Args:
         name: whatever `medusa-export --model` takes.
-        dtype: of its weights; bfloat16 where the hardware multiplies it, else float32.
-        quantization: load the weights of its blocks' linear maps in 8 or 4 bits, through
-            bitsandbytes; `dtype` is then of the others and of the products.
+        dtype: data type of its weights; if None, bfloat16 where the hardware supports it, else
+            float32.
+        quantization: load the linear layers of its blocks in 8 or 4 bits through bitsandbytes;
+            `dtype` is then that of the other weights and of the computation.
 
     Raises:
-        ExportError: no such model.
-        TrainingError: quantization without bitsandbytes, or of a model that it cannot quantize.
+        ExportError: there is no such model.
+        TrainingError: bitsandbytes is not installed, or it cannot quantize the model.
     """
     source = source_from_name(name)
-    device = best_device()
+    device = select_device()
     if quantization is not None:
         _check_quantization(source, quantization)
-        quantized = _quantized(source, dtype or best_dtype(device), quantization)
+        quantized = _load_quantized(source, dtype or select_dtype(device), quantization)
         return BaseModel(source, quantized, load_tokenizer(source), {})
     base = load_base_model(source)
     module: nn.Module = base.model
-    module.to(device=device, dtype=dtype or best_dtype(device))
+    module.to(device=device, dtype=dtype or select_dtype(device))
     return base
 
 
-def best_device() -> torch.device:
-    """The GPU if there is one."""
+def select_device() -> torch.device:
+    """Selects the GPU if there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def best_dtype(device: torch.device) -> torch.dtype:
-    """bfloat16 where the device has instructions for its products, else float32."""
+def select_dtype(device: torch.device) -> torch.dtype:
+    """Selects bfloat16 if the device has instructions for it, else float32."""
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
     return torch.bfloat16 if torch.ops.mkldnn._is_mkldnn_bf16_supported() else torch.float32
 
 
-def precision_of(model: PreTrainedModel) -> str:
-    """What a model multiplies in, for records: a dtype's name, and "8bit" or "4bit" before it."""
+def describe_precision(model: PreTrainedModel) -> str:
+    """Describes a model's precision for records: "bfloat16", or "4bit bfloat16" if quantized."""
     bits = [q for q in get_args(Quantization) if getattr(model, f"is_loaded_in_{q}", False)]
     return " ".join([*bits, str(model.dtype).removeprefix("torch.")])
 
 
-def unembedding_of(model: PreTrainedModel) -> torch.Tensor:
-    """(vocab, hidden) weight that turns hidden states to logits, without a gradient."""
+def get_unembedding(model: PreTrainedModel) -> torch.Tensor:
+    """Returns the (vocab, hidden) weight that turns hidden states into logits, detached."""
     layer = model.get_output_embeddings()
     assert layer is not None
     weight: torch.Tensor = layer.weight.detach()
@@ -84,10 +86,10 @@ def unembedding_of(model: PreTrainedModel) -> torch.Tensor:
 
 
 @contextmanager
-def observed_unembedding(
+def observe_unembedding(
     model: nn.Module, observe: Callable[[torch.Tensor], torch.Tensor]
 ) -> Iterator[None]:
-    """Shows `observe` each input (B, T, hidden) of the unembedding; it reads what is returned."""
+    """Replaces each input (B, T, hidden) of the unembedding with the result of `observe`."""
 
     def hook(_: nn.Module, inputs: tuple[torch.Tensor]) -> torch.Tensor:
         return observe(inputs[0])
@@ -115,14 +117,14 @@ def _check_quantization(source: ModelSource, quantization: Quantization) -> None
         )
 
 
-def _quantized(
+def _load_quantized(
     source: ModelSource, dtype: torch.dtype, quantization: Quantization
 ) -> PreTrainedModel:
-    """Loads each weight straight into its few bits: the whole model never is in memory."""
+    """Quantizes each weight as it is loaded, so that the whole model is never in memory."""
     config = BitsAndBytesConfig(
         load_in_8bit=quantization == "8bit",
         load_in_4bit=quantization == "4bit",
-        bnb_4bit_quant_type="nf4",  # of Dettmers et al. 2023, "QLoRA"
+        bnb_4bit_quant_type="nf4",  # Dettmers et al. 2023, "QLoRA"
         bnb_4bit_compute_dtype=dtype,
     )
     try:
@@ -131,7 +133,7 @@ def _quantized(
                 source.location,
                 dtype=dtype,
                 quantization_config=config,
-                device_map={"": best_device()},
+                device_map={"": select_device()},
                 output_loading_info=True,
                 trust_remote_code=False,
             )

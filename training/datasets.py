@@ -1,33 +1,32 @@
-"""What a training step is fed: rows of kept hidden states, or whole conversations."""
+"""The Trainer's datasets: rows of stored hidden states, or whole conversations."""
 
 from collections.abc import Sequence
 
 import torch
 from torch.utils.data import Dataset
 
-from medusa_trt.training.data.rows import LabelledTokens, ReplyRows, TargetRule
+from medusa_trt.training.data.rows import LabelledTokens, ReplyRows
+from medusa_trt.training.targets import TargetRule
 
 Batch = dict[str, torch.Tensor]
 
 
-def num_rows(batch: Batch) -> int:
-    """Reply tokens of a batch of either kind after which the reply goes on: what is trained on."""
-    if "hidden" in batch:
-        return len(batch["hidden"])
-    return _num_rows(batch["turns"])
+def count_rows(batch: Batch) -> int:
+    """Counts the reply tokens of a batch of either dataset that another reply token follows."""
+    return len(batch["hidden"]) if "hidden" in batch else _count_followed(batch["turns"])
 
 
-def _num_rows(turns: torch.Tensor) -> int:
+def _count_followed(turns: torch.Tensor) -> int:
     return int(((turns[..., 1:] > 0) & (turns[..., 1:] == turns[..., :-1])).sum())
 
 
 class FeatureRows(Dataset[Batch]):
-    """Rows that have something to predict, in any order; a batch is fetched as one."""
+    """Reply tokens that another one follows, with their hidden states; a batch is read at once."""
 
     def __init__(self, rows: ReplyRows, rule: TargetRule) -> None:
         assert rows.features is not None
         self._rows, self._rule, self._hidden = rows, rule, rows.features.hidden
-        # The last row of a reply has no token after the next.
+        # The last token of a reply has nothing to predict.
         self._index = (rows.reply_ids[:-1] == rows.reply_ids[1:]).nonzero()[:, 0]
         self.num_rows = len(self._index)
 
@@ -35,9 +34,9 @@ class FeatureRows(Dataset[Batch]):
         return len(self._index)
 
     def __getitems__(self, places: list[int]) -> Batch:
-        """A batch: the arguments of `HeadsOnFeatures.forward`."""
+        """Returns the arguments of `HeadsOnFeatures.forward`."""
         index = self._index[torch.tensor(places)]
-        targets = self._rule.targets(self._rows, index)
+        targets = self._rule.make_targets(self._rows, index)
         return {
             "hidden": self._hidden[index],
             "root_ids": self._rows.token_ids[index],
@@ -51,18 +50,18 @@ class FeatureRows(Dataset[Batch]):
 
 
 class PaddedConversations(Dataset[Batch]):
-    """Conversations of different lengths, cut to a limit; a batch is padded on the right."""
+    """Conversations, cut to a maximal length; a batch is padded on the right."""
 
     def __init__(self, conversations: Sequence[LabelledTokens], max_length: int) -> None:
         cut = [(c.token_ids[:max_length], c.turns[:max_length]) for c in conversations]
         self._conversations = [(ids, turns) for ids, turns in cut if bool((turns > 0).any())]
-        self.num_rows = sum(_num_rows(turns) for _, turns in self._conversations)
+        self.num_rows = sum(_count_followed(turns) for _, turns in self._conversations)
 
     def __len__(self) -> int:
         return len(self._conversations)
 
     def __getitems__(self, places: list[int]) -> Batch:
-        """A batch: the arguments of `HeadsOnBackbone.forward`, (B, T) each."""
+        """Returns the arguments of `HeadsOnBackbone.forward`, (B, T) each."""
         chosen = [self._conversations[place] for place in places]
         shape = (len(chosen), max(len(ids) for ids, _ in chosen))
         batch = {

@@ -1,10 +1,10 @@
-"""The loss of Medusa heads: Σ λ_k · CE, without ever keeping a row of logits per token."""
+"""The loss of Medusa heads, Σ λ_k · CE_k, computed without storing the logits of all tokens."""
 
 from typing import Any
 
 import torch
 
-from medusa_trt.training.data.rows import Targets
+from medusa_trt.training.targets import Targets
 
 _MAX_CHUNK_ELEMENTS = 2**21
 
@@ -12,8 +12,8 @@ _MAX_CHUNK_ELEMENTS = 2**21
 class _SoftCrossEntropy(torch.autograd.Function):
     """Σ_n Σ_s w_ns · (logsumexp(z_n) − z_n[c_ns]) of logits z = state · unembeddingᵀ + correction.
 
-    Rows are taken in chunks whose logits stay in the processor's cache, and their gradient is
-    computed at once; the logits of all rows at a time would be written and read several times.
+    The logits of a chunk of rows stay in the processor's cache, and their gradient is computed at
+    once. The logits of all rows together would be written to memory and read several times.
     """
 
     @staticmethod
@@ -65,14 +65,14 @@ def soft_cross_entropy(
     weights: torch.Tensor,
     correction: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Summed cross-entropy against a few weighted columns of each row.
+    """Sums the cross-entropy of each row against a few weighted columns.
 
     Args:
-        state: (N, hidden), a head's output.
-        unembedding: (draft_vocab, hidden); products are computed in its dtype.
-        columns: (N, S) int64 of the target's tokens.
-        weights: (N, S) float32 of the target's tokens.
-        correction: (draft_vocab,) float32 to add to all logits, see `sampled_columns`.
+        state: (N, hidden) output of a head.
+        unembedding: (draft_vocab, hidden); logits are computed in its dtype.
+        columns: (N, S) int64 columns of the target tokens.
+        weights: (N, S) float32 weights of the target tokens.
+        correction: (draft_vocab,) float32 to add to the logits of every row, see `sample_columns`.
 
     Returns:
         A float32 scalar.
@@ -91,19 +91,19 @@ def medusa_loss(
     decay: float,
     num_sampled: int | None = None,
 ) -> torch.Tensor:
-    """Σ_k decay^k · CE_k (paper, equation 1), each the mean over the rows whose target exists.
+    """Computes Σ_k decay^k · CE_k (paper, equation 1), with means over the rows with a target.
 
     Args:
-        states: (K, N, hidden), what each head makes of each row.
+        states: (K, N, hidden) output of each head at each row.
         unembeddings: (draft_vocab, hidden) of each head.
-        targets: of the same rows and heads.
+        targets: those of the same rows and heads.
         decay: λ, 0.8 in the paper.
-        num_sampled: approximate the normalizer by this many tokens besides the targets, drawn
+        num_sampled: estimate the normalizer from the targets and this many other tokens, drawn
             anew at each call; exact if None.
     """
     columns, correction = targets.columns, None
     if num_sampled is not None and num_sampled < len(unembeddings[0]):
-        kept, correction, places = sampled_columns(targets, len(unembeddings[0]), num_sampled)
+        kept, correction, places = sample_columns(targets, len(unembeddings[0]), num_sampled)
         unembeddings = [weight[kept] for weight in unembeddings]
         columns = places[columns]
     counts = targets.exists.sum(0).clamp(min=1)
@@ -116,22 +116,22 @@ def medusa_loss(
     return total
 
 
-def sampled_columns(
+def sample_columns(
     targets: Targets, draft_vocab: int, num_sampled: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """A sampled softmax's tokens: all targets of a batch, and others drawn without replacement.
+    """Samples the tokens of a softmax: all targets of a batch, and others without replacement.
 
-    A drawn token stands for (others / drawn) tokens, so its logit gets the logarithm of that: the
-    normalizer is then right on average (Bengio and Senécal 2008, importance sampling).
+    A drawn token stands for (others / drawn) tokens, so the logarithm of that is added to its
+    logit: the normalizer is then right on average (Bengio and Senécal 2008, importance sampling).
 
     Returns:
-        kept (M,) int64 columns; correction (M,) float32; places (draft_vocab,) int64, where each
-        kept column lies in `kept`.
+        kept (M,) int64 columns; correction (M,) float32; places (draft_vocab,) int64, the index of
+        each kept column in `kept`.
     """
     device = targets.columns.device
     is_target = torch.zeros(draft_vocab, dtype=torch.bool, device=device)
     is_target[targets.columns[targets.weights > 0]] = True
-    is_target[0] = True  # padding points there
+    is_target[0] = True  # padding of the targets points to column 0
     others = (~is_target).nonzero()[:, 0]
     drawn = others[torch.randperm(len(others), device=device)[:num_sampled]]
     kept = torch.cat([is_target.nonzero()[:, 0], drawn])

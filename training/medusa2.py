@@ -1,17 +1,17 @@
-"""Medusa-2: backbone and heads trained together (paper, section 2.2.2)."""
+"""Medusa-2: trains the backbone and its heads together (paper, section 2.2.2)."""
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from medusa_trt.export.heads.medusa_heads import MedusaHeads, embedding_of
+from medusa_trt.export.heads.medusa_heads import MedusaHeads
 from medusa_trt.export.models.base_model import BaseModel
-from medusa_trt.training.backbone import unembedding_of
-from medusa_trt.training.data.rows import DraftVocabulary, Split
+from medusa_trt.training.data.rows import Split
 from medusa_trt.training.datasets import PaddedConversations
 from medusa_trt.training.medusa1 import (
     TrainResult,
@@ -20,20 +20,22 @@ from medusa_trt.training.medusa1 import (
 )
 from medusa_trt.training.objectives import HeadsOnBackbone
 from medusa_trt.training.options import JointOptions
-from medusa_trt.training.trainable_heads import TrainableHeads, shape_of, tensors_from_heads
+from medusa_trt.training.trainable_heads import TrainableHeads, tensors_from_heads
 from medusa_trt.training.trainer import run_trainer
 
 _PREFIX = "medusa_head."
+"""Prefix of the heads' tensors in the combined checkpoints of FasterDecoding v1.0."""
 
 
 @dataclass(frozen=True, slots=True)
 class JointResult:
-    """What both stages made.
+    """The result of both stages.
 
     Attributes:
         model: the backbone with its adapter merged, on the CPU.
-        first: the first stage, None where heads were given.
-        second: the second stage; its accuracy is with the new backbone on the old one's replies.
+        first: result of the first stage, None if heads were given.
+        second: result of the second stage. Its accuracy is that of the new backbone on the old
+            one's replies.
     """
 
     model: PreTrainedModel
@@ -52,10 +54,11 @@ def train_joint(
 
     Args:
         base: the backbone in float32; it is changed.
-        split: of its own replies.
-        folder: for the checkpoints of both stages; a run that was ended continues.
-        options: how.
-        heads: begin the second stage with these, without a first one.
+        split: its own replies.
+        folder: folder of the checkpoints of both stages; an interrupted run continues.
+        options: options of training.
+        heads: start the second stage with these heads and skip the first one. Their shape and
+            draft vocabulary replace those of the options.
 
     Raises:
         HeadsError: the given heads do not fit the backbone.
@@ -65,37 +68,45 @@ def train_joint(
         first = train_heads(base, split, folder / "stage-1", options.heads)
         heads = first.heads
     torch.manual_seed(options.heads.seed)
-    trainable = _heads_to_continue(base, heads)
-    adapted = get_peft_model(base.model, _lora_config(options))
+    trainable = TrainableHeads.from_heads(heads, base.model)
+    lora = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=options.lora_rank,
+        lora_alpha=options.lora_alpha,
+        target_modules="all-linear",
+    )
+    adapted = get_peft_model(base.model, lora)
     assert isinstance(adapted, PeftModel)
     module = HeadsOnBackbone(
         adapted,
         trainable,
         options.heads,
         teacher=adapted.disable_adapter,
-        heads_weight=lambda progress: ramped(options.heads_weight, progress),
+        heads_weight=lambda progress: ramp_weight(options.heads_weight, progress),
     )
     run = run_trainer(
         module,
-        learning_rates(module, options),
+        group_parameters(module, options),
         PaddedConversations(split.train, options.heads.max_length),
-        measure_on_backbone(module, split, options.heads),
+        partial(measure_on_backbone, module, split, options.heads),
         folder / "stage-2",
         options.heads,
         batch_size=options.heads.batch_size,
         num_epochs=options.num_epochs,
     )
     second = TrainResult(trainable.to_heads(), run.accuracy, run.log, run.num_rows)
-    return JointResult(_merged(adapted), first, second)
+    merged: PreTrainedModel = adapted.merge_and_unload()  # type: ignore[assignment]
+    merged.cpu()
+    return JointResult(merged, first, second)
 
 
-def ramped(weight: float, progress: float) -> float:
-    """λ0 along a quarter of a sine, the schedule of the paper's code; `progress` from 0 to 1."""
+def ramp_weight(weight: float, progress: float) -> float:
+    """Raises λ0 along a quarter of a sine, as the paper's code does; `progress` is 0 to 1."""
     return weight * math.sin(math.pi / 2 * min(1.0, progress))
 
 
-def learning_rates(module: HeadsOnBackbone, options: JointOptions) -> list[dict[str, object]]:
-    """The parameters in two groups: the adapter, and the heads at a multiple of its rate."""
+def group_parameters(module: HeadsOnBackbone, options: JointOptions) -> list[dict[str, object]]:
+    """Groups the parameters: the adapter, and the heads at a multiple of its learning rate."""
     adapter = [parameter for parameter in module.model.parameters() if parameter.requires_grad]
     rate = options.learning_rate
     return [
@@ -104,8 +115,8 @@ def learning_rates(module: HeadsOnBackbone, options: JointOptions) -> list[dict[
     ]
 
 
-def merged_tensors(model: PreTrainedModel, heads: MedusaHeads) -> dict[str, torch.Tensor]:
-    """A combined checkpoint in the layout of FasterDecoding v1.0: `medusa_head.` beside `model.`"""
+def merge_tensors(model: PreTrainedModel, heads: MedusaHeads) -> dict[str, torch.Tensor]:
+    """Merges the tensors of backbone and heads in the layout of FasterDecoding v1.0."""
     named = tensors_from_heads(heads, model.dtype)
     return {**model.state_dict(), **{f"{_PREFIX}{key}": value for key, value in named.items()}}
 
@@ -113,15 +124,15 @@ def merged_tensors(model: PreTrainedModel, heads: MedusaHeads) -> dict[str, torc
 def save_combined(
     base: BaseModel, model: PreTrainedModel, heads: MedusaHeads, folder: Path
 ) -> None:
-    """Writes the backbone with its heads as one Hugging Face folder, which holds the tokenizer too.
+    """Writes backbone, heads and tokenizer as one Hugging Face folder.
 
     Args:
-        base: where the tokenizer comes from.
+        base: the original model, which has the tokenizer.
         model: the merged backbone.
         heads: its heads.
-        folder: an empty or new one.
+        folder: an empty or new folder.
     """
-    # A model that was loaded from GGUF refuses to be saved, a fresh one of its config does not.
+    # transformers refuses to save a model that was loaded from GGUF, so a new model is saved.
     config = model.config
     if hasattr(config, "quantization_config"):
         del config.quantization_config
@@ -129,29 +140,5 @@ def save_combined(
     fresh = AutoModelForCausalLM.from_config(config, dtype=model.dtype)
     fresh.load_state_dict(model.state_dict())
     fresh.generation_config = model.generation_config
-    fresh.save_pretrained(folder, state_dict=merged_tensors(fresh, heads))
+    fresh.save_pretrained(folder, state_dict=merge_tensors(fresh, heads))
     base.tokenizer.save_pretrained(folder)
-
-
-def _heads_to_continue(base: BaseModel, heads: MedusaHeads) -> TrainableHeads:
-    """The heads with gradients; their own shape and draft vocabulary win over the options'."""
-    weight = unembedding_of(base.model)
-    heads.check_fits(weight.shape[1], weight.shape[0])
-    vocabulary = DraftVocabulary(heads.token_map, len(weight))
-    trainable = TrainableHeads(shape_of(heads), vocabulary, weight, embedding_of(base.model))
-    trainable.load_heads(heads)
-    return trainable.to(base.model.device)
-
-
-def _lora_config(options: JointOptions) -> LoraConfig:
-    return LoraConfig(
-        task_type="CAUSAL_LM",
-        r=options.lora_rank,
-        lora_alpha=options.lora_alpha,
-        target_modules="all-linear",
-    )
-
-
-def _merged(adapted: PeftModel) -> PreTrainedModel:
-    model: PreTrainedModel = adapted.merge_and_unload()
-    return model.cpu()

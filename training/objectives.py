@@ -1,4 +1,4 @@
-"""What the Trainer sees: heads on kept hidden states, and heads on a running backbone."""
+"""Training objectives: modules whose forward takes a batch and returns the loss."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -9,17 +9,18 @@ from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel
 
-from medusa_trt.training.backbone import observed_unembedding
-from medusa_trt.training.data.generation import top_logprobs
-from medusa_trt.training.data.rows import ReplyRows, TargetRule, Targets
+from medusa_trt.training.backbone import observe_unembedding
+from medusa_trt.training.data.generation import select_top_logprobs
+from medusa_trt.training.data.rows import ReplyRows
 from medusa_trt.training.data.shards import Features
 from medusa_trt.training.loss import medusa_loss
 from medusa_trt.training.options import TrainOptions
+from medusa_trt.training.targets import TargetRule, Targets
 from medusa_trt.training.trainable_heads import TrainableHeads
 
 
 class HeadsOnFeatures(nn.Module):
-    """Medusa-1 on hidden states that were kept: the backbone does not take part."""
+    """Medusa-1 on stored hidden states, without the backbone."""
 
     def __init__(self, heads: TrainableHeads, options: TrainOptions) -> None:
         super().__init__()
@@ -34,22 +35,26 @@ class HeadsOnFeatures(nn.Module):
         exists: torch.Tensor,
         progress: float = 0.0,
     ) -> torch.Tensor:
-        """`hidden` (N, hidden), `root_ids` (N,) and the parts of `Targets` → the loss.
+        """Computes the loss.
 
-        `progress` is unused.
+        Args:
+            hidden: (N, hidden).
+            root_ids: (N,) the token that each hidden state predicted.
+            columns, weights, exists: the tensors of `Targets`.
+            progress: not used.
         """
         targets = Targets(columns, weights, exists)
         return _heads_loss(self.heads, hidden.float(), root_ids, targets, self._options)
 
 
 class HeadsOnBackbone(nn.Module):
-    """Heads on a backbone that runs: frozen (Medusa-1), or with an adapter (Medusa-2).
+    """Heads on a running backbone: frozen (Medusa-1), or with an adapter (Medusa-2).
 
-    With an adapter the loss is, following section 2.2.2 of the paper and its self-distillation,
-    KL(teacher ‖ model) + λ0 · the heads' loss, where the teacher is the model without its adapter.
+    With an adapter, the loss follows section 2.2.2 of the paper with its self-distillation:
+    KL(teacher ‖ model) + λ0 · the heads' loss. The teacher is the model without its adapter.
     """
 
-    # The Trainer looks here whether it is all right that a checkpoint lacks the backbone.
+    # The Trainer checks this attribute when a checkpoint lacks weights, as ours lack the backbone.
     _keys_to_ignore_on_save = None
 
     def __init__(
@@ -61,14 +66,14 @@ class HeadsOnBackbone(nn.Module):
         teacher: Callable[[], AbstractContextManager[Any]] | None = None,
         heads_weight: Callable[[float], float] = lambda _: 1.0,
     ) -> None:
-        """Puts both together.
+        """Joins backbone and heads.
 
         Args:
             model: the backbone; only the parameters of an adapter are trained and saved.
-            heads: to be trained.
-            options: of the heads' loss.
+            heads: the heads to train.
+            options: those of the heads' loss.
             teacher: a context in which the adapter is off; None for a frozen backbone.
-            heads_weight: λ0 at each progress from 0 to 1.
+            heads_weight: λ0 as a function of the progress from 0 to 1.
         """
         super().__init__()
         self.model, self.heads, self._options = model, heads, options
@@ -86,22 +91,24 @@ class HeadsOnBackbone(nn.Module):
         attention_mask: torch.Tensor,
         progress: float = 0.0,
     ) -> torch.Tensor:
-        """(B, T) each, padded on the right with turn 0 → the loss."""
+        """Computes the loss of (B, T) tokens, which are padded on the right with turn 0."""
         with torch.no_grad(), (self._teacher or nullcontext)():
-            hidden, teacher_logits = self.hidden_and_logits(token_ids, turns, attention_mask)
+            hidden, teacher_logits = self.compute_hidden_and_logits(
+                token_ids, turns, attention_mask
+            )
         loss = hidden.new_zeros((), dtype=torch.float32)
         if self._teacher is not None:
-            hidden, logits = self.hidden_and_logits(token_ids, turns, attention_mask)
-            loss = divergence(teacher_logits, logits)
-        rows = _rows(token_ids, turns, teacher_logits)
-        targets = self._rule.targets(rows, torch.arange(len(rows), device=hidden.device))
+            hidden, logits = self.compute_hidden_and_logits(token_ids, turns, attention_mask)
+            loss = kl_divergence(teacher_logits, logits)
+        rows = _rows_from_batch(token_ids, turns, teacher_logits)
+        targets = self._rule.make_targets(rows, torch.arange(len(rows), device=hidden.device))
         heads_loss = _heads_loss(self.heads, hidden.float(), rows.token_ids, targets, self._options)
         return loss + self._heads_weight(progress) * heads_loss
 
-    def hidden_and_logits(
+    def compute_hidden_and_logits(
         self, token_ids: torch.Tensor, turns: torch.Tensor, attention_mask: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """What predicts each of R reply tokens: (R, hidden) and (R, vocab)."""
+        """Computes what predicts each of R reply tokens: (R, hidden) and (R, vocab)."""
         predicts_reply = turns.roll(-1, dims=1) > 0
         predicts_reply[:, -1] = False
         hidden: list[torch.Tensor] = []
@@ -110,14 +117,14 @@ class HeadsOnBackbone(nn.Module):
             hidden.append(state[predicts_reply])
             return hidden[0][None]
 
-        with observed_unembedding(self.model, select):
+        with observe_unembedding(self.model, select):
             logits = self.model(
                 input_ids=token_ids, attention_mask=attention_mask, use_cache=False
             ).logits
         return hidden[0], logits[0]
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
-        """Only what is trained: a checkpoint need not hold the backbone."""
+        """Returns only what is trained, so that a checkpoint does not hold the backbone."""
         state = super().state_dict(*args, **kwargs)
         adapter = {
             f"model.{name}"
@@ -128,13 +135,13 @@ class HeadsOnBackbone(nn.Module):
         return {name: value for name, value in state.items() if name in kept}
 
     def train(self, mode: bool = True) -> "HeadsOnBackbone":
-        """The backbone stays in evaluation mode: dropout would change the teacher."""
+        """Keeps the backbone in evaluation mode: dropout would change the teacher."""
         super().train(mode)
         self.model.eval()
         return self
 
 
-def divergence(teacher_logits: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+def kl_divergence(teacher_logits: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
     """Mean KL(teacher ‖ model) over rows of (R, vocab) logits."""
     teacher = teacher_logits.float().log_softmax(-1)
     model = logits.float().log_softmax(-1)
@@ -157,12 +164,11 @@ def _heads_loss(
     )
 
 
-def _rows(token_ids: torch.Tensor, turns: torch.Tensor, logits: torch.Tensor) -> ReplyRows:
-    """Reply rows of padded conversations, with the teacher's best tokens."""
-    batch = torch.arange(len(turns), device=turns.device)[:, None].expand_as(turns)
-    ids, logprobs = top_logprobs(logits)
+def _rows_from_batch(
+    token_ids: torch.Tensor, turns: torch.Tensor, logits: torch.Tensor
+) -> ReplyRows:
+    """Reply rows of padded conversations, with the teacher's most likely tokens."""
+    ids, logprobs = select_top_logprobs(logits)
     device = token_ids.device
     features = Features(logits.new_empty(0), ids.to(device), logprobs.to(device))
-    return ReplyRows.from_conversations(
-        token_ids.reshape(-1), turns.reshape(-1), batch.reshape(-1), features
-    )
+    return ReplyRows.from_padded(token_ids, turns, features)

@@ -1,4 +1,4 @@
-"""What a training run leaves behind: heads, tree, curves, log and a card."""
+"""Writes the results of training: heads, tree, curves, log and a model card."""
 
 import json
 import os
@@ -44,8 +44,8 @@ def replaced_folder(folder: Path) -> Iterator[Path]:
 
 
 def save_heads(heads: MedusaHeads, folder: Path, model: str) -> None:
-    """Writes heads in the public layout, in float16, with the config that readers cross-check."""
-    # As bytes: `save_file` makes a file that only its owner may read.
+    """Writes heads in the public layout, in float16, with the config that readers check."""
+    # `save_file` would write a file that only its owner may read.
     (folder / HEADS_FILE).write_bytes(save(tensors_from_heads(heads, torch.float16)))
     config = {
         "base_model_name_or_path": model,
@@ -62,23 +62,23 @@ def save_report(
     specs: Sequence[DataSpec],
     options: TrainOptions | JointOptions,
 ) -> None:
-    """Writes the card, the tree, the curves and the log.
+    """Writes the model card, the tree, the curves and the log.
 
     Args:
-        result: of training.
-        folder: exists.
-        title: the card's first line.
-        specs: of the data's folders.
-        options: of training.
+        result: the result of training.
+        folder: an existing folder.
+        title: first line of the card.
+        specs: descriptions of the training data, one for each folder.
+        options: options of training.
     """
     result.accuracy.tree.save(folder / "tree.json")
     (folder / "log.json").write_text(json.dumps(result.log, indent=1) + "\n", "utf-8")
-    (folder / "README.md").write_text(_card(result, title, specs, options), "utf-8")
+    (folder / "README.md").write_text(_format_card(result, title, specs, options), "utf-8")
     save_curves(result.log, folder / "curves.png", title)
 
 
 def save_curves(log: list[dict[str, float]], path: Path, title: str) -> None:
-    """Draws loss, top-1 accuracy of each head and tokens a step over updates.
+    """Draws the loss, the top-1 accuracy of each head and the tokens per step over the updates.
 
     Raises:
         TrainingError: matplotlib is not installed.
@@ -96,7 +96,7 @@ def save_curves(log: list[dict[str, float]], path: Path, title: str) -> None:
     panels = (
         ("loss", ["loss"]),
         ("top-1 accuracy, held out", heads),
-        ("tokens a step, held out", ["eval_tokens_per_step"]),
+        ("tokens per step, held out", ["eval_tokens_per_step"]),
     )
     for axis, (label, keys) in zip(axes, panels, strict=True):
         for key in keys:
@@ -110,8 +110,8 @@ def save_curves(log: list[dict[str, float]], path: Path, title: str) -> None:
     figure.savefig(path, dpi=120)
 
 
-def accuracy_table(accuracy: Accuracy) -> str:
-    """A Markdown table, in percent."""
+def format_accuracy(accuracy: Accuracy) -> str:
+    """Formats a Markdown table, in percent."""
     lines = ["| head | top-1 | top-5 | top-10 |", "|---|---|---|---|"]
     rows = zip(accuracy.top_1, accuracy.top_5, accuracy.top_10, strict=True)
     for head, values in enumerate(rows, start=1):
@@ -119,7 +119,7 @@ def accuracy_table(accuracy: Accuracy) -> str:
     return "\n".join(lines)
 
 
-def _card(
+def _format_card(
     result: TrainResult,
     title: str,
     specs: Sequence[DataSpec],
@@ -127,31 +127,31 @@ def _card(
 ) -> str:
     accuracy = result.accuracy
     recipe = asdict(options)
-    guess = ""
-    if result.num_guess_tokens:
-        guess = f" (the first guess of the linear maps: {result.num_guess_tokens:,})"
-    data = "\n".join(map(_data_line, specs))
+    fit = ""
+    if result.num_fit_tokens:
+        fit = f" (the initial linear maps: on {result.num_fit_tokens:,})"
+    data = "\n".join(map(_describe_data, specs))
     settings = "\n".join(f"- {name}: {value}" for name, value in recipe.items())
     return f"""# {title}
 
 Trained by medusa-trt {__version__} on {result.num_train_tokens:,} tokens of the model's own
-replies{guess}:
+replies{fit}:
 
 {data}
 
 Held-out replies ({accuracy.num_tokens:,} tokens of prompts that were not trained on), percent:
 
-{accuracy_table(accuracy)}
+{format_accuracy(accuracy)}
 
-{accuracy.tokens_per_step:.3f} tokens a step, the root included, replayed with the tree of
-{accuracy.tree.num_nodes} nodes in `tree.json`. The data's temperatures are in these figures: greedy
-replies are easier.
+{accuracy.tokens_per_step:.3f} tokens per step, the root included, replayed with the tree of
+{accuracy.tree.num_nodes} nodes in `tree.json`. The held-out replies have the temperatures above;
+greedy replies are easier to predict.
 
 {settings}
 """
 
 
-def _data_line(spec: DataSpec) -> str:
+def _describe_data(spec: DataSpec) -> str:
     temperatures = ", ".join(f"{value:g}" for value in spec.temperatures)
     replies = "reply" if spec.num_turns == 1 else "replies"
     return (

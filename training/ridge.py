@@ -1,4 +1,4 @@
-"""Good first maps: the linear map from a hidden state to a later one."""
+"""Initial linear maps of heads, fitted by ridge regression of later hidden states."""
 
 from collections.abc import Iterable
 
@@ -7,22 +7,22 @@ import torch
 from medusa_trt.export.heads.medusa_heads import Linear
 
 Piece = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+"""(R, inputs) what the map reads, (R, hidden) hidden states, (R,) reply ids; whole replies."""
 
 
-def ridge_maps(pieces: Iterable[Piece], num_heads: int, ridge: float) -> list[Linear]:
+def fit_ridge_maps(pieces: Iterable[Piece], num_heads: int, ridge: float) -> list[Linear]:
     """Fits, for each head i from 0, x_r → h_(r+1+i) − h_r within replies, by ridge regression.
 
-    The later state's unembedding predicts what the head shall predict, so a head whose blocks are
-    still zero begins as the best linear guess of that state. The bias is not penalized.
+    The backbone predicts the head's target token from the later state. So a head whose blocks are
+    still zero starts as the best linear estimate of that state. The bias has no penalty.
 
     Args:
-        pieces: what the map reads x (R, inputs), hidden (R, hidden) and reply_ids (R,), see
-            `ReplyRows`; replies lie within pieces.
-        num_heads: how many maps to fit.
-        ridge: the penalty, as a share of the mean squared value of an input; 0 is least squares.
+        pieces: the data, with reply ids as in `ReplyRows`.
+        num_heads: number of maps to fit.
+        ridge: the penalty, relative to the mean of the squared inputs; 0 is least squares.
 
     Returns:
-        A float32 map with bias for each head.
+        A float32 map with a bias for each head.
     """
     sums = [_Sums() for _ in range(num_heads)]
     for x, hidden, reply_ids in pieces:
@@ -30,11 +30,11 @@ def ridge_maps(pieces: Iterable[Piece], num_heads: int, ridge: float) -> list[Li
             is_pair = reply_ids[:-ahead] == reply_ids[ahead:]
             difference = hidden[ahead:][is_pair].float() - hidden[:-ahead][is_pair].float()
             total.add(x[:-ahead][is_pair].float(), difference)
-    return [total.solution(ridge) for total in sums]
+    return [total.solve(ridge) for total in sums]
 
 
 class _Sums:
-    """Moments of (x, y) pairs in float64."""
+    """Sums over (x, y) pairs in float64, from which the map is solved."""
 
     def __init__(self) -> None:
         self._xx: torch.Tensor | float = 0.0
@@ -44,15 +44,15 @@ class _Sums:
         self._count = 0
 
     def add(self, x: torch.Tensor, difference: torch.Tensor) -> None:
-        """Counts pairs of rows, (N, inputs) and (N, hidden)."""
+        """Adds N pairs: (N, inputs) and (N, hidden)."""
         self._xx = self._xx + (x.T @ x).double()
         self._xy = self._xy + (x.T @ difference).double()
         self._x = self._x + x.double().sum(0)
         self._y = self._y + difference.double().sum(0)
         self._count += len(x)
 
-    def solution(self, ridge: float) -> Linear:
-        """The map; zero where there was no pair to learn from."""
+    def solve(self, ridge: float) -> Linear:
+        """Solves for the map; it is zero if there were no pairs."""
         assert isinstance(self._xx, torch.Tensor) and isinstance(self._xy, torch.Tensor)
         assert isinstance(self._x, torch.Tensor) and isinstance(self._y, torch.Tensor)
         count = max(1, self._count)

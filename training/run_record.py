@@ -1,4 +1,4 @@
-"""Keeps a continued run from mixing with one of other options."""
+"""Prevents that a run continues from the checkpoints of a run with other data or options."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,9 +16,9 @@ _FILE = "run.json"
 def check_same_run(
     folder: Path, specs: Sequence[DataSpec], options: TrainOptions | JointOptions
 ) -> None:
-    """Records what a folder's checkpoints belong to, or checks it.
+    """Writes the data and options of a run beside its checkpoints, or compares them.
 
-    The record of a run that was ended before its first checkpoint is replaced.
+    The record of a run without a checkpoint is replaced.
 
     Raises:
         TrainingError: the folder holds a run with other data or options, or cannot be written.

@@ -1,19 +1,22 @@
-"""Medusa heads with parameters to train."""
+"""Medusa heads as a torch module with trainable parameters."""
 
 import math
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
-from medusa_trt.export.heads.medusa_heads import Linear, MedusaHead, MedusaHeads
-from medusa_trt.training.data.rows import DraftVocabulary
+from medusa_trt.export.heads.medusa_heads import Linear, MedusaHead, MedusaHeads, embedding_of
+from medusa_trt.training.backbone import get_unembedding
 from medusa_trt.training.options import HeadsShape
+from medusa_trt.training.targets import DraftVocabulary
 
 
 class _Head(nn.Module):
-    """What `MedusaHead` describes, in the same order.
+    """The layers of a `MedusaHead`, in the same order.
 
-    All maps begin at zero (paper, section 2.2: a new head predicts what the backbone predicts).
+    All maps start at zero, so that a new head predicts what the backbone predicts (paper, section
+    2.2).
     """
 
     def __init__(self, shape: HeadsShape, hidden_size: int) -> None:
@@ -29,17 +32,17 @@ class _Head(nn.Module):
     def forward(self, hidden: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
         if self.root_map is not None:
             hidden = hidden + self.root_map(inputs)
-        for block in self.layers():
+        for block in self.linear_blocks():
             hidden = hidden + nn.functional.silu(block(hidden))
         return hidden if self.projection is None else hidden + self.projection(hidden)
 
-    def layers(self) -> list[nn.Linear]:
-        """The blocks' maps."""
+    def linear_blocks(self) -> list[nn.Linear]:
+        """The blocks with the type that mypy needs."""
         return [block for block in self.blocks if isinstance(block, nn.Linear)]
 
 
 class TrainableHeads(nn.Module):
-    """All heads. Only their own parameters are in its state."""
+    """All heads of a model; its state holds the heads' parameters and nothing of the backbone."""
 
     def __init__(
         self,
@@ -48,13 +51,13 @@ class TrainableHeads(nn.Module):
         unembedding: torch.Tensor,
         embedding: torch.Tensor | None = None,
     ) -> None:
-        """Makes new heads.
+        """Creates untrained heads.
 
         Args:
-            shape: what they are made of.
-            vocabulary: the tokens to choose from.
-            unembedding: (vocab, hidden) of the backbone; products with it are in its dtype.
-            embedding: (vocab, hidden) of the backbone's input, for heads with a root map.
+            shape: number of heads and the kinds of their layers.
+            vocabulary: the tokens that they can draft.
+            unembedding: (vocab, hidden) of the backbone; logits are computed in its dtype.
+            embedding: (vocab, hidden) input embedding of the backbone, needed for a root map.
         """
         super().__init__()
         self.shape, self.vocabulary = shape, vocabulary
@@ -74,15 +77,29 @@ class TrainableHeads(nn.Module):
         self.root_embedding: torch.Tensor | None
         self.register_buffer("root_embedding", scaled, persistent=False)
 
+    @classmethod
+    def from_heads(cls, heads: MedusaHeads, model: PreTrainedModel) -> "TrainableHeads":
+        """Copies existing heads onto the device of their backbone.
+
+        Raises:
+            HeadsError: the heads do not fit the backbone.
+        """
+        unembedding = get_unembedding(model)
+        heads.check_fits(unembedding.shape[1], unembedding.shape[0])
+        vocabulary = DraftVocabulary(heads.token_map, len(unembedding))
+        trainable = cls(shape_from_heads(heads), vocabulary, unembedding, embedding_of(model))
+        trainable.load_heads(heads)
+        return trainable.to(model.device)
+
     def inputs(self, hidden: torch.Tensor, root_ids: torch.Tensor) -> torch.Tensor:
-        """What the first linear map reads of `hidden` (N, hidden) and `root_ids` (N,)."""
+        """Joins `hidden` (N, hidden) with the embeddings of `root_ids` (N,), if heads read them."""
         if self.root_embedding is None:
             return hidden
         root = nn.functional.embedding(root_ids, self.root_embedding)
         return torch.cat([hidden, root.to(hidden.dtype)], -1)
 
     def forward(self, hidden: torch.Tensor, root_ids: torch.Tensor) -> torch.Tensor:
-        """What each head gives its unembedding.
+        """Computes the input of each head's unembedding.
 
         Args:
             hidden: (N, hidden).
@@ -95,81 +112,81 @@ class TrainableHeads(nn.Module):
         return torch.stack([head(hidden, inputs) for head in self.heads])
 
     def unembeddings(self) -> list[torch.Tensor]:
-        """(draft_vocab, hidden) of each head, in the dtype of the backbone's."""
+        """(draft_vocab, hidden) unembedding of each head, in the dtype of the backbone's."""
         if self.shape.has_own_unembedding:
             dtype = self.shared_unembedding.dtype
             return [weight.to(dtype) for weight in self.own_unembeddings]
         return [self.shared_unembedding] * self.shape.num_heads
 
-    def logits(self, hidden: torch.Tensor, root_ids: torch.Tensor) -> torch.Tensor:
-        """(K, N, draft_vocab) of the arguments of `forward`, without gradients."""
+    def compute_logits(self, hidden: torch.Tensor, root_ids: torch.Tensor) -> torch.Tensor:
+        """Computes (K, N, draft_vocab) logits without gradients; arguments as in `forward`."""
         with torch.inference_mode():
             pairs = zip(self(hidden, root_ids), self.unembeddings(), strict=True)
             return torch.stack([state.to(weight.dtype) @ weight.T for state, weight in pairs])
 
     def set_linear_maps(self, maps: list[Linear]) -> None:
-        """Sets each head's root map, or its projection if it has no root map."""
+        """Sets the root map of each head, or its projection if it has no root map."""
         for head, map_ in zip(self._heads(), maps, strict=True):
             module = head.root_map or head.projection
             assert module is not None
-            _set(module, map_)
+            _copy_map(module, map_)
 
     def to_heads(self) -> MedusaHeads:
-        """A copy in the form that the export reads."""
+        """Copies the parameters into the form that the export reads."""
 
         def linear(module: nn.Linear) -> Linear:
             return Linear(module.weight.detach().cpu().clone(), module.bias.detach().cpu().clone())
 
         heads = tuple(
             MedusaHead(
-                tuple(map(linear, head.layers())),
+                tuple(map(linear, head.linear_blocks())),
                 None if head.projection is None else linear(head.projection),
                 self.own_unembeddings[index].detach().cpu().clone()
                 if self.shape.has_own_unembedding
                 else None,
                 None
                 if head.root_map is None
-                else self._scaled(linear(head.root_map), self._root_scale),
+                else _scale_root(linear(head.root_map), self._root_scale),
             )
             for index, head in enumerate(self._heads())
         )
         return MedusaHeads(heads, self.vocabulary.token_map)
 
     def load_heads(self, heads: MedusaHeads) -> None:
-        """Takes the parameters of heads of the same shape."""
-        assert shape_of(heads) == self.shape
+        """Copies the parameters of heads of the same shape."""
+        assert shape_from_heads(heads) == self.shape
         for index, (module, head) in enumerate(zip(self._heads(), heads.heads, strict=True)):
-            for layer, map_ in zip(module.layers(), head.blocks, strict=True):
-                _set(layer, map_)
+            for layer, map_ in zip(module.linear_blocks(), head.blocks, strict=True):
+                _copy_map(layer, map_)
             if module.projection is not None and head.projection is not None:
-                _set(module.projection, head.projection)
+                _copy_map(module.projection, head.projection)
             if module.root_map is not None and head.root_map is not None:
-                _set(module.root_map, self._scaled(head.root_map, 1 / self._root_scale))
+                _copy_map(module.root_map, _scale_root(head.root_map, 1 / self._root_scale))
             if head.unembedding is not None:
                 with torch.no_grad():
                     self.own_unembeddings[index].copy_(head.unembedding)
-
-    @staticmethod
-    def _scaled(root_map: Linear, scale: float) -> Linear:
-        """A root map of embeddings that are `scale` times smaller."""
-        state, root = root_map.weight.chunk(2, dim=1)
-        return Linear(torch.cat([state, root * scale], 1), root_map.bias)
 
     def _heads(self) -> list[_Head]:
         return [head for head in self.heads if isinstance(head, _Head)]
 
 
+def _scale_root(root_map: Linear, scale: float) -> Linear:
+    """Adapts a root map to embeddings that are `scale` times smaller."""
+    state, root = root_map.weight.chunk(2, dim=1)
+    return Linear(torch.cat([state, root * scale], 1), root_map.bias)
+
+
 def _unit_scale(embedding: torch.Tensor) -> float:
     """A power of two that brings embeddings to a root mean square near 1.
 
-    Many are far below it, and hidden states are not: one learning rate would then be too slow for
-    the embedding's half of a map.
+    Embeddings are often much smaller than hidden states. One learning rate for both would be too
+    slow for the half of the map that reads the embedding.
     """
     size = float(embedding.detach().float().square().mean().sqrt())
     return float(2.0 ** round(-math.log2(size))) if size > 0 else 1.0
 
 
-def _set(layer: nn.Linear, map_: Linear) -> None:
+def _copy_map(layer: nn.Linear, map_: Linear) -> None:
     with torch.no_grad():
         layer.weight.copy_(map_.weight)
         layer.bias.zero_()
@@ -177,8 +194,8 @@ def _set(layer: nn.Linear, map_: Linear) -> None:
             layer.bias.copy_(map_.bias)
 
 
-def shape_of(heads: MedusaHeads) -> HeadsShape:
-    """The shape of existing heads."""
+def shape_from_heads(heads: MedusaHeads) -> HeadsShape:
+    """Reads the shape of existing heads."""
     return HeadsShape(
         num_heads=heads.num_heads,
         num_layers=heads.num_layers,
@@ -189,7 +206,7 @@ def shape_of(heads: MedusaHeads) -> HeadsShape:
 
 
 def tensors_from_heads(heads: MedusaHeads, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    """Named tensors in the layout that `heads_from_path` reads."""
+    """Names the tensors as `heads_from_path` expects them."""
     tensors = {}
     for index, head in enumerate(heads.heads):
         maps = {f"{layer}.linear": block for layer, block in enumerate(head.blocks)}

@@ -1,4 +1,4 @@
-"""transformers' Trainer with what Medusa adds: two learning rates, λ0's ramp, held-out replies."""
+"""transformers' Trainer, extended by two learning rates, λ0's schedule and held-out replies."""
 
 import json
 from collections.abc import Callable
@@ -13,8 +13,8 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from medusa_trt.errors import TrainingError
 from medusa_trt.training.accuracy import Accuracy
-from medusa_trt.training.backbone import best_device, best_dtype
-from medusa_trt.training.datasets import Batch, FeatureRows, PaddedConversations, num_rows
+from medusa_trt.training.backbone import select_device, select_dtype
+from medusa_trt.training.datasets import Batch, FeatureRows, PaddedConversations, count_rows
 from medusa_trt.training.options import TrainOptions
 
 _STATE_FILE = "trainer_state.json"
@@ -23,12 +23,12 @@ _WARMUP_FRACTION = 0.03
 
 @dataclass(frozen=True, slots=True)
 class TrainRun:
-    """What a run came to, with what it did before it was ended and continued.
+    """The result of a run, which may have been interrupted and continued.
 
     Attributes:
-        accuracy: at the end.
-        log: one entry with "step" for each thing measured.
-        num_rows: different reply tokens that its updates were computed from.
+        accuracy: that at the end.
+        log: the Trainer's log, with a "step" in each entry.
+        num_rows: different reply tokens that the updates were computed from.
     """
 
     accuracy: Accuracy
@@ -37,10 +37,10 @@ class TrainRun:
 
 
 class MedusaTrainer(Trainer):
-    """Trains a module whose forward takes a batch and `progress` (0 to 1) and returns the loss."""
+    """Trains a module whose forward returns the loss of a batch at a progress from 0 to 1."""
 
     def __init__(self, *, measure: Callable[[], Accuracy], **arguments: Any) -> None:
-        """`measure` is called at every evaluation; the rest is the Trainer's."""
+        """Takes the Trainer's arguments, and `measure`, which is called at every evaluation."""
         super().__init__(**arguments)
         self._measure = measure
         self.accuracy: Accuracy | None = None
@@ -48,8 +48,8 @@ class MedusaTrainer(Trainer):
     def compute_loss(
         self, model: nn.Module, inputs: Batch, *_: object, **__: object
     ) -> torch.Tensor:
-        """The module's own loss. The rows are counted where a checkpoint keeps the count."""
-        rows = torch.tensor(num_rows(inputs), device=self.args.device)
+        """Computes the module's loss, and counts the reply tokens in the state that is saved."""
+        rows = torch.tensor(count_rows(inputs), device=self.args.device)
         self.state.num_input_tokens_seen += int(self.accelerator.gather(rows).sum())
         progress = self.state.global_step / max(1, self.state.max_steps)
         loss: torch.Tensor = model(**inputs, progress=progress)
@@ -79,17 +79,17 @@ def run_trainer(
     batch_size: int,
     num_epochs: float,
 ) -> TrainRun:
-    """Trains until the end, from the last whole checkpoint in `folder` if there is one.
+    """Trains to the end, starting from the last complete checkpoint in `folder` if there is one.
 
     Args:
-        module: see `MedusaTrainer`.
-        groups: parameters with their learning rates, as torch optimizers take them.
-        dataset: what to train on.
-        measure: measures the heads.
-        folder: for checkpoints.
-        options: of training.
-        batch_size: items of the dataset in a step's piece.
-        num_epochs: passes over the data, unless `options.max_steps`.
+        module: as in `MedusaTrainer`.
+        groups: parameters with their learning rates, as torch optimizers expect them.
+        dataset: the data to train on.
+        measure: measures the heads on held-out replies.
+        folder: folder of the checkpoints.
+        options: options of training.
+        batch_size: items of the dataset in a batch; an update takes `options.accumulation` batches.
+        num_epochs: passes over the data; `options.max_steps` overrides it.
     """
     steps_per_epoch = -(-len(dataset) // (batch_size * options.accumulation))
     total_steps = options.max_steps or max(1, round(steps_per_epoch * num_epochs))
@@ -99,55 +99,58 @@ def run_trainer(
         model=module,
         args=_arguments(folder, options, batch_size, total_steps, every),
         train_dataset=dataset,
-        eval_dataset=dataset,  # never read: `measure` has its own
-        data_collator=_as_it_is,
+        eval_dataset=dataset,  # required but not read: `measure` has its own data
+        data_collator=_return_batch,
         optimizers=(_optimizer(groups, options), None),
     )
-    checkpoint = last_checkpoint(folder)
+    checkpoint = find_last_checkpoint(folder)
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     trainer.evaluate()
     assert trainer.accuracy is not None
-    num_seen = min(trainer.state.num_input_tokens_seen, dataset.num_rows)  # then they come again
+    # After the first epoch the same rows come again.
+    num_seen = min(trainer.state.num_input_tokens_seen, dataset.num_rows)
     return TrainRun(trainer.accuracy, trainer.state.log_history, num_seen)
 
 
-def last_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint that was written to its end.
+def find_last_checkpoint(folder: Path) -> Path | None:
+    """Finds the newest complete checkpoint.
 
-    The Trainer writes a checkpoint's state last, so one whose state cannot be read was being
-    written when the run was killed.
+    The Trainer writes the state of a checkpoint last. So a checkpoint whose state cannot be read
+    is incomplete: the run was killed while it was written.
     """
-    found = [
+    checkpoints = [
         (int(path.name.split("-")[-1]), path)
         for path in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*")
-        if path.name.split("-")[-1].isdigit() and _is_whole(path)
+        if path.name.split("-")[-1].isdigit() and _is_complete(path)
     ]
-    return max(found)[1] if found else None
+    return max(checkpoints)[1] if checkpoints else None
 
 
-def _is_whole(checkpoint: Path) -> bool:
+def _is_complete(checkpoint: Path) -> bool:
     try:
         return "global_step" in json.loads((checkpoint / _STATE_FILE).read_text("utf-8"))
     except (OSError, ValueError):
         return False
 
 
-def _as_it_is(batch: Batch) -> Batch:
+def _return_batch(batch: Batch) -> Batch:
     return batch
 
 
 def _optimizer(groups: list[dict[str, Any]], options: TrainOptions) -> torch.optim.Optimizer:
     for group in groups:
         if not group["params"]:
-            raise TrainingError("there is nothing to train: no parameter has a gradient")
+            raise TrainingError(
+                "there is nothing to train: a group has no parameter with a gradient"
+            )
     return torch.optim.AdamW(groups, weight_decay=options.weight_decay)
 
 
 def _arguments(
     folder: Path, options: TrainOptions, batch_size: int, total_steps: int, every: int
 ) -> TrainingArguments:
-    device = best_device()
-    bf16 = best_dtype(device) == torch.bfloat16 if options.bf16 is None else options.bf16
+    device = select_device()
+    bf16 = select_dtype(device) == torch.bfloat16 if options.bf16 is None else options.bf16
     return TrainingArguments(
         output_dir=str(folder),
         per_device_train_batch_size=batch_size,

@@ -127,10 +127,10 @@ def make_data(arguments: DataArguments) -> None:
 
     from medusa_trt.runtime.bundle import Bundle
     from medusa_trt.training.backbone import load_backbone
-    from medusa_trt.training.data.distillation import generate_data, seed_prompts
+    from medusa_trt.training.data.distillation import generate_data, load_seed_prompts
 
     options = arguments.data
-    prompts = seed_prompts(arguments.prompts)
+    prompts = load_seed_prompts(arguments.prompts)
     bundle = None if arguments.bundle is None else Bundle.open(arguments.bundle)
     base = load_backbone(arguments.model, quantization=arguments.quantization)
     total = options.num_conversations or len(prompts)
@@ -214,12 +214,16 @@ def measure(arguments: MeasureArguments) -> None:
 
     from medusa_trt.export.heads.head_checkpoint import heads_from_path
     from medusa_trt.training.backbone import load_backbone
-    from medusa_trt.training.measure import first_turns, greedy_replies, measure_heads
+    from medusa_trt.training.measurement import (
+        generate_replies,
+        load_first_turns,
+        measure_heads,
+    )
 
-    turns = first_turns(arguments.prompts)
+    turns = load_first_turns(arguments.prompts)
     all_heads = [heads_from_path(path) for path in arguments.heads]
     base = load_backbone(arguments.model, torch.float32, arguments.quantization)
-    replies = greedy_replies(base, turns, arguments.max_new_tokens)
+    replies = generate_replies(base, turns, arguments.max_new_tokens)
     for path, heads in zip(arguments.heads, all_heads, strict=True):
         print(path)
         _print_accuracy(measure_heads(base, replies, heads, arguments.num_nodes, arguments.tree))
@@ -231,9 +235,9 @@ def _conclude(accuracy: "Accuracy", output: Path) -> None:
 
 
 def _print_accuracy(accuracy: "Accuracy") -> None:
-    from medusa_trt.training.report import accuracy_table
+    from medusa_trt.training.report import format_accuracy
 
-    print(accuracy_table(accuracy))
+    print(format_accuracy(accuracy))
     print(
         f"{accuracy.tokens_per_step:.3f} tokens a step with {accuracy.tree.num_nodes} nodes, "
         f"on {accuracy.num_tokens} tokens"

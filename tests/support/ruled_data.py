@@ -38,7 +38,7 @@ def ruled_split(base: BaseModel, noise: float, *, has_features: bool, count: int
     return Split(conversations[:-10], conversations[-10:])
 
 
-def quick(shape: HeadsShape, **changes: object) -> TrainOptions:
+def quick_options(shape: HeadsShape, **changes: object) -> TrainOptions:
     values: dict[str, object] = {
         "shape": shape,
         "draft_vocab_size": V,

@@ -5,24 +5,24 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.ruled_data import quick, ruled_split
+from support.ruled_data import quick_options, ruled_split
 from support.tiny_models import VOCAB_SIZE
 from transformers import AutoModelForCausalLM
 
 from medusa_trt.export.heads.head_checkpoint import heads_from_tensors
 from medusa_trt.export.heads.medusa_heads import embedding_of
 from medusa_trt.export.models.base_model import BaseModel
-from medusa_trt.training.backbone import unembedding_of
-from medusa_trt.training.data.rows import DraftVocabulary
+from medusa_trt.training.backbone import get_unembedding
 from medusa_trt.training.medusa2 import (
-    learning_rates,
-    merged_tensors,
-    ramped,
+    group_parameters,
+    merge_tensors,
+    ramp_weight,
     save_combined,
     train_joint,
 )
 from medusa_trt.training.objectives import HeadsOnBackbone
 from medusa_trt.training.options import HeadsShape, JointOptions
+from medusa_trt.training.targets import DraftVocabulary
 from medusa_trt.training.trainable_heads import TrainableHeads
 
 
@@ -32,7 +32,7 @@ def test_joint_training_saves_a_model_that_is_its_own_teachers_neighbour(
     """Both stages; the merged folder loads as a model and as heads, and says what was trained."""
     split = ruled_split(base, 0.0, has_features=False, count=20)
     before = {name: value.clone() for name, value in base.model.state_dict().items()}
-    heads_options = quick(HeadsShape(num_heads=2), max_steps=6, batch_size=4)
+    heads_options = quick_options(HeadsShape(num_heads=2), max_steps=6, batch_size=4)
     options = JointOptions(heads=heads_options, learning_rate=1e-3, lora_rank=4)
     result = train_joint(base, split, tmp_path / "checkpoints", options)
     assert result.first is not None
@@ -48,7 +48,7 @@ def test_joint_training_saves_a_model_that_is_its_own_teachers_neighbour(
     assert any(not torch.equal(value, before[name]) for name, value in merged.items())
     config = json.loads((tmp_path / "merged" / "config.json").read_text())
     assert (config["medusa_num_heads"], config["medusa_num_layers"]) == (2, 1)
-    tensors = merged_tensors(loaded, result.second.heads)
+    tensors = merge_tensors(loaded, result.second.heads)
     named = {key: value for key, value in tensors.items() if key.startswith("medusa_head.")}
     heads = heads_from_tensors(named, "merged")
     assert torch.equal(
@@ -64,15 +64,15 @@ def adapted_module(base: BaseModel) -> HeadsOnBackbone:
     heads = TrainableHeads(
         shape,
         DraftVocabulary(None, VOCAB_SIZE),
-        unembedding_of(base.model),
+        get_unembedding(base.model),
         embedding_of(base.model),
     )
     return HeadsOnBackbone(
         adapted,
         heads,
-        quick(shape, soft_weight=0.8),
+        quick_options(shape, soft_weight=0.8),
         teacher=adapted.disable_adapter,
-        heads_weight=lambda progress: ramped(0.2, progress),
+        heads_weight=lambda progress: ramp_weight(0.2, progress),
     )
 
 
@@ -100,8 +100,8 @@ def test_the_teacher_is_the_model_without_its_adapter(base: BaseModel) -> None:
 
 def test_the_heads_learn_four_times_as_fast_as_the_adapter(base: BaseModel) -> None:
     module = adapted_module(base)
-    adapter, heads = learning_rates(module, JointOptions(learning_rate=1e-4))
+    adapter, heads = group_parameters(module, JointOptions(learning_rate=1e-4))
     assert heads["lr"] == pytest.approx(4 * 1e-4) and adapter["lr"] == 1e-4
     counted = [sum(p.numel() for p in group["params"]) for group in (adapter, heads)]  # type: ignore[attr-defined]
     assert sum(counted) == sum(p.numel() for p in module.parameters() if p.requires_grad)
-    assert [ramped(0.2, p) for p in (0, 1, 2)] == pytest.approx([0, 0.2, 0.2])
+    assert [ramp_weight(0.2, p) for p in (0, 1, 2)] == pytest.approx([0, 0.2, 0.2])

@@ -1,4 +1,4 @@
-"""Conversations as token ids: what a chat template puts around the turns, and whose they are."""
+"""Conversations as token ids, and the text that a chat template puts around their turns."""
 
 from dataclasses import dataclass, field
 
@@ -14,28 +14,28 @@ class Conversation:
     """A conversation so far.
 
     Attributes:
-        token_ids: everything said, with the template's tokens.
-        turns: as long; 0 for what the model did not say as an assistant, n in its n-th reply.
+        token_ids: all turns with the template's tokens.
+        turns: one number for each token: n in the model's n-th reply, 0 outside of replies.
     """
 
     token_ids: list[int] = field(default_factory=list)
     turns: list[int] = field(default_factory=list)
 
     def add(self, token_ids: list[int], turn: int = 0) -> None:
-        """Appends tokens of one speaker."""
+        """Appends tokens; `turn` is 0 outside of replies."""
         self.token_ids += token_ids
         self.turns += [turn] * len(token_ids)
 
 
 @dataclass(frozen=True, slots=True)
 class ChatFrame:
-    """The text around the turns of a conversation, found by rendering the model's template.
+    """The text that a model's chat template puts around the turns of a conversation.
 
     Attributes:
-        before_user: begins a conversation.
-        before_reply: between what the user says and the reply.
-        after_reply: from the end of a reply to the user's next turn.
-        has_template: false for a model that only continues text.
+        before_user: text before the first user turn.
+        before_reply: text between a user turn and the reply.
+        after_reply: text between a reply and the next user turn.
+        has_template: false for a base model, which only continues text.
     """
 
     before_user: str
@@ -45,10 +45,10 @@ class ChatFrame:
 
     @classmethod
     def from_tokenizer(cls, tokenizer: PreTrainedTokenizerBase) -> "ChatFrame":
-        """Renders a conversation of marked turns and takes it apart.
+        """Renders a conversation of marked turns and splits it at the marks.
 
         Raises:
-            TrainingError: the template changes or leaves out the turns.
+            TrainingError: the template changes the turns or leaves some out.
         """
         if tokenizer.chat_template is None:
             return cls("", "", "", has_template=False)
@@ -64,35 +64,40 @@ class ChatFrame:
             part, found, text = text.partition(mark)
             if not found:
                 raise TrainingError(
-                    "the model's chat template does not show every turn as it was said: "
-                    "give the tokenizer a plainer chat_template"
+                    "the model's chat template does not show every turn unchanged: "
+                    "give the tokenizer a simpler chat_template"
                 )
             parts.append(part)
-        # `text` is now what follows the last user turn: it opens the reply without the extras
-        # that some templates give to earlier replies.
+        # `text` now follows the last user turn and opens a reply. Before earlier replies, some
+        # templates add other text (parts[1]), which does not belong before a new one.
         return cls(parts[0], text, parts[2], has_template=True)
 
-    def opening(self, tokenizer: PreTrainedTokenizerBase, user: str) -> list[int]:
-        """Token ids up to the first reply."""
-        return self._ids(tokenizer, self.before_user + user + self.before_reply)
+    def encode_opening(self, tokenizer: PreTrainedTokenizerBase, user: str) -> list[int]:
+        """Encodes the first user turn, up to the first reply."""
+        return self._encode(tokenizer, self.before_user + user + self.before_reply)
 
-    def user_prefix(self, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-        """Token ids up to the first user turn."""
-        return self._ids(tokenizer, self.before_user)
+    def encode_user_prefix(self, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+        """Encodes the text before the first user turn."""
+        return self._encode(tokenizer, self.before_user)
 
-    def next_user_prefix(self, tokenizer: PreTrainedTokenizerBase, reply: list[int]) -> list[int]:
-        """Token ids between a reply and the user's next turn; `reply` may hold its end token."""
+    def encode_next_user_prefix(
+        self, tokenizer: PreTrainedTokenizerBase, reply: list[int]
+    ) -> list[int]:
+        """Encodes the text between a reply and the next user turn.
+
+        An end token of `reply` is not repeated.
+        """
         text = self.after_reply
         end = str(tokenizer.decode(reply[-1:])) if reply else ""
-        return self._ids(tokenizer, text.removeprefix(end) if end else text)
+        return self._encode(tokenizer, text.removeprefix(end) if end else text)
 
-    def next_turn(
+    def encode_next_turn(
         self, tokenizer: PreTrainedTokenizerBase, reply: list[int], user: str
     ) -> list[int]:
-        """Token ids between a reply and the next one, with what the user says."""
-        prefix = self.next_user_prefix(tokenizer, reply)
-        return prefix + self._ids(tokenizer, user + self.before_reply)
+        """Encodes the next user turn, from the end of `reply` up to the next reply."""
+        prefix = self.encode_next_user_prefix(tokenizer, reply)
+        return prefix + self._encode(tokenizer, user + self.before_reply)
 
-    def _ids(self, tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    def _encode(self, tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
         ids: list[int] = tokenizer(text, add_special_tokens=not self.has_template)["input_ids"]
         return ids

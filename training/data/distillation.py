@@ -1,4 +1,4 @@
-"""Self-distillation data: the model's own replies to seed prompts, shard by shard."""
+"""Generates self-distillation data: the model's own replies to seed prompts, shard by shard."""
 
 import hashlib
 from collections.abc import Iterator, Sequence
@@ -15,7 +15,7 @@ from medusa_trt.errors import TrainingError
 from medusa_trt.export.models.base_model import BaseModel
 from medusa_trt.runtime.bundle import Bundle
 from medusa_trt.runtime.engines.backends import engine_from_backend
-from medusa_trt.training.backbone import precision_of
+from medusa_trt.training.backbone import describe_precision
 from medusa_trt.training.data.conversation import ChatFrame, Conversation
 from medusa_trt.training.data.engine_generation import SPARE_ROWS, EngineGenerator
 from medusa_trt.training.data.generation import BatchGenerator, Continuation, Generator
@@ -26,22 +26,22 @@ FORMAT_VERSION = 1
 _USER_TEMPERATURE = 1.0
 _MAX_USER_TOKENS = 64
 _MAX_FRAME_TOKENS = 64
-"""What a chat template puts around a turn, generously."""
+"""More tokens than a chat template puts around a turn."""
 
 
-def seed_prompts(path: Path | None) -> list[tuple[str, ...]]:
-    """User turns to begin with: a file's, or the prompts that ship with the package.
+def load_seed_prompts(path: Path | None) -> list[tuple[str, ...]]:
+    """Reads the user turns of each prompt of a file, or of the packaged prompts if None.
 
     Raises:
         PromptError: the file cannot be read.
-        TrainingError: one of MT-bench's questions is among them.
+        TrainingError: a prompt is a question of MT-bench.
     """
     if path is None:
         return [(prompt.turns[0],) for prompt in self_generated_prompts()]
     prompts = prompts_from_file(path)
-    asked = _mt_bench_turns()
+    questions = _mt_bench_turns()
     for prompt in prompts:
-        if not asked.isdisjoint(map(_normalized, prompt.turns)):
+        if not questions.isdisjoint(map(_normalize, prompt.turns)):
             raise TrainingError(
                 f"prompt {prompt.id} of {path} is a question of MT-bench, on which heads are "
                 "measured: remove it"
@@ -56,36 +56,36 @@ def generate_data(
     options: DataOptions,
     bundle: Bundle | None = None,
 ) -> Iterator[Shard | None]:
-    """Makes the shards that a folder lacks.
+    """Generates the shards that a folder lacks.
 
-    A shard depends on the options and its index alone, so that a run that was ended and run again
-    leaves the same files as one that was not.
+    A shard depends only on the options and its number. So a run that was interrupted and repeated
+    leaves the same files as an uninterrupted one.
 
     Args:
         base: the model.
-        prompts: user turns to begin with.
-        folder: where the shards go.
-        options: how many conversations of which kind.
-        bundle: one of the same model, whose engine writes the replies instead of `base`.
+        prompts: the user turns of each seed prompt.
+        folder: the folder of the shards.
+        options: number and kind of the conversations.
+        bundle: a bundle of the same model, whose engine then writes the replies.
 
     Yields:
-        each new shard once it is written, None for one that was there.
+        Each new shard once it is written, None for a shard that the folder held already.
 
     Raises:
-        TrainingError: the folder holds other data, the model cannot write what is asked, or the
-            bundle is of another model.
+        TrainingError: the folder holds other data, the model cannot write such conversations, or
+            the bundle is of another model.
     """
     frame = ChatFrame.from_tokenizer(base.tokenizer)
-    spec = _spec(base, prompts, options, _dtype(base, bundle))
+    spec = _make_spec(base, prompts, options, bundle)
     if not frame.has_template and (options.num_turns > 1 or spec.num_conversations > len(prompts)):
         raise TrainingError(
             f"{base.source.name} has no chat template, so it cannot write user turns: give "
             f"--num-turns 1 and at most {len(prompts)} conversations"
         )
-    longest = max(len(frame.opening(base.tokenizer, turns[0])) for turns in prompts)
-    generator = _generator(base, options, bundle, longest)
+    longest = max(len(frame.encode_opening(base.tokenizer, turns[0])) for turns in prompts)
+    generator = _make_generator(base, options, bundle, longest)
     write_spec(folder, spec)
-    writer = _Writer(base, frame, options, generator)
+    writer = _ShardWriter(base, frame, options, generator)
     for index in range(spec.num_shards):
         path = shard_path(folder, index)
         if path.is_file():
@@ -93,13 +93,13 @@ def generate_data(
             continue
         first = index * options.batch_size
         last = min(first + options.batch_size, spec.num_conversations)
-        shard = writer.shard(index, prompts[first:last], last - first)
+        shard = writer.generate(index, prompts[first:last], last - first)
         shard.save(path)
         yield shard
 
 
-class _Writer:
-    """Holds the conversations of one shard at a time."""
+class _ShardWriter:
+    """Generates the conversations of one shard at a time."""
 
     def __init__(
         self, base: BaseModel, frame: ChatFrame, options: DataOptions, generator: Generator
@@ -108,12 +108,12 @@ class _Writer:
         self._generator = generator
         self._forbidden = _mt_bench_turns()
 
-    def shard(self, index: int, prompts: Sequence[tuple[str, ...]], size: int) -> Shard:
-        """Generates a shard of up to `size` conversations, the first ones from `prompts`."""
+    def generate(self, index: int, prompts: Sequence[tuple[str, ...]], size: int) -> Shard:
+        """Generates up to `size` conversations; the model writes the prompts that are missing."""
         options = self._options
         torch.manual_seed(options.seed * 1_000_003 + index)
         temperature = options.temperatures[index % len(options.temperatures)]
-        users = [list(turns) for turns in prompts] + self._written_prompts(size - len(prompts))
+        users = [list(turns) for turns in prompts] + self._write_prompts(size - len(prompts))
         if not users:
             raise TrainingError(
                 "the model wrote no prompt of its own: give seed prompts for all conversations"
@@ -121,7 +121,7 @@ class _Writer:
         conversations = [Conversation() for _ in users]
         features: list[list[Features]] = [[] for _ in users]
         for conversation, turns in zip(conversations, users, strict=True):
-            conversation.add(self._frame.opening(self._tokenizer, turns[0]))
+            conversation.add(self._frame.encode_opening(self._tokenizer, turns[0]))
         active = list(range(len(users)))
         for turn in range(1, options.num_turns + 1):
             replies = self._generator.continue_texts(
@@ -135,37 +135,40 @@ class _Writer:
                 if reply.features is not None:
                     features[i].append(reply.features)
             if turn < options.num_turns:
-                active = self._say_next(turn, active, replies, users, conversations)
+                active = self._add_user_turns(turn, active, replies, users, conversations)
                 if not active:
                     break
-        flat = [part for parts in features for part in parts]
-        return _shard_from(conversations, Features.concatenated(flat) if flat else None)
+        parts = [part for turns in features for part in turns]
+        return _shard_from_conversations(
+            conversations, Features.concatenate(parts) if parts else None
+        )
 
-    def _written_prompts(self, count: int) -> list[list[str]]:
-        """Up to `count` first user turns by the model itself; unfinished ones are left out.
+    def _write_prompts(self, count: int) -> list[list[str]]:
+        """Lets the model write up to `count` first user turns; unfinished ones are dropped.
 
-        It writes half as many again, because a place that stays empty costs as much as a reply: of
-        SmolLM2-135M's prompts 73 % were finished in time.
+        The model writes one and a half times as many, because an empty place in the batch costs as
+        much as a reply. SmolLM2-135M finishes 73 % of its prompts within the limit.
         """
         if count == 0:
             return []
-        prefix = self._frame.user_prefix(self._tokenizer)
-        texts = self._user_turns([prefix] * (count + count // 2))
+        prefix = self._frame.encode_user_prefix(self._tokenizer)
+        texts = self._write_user_turns([prefix] * (count + count // 2))
         return [[text] for text in texts if text is not None][:count]
 
-    def _user_turns(self, prefixes: list[list[int]]) -> list[str | None]:
-        written = self._generator.continue_texts(
+    def _write_user_turns(self, prefixes: list[list[int]]) -> list[str | None]:
+        continuations = self._generator.continue_texts(
             prefixes, max_new_tokens=_MAX_USER_TOKENS, temperature=_USER_TEMPERATURE
         )
-        return [self._user_text(continuation) for continuation in written]
+        return [self._decode_user_turn(continuation) for continuation in continuations]
 
-    def _user_text(self, continuation: Continuation) -> str | None:
+    def _decode_user_turn(self, continuation: Continuation) -> str | None:
+        """Returns None for a text that is unfinished, empty, or a question of MT-bench."""
         if not continuation.is_ended:
             return None
         text = str(self._tokenizer.decode(continuation.token_ids[:-1])).strip()
-        return None if not text or _normalized(text) in self._forbidden else text
+        return None if not text or _normalize(text) in self._forbidden else text
 
-    def _say_next(
+    def _add_user_turns(
         self,
         turn: int,
         active: list[int],
@@ -173,23 +176,27 @@ class _Writer:
         users: list[list[str]],
         conversations: list[Conversation],
     ) -> list[int]:
-        """Adds the user's next turn; returns the conversations that have one."""
+        """Adds the next user turns; returns the indices of the conversations that have one."""
         tokenizer, frame = self._tokenizer, self._frame
-        ended = {i: reply.token_ids for i, reply in zip(active, replies, strict=True)}
+        reply_ids = {i: reply.token_ids for i, reply in zip(active, replies, strict=True)}
         unwritten = [i for i in active if len(users[i]) == turn]
         prefixes = [
-            conversations[i].token_ids + frame.next_user_prefix(tokenizer, ended[i])
+            conversations[i].token_ids + frame.encode_next_user_prefix(tokenizer, reply_ids[i])
             for i in unwritten
         ]
-        for i, text in zip(unwritten, self._user_turns(prefixes) if prefixes else [], strict=True):
+        texts = self._write_user_turns(prefixes) if prefixes else []
+        for i, text in zip(unwritten, texts, strict=True):
             users[i] += [] if text is None else [text]
-        going_on = [i for i in active if len(users[i]) > turn]
-        for i in going_on:
-            conversations[i].add(frame.next_turn(tokenizer, ended[i], users[i][turn]))
-        return going_on
+        continued = [i for i in active if len(users[i]) > turn]
+        for i in continued:
+            token_ids = frame.encode_next_turn(tokenizer, reply_ids[i], users[i][turn])
+            conversations[i].add(token_ids)
+        return continued
 
 
-def _shard_from(conversations: list[Conversation], features: Features | None) -> Shard:
+def _shard_from_conversations(
+    conversations: list[Conversation], features: Features | None
+) -> Shard:
     def tensor(values: list[int]) -> torch.Tensor:
         return torch.tensor(values, dtype=torch.int32)
 
@@ -201,20 +208,21 @@ def _shard_from(conversations: list[Conversation], features: Features | None) ->
     )
 
 
-def _generator(
+def _make_generator(
     base: BaseModel, options: DataOptions, bundle: Bundle | None, longest: int
 ) -> Generator:
-    """`longest` is the number of tokens of the longest first turn."""
+    """Chooses what writes the replies; `longest` is the token count of the longest first turn."""
     if bundle is None:
         return BatchGenerator(base)
     spec = bundle.manifest.model
-    here = (base.source.name, base.model.config.hidden_size, base.model.config.vocab_size)
-    if (spec.name, spec.hidden_size, spec.vocab_size) != here:
+    expected = (base.source.name, base.model.config.hidden_size, base.model.config.vocab_size)
+    if (spec.name, spec.hidden_size, spec.vocab_size) != expected:
         raise TrainingError(
-            f"the bundle is of {spec.name} with {spec.hidden_size} hidden values and "
-            f"{spec.vocab_size} tokens, not of {here[0]} with {here[1]} and {here[2]}"
+            f"the bundle is of {spec.name} (hidden size {spec.hidden_size}, "
+            f"{spec.vocab_size} tokens), not of {expected[0]} ({expected[1]}, {expected[2]}): "
+            "export one of the same model"
         )
-    # No more rows than a conversation needs: pages of the cache are touched all over.
+    # The cache has no more rows than a conversation needs, because all of its memory is used.
     turn = options.max_new_tokens + _MAX_USER_TOKENS + _MAX_FRAME_TOKENS
     needed = max(longest, _MAX_USER_TOKENS + _MAX_FRAME_TOKENS) + options.num_turns * turn
     engine = engine_from_backend(
@@ -227,15 +235,13 @@ def _generator(
     return EngineGenerator(engine, base.eos_token_ids)
 
 
-def _dtype(base: BaseModel, bundle: Bundle | None) -> str:
-    if bundle is not None:
-        return f"bundle {bundle.manifest.target.name} {bundle.manifest.target.precision}"
-    return precision_of(base.model)
-
-
-def _spec(
-    base: BaseModel, prompts: Sequence[tuple[str, ...]], options: DataOptions, dtype: str
+def _make_spec(
+    base: BaseModel,
+    prompts: Sequence[tuple[str, ...]],
+    options: DataOptions,
+    bundle: Bundle | None,
 ) -> DataSpec:
+    target = None if bundle is None else bundle.manifest.target
     num_conversations = options.num_conversations or len(prompts)
     digest = hashlib.sha256(repr([tuple(turns) for turns in prompts]).encode())
     return DataSpec(
@@ -251,15 +257,17 @@ def _spec(
         temperatures=options.temperatures,
         has_features=options.keep_features,
         prompts_sha256=digest.hexdigest(),
-        dtype=dtype,
+        dtype=f"bundle {target.name} {target.precision}"
+        if target is not None
+        else describe_precision(base.model),
         seed=options.seed,
     )
 
 
 def _mt_bench_turns() -> frozenset[str]:
     turns = (turn for prompt in mt_bench_prompts() for turn in prompt.turns)
-    return frozenset(map(_normalized, turns))
+    return frozenset(map(_normalize, turns))
 
 
-def _normalized(text: str) -> str:
+def _normalize(text: str) -> str:
     return " ".join(text.split()).casefold()

@@ -1,4 +1,4 @@
-"""Batched generation that keeps what the unembedding read and what the teacher thought likely."""
+"""Batched generation through transformers, with the features that training needs."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -9,18 +9,18 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from medusa_trt.errors import TrainingError
 from medusa_trt.export.models.base_model import BaseModel
-from medusa_trt.training.backbone import observed_unembedding
+from medusa_trt.training.backbone import observe_unembedding
 from medusa_trt.training.data.shards import NUM_TEACHER_TOKENS, Features
 
 
 @dataclass(frozen=True, slots=True)
 class Continuation:
-    """What the model wrote after a piece of text.
+    """The tokens that the model wrote after a text.
 
     Attributes:
-        token_ids: with the token that ended it, if one did.
-        is_ended: whether it came to an end before the limit.
-        features: one row for each token, if they were asked for.
+        token_ids: the tokens, with the end token if there is one.
+        is_ended: whether there is an end token, else the limit was reached.
+        features: one row for each token, or None without `keep_features`.
     """
 
     token_ids: list[int]
@@ -29,7 +29,7 @@ class Continuation:
 
 
 class Generator(Protocol):
-    """Continues texts with what the model would say."""
+    """Continues texts with the model's own tokens."""
 
     def continue_texts(
         self,
@@ -39,38 +39,39 @@ class Generator(Protocol):
         temperature: float,
         keep_features: bool = False,
     ) -> list[Continuation]:
-        """Continues each text until it ends.
+        """Continues each text until an end token.
 
         Args:
             texts: token ids, none empty.
-            max_new_tokens: limit for each.
-            temperature: 0 is greedy; else all tokens are drawn from, by torch's global generator.
-            keep_features: whether to keep hidden states and the teacher's best tokens.
+            max_new_tokens: tokens of a continuation, at most.
+            temperature: 0 is greedy, else tokens are drawn with torch's global random generator.
+            keep_features: whether to return `Features`.
         """
         ...
 
 
-def draw(logits: torch.Tensor, temperature: float) -> torch.Tensor:
-    """Draws a token for each row of logits (N, vocab) by inverse transform; (N,) int64.
+def draw_tokens(logits: torch.Tensor, temperature: float) -> torch.Tensor:
+    """Draws a token for each row of (N, vocab) logits by inverse transform; (N,) int64.
 
-    `torch.multinomial` takes 113 ms for 128 rows of 49,152 tokens on two cores, more than half of
-    a step of the model; this takes 13.
+    This takes 13 ms for 128 rows of 49,152 tokens on two cores; `torch.multinomial` takes 113 ms,
+    more than half of a step of SmolLM2-135M.
     """
     cumulative = (logits.float() / temperature).softmax(-1).cumsum_(-1)
-    # Rounding leaves the last sum beside 1; a draw of exactly 0 would take a token of no mass.
+    # The last sum is not exactly 1, because of rounding. A number of exactly 0 could draw a token
+    # of probability 0, so the numbers lie in (0, last sum].
     places = (1 - torch.rand(len(logits), 1, device=logits.device)) * cumulative[:, -1:]
     return torch.searchsorted(cumulative, places).clamp_(max=logits.shape[-1] - 1)[:, 0]
 
 
-class _Draw(LogitsProcessor):
-    """Leaves only a drawn token, since `generate` itself would draw slowly."""
+class DrawOneToken(LogitsProcessor):
+    """Draws the next token itself, because `generate` draws with the slow `torch.multinomial`."""
 
     def __init__(self, temperature: float) -> None:
         self._temperature = temperature
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        """`scores` (N, vocab) → the same with all but the drawn token at minus infinity."""
-        drawn = draw(scores, self._temperature)
+        """Sets all (N, vocab) scores but those of the drawn tokens to minus infinity."""
+        drawn = draw_tokens(scores, self._temperature)
         return torch.full_like(scores, -torch.inf).scatter_(1, drawn[:, None], 0.0)
 
 
@@ -78,10 +79,10 @@ class BatchGenerator:
     """Continues a batch of texts through transformers' `generate`."""
 
     def __init__(self, base: BaseModel) -> None:
-        """The generation config of the model is not used: its penalties would change the teacher.
+        """Ignores the model's generation config, because its penalties would change the replies.
 
         Raises:
-            TrainingError: the model has no token that ends a reply.
+            TrainingError: the model has no end token.
         """
         self._model, self._eos_ids = base.model, base.eos_token_ids
         if not self._eos_ids:
@@ -107,74 +108,66 @@ class BatchGenerator:
         hidden: list[torch.Tensor] = []
         best: list[tuple[torch.Tensor, torch.Tensor]] = []
 
-        def keep(state: torch.Tensor) -> torch.Tensor:
+        def keep_hidden(state: torch.Tensor) -> torch.Tensor:
             if keep_features:
                 hidden.append(state[:, -1].to("cpu", torch.float16))
             return state
 
         def keep_best(_: torch.nn.Module, __: object, output: object) -> None:
             if keep_features:
-                best.append(top_logprobs(cast(torch.Tensor, output.logits[:, -1])))  # type: ignore[attr-defined]
+                best.append(select_top_logprobs(cast(torch.Tensor, output.logits[:, -1])))  # type: ignore[attr-defined]
 
+        processors = LogitsProcessorList([DrawOneToken(temperature)] if temperature else [])
         generate = cast(Callable[..., torch.Tensor], self._model.generate)
         with (
             torch.inference_mode(),
-            observed_unembedding(self._model, keep),
+            observe_unembedding(self._model, keep_hidden),
             self._model.register_forward_hook(keep_best),
         ):
             outputs = generate(
                 inputs,
                 attention_mask=mask,
-                generation_config=self._config(max_new_tokens),
-                logits_processor=LogitsProcessorList([_Draw(temperature)] if temperature else []),
+                generation_config=self._make_config(max_new_tokens),
+                logits_processor=processors,
             )
         rows = outputs[:, length:].tolist()
-        return [self._continuation(row, index, hidden, best) for index, row in enumerate(rows)]
+        continuations = []
+        for index, row in enumerate(rows):
+            ends = [place for place, token in enumerate(row) if token in self._eos_ids]
+            token_ids = row[: ends[0] + 1] if ends else row
+            features = None
+            if keep_features:
+                steps = range(len(token_ids))
+                states = [hidden[step][index] for step in steps]
+                pairs = [(best[step][0][index], best[step][1][index]) for step in steps]
+                features = Features.from_tokens(states, pairs)
+            continuations.append(Continuation(token_ids, bool(ends), features))
+        return continuations
 
-    def _continuation(
-        self,
-        row: list[int],
-        index: int,
-        hidden: list[torch.Tensor],
-        best: list[tuple[torch.Tensor, torch.Tensor]],
-    ) -> Continuation:
-        ends = [place for place, token in enumerate(row) if token in self._eos_ids]
-        token_ids = row[: ends[0] + 1] if ends else row
-        features = None
-        if hidden:
-            steps = range(len(token_ids))
-            features = Features(
-                torch.stack([hidden[step][index] for step in steps]),
-                torch.stack([best[step][0][index] for step in steps]),
-                torch.stack([best[step][1][index] for step in steps]),
-            )
-            features.check_finite()
-        return Continuation(token_ids, bool(ends), features)
-
-    def _config(self, max_new_tokens: int) -> GenerationConfig:
+    def _make_config(self, max_new_tokens: int) -> GenerationConfig:
         can_be_static = getattr(self._model, "_can_compile_fullgraph", False)
         return GenerationConfig(
             max_new_tokens=max_new_tokens,
-            do_sample=False,  # `_Draw` leaves one token to choose
+            do_sample=False,  # `DrawOneToken` leaves only one token
             repetition_penalty=1.0,
             eos_token_id=self._eos_ids,
             pad_token_id=self._pad_id,
             use_cache=True,
-            # A cache of fixed size is not copied every step: 731 tokens/s where a growing one
-            # gave 596 (SmolLM2-135M, bfloat16, 128 texts, two cores).
+            # A cache of fixed size is not copied at every step: 731 tokens/s instead of 596
+            # (SmolLM2-135M, bfloat16, 128 texts, two cores).
             cache_implementation="static" if can_be_static else None,
             disable_compile=True,
         )
 
 
-def top_logprobs(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The teacher's best tokens.
+def select_top_logprobs(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Selects the teacher's most likely tokens.
 
     Args:
         logits: (N, vocab).
 
     Returns:
-        ids (N, 8) int32 and log-probabilities (N, 8) float16, best first, on the CPU.
+        ids (N, 8) int32 and log-probabilities (N, 8) float16, the most likely first, on the CPU.
     """
     values, ids = logits.topk(min(NUM_TEACHER_TOKENS, logits.shape[-1]), dim=-1)
     logprobs = values.float() - logits.float().logsumexp(-1, keepdim=True)

@@ -1,4 +1,4 @@
-"""Self-distillation data on disk: a folder of shards, and a file that says what they are."""
+"""Self-distillation data on disk: a folder of shards, and a file that describes them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from medusa_trt.errors import TrainingError
 
 NUM_TEACHER_TOKENS = 8
+"""Most likely tokens of the teacher that are stored for each reply token."""
 _SPEC_FILE = "data.json"
 _SEQUENCES = ("token_ids", "turns", "lengths")
 
@@ -20,19 +21,20 @@ class DataSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     """What a folder of shards holds and how it was made; equal specs make equal shards.
 
     Attributes:
-        format_version: of this layout.
+        format_version: version of this layout.
         model: the backbone's name.
-        hidden_size, vocab_size: of the backbone.
-        num_shards: shards when complete, one a batch of conversations.
-        num_conversations: of all shards, at most.
-        batch_size: conversations in a shard, at most.
+        hidden_size, vocab_size: the backbone's.
+        num_shards: shards of a complete folder, one for each batch of conversations.
+        num_conversations: conversations of all shards, at most.
+        batch_size: conversations of a shard, at most.
         num_turns: replies of a conversation.
-        max_new_tokens: of a reply.
-        temperatures: of the shards in turn; 0 is greedy.
-        has_features: whether hidden states and the teacher's best tokens are kept.
-        prompts_sha256: of all seed prompts.
-        dtype: of the backbone, or what kind of bundle wrote the replies.
-        seed: of sampling.
+        max_new_tokens: tokens of a reply, at most.
+        temperatures: sampling temperatures, used by the shards in turn; 0 is greedy.
+        has_features: whether the shards hold `Features`.
+        prompts_sha256: hash of all seed prompts.
+        dtype: precision of the backbone, or target and precision of the bundle that wrote the
+            replies.
+        seed: seed of sampling.
     """
 
     format_version: int
@@ -56,9 +58,9 @@ class Features:
     """What the backbone computed for each of R reply tokens.
 
     Attributes:
-        hidden: (R, hidden) float16, what the unembedding read when it predicted the token.
+        hidden: (R, hidden) float16, the unembedding's input when it predicted the token.
         top_ids: (R, 8) int32 ids of the most likely tokens.
-        top_logprobs: (R, 8) float16 their log-probabilities at temperature 1.
+        top_logprobs: (R, 8) float16 log-probabilities of these tokens at temperature 1.
     """
 
     hidden: torch.Tensor
@@ -66,36 +68,46 @@ class Features:
     top_logprobs: torch.Tensor
 
     @classmethod
-    def concatenated(cls, parts: Sequence["Features"]) -> "Features":
-        """The features of several pieces of text, one after the other."""
+    def from_tokens(
+        cls, hidden: Sequence[torch.Tensor], best: Sequence[tuple[torch.Tensor, torch.Tensor]]
+    ) -> "Features":
+        """Stacks what was computed token by token.
+
+        Args:
+            hidden: (hidden,) of each token.
+            best: (8,) ids and (8,) log-probabilities of each token.
+
+        Raises:
+            TrainingError: a hidden state does not fit into float16.
+        """
+        states = torch.stack(list(hidden))
+        if not bool(states.isfinite().all()):
+            raise TrainingError(
+                "a hidden state of this model does not fit into float16: "
+                "make the data without features (--no-features)"
+            )
+        ids, logprobs = zip(*best, strict=True)
+        return cls(states, torch.stack(ids), torch.stack(logprobs))
+
+    @classmethod
+    def concatenate(cls, parts: Sequence["Features"]) -> "Features":
+        """Joins the features of several pieces of text, one after the other."""
         return cls(
             torch.cat([part.hidden for part in parts]),
             torch.cat([part.top_ids for part in parts]),
             torch.cat([part.top_logprobs for part in parts]),
         )
 
-    def check_finite(self) -> None:
-        """Refuses what does not fit into 16 bits.
-
-        Raises:
-            TrainingError: a hidden state is infinite or not a number.
-        """
-        if not bool(self.hidden.isfinite().all()):
-            raise TrainingError(
-                "a hidden state of this model does not fit into float16: "
-                "make the data without features (--no-features)"
-            )
-
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """Conversations, one after the other.
+    """The conversations of one file, one after the other.
 
     Attributes:
         token_ids: (T,) int32 tokens of all conversations.
-        turns: (T,) int32; 0 outside of replies, n in a conversation's n-th reply.
+        turns: (T,) int32: n in the n-th reply of a conversation, 0 outside of replies.
         lengths: (C,) int32 tokens of each conversation; their sum is T.
-        features: one row for each token with a turn, or None.
+        features: one row for each reply token, or None.
     """
 
     token_ids: torch.Tensor
@@ -109,7 +121,7 @@ class Shard:
         assert self.features is None or len(self.features.hidden) == num_rows
 
     def save(self, path: Path) -> None:
-        """Writes the shard; it appears under its name only when it is whole."""
+        """Writes the shard; the file gets its name only when it is complete."""
         tensors = {name: getattr(self, name) for name in _SEQUENCES}
         if self.features is not None:
             tensors |= {
@@ -125,15 +137,13 @@ class Shard:
         """Reads a shard.
 
         Raises:
-            TrainingError: it is missing or damaged.
+            TrainingError: the file is missing or damaged.
         """
         try:
             tensors = load_file(path)
-            features = (
-                Features(**{name: tensors.pop(name) for name in Features.__slots__})
-                if ("hidden" in tensors)
-                else None
-            )
+            features = None
+            if "hidden" in tensors:
+                features = Features(**{name: tensors.pop(name) for name in Features.__slots__})
             return cls(**tensors, features=features)
         except (OSError, SafetensorError, KeyError, TypeError, AssertionError) as error:
             raise TrainingError(
@@ -143,26 +153,27 @@ class Shard:
 
 
 def shard_path(folder: Path, index: int) -> Path:
-    """Where a shard lies."""
+    """Path of a shard by its number."""
     return folder / f"shard-{index:05d}.safetensors"
 
 
 def write_spec(folder: Path, spec: DataSpec) -> None:
-    """Begins or continues a folder.
+    """Writes the description of a new folder, or checks that of an existing one.
 
     Raises:
-        TrainingError: it holds data made in another way.
+        TrainingError: the folder holds data that was made in another way.
     """
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / _SPEC_FILE
     if file.exists():
-        found = read_spec(folder)
-        names = [name for name in spec.__struct_fields__ if _differs(found, spec, name)]
-        if names:
-            listed = ", ".join(
-                f"{name} {getattr(found, name)!r}, now {getattr(spec, name)!r}" for name in names
+        old, new = (msgspec.structs.asdict(s) for s in (read_spec(folder), spec))
+        changes = [
+            f"{name} {old[name]!r}, now {new[name]!r}" for name in new if old[name] != new[name]
+        ]
+        if changes:
+            raise TrainingError(
+                f"{folder} holds other data ({', '.join(changes)}): give another --output"
             )
-            raise TrainingError(f"{folder} holds other data ({listed}): give another --output")
         return
     temporary = file.with_suffix(".tmp")
     temporary.write_bytes(msgspec.json.format(msgspec.json.encode(spec), indent=2) + b"\n")
@@ -170,10 +181,10 @@ def write_spec(folder: Path, spec: DataSpec) -> None:
 
 
 def read_spec(folder: Path) -> DataSpec:
-    """Reads what a folder holds.
+    """Reads the description of a folder.
 
     Raises:
-        TrainingError: it is no data folder, or one of another version.
+        TrainingError: the folder holds no training data, or data of another version.
     """
     try:
         return msgspec.json.decode((folder / _SPEC_FILE).read_bytes(), type=DataSpec)
@@ -186,7 +197,7 @@ def read_spec(folder: Path) -> DataSpec:
 
 
 def load_shards(folder: Path) -> list[Shard]:
-    """Reads all shards.
+    """Reads all shards of a folder.
 
     Raises:
         TrainingError: a shard is missing or damaged.
@@ -199,7 +210,3 @@ def load_shards(folder: Path) -> list[Shard]:
             "run the same `train data` command again to finish it"
         )
     return [Shard.load(shard_path(folder, index)) for index in range(spec.num_shards)]
-
-
-def _differs(found: DataSpec, spec: DataSpec, name: str) -> bool:
-    return bool(getattr(found, name) != getattr(spec, name))
