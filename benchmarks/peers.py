@@ -19,10 +19,10 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 import msgspec
-from peer_contenders import Contender, contenders_for
-from peer_environments import PeerError, Workshop
-from peer_process import PeerProcess
-from peer_report import PeerReply, PeerReport, is_identical, print_report
+from peer.contenders import Contender, contenders_for
+from peer.environments import PeerError, Workshop
+from peer.process import PeerProcess
+from peer.report import PeerReply, PeerReport, is_identical, print_report
 from rich.console import Console
 
 from medusa_trt.calibration.bench.report import replaced_file

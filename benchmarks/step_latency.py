@@ -18,8 +18,8 @@ from pathlib import Path
 import msgspec
 import numpy as np
 from rich.console import Console
-from step_floors import ArithmeticFloor, products_of, reading
-from step_report import StepReport, StepTable, print_report
+from step.floors import ArithmeticFloor, products_of, reading
+from step.report import StepReport, StepTable, print_report
 
 from medusa_trt.calibration.bench.report import replaced_file
 from medusa_trt.calibration.machine import Machine

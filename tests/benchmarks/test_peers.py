@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from peer_contenders import Contender, contenders_for
-from peer_environments import PeerError, Workshop
-from peer_process import PeerProcess
-from peer_report import PeerReply, PeerReport, first_difference, is_identical, print_report
+from peer.contenders import Contender, contenders_for
+from peer.environments import PeerError, Workshop
+from peer.process import PeerProcess
+from peer.report import PeerReply, PeerReport, first_difference, is_identical, print_report
 from peers import drop_incomplete
 from rich.console import Console
 

@@ -1,8 +1,8 @@
 import msgspec
 import onnx_ir as ir
 import pytest
-from step_floors import ArithmeticFloor, Products, products_of
-from step_report import StepTable
+from step.floors import ArithmeticFloor, Products, products_of
+from step.report import StepTable
 
 from medusa_trt.runtime.bundle import Bundle
 from medusa_trt.runtime.engines.operators import library_path

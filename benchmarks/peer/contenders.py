@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from peer_environments import GENAI, LLAMA_CPP, Workshop
+from peer.environments import GENAI, LLAMA_CPP, Workshop
 
 from medusa_trt.errors import MedusaError
 from medusa_trt.runtime.bundle import Bundle
@@ -24,7 +24,7 @@ class Contender:
     Attributes:
         name: in tables, without spaces.
         python: its environment's interpreter.
-        worker: a module in `peer_workers`.
+        worker: a module in `workers`.
         options: of the worker's `load`, but for the number of threads.
     """
 

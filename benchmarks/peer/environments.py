@@ -14,7 +14,7 @@ from pathlib import Path
 
 from medusa_trt.errors import MedusaError
 
-WORKERS = Path(__file__).resolve().parent / "peer_workers"
+WORKERS = Path(__file__).resolve().parent / "workers"
 
 _MARKER = ".complete"
 

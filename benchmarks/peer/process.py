@@ -8,12 +8,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from peer_contenders import Contender
-from peer_environments import WORKERS, PeerError, last_line
+from peer.contenders import Contender
+from peer.environments import WORKERS, PeerError, last_line
 
 
 class PeerProcess:
-    """Speaks JSON lines with `peer_workers/loop.py`.
+    """Speaks JSON lines with `workers/loop.py`.
 
     Between answers the process is stopped by a signal, so that no thread of it can spin.
     """
