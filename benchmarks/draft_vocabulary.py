@@ -1,24 +1,27 @@
-"""Makes the truncated vocabulary that a model's heads draft from, out of its own replies.
+"""Adds a truncated draft vocabulary to a head checkpoint, made from the model's own replies.
 
     python benchmarks/draft_vocabulary.py --model smollm2-135m --heads HEADS --output HEADS
 
-Counts tokens in the model's replies (half greedy, half sampled) to the self-generated prompts,
-keeps the most frequent, and writes the heads with this `token_map`. Every tenth prompt is held
-out: the share of its reply tokens that the vocabulary covers is printed for several sizes.
+Counts the tokens of the model's replies (half greedy, half sampled) to the packaged prompts, and
+writes the heads with the most frequent tokens as their `token_map`. Every tenth prompt is held out:
+the share of its reply tokens that a vocabulary covers is printed for several sizes.
 """
 
-import argparse
-import time
+import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import cast
 
 import torch
 from safetensors.torch import load_file, save_file
+from script import make_parser, report_errors
 
-from medusa_trt.calibration.prompts import self_generated_prompts
-from medusa_trt.export.models.base_model import BaseModel, load_base_model, source_from_name
+from medusa_trt.calibration.progress import Progress
+from medusa_trt.export.models.base_model import BaseModel
+from medusa_trt.training.backbone import load_backbone
+from medusa_trt.training.data.conversation import ChatFrame
+from medusa_trt.training.data.distillation import load_seed_prompts
+from medusa_trt.training.data.generation import BatchGenerator
 
 SIZES = (1024, 2048, 4096, 8192, 16384, 32768)
 BATCH_SIZE = 32
@@ -26,63 +29,59 @@ HELD_OUT_EVERY = 10
 TEMPERATURE = 0.7
 
 
-def main() -> None:
+@report_errors
+def main() -> int:
     """Runs the script."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
-    parser.add_argument("--model", default="smollm2-135m")
-    parser.add_argument("--heads", type=Path, required=True, help=".safetensors to read")
-    parser.add_argument("--output", type=Path, required=True, help=".safetensors to write")
-    parser.add_argument("--size", type=int, default=8192, help="tokens to keep")
-    parser.add_argument("--num-prompts", type=int, default=1086)
-    parser.add_argument("--max-new-tokens", type=int, default=96)
-    parser.add_argument("--seed", type=int, default=0)
+    parser = make_parser(__doc__)
+    parser.add_argument("--model", default="smollm2-135m", help="model that the heads belong to")
+    parser.add_argument("--heads", type=Path, required=True, help=".safetensors file to read")
+    parser.add_argument("--output", type=Path, required=True, help=".safetensors file to write")
+    numbers = (
+        ("--size", 8192, "tokens of the draft vocabulary"),
+        ("--num-prompts", 1086, "prompts to answer"),
+        ("--max-new-tokens", 96, "tokens of a reply, at most"),
+        ("--seed", 0, "seed of sampling"),
+    )
+    for name, default, text in numbers:
+        parser.add_argument(name, type=int, default=default, metavar="N", help=text)
     arguments = parser.parse_args()
-    base = load_base_model(source_from_name(arguments.model))
-    base.model.bfloat16()
+    base = load_backbone(arguments.model)
     torch.manual_seed(arguments.seed)
-    kept: Counter[int] = Counter()
+    counts: Counter[int] = Counter()
     held_out: Counter[int] = Counter()
-    prompts = [prompt.turns[0] for prompt in self_generated_prompts()][: arguments.num_prompts]
-    for index, reply in enumerate(replies(base, prompts, arguments.max_new_tokens)):
-        (held_out if index % HELD_OUT_EVERY == 0 else kept).update(reply)
-    token_map = most_frequent(kept, base.model.config.vocab_size)
-    print(f"{kept.total()} tokens counted, {held_out.total()} held out; share covered:")
+    prompts = [turns[0] for turns in load_seed_prompts(None)][: arguments.num_prompts]
+    replies = generate_replies(base, prompts, arguments.max_new_tokens)
+    for index, reply in enumerate(replies):
+        (held_out if index % HELD_OUT_EVERY == 0 else counts).update(reply)
+    # Tokens that do not occur follow in the order of their ids, in which BPE made them.
+    ranked = sorted(range(base.model.config.vocab_size), key=lambda token: (-counts[token], token))
+    print(f"{counts.total()} tokens counted, {held_out.total()} held out; share covered:")
     for size in SIZES:
-        covered = sum(held_out[token] for token in token_map[:size]) / held_out.total()
+        covered = sum(held_out[token] for token in ranked[:size]) / held_out.total()
         print(f"  {size:6d} tokens: {covered:.2%}")
     tensors = load_file(arguments.heads)
-    tensors["token_map"] = torch.tensor(sorted(token_map[: arguments.size]))
+    tensors["token_map"] = torch.tensor(sorted(ranked[: arguments.size]))
     save_file(tensors, arguments.output)
+    return 0
 
 
-def replies(base: BaseModel, prompts: Sequence[str], max_new_tokens: int) -> Iterator[list[int]]:
-    """The model's replies to each prompt in turn, batch by batch, every other batch sampled."""
-    tokenizer = base.tokenizer
-    tokenizer.padding_side = "left"
-    generate = cast(Callable[..., torch.Tensor], base.model.generate)
-    start = time.perf_counter()
-    for batch, first in enumerate(range(0, len(prompts), BATCH_SIZE)):
-        texts = [
-            tokenizer.apply_chat_template(
-                [{"role": "user", "content": prompt}], add_generation_prompt=True, tokenize=False
-            )
-            for prompt in prompts[first : first + BATCH_SIZE]
-        ]
-        inputs = tokenizer(texts, return_tensors="pt", padding=True, add_special_tokens=False)
-        sampling = {"do_sample": True, "temperature": TEMPERATURE} if batch % 2 else {}
-        outputs = generate(**inputs, max_new_tokens=max_new_tokens, **sampling)
-        for row in outputs[:, inputs["input_ids"].shape[1] :].tolist():
-            ends = [index for index, token in enumerate(row) if token in base.eos_token_ids]
-            yield row[: ends[0] + 1] if ends else row
-        done = min(first + BATCH_SIZE, len(prompts))
-        left_s = (time.perf_counter() - start) / done * (len(prompts) - done)
-        print(f"{done}/{len(prompts)} prompts, {left_s:.0f} s left", flush=True)
-
-
-def most_frequent(counts: Counter[int], vocab_size: int) -> list[int]:
-    """All token ids, the most frequent first; unseen ones in id order, which BPE gives meaning."""
-    return sorted(range(vocab_size), key=lambda token: (-counts[token], token))
+def generate_replies(
+    base: BaseModel, prompts: Sequence[str], max_new_tokens: int
+) -> Iterator[list[int]]:
+    """Generates the replies batch by batch; every other batch is sampled."""
+    generator, frame = BatchGenerator(base), ChatFrame.from_tokenizer(base.tokenizer)
+    texts = [frame.encode_opening(base.tokenizer, prompt) for prompt in prompts]
+    progress = Progress(-(-len(texts) // BATCH_SIZE), "batches")
+    for batch, first in enumerate(range(0, len(texts), BATCH_SIZE)):
+        continuations = generator.continue_texts(
+            texts[first : first + BATCH_SIZE],
+            max_new_tokens=max_new_tokens,
+            temperature=TEMPERATURE if batch % 2 else 0.0,
+        )
+        progress.advance()
+        yield from (continuation.token_ids for continuation in continuations)
+    progress.end()
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,15 +1,15 @@
-"""Time and peak memory of an export, on a checkpoint of random weights in a model's real shape.
+"""Measures time and peak memory of an export, with random weights in the shape of a real model.
 
     python benchmarks/export_memory.py --shape vicuna-7b --precision int4 --folder FOLDER
 
-The checkpoint is made shard by shard in float16 and deleted afterwards, and so is the bundle;
-`--keep` keeps the checkpoint for the next run in the same folder. With `--random-weights` there is
-no checkpoint: the export makes its own weights. The export runs in a process of its own, whose
-resident memory is read from Linux while it runs: all of it, with the pages of files that are mapped
-and could be dropped, and without them.
+A float16 checkpoint and a bundle are made in the folder and deleted afterwards; `--keep` keeps the
+checkpoint for the next run. With `--random-weights`, the export makes its own weights without a
+checkpoint. The export runs in another process. Its resident memory is read from Linux: the peak
+with the pages of mapped files, which the system could drop, and the peak without them.
+
+The result is one line of JSON.
 """
 
-import argparse
 import json
 import shutil
 import subprocess
@@ -20,8 +20,10 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
+from script import make_parser, report_errors
 from transformers import LlamaConfig
 
+from medusa_trt.errors import MedusaError
 from medusa_trt.export.models.base_model import load_tokenizer, source_from_name
 from medusa_trt.export.weights.streamed_model import empty_model
 
@@ -65,15 +67,21 @@ TOKENIZER = "smollm2-135m"
 _BLOCK = (1 << 24) - 3
 
 
-def main() -> None:
-    """Makes a checkpoint, exports it, prints one line of JSON."""
-    parser = argparse.ArgumentParser(description="Time and peak memory of an export.")
-    parser.add_argument("--shape", choices=SHAPES, default="llama-1b")
-    parser.add_argument("--target", default="ort-cpu")
-    parser.add_argument("--precision", default="int4")
-    parser.add_argument("--heads", choices=["own", "shared"], default="own", help="unembeddings")
-    parser.add_argument("--folder", type=Path, required=True, help="scratch space")
-    parser.add_argument("--random-weights", action="store_true", help="without a checkpoint")
+@report_errors
+def main() -> int:
+    """Makes a checkpoint, exports it and prints the measurements."""
+    parser = make_parser(__doc__)
+    parser.add_argument("--shape", choices=SHAPES, default="llama-1b", help="shape of the model")
+    parser.add_argument("--target", default="ort-cpu", help="target of the export")
+    parser.add_argument("--precision", default="int4", help="precision of the export")
+    parser.add_argument(
+        "--heads",
+        choices=["own", "shared"],
+        default="own",
+        help="whether each head has its own unembedding or shares the backbone's",
+    )
+    parser.add_argument("--folder", type=Path, required=True, help="folder for temporary files")
+    parser.add_argument("--random-weights", action="store_true", help="export without a checkpoint")
     parser.add_argument("--keep", action="store_true", help="keep the checkpoint")
     arguments = parser.parse_args()
     model, heads, bundle = (arguments.folder / name for name in ("model", "heads", "bundle"))
@@ -91,19 +99,20 @@ def main() -> None:
     try:
         names = ("shape", "target", "precision", "heads", "random_weights")
         facts = {name: getattr(arguments, name) for name in names}
-        report = exported(words) | {"bundle_gb": round(_size_bytes(bundle) / 1e9, 2)}
+        report = run_export(words) | {"bundle_gb": round(_size_bytes(bundle) / 1e9, 2)}
         print(json.dumps(facts | report))
     finally:
         for folder in (bundle, *([] if arguments.keep else [model, heads])):
             shutil.rmtree(folder, ignore_errors=True)
+    return 0
 
 
 def make_checkpoint(folder: Path, shape: str) -> None:
-    """Sharded safetensors in float16, with a real tokenizer beside them."""
+    """Writes sharded float16 safetensors and a real tokenizer."""
     folder.mkdir()
     config = LlamaConfig(**SHAPES[shape], dtype="float16", architectures=["LlamaForCausalLM"])
     model = empty_model(config)
-    # One block of noise over and over: what is measured does not depend on the numbers.
+    # All weights repeat one block of noise, because time and memory do not depend on the values.
     noise = (torch.randn(_BLOCK, generator=torch.Generator().manual_seed(0)) * 0.02).half()
     weight_map: dict[str, str] = {}
     shard: dict[str, torch.Tensor] = {}
@@ -130,7 +139,7 @@ def make_checkpoint(folder: Path, shape: str) -> None:
 
 
 def make_heads(folder: Path, shape: str, own_unembeddings: bool) -> None:
-    """Random heads of one layer, as the published ones with unembeddings of their own."""
+    """Writes random heads with one layer, in the layout of the published checkpoints."""
     folder.mkdir(exist_ok=True)
     hidden_size = int(SHAPES[shape]["hidden_size"])
     generator = torch.Generator().manual_seed(1)
@@ -146,31 +155,35 @@ def make_heads(folder: Path, shape: str, own_unembeddings: bool) -> None:
     save_file(tensors, folder / "medusa_lm_head.safetensors")
 
 
-def exported(words: list[str]) -> dict[str, object]:
-    """Exports in another process; its time and its peak memory."""
+def run_export(words: list[str]) -> dict[str, object]:
+    """Exports in another process, and measures its time and peak memory.
+
+    Raises:
+        MedusaError: the export failed; it has printed why.
+    """
     start = time.perf_counter()
-    peak = own_peak = 0
+    peak = peak_without_files = 0
     with subprocess.Popen([sys.executable, "-m", "medusa_trt", "export", *words]) as process:
         while process.poll() is None:
-            found = memory_bytes(process.pid, ["VmHWM", "RssAnon", "RssShmem"])
-            peak = max(peak, found.pop("VmHWM", 0))
-            own_peak = max(own_peak, sum(found.values()))
+            sizes = read_memory_bytes(process.pid, ["VmHWM", "RssAnon", "RssShmem"])
+            peak = max(peak, sizes.pop("VmHWM", 0))
+            peak_without_files = max(peak_without_files, sum(sizes.values()))
             time.sleep(SAMPLE_S)
     if process.returncode:
-        raise SystemExit(process.returncode)
+        raise MedusaError(f"the export failed with exit code {process.returncode}")
     return {
         "seconds": round(time.perf_counter() - start, 1),
         "peak_resident_gib": round(peak / 2**30, 3),
-        "peak_without_files_gib": round(own_peak / 2**30, 3),
+        "peak_without_files_gib": round(peak_without_files / 2**30, 3),
     }
 
 
-def memory_bytes(process_id: int, names: list[str]) -> dict[str, int]:
-    """What Linux says of a process's memory; nothing where it has ended.
+def read_memory_bytes(process_id: int, names: list[str]) -> dict[str, int]:
+    """Reads a process's memory from Linux; an ended process has none.
 
-    VmHWM is its largest resident size so far, RssAnon and RssShmem the parts now that no file of
-    the disk backs. (The children's `ru_maxrss` would begin with the size of this process, which it
-    is forked from.)
+    VmHWM is the largest resident size so far. RssAnon and RssShmem are the parts of the current
+    size without files. (`ru_maxrss` of the children would start at the size of this process, from
+    which they are forked.)
     """
     try:
         status = Path(f"/proc/{process_id}/status").read_text("utf-8")
@@ -185,4 +198,4 @@ def _size_bytes(folder: Path) -> int:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

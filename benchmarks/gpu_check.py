@@ -1,25 +1,23 @@
-"""Checks and times a bundle on a GPU: `python benchmarks/gpu_check.py BUNDLE`.
+"""Checks and times a bundle on a GPU.
 
-1. A step over a tree against the same tokens as plain text, path by path, a recorded step
-   against the first one, and what the device draws for sampling against what the host draws.
-   These must agree; where they do not, the exit code is 1.
-2. Replies with the bundle's tree and plain ones: tokens a second and tokens a step of the heads
-   alone and with prompt lookup, for how many tokens they equal the plain ones, and the host's time
-   in a step. In narrow types the products of one row and of several may differ in the last bit, so
-   the replies may part where two tokens are all but equal. With `--transformers MODEL`, where the
-   bundle's model lies, also tokens a second of transformers with a static cache, for which it
-   compiles the model on a GPU.
-3. Time of a step over 1 to 128 nodes at two lengths of context, with the share of the memory
-   bandwidth that reading the weights and the cache takes (`--bandwidth`; the H100's is 3350
-   GB/s), and of drafting and reducing.
+    python benchmarks/gpu_check.py BUNDLE
+
+1. Compares a step over a tree with its paths as plain text, a recorded step with the first one,
+   and the device's draws for sampling with the host's. The exit code is 1 if these do not agree.
+2. Generates replies plainly, with the heads alone, and with heads and prompt lookup. Shows tokens
+   per second, tokens per step, how many tokens equal the plain ones, and the host's time in a step.
+   In 16 bits, the results for one row and for several may differ in the last bit. So the replies
+   may differ from a token on whose likelihood is almost that of another. `--transformers MODEL`
+   also times transformers with a static cache; give it the model of the bundle.
+3. Times a step over 1 to 128 nodes at two context lengths, drafting and reducing. `--bandwidth`
+   adds the share of the GPU's memory bandwidth that reading the weights and the cache takes.
 
 A bundle for ort-cuda runs as it is; for TensorRT build the engines first (`medusa-trt build BUNDLE
---max-tree-nodes 128`). Step times need no real weights, only room for context and nodes:
+--max-tree-nodes 128`). Step times do not need real weights, only room for context and nodes:
 `medusa-export --model vicuna-7b --random-weights --target ort-cuda --max-length 4352`. A bundle for
-ort-cpu runs on a machine without a GPU, which checks this script and nothing else.
+ort-cpu runs without a GPU, to test this script.
 """
 
-import argparse
 import statistics
 import sys
 import time
@@ -31,8 +29,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from peer.report import find_difference
 from rich.console import Console
 from rich.table import Table
+from script import make_parser, report_errors
 
 from medusa_trt.errors import MedusaError
 from medusa_trt.runtime.bundle import Bundle
@@ -49,11 +49,13 @@ PROMPTS = (
 TREE_SIZES = (1, 2, 4, 8, 16, 32, 64, 96, 128)
 CONTEXTS = (512, 4096)
 MAX_RELATIVE_ERROR = 0.05
-"""Of logits on a tree to those on text: a wrong mask or cache row gives more than 1."""
+"""Largest error of a tree's logits, relative to their spread; a wrong mask gives more than 1."""
 
 MIN_EQUAL_DRAWS = 0.99
-"""At the edge of two tokens' shares the last bit of an exponential decides."""
+"""Smallest share of equal draws; the last bit of an exponential can decide between two tokens."""
+
 MAX_ENTROPY_ERROR = 1e-3
+"""Largest difference of the entropies, in nats."""
 
 SAMPLING = (
     SamplingOptions(temperature=0.8),
@@ -65,41 +67,44 @@ _PAST = 100
 _WARM_UP = 3
 
 
+@report_errors
 def main() -> int:
-    """Runs all parts; returns 1 where the first one fails."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
-    parser.add_argument("bundle", type=Path)
+    """Runs all parts; returns 1 if the first one fails."""
+    parser = make_parser(__doc__)
+    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="folder of a bundle")
     parser.add_argument(
         "--backend", help="ort-cuda, tensorrt, tensorrt-rtx or ort-cpu (default: the bundle's)"
     )
-    parser.add_argument("--tokens", type=int, default=128, help="of a reply")
-    parser.add_argument("--rounds", type=int, default=30, help="steps timed at each point")
-    parser.add_argument("--bandwidth", type=float, metavar="GB/S", help="of the GPU's memory")
+    parser.add_argument("--tokens", type=int, default=128, metavar="N", help="tokens of a reply")
     parser.add_argument(
-        "--contexts", type=int, nargs="+", default=CONTEXTS, metavar="N", help="cached tokens"
+        "--rounds", type=int, default=30, metavar="N", help="times each step is measured"
     )
-    parser.add_argument("--transformers", metavar="MODEL", help="hub id or folder to compare with")
+    parser.add_argument(
+        "--bandwidth", type=float, metavar="GB/S", help="memory bandwidth of the GPU; H100: 3350"
+    )
+    parser.add_argument(
+        "--contexts", type=int, nargs="+", default=CONTEXTS, metavar="N", help="tokens in the cache"
+    )
+    parser.add_argument(
+        "--transformers", metavar="MODEL", help="hub id or folder of a model to time"
+    )
     arguments = parser.parse_args()
     console = Console()
-    try:
-        bundle = Bundle.open(arguments.bundle)
-        with MedusaSession(bundle, backend=arguments.backend) as session:
-            agrees = _check_steps(session, console) & _check_reductions(session, console)
-            _compare(session, arguments.tokens, console)
-            for context in arguments.contexts:
-                _time_steps(session, context, arguments.rounds, arguments.bandwidth, console)
-            _time_others(session, arguments.rounds, console)
-        if arguments.transformers is not None:
-            dtype = bundle.manifest.target.cache_dtype
-            _time_transformers(arguments.transformers, dtype, arguments.tokens, console)
-    except MedusaError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    bundle = Bundle.open(arguments.bundle)
+    with MedusaSession(bundle, backend=arguments.backend) as session:
+        agrees = _check_steps(session, console) & _check_reductions(session, console)
+        _compare_replies(session, arguments.tokens, console)
+        for context in arguments.contexts:
+            _time_steps(session, context, arguments.rounds, arguments.bandwidth, console)
+        _time_draft_and_reductions(session, arguments.rounds, console)
+    if arguments.transformers is not None:
+        dtype = bundle.manifest.target.cache_dtype
+        _time_transformers(arguments.transformers, dtype, arguments.tokens, console)
     return 0 if agrees else 1
 
 
 def _check_steps(session: MedusaSession, console: Console) -> bool:
-    """A tree's logits against those of its paths as text; a step recorded against unrecorded."""
+    """Compares a tree's logits with those of its paths as text, and recorded steps with others."""
     engine, tree = session.engine, load_tree(_CHECKED_TREE)
     rng = np.random.default_rng(0)
     vocab_size = session.bundle.manifest.model.vocab_size
@@ -107,7 +112,7 @@ def _check_steps(session: MedusaSession, console: Console) -> bool:
     tokens = rng.integers(0, vocab_size, (1, tree.num_nodes))
     engine.verify(text, chain_tree(_PAST - 1), [0], rows=(0,))
     runs = []
-    for _ in range(3):  # the second is recorded, the third replays it
+    for _ in range(3):  # the engine records the second step, then replays it
         logits = engine.verify(tokens, tree, [_PAST], logits=True).logits
         assert logits is not None
         runs.append(logits[0].copy())
@@ -129,7 +134,7 @@ def _check_steps(session: MedusaSession, console: Console) -> bool:
 
 
 def _check_reductions(session: MedusaSession, console: Console) -> bool:
-    """Draws, entropies and log-probabilities of the device against those of the host."""
+    """Compares draws and entropies of the device with those of the host."""
     engine, tree = session.engine, load_tree(_CHECKED_TREE)
     rng = np.random.default_rng(1)
     tokens = rng.integers(0, session.bundle.manifest.model.vocab_size, (1, tree.num_nodes))
@@ -139,14 +144,14 @@ def _check_reductions(session: MedusaSession, console: Console) -> bool:
     num_equal, entropy_error = 0, 0.0
     for sampling in SAMPLING:
         uniforms = rng.random((1, tree.num_nodes))
-        found = engine.reduce(tokens, tree, sampling, uniforms)
+        reductions = engine.reduce(tokens, tree, sampling, uniforms)
         flat = SamplingOptions(temperature=sampling.temperature)
         for row in range(tree.num_nodes):
             drawn = token_from_logits(logits[0, row], sampling, uniforms[0, row])
-            num_equal += int(found.sampled[0, row] == drawn)
+            num_equal += int(reductions.sampled[0, row] == drawn)
             probs = probabilities_from_logits(logits[0, row], flat)
             entropy = -float((probs[probs > 0] * np.log(probs[probs > 0])).sum())
-            entropy_error = max(entropy_error, abs(entropy - float(found.entropy[0, row])))
+            entropy_error = max(entropy_error, abs(entropy - float(reductions.entropy[0, row])))
     num_draws = len(SAMPLING) * tree.num_nodes
     console.print(
         f"reductions against the host: {num_equal} of {num_draws} draws are equal (needed: "
@@ -156,14 +161,14 @@ def _check_reductions(session: MedusaSession, console: Console) -> bool:
     return num_equal >= MIN_EQUAL_DRAWS * num_draws and entropy_error <= MAX_ENTROPY_ERROR
 
 
-def _compare(session: MedusaSession, num_tokens: int, console: Console) -> None:
-    table = Table(title="replies; host: ms of a step outside the engine")
+def _compare_replies(session: MedusaSession, num_tokens: int, console: Console) -> None:
+    table = Table(title="replies; equal: to plain decoding; host: ms of a step outside the engine")
     table.add_column("prompt", no_wrap=True, max_width=16)
     for column in ("drafts", "tokens/s", "a step", "equal", "host"):
         table.add_column(column, no_wrap=True)
     for prompt in PROMPTS:
         expected: list[int] | None = None
-        for drafts, options in _ways(num_tokens).items():
+        for drafts, options in make_ways(num_tokens).items():
             session.generate(prompt, replace(options, max_new_tokens=8))
             reply = session.generate(prompt, options)
             expected, stats = expected or reply.token_ids, reply.stats
@@ -173,14 +178,14 @@ def _compare(session: MedusaSession, num_tokens: int, console: Console) -> None:
                 drafts,
                 f"{stats.tokens_per_s:.1f}",
                 f"{stats.mean_accept_length:.2f}",
-                f"{_num_equal(expected, reply.token_ids)} of {len(expected)}",
+                f"{_count_equal(expected, reply.token_ids)} of {len(expected)}",
                 f"{host_ms:.3f}",
             )
     console.print(table)
 
 
-def _ways(num_tokens: int) -> dict[str, GenerationOptions]:
-    """How to decode, the plain way first."""
+def make_ways(num_tokens: int) -> dict[str, GenerationOptions]:
+    """Options of each way to decode, plain decoding first."""
     heads = GenerationOptions(max_new_tokens=num_tokens, ignore_eos=True, lookup_ngram=0)
     return {
         "none": replace(heads, tree=chain_tree(0)),
@@ -189,11 +194,10 @@ def _ways(num_tokens: int) -> dict[str, GenerationOptions]:
     }
 
 
-def _num_equal(expected: Sequence[int], found: Sequence[int]) -> int:
-    """Tokens before the first difference."""
-    pairs = enumerate(zip(expected, found, strict=False))
-    different = (index for index, (left, right) in pairs if left != right)
-    return next(different, min(len(expected), len(found)))
+def _count_equal(expected: Sequence[int], token_ids: Sequence[int]) -> int:
+    """Counts the tokens before the first difference."""
+    index = find_difference(expected, token_ids)
+    return len(expected) if index is None else index
 
 
 def _time_steps(
@@ -212,11 +216,11 @@ def _time_steps(
         )
     if left_out == list(TREE_SIZES):
         return
-    size_bytes = 0 if bandwidth is None else _bytes_read(session.bundle, context)
+    size_bytes = 0 if bandwidth is None else _count_bytes_read(session.bundle, context)
     table = Table("nodes", "median, ms", "p90, ms", "share of bandwidth", title=f"{context} cached")
     for num_nodes in TREE_SIZES[: len(TREE_SIZES) - len(left_out)]:
         tree, tokens = chain_tree(num_nodes - 1), [[1] * num_nodes]
-        median_ms, p90_ms = _timed(
+        median_ms, p90_ms = _time_ms(
             partial(session.engine.verify, tokens, tree, [context]), num_rounds
         )
         share = "-" if bandwidth is None else f"{size_bytes / 1e6 / median_ms / bandwidth:.0%}"
@@ -224,8 +228,8 @@ def _time_steps(
     console.print(table)
 
 
-def _bytes_read(bundle: Bundle, context: int) -> int:
-    """By one step: the weights that are multiplied by, and the cached keys and values."""
+def _count_bytes_read(bundle: Bundle, context: int) -> int:
+    """Counts what one step reads: the weights of the products, and the cached keys and values."""
     try:
         import onnx_ir as ir
     except ImportError as error:
@@ -240,17 +244,17 @@ def _bytes_read(bundle: Bundle, context: int) -> int:
     return sum(weights) + bundle.cache_bytes(context)
 
 
-def _time_others(session: MedusaSession, num_rounds: int, console: Console) -> None:
-    """Drafting, and the reductions of the bundle's tree."""
+def _time_draft_and_reductions(session: MedusaSession, num_rounds: int, console: Console) -> None:
+    """Times drafting, and the reductions of the bundle's tree."""
     engine, tree = session.engine, session.bundle.tree
     tokens = np.ones((1, tree.num_nodes), np.int64)
     hidden = engine.verify(tokens, tree, [0], reductions=True).hidden[:, 0].copy()
     table = Table("beside the step", "median, ms", "p90, ms")
-    median_ms, p90_ms = _timed(lambda: engine.draft(hidden, [0]), num_rounds)
+    median_ms, p90_ms = _time_ms(lambda: engine.draft(hidden, [0]), num_rounds)
     table.add_row("heads", f"{median_ms:.2f}", f"{p90_ms:.2f}")
     uniforms = np.full(tokens.shape, 0.5)
     for sampling in SAMPLING:
-        median_ms, p90_ms = _timed(
+        median_ms, p90_ms = _time_ms(
             partial(engine.reduce, tokens, tree, sampling, uniforms), num_rounds
         )
         name = f"reductions of {tree.num_nodes} rows, top-k {sampling.top_k}, p {sampling.top_p}"
@@ -258,8 +262,8 @@ def _time_others(session: MedusaSession, num_rounds: int, console: Console) -> N
     console.print(table)
 
 
-def _timed(call: Callable[[], object], num_rounds: int) -> tuple[float, float]:
-    """Median and 90th percentile in ms."""
+def _time_ms(call: Callable[[], object], num_rounds: int) -> tuple[float, float]:
+    """Times a call: median and 90th percentile in milliseconds."""
     times_ms = []
     for index in range(num_rounds + _WARM_UP):
         start = time.perf_counter()
@@ -270,23 +274,23 @@ def _timed(call: Callable[[], object], num_rounds: int) -> tuple[float, float]:
 
 
 class _TokenTimes:
-    """A streamer for transformers that notes when tokens come."""
+    """A streamer for transformers that records the time of each token."""
 
     def __init__(self) -> None:
         self.times_s: list[float] = []
 
     def put(self, value: object) -> None:
-        """Called with the prompt, then with each token, which is on the host by then."""
+        """Receives the prompt, then each token once it is on the host."""
         self.times_s.append(time.perf_counter())
 
     def end(self) -> None:
-        """Called after the last token."""
+        """Does nothing after the last token."""
 
 
 def _time_transformers(name: str, dtype: str, num_tokens: int, console: Console) -> None:
-    """Greedy decoding by transformers: the median time between tokens of a second reply.
+    """Times greedy decoding by transformers: the median between the tokens of a second reply.
 
-    Its first steps record CUDA graphs again, since each reply has a cache of its own.
+    The first steps of each reply record CUDA graphs, because each reply has its own cache.
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -296,7 +300,7 @@ def _time_transformers(name: str, dtype: str, num_tokens: int, console: Console)
     model = model.to(device)
     inputs = AutoTokenizer.from_pretrained(name)(PROMPTS[0], return_tensors="pt").to(device)
 
-    for _ in range(2):  # the first compiles
+    for _ in range(2):  # the first reply compiles the model
         times = _TokenTimes()
         model.generate(
             **inputs,

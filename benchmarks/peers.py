@@ -1,31 +1,30 @@
-"""Tokens per second of this project, llama.cpp, onnxruntime-genai and transformers, side by side.
+"""Compares the speed of this project with llama.cpp, onnxruntime-genai and transformers.
 
     python benchmarks/peers.py BUNDLE [--threads 1 --threads 2] [--prompts 20] [--tokens 128]
 
-Every contender is a process in an environment of its own with pinned packages, made below
-build/peers when it is first needed. All get the same token ids (MT-bench's first turns through the
-model's chat template) and generate the same number of tokens greedily, past an end of sequence.
-They take turns: each answers a prompt before any answers the next, and all but one are stopped.
-After a Ctrl-C or SIGTERM the prompts that all have answered are reported.
+Every contender is a process in its own environment with pinned packages, which is made below
+build/peers when it is first needed. All get the same token ids (MT-bench's first turns in the
+model's chat template) and generate the same number of tokens greedily; they ignore end tokens.
+They take turns: all answer a prompt before the next one is asked, and only one runs at a time.
+After Ctrl-C or SIGTERM, the prompts that all contenders have answered are reported. The exit
+code is 1 if Medusa changes the tokens.
 """
 
-import argparse
-import os
 import sys
+from argparse import Namespace
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
 from datetime import datetime, timezone
 from pathlib import Path
 
-import msgspec
-from peer.contenders import Contender, contenders_for
+from peer.contenders import Contender, set_up_contenders
 from peer.environments import PeerError, Workshop
 from peer.process import PeerProcess
 from peer.report import PeerReply, PeerReport, is_identical, print_report
 from rich.console import Console
+from script import check_output, check_threads, make_parser, report_errors, write_json
 
-from medusa_trt.calibration.bench.report import replaced_file
 from medusa_trt.calibration.machine import Machine
 from medusa_trt.calibration.progress import Progress
 from medusa_trt.calibration.prompts import mt_bench_prompts, spread_over_categories
@@ -34,25 +33,19 @@ from medusa_trt.interrupts import interrupted_exit_code, raise_interrupts
 from medusa_trt.runtime.bundle import Bundle
 from medusa_trt.runtime.text import TextCodec
 
-NUM_PROMPTS, NUM_TOKENS = 20, 128
 _COLUMNS_OF_FILES = 120
 
 
+@report_errors
 def main() -> int:
-    """Runs the benchmark; the exit code is 1 if Medusa changed what is generated."""
-    arguments = parsed_arguments()
-    raise_interrupts()  # so that both end the contenders, which would stand still for ever
+    """Runs the benchmark."""
+    arguments = parse_arguments()
+    raise_interrupts()  # ends the contenders too, which would otherwise stay stopped for ever
     try:
         check(arguments)
-        report = measured(arguments)
+        report = measure(arguments)
         print_report(report, Console(width=None if sys.stdout.isatty() else _COLUMNS_OF_FILES))
-        if arguments.json is not None:
-            with replaced_file(arguments.json) as temporary:
-                temporary.write_bytes(msgspec.json.format(msgspec.json.encode(report), indent=1))
-            print(f"wrote {arguments.json}", file=sys.stderr)
-    except MedusaError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        write_json(arguments.json, report)
     except KeyboardInterrupt:
         return interrupted_exit_code()
     if not is_identical(report):
@@ -60,61 +53,60 @@ def main() -> int:
     return 0 if report.is_complete else interrupted_exit_code()
 
 
-def parsed_arguments() -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
-    parser.add_argument("bundles", type=Path, nargs="+", metavar="BUNDLE")
-    parser.add_argument("--model", help="what the peers run (default: the bundle's model)")
+def parse_arguments() -> Namespace:
+    """Parses the command line."""
+    parser = make_parser(__doc__)
     parser.add_argument(
-        "--threads", type=int, action="append", metavar="N", help="repeatable (default: 1)"
+        "bundles", type=Path, nargs="+", metavar="BUNDLE", help="folder of an exported bundle"
     )
-    numbers = (("--prompts", NUM_PROMPTS, "prompts"), ("--tokens", NUM_TOKENS, "tokens a reply"))
-    for name, default, what in numbers:
-        parser.add_argument(
-            name, type=int, default=default, metavar="N", help=f"{what} (default: %(default)s)"
-        )
+    parser.add_argument("--model", help="model that the others run (default: the bundle's)")
     parser.add_argument(
-        "--only", action="append", metavar="NAME", help="contenders whose name has this; repeatable"
+        "--threads", type=int, action="append", metavar="N", help="may be repeated (default: 1)"
+    )
+    numbers = (("--prompts", 20, "prompts to answer"), ("--tokens", 128, "tokens of every reply"))
+    for name, default, text in numbers:
+        parser.add_argument(name, type=int, default=default, metavar="N", help=text)
+    parser.add_argument(
+        "--only",
+        action="append",
+        metavar="NAME",
+        help="only contenders whose name contains NAME; may be repeated",
     )
     parser.add_argument(
         "--folder",
         type=Path,
         default=Path("build/peers"),
-        help="environments and models (default: %(default)s)",
+        help="folder of the environments and models",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything measured")
     return parser.parse_args()
 
 
-def check(arguments: argparse.Namespace) -> None:
-    """Fails now rather than after the measurement."""
-    num_cores = len(os.sched_getaffinity(0))
-    for threads in arguments.threads or ():
-        if not 1 <= threads <= num_cores:
-            raise MedusaError(f"--threads is {threads}: this process may use 1 to {num_cores}")
+def check(arguments: Namespace) -> None:
+    """Checks the arguments before anything is measured."""
+    check_threads(arguments.threads or ())
     if arguments.tokens < 2:
         raise MedusaError(f"--tokens is {arguments.tokens}: it must be at least 2")
-    if arguments.json is not None and not arguments.json.parent.is_dir():
-        raise MedusaError(f"cannot write {arguments.json}: its folder does not exist")
+    check_output(arguments.json)
     try:
         arguments.folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise MedusaError(f"cannot write {arguments.folder}: {error.strerror}") from error
 
 
-def measured(arguments: argparse.Namespace) -> PeerReport:
-    """Sets up, then measures with each number of threads.
+def measure(arguments: Namespace) -> PeerReport:
+    """Sets up the contenders, then measures with each number of threads.
 
     Raises:
         MedusaError: a bundle cannot be opened, or no contender is left.
     """
     bundles = [Bundle.open(path) for path in arguments.bundles]
-    prompts = prompts_for(bundles[0], arguments.prompts)
+    prompts = encode_prompts(bundles[0], arguments.prompts)
     max_length = max(map(len, prompts)) + arguments.tokens
     model = arguments.model or bundles[0].manifest.model.name
     workshop = Workshop(arguments.folder.resolve(), say)
     left_out: dict[str, str] = {}
-    contenders = contenders_for(workshop, model, bundles, max_length, arguments.only, left_out)
+    contenders = set_up_contenders(workshop, model, bundles, max_length, arguments.only, left_out)
     report = PeerReport(
         command=" ".join(["peers.py", *sys.argv[1:]]),
         date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -129,7 +121,7 @@ def measured(arguments: argparse.Namespace) -> PeerReport:
     )
     try:
         for threads in arguments.threads or [1]:
-            round_robin(contenders, threads, prompts, report, workshop.folder)
+            run_contenders(contenders, threads, prompts, report, workshop.folder)
     except KeyboardInterrupt:
         drop_incomplete(report)
         if not report.replies:
@@ -138,23 +130,23 @@ def measured(arguments: argparse.Namespace) -> PeerReport:
     return report
 
 
-def prompts_for(bundle: Bundle, num_prompts: int) -> list[list[int]]:
-    """MT-bench's first turns as token ids, through the model's chat template."""
+def encode_prompts(bundle: Bundle, num_prompts: int) -> list[list[int]]:
+    """Encodes MT-bench's first turns in the model's chat template."""
     text = TextCodec(bundle)
     prompts = spread_over_categories(mt_bench_prompts(), num_prompts)
     return [text.encode_chat([{"role": "user", "content": prompt.turns[0]}]) for prompt in prompts]
 
 
-def round_robin(
+def run_contenders(
     contenders: Sequence[Contender],
     threads: int,
     prompts: Sequence[list[int]],
     report: PeerReport,
     folder: Path,
 ) -> None:
-    """Every contender answers prompt i before any answers prompt i + 1; adds to the report.
+    """Lets every contender answer a prompt before the next one is asked; adds to the report.
 
-    One that fails is left out with all its replies.
+    A contender that fails is left out with all its replies.
     """
     with ExitStack() as stack:
         running: dict[str, PeerProcess] = {}
@@ -183,7 +175,7 @@ def round_robin(
 
 
 def drop_incomplete(report: PeerReport) -> None:
-    """After an interruption: keeps the prompts that every contender has answered."""
+    """Keeps only the prompts that every contender has answered, after an interruption."""
     names = {reply.contender for reply in report.replies}
     answered = Counter((reply.threads, reply.prompt) for reply in report.replies)
     report.replies[:] = [
@@ -192,14 +184,14 @@ def drop_incomplete(report: PeerReport) -> None:
 
 
 def leave_out(name: str, error: PeerError, report: PeerReport) -> None:
-    """Reports a contender that failed, and drops what it had answered."""
+    """Reports a contender that failed, and drops its replies."""
     say(f"{name} left out: {error}")
     report.left_out[name] = str(error)
     report.replies[:] = [reply for reply in report.replies if reply.contender != name]
 
 
 def say(text: str) -> None:
-    """A line on standard error."""
+    """Prints a line on standard error."""
     print(text, file=sys.stderr, flush=True)
 
 

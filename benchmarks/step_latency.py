@@ -1,27 +1,27 @@
-"""Step time of bundles against the number of nodes, with the floors measured in the same run.
+"""Measures the step time of bundles by the number of nodes, with its lower bounds.
 
     python benchmarks/step_latency.py BUNDLE... [--past 256 --past 1024] [--threads 1 --threads 2]
 
-Sizes, pasts and bundles are interleaved and medians given, since other work on the machine comes
-and goes. Prefill, the heads and the host's part (candidates, acceptance, commit) are measured too.
+All measurements are interleaved and the medians shown, because other work on the machine comes and
+goes. Prefill, the heads and the host's work (candidates, acceptance, commit) are measured too. The
+lower bounds are the times to read the weights once and to compute the matrix products.
 """
 
-import argparse
 import sys
 import time
+from argparse import Namespace
 from array import array
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
-import msgspec
 import numpy as np
 from rich.console import Console
-from step.floors import ArithmeticFloor, products_of, reading
+from script import check_output, check_threads, make_parser, report_errors, write_json
+from step.floors import ArithmeticFloor, make_reader, read_products
 from step.report import StepReport, StepTable, print_report
 
-from medusa_trt.calibration.bench.report import replaced_file
 from medusa_trt.calibration.machine import Machine
 from medusa_trt.errors import MedusaError
 from medusa_trt.runtime.acceptance import accept_exact
@@ -35,48 +35,46 @@ PREFILL_TOKENS = 512
 ROUNDS = 15
 
 
+@report_errors
 def main() -> int:
     """Runs the benchmark."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
-    parser.add_argument("bundles", type=Path, nargs="+", metavar="BUNDLE")
-    lists = (("--past", "cached tokens", 256), ("--threads", "threads for one step", 1))
+    parser = make_parser(__doc__)
+    parser.add_argument(
+        "bundles", type=Path, nargs="+", metavar="BUNDLE", help="folder of an exported bundle"
+    )
+    lists = (("--past", "tokens in the KV cache", 256), ("--threads", "threads of the engine", 1))
     for name, what, default in lists:
-        text = f"{what}; repeatable (default: {default})"
+        text = f"{what}; may be repeated (default: {default})"
         parser.add_argument(name, type=int, action="append", metavar="N", help=text)
-    parser.add_argument("--rounds", type=int, default=ROUNDS, metavar="N")
+    parser.add_argument(
+        "--rounds", type=int, default=ROUNDS, metavar="N", help="times each step is measured"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything measured")
     arguments = parser.parse_args()
     arguments.past, arguments.threads = arguments.past or [256], arguments.threads or [1]
-    try:
-        check(arguments)
-        report = measured(arguments)
-        print_report(report, Console())
-        if arguments.json is not None:
-            with replaced_file(arguments.json) as temporary:
-                temporary.write_bytes(msgspec.json.format(msgspec.json.encode(report), indent=1))
-    except MedusaError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    check(arguments)
+    report = measure(arguments)
+    print_report(report, Console())
+    write_json(arguments.json, report)
     return 0
 
 
-def check(arguments: argparse.Namespace) -> None:
-    """Fails now rather than after the measurement."""
-    for name in ("past", "threads", "rounds"):
-        values = getattr(arguments, name)
-        for value in values if isinstance(values, list) else [values]:
-            if value < (2 if name == "rounds" else 1):
-                raise MedusaError(f"--{name} is {value}: it is too small")
-    if arguments.json is not None and not arguments.json.parent.is_dir():
-        raise MedusaError(f"cannot write {arguments.json}: its folder does not exist")
+def check(arguments: Namespace) -> None:
+    """Checks the arguments before anything is measured."""
+    check_threads(arguments.threads)
+    if min(arguments.past) < 1:
+        raise MedusaError(f"--past is {min(arguments.past)}: it must be at least 1")
+    if arguments.rounds < 2:
+        raise MedusaError(f"--rounds is {arguments.rounds}: it must be at least 2")
+    check_output(arguments.json)
 
 
-def measured(arguments: argparse.Namespace) -> StepReport:
+def measure(arguments: Namespace) -> StepReport:
     """Measures all bundles with each number of threads."""
     bundles = {str(path): Bundle.open(path) for path in arguments.bundles}
     tables: list[StepTable] = []
     for threads in arguments.threads:
-        tables += measured_with(bundles, arguments.past, threads, arguments.rounds)
+        tables += measure_with_threads(bundles, arguments.past, threads, arguments.rounds)
     return StepReport(
         command=" ".join(["step_latency.py", *sys.argv[1:]]),
         machine=Machine.detect(),
@@ -85,24 +83,26 @@ def measured(arguments: argparse.Namespace) -> StepReport:
     )
 
 
-def measured_with(
+def measure_with_threads(
     bundles: dict[str, Bundle], pasts: Sequence[int], threads: int, rounds: int
 ) -> list[StepTable]:
-    """One table for each bundle and past."""
+    """Measures one table for each bundle and past length."""
     actions: dict[tuple[str, int, str], Callable[[], object]] = {}
     for path, bundle in bundles.items():
         capacity = max(*pasts, PREFILL_TOKENS) + max(NUM_NODES)
         engine = OrtEngine(bundle, capacity=capacity, num_threads=threads)
         for past in pasts:
-            size_bytes = products_of(bundle).size_bytes + bundle.cache_bytes(past)
-            named = engine_actions(bundle, engine, past) | {"read": reading(size_bytes, threads)}
+            size_bytes = read_products(bundle).size_bytes + bundle.cache_bytes(past)
+            named = engine_actions(bundle, engine, past) | {
+                "read": make_reader(size_bytes, threads)
+            }
             actions |= {(path, past, name): action for name, action in named.items()}
-    times_ms = interleaved(actions, rounds)
+    times_ms = time_interleaved(actions, rounds)
     tables = []
     for path, bundle in bundles.items():
-        products = products_of(bundle)
+        products = read_products(bundle)
         arithmetic = ArithmeticFloor(products, threads)
-        arithmetic_ms = {nodes: arithmetic.ms(nodes) for nodes in NUM_NODES}
+        arithmetic_ms = {nodes: arithmetic.measure_ms(nodes) for nodes in NUM_NODES}
         for past in pasts:
             chosen = {key[2]: times for key, times in times_ms.items() if key[:2] == (path, past)}
             size_bytes = products.size_bytes + bundle.cache_bytes(past)
@@ -120,7 +120,7 @@ def measured_with(
 
 
 def engine_actions(bundle: Bundle, engine: OrtEngine, past: int) -> dict[str, Callable[[], object]]:
-    """What is timed: steps by their number of nodes, prefill, heads, the host's work."""
+    """Names what is timed: steps by their number of nodes, prefill, heads, the host's work."""
     rng = np.random.default_rng(0)
     engine.cache.fill(rng.normal(0, 0.1, (1, 1, 1, 1, engine.capacity, 1)).astype(np.float32))
     actions: dict[str, Callable[[], object]] = {}
@@ -129,15 +129,15 @@ def engine_actions(bundle: Bundle, engine: OrtEngine, past: int) -> dict[str, Ca
         actions[str(num_nodes)] = partial(engine.verify, ids[None], tree, [past])
     hidden = np.ones((1, bundle.manifest.model.hidden_size), np.float32)
     actions["heads"] = lambda: engine.draft(hidden, [0])
-    actions["host"] = host_work(engine, load_tree("mc_sim_7b_63"), past)
-    actions["prefill"] = prefill(engine, bundle.manifest.target.prefill_chunk)
+    actions["host"] = make_host_work(engine, load_tree("mc_sim_7b_63"), past)
+    actions["prefill"] = make_prefill(engine, bundle.manifest.target.prefill_chunk)
     return actions
 
 
-def interleaved(
+def time_interleaved(
     actions: dict[tuple[str, int, str], Callable[[], object]], rounds: int
 ) -> dict[tuple[str, int, str], list[float]]:
-    """Milliseconds of each action in each round; a first round warms up."""
+    """Times each action in each round, in milliseconds; one more round warms up."""
     times_ms: dict[tuple[str, int, str], list[float]] = {key: [] for key in actions}
     for round_ in range(rounds + 1):
         for key, action in actions.items():
@@ -148,8 +148,8 @@ def interleaved(
     return times_ms
 
 
-def prefill(engine: OrtEngine, chunk: int) -> Callable[[], object]:
-    """A prompt of `PREFILL_TOKENS` tokens, in chunks as a session does it."""
+def make_prefill(engine: OrtEngine, chunk: int) -> Callable[[], object]:
+    """Reads a prompt of `PREFILL_TOKENS` tokens in chunks, as a session does."""
     tree, ids = chain_tree(chunk - 1), np.arange(chunk)[None]
 
     def work() -> None:
@@ -159,8 +159,8 @@ def prefill(engine: OrtEngine, chunk: int) -> Callable[[], object]:
     return work
 
 
-def host_work(engine: OrtEngine, tree: MedusaTree, past: int) -> Callable[[], object]:
-    """What happens between engine calls: candidates, acceptance and commit of three nodes."""
+def make_host_work(engine: OrtEngine, tree: MedusaTree, past: int) -> Callable[[], object]:
+    """Does the work between engine calls: candidates, acceptance and commit of one path."""
     candidates = [memoryview(array("q", range(4 * 10)))]
     node_tokens = node_tokens_from_indices(tree.tree_indices(10).tolist())
     path = tree.retrieve_indices[0][: tree.path_lengths[0]].tolist()

@@ -1,4 +1,4 @@
-"""Who takes part in `peers.py`: one row each, and how it is set up."""
+"""The contenders of `peers.py`: one row each, with its environment, model and options."""
 
 import sys
 from collections.abc import Callable, Sequence
@@ -14,18 +14,18 @@ from medusa_trt.runtime.bundle import Bundle
 _LLAMA_CPP_PRECISIONS = ("q4_0", "q4_1", "q8_0")
 
 _NUM_LOOKUP = 2
-"""Tokens that prompt lookup drafts: what llama-cpp-python's README advises for CPUs."""
+"""Tokens that llama.cpp drafts by prompt lookup, as llama-cpp-python's README advises for CPUs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Contender:
-    """A process to start.
+    """A process that answers prompts.
 
     Attributes:
-        name: in tables, without spaces.
-        python: its environment's interpreter.
-        worker: a module in `workers`.
-        options: of the worker's `load`, but for the number of threads.
+        name: name in the tables, without spaces.
+        python: interpreter of its environment.
+        worker: name of a module in `workers`.
+        options: arguments of the worker's `load`, without the number of threads.
     """
 
     name: str
@@ -34,7 +34,7 @@ class Contender:
     options: dict[str, Any]
 
 
-def contenders_for(
+def set_up_contenders(
     workshop: Workshop,
     model: str,
     bundles: Sequence[Bundle],
@@ -42,18 +42,18 @@ def contenders_for(
     only: Sequence[str] | None,
     left_out: dict[str, str],
 ) -> list[Contender]:
-    """Sets up all that take part; one that cannot be is added to `left_out` with the reason.
+    """Sets up the contenders; one that fails is added to `left_out` with the reason.
 
     Args:
-        workshop: where environments and models are made.
-        model: what the peers run.
-        bundles: what this project runs.
-        max_length: the longest prompt with its reply, in tokens.
-        only: parts of names to take; None takes all.
-        left_out: gets names and reasons.
+        workshop: makes environments and models.
+        model: model that the other runtimes run.
+        bundles: bundles that this project runs.
+        max_length: tokens of the longest prompt with its reply.
+        only: take only names that contain one of these; None takes all.
+        left_out: receives names and reasons.
 
     Raises:
-        MedusaError: nobody is left.
+        MedusaError: no contender is left.
     """
     rows = {
         **_medusa_rows(bundles),
@@ -67,7 +67,9 @@ def contenders_for(
         if only is None or any(part in name for part in only)
     }
     if not chosen:
-        raise MedusaError(f"no contender is named like that: choose from {', '.join(rows)}")
+        raise MedusaError(
+            f"no contender's name contains {' or '.join(only or ())}: choose from {', '.join(rows)}"
+        )
     contenders = []
     for name, row in chosen.items():
         try:
@@ -128,7 +130,7 @@ def _genai_rows(workshop: Workshop, model: str, max_length: int) -> dict[str, _R
 
 
 def _transformers_rows(workshop: Workshop, model: str) -> dict[str, _Row]:
-    """In this project's own environment, which has torch and transformers for the export."""
+    """They run in this project's environment, which has torch and transformers for the export."""
 
     def row(dtype: str) -> _Row:
         return lambda: (

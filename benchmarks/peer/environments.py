@@ -1,7 +1,7 @@
-"""What the contenders of `peers.py` run in: pinned environments, and the model in their formats.
+"""Pinned environments of the contenders of `peers.py`, and the model in their formats.
 
-Everything lies below one folder and is made once. A folder or file appears under its own name only
-when it is complete; an environment is complete when it has its marker.
+Everything is made once, below one folder. A folder or file gets its name only when it is complete;
+a complete environment has a marker file.
 """
 
 import os
@@ -20,7 +20,7 @@ _MARKER = ".complete"
 
 
 class PeerError(MedusaError):
-    """A contender cannot be set up or has failed."""
+    """A contender failed, or it cannot be set up."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,9 +28,9 @@ class Environment:
     """A virtual environment with pinned packages.
 
     Attributes:
-        name: its folder.
-        requirements: exact versions.
-        variables: for compiling them; llama.cpp is compiled for this processor.
+        name: name of its folder.
+        requirements: packages with exact versions.
+        variables: environment variables for compiling them.
     """
 
     name: str
@@ -38,8 +38,9 @@ class Environment:
     variables: tuple[tuple[str, str], ...] = ()
 
 
-# GCC 12's `_tile_loadconfig` declares 8 of the 64 bytes that it reads, and the optimizer then drops
-# what llama.cpp stored in the others: its AMX kernels crashed without the two -fno options.
+# llama.cpp is compiled for this processor. GCC 12 declares only 8 of the 64 bytes that
+# `_tile_loadconfig` reads, so its optimizer drops stores to the others, and llama.cpp's AMX kernels
+# crash. The two -fno options prevent that.
 LLAMA_CPP = Environment(
     name="llama-cpp-python-0.3.36",
     requirements=("llama-cpp-python==0.3.36", "numpy==2.4.6"),
@@ -58,13 +59,13 @@ GENAI = Environment(
 
 @dataclass(frozen=True, slots=True)
 class Workshop:
-    """Makes environments and models below `folder`; `say` tells what takes long."""
+    """Makes environments and models below `folder`; `say` reports what takes long."""
 
     folder: Path
     say: Callable[[str], None]
 
     def python(self, environment: Environment) -> Path:
-        """The environment's interpreter, installing it first if need be.
+        """Returns the interpreter of an environment, which is installed first if it is missing.
 
         Raises:
             PeerError: pip cannot install it.
@@ -77,14 +78,14 @@ class Workshop:
             variables = dict(environment.variables)
             self._run([sys.executable, "-m", "venv", str(folder)], environment.name)
             pip = [str(python), "-m", "pip", "install", "--disable-pip-version-check"]
-            if variables:  # pip's cache of compiled packages does not know them
+            if variables:  # pip would take a package from its cache that was compiled without them
                 pip.append("--no-cache-dir")
             self._run([*pip, *environment.requirements], environment.name, variables)
             (folder / _MARKER).touch()
         return python
 
     def hugging_face_folder(self, model: str) -> Path:
-        """The model as a folder that transformers and onnxruntime-genai's builder read.
+        """Writes the model as a folder for transformers and onnxruntime-genai's builder.
 
         Raises:
             MedusaError: the model cannot be loaded.
@@ -100,8 +101,8 @@ class Workshop:
             )
 
             base = load_base_model(source_from_name(model))
-            # What was read from GGUF is float32 now but still says that it is quantized, and such a
-            # model refuses save_pretrained: its weights go into a fresh one.
+            # A model from GGUF is float32 now, but its config still says that it is quantized, and
+            # save_pretrained refuses it. So its weights are copied into a new model.
             values = base.model.config.to_dict()
             values.pop("quantization_config", None)
             config = type(base.model.config).from_dict(values)
@@ -111,10 +112,10 @@ class Workshop:
                 fresh.save_pretrained(target)
                 base.tokenizer.save_pretrained(target)
 
-        return self._made(f"{model}-hf", make)
+        return self._make_once(f"{model}-hf", make)
 
     def genai_folder(self, model: str, precision: str) -> Path:
-        """The model as onnxruntime-genai's own builder writes it, from the Hugging Face folder.
+        """Writes the model with onnxruntime-genai's own builder, from the Hugging Face folder.
 
         The builder runs with this project's torch and transformers. For int4 it uses blocks of 32
         and int8 activations (accuracy level 4), ONNX Runtime's fastest.
@@ -136,10 +137,10 @@ class Workshop:
             command += ["-p", precision, "-e", "cpu", "-c", str(target / "cache")]
             self._run(command + (options if precision == "int4" else []), name)
 
-        return self._made(name, make)
+        return self._make_once(name, make)
 
     def gguf_file(self, model: str, precision: str) -> Path:
-        """The model's GGUF file, or one in another precision made from it.
+        """Returns the model's GGUF file, or makes one in another precision from it.
 
         Raises:
             PeerError: the model is not a GGUF file, or llama.cpp cannot quantize it.
@@ -157,10 +158,10 @@ class Workshop:
         def make(target: Path) -> None:
             self._run([str(python), str(script), str(original), str(target), precision], name)
 
-        return self._made(name, make)
+        return self._make_once(name, make)
 
-    def _made(self, name: str, make: Callable[[Path], None]) -> Path:
-        """A file or folder, made under a temporary name if it is not there."""
+    def _make_once(self, name: str, make: Callable[[Path], None]) -> Path:
+        """Returns a file or folder, which is made under a temporary name if it is missing."""
         path = self.folder / name
         if not path.exists():
             self.say(f"making {name}")
@@ -179,7 +180,7 @@ class Workshop:
         """Runs a command with its output in a log.
 
         Raises:
-            PeerError: it failed; says its last line and where the others are.
+            PeerError: it failed; the message has its last line and the path of the log.
         """
         log = self.folder / f"{name}.log"
         with log.open("ab") as file:
@@ -191,10 +192,10 @@ class Workshop:
                 env={**os.environ, **(variables or {})},
             ).returncode
         if code != 0:
-            raise PeerError(f"{last_line(log)} (exit code {code}, log: {log})")
+            raise PeerError(f"{read_last_line(log)} (exit code {code}, log: {log})")
 
 
-def last_line(log: Path) -> str:
-    """The last line of a log that says something."""
+def read_last_line(log: Path) -> str:
+    """Reads the last line of a log that is not empty."""
     lines = log.read_text(encoding="utf-8", errors="replace").split("\n")
     return next((line.strip() for line in reversed(lines) if line.strip()), "no output")

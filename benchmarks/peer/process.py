@@ -1,4 +1,4 @@
-"""A contender's process, which stands still except while it answers."""
+"""The process of a contender, which is stopped except while it answers."""
 
 import json
 import os
@@ -9,20 +9,20 @@ from types import TracebackType
 from typing import Any
 
 from peer.contenders import Contender
-from peer.environments import WORKERS, PeerError, last_line
+from peer.environments import WORKERS, PeerError, read_last_line
 
 
 class PeerProcess:
-    """Speaks JSON lines with `workers/loop.py`.
+    """Exchanges JSON lines with `workers/loop.py`.
 
-    Between answers the process is stopped by a signal, so that no thread of it can spin.
+    Between answers a signal stops the process, so that none of its threads can use a core.
     """
 
     def __init__(self, contender: Contender, threads: int, log: Path) -> None:
-        """Starts it and waits until it is ready.
+        """Starts the process and waits until it is ready.
 
         Raises:
-            PeerError: it cannot start.
+            PeerError: the process cannot start.
         """
         options = json.dumps({**contender.options, "threads": threads})
         self._log, self._file = log, log.open("wb")
@@ -52,10 +52,10 @@ class PeerProcess:
         self._end()
 
     def answer(self, prompt_ids: list[int], max_new_tokens: int) -> dict[str, Any]:
-        """One reply, as `loop.answer` gives it.
+        """Asks for one reply; see `loop.answer`.
 
         Raises:
-            PeerError: the process died, or gave another number of tokens.
+            PeerError: the process died, or the reply has another number of tokens.
         """
         request = {"prompt_ids": prompt_ids, "max_new_tokens": max_new_tokens}
         self._process.send_signal(signal.SIGCONT)
@@ -64,7 +64,7 @@ class PeerProcess:
             self._process.stdin.write(json.dumps(request) + "\n")
             self._process.stdin.flush()
         except BrokenPipeError as error:
-            raise PeerError(self._death()) from error
+            raise PeerError(self._describe_death()) from error
         reply = self._read()
         self._stop()
         if (num_tokens := len(reply["token_ids"])) != max_new_tokens:
@@ -72,7 +72,7 @@ class PeerProcess:
         return reply
 
     def _stop(self) -> None:
-        """Stops it, and waits until it stands still or is dead."""
+        """Stops the process, and waits until it has stopped or died."""
         self._process.send_signal(signal.SIGSTOP)
         os.waitid(os.P_PID, self._process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
 
@@ -80,13 +80,13 @@ class PeerProcess:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
-            raise PeerError(self._death())
+            raise PeerError(self._describe_death())
         message: dict[str, Any] = json.loads(line)
         return message
 
-    def _death(self) -> str:
+    def _describe_death(self) -> str:
         code = self._process.wait()
-        return f"{last_line(self._log)} (exit code {code}, log: {self._log})"
+        return f"{read_last_line(self._log)} (exit code {code}, log: {self._log})"
 
     def _end(self) -> None:
         self._process.kill()  # works on a stopped process too

@@ -1,4 +1,4 @@
-"""What `peers.py` measured, and its tables."""
+"""Results of `peers.py` and their tables."""
 
 import statistics
 from collections.abc import Callable, Sequence
@@ -18,14 +18,14 @@ class PeerReply:
     """One reply of one contender.
 
     Attributes:
-        contender: its name.
-        threads: that it was given.
+        contender: name of the contender.
+        threads: its number of threads.
         prompt: index of the prompt.
         token_ids: the reply.
         first_token_s: seconds from the request to the first token.
         decode_s: seconds for the tokens after the first.
         num_steps: evaluations of the model in `decode_s`.
-        peak_memory_bytes: the most memory that the process has held so far.
+        peak_memory_bytes: largest resident memory of the process so far.
     """
 
     contender: str
@@ -39,30 +39,30 @@ class PeerReply:
 
     @property
     def decode_tokens_per_s(self) -> float:
-        """Tokens after the first over their time."""
+        """Speed of the tokens after the first one."""
         return (len(self.token_ids) - 1) / self.decode_s
 
     @property
     def tokens_per_s(self) -> float:
-        """All tokens over the whole time, the prompt's evaluation included."""
+        """Speed of all tokens, with the time to read the prompt."""
         return len(self.token_ids) / (self.first_token_s + self.decode_s)
 
 
 @dataclass(slots=True, kw_only=True)
 class PeerReport:
-    """Everything that is known of a run.
+    """All results of a run.
 
     Attributes:
-        command: as typed.
-        date: when it began, UTC.
-        model: what the peers ran.
-        num_tokens: of every reply.
-        prompt_lengths: in tokens.
+        command: the command line.
+        date: start of the run, UTC.
+        model: model that the other runtimes ran.
+        num_tokens: tokens of every reply.
+        prompt_lengths: tokens of each prompt.
         machine: hardware, and this project's versions.
-        versions: of each contender's packages.
-        left_out: contenders that could not be set up or failed, with the reason.
+        versions: versions of each contender's packages.
+        left_out: contenders that failed or could not be set up, with the reason.
         is_complete: false after an interruption.
-        replies: all that was measured.
+        replies: all measured replies.
     """
 
     command: str
@@ -76,8 +76,8 @@ class PeerReport:
     is_complete: bool
     replies: list[PeerReply]
 
-    def of(self, contender: str, threads: int) -> list[PeerReply]:
-        """A contender's replies in the order of the prompts."""
+    def select(self, contender: str, threads: int) -> list[PeerReply]:
+        """Selects a contender's replies, in the order of the prompts."""
         return [
             reply
             for reply in self.replies
@@ -85,10 +85,10 @@ class PeerReport:
         ]
 
 
-def first_difference(left: Sequence[int], right: Sequence[int]) -> int | None:
-    """Index of the first token that differs; None for equal replies.
+def find_difference(left: Sequence[int], right: Sequence[int]) -> int | None:
+    """Finds the index of the first different token; None for equal replies.
 
-    Where one reply is the other's beginning, it is the shorter one's length.
+    If one reply is the beginning of the other, the index is the length of the shorter one.
     """
     if left == right:
         return None
@@ -100,12 +100,12 @@ def first_difference(left: Sequence[int], right: Sequence[int]) -> int | None:
 def median_ratio(
     left: Sequence[PeerReply], right: Sequence[PeerReply], rate: Callable[[PeerReply], float]
 ) -> float:
-    """Median over the prompts of one contender's rate over the other's."""
+    """Median over the prompts of the ratio of two contenders' rates."""
     return statistics.median(rate(a) / rate(b) for a, b in zip(left, right, strict=True))
 
 
 def print_report(report: PeerReport, console: Console) -> None:
-    """A table for each number of threads."""
+    """Prints a table for each number of threads."""
     machine, lengths = report.machine, report.prompt_lengths
     console.print(
         f"{report.model} on {machine.cpu}, {machine.num_usable_cores} cores; "
@@ -115,7 +115,7 @@ def print_report(report: PeerReport, console: Console) -> None:
     for threads in sorted({reply.threads for reply in report.replies}):
         _print_table(report, threads, console)
     if not report.is_complete:
-        console.print("interrupted: the prompts that all had answered until then")
+        console.print("interrupted: only the prompts that all contenders had answered")
     for name, reason in report.left_out.items():
         console.print(f"left out: {name}: {reason}", markup=False)
 
@@ -124,10 +124,10 @@ def _print_table(report: PeerReport, threads: int, console: Console) -> None:
     names = list(
         dict.fromkeys(reply.contender for reply in report.replies if reply.threads == threads)
     )
-    replies = {name: report.of(name, threads) for name in names}
+    replies = {name: report.select(name, threads) for name in names}
     speed = {name: _median(replies[name], _decode_rate) for name in names}
-    own = [name for name in names if name.endswith(_MEDUSA)]
-    best = max(own, key=speed.__getitem__, default=None)
+    medusa_names = [name for name in names if name.endswith(_MEDUSA)]
+    fastest = max(medusa_names, key=speed.__getitem__, default=None)
     reference = next((name for name in _REFERENCES if name in names), names[0])
     table = Table(title=f"{threads} thread{'s' if threads > 1 else ''}, medians over the prompts")
     table.add_column("contender", no_wrap=True)
@@ -136,43 +136,45 @@ def _print_table(report: PeerReport, threads: int, console: Console) -> None:
     for column in (*titles, *shown):
         table.add_column(column, justify="right")
     for name in sorted(names, key=speed.__getitem__, reverse=True):
-        own_replies = replies[name]
+        row = replies[name]
         table.add_row(
             name,
-            f"{1e3 * _median(own_replies, lambda reply: reply.first_token_s):.0f}",
+            f"{1e3 * _median(row, lambda reply: reply.first_token_s):.0f}",
             f"{speed[name]:.1f}",
-            _quartiles(own_replies),
-            f"{_tokens_per_step(own_replies):.2f}",
-            f"{_median(own_replies, lambda reply: reply.tokens_per_s):.1f}",
-            f"{median_ratio(replies[best], own_replies, _decode_rate):.2f}x" if best else "",
-            *_equality(own_replies, replies[reference]),
-            f"{max(reply.peak_memory_bytes for reply in own_replies) / 1e6:.0f}",
+            _quartiles(row),
+            f"{_tokens_per_step(row):.2f}",
+            f"{_median(row, lambda reply: reply.tokens_per_s):.1f}",
+            f"{median_ratio(replies[fastest], row, _decode_rate):.2f}x" if fastest else "",
+            *_equality(row, replies[reference]),
+            f"{max(reply.peak_memory_bytes for reply in row) / 1e6:.0f}",
         )
     console.print(table)
     console.print(
-        f"fastest Medusa: its decode tok/s over this one's, by prompt; equal replies: to those of "
-        f"{reference}; first differs: the first other token, median of the replies not equal"
+        f"fastest Medusa: its decode tok/s over this contender's; equal replies: those equal to "
+        f"{reference}'s; first differs: median index of the first different token"
     )
-    for name in own:
+    for name in medusa_names:
         _print_identity(name, report, threads, console)
 
 
-def identity(report: PeerReport, name: str, threads: int) -> tuple[int, int]:
-    """Of how many of Medusa's replies plain decoding gave the same tokens, and of how many not."""
-    plain = report.of(name.removesuffix(_MEDUSA) + "-plain", threads)
-    pairs = zip(report.of(name, threads), plain, strict=False)
+def count_equal_replies(report: PeerReport, name: str, threads: int) -> tuple[int, int]:
+    """Counts Medusa's replies with the tokens of plain decoding, and those with other tokens."""
+    plain = report.select(name.removesuffix(_MEDUSA) + "-plain", threads)
+    pairs = zip(report.select(name, threads), plain, strict=False)
     equal = [a.token_ids == b.token_ids for a, b in pairs]
     return sum(equal), len(equal) - sum(equal)
 
 
 def is_identical(report: PeerReport) -> bool:
-    """Whether Medusa always gave the tokens of plain decoding."""
+    """Whether all replies of Medusa have the tokens of plain decoding."""
     runs = {(reply.contender, reply.threads) for reply in report.replies}
-    return all(identity(report, *run)[1] == 0 for run in runs if run[0].endswith(_MEDUSA))
+    return all(
+        count_equal_replies(report, *run)[1] == 0 for run in runs if run[0].endswith(_MEDUSA)
+    )
 
 
 def _print_identity(name: str, report: PeerReport, threads: int, console: Console) -> None:
-    num_equal, num_different = identity(report, name, threads)
+    num_equal, num_different = count_equal_replies(report, name, threads)
     text = f"{name}: {num_equal} replies have the tokens of plain decoding"
     if num_different:
         text = f"[bold red]{text}, {num_different} DIFFER: please report this[/bold red]"
@@ -180,12 +182,12 @@ def _print_identity(name: str, report: PeerReport, threads: int, console: Consol
 
 
 def _equality(replies: Sequence[PeerReply], reference: Sequence[PeerReply]) -> tuple[str, str]:
-    """How many replies are equal, and where the others first differ in the median."""
+    """Cells for the number of equal replies, and for the median index of the first difference."""
     pairs = zip(replies, reference, strict=True)
-    found = [first_difference(reply.token_ids, other.token_ids) for reply, other in pairs]
-    differing = [index for index in found if index is not None]
+    indices = [find_difference(reply.token_ids, other.token_ids) for reply, other in pairs]
+    differing = [index for index in indices if index is not None]
     where = f"{statistics.median(differing):.0f}" if differing else "-"
-    return f"{len(found) - len(differing)}/{len(found)}", where
+    return f"{len(indices) - len(differing)}/{len(indices)}", where
 
 
 def _decode_rate(reply: PeerReply) -> float:

@@ -1,9 +1,9 @@
-"""What a step cannot be faster than: reading its weights once, and its multiplications.
+"""Lower bounds of a step's time: reading the weights once, and computing the matrix products.
 
-Both are measured, not looked up. The bandwidth floor is the time of a plain sum over as many bytes
-as the verify graph's products and the KV cache have, with the same threads, in the same rounds as
-the steps. The arithmetic floor is the best time of the graph's own operator on a matrix that stays
-in the core's cache, times how much larger the graph's matrices are; attention is not in it.
+Both are measured. The bandwidth floor is the time to sum as many bytes as the weights and the KV
+cache have, with the same threads and in the same rounds as the steps. For the arithmetic floor, the
+graph's own operator multiplies a matrix that stays in the core's cache; its best time is scaled to
+the size of the graph's matrices. Attention is not included.
 """
 
 import os
@@ -31,16 +31,16 @@ class Products:
     """The matrix products of a verify graph.
 
     Attributes:
-        size_bytes: of their weights with scales, each of which is read once a step.
-        multiply_adds: for one row, by the bits of the weights.
+        size_bytes: size of the weights and scales, which a step reads once.
+        multiply_adds: multiply-adds for one row, by the bits of the weights.
     """
 
     size_bytes: int
     multiply_adds: dict[int, int]
 
 
-def products_of(bundle: Bundle) -> Products:
-    """Counts the products of a bundle's verify graph."""
+def read_products(bundle: Bundle) -> Products:
+    """Counts the matrix products of a bundle's verify graph."""
     graph = ir.load(bundle.graph_path("verify")).graph
     size_bytes, multiply_adds = 0, Counter[int]()
     for node in graph:
@@ -57,25 +57,25 @@ def products_of(bundle: Bundle) -> Products:
     return Products(size_bytes, dict(multiply_adds))
 
 
-def reading(size_bytes: int, threads: int) -> Callable[[], object]:
-    """Sums that many bytes with `threads` threads."""
+def make_reader(size_bytes: int, threads: int) -> Callable[[], object]:
+    """Makes a function that sums that many bytes with `threads` threads."""
     parts = np.array_split(np.ones(size_bytes // 8, np.int64), threads)
     pool = ThreadPoolExecutor(threads)
     return lambda: list(pool.map(np.sum, parts))
 
 
 class ArithmeticFloor:
-    """Times of a bundle's products without the wait for memory."""
+    """Times of a bundle's matrix products without the wait for memory."""
 
     def __init__(self, products: Products, threads: int) -> None:
         self._products, self._threads = products, threads
 
-    def ms(self, num_rows: int) -> float:
-        """Milliseconds for all products of a step over `num_rows` nodes."""
+    def measure_ms(self, num_rows: int) -> float:
+        """Measures all products of a step over `num_rows` nodes, in milliseconds."""
         total = 0.0
         for bits, multiply_adds in self._products.multiply_adds.items():
             whole, few = (
-                best_ms(_product(bits, num_outputs, num_rows, self._threads))
+                _time_best_ms(_make_product(bits, num_outputs, num_rows, self._threads))
                 for num_outputs in (_NUM_OUTPUTS, _FEW_OUTPUTS)
             )
             measured = _NUM_INPUTS * (_NUM_OUTPUTS - _FEW_OUTPUTS)
@@ -83,18 +83,17 @@ class ArithmeticFloor:
         return total
 
 
-def best_ms(action: Callable[[], object]) -> float:
-    """The best time of several, in milliseconds."""
-    times = []
+def _time_best_ms(action: Callable[[], object]) -> float:
+    times_ms = []
     for _ in range(_ROUNDS):
         start = time.perf_counter()
         action()
-        times.append(1e3 * (time.perf_counter() - start))
-    return min(times)
+        times_ms.append(1e3 * (time.perf_counter() - start))
+    return min(times_ms)
 
 
-def _product(bits: int, num_outputs: int, num_rows: int, threads: int) -> Callable[[], object]:
-    """A product of one matrix as a session of its own."""
+def _make_product(bits: int, num_outputs: int, num_rows: int, threads: int) -> Callable[[], object]:
+    """Makes a function that multiplies by one matrix, in an ONNX Runtime session."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
@@ -107,7 +106,7 @@ def _product(bits: int, num_outputs: int, num_rows: int, threads: int) -> Callab
     output = np.zeros((num_rows, num_outputs), np.float32)
     binding.bind_input("x", "cpu", 0, np.float32, rows.shape, rows.ctypes.data)
     binding.bind_output("y", "cpu", 0, np.float32, output.shape, output.ctypes.data)
-    kept = rows, output  # the binding only knows their addresses
+    kept = rows, output  # keeps them alive: the binding holds only their addresses
 
     def run() -> object:
         session.run_with_iobinding(binding)

@@ -1,4 +1,4 @@
-"""What `step_latency.py` measured, and its tables."""
+"""Results of `step_latency.py` and their tables."""
 
 import statistics
 from dataclasses import dataclass
@@ -17,14 +17,14 @@ class StepTable:
     """Times of one bundle at one number of threads and one past.
 
     Attributes:
-        bundle: its folder.
-        precision: of its weights.
-        threads: for one step.
-        past: cached tokens.
-        read_bytes: weights and cache that one step reads.
-        arithmetic_ms: the arithmetic floor by the number of nodes.
-        times_ms: all times: of a step by its number of nodes, "heads", "host" (64 nodes),
-            "prefill" (512 tokens), and "read", the bandwidth floor.
+        bundle: folder of the bundle.
+        precision: precision of its weights.
+        threads: threads of the engine.
+        past: tokens in the KV cache.
+        read_bytes: size of the weights and the cache, which one step reads.
+        arithmetic_ms: arithmetic floor by the number of nodes.
+        times_ms: all times by name. The name of a step is its number of nodes; the others are
+            "heads", "host" (64 nodes), "prefill" (512 tokens) and "read" (the bandwidth floor).
     """
 
     bundle: str
@@ -36,17 +36,17 @@ class StepTable:
     times_ms: dict[str, list[float]]
 
     def median_ms(self, name: str) -> float:
-        """Median time of a step, by its number of nodes, or of "heads", "host" or "prefill"."""
+        """Median of the times with this name."""
         return statistics.median(self.times_ms[name])
 
     def floor_ms(self, num_nodes: int) -> float:
-        """The larger of both floors: they can overlap."""
+        """The larger of both floors, because reading and computing can overlap."""
         return max(self.median_ms("read"), self.arithmetic_ms[num_nodes])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepReport:
-    """Everything that is known of a run."""
+    """All results of a run."""
 
     command: str
     machine: Machine
@@ -55,11 +55,11 @@ class StepReport:
 
 
 def print_report(report: StepReport, console: Console) -> None:
-    """A table for each bundle, number of threads and past."""
+    """Prints a table for each bundle, number of threads and past length."""
     console.print(
-        f"{report.machine.cpu}, medians of {report.rounds} interleaved rounds; x one: over one "
-        "node; x plain: over one node of the fastest bundle here; arith. ms: the products alone, "
-        "from the cache; x floor: over the larger of reading and arithmetic"
+        f"{report.machine.cpu}, medians of {report.rounds} interleaved rounds; x one: ratio to one "
+        "node; x plain: ratio to one node of the fastest bundle; arith. ms: the matrix products "
+        "alone, with weights in the CPU cache; x floor: ratio to the larger of read and arith."
     )
     for table in report.tables:
         same = [other for other in report.tables if other.threads == table.threads]

@@ -23,8 +23,8 @@ def test_all_parts_run(
     context = rows - 100
     monkeypatch.setenv("COLUMNS", "200")
     options = ["--tokens", 12, "--rounds", 2, "--contexts", context, rows, "--bandwidth", 20]
-    own = [tiny_bundle.path, *options, "--transformers", tiny_model]
-    assert run(monkeypatch, *own) == 0
+    arguments = [tiny_bundle.path, *options, "--transformers", tiny_model]
+    assert run(monkeypatch, *arguments) == 0
     out = capsys.readouterr().out
     assert "recorded steps repeat the first one: yes" in out
     assert out.count("12 of 12") == 3 * len(gpu_check.PROMPTS)
@@ -34,7 +34,7 @@ def test_all_parts_run(
 
 
 def test_accepted_lengths_of_the_heads_are_theirs_alone() -> None:
-    plain, heads, both = gpu_check._ways(16).values()
+    plain, heads, both = gpu_check.make_ways(16).values()
     assert plain.tree is not None and plain.tree.num_nodes == 1
     assert heads.tree is None and heads.lookup_ngram == 0
     assert both.lookup_ngram > 0

@@ -1,0 +1,76 @@
+"""Parts that all benchmark scripts share: parser, error messages, checks, JSON output."""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Iterable
+from functools import wraps
+from pathlib import Path
+
+import msgspec
+
+from medusa_trt.calibration.bench.report import replaced_file
+from medusa_trt.errors import MedusaError
+
+
+class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Keeps the lines of the description, and adds the default to each option that has one."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        text = action.help or ""
+        if "(default" in text or action.default in (None, False, argparse.SUPPRESS):
+            return text
+        return f"{text} (default: %(default)s)"
+
+
+def make_parser(docstring: str | None) -> argparse.ArgumentParser:
+    """Creates a parser that describes a script by its docstring."""
+    return argparse.ArgumentParser(description=docstring, formatter_class=_HelpFormatter)
+
+
+def report_errors(main: Callable[[], int]) -> Callable[[], int]:
+    """Makes `main` print a `MedusaError` as one line and return 2."""
+
+    @wraps(main)
+    def run() -> int:
+        try:
+            return main()
+        except MedusaError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
+
+    return run
+
+
+def check_threads(threads: Iterable[int]) -> None:
+    """Checks numbers of threads before anything is measured.
+
+    Raises:
+        MedusaError: this process may not use that many cores.
+    """
+    num_cores = len(os.sched_getaffinity(0))
+    for number in threads:
+        if not 1 <= number <= num_cores:
+            raise MedusaError(f"--threads is {number}: this process may use 1 to {num_cores}")
+
+
+def check_output(file: Path | None) -> None:
+    """Checks the folder of an output file before anything is measured.
+
+    Raises:
+        MedusaError: the folder does not exist.
+    """
+    if file is not None and not file.parent.is_dir():
+        raise MedusaError(f"cannot write {file}: its folder does not exist")
+
+
+def write_json(file: Path | None, value: object) -> None:
+    """Writes a value to a JSON file, if one was given.
+
+    Raises:
+        MedusaError: the file cannot be written.
+    """
+    if file is not None:
+        with replaced_file(file) as temporary:
+            temporary.write_bytes(msgspec.json.format(msgspec.json.encode(value), indent=1))
+        print(f"wrote {file}", file=sys.stderr)
