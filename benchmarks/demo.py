@@ -15,7 +15,7 @@ from rich.progress import track
 from rich.table import Table
 from script import make_parser, report_errors
 
-from medusa_trt.calibration.bench.measurement import measure, warm_up
+from medusa_trt.calibration.bench.measurement import measure_replies, warm_up
 from medusa_trt.calibration.bench.options import BenchOptions
 from medusa_trt.calibration.bench.summary import summarize
 from medusa_trt.calibration.prompts import mt_bench_prompts, spread_over_categories
@@ -52,7 +52,7 @@ def compare(session: MedusaSession, console: Console) -> int:
     ]
     warm_up(session, prompts[0], OPTIONS)
     replies = track(
-        measure(session, prompts, OPTIONS),
+        measure_replies(session, prompts, OPTIONS),
         "answering",
         total=len(prompts) * len(OPTIONS.modes) * OPTIONS.rounds,
         console=console,

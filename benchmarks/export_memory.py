@@ -71,7 +71,13 @@ _BLOCK = (1 << 24) - 3
 def main() -> int:
     """Makes a checkpoint, exports it and prints the measurements."""
     parser = make_parser(__doc__)
-    parser.add_argument("--shape", choices=SHAPES, default="llama-1b", help="shape of the model")
+    parser.add_argument(
+        "--shape",
+        choices=SHAPES,
+        default="llama-1b",
+        metavar="NAME",
+        help=f"model shape: {', '.join(SHAPES)}",
+    )
     parser.add_argument("--target", default="ort-cpu", help="target of the export")
     parser.add_argument("--precision", default="int4", help="precision of the export")
     parser.add_argument(
