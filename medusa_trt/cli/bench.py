@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 from medusa_trt.calibration.bench.options import BenchOptions
 from medusa_trt.cli.arguments import BundleArguments, SessionArguments
 from medusa_trt.cli.parser import Verb
-from medusa_trt.cli.terminal import table_console
+from medusa_trt.cli.terminal import new_table_console
 from medusa_trt.errors import MedusaError
 from medusa_trt.interrupts import interrupted_exit_code
 
@@ -62,7 +62,7 @@ def run(arguments: BenchArguments) -> int:
         MedusaError: whatever the user can cause; as far as possible before anything is measured.
     """
     _check_outputs(arguments)
-    prompts = _prompts(arguments)
+    prompts = _load_prompts(arguments)
     with arguments.session.open(arguments.bundle) as session:
         return _bench(session, prompts, arguments)
 
@@ -81,7 +81,8 @@ def _bench(
 
     options = arguments.bench
     check_runnable(session, prompts, options)
-    date, setup = datetime.now(timezone.utc).astimezone(), _setup(session, prompts, arguments)
+    date = datetime.now(timezone.utc).astimezone()
+    setup = _describe_setup(session, prompts, arguments)
     num_replies = sum(len(prompt.turns) for prompt in prompts) * options.rounds
     progress = Progress(num_replies * len(options.modes), "replies")
     progress.announce(num_replies * warm_up(session, prompts[0], options))
@@ -100,7 +101,7 @@ def _bench(
         machine=Machine.detect(),
         summary=summarize(rows, options.modes, options.tree or session.bundle.tree),
     )
-    print_report(report, table_console())
+    print_report(report, new_table_console())
     _write(report, rows, arguments)
     if report.summary.differences:
         return EXIT_DIFFERENT
@@ -128,7 +129,7 @@ def _measure(
     return rows, False
 
 
-def _prompts(arguments: BenchArguments) -> list["BenchPrompt"]:
+def _load_prompts(arguments: BenchArguments) -> list["BenchPrompt"]:
     from medusa_trt.calibration.prompts import (
         mt_bench_prompts,
         prompts_from_file,
@@ -144,7 +145,7 @@ def _prompts(arguments: BenchArguments) -> list["BenchPrompt"]:
     return spread_over_categories(prompts, wanted)
 
 
-def _setup(
+def _describe_setup(
     session: "MedusaSession",
     prompts: Sequence["BenchPrompt"],
     arguments: BenchArguments,

@@ -3,9 +3,9 @@
 from dataclasses import dataclass, field
 
 from medusa_trt.cli.arguments import BundleArguments
-from medusa_trt.cli.extras import needs_extra
+from medusa_trt.cli.extras import require_extra
 from medusa_trt.cli.parser import Verb
-from medusa_trt.cli.terminal import stage_printer
+from medusa_trt.cli.terminal import new_stage_printer
 from medusa_trt.export.tensorrt.options import BuildOptions
 
 
@@ -26,9 +26,9 @@ def build(arguments: BuildArguments) -> None:
     Raises:
         MedusaError: the bundle is damaged, or the engines cannot be built so.
     """
-    show_stage = stage_printer()
+    show_stage = new_stage_printer()
     show_stage("opening the bundle")
-    with needs_extra("building", "tensorrt", "tensorrt-rtx"):
+    with require_extra("building", "tensorrt", "tensorrt-rtx"):
         from medusa_trt.export.tensorrt.build import build_engines
     from medusa_trt.runtime.bundle import Bundle
 

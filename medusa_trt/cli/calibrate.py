@@ -15,7 +15,7 @@ from medusa_trt.calibration.options import (
 )
 from medusa_trt.cli.arguments import BundleArguments, EngineArguments
 from medusa_trt.cli.parser import Verb
-from medusa_trt.cli.terminal import table_console
+from medusa_trt.cli.terminal import new_table_console
 from medusa_trt.interrupts import interrupted_exit_code
 
 if TYPE_CHECKING:
@@ -215,7 +215,7 @@ def _report(calibrator: "Calibrator", table: "Table", texts: list[str], origin: 
     from medusa_trt.calibration.report.html import HTML_FILE
     from medusa_trt.calibration.report.plots import can_plot
 
-    console = table_console()
+    console = new_table_console()
     console.print(table)
     for text in texts:
         console.print(text, markup=False)

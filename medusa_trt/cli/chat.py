@@ -55,10 +55,10 @@ def chat(arguments: ChatArguments) -> None:
 
     is_terminal = sys.stdin.isatty()
     with (
-        sigterm_leaves(),
+        leave_on_sigterm(),
         arguments.session.open(arguments.bundle) as session,
     ):
-        console = _console(verbose=arguments.verbose)
+        console = _new_console(verbose=arguments.verbose)
         loop = Chat(session, Conversation(arguments.system), arguments.reply, console)
         if is_terminal:
             tree = arguments.reply.tree or session.bundle.tree
@@ -71,7 +71,7 @@ def chat(arguments: ChatArguments) -> None:
         raise MedusaError(f"entries that failed: {loop.num_errors}; see above")
 
 
-def _console(*, verbose: bool) -> "Console":
+def _new_console(*, verbose: bool) -> "Console":
     from medusa_trt.cli.chat_loop import Console
 
     for stream in (sys.stdin, sys.stdout, sys.stderr):
@@ -89,10 +89,10 @@ def _console(*, verbose: bool) -> "Console":
     def details(text: str) -> None:
         status(f"\x1b[2m{text}\x1b[0m" if shows_colours else text)
 
-    return Console(_line_reader(), write, status, details if verbose else None)
+    return Console(_new_line_reader(), write, status, details if verbose else None)
 
 
-def _line_reader() -> Callable[[str], str]:
+def _new_line_reader() -> Callable[[str], str]:
     """Reads lines: edited and with a history in a terminal, without a prompt elsewhere."""
     if not sys.stdin.isatty():
         return lambda _: input()
@@ -118,7 +118,7 @@ def _line_reader() -> Callable[[str], str]:
 
 
 @contextmanager
-def sigterm_leaves() -> Iterator[None]:
+def leave_on_sigterm() -> Iterator[None]:
     """Makes SIGTERM leave the chat: as a Ctrl-C it would only end the reply."""
 
     def leave(*_: object) -> None:

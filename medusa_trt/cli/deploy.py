@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from medusa_trt.cli.arguments import BundleArguments
-from medusa_trt.cli.extras import needs_extra
+from medusa_trt.cli.extras import require_extra
 from medusa_trt.cli.parser import Verb
 
 
@@ -31,7 +31,7 @@ def deploy(arguments: DeployArguments) -> None:
     Raises:
         MedusaError: the bundle was exported for another place, or the files cannot be written.
     """
-    with needs_extra("deploying", "export"):
+    with require_extra("deploying", "export"):
         from medusa_trt.export.deploy.deployment import deploy as write_files
     from medusa_trt.runtime.bundle import Bundle
 

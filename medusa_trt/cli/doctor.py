@@ -57,7 +57,7 @@ def diagnose(_: DoctorArguments) -> None:
     from medusa_trt.runtime.engines.device.memory import compute_capability
 
     print(f"Python     {platform.python_version()} on {platform.system()} {platform.machine()}")
-    print(f"medusa-trt {_version('medusa-trt')}")
+    print(f"medusa-trt {_installed_version('medusa-trt')}")
     print(f"processors {os.cpu_count()}")
     if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
         memory_bytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
@@ -65,8 +65,8 @@ def diagnose(_: DoctorArguments) -> None:
     print(f"disk       {shutil.disk_usage('.').free / 1e9:.0f} GB free here")
     driver = shutil.which("nvidia-smi")
     capability = compute_capability()
-    print(f"NVIDIA GPU {_gpu(driver, capability)}")
-    print(f"operators  {_operators()}")
+    print(f"NVIDIA GPU {_describe_gpu(driver, capability)}")
+    print(f"operators  {_describe_operators()}")
     print()
     for purpose in _PURPOSES:
         if not all(_is_installed(name) for name in purpose.modules):
@@ -78,7 +78,7 @@ def diagnose(_: DoctorArguments) -> None:
         print(f"{purpose.name:<33} {state}")
 
 
-def _gpu(driver: str | None, capability: str | None) -> str:
+def _describe_gpu(driver: str | None, capability: str | None) -> str:
     """Describes the first GPU."""
     if capability is not None:
         return f"compute capability {capability}"
@@ -87,7 +87,7 @@ def _gpu(driver: str | None, capability: str | None) -> str:
     return "not found by CUDA" if _is_installed("cuda") else "driver found, cuda-python is missing"
 
 
-def _operators() -> str:
+def _describe_operators() -> str:
     """Describes the operator library, which quantized bundles need on the CPU."""
     from medusa_trt.errors import MedusaError
     from medusa_trt.runtime.engines.operators import kernels_name, library_path
@@ -102,11 +102,11 @@ def _operators() -> str:
 
 def _is_installed(name: str) -> bool:
     if "-" in name:  # two packages with one import name: ONNX Runtime with and without CUDA
-        return _version(name) != _MISSING
+        return _installed_version(name) != _MISSING
     return importlib.util.find_spec(name) is not None
 
 
-def _version(package: str) -> str:
+def _installed_version(package: str) -> str:
     try:
         return version(package)
     except PackageNotFoundError:

@@ -1,8 +1,8 @@
 """`medusa-export` and `medusa-trt export`: a model and its heads become a bundle."""
 
-from medusa_trt.cli.extras import needs_extra
+from medusa_trt.cli.extras import require_extra
 from medusa_trt.cli.parser import Verb
-from medusa_trt.cli.terminal import stage_printer
+from medusa_trt.cli.terminal import new_stage_printer
 from medusa_trt.export.options import ExportOptions
 
 
@@ -12,9 +12,9 @@ def export(options: ExportOptions) -> None:
     Raises:
         MedusaError: the model or its heads cannot be exported so.
     """
-    show_stage = stage_printer()
+    show_stage = new_stage_printer()
     show_stage("starting")
-    with needs_extra("exporting", "export"):
+    with require_extra("exporting", "export"):
         from medusa_trt.export.pipeline import export_bundle
     bundle = export_bundle(options, show_stage)
     size_bytes = sum(spec.size_bytes for spec in bundle.manifest.files.values())

@@ -7,7 +7,7 @@ from medusa_trt.errors import MedusaError
 
 
 @contextmanager
-def needs_extra(purpose: str, *extras: str) -> Iterator[None]:
+def require_extra(purpose: str, *extras: str) -> Iterator[None]:
     """Runs a block of imports.
 
     Args:

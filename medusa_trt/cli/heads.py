@@ -7,9 +7,9 @@ import textwrap
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
-from medusa_trt.cli.extras import needs_extra
+from medusa_trt.cli.extras import require_extra
 from medusa_trt.cli.parser import Verb
-from medusa_trt.cli.terminal import table_console
+from medusa_trt.cli.terminal import new_table_console
 from medusa_trt.export.head_conversion.options import ConvertOptions
 from medusa_trt.export.heads.formats import FORMATS
 
@@ -37,11 +37,11 @@ def inspect(arguments: InspectArguments) -> None:
     Raises:
         MedusaError: the heads cannot be read.
     """
-    with needs_extra("reading heads", "export"):
+    with require_extra("reading heads", "export"):
         from medusa_trt.export.heads.loading import load_heads
     loaded = load_heads(arguments.source)
     if arguments.json:
-        print(json.dumps(_as_json(loaded), indent=2))
+        print(json.dumps(_json_from_heads(loaded), indent=2))
     else:
         _print_table(loaded)
 
@@ -52,7 +52,7 @@ def convert(options: ConvertOptions) -> None:
     Raises:
         MedusaError: the heads cannot be read, or the format cannot hold them.
     """
-    with needs_extra("converting heads", "export"):
+    with require_extra("converting heads", "export"):
         from medusa_trt.export.head_conversion.saving import convert_heads
     loaded = convert_heads(options, lambda text: print(text, file=sys.stderr, flush=True))
     size_bytes = sum(file.stat().st_size for file in options.output.iterdir())
@@ -63,7 +63,7 @@ def convert(options: ConvertOptions) -> None:
     )
 
 
-def _format_lines() -> str:
+def _list_formats() -> str:
     """The names and descriptions of all formats, in lines of 80 columns."""
     return "formats:\n" + "\n".join(
         textwrap.fill(
@@ -76,12 +76,12 @@ def _format_lines() -> str:
     )
 
 
-def _as_json(loaded: "LoadedHeads") -> dict[str, object]:
+def _json_from_heads(loaded: "LoadedHeads") -> dict[str, object]:
     return {
         "path": str(loaded.path),
         "format": loaded.format,
         **dataclasses.asdict(loaded.facts),
-        "dtype": _dtype(loaded),
+        "dtype": _dtype_name(loaded),
         "num_parameters": loaded.num_parameters,
         "backbone": None if loaded.backbone is None else str(loaded.backbone),
         "adapter": None if loaded.adapter is None else str(loaded.adapter),
@@ -94,12 +94,12 @@ def _print_table(loaded: "LoadedHeads") -> None:
     from rich.table import Table
 
     table = Table(show_header=False, box=None, pad_edge=False)
-    for name, value in _rows(loaded):
+    for name, value in _rows_from_heads(loaded):
         table.add_row(name, escape(value))
-    table_console().print(table)
+    new_table_console().print(table)
 
 
-def _rows(loaded: "LoadedHeads") -> list[tuple[str, str]]:
+def _rows_from_heads(loaded: "LoadedHeads") -> list[tuple[str, str]]:
     facts = loaded.facts
     unembedding = {
         "own": "own, one for each head",
@@ -120,7 +120,7 @@ def _rows(loaded: "LoadedHeads") -> list[tuple[str, str]]:
         ("unembedding", unembedding),
         ("vocabulary", "unknown" if facts.vocab_size is None else f"{facts.vocab_size:,} tokens"),
         ("token map", f"{facts.draft_vocab_size:,} tokens" if facts.has_token_map else "no"),
-        ("type", _dtype(loaded)),
+        ("type", _dtype_name(loaded)),
         ("parameters", f"{loaded.num_parameters:,}"),
         ("base model", facts.base_model or "not stated"),
     ]
@@ -131,11 +131,11 @@ def _rows(loaded: "LoadedHeads") -> list[tuple[str, str]]:
     return rows + [("warning", text) for text in loaded.warnings]
 
 
-def _dtype(loaded: "LoadedHeads") -> str:
+def _dtype_name(loaded: "LoadedHeads") -> str:
     return str(loaded.dtype).removeprefix("torch.")
 
 
 VERBS = {
     "heads inspect": Verb(InspectArguments, inspect),
-    "heads convert": Verb(ConvertOptions, convert, _format_lines),
+    "heads convert": Verb(ConvertOptions, convert, _list_formats),
 }

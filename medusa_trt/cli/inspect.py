@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
 from medusa_trt.cli.arguments import BundleArguments
-from medusa_trt.cli.extras import needs_extra
+from medusa_trt.cli.extras import require_extra
 from medusa_trt.cli.parser import Verb
-from medusa_trt.cli.terminal import table_console
+from medusa_trt.cli.terminal import new_table_console
 
 if TYPE_CHECKING:
     from medusa_trt.export.inspection import Gpu, GraphFacts
@@ -36,21 +36,21 @@ def inspect(arguments: InspectArguments) -> None:
     Raises:
         MedusaError: the folder is no bundle, the bundle is damaged, or the GPU is unknown.
     """
-    with needs_extra("inspecting graphs", "export"):
+    with require_extra("inspecting graphs", "export"):
         from medusa_trt.export.inspection import gpu_from_name, graph_facts
     from medusa_trt.runtime.bundle import Bundle
 
     gpu = None if arguments.gpu is None else gpu_from_name(arguments.gpu)
     bundle = Bundle.open(arguments.bundle)
     facts = {graph: graph_facts(bundle, graph) for graph in bundle.manifest.graphs}
-    estimates = _estimates(bundle, facts, gpu)
+    estimates = _estimate_sizes(bundle, facts, gpu)
     if arguments.json:
-        print(json.dumps(_as_json(bundle, facts, estimates), indent=2))
+        print(json.dumps(_json_from_bundle(bundle, facts, estimates), indent=2))
     else:
         _print_tables(bundle, facts, estimates, arguments.tensors)
 
 
-def _estimates(
+def _estimate_sizes(
     bundle: "Bundle", facts: dict[str, "GraphFacts"], gpu: "Gpu | None"
 ) -> dict[str, float]:
     """Sizes in bytes, and the highest speeds that the bandwidth of a GPU allows."""
@@ -74,7 +74,7 @@ def _estimates(
     return estimates
 
 
-def _as_json(
+def _json_from_bundle(
     bundle: "Bundle", facts: dict[str, "GraphFacts"], estimates: dict[str, float]
 ) -> dict[str, object]:
     manifest = json.loads(bundle.manifest.to_json())
@@ -101,16 +101,16 @@ def _print_tables(
 
     from medusa_trt.export.inspection import tree_lines
 
-    console = table_console()
+    console = new_table_console()
     table = Table(show_header=False, box=None, pad_edge=False)
-    for name, value in _rows(bundle, estimates):
+    for name, value in _rows_from_bundle(bundle, estimates):
         table.add_row(name, escape(value))
     console.print(table)
     console.print()
     graphs = Table("graph", "nodes", "weights", "most frequent operators", box=None, pad_edge=False)
     for name, graph in facts.items():
         frequent = [f"{count} {kind}" for kind, count in graph.operators.most_common(4)]
-        weights = [f"{kind} {_size(size)}" for kind, size in graph.precisions.most_common(3)]
+        weights = [f"{kind} {_format(size)}" for kind, size in graph.precisions.most_common(3)]
         graphs.add_row(
             name, str(graph.operators.total()), ", ".join(weights) or "-", ", ".join(frequent)
         )
@@ -127,11 +127,11 @@ def _print_tables(
     console.print("\n".join(tree_lines(bundle)))
 
 
-def _rows(bundle: "Bundle", estimates: dict[str, float]) -> list[tuple[str, str]]:
+def _rows_from_bundle(bundle: "Bundle", estimates: dict[str, float]) -> list[tuple[str, str]]:
     manifest = bundle.manifest
     model, heads, target, tree = manifest.model, manifest.heads, manifest.target, bundle.tree
     rows = [
-        ("bundle", f"{bundle.path}, {_size(sum(f.size_bytes for f in manifest.files.values()))}"),
+        ("bundle", f"{bundle.path}, {_format(sum(f.size_bytes for f in manifest.files.values()))}"),
         ("model", f"{model.name} ({model.architecture}), {model.num_layers} layers, hidden size "
          f"{model.hidden_size:,}, {model.vocab_size:,} tokens"),
         ("heads", f"{heads.num_heads}, {heads.num_layers} layers each, "
@@ -140,11 +140,11 @@ def _rows(bundle: "Bundle", estimates: dict[str, float]) -> list[tuple[str, str]
          f"{target.cache_dtype}"),
         ("longest", f"{model.max_length:,} tokens"),
         ("tree", f"{manifest.tree_name}: {tree.num_nodes} nodes, {tree.max_depth} deep"),
-        ("memory", f"{_size(estimates['weights_bytes'])} weights + "
-         f"{_size(estimates['kv_cache_bytes'])} KV cache = {_size(estimates['total_bytes'])} for "
-         "one sequence of the longest length"),
-        ("read a step", f"{_size(estimates['read_bytes_per_step'])} by verify, "
-         f"{_size(estimates['read_bytes_per_draft'])} by the heads"),
+        ("memory", f"{_format(estimates['weights_bytes'])} weights + "
+         f"{_format(estimates['kv_cache_bytes'])} KV cache = "
+         f"{_format(estimates['total_bytes'])} for one sequence of the longest length"),
+        ("read a step", f"{_format(estimates['read_bytes_per_step'])} by verify, "
+         f"{_format(estimates['read_bytes_per_draft'])} by the heads"),
     ]  # fmt: skip
     if "plain_tokens_per_s" in estimates:
         fits = "fits its memory" if estimates["fits_memory"] else "does not fit its memory"
@@ -160,7 +160,7 @@ def _rows(bundle: "Bundle", estimates: dict[str, float]) -> list[tuple[str, str]
     return rows
 
 
-def _size(size_bytes: float) -> str:
+def _format(size_bytes: float) -> str:
     for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if size_bytes >= factor:
             return f"{size_bytes / factor:.1f} {unit}"

@@ -97,7 +97,7 @@ def _answer_without_verb(name: str, words: list[str]) -> NoReturn:
         MedusaError: the user did not ask for help.
         SystemExit: the user did.
     """
-    page = listing(name)
+    page = new_listing(name)
     _, unknown = page.parse_known_args(words)
     if not unknown:
         page.error("give a verb")
@@ -108,8 +108,8 @@ def _answer_without_verb(name: str, words: list[str]) -> NoReturn:
     raise MedusaError(f"there is no verb {unknown[0]!r}: {hint}")
 
 
-def listing(group: str) -> Parser:
-    """The page that lists the verbs of a group, as "heads"; the groups themselves for ""."""
+def new_listing(group: str) -> Parser:
+    """Makes the page that lists the verbs of a group, as "heads", or with "" all verbs."""
     verbs = [name for name in HELP if name.rpartition(" ")[0] == group]
     lines = [f"  {name.removeprefix(group).lstrip():<13} {HELP[name]}" for name in verbs]
     command = f"medusa-trt {group}".rstrip()

@@ -3,9 +3,9 @@
 import json
 from dataclasses import dataclass
 
-from medusa_trt.cli.extras import needs_extra
+from medusa_trt.cli.extras import require_extra
 from medusa_trt.cli.parser import Verb
-from medusa_trt.cli.terminal import table_console
+from medusa_trt.cli.terminal import new_table_console
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,7 +25,7 @@ def list_models(arguments: ModelsArguments) -> None:
     Raises:
         MedusaError: a package is missing.
     """
-    with needs_extra("listing models", "export"):
+    with require_extra("listing models", "export"):
         from medusa_trt.export.models.aliases import aliases
     import msgspec
 
@@ -43,7 +43,7 @@ def list_models(arguments: ModelsArguments) -> None:
             alias.heads or "none public: --heads, or medusa-trt train",
             alias.tree or "the target's",
         )
-    console = table_console(columns=160)
+    console = new_table_console(columns=160)
     console.print(table)
     console.print("\nAny other model of a supported architecture works by its folder or hub id.")
 

@@ -38,7 +38,7 @@ def add_options(parser: argparse.ArgumentParser, options: type) -> list[str]:
     Returns:
         What the user must give, as the usage line shows it.
     """
-    return _add_to_group(parser, parser, _options_of(options), "")
+    return _add_to_group(parser, parser, _read_fields(options), "")
 
 
 def read_options(options: type[T], namespace: argparse.Namespace, prefix: str = "") -> T:
@@ -53,7 +53,7 @@ def read_options(options: type[T], namespace: argparse.Namespace, prefix: str = 
         MedusaError: the dataclass refuses a value.
     """
     values, flags = {}, {}
-    for option in _options_of(options):
+    for option in _read_fields(options):
         flags[option.name], name = option.flag, prefix + option.name
         if option.is_group:
             values[option.name] = read_options(option.type, namespace, f"{name}.")
@@ -137,9 +137,9 @@ class _Option:
         return is_dataclass(self.type) and self.note(Callable) is None
 
 
-def _options_of(options: type) -> list[_Option]:
-    texts, hints = _entries(options), get_type_hints(options, include_extras=True)
-    found = []
+def _read_fields(options: type) -> list[_Option]:
+    texts, hints = _read_docstrings(options), get_type_hints(options, include_extras=True)
+    described = []
     for field in fields(options):
         hint = hints[field.name]
         kind, *notes = get_args(hint) if get_origin(hint) is Annotated else [hint]
@@ -147,11 +147,11 @@ def _options_of(options: type) -> list[_Option]:
             kind = next(member for member in get_args(kind) if member is not NoneType)
         is_list = get_origin(kind) is tuple
         kind, text = get_args(kind)[0] if is_list else kind, texts.get(field.name, "")
-        found.append(_Option(field.name, kind, is_list, field.default, text, notes))
-    return found
+        described.append(_Option(field.name, kind, is_list, field.default, text, notes))
+    return described
 
 
-def _entries(options: type) -> dict[str, str]:
+def _read_docstrings(options: type) -> dict[str, str]:
     """The entries under `Attributes:` in the docstrings of a dataclass and its bases."""
     entries = {}
     for base in reversed(options.__mro__):
@@ -174,12 +174,15 @@ def _add_to_group(
         name = prefix + option.name
         if option.is_group:
             offered = option.note(tuple)
-            inner = [x for x in _options_of(option.type) if offered is None or x.name in offered]
-            title = option.name.replace("_", " ")
-            inner_group = parser.add_argument_group(title, textwrap.fill(_help(option, flags), 78))
+            inner = _read_fields(option.type)
+            if offered is not None:
+                inner = [inner_option for inner_option in inner if inner_option.name in offered]
+            description = textwrap.fill(_make_help(option, flags), 78)
+            inner_group = parser.add_argument_group(option.name.replace("_", " "), description)
             required += _add_to_group(parser, inner_group, inner, f"{name}.")
             continue
-        settings = _settings(option) | {"help": _help(option, flags)}
+        settings = _make_settings(option)
+        settings["help"] = _make_help(option, flags).replace("%", "%%")
         if not option.flag.startswith("-"):
             group.add_argument(name, **settings | {"metavar": option.flag})
             required.append(option.flag + " ..." * option.takes_several)
@@ -192,7 +195,7 @@ def _add_to_group(
     return required
 
 
-def _settings(option: _Option) -> dict[str, Any]:
+def _make_settings(option: _Option) -> dict[str, Any]:
     """What argparse is told about the type of an option."""
     if option.type is bool:
         return {"action": argparse.BooleanOptionalAction if option.can_be_negated else "store_true"}
@@ -201,10 +204,10 @@ def _settings(option: _Option) -> dict[str, Any]:
         settings["nargs"] = "+"
     if option.may_be_repeated:
         settings["action"] = "append"
-    return settings | {"type": option.note(Callable) or partial(_value, option)}
+    return settings | {"type": option.note(Callable) or partial(_make_value, option)}
 
 
-def _value(option: _Option, text: str) -> object:
+def _make_value(option: _Option, text: str) -> object:
     """The value of an option that a text stands for.
 
     Raises:
@@ -216,26 +219,23 @@ def _value(option: _Option, text: str) -> object:
     try:
         values = [choices[choices.index(x)] if choices else option.type(x) for x in parts]
     except ValueError as error:
-        _, one, several = _NUMBERS.get(option.type, ("", "", ""))
-        allowed = (
-            f"choose from {', '.join(choices)}"
-            if choices
-            else f"give {several if is_list else one}"
-        )
+        if choices:
+            allowed = f"choose from {', '.join(choices)}"
+        else:
+            allowed = f"give {_NUMBERS[option.type][2 if is_list else 1]}"
         commas = ", with commas between them" if is_list else ""
         raise MedusaError(f"{option.flag} is {text!r}: {allowed}{commas}") from error
     return tuple(values) if is_list else values[0]
 
 
-def _help(option: _Option, flags: dict[str, str]) -> str:
+def _make_help(option: _Option, flags: dict[str, str]) -> str:
     """The entry of the docstring, with flags instead of names of fields, and the default."""
     text = re.sub(r"`([^`]+)`", lambda match: flags.get(match[1], match[1]), option.text)
-    if default := _typed_default(option):
-        text += f" (default: {default})"
-    return text.replace("%", "%%")
+    default = _write_default(option)
+    return f"{text} (default: {default})" if default else text
 
 
-def _typed_default(option: _Option) -> str:
+def _write_default(option: _Option) -> str:
     """The default as the user would type it; empty where there is none."""
     default = option.default
     if option.is_group or default is None or default is MISSING:

@@ -28,8 +28,8 @@ class Verb(Generic[Arguments]):
     run: Callable[[Arguments], int | None]
     epilog: Callable[[], str] | None = None
 
-    def parser(self, command: str) -> "Parser":
-        """The parser of this verb, which the user calls by `command`."""
+    def new_parser(self, command: str) -> "Parser":
+        """Makes the parser of this verb, which the user calls by `command`."""
         description, *_ = inspect.cleandoc(self.arguments.__doc__ or "").split("\n\nAttributes:")
         parser = Parser(
             command,
@@ -49,7 +49,7 @@ class Verb(Generic[Arguments]):
         Raises:
             MedusaError: the words are no valid arguments.
         """
-        parser = self.parser(command)
+        parser = self.new_parser(command)
         namespace, unknown = parser.parse_known_args(words)
         if unknown:
             parser.refuse(unknown)
@@ -83,7 +83,8 @@ class Parser(argparse.ArgumentParser):
         similar = get_close_matches(word, flags, n=1)
         if similar:
             raise MedusaError(f"there is no option {word}: did you mean {similar[0]}?")
-        self.error(f"there is no option {word}" if word[:1] == "-" else f"{word!r} is too much")
+        is_option = word.startswith("-")
+        self.error(f"there is no option {word}" if is_option else f"{word!r} is one word too many")
 
 
 class _Formatter(argparse.RawDescriptionHelpFormatter):

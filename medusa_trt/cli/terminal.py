@@ -9,8 +9,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 
-def stage_printer() -> Callable[[str], None]:
-    """A function that shows a stage of the work and the seconds since the first."""
+def new_stage_printer() -> Callable[[str], None]:
+    """Makes a function that shows a stage of the work, and the seconds since it was made."""
     start = time.perf_counter()
 
     def show(stage: str) -> None:
@@ -19,8 +19,8 @@ def stage_printer() -> Callable[[str], None]:
     return show
 
 
-def table_console(columns: int = 100) -> "Console":
-    """A console for tables, as wide as the terminal; `columns` wide in a file or a pipe."""
+def new_table_console(columns: int = 100) -> "Console":
+    """Makes a console for tables: as wide as the terminal, or `columns` in a file or a pipe."""
     from rich.console import Console  # takes 0.1 s, which most verbs do not need
 
     return Console(width=None if sys.stdout.isatty() else columns, highlight=False)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from medusa_trt.cli.extras import needs_extra
+from medusa_trt.cli.extras import require_extra
 from medusa_trt.cli.parser import Verb
 from medusa_trt.errors import TrainingError, check_range
 from medusa_trt.training.options import DataOptions, JointOptions, Quantization, TrainOptions
@@ -169,7 +169,7 @@ def train_heads_alone(arguments: HeadsArguments) -> None:
     with replaced_folder(arguments.output) as folder:
         save_heads(result.heads, folder, base.source.name)
         save_report(result, folder, f"Medusa heads for {base.source.name}", specs, options)
-    _conclude(result.accuracy, arguments.output)
+    _report(result.accuracy, arguments.output)
 
 
 def train_jointly(arguments: JointArguments) -> None:
@@ -200,7 +200,7 @@ def train_jointly(arguments: JointArguments) -> None:
         save_combined(base, result.model, result.second.heads, folder)
         title = f"{base.source.name} with Medusa heads, trained together"
         save_report(result.second, folder, title, specs, options)
-    _conclude(result.second.accuracy, arguments.output)
+    _report(result.second.accuracy, arguments.output)
 
 
 def measure(arguments: MeasureArguments) -> None:
@@ -229,7 +229,7 @@ def measure(arguments: MeasureArguments) -> None:
         _print_accuracy(measure_heads(base, replies, heads, arguments.num_nodes, arguments.tree))
 
 
-def _conclude(accuracy: "Accuracy", output: Path) -> None:
+def _report(accuracy: "Accuracy", output: Path) -> None:
     _print_accuracy(accuracy)
     print(f"wrote {output}", file=sys.stderr)
 
@@ -250,7 +250,7 @@ def _check_packages(*, with_adapters: bool = False) -> None:
     Raises:
         MedusaError: a package is missing.
     """
-    with needs_extra("training", "train"):
+    with require_extra("training", "train"):
         import torch  # noqa: F401
         import transformers  # noqa: F401
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from medusa_trt.cli.arguments import BundleArguments
-from medusa_trt.cli.extras import needs_extra
+from medusa_trt.cli.extras import require_extra
 from medusa_trt.cli.parser import Verb
 
 
@@ -26,7 +26,7 @@ def verify(arguments: VerifyArguments) -> None:
         MedusaError: the logits differ by more than the bundle's precision allows, or cannot be
             compared.
     """
-    with needs_extra("comparing", "export"):
+    with require_extra("comparing", "export"):
         from medusa_trt.export.comparison.check import check_bundle
     for line in check_bundle(arguments.bundle, arguments.against):
         print(line, flush=True)

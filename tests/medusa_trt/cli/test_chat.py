@@ -12,7 +12,7 @@ import pytest
 from support.chat_driver import LONG, Driver
 
 from medusa_trt.cli.arguments import SessionArguments
-from medusa_trt.cli.chat import VERBS, sigterm_leaves
+from medusa_trt.cli.chat import VERBS, leave_on_sigterm
 from medusa_trt.cli.chat_loop import PROMPT
 from medusa_trt.errors import MedusaError, PromptError
 from medusa_trt.runtime.bundle import Bundle
@@ -38,7 +38,7 @@ def test_sigterm_leaves_in_the_middle_of_a_reply(tiny_bundle: Bundle) -> None:
     with MedusaSession(tiny_bundle, num_threads=1) as session:
         driver = Driver(session, LONG)
         driver.on_write = lambda: signal.raise_signal(signal.SIGTERM)
-        with sigterm_leaves(), pytest.raises(SystemExit) as left:
+        with leave_on_sigterm(), pytest.raises(SystemExit) as left:
             driver.say("hello")
     assert left.value.code == 128 + signal.SIGTERM
     assert len(driver.written) == 1

@@ -22,9 +22,9 @@ WITHOUT_DEFAULT = {"--model", "--quantization-plan", "--stop"}
 
 def pages() -> dict[str, Parser]:
     """The help page of each verb and of each list of verbs."""
-    pages = {f"medusa-trt {name}".rstrip(): cli.listing(name) for name in GROUPS}
+    pages = {f"medusa-trt {name}".rstrip(): cli.new_listing(name) for name in GROUPS}
     for name in VERBS:
-        pages[f"medusa-trt {name}"] = cli.verb_from_name(name).parser(f"medusa-trt {name}")
+        pages[f"medusa-trt {name}"] = cli.verb_from_name(name).new_parser(f"medusa-trt {name}")
     return pages
 
 
@@ -59,7 +59,7 @@ def test_every_help_page_explains_its_arguments_and_says_their_defaults(
 def test_each_verb_is_listed_with_one_line() -> None:
     listed = []
     for name in GROUPS:
-        verbs = re.findall(r"^  (\w+)  +\S", cli.listing(name).format_help(), re.MULTILINE)
+        verbs = re.findall(r"^  (\w+)  +\S", cli.new_listing(name).format_help(), re.MULTILINE)
         listed += [f"{name} {verb}".lstrip() for verb in verbs]
     assert sorted(listed) == sorted(cli.HELP)
 

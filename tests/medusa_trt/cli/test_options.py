@@ -106,7 +106,7 @@ def test_only_what_is_typed_differs_from_the_dataclass() -> None:
 
 def test_the_help_is_the_docstrings(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "200")
-    lines = [" ".join(line.split()) for line in VERB.parser("do").format_help().splitlines()]
+    lines = [" ".join(line.split()) for line in VERB.new_parser("do").format_help().splitlines()]
     assert [line for line in lines if line] == [
         "usage: do SOURCE --needed NEEDED [options]",
         "Do something, in one go.",
@@ -152,6 +152,6 @@ def test_a_wrong_value_is_named_with_what_is_allowed(words: list[str], message: 
 
 
 def test_the_dataclasss_own_error_is_kept() -> None:
-    namespace = VERB.parser("do").parse_args([*GIVEN, "--rank", "9"])
+    namespace = VERB.new_parser("do").parse_args([*GIVEN, "--rank", "9"])
     with pytest.raises(PromptError):
         read_options(Options, namespace)

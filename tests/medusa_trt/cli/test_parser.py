@@ -26,7 +26,7 @@ class Arguments:
 
 def parser_lines() -> list[str]:
     verb = Verb(Arguments, lambda _: None, lambda: "the\n  end")
-    return verb.parser("greet").format_help().splitlines()
+    return verb.new_parser("greet").format_help().splitlines()
 
 
 def test_lines_break_between_flags_only(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -50,7 +50,7 @@ def test_a_verb_may_have_its_own_verbose() -> None:
         (["you", "--temperature"], "--temperature: expected one argument: see greet -h"),
         (["you", "--temprature=1"], "there is no option --temprature: did you mean --temperature?"),
         (["you", "--xyz"], "there is no option --xyz: see greet -h"),
-        (["you", "me"], "'me' is too much: see greet -h"),
+        (["you", "me"], "'me' is one word too many: see greet -h"),
     ],
 )
 def test_a_mistake_is_one_line(words: list[str], message: str) -> None:
