@@ -251,8 +251,7 @@ class Calibrator:
     ) -> tuple[list[head_ranks.RankRecord], Progress]:
         """Replies that were recorded with these settings, after recording the missing ones."""
         log = RecordLog(self.folder / head_ranks.RANKS_FILE, head_ranks.RankRecord)
-        done = {record.prompt_id for record in log if record.settings == settings}
-        num_missing = sum(prompt.id not in done for prompt in prompts)
+        num_missing = len(head_ranks.missing_prompts(prompts, settings, log))
         progress = Progress(num_missing, "replies")
         with progress.until_interrupted():
             if num_missing:

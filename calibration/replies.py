@@ -1,7 +1,8 @@
 """The model's own replies to prompts, and its predictions at every token of them."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +12,8 @@ from medusa_trt.errors import PromptError
 from medusa_trt.runtime.options import GenerationOptions
 from medusa_trt.runtime.session import Generation, MedusaSession, Prompt
 from medusa_trt.tree_configs import chain_tree
+
+_PROBE_TOKENS = 16
 
 
 def encode_first_turn(session: MedusaSession, prompt: BenchPrompt) -> list[int]:
@@ -47,6 +50,32 @@ def generate_whole_reply(
     if reply.finish_reason == "cancelled":  # The session reports a Ctrl-C so.
         raise KeyboardInterrupt
     return reply
+
+
+def estimate_reply_s(
+    session: MedusaSession,
+    prompt: BenchPrompt,
+    max_new_tokens: int,
+    evaluate: Callable[[list[int], list[int]], object],
+    options: GenerationOptions,
+) -> float:
+    """Estimates the seconds that a reply of full length and its evaluation take, from a short one.
+
+    Args:
+        session: the session that generates.
+        prompt: the prompt to reply to.
+        max_new_tokens: the full length.
+        evaluate: evaluates a reply, from the token ids of prompt and reply.
+        options: options of the reply, apart from its length.
+    """
+    prompt_ids = encode_first_turn(session, prompt)
+    num_tokens = min(_PROBE_TOKENS, max_new_tokens)
+    options = replace(options, max_new_tokens=num_tokens, ignore_eos=True)
+    generate_whole_reply(session, prompt_ids, options)  # Warms up the engine.
+    start_s = time.perf_counter()
+    reply = generate_whole_reply(session, prompt_ids, options)
+    evaluate(prompt_ids, reply.token_ids)
+    return (time.perf_counter() - start_s) / num_tokens * max_new_tokens
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,9 +3,9 @@
 Only the heads draft. Prompt lookup adds tokens of its own, which would hide the effect of ε.
 """
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import product
 
 import msgspec
@@ -17,6 +17,7 @@ from medusa_trt.calibration.records import RecordLog
 from medusa_trt.calibration.replies import (
     check_room,
     encode_first_turn,
+    estimate_reply_s,
     generate_whole_reply,
     run_over_text,
 )
@@ -28,8 +29,6 @@ from medusa_trt.tree_configs import MedusaTree
 
 THRESHOLD_FILE = "threshold_heads.jsonl"
 """The name says "heads", since a file threshold.jsonl held replies drafted by prompt lookup too."""
-
-_PROBE_TOKENS = 16
 
 
 class Rule(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -172,15 +171,10 @@ def score_reply(
 
 
 def estimate_s(session: MedusaSession, prompt: BenchPrompt, settings: ReplySettings) -> float:
-    """Estimates the seconds that a reply of full length and its score take, from a short reply."""
-    prompt_ids = encode_first_turn(session, prompt)
-    num_tokens = min(_PROBE_TOKENS, settings.max_new_tokens)
-    options = GenerationOptions(max_new_tokens=num_tokens, ignore_eos=True, lookup_ngram=0)
-    generate_whole_reply(session, prompt_ids, options)
-    start = time.perf_counter()
-    reply = generate_whole_reply(session, prompt_ids, options)
-    score_reply(session, prompt_ids, reply.token_ids, SamplingOptions(temperature=1.0, seed=0))
-    return (time.perf_counter() - start) / num_tokens * settings.max_new_tokens
+    """Estimates the seconds that a reply of full length and its score take."""
+    score = partial(score_reply, session, sampling=SamplingOptions(temperature=1.0, seed=0))
+    options = GenerationOptions(lookup_ngram=0)
+    return estimate_reply_s(session, prompt, settings.max_new_tokens, score, options)
 
 
 def _generation_options(

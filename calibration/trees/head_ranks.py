@@ -1,7 +1,7 @@
 """Records the ranks of the true tokens among the heads' candidates, along the model's replies."""
 
-import time
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import msgspec
 import numpy as np
@@ -13,6 +13,7 @@ from medusa_trt.calibration.records import RecordLog
 from medusa_trt.calibration.replies import (
     check_room,
     encode_first_turn,
+    estimate_reply_s,
     generate_whole_reply,
     run_over_text,
 )
@@ -21,8 +22,6 @@ from medusa_trt.runtime.options import GenerationOptions
 from medusa_trt.runtime.session import MedusaSession
 
 RANKS_FILE = "ranks.jsonl"
-
-_PROBE_TOKENS = 16
 
 
 class RankRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -41,6 +40,14 @@ class RankRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     prompt_tokens: int
     token_ids: list[int]
     ranks: list[list[int]]
+
+
+def missing_prompts(
+    prompts: Sequence[BenchPrompt], settings: ReplySettings, log: RecordLog[RankRecord]
+) -> list[tuple[int, BenchPrompt]]:
+    """Lists the prompts without a reply in the log, with their indices."""
+    done = {record.prompt_id for record in log if record.settings == settings}
+    return [(index, prompt) for index, prompt in enumerate(prompts) if prompt.id not in done]
 
 
 def record_ranks(
@@ -64,10 +71,7 @@ def record_ranks(
         PromptError: a prompt is too long. No reply is generated then.
     """
     check_room(session, prompts, settings.max_new_tokens)
-    done = {record.prompt_id for record in log if record.settings == settings}
-    for index, prompt in enumerate(prompts):
-        if prompt.id in done:
-            continue
+    for index, prompt in missing_prompts(prompts, settings, log):
         prompt_ids = encode_first_turn(session, prompt)
         options = GenerationOptions(
             max_new_tokens=settings.max_new_tokens, sampling=settings.sampling(index)
@@ -109,15 +113,9 @@ def rank_reply(
 
 
 def estimate_s(session: MedusaSession, prompt: BenchPrompt, settings: ReplySettings) -> float:
-    """Estimates the seconds that a reply of full length and its ranks take, from a short reply."""
-    prompt_ids = encode_first_turn(session, prompt)
-    num_tokens = min(_PROBE_TOKENS, settings.max_new_tokens)
-    options = GenerationOptions(max_new_tokens=num_tokens, ignore_eos=True)
-    generate_whole_reply(session, prompt_ids, options)
-    start = time.perf_counter()
-    reply = generate_whole_reply(session, prompt_ids, options)
-    rank_reply(session, prompt_ids, reply.token_ids)
-    return (time.perf_counter() - start) / num_tokens * settings.max_new_tokens
+    """Estimates the seconds that a reply of full length and its ranks take."""
+    rank = partial(rank_reply, session)
+    return estimate_reply_s(session, prompt, settings.max_new_tokens, rank, GenerationOptions())
 
 
 def table_from_records(records: Sequence[RankRecord], num_heads: int) -> RankTable:
