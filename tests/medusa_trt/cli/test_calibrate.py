@@ -55,8 +55,8 @@ def test_heads_latency_and_tree(bundle: Path, capsys: pytest.CaptureFixture[str]
     assert all(0 < p.step_ms.low <= p.step_ms.median <= p.step_ms.high for p in times.points)
     assert all(0 < p.host_ms < p.step_ms.median for p in times.points)
 
-    # Random heads hardly accept anything.
-    assert calibrate("tree", bundle, "--min-speedup", "3") == 0
+    # No tree is that fast, however noisy the step times are.
+    assert calibrate("tree", bundle, "--min-speedup", "100") == 0
     out, err = capsys.readouterr()
     assert "Plain decoding is recommended" in " ".join(out.split()) and "first" not in err
     opened = Bundle.open(bundle)
