@@ -51,7 +51,7 @@ class BenchArguments(BundleArguments):
     session: SessionArguments = field(default_factory=SessionArguments)
 
 
-def run(arguments: BenchArguments) -> int:
+def bench(arguments: BenchArguments) -> int:
     """Measures and reports.
 
     Returns:
@@ -64,10 +64,10 @@ def run(arguments: BenchArguments) -> int:
     _check_outputs(arguments)
     prompts = _load_prompts(arguments)
     with arguments.session.open(arguments.bundle) as session:
-        return _bench(session, prompts, arguments)
+        return _measure_and_report(session, prompts, arguments)
 
 
-def _bench(
+def _measure_and_report(
     session: "MedusaSession",
     prompts: Sequence["BenchPrompt"],
     arguments: BenchArguments,
@@ -205,4 +205,4 @@ def _write(report: "BenchReport", rows: Sequence["ReplyRow"], arguments: BenchAr
             print(f"wrote {path}", file=sys.stderr)
 
 
-VERBS = {"bench": Verb(BenchArguments, run)}
+VERBS = {"bench": Verb(BenchArguments, bench)}

@@ -64,8 +64,8 @@ class RepliesArguments(CalibrateArguments):
     max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS
     seed: int = 0
 
-    def settings(self, temperature: float = 0.0) -> ReplySettings:
-        """How the replies are made.
+    def make_settings(self, temperature: float = 0.0) -> ReplySettings:
+        """Makes the settings of the replies.
 
         Raises:
             MedusaError: a setting is out of range, or the prompts cannot be read. The model is not
@@ -152,7 +152,7 @@ class QuantizationArguments(RepliesArguments):
 
 
 def measure_heads(arguments: HeadsArguments) -> int:
-    settings = arguments.settings(arguments.temperature)
+    settings = arguments.make_settings(arguments.temperature)
     from medusa_trt.calibration.report.tables import heads_table
 
     calibrator = arguments.open()
@@ -180,7 +180,7 @@ def search_tree(arguments: TreeArguments) -> int:
 
 
 def compare_thresholds(arguments: ThresholdArguments) -> int:
-    settings = arguments.settings()
+    settings = arguments.make_settings()
     from medusa_trt.calibration.report.tables import text_from_recommendation, threshold_table
 
     calibrator = arguments.open()
@@ -190,7 +190,7 @@ def compare_thresholds(arguments: ThresholdArguments) -> int:
 
 
 def plan_quantization(arguments: QuantizationArguments) -> int:
-    settings = arguments.settings()
+    settings = arguments.make_settings()
     from medusa_trt.calibration.quantization.section import MODELOPT_FILE, QUANTIZATION_PLAN_FILE
     from medusa_trt.calibration.report.tables import plans_table
 

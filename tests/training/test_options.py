@@ -20,3 +20,7 @@ from medusa_trt.training.options import TrainOptions
 def test_options_are_checked(change: dict[str, float], message: str) -> None:
     with pytest.raises(TrainingError, match=message):
         replace(TrainOptions(), **change)  # type: ignore[arg-type]
+
+
+def test_a_draft_vocabulary_of_0_is_the_whole_vocabulary() -> None:
+    assert TrainOptions(draft_vocab_size=0) == TrainOptions(draft_vocab_size=None)

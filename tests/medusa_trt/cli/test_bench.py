@@ -17,7 +17,7 @@ from medusa_trt.runtime.bundle import Bundle
 
 def run(*words: str) -> int:
     """`medusa-trt bench` with these arguments."""
-    return cli_bench.run(cli_bench.VERBS["bench"].parse("medusa-trt bench", words))
+    return cli_bench.bench(cli_bench.VERBS["bench"].parse("medusa-trt bench", words))
 
 
 def test_a_whole_run(
