@@ -11,12 +11,12 @@ from pathlib import Path
 
 import msgspec
 
+from medusa_trt.calibration.latency.curve import LATENCY_FILE, LatencyRecord, select_records
 from medusa_trt.calibration.latency.measurement import (
     LatencyMeter,
     measurable_options,
     missing_points,
 )
-from medusa_trt.calibration.latency.record import LATENCY_FILE, LatencyRecord, select_records
 from medusa_trt.calibration.latency.section import LatencySection
 from medusa_trt.calibration.machine import Machine
 from medusa_trt.calibration.options import (
@@ -44,7 +44,7 @@ from medusa_trt.calibration.report.results import (
     save_calibration,
 )
 from medusa_trt.calibration.threshold import measurement as threshold
-from medusa_trt.calibration.threshold.section import ThresholdSection
+from medusa_trt.calibration.threshold.summary import ThresholdSection
 from medusa_trt.calibration.trees import head_ranks
 from medusa_trt.calibration.trees.growth import typical_trees
 from medusa_trt.calibration.trees.heads_section import HeadsSection
@@ -93,7 +93,7 @@ class Calibrator:
 
         Raises:
             KeyboardInterrupt: Ctrl-C before the first reply.
-            MedusaError: a prompt does not fit, or nothing was recorded.
+            MedusaError: a prompt does not fit.
         """
         prompts = prompts_from_source(settings.prompts, num_prompts)
         records, progress = self._record_ranks(prompts, settings)
@@ -109,7 +109,7 @@ class Calibrator:
 
         Raises:
             KeyboardInterrupt: Ctrl-C before the first sample.
-            MedusaError: no size or context can be measured, or nothing was measured.
+            MedusaError: no size or context can be measured.
         """
         log = RecordLog(self.folder / LATENCY_FILE, LatencyRecord)
         progress, machine = Progress(0, "samples"), self._machine.fingerprint

@@ -20,12 +20,7 @@ class Interval:
 
     @classmethod
     def from_bootstrap(cls, median: float, resampled: NDArray[np.float64]) -> "Interval":
-        """Makes the interval of a figure from its bootstrap distribution.
-
-        Args:
-            median: the figure on all samples.
-            resampled: (NUM_RESAMPLES,) the figure on resampled samples.
-        """
+        """Makes the interval of a figure from its bootstrap distribution (NUM_RESAMPLES,)."""
         low, high = np.percentile(resampled, _PERCENTILES).tolist()
         return cls(low, median, high)
 

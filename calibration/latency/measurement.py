@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from medusa_trt.calibration.latency.record import LatencyRecord, select_records
+from medusa_trt.calibration.latency.curve import LatencyRecord, select_records
 from medusa_trt.calibration.options import LatencyOptions
 from medusa_trt.calibration.prompts import self_generated_prompts
 from medusa_trt.calibration.records import RecordLog

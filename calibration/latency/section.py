@@ -6,10 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from medusa_trt.calibration.intervals import Interval, resample_medians
-from medusa_trt.calibration.latency.record import LatencyRecord
+from medusa_trt.calibration.latency.curve import LatencyRecord
 from medusa_trt.calibration.options import LatencyOptions
 from medusa_trt.calibration.origin import Origin
-from medusa_trt.errors import CalibrationError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,16 +40,10 @@ class LatencySection:
         options: LatencyOptions,
         origin: Origin,
     ) -> "LatencySection":
-        """Summarizes records of one machine, number of threads and batch size.
-
-        Raises:
-            CalibrationError: there are no records.
-        """
+        """Summarizes records of one machine, number of threads and batch size."""
         by_point: dict[tuple[int, int], list[LatencyRecord]] = {}
         for record in records:
             by_point.setdefault((record.context, record.num_nodes), []).append(record)
-        if not by_point:
-            raise CalibrationError("no step was measured: run medusa-trt calibrate latency again")
         points = [_summarize(samples) for _, samples in sorted(by_point.items())]
         return cls(origin=origin, options=options, threads=threads, points=points)
 

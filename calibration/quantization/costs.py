@@ -2,16 +2,14 @@
 
 import hashlib
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
-import numpy as np
-from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
 from medusa_trt.calibration.quantization.estimate import NUM_SAMPLES, SiteEstimator, SiteKls
+from medusa_trt.calibration.quantization.inputs import Drafter
 from medusa_trt.calibration.quantization.meter import Formats, QuantizationMeter, Text
 from medusa_trt.calibration.records import RecordLog
 from medusa_trt.export.quantization.rounding import Rounding
@@ -58,20 +56,6 @@ class PlanRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     kl: float
     agreement: float
     accept_length: float
-
-
-@dataclass(frozen=True, slots=True)
-class Drafter:
-    """Heads and a tree.
-
-    Attributes:
-        digest: digest of both.
-        accept_length: computes the tokens a step that they add on the texts' replies. It takes the
-            hidden states that the heads read, (n, hidden_size) float32 for each text.
-    """
-
-    digest: str
-    accept_length: Callable[[Sequence[NDArray[np.float32]]], float]
 
 
 class QuantizationCosts:

@@ -1,14 +1,12 @@
 """Inputs of a quantization's measurements: the unquantized model, texts, heads and tree."""
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from medusa_trt.calibration.prompts import BenchPrompt
-from medusa_trt.calibration.quantization.costs import Drafter
 from medusa_trt.calibration.quantization.meter import Text
 from medusa_trt.calibration.replies import encode_first_turn
 from medusa_trt.calibration.trees.head_ranks import RankRecord
@@ -68,33 +66,45 @@ def load_unquantized_model(bundle: Bundle, name: str | None) -> BaseModel:
     return base
 
 
-@contextmanager
-def open_drafter(
-    bundle: Bundle, texts: Sequence[Text], open_session: Callable[[], MedusaSession]
-) -> Iterator[Drafter]:
-    """Tries the bundle's heads and tree on texts. A session is opened at the first use."""
-    sessions: list[MedusaSession] = []
+class Drafter:
+    """The bundle's heads and tree on given texts.
 
-    def accept_length(hidden: Sequence[NDArray[np.float32]]) -> float:
-        if not sessions:
-            sessions.append(open_session())
-        engine, num_heads = sessions[0].engine, bundle.manifest.heads.num_heads
-        ranks = []
-        for states, text in zip(hidden, texts, strict=True):
+    Attributes:
+        digest: digest of the heads and the tree.
+    """
+
+    def __init__(
+        self, bundle: Bundle, texts: Sequence[Text], open_session: Callable[[], MedusaSession]
+    ) -> None:
+        """Hashes heads and tree; `open_session` is called at the first use."""
+        self._bundle, self._texts, self._open_session = bundle, texts, open_session
+        self._session: MedusaSession | None = None
+        digest = hashlib.sha256(repr(bundle.tree.medusa_choices).encode())
+        for file in (GRAPH_FILES["heads"], WEIGHTS_FILE):
+            digest.update(bundle.manifest.files[file].sha256.encode())
+        self.digest = digest.hexdigest()
+
+    def accept_length(self, hidden: Sequence[NDArray[np.float32]]) -> float:
+        """Tokens a step that heads and tree add on the texts' replies.
+
+        Args:
+            hidden: hidden states that the heads read, (n, hidden_size) float32 for each text.
+        """
+        if self._session is None:
+            self._session = self._open_session()
+        engine, ranks = self._session.engine, []
+        for states, text in zip(hidden, self._texts, strict=True):
             # A step drafts from the state before its root, one row at a time, and so does this.
             drafts = (
                 engine.draft(row[None], [root])[0]
                 for row, root in zip(states[:-1], text.token_ids[:-1], strict=True)
             )
+            num_heads = self._bundle.manifest.heads.num_heads
             ranks.append(ranks_from_drafts(drafts, text.token_ids, num_heads))
         table = RankTable.from_replies(ranks)
-        return mean_accept_length(table, replay(bundle.tree, table).steps)
+        return mean_accept_length(table, replay(self._bundle.tree, table).steps)
 
-    digest = hashlib.sha256(repr(bundle.tree.medusa_choices).encode())
-    for file in (GRAPH_FILES["heads"], WEIGHTS_FILE):
-        digest.update(bundle.manifest.files[file].sha256.encode())
-    try:
-        yield Drafter(digest.hexdigest(), accept_length)
-    finally:
-        for session in sessions:
-            session.close()
+    def close(self) -> None:
+        """Closes the session, if one was opened."""
+        if self._session is not None:
+            self._session.close()

@@ -3,7 +3,7 @@
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import msgspec
@@ -15,9 +15,9 @@ from medusa_trt.calibration.options import QuantizationOptions, ReplySettings
 from medusa_trt.calibration.origin import Origin
 from medusa_trt.calibration.progress import Progress
 from medusa_trt.calibration.prompts import BenchPrompt
-from medusa_trt.calibration.quantization.costs import Drafter, PlanRecord, QuantizationCosts
+from medusa_trt.calibration.quantization.costs import PlanRecord, QuantizationCosts
 from medusa_trt.calibration.quantization.frontier import Frontier, Option, frontier_from_options
-from medusa_trt.calibration.quantization.inputs import open_drafter, texts_from_records
+from medusa_trt.calibration.quantization.inputs import Drafter, texts_from_records
 from medusa_trt.calibration.quantization.meter import Formats, Text
 from medusa_trt.calibration.quantization.plans import (
     MAX_TRIES,
@@ -261,7 +261,7 @@ def open_run(
         texts = texts_from_records(session, prompts, records)
     torch.set_num_threads(threads or usual_threads)
     try:
-        with open_drafter(bundle, texts, open_session) as drafter:
+        with closing(Drafter(bundle, texts, open_session)) as drafter:
             target = bundle.manifest.target.name
             yield QuantizationRun(base, texts, folder, drafter, options, target)
     finally:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from medusa_trt.calibration.latency.section import LatencySection
 from medusa_trt.calibration.quantization.section import PLAN, UNQUANTIZED, QuantizationSection
-from medusa_trt.calibration.threshold.section import ThresholdSection
+from medusa_trt.calibration.threshold.summary import ThresholdSection
 from medusa_trt.calibration.trees.heads_section import HeadsSection
 from medusa_trt.calibration.trees.tree_section import TreeSection
 

@@ -7,8 +7,7 @@ from rich.table import Table
 
 from medusa_trt.calibration.latency.section import LatencySection
 from medusa_trt.calibration.quantization.section import QuantizationSection, text_from_counts
-from medusa_trt.calibration.threshold.section import ThresholdSection
-from medusa_trt.calibration.threshold.summary import Recommendation
+from medusa_trt.calibration.threshold.summary import Recommendation, ThresholdSection
 from medusa_trt.calibration.trees.choice import Prediction
 from medusa_trt.calibration.trees.heads_section import HeadsSection
 from medusa_trt.calibration.trees.tree_section import TreeSection

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from medusa_trt.calibration.intervals import NUM_RESAMPLES, Interval
-from medusa_trt.calibration.options import ThresholdOptions
+from medusa_trt.calibration.options import ReplySettings, ThresholdOptions
+from medusa_trt.calibration.origin import Origin
 from medusa_trt.calibration.threshold.measurement import Rule, ThresholdRecord
 
 
@@ -42,6 +43,39 @@ class Recommendation:
 
     rule: Rule
     reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ThresholdSection:
+    """Typical acceptance against the sampler."""
+
+    origin: Origin
+    settings: ReplySettings
+    tree: str
+    num_prompts: int
+    rules: tuple[RuleSummary, ...]
+    recommendations: tuple[Recommendation, ...]
+
+    @classmethod
+    def from_records(
+        cls,
+        tree: str,
+        records: Sequence[ThresholdRecord],
+        rules: Sequence[Rule],
+        settings: ReplySettings,
+        options: ThresholdOptions,
+        origin: Origin,
+    ) -> "ThresholdSection":
+        """Summarizes replies that were drafted by one tree with these settings."""
+        summaries = summarize_rules(records, rules)
+        return cls(
+            origin=origin,
+            settings=settings,
+            tree=tree,
+            num_prompts=summaries[0].num_replies if summaries else 0,
+            rules=summaries,
+            recommendations=recommend(summaries, options),
+        )
 
 
 def distinct_n(token_ids: Sequence[int], n: int) -> float | None:

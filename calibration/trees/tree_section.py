@@ -3,8 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from medusa_trt.calibration.latency.curve import LatencyCurve
-from medusa_trt.calibration.latency.record import LatencyRecord
+from medusa_trt.calibration.latency.curve import LatencyCurve, LatencyRecord
 from medusa_trt.calibration.options import ReplySettings, TreeOptions
 from medusa_trt.calibration.origin import Origin
 from medusa_trt.calibration.trees.choice import Prediction, TreeChoice, choose_tree

@@ -2,8 +2,7 @@
 
 from support.ranks import table_of
 
-from medusa_trt.calibration.latency.curve import LatencyCurve
-from medusa_trt.calibration.latency.record import LatencyRecord
+from medusa_trt.calibration.latency.curve import LatencyCurve, LatencyRecord
 from medusa_trt.calibration.options import TreeOptions
 from medusa_trt.calibration.trees.choice import TreeChoice, choose_tree
 from medusa_trt.tree_configs import chain_tree
