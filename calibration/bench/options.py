@@ -1,6 +1,6 @@
 """What a benchmark compares, and its options. The command line reads this module: it is light."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
 from medusa_trt.errors import PromptError, check_range
@@ -34,50 +34,23 @@ class Mode:
 
 _GREEDY_PLAIN = Mode(name="greedy plain", acceptance="greedy")
 _SAMPLE_PLAIN = Mode(name="sample plain", acceptance="sample")
+
+
+def _medusa(plain: Mode, name: str) -> Mode:
+    return replace(
+        plain, name=name, drafts=True, copies=True, baseline=plain.name, is_lossless=True
+    )
+
+
+_GREEDY, _SAMPLE = _medusa(_GREEDY_PLAIN, "greedy Medusa"), _medusa(_SAMPLE_PLAIN, "sample Medusa")
+_TYPICAL = replace(_SAMPLE, name="typical Medusa", acceptance="typical", is_lossless=False)
 _MODES: dict[ModeName, tuple[Mode, Mode]] = {
-    "greedy": (
-        _GREEDY_PLAIN,
-        Mode(
-            name="greedy Medusa",
-            acceptance="greedy",
-            drafts=True,
-            copies=True,
-            baseline=_GREEDY_PLAIN.name,
-            is_lossless=True,
-        ),
-    ),
-    "heads": (
-        _GREEDY_PLAIN,
-        Mode(
-            name="heads alone",
-            acceptance="greedy",
-            drafts=True,
-            baseline=_GREEDY_PLAIN.name,
-            is_lossless=True,
-        ),
-    ),
-    "sample": (
-        _SAMPLE_PLAIN,
-        Mode(
-            name="sample Medusa",
-            acceptance="sample",
-            drafts=True,
-            copies=True,
-            baseline=_SAMPLE_PLAIN.name,
-            is_lossless=True,
-        ),
-    ),
-    "typical": (
-        _SAMPLE_PLAIN,
-        Mode(
-            name="typical Medusa",
-            acceptance="typical",
-            drafts=True,
-            copies=True,
-            baseline=_SAMPLE_PLAIN.name,
-        ),
-    ),
+    "greedy": (_GREEDY_PLAIN, _GREEDY),
+    "heads": (_GREEDY_PLAIN, replace(_GREEDY, name="heads alone", copies=False)),
+    "sample": (_SAMPLE_PLAIN, _SAMPLE),
+    "typical": (_SAMPLE_PLAIN, _TYPICAL),
 }
+"""Plain decoding and what is compared with it, by the name of the latter on the command line."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -138,7 +138,7 @@ def make_data(arguments: DataArguments) -> None:
     with tqdm(total=-(-total // options.batch_size), unit="shard", smoothing=0.1) as bar:
         for shard in generate_data(base, prompts, arguments.output, options, bundle):
             if shard is None:
-                bar.initial += 1  # it was there: it says nothing about the speed
+                bar.initial += 1  # An earlier run made it, so it says nothing about the speed.
             else:
                 num_tokens += int((shard.turns > 0).sum())
             bar.update()
