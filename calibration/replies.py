@@ -59,14 +59,9 @@ def estimate_reply_s(
     evaluate: Callable[[list[int], list[int]], object],
     options: GenerationOptions,
 ) -> float:
-    """Estimates the seconds that a reply of full length and its evaluation take, from a short one.
+    """Estimates the seconds that a reply of `max_new_tokens` and its evaluation take.
 
-    Args:
-        session: the session that generates.
-        prompt: the prompt to reply to.
-        max_new_tokens: the full length.
-        evaluate: evaluates a reply, from the token ids of prompt and reply.
-        options: options of the reply, apart from its length.
+    A short reply is measured; `evaluate` gets the token ids of its prompt and its own.
     """
     prompt_ids = encode_first_turn(session, prompt)
     num_tokens = min(_PROBE_TOKENS, max_new_tokens)

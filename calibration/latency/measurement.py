@@ -50,12 +50,6 @@ def missing_points(
     """Lists the samples that were not taken yet, round by round, sizes in random order.
 
     Other work on the machine comes and goes. In rounds it affects every size alike.
-
-    Args:
-        options: the wanted samples.
-        records: samples that were taken before, on this machine or another one.
-        machine: fingerprint of this machine.
-        threads: threads for one step.
     """
     done = {
         (record.round, record.context, record.num_nodes)
@@ -83,12 +77,7 @@ class LatencyMeter:
     ) -> None:
         """Prepares a text to put before the steps.
 
-        Args:
-            session: the session to measure.
-            options: the wanted samples, from `measurable_options`.
-            trees: a tree of each size.
-            machine: fingerprint of this machine.
-            threads: threads for one step.
+        The options come from `measurable_options`; `trees` holds a tree of each of their sizes.
         """
         self._session, self._options, self._trees = session, options, trees
         self._machine, self._threads = machine, threads

@@ -71,16 +71,9 @@ class QuantizationCosts:
         folder: Path,
         drafter: Drafter,
     ) -> None:
-        """Reads the logs. The model runs only when something is measured.
+        """Reads the logs in `folder`, which get a record for each text and for each plan.
 
-        Args:
-            model: the unquantized model, its weights in memory as float32.
-            sites: sites of the model.
-            rounding: how weights are rounded.
-            formats: formats that are estimated.
-            texts: texts that the models are compared on.
-            folder: folder of the logs, which get a record for each text and for each plan.
-            drafter: heads and tree to try with the plans.
+        The unquantized model, its weights in memory as float32, runs only to measure something.
 
         Raises:
             CalibrationError: a log is damaged.

@@ -37,11 +37,7 @@ class SiteEstimator:
     ) -> None:
         """Rounds every matrix to every format, and keeps the differences as float16.
 
-        Args:
-            model: the model, its weights in memory as float32. They get no gradients from here on.
-            sites: sites of the model.
-            rounding: how weights are rounded.
-            formats: formats to estimate.
+        The model's weights are in memory as float32; they get no gradients from here on.
         """
         self._model, self._rounding, self._formats = model, rounding, formats
         self._site_of = {path: site.name for site in sites for path in site.modules}
@@ -54,13 +50,7 @@ class SiteEstimator:
                 self._weight_changes[path, format_] = change.half()
 
     def estimate(self, text: Text, seed: int, num_samples: int = NUM_SAMPLES) -> SiteKls:
-        """Estimates the sums of KL divergences over a text's positions, in nats.
-
-        Args:
-            text: the text.
-            seed: seed of the draws.
-            num_samples: how often all tokens are drawn.
-        """
+        """Estimates the sums of KL divergences over a text's positions, in nats."""
         generator = torch.Generator().manual_seed(seed)
         totals = {format_: dict.fromkeys(self._site_of.values(), 0.0) for format_ in self._formats}
         with _differentiable(self._model), self._observe_modules() as observed:

@@ -64,15 +64,9 @@ class QuantizationRun:
         options: QuantizationOptions,
         target: str,
     ) -> None:
-        """Finds the model's sites, without measuring anything.
+        """Finds the sites of the unquantized model, without measuring anything.
 
-        Args:
-            base: the unquantized model.
-            texts: prompts and replies to compare on.
-            folder: folder of the logs.
-            drafter: heads and tree to try with the plans.
-            options: the budget and the formats.
-            target: the plan's target, unless the options name another one.
+        Logs are in `folder`. The plan is for `target`, unless the options name another one.
 
         Raises:
             ExportError: there is no such target.
@@ -113,15 +107,13 @@ class QuantizationRun:
             self._costs.estimate_text(index)
             self.progress.advance()
         self._kls = self._known_kls()
-        self._frontier = frontier_from_options(
-            {
-                name: [
-                    Option(format_, size, self._kl(name, format_))
-                    for format_, size in sizes.items()
-                ]
-                for name, sizes in self._sizes.items()
-            }
-        )
+        options = {
+            name: [
+                Option(format_, size, self._kl(name, format_)) for format_, size in sizes.items()
+            ]
+            for name, sizes in self._sizes.items()
+        }
+        self._frontier = frontier_from_options(options)
         for name, formats in self._fixed.items():
             self._results.append(self._result(name, formats))
         plan = best_plan(self._frontier, self._options, lambda formats: self._measure(formats).kl)
@@ -241,17 +233,9 @@ def open_run(
     options: QuantizationOptions,
     threads: int | None,
 ) -> Iterator[QuantizationRun]:
-    """Prepares a run on a bundle.
+    """Prepares a run on a bundle, with the recorded reply to each prompt.
 
-    Args:
-        bundle: the bundle, for its tokenizer, heads, tree and target.
-        folder: the bundle's folder for calibrations.
-        open_session: opens a session on the bundle.
-        base: the unquantized model.
-        prompts: the prompts of the replies.
-        records: the replies, one for each prompt.
-        options: the budget and the formats.
-        threads: threads of the unquantized model; None for torch's choice.
+    `threads` is the number of threads of the unquantized model; None for torch's choice.
 
     Raises:
         MedusaError: see `QuantizationRun`, or a log is damaged.

@@ -115,7 +115,7 @@ def record_replies(
     log: RecordLog[ThresholdRecord],
     advance: Callable[[], None],
 ) -> None:
-    """Generates and scores the missing replies.
+    """Generates and scores the missing replies, and appends them to the log.
 
     Raises:
         KeyboardInterrupt: on Ctrl-C; finished replies are kept.

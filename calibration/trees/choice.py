@@ -95,7 +95,7 @@ def choose_tree(
         top_k: candidates of each head.
         context: tokens in the cache.
         bundle_tree: the bundle's present tree.
-        options: see `TreeOptions`.
+        options: batch size, smallest speedup and largest number of nodes.
 
     Raises:
         CalibrationError: there are too few replies, or the step times do not cover the context.

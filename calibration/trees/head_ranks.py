@@ -59,12 +59,8 @@ def record_ranks(
 ) -> None:
     """Generates the replies that the log lacks, and appends them with their ranks.
 
-    Args:
-        session: the model. Its replies equal plain decoding's, whatever tree it drafts with.
-        prompts: the prompts.
-        settings: how to generate replies.
-        log: the log, which gets a record for each reply.
-        advance: called after each reply.
+    The replies equal plain decoding's, whatever tree the session drafts with. `advance` is called
+    after each reply.
 
     Raises:
         KeyboardInterrupt: on Ctrl-C; finished replies are kept.

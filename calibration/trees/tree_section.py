@@ -40,15 +40,8 @@ class TreeSection:
     ) -> "TreeSection":
         """Searches the best tree.
 
-        Args:
-            bundle: the bundle.
-            ranks: the replies that were recorded with these settings.
-            latencies: step times of one machine, number of threads and batch size.
-            settings: how the replies were generated.
-            threads: threads for one step.
-            options: what to search for. Without a context it is the replies' mean context, moved
-                into the measured range.
-            origin: see `Origin`.
+        The ranks were recorded with these settings. The latencies are of one machine, number of
+        threads and batch size. The default context is the replies' mean, within the measured range.
 
         Raises:
             CalibrationError: too little was recorded.
