@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
-from script import make_parser, report_errors
+from script import add_numbers, make_parser, report_errors
 
 from medusa_trt.calibration.progress import Progress
 from medusa_trt.export.models.base_model import BaseModel
@@ -36,14 +36,13 @@ def main() -> int:
     parser.add_argument("--model", default="smollm2-135m", help="model that the heads belong to")
     parser.add_argument("--heads", type=Path, required=True, help=".safetensors file to read")
     parser.add_argument("--output", type=Path, required=True, help=".safetensors file to write")
-    numbers = (
+    add_numbers(
+        parser,
         ("--size", 8192, "tokens of the draft vocabulary"),
         ("--num-prompts", 1086, "prompts to answer"),
         ("--max-new-tokens", 96, "tokens of a reply, at most"),
         ("--seed", 0, "seed of sampling"),
     )
-    for name, default, text in numbers:
-        parser.add_argument(name, type=int, default=default, metavar="N", help=text)
     arguments = parser.parse_args()
     base = load_backbone(arguments.model)
     torch.manual_seed(arguments.seed)

@@ -25,14 +25,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from peer.report import find_difference
 from rich.console import Console
 from rich.table import Table
-from script import make_parser, report_errors
+from script import add_bundles, add_numbers, make_parser, report_errors
 
 from medusa_trt.errors import MedusaError
 from medusa_trt.runtime.bundle import Bundle
@@ -71,13 +70,14 @@ _WARM_UP = 3
 def main() -> int:
     """Runs all parts; returns 1 if the first one fails."""
     parser = make_parser(__doc__)
-    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="folder of a bundle")
+    add_bundles(parser)
+    add_numbers(
+        parser,
+        ("--tokens", 128, "tokens of a reply"),
+        ("--rounds", 30, "times each step is measured"),
+    )
     parser.add_argument(
         "--backend", help="ort-cuda, tensorrt, tensorrt-rtx or ort-cpu (default: the bundle's)"
-    )
-    parser.add_argument("--tokens", type=int, default=128, metavar="N", help="tokens of a reply")
-    parser.add_argument(
-        "--rounds", type=int, default=30, metavar="N", help="times each step is measured"
     )
     parser.add_argument(
         "--bandwidth", type=float, metavar="GB/S", help="memory bandwidth of the GPU; H100: 3350"

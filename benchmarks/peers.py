@@ -23,7 +23,15 @@ from peer.environments import PeerError, Workshop
 from peer.process import PeerProcess
 from peer.report import PeerReply, PeerReport, is_identical, print_report
 from rich.console import Console
-from script import check_output, check_threads, make_parser, report_errors, write_json
+from script import (
+    add_bundles,
+    add_numbers,
+    check_output,
+    check_threads,
+    make_parser,
+    report_errors,
+    write_json,
+)
 
 from medusa_trt.calibration.machine import Machine
 from medusa_trt.calibration.progress import Progress
@@ -56,16 +64,14 @@ def main() -> int:
 def parse_arguments() -> Namespace:
     """Parses the command line."""
     parser = make_parser(__doc__)
-    parser.add_argument(
-        "bundles", type=Path, nargs="+", metavar="BUNDLE", help="folder of an exported bundle"
-    )
+    add_bundles(parser, several=True)
     parser.add_argument("--model", help="model that the others run (default: the bundle's)")
     parser.add_argument(
         "--threads", type=int, action="append", metavar="N", help="may be repeated (default: 1)"
     )
-    numbers = (("--prompts", 20, "prompts to answer"), ("--tokens", 128, "tokens of every reply"))
-    for name, default, text in numbers:
-        parser.add_argument(name, type=int, default=default, metavar="N", help=text)
+    add_numbers(
+        parser, ("--prompts", 20, "prompts to answer"), ("--tokens", 128, "tokens of every reply")
+    )
     parser.add_argument(
         "--only",
         action="append",

@@ -28,6 +28,21 @@ def make_parser(docstring: str | None) -> argparse.ArgumentParser:
     return argparse.ArgumentParser(description=docstring, formatter_class=_HelpFormatter)
 
 
+def add_bundles(parser: argparse.ArgumentParser, *, several: bool = False) -> None:
+    """Adds the positional argument: `bundle`, or `bundles` for several."""
+    text = "folder of an exported bundle"
+    if several:
+        parser.add_argument("bundles", type=Path, nargs="+", metavar="BUNDLE", help=text)
+    else:
+        parser.add_argument("bundle", type=Path, metavar="BUNDLE", help=text)
+
+
+def add_numbers(parser: argparse.ArgumentParser, *numbers: tuple[str, int, str]) -> None:
+    """Adds options with an integer: name, default and help of each."""
+    for name, default, text in numbers:
+        parser.add_argument(name, type=int, default=default, metavar="N", help=text)
+
+
 def report_errors(main: Callable[[], int]) -> Callable[[], int]:
     """Makes `main` print a `MedusaError` as one line and return 2."""
 

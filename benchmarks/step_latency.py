@@ -18,7 +18,15 @@ from pathlib import Path
 
 import numpy as np
 from rich.console import Console
-from script import check_output, check_threads, make_parser, report_errors, write_json
+from script import (
+    add_bundles,
+    add_numbers,
+    check_output,
+    check_threads,
+    make_parser,
+    report_errors,
+    write_json,
+)
 from step.floors import ArithmeticFloor, make_reader, read_products
 from step.report import StepReport, StepTable, print_report
 
@@ -32,23 +40,18 @@ from medusa_trt.tree_configs import MedusaTree, chain_tree, load_tree
 
 NUM_NODES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 PREFILL_TOKENS = 512
-ROUNDS = 15
 
 
 @report_errors
 def main() -> int:
     """Runs the benchmark."""
     parser = make_parser(__doc__)
-    parser.add_argument(
-        "bundles", type=Path, nargs="+", metavar="BUNDLE", help="folder of an exported bundle"
-    )
+    add_bundles(parser, several=True)
     lists = (("--past", "tokens in the KV cache", 256), ("--threads", "threads of the engine", 1))
     for name, what, default in lists:
         text = f"{what}; may be repeated (default: {default})"
         parser.add_argument(name, type=int, action="append", metavar="N", help=text)
-    parser.add_argument(
-        "--rounds", type=int, default=ROUNDS, metavar="N", help="times each step is measured"
-    )
+    add_numbers(parser, ("--rounds", 15, "times each step is measured"))
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything measured")
     arguments = parser.parse_args()
     arguments.past, arguments.threads = arguments.past or [256], arguments.threads or [1]

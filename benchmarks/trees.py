@@ -15,7 +15,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
-from script import check_output, make_parser, report_errors, write_json
+from script import add_bundles, add_numbers, check_output, make_parser, report_errors, write_json
 
 from medusa_trt.calibration.bench.summary import quartiles
 from medusa_trt.calibration.prompts import prompts_from_source
@@ -44,12 +44,13 @@ class TreeRow:
 def main() -> int:
     """Compares the trees."""
     parser = make_parser(__doc__)
-    parser.add_argument("bundle", metavar="BUNDLE", help="folder of an exported bundle")
+    add_bundles(parser)
     parser.add_argument("--threads", type=int, metavar="N", help="threads of the engine")
     parser.add_argument(
         "--prompts", default="packaged", metavar="SOURCE", help="packaged, mt-bench or a file"
     )
-    numbers = (
+    add_numbers(
+        parser,
         ("--num-prompts", 20, "prompts to answer"),
         ("--max-new-tokens", 128, "tokens of a reply, at most"),
         (
@@ -58,8 +59,6 @@ def main() -> int:
             "tokens that prompt lookup must find again; 0 drafts with the heads only",
         ),
     )
-    for name, default, text in numbers:
-        parser.add_argument(name, type=int, default=default, metavar="N", help=text)
     parser.add_argument(
         "--tree",
         action="append",

@@ -1,6 +1,6 @@
 """Medusa-1: trains heads on a frozen backbone (paper, section 2.2.1)."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -88,9 +88,37 @@ def train_heads(base: BaseModel, split: Split, folder: Path, options: TrainOptio
     """
     torch.manual_seed(options.seed)
     heads = create_heads(base, split, options)
+    module: HeadsOnFeatures | HeadsOnBackbone
+    data: FeatureRows | PaddedConversations
+    measure: Callable[[], Accuracy]
     if split.train[0].features is not None:
-        return _train_on_features(heads, split, folder, options)
-    return _train_on_backbone(base, heads, split, folder, options)
+        rule = TargetRule(
+            num_heads=options.shape.num_heads,
+            columns=heads.vocabulary.columns(),
+            soft_weight=options.soft_weight,
+        )
+        module = HeadsOnFeatures(heads, options)
+        data = FeatureRows(rows_from_conversations(split.train), rule)
+        states, batch_size = states_from_data(split.train), options.batch_rows
+        measure = partial(_measure_on_features, heads, split, options)
+    else:
+        module = HeadsOnBackbone(base.model, heads, options)
+        data = PaddedConversations(split.train, options.max_length)
+        batch_size = options.batch_size
+        states = states_from_backbone(module, data, batch_size)
+        measure = partial(measure_on_backbone, module, split, options)
+    num_fit_tokens = _fit_linear_maps(heads, states, options)
+    run = run_trainer(
+        module,
+        [{"params": list(heads.parameters()), "lr": options.learning_rate}],
+        data,
+        measure,
+        folder,
+        options,
+        batch_size=batch_size,
+        num_epochs=options.num_epochs,
+    )
+    return TrainResult(heads.to_heads(), run.accuracy, run.log, run.num_rows, num_fit_tokens)
 
 
 def create_heads(base: BaseModel, split: Split, options: TrainOptions) -> TrainableHeads:
@@ -104,54 +132,15 @@ def create_heads(base: BaseModel, split: Split, options: TrainOptions) -> Traina
     return heads.to(base.model.device)
 
 
-def _train_on_features(
-    heads: TrainableHeads, split: Split, folder: Path, options: TrainOptions
-) -> TrainResult:
-    rows = rows_from_conversations(split.train)
-    num_fit_tokens = _fit_linear_maps(heads, states_from_data(split.train), options)
-    rule = TargetRule(
-        num_heads=options.shape.num_heads,
-        columns=heads.vocabulary.columns(),
-        soft_weight=options.soft_weight,
-    )
-    run = run_trainer(
-        HeadsOnFeatures(heads, options),
-        [{"params": list(heads.parameters()), "lr": options.learning_rate}],
-        FeatureRows(rows, rule),
-        lambda: measure_accuracy(heads, states_from_data(split.held_out), options.num_nodes),
-        folder,
-        options,
-        batch_size=options.batch_rows,
-        num_epochs=options.num_epochs,
-    )
-    return TrainResult(heads.to_heads(), run.accuracy, run.log, run.num_rows, num_fit_tokens)
-
-
-def _train_on_backbone(
-    base: BaseModel, heads: TrainableHeads, split: Split, folder: Path, options: TrainOptions
-) -> TrainResult:
-    module = HeadsOnBackbone(base.model, heads, options)
-    train = PaddedConversations(split.train, options.max_length)
-    states = states_from_backbone(module, train, options.batch_size)
-    num_fit_tokens = _fit_linear_maps(heads, states, options)
-    run = run_trainer(
-        module,
-        [{"params": list(heads.parameters()), "lr": options.learning_rate}],
-        train,
-        partial(measure_on_backbone, module, split, options),
-        folder,
-        options,
-        batch_size=options.batch_size,
-        num_epochs=options.num_epochs,
-    )
-    return TrainResult(heads.to_heads(), run.accuracy, run.log, run.num_rows, num_fit_tokens)
-
-
 def measure_on_backbone(module: HeadsOnBackbone, split: Split, options: TrainOptions) -> Accuracy:
     """Measures the heads on the held-out replies with the backbone's current weights."""
     held_out = PaddedConversations(split.held_out, options.max_length)
     states = states_from_backbone(module, held_out, options.batch_size)
     return measure_accuracy(module.heads, states, options.num_nodes)
+
+
+def _measure_on_features(heads: TrainableHeads, split: Split, options: TrainOptions) -> Accuracy:
+    return measure_accuracy(heads, states_from_data(split.held_out), options.num_nodes)
 
 
 def _fit_linear_maps(

@@ -7,17 +7,14 @@ from pathlib import Path
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from medusa_trt.export.heads.medusa_heads import MedusaHeads
 from medusa_trt.export.models.base_model import BaseModel
+from medusa_trt.training.backbone import copy_to_save
 from medusa_trt.training.data.rows import Split
 from medusa_trt.training.datasets import PaddedConversations
-from medusa_trt.training.medusa1 import (
-    TrainResult,
-    measure_on_backbone,
-    train_heads,
-)
+from medusa_trt.training.medusa1 import TrainResult, measure_on_backbone, train_heads
 from medusa_trt.training.objectives import HeadsOnBackbone
 from medusa_trt.training.options import JointOptions
 from medusa_trt.training.trainable_heads import TrainableHeads, tensors_from_heads
@@ -132,13 +129,8 @@ def save_combined(
         heads: its heads.
         folder: an empty or new folder.
     """
-    # transformers refuses to save a model that was loaded from GGUF, so a new model is saved.
-    config = model.config
-    if hasattr(config, "quantization_config"):
-        del config.quantization_config
-    config.medusa_num_heads, config.medusa_num_layers = heads.num_heads, heads.num_layers
-    fresh = AutoModelForCausalLM.from_config(config, dtype=model.dtype)
-    fresh.load_state_dict(model.state_dict())
-    fresh.generation_config = model.generation_config
-    fresh.save_pretrained(folder, state_dict=merge_tensors(fresh, heads))
+    copy = copy_to_save(model)
+    copy.config.medusa_num_heads = heads.num_heads
+    copy.config.medusa_num_layers = heads.num_layers
+    copy.save_pretrained(folder, state_dict=merge_tensors(copy, heads))
     base.tokenizer.save_pretrained(folder)

@@ -1,4 +1,4 @@
-"""Draft trees: which children of which heads one decode step verifies. numpy only."""
+"""Draft trees: which candidates of which heads one decode step verifies. Needs only numpy."""
 
 from medusa_trt.tree_configs.presets import cartesian_tree, chain_tree, load_tree, preset_names
 from medusa_trt.tree_configs.tree import PAD_NODE, MedusaTree

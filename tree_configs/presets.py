@@ -1,4 +1,4 @@
-"""Trees by name: the JSON files of this folder, chains, cartesian products, and tree files."""
+"""Loads trees by name: presets of this folder, chains, cartesian products, and files."""
 
 import itertools
 import re
@@ -12,14 +12,14 @@ from medusa_trt.tree_configs.tree import MAX_NODES, MedusaTree
 
 @lru_cache(maxsize=256)
 def chain_tree(depth: int) -> MedusaTree:
-    """One node a depth, each head's best candidate: blockwise parallel decoding.
+    """Makes a chain: one node at each depth, the best candidate of each head.
 
-    Source: Stern et al. 2018, "Blockwise Parallel Decoding". Depth 0 is plain decoding. A chain's
-    mask is the causal one, so it also describes a piece of ordinary text; trees are immutable and
-    kept for the next call.
+    Source: Stern et al. 2018, "Blockwise Parallel Decoding". Depth 0 is plain decoding. The mask
+    of a chain is the causal mask, so a chain also describes ordinary text. Trees are immutable, so
+    they are cached.
 
     Raises:
-        TreeError: a negative or an absurd depth.
+        TreeError: the depth is out of range.
     """
     if not 0 <= depth < MAX_NODES:
         raise TreeError(f"chain depth {depth} is out of range; use 0 to {MAX_NODES - 1}")
@@ -29,12 +29,12 @@ def chain_tree(depth: int) -> MedusaTree:
 
 
 def cartesian_tree(widths: Sequence[int]) -> MedusaTree:
-    """Every candidate of head 0's top `widths[0]` with every one of head 1's top `widths[1]`, ...
+    """Combines the `widths[0]` best candidates of head 0 with the `widths[1]` of head 1, and so on.
 
     Source: the Medusa blog post, whose example is 2x3, and section 2.1.2 of the paper.
 
     Raises:
-        TreeError: no widths, a width below 1, or too many nodes.
+        TreeError: there are no widths, a width is below 1, or there are too many nodes.
     """
     if not widths:
         raise TreeError("cartesian widths are empty; use the plain tree for plain decoding")
@@ -58,21 +58,21 @@ def cartesian_tree(widths: Sequence[int]) -> MedusaTree:
 
 
 def preset_names() -> tuple[str, ...]:
-    """Names of the trees that ship as JSON files beside this module, numbers in their order."""
+    """Names of the JSON trees beside this module, sorted with numbers in numeric order."""
     files = resources.files("medusa_trt.tree_configs").iterdir()
     names = (file.name.removesuffix(".json") for file in files if file.name.endswith(".json"))
     return tuple(sorted(names, key=_natural_key))
 
 
 def load_tree(spec: str) -> MedusaTree:
-    """Finds a tree by what a user types.
+    """Loads a tree by the name that a user gives.
 
     Args:
-        spec: a name out of `preset_names()`, `plain` (no draft), `chain-4`, `cartesian-2x3`, or a
+        spec: one of `preset_names()`, `plain` (no draft), `chain-4`, `cartesian-2x3`, or a
             path that ends in `.json`.
 
     Raises:
-        TreeError: an unknown spec, or a bad tree; the message says which.
+        TreeError: the spec is unknown, or the file holds no valid tree.
     """
     if spec == "plain":
         return MedusaTree.from_choices((), name="plain")

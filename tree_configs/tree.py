@@ -1,7 +1,7 @@
-"""The draft tree: validated paths and the index arrays that one decode step needs.
+"""The draft tree: validated paths, and the index arrays that one decode step needs.
 
-A node is the path that leads to it: `(2, 0)` is the best candidate of head 1 under the third best
-candidate of head 0. The root, `()`, is the token decided last; it is node 0 and is never listed.
+A node is named by the path to it: `(2, 0)` is the best candidate of head 1 below the third best
+candidate of head 0. The root `()` is the last decided token; it is node 0 and never listed.
 Nodes are numbered by (depth, path), as in the paper's code (Cai et al. 2024, "Medusa", section
 2.1.2; `generate_medusa_buffers` in FasterDecoding/Medusa).
 """
@@ -17,15 +17,15 @@ from numpy.typing import NDArray
 
 from medusa_trt.errors import TreeError
 
-# Pads `retrieve_indices`. The paper's code pads with -1, which silently reads the last node and
-# accepts wrong tokens. This value is out of range of any array, also after a cache length is added
-# or after a cast to int32, so numpy raises where padding is read by mistake.
+# Padding of `retrieve_indices`. The paper's code pads with -1, which silently reads the last node
+# and accepts wrong tokens. This value is out of range for any array, even after a cache length is
+# added or after a cast to int32. So numpy raises an error when padding is read by mistake.
 PAD_NODE = 2**31 - 1
 
-# A step costs one (num_nodes, num_nodes) mask: beyond this a tree is a typing mistake, not a draft.
+# A step needs a (num_nodes, num_nodes) mask. A tree with more nodes is probably a typing mistake.
 MAX_NODES = 4096
 
-# Keeps `tree_indices` far from the int64 limit; no vocabulary comes near.
+# No vocabulary is as large, and `tree_indices` stays far below the limit of int64.
 _MAX_CHILD = 2**31 - 1
 
 _JSON_KEYS = ("medusa_choices", "source")
@@ -41,15 +41,17 @@ class MedusaTree:
 
     Attributes:
         medusa_choices: the nodes without the root, sorted by (length, path).
-        name: what messages call the tree.
+        name: name of the tree in messages.
         parents: (N,) int64, the parent of each node; -1 for the root.
-        attn_mask: (N, N) bool, row i is true at node i and at its ancestors.
-        position_offsets: (N,) int64, depth of each node, to add to the position of the root.
-        retrieve_indices: (num_paths, max_depth + 1) int64, one row a leaf: its nodes from the root
-            down, then `PAD_NODE`. Rows are in the order of the paper's code, deepest leaves first.
-        child_ranges: first and one-past-last child of each node; children are neighbours.
-        path_lengths: (num_paths,) int64, the nodes in each row, the root included. Entries of
-            `retrieve_indices` beyond them are padding and must not be read.
+        attn_mask: (N, N) bool, true in row i at node i and at its ancestors.
+        position_offsets: (N,) int64, depth of each node, to be added to the root's position.
+        retrieve_indices: (num_paths, max_depth + 1) int64, one row for each leaf: the nodes from
+            the root to the leaf, then `PAD_NODE`. Rows are ordered as in the paper's code, deepest
+            leaves first.
+        child_ranges: first child of each node, and the node after its last child; the children of a
+            node have consecutive numbers.
+        path_lengths: (num_paths,) int64, number of nodes in each row, the root included. The
+            remaining entries of `retrieve_indices` are padding and must not be read.
     """
 
     medusa_choices: tuple[Node, ...]
@@ -87,25 +89,25 @@ class MedusaTree:
     def from_choices(
         cls, choices: Iterable[Sequence[int]], *, name: str = "custom"
     ) -> "MedusaTree":
-        """Makes a tree from its nodes in any order; no nodes make plain decoding.
+        """Makes a tree from its nodes in any order; without nodes it means plain decoding.
 
         Args:
-            choices: the path of each node without the root; Python or numpy integers from 0.
-            name: what messages call the tree.
+            choices: the path of each node but the root, as Python or numpy integers from 0.
+            name: name of the tree in messages.
 
         Raises:
-            TreeError: a path is empty, duplicate, without its parent or not made of such integers.
+            TreeError: a path is empty, is listed twice, lacks its parent or holds other values.
         """
         return cls(medusa_choices=_sorted_choices(choices), name=name)
 
     @classmethod
     def from_json(cls, text: str, *, name: str = "custom") -> "MedusaTree":
-        """Makes a tree from `{"medusa_choices": [[0], [0, 0], ...]}` or from the bare list.
+        """Makes a tree from `{"medusa_choices": [[0], [0, 0], ...]}` or from the list alone.
 
-        A `"source"` beside the choices says where they come from and is not kept.
+        `"source"` may say where the choices come from; it is not kept.
 
         Raises:
-            TreeError: not JSON, of another shape, or not a tree.
+            TreeError: the text is not JSON, has another structure or holds no valid tree.
         """
         return cls.from_choices(_choices_from_json(text), name=name)
 
@@ -114,7 +116,7 @@ class MedusaTree:
         """Reads a tree file as `from_json` does; the name defaults to the file's stem.
 
         Raises:
-            TreeError: unreadable or not a tree; the message names the file.
+            TreeError: the file cannot be read or holds no valid tree; the message names it.
         """
         path = Path(path)
         try:
@@ -128,7 +130,7 @@ class MedusaTree:
             raise TreeError(f"bad tree file {str(path)!r}: {error}") from error
 
     def to_json(self) -> str:
-        """Returns `{"medusa_choices": ...}` on one line, which `from_json` reads back."""
+        """Returns `{"medusa_choices": ...}` on one line, which `from_json` reads."""
         return json.dumps({"medusa_choices": self.medusa_choices})
 
     def save(self, path: str | Path) -> None:
@@ -144,23 +146,23 @@ class MedusaTree:
 
     @property
     def num_nodes(self) -> int:
-        """Nodes with the root: the tokens that one verify step feeds to the backbone."""
+        """Number of nodes with the root: the tokens that one verify step feeds to the backbone."""
         return len(self.medusa_choices) + 1
 
     @property
     def max_depth(self) -> int:
-        """Length of the longest path: the heads the tree needs; 0 for plain decoding."""
+        """Length of the longest path: the heads that the tree needs; 0 for plain decoding."""
         return len(self.medusa_choices[-1]) if self.medusa_choices else 0
 
     @property
     def top_k(self) -> int:
-        """Candidates a head must offer: the largest child index + 1; 0 for plain decoding."""
+        """Candidates that a head must offer: the largest child index + 1; 0 for plain decoding."""
         return max((max(node) + 1 for node in self.medusa_choices), default=0)
 
     def tree_indices(self, top_k: int) -> NDArray[np.int64]:
-        """Where each node finds its token in `[root, head 0's top_k, head 1's top_k, ...]`.
+        """Index of each node's token in `[root, head 0's top_k, head 1's top_k, ...]`.
 
-        Equals the paper's `tree_indices` for its TOPK = 10.
+        For top_k = 10 these are the `tree_indices` of the paper's code.
 
         Args:
             top_k: candidates per head in that list; at least `self.top_k`.
@@ -169,7 +171,7 @@ class MedusaTree:
             (N,) int64 indices into a list of 1 + num_heads * top_k tokens; 0 for the root.
 
         Raises:
-            TreeError: a child index >= `top_k`, which would read the next head's candidates.
+            TreeError: a child index is `top_k` or more and would read the next head's candidates.
         """
         self._check_top_k(top_k)
         indices = (node[-1] + top_k * (len(node) - 1) + 1 for node in self.medusa_choices)
@@ -179,7 +181,7 @@ class MedusaTree:
         """Checks that `num_heads` heads with `top_k` candidates each can fill the tree.
 
         Raises:
-            TreeError: a node is deeper than there are heads, or a child index is >= `top_k`.
+            TreeError: a node is deeper than the number of heads, or a child index is too large.
         """
         for node in self.medusa_choices:
             if len(node) > num_heads:
@@ -258,14 +260,15 @@ def _paths_from_mask(
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Returns `retrieve_indices` and `path_lengths`.
 
-    The paper's code takes nodes from the last to the first and skips those on a path it already
-    has. A node with children is always on one, since its children come later: only leaves remain.
+    The paper's code takes the nodes from the last to the first and skips those on a path that it
+    has already. These are all nodes with children, because children have larger numbers. So the
+    leaves remain.
     """
     leaves = np.setdiff1d(np.arange(len(parents)), parents)[::-1]
     path_lengths = attn_mask[leaves].sum(axis=1, dtype=np.int64)
     retrieve_indices = np.full((len(leaves), path_lengths.max()), PAD_NODE, dtype=np.int64)
     for row, leaf in enumerate(leaves):
-        # Ancestors have smaller indices than their descendants, so this runs from the root down.
+        # Ancestors have smaller numbers than their descendants, so this goes from the root down.
         retrieve_indices[row, : path_lengths[row]] = np.flatnonzero(attn_mask[leaf])
     return retrieve_indices, path_lengths
 

@@ -92,24 +92,16 @@ class Workshop:
         """
 
         def make(target: Path) -> None:
-            from transformers import AutoModelForCausalLM
-
             from medusa_trt.export.models.base_model import (
                 load_base_model,
                 quiet_transformers,
                 source_from_name,
             )
+            from medusa_trt.training.backbone import copy_to_save
 
             base = load_base_model(source_from_name(model))
-            # A model from GGUF is float32 now, but its config still says that it is quantized, and
-            # save_pretrained refuses it. So its weights are copied into a new model.
-            values = base.model.config.to_dict()
-            values.pop("quantization_config", None)
-            config = type(base.model.config).from_dict(values)
             with quiet_transformers():
-                fresh = AutoModelForCausalLM.from_config(config)
-                fresh.load_state_dict(base.model.state_dict())
-                fresh.save_pretrained(target)
+                copy_to_save(base.model).save_pretrained(target)
                 base.tokenizer.save_pretrained(target)
 
         return self._make_once(f"{model}-hf", make)

@@ -1,4 +1,4 @@
-"""onnxruntime-genai on a model that its own builder made."""
+"""Worker for onnxruntime-genai, with a model from its own builder."""
 
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -11,10 +11,10 @@ import onnxruntime_genai
 def load(
     model: str, max_length: int, threads: int
 ) -> tuple[list[str], Callable[[Sequence[int], int], Iterator[list[int]]]]:
-    """See `loop.py`; `max_length` is the size of the KV cache in tokens.
+    """Loads the model, see `loop.py`; `max_length` is the size of the KV cache in tokens.
 
-    The vocabulary's last token, which hardly occurs, stands in for the end-of-sequence token, so
-    that every reply has the length that is asked for.
+    The vocabulary's last token, which hardly occurs, replaces the end-of-sequence token, so that
+    every reply has the requested length.
     """
     manifest = json.loads((Path(model) / "genai_config.json").read_bytes())
     config = onnxruntime_genai.Config(model)
@@ -31,15 +31,15 @@ def load(
         params = onnxruntime_genai.GeneratorParams(network)
         params.set_search_options(do_sample=False, max_length=max_length)
         generator = onnxruntime_genai.Generator(network, params)
-        return tokens(generator, prompt_ids, max_new_tokens)
+        return generate_tokens(generator, prompt_ids, max_new_tokens)
 
     return ["onnxruntime-genai", "onnxruntime"], start
 
 
-def tokens(
+def generate_tokens(
     generator: "onnxruntime_genai.Generator", prompt_ids: Sequence[int], max_new_tokens: int
 ) -> Iterator[list[int]]:
-    """Prefill, then one token a step."""
+    """Reads the prompt, then yields one token for each step."""
     generator.append_tokens(np.array([prompt_ids], np.int32))
     for _ in range(max_new_tokens):
         generator.generate_next_token()

@@ -1,4 +1,4 @@
-"""Writes a GGUF file in another precision, as llama.cpp's own tool does by default.
+"""Converts a GGUF file to another precision, with the default settings of llama.cpp's tool.
 
 python llama_cpp_quantize.py SOURCE TARGET PRECISION
 """
@@ -16,7 +16,7 @@ PRECISIONS = {
 
 
 def main() -> int:
-    """Quantizes; the exit code is 0 on success."""
+    """Quantizes the file; the exit code is 0 on success."""
     source, target, precision = sys.argv[1:]
     params = llama_cpp.llama_model_quantize_default_params()
     params.ftype, params.allow_requantize = PRECISIONS[precision], True

@@ -1,6 +1,6 @@
-"""llama.cpp through llama-cpp-python's low-level calls: plain, or drafting by prompt lookup.
+"""Worker for llama.cpp through llama-cpp-python: plain decoding, or drafts by prompt lookup.
 
-The package's high-level generation adds Python work to every token; this loop calls the library
+The package's high-level generation adds Python work to every token. This worker calls the library
 directly and takes the argmax of its logits.
 """
 
@@ -33,11 +33,11 @@ class _Context:
         self._vocab_size = llama_cpp.llama_vocab_n_tokens(vocab)
 
     def cut(self, length: int) -> None:
-        """Forgets everything from position `length` on."""
+        """Removes everything from position `length` on."""
         llama_cpp.llama_memory_seq_rm(self._memory, 0, length, -1)
 
     def argmax(self, token_ids: Sequence[int], past: int, num_rows: int) -> list[int]:
-        """Evaluates tokens after `past` others; the most likely next one at the last rows."""
+        """Evaluates tokens after `past` others; returns the next token at the last rows."""
         batch, num_tokens = self._batch, len(token_ids)
         batch.n_tokens = num_tokens
         for index, token in enumerate(token_ids):
@@ -56,21 +56,23 @@ class _Context:
 def load(
     model: str, max_length: int, threads: int, num_lookup: int
 ) -> tuple[list[str], Callable[[Sequence[int], int], Iterator[list[int]]]]:
-    """See `loop.py`; `num_lookup` is the number of tokens drafted by prompt lookup, 0 for none."""
+    """Loads the model, see `loop.py`; prompt lookup drafts `num_lookup` tokens, 0 for none."""
     context = _Context(model, max_length, threads)
     draft = LlamaPromptLookupDecoding(num_pred_tokens=num_lookup)
 
     def start(prompt_ids: Sequence[int], max_new_tokens: int) -> Iterator[list[int]]:
         context.cut(0)
         if num_lookup:
-            return with_lookup(context, draft, prompt_ids, max_new_tokens)
-        return plain(context, prompt_ids, max_new_tokens)
+            return generate_with_lookup(context, draft, prompt_ids, max_new_tokens)
+        return generate_plain(context, prompt_ids, max_new_tokens)
 
     return ["llama-cpp-python"], start
 
 
-def plain(context: _Context, prompt_ids: Sequence[int], max_new_tokens: int) -> Iterator[list[int]]:
-    """One token a step."""
+def generate_plain(
+    context: _Context, prompt_ids: Sequence[int], max_new_tokens: int
+) -> Iterator[list[int]]:
+    """Yields one token for each step."""
     past, new_ids = 0, list(prompt_ids)
     for _ in range(max_new_tokens):
         best = context.argmax(new_ids, past, 1)
@@ -78,13 +80,13 @@ def plain(context: _Context, prompt_ids: Sequence[int], max_new_tokens: int) -> 
         yield best
 
 
-def with_lookup(
+def generate_with_lookup(
     context: _Context,
     draft: LlamaPromptLookupDecoding,
     prompt_ids: Sequence[int],
     max_new_tokens: int,
 ) -> Iterator[list[int]]:
-    """Greedy decoding in which a step also evaluates what followed the same tokens before."""
+    """Decodes greedily; a step also verifies the tokens that followed the same tokens before."""
     ids = np.array(prompt_ids, np.intc)
     best = context.argmax(prompt_ids, 0, 1)
     past, left = len(prompt_ids), max_new_tokens - 1

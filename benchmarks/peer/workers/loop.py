@@ -1,11 +1,11 @@
-"""Answers requests on standard input with one contender of `peers.py`, and times it.
+"""Answers requests on standard input with one contender of `peers.py`, and times each reply.
 
     python loop.py WORKER '{"option": "value"}'
 
-Runs in the contender's own environment: the standard library and that environment's packages, no
-others. WORKER is a module beside this file with `load(**options)`, which returns the packages whose
-versions to report, and `start(prompt_ids, max_new_tokens)`: what it returns gives the reply's
-tokens in lists, as they are chosen. Time starts when `start` has returned.
+This script runs in the contender's environment, so it imports only the standard library. WORKER is
+a module beside this file. Its `load(**options)` returns the names of packages, whose versions are
+reported, and a function `start(prompt_ids, max_new_tokens)`. `start` returns an iterator over lists
+of tokens, one list for each step. The time starts when `start` has returned.
 """
 
 import importlib
@@ -21,14 +21,14 @@ from typing import Any, TextIO
 Start = Callable[[Sequence[int], int], Iterable[Sequence[int]]]
 
 WARM_UP_TOKENS = 8
-"""A prompt of token 0, before each timed reply: it brings the weights back into the caches, and
-leaves a contender that keeps prefixes nothing that the next prompt begins with."""
+"""Length of a prompt of zeros before each timed reply. It loads the weights into the CPU caches,
+and it replaces the prefix that a contender may keep, so that every prompt is read as a whole."""
 
 
 def main() -> None:
-    """Says once that it is ready, then answers each line with a line."""
+    """Sends the versions once the worker is loaded, then answers each line with a line."""
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # libraries print to standard output
+    os.dup2(2, 1)  # what libraries print goes to standard error
     packages, start = importlib.import_module(sys.argv[1]).load(**json.loads(sys.argv[2]))
     answer(start, [0] * WARM_UP_TOKENS, 2)
     send(answers, {"versions": {package: metadata.version(package) for package in packages}})
@@ -39,7 +39,7 @@ def main() -> None:
 
 
 def answer(start: Start, prompt_ids: Sequence[int], max_new_tokens: int) -> dict[str, Any]:
-    """One reply: its tokens, seconds to the first and for the others, and steps after the first."""
+    """Generates one reply; returns the fields of `PeerReply` that it measured."""
     reply = iter(start(prompt_ids, max_new_tokens))
     start_s = time.perf_counter()
     token_ids = list(next(reply))
@@ -54,19 +54,19 @@ def answer(start: Start, prompt_ids: Sequence[int], max_new_tokens: int) -> dict
         "first_token_s": first_s - start_s,
         "decode_s": end_s - first_s,
         "num_steps": num_steps,
-        "peak_memory_bytes": peak_memory_bytes(),
+        "peak_memory_bytes": read_peak_memory_bytes(),
     }
 
 
-def peak_memory_bytes() -> int:
-    """The most memory that this process has held; getrusage would count the parent's too."""
+def read_peak_memory_bytes() -> int:
+    """Reads the peak resident memory of this process; getrusage would include the parent's."""
     status = Path("/proc/self/status").read_text(encoding="utf-8").split("\n")
     (line,) = (line for line in status if line.startswith("VmHWM"))
     return int(line.split()[1]) * 1024
 
 
 def send(answers: TextIO, message: dict[str, Any]) -> None:
-    """Writes one line."""
+    """Writes a message as one line."""
     answers.write(json.dumps(message) + "\n")
     answers.flush()
 

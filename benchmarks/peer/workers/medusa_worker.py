@@ -1,4 +1,4 @@
-"""This project: plain decoding, or Medusa with the bundle's tree."""
+"""Worker for this project: plain decoding, or Medusa with the bundle's tree."""
 
 from collections.abc import Callable, Iterator, Sequence
 
@@ -9,7 +9,7 @@ from medusa_trt.tree_configs import load_tree
 def load(
     bundle: str, tree: str | None, threads: int
 ) -> tuple[list[str], Callable[[Sequence[int], int], Iterator[list[int]]]]:
-    """See `loop.py`; `tree` None means the bundle's own."""
+    """Opens the bundle, see `loop.py`; `tree` is None for the bundle's own."""
     session = MedusaSession(bundle, num_threads=threads)
     draft_tree = None if tree is None else load_tree(tree)
 

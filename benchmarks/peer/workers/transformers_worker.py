@@ -1,4 +1,4 @@
-"""transformers on the CPU, eagerly: one forward call a token, without `generate`'s own work."""
+"""Worker for transformers on the CPU: one eager forward call for each token, without `generate`."""
 
 from collections.abc import Callable, Iterator, Sequence
 
@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, DynamicCache
 def load(
     model: str, dtype: str, threads: int
 ) -> tuple[list[str], Callable[[Sequence[int], int], Iterator[list[int]]]]:
-    """See `loop.py`."""
+    """Loads the model, see `loop.py`."""
     torch.set_num_threads(threads)
     network = AutoModelForCausalLM.from_pretrained(model, dtype=getattr(torch, dtype)).eval()
 
