@@ -40,7 +40,7 @@ class BenchArguments(BundleArguments):
         json: write all that was measured to this file (default: no file).
         plot: draw the results to this file, a .png, .svg or .html (default: no file).
         bench: how the benchmark is run.
-        session: what runs the bundle.
+        session: how the bundle is run.
     """
 
     prompts: Annotated[Path | None, "--prompts FILE"] = None

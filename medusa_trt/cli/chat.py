@@ -31,7 +31,7 @@ class ChatArguments(BundleArguments):
         system: the system message (default: the chat template's, if it has one).
         verbose: show statistics after each reply, and the traceback of an error.
         reply: how replies are made.
-        session: what runs the bundle.
+        session: how the bundle is run.
     """
 
     system: Annotated[str | None, "--system TEXT"] = None

@@ -23,7 +23,7 @@ class GenerateArguments(BundleArguments):
         prompt: what the model replies to; - reads standard input.
         raw: give the prompt to the model as it is, without the chat template.
         reply: how the reply is made.
-        session: what runs the bundle.
+        session: how the bundle is run.
     """
 
     prompt: Annotated[str, "PROMPT"]

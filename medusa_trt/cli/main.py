@@ -98,11 +98,10 @@ def _answer_without_verb(name: str, words: list[str]) -> NoReturn:
         SystemExit: the user did.
     """
     page = new_listing(name)
+    page.check_flags(words)
     _, unknown = page.parse_known_args(words)
     if not unknown:
         page.error("give a verb")
-    if unknown[0].startswith("-"):
-        page.refuse(unknown)
     similar = get_close_matches(f"{name} {unknown[0]}".lstrip(), HELP, n=1)
     hint = f"did you mean {similar[0]}?" if similar else f"{page.prog} -h lists the verbs"
     raise MedusaError(f"there is no verb {unknown[0]!r}: {hint}")

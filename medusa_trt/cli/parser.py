@@ -6,6 +6,7 @@ import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from itertools import takewhile
 from typing import Generic, NoReturn, TypeVar
 
 from medusa_trt.cli.options import add_options, read_options
@@ -50,9 +51,10 @@ class Verb(Generic[Arguments]):
             MedusaError: the words are no valid arguments.
         """
         parser = self.new_parser(command)
+        parser.check_flags(words)
         namespace, unknown = parser.parse_known_args(words)
         if unknown:
-            parser.refuse(unknown)
+            parser.error(f"unexpected argument {unknown[0]!r}")
         return read_options(self.arguments, namespace)
 
 
@@ -72,19 +74,21 @@ class Parser(argparse.ArgumentParser):
         """
         raise MedusaError(f"{message.removeprefix('argument ')}: see {self.prog} -h")
 
-    def refuse(self, unknown: list[str]) -> NoReturn:
-        """Refuses words that the parser does not know.
+    def check_flags(self, words: Sequence[str]) -> None:
+        """Checks that there are such options, before argparse misses what a wrong one was to give.
 
         Raises:
-            MedusaError: always.
+            MedusaError: an option is unknown.
         """
-        word, _, _ = unknown[0].partition("=")
         flags = [flag for action in self._actions for flag in action.option_strings]
-        similar = get_close_matches(word, flags, n=1)
-        if similar:
-            raise MedusaError(f"there is no option {word}: did you mean {similar[0]}?")
-        is_option = word.startswith("-")
-        self.error(f"there is no option {word}" if is_option else f"{word!r} is one word too many")
+        for word in takewhile(lambda word: word != "--", words):
+            name, _, _ = word.partition("=")
+            is_flag = name.startswith("--") and " " not in name
+            if is_flag and not any(flag.startswith(name) for flag in flags):
+                similar = get_close_matches(name, flags, n=1)
+                if similar:
+                    raise MedusaError(f"there is no option {name}: did you mean {similar[0]}?")
+                self.error(f"there is no option {name}")
 
 
 class _Formatter(argparse.RawDescriptionHelpFormatter):

@@ -50,10 +50,20 @@ def test_a_verb_may_have_its_own_verbose() -> None:
         (["you", "--temperature"], "--temperature: expected one argument: see greet -h"),
         (["you", "--temprature=1"], "there is no option --temprature: did you mean --temperature?"),
         (["you", "--xyz"], "there is no option --xyz: see greet -h"),
-        (["you", "me"], "'me' is one word too many: see greet -h"),
+        (["--tempature", "1"], "there is no option --tempature: did you mean --temperature?"),
+        (["you", "me"], "unexpected argument 'me': see greet -h"),
+        (["you", "-x"], "unexpected argument '-x': see greet -h"),
+        (["you", "--", "--xyz"], "unexpected argument '--xyz': see greet -h"),
     ],
 )
 def test_a_mistake_is_one_line(words: list[str], message: str) -> None:
     with pytest.raises(MedusaError) as refused:
         Verb(Arguments, lambda _: None).parse("greet", words)
     assert str(refused.value) == message
+
+
+def test_flags_may_be_shortened_and_texts_may_look_like_flags() -> None:
+    verb = Verb(Arguments, lambda _: None)
+    assert verb.parse("greet", ["you", "--temp=2"]).temperature == 2
+    assert verb.parse("greet", ["--", "--you"]).name == "--you"
+    assert verb.parse("greet", ["--you and me"]).name == "--you and me"
