@@ -25,6 +25,9 @@ PAD_NODE = 2**31 - 1
 # A step needs a (num_nodes, num_nodes) mask. A tree with more nodes is probably a typing mistake.
 MAX_NODES = 4096
 
+# Value of the additive mask where a node does not see another: the least float32.
+MASKED = float(np.finfo(np.float32).min)
+
 # No vocabulary is as large, and `tree_indices` stays far below the limit of int64.
 _MAX_CHILD = 2**31 - 1
 
@@ -143,6 +146,11 @@ class MedusaTree:
             Path(path).write_text(self.to_json() + "\n", encoding="utf-8")
         except OSError as error:
             raise TreeError(f"cannot write tree file {str(path)!r}: {error.strerror}") from error
+
+    @property
+    def additive_mask(self) -> NDArray[np.float32]:
+        """`attn_mask` as the graphs take it, (N, N): 0 where it is true, and `MASKED` elsewhere."""
+        return np.where(self.attn_mask, np.float32(0), np.float32(MASKED))
 
     @property
     def num_nodes(self) -> int:

@@ -16,7 +16,6 @@ from medusa_trt.runtime.engines.base import TokenIds, VerifyOutputs
 from medusa_trt.runtime.engines.operators import required_library
 from medusa_trt.tree_configs import MedusaTree
 
-_MASKED = float(np.finfo(np.float32).min)
 _BFLOAT16 = 16  # ONNX's number of the type, whose values numpy holds as uint16
 _FOLDER_ENTRY = "session.model_external_initializers_file_folder_path"
 
@@ -78,7 +77,7 @@ class SegmentedEngine:
         shown = list(range(tree.num_nodes) if rows is None else rows)
         values: dict[str, NDArray[Any]] = {
             names.INPUT_IDS: np.asarray(input_ids, np.int64),
-            names.TREE_MASK: np.where(tree.attn_mask, 0, _MASKED).astype(np.float32),
+            names.TREE_MASK: tree.additive_mask,
             names.POSITION_OFFSETS: np.ascontiguousarray(tree.position_offsets),
             names.PAST_LENGTH: np.array(past_lengths, np.int64),
             names.ROWS: np.array(shown, np.int64),

@@ -26,7 +26,6 @@ from medusa_trt.runtime.options import SamplingOptions
 from medusa_trt.tree_configs import MedusaTree
 
 _BFLOAT16 = 16  # ONNX's number of the type, whose values numpy holds as uint16
-_MASKED = float(np.finfo(np.float32).min)
 _MAX_BINDINGS = 16
 _MAX_THREADS = 512
 
@@ -226,10 +225,9 @@ class OrtEngine:
         num_sequences: int,
         logits: bool,
     ) -> _Bound:
-        mask = np.where(tree.attn_mask, np.float32(0), np.float32(_MASKED)).astype(np.float32)
         inputs: dict[str, NDArray[Any]] = {
             names.INPUT_IDS: np.zeros((num_sequences, tree.num_nodes), np.int64),
-            names.TREE_MASK: mask,
+            names.TREE_MASK: tree.additive_mask,
             names.POSITION_OFFSETS: np.ascontiguousarray(tree.position_offsets),
             names.PAST_LENGTH: np.zeros(num_sequences, np.int64),
             names.ROWS: np.array(rows, np.int64),

@@ -23,7 +23,6 @@ from medusa_trt.runtime.engines.reduce_tensors import (
 from medusa_trt.runtime.options import SamplingOptions
 from medusa_trt.tree_configs import MedusaTree
 
-_MASKED = float(np.finfo(np.float32).min)
 _READ_STEP = 256
 """Rows of the cache that are read come in multiples of this: each number is a graph of its own."""
 
@@ -208,14 +207,13 @@ class DeviceEngine:
         num_read: int,
     ) -> None:
         bindings, model = self._bindings, self._model
-        mask = np.where(tree.attn_mask, np.float32(0), np.float32(_MASKED))
         ids = np.zeros((num_sequences, tree.num_nodes), np.int64)
         lengths = np.zeros(num_sequences, np.int64)
         bindings.input(bound, names.INPUT_IDS, ids, every_run=True)
         bindings.input(bound, names.PAST_LENGTH, lengths, every_run=True)
         if bound.executable.takes(names.TREE_MASK):
             offsets = np.asarray(tree.position_offsets, np.int64)
-            bindings.input(bound, names.TREE_MASK, mask)
+            bindings.input(bound, names.TREE_MASK, tree.additive_mask)
             bindings.input(bound, names.POSITION_OFFSETS, offsets)
         bindings.input(bound, names.ROWS, np.array(rows, np.int64))
         bound.executable.bind_input(names.CACHE_POSITIONS, self._positions, (num_read,), "int64")
