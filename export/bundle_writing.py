@@ -8,9 +8,7 @@ import torch
 from onnx_ir.passes import InPlacePass
 
 from medusa_trt.errors import ExportError
-from medusa_trt.export.graphs.integer_reduce import integer_reduce_graph
-from medusa_trt.export.graphs.operator_reduce import operator_reduce_graph
-from medusa_trt.export.graphs.reduce_graph import reduce_graph
+from medusa_trt.export.graphs.reduce_forms import REDUCE_FORMS
 from medusa_trt.export.graphs.separate_heads import SeparateHeadsModule
 from medusa_trt.export.graphs.tracing import (
     graph_spec,
@@ -26,7 +24,6 @@ from medusa_trt.export.preparation import ExportParts
 from medusa_trt.export.quantization.carried_weights import CarriedWeights
 from medusa_trt.export.quantization.plan import PLAN_FILE, PlannedFormats
 from medusa_trt.export.quantization.rounding_pass import heads_pass, layers_pass
-from medusa_trt.export.targets import AttentionForm, Precision
 from medusa_trt.export.weights.lazy_tensor import LazyTensor, stacked, transposed
 from medusa_trt.export.weights.streamed_model import Weights, in_type, tensor_from_array
 from medusa_trt.runtime import tensors as names
@@ -50,19 +47,18 @@ def write_bundle(folder: Path, parts: ExportParts, progress: Callable[[str], Non
     carried = CarriedWeights(parts.base.weights, "model.")
     quantize = layers_pass(parts.precision, model.config.vocab_size, planned, carried.noted)
     graphs = {}
-    for name, form in _verify_forms(parts.precision).items():
+    for name, form in parts.forms.items():
         progress(f"tracing the {name} graph")
         module = VerifyModule(traced, parts.max_length, form)
-        try:
-            graphs[name] = verify_graph(module, parts.target.opset, quantize, weights)
-        finally:
-            module.release()
+        graphs[name] = verify_graph(module, parts.target.opset, quantize, weights)
     if planned is not None:
         planned.check()
     progress("tracing the heads graph")
     graphs["heads"] = _heads_graph(parts, heads_pass(parts.precision), weights)
     del traced
-    graphs["reduce"] = _reduce_form(parts)(model.config.vocab_size, parts.target.opset)
+    graphs["reduce"] = REDUCE_FORMS[parts.target.reduce_form(parts.precision)](
+        model.config.vocab_size, parts.target.opset
+    )
     graphs["tree"] = tree_graph(parts.tree, parts.target.opset)
     progress("writing weights and graphs")
     save_graphs(folder, graphs)
@@ -78,6 +74,8 @@ def write_bundle(folder: Path, parts: ExportParts, progress: Callable[[str], Non
         tree=parts.tree,
         target=parts.target,
         precision=parts.precision,
+        form=parts.forms["verify"],
+        min_rows=parts.min_rows,
         max_length=parts.max_length,
         top_k=parts.top_k,
         graphs=graph_specs,
@@ -119,7 +117,7 @@ def _heads_graph(parts: ExportParts, quantize: InPlacePass | None, backbone: Wei
         parts.target.opset,
         quantize,
         weights,
-        portable=parts.precision.on_device,
+        portable=parts.forms["verify"].is_portable,
     )
 
 
@@ -152,16 +150,3 @@ def _write_texts(folder: Path, parts: ExportParts) -> None:
     (folder / names.GENERATION_CONFIG_FILE).write_text(content, "utf-8")
     if parts.plan is not None:
         (folder / PLAN_FILE).write_bytes(parts.plan.to_json())
-
-
-def _reduce_form(parts: ExportParts) -> Callable[[int, int], ir.Model]:
-    if parts.precision.layer_bits is not None:
-        return operator_reduce_graph
-    return integer_reduce_graph if parts.target.reduces_in == "int64" else reduce_graph
-
-
-def _verify_forms(precision: Precision) -> dict[str, AttentionForm]:
-    forms = {"verify": precision.attention}
-    if precision.batch_attention is not None:
-        forms["verify_batch"] = precision.batch_attention
-    return forms

@@ -6,6 +6,7 @@ from pathlib import Path
 import msgspec
 
 from medusa_trt.export.heads.medusa_heads import MedusaHeads
+from medusa_trt.export.modeling.attention_form import AttentionForm
 from medusa_trt.export.models.base_model import BaseModel
 from medusa_trt.export.targets import Precision, Target
 from medusa_trt.runtime import tensors as names
@@ -32,6 +33,8 @@ def manifest_of(
     tree: MedusaTree,
     target: Target,
     precision: Precision,
+    form: type[AttentionForm],
+    min_rows: int,
     max_length: int,
     top_k: int,
     graphs: dict[str, GraphSpec],
@@ -44,7 +47,9 @@ def manifest_of(
         heads: of the bundle.
         tree: of the bundle.
         target: what it was exported for.
-        precision: and how.
+        precision: how the weights are stored.
+        form: how the verify graph attends.
+        min_rows: see `TargetSpec`.
         max_length: longest sequence in tokens.
         top_k: candidates of each head.
         graphs: the graphs in the folder, by their names in `GRAPH_FILES`.
@@ -76,10 +81,10 @@ def manifest_of(
             name=target.name,
             precision=precision.name,
             opset=target.opset,
-            cache_dtype=precision.cache_dtype,
-            cache_in_place=precision.attention != "decomposed_attention",
-            min_rows=precision.min_rows,
-            operator_library=precision.layer_bits is not None,
+            cache_dtype=form.cache_dtype or precision.dtype,
+            cache_in_place=form.updates_in_place,
+            min_rows=min_rows,
+            operator_library=precision.uses_library,
             prefill_chunk=target.prefill_chunk,
         ),
         tree_name=tree.name,

@@ -1,6 +1,6 @@
 """What an export is made of, checked against each other before the long work."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +9,8 @@ from transformers import PreTrainedModel
 
 from medusa_trt.errors import ExportError, HeadsError
 from medusa_trt.export.heads.medusa_heads import MedusaHeads
+from medusa_trt.export.modeling.attention_form import AttentionForm
+from medusa_trt.export.modeling.attention_forms import choose_attention
 from medusa_trt.export.modeling.support import (
     needs_general_attention,
     notices,
@@ -22,6 +24,7 @@ from medusa_trt.export.output_folder import check_output
 from medusa_trt.export.quantization.plan import (
     QuantizationPlan,
     bits_from_plan,
+    min_rows_from_plan,
     plan_from_file,
     precision_from_plan,
 )
@@ -32,6 +35,7 @@ from medusa_trt.export.targets import (
     precision_from_name,
     target_from_name,
 )
+from medusa_trt.export.weight_formats import BITS
 from medusa_trt.export.weights.streamed_model import weights_at_hand
 from medusa_trt.tree_configs import MedusaTree, load_tree
 
@@ -46,7 +50,7 @@ _LEAST_WINDOW = 1024
 that sees everything is the faster one."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ExportParts:
     """A model, its heads and tree, and what becomes of them.
 
@@ -55,7 +59,8 @@ class ExportParts:
         heads: that fit it.
         tree: that the heads can fill.
         target: where the bundle will run.
-        precision: of the weights, with the attention that the model needs.
+        precision: how the weights are stored.
+        forms: form of attention of each verify graph, by the graph's name.
         plan: a format for each weight, or None.
         max_length: longest sequence in tokens.
         top_k: candidates of each head.
@@ -67,17 +72,27 @@ class ExportParts:
     tree: MedusaTree
     target: Target
     precision: Precision
+    forms: Mapping[str, type[AttentionForm]]
     plan: QuantizationPlan | None
     max_length: int
     top_k: int
     compared: bool
 
     @property
+    def min_rows(self) -> int:
+        """Smallest number of nodes of a step; see `TargetSpec`."""
+        by_plan = 1 if self.plan is None else min_rows_from_plan(self.target, self.plan)
+        return max(self.forms["verify"].min_rows, by_plan)
+
+    @property
     def size_bytes(self) -> int:
         """About the bundle's: matrices at the precision with their scales, all else whole."""
         precision, model = self.precision, self.base.model
         whole = 32 if precision.dtype == "float32" else 16
-        layer, unembedding, head = precision.rounded_bits
+        layer, unembedding, head = (
+            None if format_ is None else BITS[format_]
+            for format_ in (precision.layers, precision.unembedding, precision.heads)
+        )
         planned = {} if self.plan is None else bits_from_plan(self.plan, whole)
         embedding_weight = model.get_input_embeddings().weight
         unembedding_weight = model.get_output_embeddings().weight
@@ -135,9 +150,14 @@ def parts_from_options(options: ExportOptions, progress: Callable[[str], None]) 
     if not options.random_weights:
         with weights_at_hand(base.model, base.weights):
             refuse_unsupported(base.model, max_length)
-    for text in notices(base.model, max_length, precision):
+    forms = choose_attention(
+        target.attention,
+        has_library=precision.uses_library,
+        is_general=needs_general_attention(base.model, max_length),
+    )
+    is_slower = precision.uses_library and not forms["verify"].uses_library
+    for text in notices(base.model, max_length, is_slower=is_slower):
         progress(f"warning: {text}")
-    precision = precision.for_attention(needs_general_attention(base.model, max_length))
     heads.check_fits(base.model.config.hidden_size, base.model.config.vocab_size)
     if top_k > (num_tokens := heads.draft_vocab_size(base.model.config.vocab_size)):
         raise HeadsError(
@@ -145,7 +165,16 @@ def parts_from_options(options: ExportOptions, progress: Callable[[str], None]) 
             f"{top_k}: use heads with a larger vocabulary"
         )
     return ExportParts(
-        base, heads, tree, target, precision, plan, max_length, top_k, not options.random_weights
+        base=base,
+        heads=heads,
+        tree=tree,
+        target=target,
+        precision=precision,
+        forms=forms,
+        plan=plan,
+        max_length=max_length,
+        top_k=top_k,
+        compared=not options.random_weights,
     )
 
 

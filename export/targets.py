@@ -4,98 +4,37 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from medusa_trt.errors import ExportError
-from medusa_trt.export.weight_formats import BITS, Format, WeightFormat
+from medusa_trt.export.weight_formats import Format, WeightFormat
 from medusa_trt.runtime.engines.engine_record import Product
 from medusa_trt.runtime.engines.operators import library_path, required_library
 
-AttentionForm = Literal[
-    "group_query_attention",
-    "tensor_scatter",
-    "tree_attention",
-    "device_attention",
-    "cuda_attention",
-    "decomposed_attention",
-]
-"""How the verify graph attends and updates its cache:
-
-- group_query_attention: `com.microsoft.GroupQueryAttention`, which ONNX Runtime's CPU provider runs
-  with a tree mask for one sequence only;
-- tensor_scatter: the standard `TensorScatter` and `Attention` of opset 24, for any batch;
-- tree_attention: the operator library's own `TreeAttention`, for any batch;
-- device_attention: the standard operators as TensorRT 10.15 and later take them, for any batch;
-- cuda_attention: the same as ONNX Runtime's CUDA provider runs them without its host;
-- decomposed_attention: the same with the operators of TensorRT 10.3.
-"""
-
-
-@dataclass(frozen=True, slots=True)
-class AttentionForms:
-    """Forms of attention that go together; see `Precision` for each."""
-
-    one: AttentionForm
-    batch: AttentionForm | None
-    min_rows: int
-
-
 MIXED = "mixed"
-"""What a precision with a format for each weight is called."""
+"""Name of the precision of an export with a quantization plan."""
+
+ReduceForm = Literal["operator", "float64", "int64"]
+"""How a reduce graph adds up probabilities for sampling: see `graphs/reduce_forms.py`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Precision:
-    """How the weights are stored, and what runs on them.
+    """How the weights are stored, and what is computed in.
 
     Attributes:
         name: what `--precision` calls it.
-        attention: the form of attention and cache update for one sequence.
-        batch_attention: the form for several sequences, a verify graph of its own; None where
-            `attention` takes them.
-        min_rows: see `TargetSpec`.
-        general: what takes the place of these three for a model with capped scores or short
-            sliding windows; None where `attention` serves it too.
-        layer_bits: bits of the layers' weights where the operator library multiplies; None where
-            ONNX Runtime does.
-        unembedding_bits: bits of the unembedding and the heads, likewise.
-        dtype: what is computed in.
-        weights: format of the layers' and the heads' weights behind `DequantizeLinear`; None
-            leaves them in `dtype`.
+        dtype: type of the computation.
+        layers: format of the layers' weights; None leaves them in `dtype`.
+        unembedding: format of the unembedding, likewise.
+        heads: format of the heads' weights, likewise.
+        uses_library: whether the operator library multiplies by the rounded weights; otherwise
+            they are behind `DequantizeLinear`.
     """
 
     name: str
-    attention: AttentionForm
-    batch_attention: AttentionForm | None = None
-    min_rows: int = 1
-    general: AttentionForms | None = None
-    layer_bits: int | None = None
-    unembedding_bits: int | None = None
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
-    weights: WeightFormat | None = None
-
-    @property
-    def cache_dtype(self) -> Literal["float32", "float16", "bfloat16"]:
-        """Type of the KV cache: that of the computation, but for the library's own attention."""
-        return "bfloat16" if self.attention == "tree_attention" else self.dtype
-
-    @property
-    def rounded_bits(self) -> tuple[int | None, int | None, int | None]:
-        """Of the layers', the unembedding's and the heads' weights; None where they are whole."""
-        if self.weights is not None:
-            return BITS[self.weights], None, BITS[self.weights]
-        return self.layer_bits, self.unembedding_bits, None if self.layer_bits is None else 8
-
-    def for_attention(self, is_general: bool) -> "Precision":
-        """The row for a model, by what `needs_general_attention` says of it."""
-        if not is_general or self.general is None:
-            return self
-        forms = self.general
-        return replace(
-            self, attention=forms.one, batch_attention=forms.batch, min_rows=forms.min_rows
-        )
-
-    @property
-    def on_device(self) -> bool:
-        """Whether the graphs compute in one type and read their cache on a device."""
-        return self.attention in ("device_attention", "cuda_attention", "decomposed_attention")
+    layers: WeightFormat | None = None
+    unembedding: WeightFormat | None = None
+    heads: WeightFormat | None = None
+    uses_library: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,128 +45,100 @@ class Target:
         name: what `--target` calls it.
         precisions: weight precisions on offer, the default first.
         mixed: the precision of a quantization plan.
+        attention: forms of attention by their names in `modeling/attention_forms.py`; the first
+            one that serves model and precision is used.
         formats: what a plan may give a weight; the last one leaves it as it is.
-        candidates: those that `calibrate quantization` chooses from by default.
+        candidates: the formats that `calibrate quantization` chooses from by default.
         opset: ONNX opset of the graphs.
         prefill_chunk: tokens of one prefill step.
         default_tree: the tree for heads that come without one of their own.
         max_length: default limit on the sequence length, where the model allows more.
         product: whose engines are built from the graphs by default; None where ONNX Runtime runs
             them.
-        reduces_in: the type in which probabilities are added up for sampling.
+        reduce: form of the reduce graph, unless the operator library is used.
     """
 
     name: str
     precisions: tuple[Precision, ...]
     mixed: Precision
+    attention: tuple[str, ...]
     formats: tuple[Format, ...]
     candidates: tuple[Format, ...]
-    opset: int
+    opset: int = 23
     prefill_chunk: int
     default_tree: str
     max_length: int
     product: Product | None = None
-    reduces_in: Literal["float64", "int64"] = "float64"
+    reduce: ReduceForm = "float64"
+
+    def reduce_form(self, precision: Precision) -> ReduceForm:
+        """Form of the reduce graph of an export in this precision."""
+        return "operator" if precision.uses_library else self.reduce
 
 
-def _device_precisions(attention: AttentionForm, *names: str) -> tuple[Precision, ...]:
-    rows: dict[str, tuple[Literal["float16", "bfloat16"], WeightFormat | None]] = {
-        "fp16": ("float16", None),
-        "bf16": ("bfloat16", None),
-        "int8": ("float16", "int8"),
-        "int4": ("float16", "int4"),
-        "fp8": ("float16", "fp8"),
-    }
-    return tuple(
-        Precision(name=name, attention=attention, dtype=rows[name][0], weights=rows[name][1])
-        for name in names
-    )
+def _library_precision(name: str, layers: WeightFormat) -> Precision:
+    return Precision(name=name, layers=layers, unembedding="int8", heads="int8", uses_library=True)
 
 
-_ORT_FORMS = AttentionForms("group_query_attention", "tensor_scatter", min_rows=2)
+def _device_precision(name: str, format_: WeightFormat | None) -> Precision:
+    """A device multiplies by the unembedding in the type of the computation."""
+    return Precision(name=name, dtype="float16", layers=format_, heads=format_)
 
-TARGETS = {
-    "ort-cpu": Target(
+
+_FP16 = _device_precision("fp16", None)
+_BF16 = Precision(name="bf16", dtype="bfloat16")
+_INT8 = _device_precision("int8", "int8")
+_INT4 = _device_precision("int4", "int4")
+_FP8 = _device_precision("fp8", "fp8")
+
+_TENSORRT = Target(
+    name="tensorrt",
+    precisions=(_FP16, _BF16, _INT8, _INT4, _FP8),
+    mixed=_device_precision(MIXED, "int8"),
+    attention=("device_attention",),
+    formats=("int4", "int8", "fp8", "fp16"),
+    candidates=("int4", "int8", "fp16"),
+    prefill_chunk=512,
+    default_tree="mc_sim_7b_63",
+    max_length=4096,
+    product="tensorrt",
+    reduce="int64",
+)
+
+_ROWS = (
+    Target(
         name="ort-cpu",
         precisions=(
-            Precision(
-                name="int8",
-                attention="tree_attention",
-                general=_ORT_FORMS,
-                layer_bits=8,
-                unembedding_bits=8,
-            ),
-            Precision(
-                name="int4",
-                attention="tree_attention",
-                general=_ORT_FORMS,
-                layer_bits=4,
-                unembedding_bits=8,
-            ),
-            Precision(
-                name="fp32",
-                attention=_ORT_FORMS.one,
-                batch_attention=_ORT_FORMS.batch,
-                min_rows=_ORT_FORMS.min_rows,
-            ),
+            _library_precision("int8", "int8"),
+            _library_precision("int4", "int4"),
+            Precision(name="fp32"),
         ),
-        mixed=Precision(
-            name=MIXED,
-            attention="tree_attention",
-            general=_ORT_FORMS,
-            layer_bits=8,
-            unembedding_bits=8,
-        ),
+        mixed=_library_precision(MIXED, "int8"),
+        attention=("tree_attention", "group_query_attention", "tensor_scatter"),
         formats=("int4", "int8", "fp32"),
         candidates=("int4", "int8"),
-        opset=23,
         prefill_chunk=128,
         default_tree="smollm2_135m_6",
         max_length=8192,
     ),
-    "ort-cuda": Target(
+    Target(
         name="ort-cuda",
-        precisions=_device_precisions("cuda_attention", "fp16", "bf16", "int4"),
-        mixed=Precision(name=MIXED, attention="cuda_attention", dtype="float16", weights="int4"),
+        precisions=(_FP16, _BF16, _INT4),
+        mixed=_device_precision(MIXED, "int4"),
+        attention=("cuda_attention",),
         formats=("int4", "fp16"),
         candidates=("int4", "fp16"),
-        opset=23,
         prefill_chunk=512,
         default_tree="mc_sim_7b_63",
         max_length=4096,
     ),
-    "tensorrt": Target(
-        name="tensorrt",
-        precisions=_device_precisions("device_attention", "fp16", "bf16", "int8", "int4", "fp8"),
-        mixed=Precision(name=MIXED, attention="device_attention", dtype="float16", weights="int8"),
-        formats=("int4", "int8", "fp8", "fp16"),
-        candidates=("int4", "int8", "fp16"),
-        opset=23,
-        prefill_chunk=512,
-        default_tree="mc_sim_7b_63",
-        max_length=4096,
-        product="tensorrt",
-        reduces_in="int64",
-    ),
-    "tensorrt-rtx": Target(
-        name="tensorrt-rtx",
-        precisions=_device_precisions("device_attention", "fp16", "bf16", "int8", "int4", "fp8"),
-        mixed=Precision(name=MIXED, attention="device_attention", dtype="float16", weights="int8"),
-        formats=("int4", "int8", "fp8", "fp16"),
-        candidates=("int4", "int8", "fp16"),
-        opset=23,
-        prefill_chunk=512,
-        default_tree="mc_sim_7b_63",
-        max_length=4096,
-        product="tensorrt-rtx",
-        reduces_in="int64",
-    ),
-    "tensorrt-jetson": Target(
+    _TENSORRT,
+    replace(_TENSORRT, name="tensorrt-rtx", product="tensorrt-rtx"),
+    Target(
         name="tensorrt-jetson",
-        precisions=_device_precisions("decomposed_attention", "fp16", "int8", "int4"),
-        mixed=Precision(
-            name=MIXED, attention="decomposed_attention", dtype="float16", weights="int8"
-        ),
+        precisions=(_FP16, _INT8, _INT4),
+        mixed=_device_precision(MIXED, "int8"),
+        attention=("decomposed_attention",),
         formats=("int4", "int8", "fp16"),
         candidates=("int4", "int8", "fp16"),
         opset=21,
@@ -235,9 +146,11 @@ TARGETS = {
         default_tree="smollm2_135m_16",
         max_length=2048,
         product="tensorrt",
-        reduces_in="int64",
+        reduce="int64",
     ),
-}
+)
+
+TARGETS = {target.name: target for target in _ROWS}
 
 
 def target_from_name(name: str) -> Target:
@@ -255,17 +168,22 @@ def target_from_name(name: str) -> Target:
 
 
 def precision_from_name(target: Target, name: str | None) -> Precision:
-    """Looks a precision up; for None the target's default, of those that this machine can run.
+    """Looks a precision up.
+
+    Args:
+        target: the target that offers it.
+        name: its name; None for the target's first one that this machine can run.
 
     Raises:
-        ExportError: the target does not offer it, or it needs the operator library.
+        ExportError: the target does not offer it.
+        EngineError: it needs the operator library, which was not built.
     """
     has_library = library_path() is not None
     for precision in target.precisions:
-        if name is None and (has_library or precision.layer_bits is None):
+        if name is None and (has_library or not precision.uses_library):
             return precision
         if precision.name == name:
-            if precision.layer_bits is not None:
+            if precision.uses_library:
                 required_library()
             return precision
     raise ExportError(
@@ -275,7 +193,13 @@ def precision_from_name(target: Target, name: str | None) -> Precision:
 
 
 def fallback_notice(target: Target, precision: Precision, name: str | None) -> str | None:
-    """What to tell a user who named no precision and does not get the target's default."""
+    """Says that a user who named no precision gets another one than the target's default.
+
+    Args:
+        target: the target of the export.
+        precision: the precision of the export.
+        name: the precision that the user named, or None.
+    """
     default = target.precisions[0]
     if name is not None or precision is default:
         return None

@@ -15,8 +15,6 @@ FloatFormat = Literal["fp16", "fp32"]
 Format = WeightFormat | FloatFormat
 
 BITS: dict[WeightFormat, Literal[4, 8]] = {"int4": 4, "int8": 8, "fp8": 8}
-FORMAT_OF_BITS: dict[int, WeightFormat] = {4: "int4", 8: "int8"}
-"""Of the operator library, which has two."""
 
 
 def is_rounded(format_: str) -> TypeGuard[WeightFormat]:

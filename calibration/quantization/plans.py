@@ -9,8 +9,8 @@ from medusa_trt.calibration.quantization.section import UNQUANTIZED
 from medusa_trt.errors import CalibrationError
 from medusa_trt.export.quantization.rounding import Rounding
 from medusa_trt.export.quantization.sites import Site
-from medusa_trt.export.targets import Precision, Target
-from medusa_trt.export.weight_formats import FORMAT_OF_BITS, Format, is_rounded
+from medusa_trt.export.targets import Target
+from medusa_trt.export.weight_formats import Format, is_rounded
 
 MAX_TRIES = 6
 """Largest number of plans that are measured to find the smallest one within a KL divergence."""
@@ -69,7 +69,8 @@ def fixed_plans(
 
     plans = {UNQUANTIZED: plan(unrounded, unrounded)}
     for precision in target.precisions:
-        layers, unembedding = _formats_of(precision, unrounded)
+        layers = precision.layers or unrounded
+        unembedding = precision.unembedding or unrounded
         if layers in formats and unembedding in (*formats, unrounded):
             plans[precision.name] = plan(layers, unembedding)
     for format_ in formats:
@@ -80,13 +81,6 @@ def fixed_plans(
         if by_site not in unique.values():
             unique[name] = by_site
     return unique
-
-
-def _formats_of(precision: Precision, unrounded: Format) -> tuple[Format, Format]:
-    """Formats that a precision gives to the layers and to the unembedding."""
-    if precision.layer_bits is None or precision.unembedding_bits is None:
-        return precision.weights or unrounded, unrounded
-    return FORMAT_OF_BITS[precision.layer_bits], FORMAT_OF_BITS[precision.unembedding_bits]
 
 
 def site_options(

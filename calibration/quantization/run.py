@@ -137,7 +137,7 @@ class QuantizationRun:
         )
         with replaced_file(folder / QUANTIZATION_PLAN_FILE) as temporary:
             temporary.write_bytes(plan.to_json())
-        arguments = arguments_from_plan(plan) if self._target.mixed.on_device else None
+        arguments = None if self._target.mixed.uses_library else arguments_from_plan(plan)
         if arguments is None:
             (folder / MODELOPT_FILE).unlink(missing_ok=True)
             return

@@ -17,7 +17,7 @@ from torch import nn
 from torch.export import Dim
 
 from medusa_trt.errors import ExportError
-from medusa_trt.export.graphs.verify_module import DEVICE_FORMS, VerifyModule
+from medusa_trt.export.graphs.verify_module import VerifyModule
 from medusa_trt.export.heads.medusa_heads import HeadsModule
 from medusa_trt.export.passes import optimize
 from medusa_trt.export.passes.fold_transpose import FoldTransposePass
@@ -30,11 +30,6 @@ from medusa_trt.export.weights.weight_file import WeightFile
 from medusa_trt.runtime import tensors as names
 from medusa_trt.runtime.bundle import GraphSpec, TensorSpec
 from medusa_trt.tree_configs import MedusaTree
-
-MASKED = float(np.finfo(np.float32).min)
-"""The additive mask's value where a node does not see another."""
-
-_TENSOR_SCATTER_OPSET = 24
 
 
 def verify_graph(
@@ -52,51 +47,53 @@ def verify_graph(
         weights: of the model in `module`, read when the graph is written.
     """
     layers = range(module.shape.num_layers)
-    on_device = module.form in DEVICE_FORMS
-    batched = module.form != "group_query_attention"
-    batch = {0: Dim("batch", min=1, max=1 << 16)} if batched else {}
+    form = module.form
+    batch = {0: Dim("batch", min=1, max=1 << 16)} if form.takes_batch else {}
     num_nodes = Dim("num_nodes", min=1, max=1 << 20)
     num_rows = Dim("num_rows", min=1, max=1 << 20)
     capacity = Dim("capacity", min=2, max=1 << 30)
     kinds = ("key", "value")
-    model = _traced(
-        module,
-        module.example_inputs(),
-        opset,
-        input_names=[
-            names.INPUT_IDS,
-            names.TREE_MASK,
-            names.POSITION_OFFSETS,
-            names.PAST_LENGTH,
-            names.ROWS,
-            *([names.CACHE_POSITIONS] if on_device else []),
-            *(names.past_name(layer, kind) for layer in layers for kind in kinds),
-        ],
-        output_names=[
-            names.ARGMAX,
-            names.HIDDEN,
-            names.LOGITS,
-            *(names.present_name(layer, kind) for layer in layers for kind in kinds),
-        ],
-        dynamic_shapes=(
-            {1: num_nodes, **batch},
-            {0: num_nodes, 1: num_nodes},
-            {0: num_nodes},
-            batch,
-            {0: num_rows},
-            (
-                *([{0: Dim("num_read", min=2, max=1 << 30)}] if on_device else []),
-                *({2: capacity, **batch} for _ in range(2 * module.shape.num_layers)),
+    with module.attached():
+        model = _traced(
+            module,
+            module.example_inputs(),
+            opset,
+            input_names=[
+                names.INPUT_IDS,
+                names.TREE_MASK,
+                names.POSITION_OFFSETS,
+                names.PAST_LENGTH,
+                names.ROWS,
+                *([names.CACHE_POSITIONS] if form.reads_cache_positions else []),
+                *(names.past_name(layer, kind) for layer in layers for kind in kinds),
+            ],
+            output_names=[
+                names.ARGMAX,
+                names.HIDDEN,
+                names.LOGITS,
+                *(names.present_name(layer, kind) for layer in layers for kind in kinds),
+            ],
+            dynamic_shapes=(
+                {1: num_nodes, **batch},
+                {0: num_nodes, 1: num_nodes},
+                {0: num_nodes},
+                batch,
+                {0: num_rows},
+                (
+                    *(
+                        [{0: Dim("num_read", min=2, max=1 << 30)}]
+                        if form.reads_cache_positions
+                        else []
+                    ),
+                    *({2: capacity, **batch} for _ in range(2 * module.shape.num_layers)),
+                ),
             ),
-        ),
-        weights={f"model.{name}": weight for name, weight in (weights or {}).items()},
-    )
-    optimize(model, quantize, portable=on_device)
-    if module.form == "cuda_attention":
+            weights={f"model.{name}": weight for name, weight in (weights or {}).items()},
+        )
+    optimize(model, quantize, portable=form.is_portable)
+    if form.fuses_skip_norm:
         FuseSkipNormPass()(model)
-    if module.form in ("tensor_scatter", "device_attention", "cuda_attention"):
-        # Traced at the older opset, which has the fused norm; nothing else in the graph differs.
-        model.graph.opset_imports[""] = max(opset, _TENSOR_SCATTER_OPSET)
+    model.graph.opset_imports[""] = max(opset, form.min_opset)
     return model
 
 
@@ -146,7 +143,7 @@ def tree_graph(tree: MedusaTree, opset: int) -> ir.Model:
     outputs = []
     nodes = []
     for name, array in (
-        (names.TREE_MASK, np.where(tree.attn_mask, 0, MASKED).astype(np.float32)),
+        (names.TREE_MASK, tree.additive_mask),
         (names.POSITION_OFFSETS, np.array(tree.position_offsets)),
     ):
         node = ir.Node("", "Constant", [], [ir.AttrTensor("value", ir.tensor(array))])

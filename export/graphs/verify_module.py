@@ -4,56 +4,29 @@ The model runs unchanged; its attention function and rotary module are replaced 
 transformers' attention interface, so that one operator rotates, updates the cache and attends.
 """
 
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from medusa_trt.export.modeling.attention_form import AttentionForm
 from medusa_trt.export.modeling.attention_inputs import AttentionInputs
-from medusa_trt.export.modeling.attention_probe import attention_shapes
+from medusa_trt.export.modeling.attention_probe import attention_shapes, replaced_attention
 from medusa_trt.export.modeling.dense_experts import experts_made_dense
-from medusa_trt.export.modeling.device_attention import (
-    CudaAttention,
-    DecomposedAttention,
-    DeviceAttention,
-)
-from medusa_trt.export.modeling.ort_attention import CachedAttention, TreeAttention
 from medusa_trt.export.modeling.rotary import (
     IdentityRotary,
     rotary_at_length,
     rotary_tables,
     rotations,
 )
-from medusa_trt.export.modeling.scatter_attention import ScatterAttention
-from medusa_trt.export.targets import AttentionForm
 from medusa_trt.tree_configs.tree import MAX_NODES
 
 _ROTARY_SPARE = 128
 """Positions beyond the longest sequence: a tree's nodes at its end still have one."""
-
-_ATTENTION_NAME = "medusa_group_query_attention"
-
-DEVICE_FORMS: tuple[AttentionForm, ...] = (
-    "device_attention",
-    "cuda_attention",
-    "decomposed_attention",
-)
-"""Forms whose graphs take `cache_positions`."""
-
-_FORMS: dict[
-    AttentionForm, Callable[[AttentionInputs], CachedAttention | ScatterAttention | DeviceAttention]
-] = {
-    "group_query_attention": CachedAttention,
-    "tree_attention": TreeAttention,
-    "tensor_scatter": ScatterAttention,
-    "device_attention": DeviceAttention,
-    "cuda_attention": CudaAttention,
-    "decomposed_attention": DecomposedAttention,
-}
-"""What each form makes attention of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,15 +39,15 @@ class CacheShape:
 
 
 class VerifyModule(nn.Module):
-    """Backbone over a tree's nodes: reductions and hidden states of the asked rows."""
+    """Backbone over a tree's nodes: reductions and hidden states of the wanted rows."""
 
-    def __init__(self, model: PreTrainedModel, max_length: int, form: AttentionForm) -> None:
-        """Takes the model over: its attention and rotary module are replaced until `release`.
+    def __init__(self, model: PreTrainedModel, max_length: int, form: type[AttentionForm]) -> None:
+        """Reads from a model what the graph needs.
 
         Args:
             model: a causal language model with a rotary embedding.
-            max_length: the longest sequence that the graph must reach.
-            form: how it attends and updates the cache.
+            max_length: length of the longest sequence, in tokens.
+            form: how the graph attends and updates the cache.
         """
         super().__init__()
         self.model = model
@@ -84,25 +57,29 @@ class VerifyModule(nn.Module):
         assert isinstance(rotary, nn.Module)
         calls = attention_shapes(model, max_length)
         self.shape = CacheShape(len(calls), calls[0].key.shape[1], calls[0].key.shape[3])
-        fixed = rotary_at_length(rotary, max_length)
         kinds = rotations(model.config)
-        # `GroupQueryAttention` wants a position for each row of the cache, its siblings' apart.
-        by_rows = form in ("group_query_attention", "tensor_scatter")
-        num_positions = max_length + (MAX_NODES if by_rows else _ROTARY_SPARE)
-        tables = rotary_tables(fixed, kinds, num_positions)
+        num_spare = MAX_NODES if form.has_position_per_row else _ROTARY_SPARE
+        tables = rotary_tables(rotary_at_length(rotary, max_length), kinds, max_length + num_spare)
         for index, table in enumerate(tables.values()):
             for name, values in zip(_table_names(index), table, strict=True):
                 self.register_buffer(name, values.to(model.dtype), persistent=False)
         self._dtype = model.dtype
         self._table_of_layer = [list(tables).index(kind) for kind in kinds]
-        self._replaced = rotary, model.config._attn_implementation
-        model.base_model.rotary_emb = IdentityRotary(2 * next(iter(tables.values()))[0].shape[1])
-        model.config._attn_implementation = _ATTENTION_NAME
+        self._rotary_dim = 2 * next(iter(tables.values()))[0].shape[1]
+        self._attention: AttentionForm | None = None
         self.eval()
 
-    def release(self) -> None:
-        """Gives the model its own attention and rotary module back."""
-        self.model.base_model.rotary_emb, self.model.config._attn_implementation = self._replaced
+    @contextmanager
+    def attached(self) -> Iterator[None]:
+        """Lets the model attend as this module says inside the block, where it can be traced."""
+
+        def attend(*args: Any, **options: Any) -> tuple[torch.Tensor, None]:
+            assert self._attention is not None
+            return self._attention(*args, **options)
+
+        rotary = IdentityRotary(self._rotary_dim)
+        with replaced_attention(self.model, rotary, attend), experts_made_dense(self.model):
+            yield
 
     def forward(
         self,
@@ -116,20 +93,20 @@ class VerifyModule(nn.Module):
         """One step over T nodes after `past_length` cached tokens.
 
         Args:
-            input_ids: (B, T) int64; B is 1 unless the form takes more.
+            input_ids: (B, T) int64; B is 1 unless the form takes a batch.
             tree_mask: (T, T) additive, 0 where a node sees another.
             position_offsets: (T,) int64, each node's depth.
             past_length: (B,) int64.
             rows: (R,) int64, the nodes to report on.
-            rest: `cache_positions` (L,) int64 where the form reads the cache on a device; then
-                key and value of each layer in turn, (B, kv_heads, capacity, head_dim).
+            rest: `cache_positions` (L,) int64 where the form reads them; then key and
+                value of each layer in turn, (B, kv_heads, capacity, head_dim).
 
         Returns:
             argmax (B * R,), hidden (B * R, hidden_size), logits (B * R, vocab), and the updated
             cache.
         """
         cache_positions, cache = None, list(rest)
-        if self.form in DEVICE_FORMS:
+        if self.form.reads_cache_positions:
             cache_positions, *cache = rest
         tables = [
             (getattr(self, cos), getattr(self, sin))
@@ -144,12 +121,10 @@ class VerifyModule(nn.Module):
             max_length=self.max_length,
             cache_positions=cache_positions,
         )
-        attention = _FORMS[self.form](inputs)
-        ALL_ATTENTION_FUNCTIONS.register(_ATTENTION_NAME, attention)
-        with experts_made_dense(self.model):
-            hidden, logits = self._hidden_and_logits(
-                input_ids, inputs.position_ids, attention.mask.whole, rows
-            )
+        self._attention = attention = self.form(inputs)
+        hidden, logits = self._hidden_and_logits(
+            input_ids, inputs.position_ids, attention.mask.whole, rows
+        )
         # Reported as float32 in every precision, the one type that numpy has too.
         return logits.argmax(-1), hidden.float(), logits.float(), *attention.presents
 
@@ -184,8 +159,9 @@ class VerifyModule(nn.Module):
     def example_inputs(self) -> tuple[torch.Tensor, ...]:
         """Inputs to trace with."""
         shape = self.shape
-        batch = 1 if self.form == "group_query_attention" else 2
-        dtype = torch.bfloat16 if self.form == "tree_attention" else self._dtype
+        batch = 2 if self.form.takes_batch else 1
+        cache_dtype = self.form.cache_dtype
+        dtype = self._dtype if cache_dtype is None else getattr(torch, cache_dtype)
         cache = [
             torch.zeros(batch, shape.num_kv_heads, 16, shape.head_dim, dtype=dtype)
             for _ in range(2 * shape.num_layers)
@@ -197,7 +173,7 @@ class VerifyModule(nn.Module):
             torch.zeros(num_nodes, dtype=torch.int64),
             torch.tensor([5, 7][:batch]),
             torch.arange(num_rows),
-            *([torch.arange(num_read)] if self.form in DEVICE_FORMS else []),
+            *([torch.arange(num_read)] if self.form.reads_cache_positions else []),
             *cache,
         )
 

@@ -1,4 +1,4 @@
-"""What attention reads in a step, whichever operators compute it."""
+"""Inputs and masks of attention in a traced step, common to all forms."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from medusa_trt.export.modeling.rotary import RotaryTable
+from medusa_trt.tree_configs.tree import MASKED
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -14,13 +15,13 @@ class AttentionInputs:
 
     Attributes:
         cache: key and value of each layer in turn, (B, kv_heads, capacity, head_dim).
-        tables: of each layer.
-        past_length: (B,) int64.
+        tables: rotary table of each layer.
+        past_length: (B,) int64, cached tokens of each sequence.
         position_offsets: (T,) int64, each node's depth.
         tree_mask: (T, T) float32 additive.
-        max_length: the longest sequence.
-        cache_positions: (L,) int64, 0 to L - 1: the rows of the cache that are read, where the
-            form reads it on a device.
+        max_length: length of the longest sequence, in tokens.
+        cache_positions: (L,) int64, 0 to L - 1: the rows of the cache that are read; None unless
+            the form `reads_cache_positions`.
     """
 
     cache: Sequence[torch.Tensor]
@@ -33,15 +34,15 @@ class AttentionInputs:
 
     @property
     def position_ids(self) -> torch.Tensor:
-        """(B, T) int64: siblings share one."""
+        """Position of each node, (B, T) int64, equal for siblings."""
         return self.past_length[:, None] + self.position_offsets
 
 
 class AttentionMask:
-    """Masks of one step, each made once whichever layers ask for it.
+    """Masks of one step; layers with equal windows share a mask.
 
     Attributes:
-        whole: (B, 1, T, L) additive, of a layer that sees a node's whole path.
+        whole: (B, 1, T, L) additive, for layers without a sliding window.
     """
 
     def __init__(
@@ -50,31 +51,31 @@ class AttentionMask:
         positions: torch.Tensor,
         key_positions: torch.Tensor,
         max_length: int,
-        masked: float,
+        masked: float = MASKED,
     ) -> None:
-        """Takes the mask without a window, and where nodes and keys are in their texts.
+        """Takes the mask without a window, and the positions of nodes and keys.
 
         Args:
             whole: (B, 1, T, L) additive.
-            positions: (B, T) int64 of the nodes: of siblings they are equal.
+            positions: (B, T) int64 of the nodes, equal for siblings.
             key_positions: (B, L) int64.
-            max_length: the longest sequence; a window that reaches over all of it is none.
-            masked: the value that hides.
+            max_length: length of the longest sequence; a window of this size hides nothing.
+            masked: additive value that hides a key.
         """
         self.whole = whole
         self._positions, self._key_positions = positions, key_positions
         self._max_length, self._masked = max_length, masked
-        self._cut: dict[int, torch.Tensor] = {}
+        self._by_window: dict[int, torch.Tensor] = {}
 
     def within(self, window: int | None) -> torch.Tensor:
-        """(B, 1, T, L): a node also sees nothing that is `window` positions back or more.
+        """Returns the mask (B, 1, T, L) that also hides what is `window` positions back or more.
 
-        Source: Beltagy et al. 2020, "Longformer", as transformers counts: a node is the first
-        position of its own window.
+        Source: Beltagy et al. 2020, "Longformer", counted as in transformers: a node is the
+        first position of its own window.
         """
         if window is None or window >= self._max_length:
             return self.whole
-        if window not in self._cut:
+        if window not in self._by_window:
             distance = self._positions[:, None, :, None] - self._key_positions[:, None, None, :]
-            self._cut[window] = torch.where(distance < window, self.whole, self._masked)
-        return self._cut[window]
+            self._by_window[window] = torch.where(distance < window, self.whole, self._masked)
+        return self._by_window[window]

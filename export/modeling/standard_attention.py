@@ -1,82 +1,60 @@
-"""Attention for several sequences: `TensorScatter` into the cache, then `Attention`."""
+"""Attention by the standard operators of opset 24."""
+
+from abc import abstractmethod
+from typing import ClassVar
 
 import torch
-from torch import nn
 
-from medusa_trt.export.modeling.attention_inputs import AttentionInputs, AttentionMask
+from medusa_trt.export.modeling.attention_form import AttentionForm
+from medusa_trt.export.modeling.attention_inputs import AttentionMask
 from medusa_trt.export.modeling.grouped_attention import grouped_attention
 from medusa_trt.export.modeling.rotary import RotaryTable
-
-MASKED = -3.4028234663852886e38
-"""The additive mask's value where a node does not see another: the least float32."""
-
-_TRACED_OPSET = 23
-"""The exporter fuses norms at this opset only; the finished graph is declared as opset 24."""
+from medusa_trt.tree_configs.tree import MASKED
 
 
-class ScatterAttention:
-    """Rotates, writes each sequence's new rows at its own length, and attends to the valid rows.
+class StandardAttention(AttentionForm):
+    """`RotaryEmbedding`, `TensorScatter` and `Attention`, for sequences of different lengths.
 
-    ONNX Runtime 1.31 takes this form at any batch size, with ragged lengths and a tree mask, and
-    writes the cache in place when past and present are bound to one memory.
+    Each sequence's new rows are written at its own length, and attention reads the first rows of
+    the cache. Subclasses say how many rows that is and may replace single operators.
     """
 
-    def __init__(self, inputs: AttentionInputs) -> None:
-        """Makes what all layers share."""
-        self._inputs = inputs
-        self._position_ids = inputs.position_ids
-        self._num_valid = inputs.past_length.max() + inputs.position_offsets.shape[0]
-        self.presents: list[torch.Tensor] = []
-        self.mask = self._joined_mask()
+    node_opset = 23  # The exporter fuses norms at this opset only.
+    min_opset = 24
+    masked: ClassVar[float] = MASKED
+    """The additive mask's value where a node does not see a row."""
 
-    def __call__(
+    def _attend(
         self,
-        module: nn.Module,
+        layer: int,
         query: torch.Tensor,
         key: torch.Tensor,
         value: torch.Tensor,
-        attention_mask: torch.Tensor | None,
-        *,
+        bias: torch.Tensor,
         scaling: float,
-        sliding_window: int | None = None,
-        softcap: float | None = None,
-        **_: object,
-    ) -> tuple[torch.Tensor, None]:
-        """transformers' attention interface: (B, heads, T, head_dim) → (B, T, heads, head_dim)."""
-        layer = module.layer_idx
-        assert isinstance(layer, int)
+        softcap: float | None,
+    ) -> torch.Tensor:
         table = self._inputs.tables[layer]
-        cache = self._inputs.cache[2 * layer : 2 * layer + 2]
-        valid = []
-        for past, rows in zip(cache, (self._rotated(key, table), value), strict=True):
-            present = torch.onnx.ops.symbolic(
-                "TensorScatter",
-                [past, rows, self._inputs.past_length],
-                {"axis": -2, "mode": "linear"},
-                dtype=past.dtype,
-                shape=past.shape,
-                version=_TRACED_OPSET,
-            )
-            self.presents.append(present)
-            valid.append(self._valid_rows(present))
-        rotated = self._rotated(query, table)
-        bias = self.mask.within(sliding_window)
-        if softcap is not None:
-            # Not by the operator's own attribute, which caps the mask with the scores.
-            keys, values = valid
-            capped = grouped_attention(rotated, keys, values, bias, scaling, softcap)
-            return capped.transpose(1, 2), None
-        attended = torch.onnx.ops.symbolic(
-            "Attention",
-            [rotated, *valid, bias],
-            {"scale": float(scaling)},
-            dtype=query.dtype,
-            shape=query.shape,
-            version=_TRACED_OPSET,
-        )
-        return attended.transpose(1, 2), None
+        keys, values = self._updated_rows(layer, self._rotate(key, table), value)
+        rotated = self._rotate(query, table)
+        if softcap is None:
+            attended = self._attend_rows(rotated, keys, values, bias, scaling)
+        else:
+            # The operator's own attribute would cap the mask together with the scores.
+            attended = grouped_attention(rotated, keys, values, bias, scaling, softcap)
+        return attended.transpose(1, 2)
 
-    def _rotated(self, states: torch.Tensor, table: RotaryTable) -> torch.Tensor:
+    def _updated_rows(
+        self, layer: int, key: torch.Tensor, value: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Updates a layer's cache; returns the keys and values that are read."""
+        past_keys, past_values = self._cache_of(layer)
+        presents = [self._update(past_keys, key), self._update(past_values, value)]
+        self.presents += presents
+        keys, values = map(self._read_rows, presents)
+        return keys, values
+
+    def _rotate(self, states: torch.Tensor, table: RotaryTable) -> torch.Tensor:
         num_rotated = 2 * table[0].shape[1]
         return torch.onnx.ops.symbolic(
             "RotaryEmbedding",
@@ -84,37 +62,122 @@ class ScatterAttention:
             {"rotary_embedding_dim": num_rotated} if num_rotated < states.shape[-1] else {},
             dtype=states.dtype,
             shape=states.shape,
-            version=_TRACED_OPSET,
+            version=self.node_opset,
         )
 
-    def _valid_rows(self, present: torch.Tensor) -> torch.Tensor:
-        """The cache up to the longest sequence's last node: the rest would only cost time."""
-        shape = (*present.shape[:2], self.mask.whole.shape[-1], present.shape[3])
+    def _update(self, past: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        return torch.onnx.ops.symbolic(
+            "TensorScatter",
+            [past, rows, self._inputs.past_length],
+            {"axis": -2, "mode": "linear"},
+            dtype=past.dtype,
+            shape=past.shape,
+            version=self.node_opset,
+        )
+
+    def _attend_rows(
+        self,
+        query: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        bias: torch.Tensor,
+        scaling: float,
+    ) -> torch.Tensor:
+        return torch.onnx.ops.symbolic(
+            "Attention",
+            [query, keys, values, bias],
+            {"scale": scaling},
+            dtype=query.dtype,
+            shape=query.shape,
+            version=self.node_opset,
+        )
+
+    def _read_rows(self, present: torch.Tensor) -> torch.Tensor:
+        """Reads (B, kv_heads, L, head_dim): the rest of the cache would only cost time."""
         zero, axis = torch.zeros(1, dtype=torch.int64), torch.full((1,), 2, dtype=torch.int64)
         return torch.onnx.ops.symbolic(
             "Slice",
-            [present, zero, self._num_valid.reshape(1), axis],
+            [present, zero, self._num_read_rows(), axis],
             {},
             dtype=present.dtype,
-            shape=shape,
-            version=_TRACED_OPSET,
+            shape=(*present.shape[:2], self.mask.whole.shape[-1], present.shape[3]),
+            version=self.node_opset,
         )
 
-    def _joined_mask(self) -> AttentionMask:
-        """Over the valid rows: a sequence's past, then its nodes, then nothing."""
+    def _make_mask(self) -> AttentionMask:
+        """Joins the masks of the rows that are read: the past, then the nodes, then nothing."""
         inputs = self._inputs
-        num_nodes = inputs.position_offsets.shape[0]
-        num_columns = self._num_valid.item()
-        torch._check(num_columns >= 2)
-        columns = torch.arange(num_columns)[None]
-        past = inputs.past_length[:, None]
+        num_nodes = self._num_nodes()
+        columns, past = self._read_positions()[None], inputs.past_length[:, None]
         node_of = (columns - past).clamp(0, num_nodes - 1)
-        nodes = inputs.tree_mask.T[node_of].transpose(1, 2)
-        own = torch.where((columns < past + num_nodes)[:, None], nodes, MASKED)
+        nodes = self._gather_mask(node_of)
+        nodes = self._hide_rest(nodes, (columns < past + num_nodes)[:, None])
+        whole = torch.where((columns < past)[:, None], 0.0, nodes)[:, None]
         return AttentionMask(
-            torch.where((columns < past)[:, None], 0.0, own)[:, None],
+            whole.to(inputs.tables[0][0].dtype),
             self._position_ids,
             torch.where(columns < past, columns, past + inputs.position_offsets[node_of]),
             inputs.max_length,
-            MASKED,
+            self.masked,
         )
+
+    def _num_nodes(self) -> int:
+        """Returns T, or a tensor that the tracer takes like a symbolic size."""
+        return self._inputs.position_offsets.shape[0]
+
+    @abstractmethod
+    def _read_positions(self) -> torch.Tensor:
+        """Returns the positions of the rows that are read, (L,) int64 from 0."""
+
+    @abstractmethod
+    def _num_read_rows(self) -> torch.Tensor:
+        """Returns L, (1,) int64."""
+
+    @abstractmethod
+    def _gather_mask(self, node_of: torch.Tensor) -> torch.Tensor:
+        """Gathers (B, T, L) from the tree's mask; `node_of` is (B, L) int64, a node each row."""
+
+    @abstractmethod
+    def _hide_rest(self, nodes: torch.Tensor, is_node: torch.Tensor) -> torch.Tensor:
+        """Hides the rows that do not belong to a node.
+
+        Args:
+            nodes: (B, T, L) additive.
+            is_node: (B, 1, L) bool, false after the last node.
+        """
+
+
+class ScatterAttention(StandardAttention):
+    """The standard operators as ONNX Runtime's CPU provider runs them at any batch size.
+
+    ONNX Runtime 1.31 takes ragged lengths and a tree mask, and writes the cache in place when past
+    and present are bound to one memory.
+    """
+
+    has_position_per_row = True
+    min_rows = 2
+
+    def _read_positions(self) -> torch.Tensor:
+        inputs = self._inputs
+        self._num_valid = inputs.past_length.max() + inputs.position_offsets.shape[0]
+        num_columns = self._num_valid.item()
+        torch._check(num_columns >= 2)
+        return torch.arange(num_columns)
+
+    def _num_read_rows(self) -> torch.Tensor:
+        return self._num_valid.reshape(1)
+
+    def _gather_mask(self, node_of: torch.Tensor) -> torch.Tensor:
+        return self._inputs.tree_mask.T[node_of].transpose(1, 2)
+
+    def _hide_rest(self, nodes: torch.Tensor, is_node: torch.Tensor) -> torch.Tensor:
+        return torch.where(is_node, nodes, self.masked)
+
+    def _updated_rows(
+        self, layer: int, key: torch.Tensor, value: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        read = []
+        for past, rows in zip(self._cache_of(layer), (key, value), strict=True):
+            self.presents.append(self._update(past, rows))
+            read.append(self._read_rows(self.presents[-1]))
+        return read[0], read[1]

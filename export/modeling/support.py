@@ -8,7 +8,6 @@ from medusa_trt.errors import ExportError, MedusaError
 from medusa_trt.export.modeling.attention_probe import attention_problem, attention_shapes
 from medusa_trt.export.modeling.dense_experts import experts_problem, has_experts
 from medusa_trt.export.modeling.rotary import rope_parameters
-from medusa_trt.export.targets import Precision
 
 _LAYER_TYPES = {"full_attention", "sliding_attention"}
 
@@ -56,11 +55,17 @@ def refuse_unsupported(model: PreTrainedModel, max_length: int) -> None:
         )
 
 
-def notices(model: PreTrainedModel, max_length: int, precision: Precision) -> list[str]:
-    """What a user should know of how a model is exported, a sentence each."""
+def notices(model: PreTrainedModel, max_length: int, *, is_slower: bool) -> list[str]:
+    """Lists what a user should know of how a model is exported, a sentence each.
+
+    Args:
+        model: the model.
+        max_length: length of the longest sequence, in tokens.
+        is_slower: whether the operator library's attention does not serve the model.
+    """
     config, found = model.config, []
     window = sliding_window_of(model)
-    if precision.general is not None and needs_general_attention(model, max_length):
+    if is_slower:
         text = "its attention is computed by ONNX Runtime, the operator library's is faster"
         if window is not None and not needs_general_attention(model, window):
             text = f"{text}: --max-length {window} would do without its sliding windows"

@@ -1,7 +1,6 @@
 """A format for each weight of a model, as `calibrate quantization` finds it for an export."""
 
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -85,11 +84,15 @@ def precision_from_plan(target: Target, plan: QuantizationPlan) -> Precision:
             f"{', '.join(target.formats)}: make a plan for it with medusa-trt calibrate "
             f"quantization --target {target.name}"
         )
-    if target.mixed.layer_bits is None:
-        return target.mixed
-    required_library()
-    is_whole = all(is_rounded(format_) for format_ in formats)
-    return target.mixed if is_whole else replace(target.mixed, min_rows=_WHOLE_ROWS)
+    if target.mixed.uses_library:
+        required_library()
+    return target.mixed
+
+
+def min_rows_from_plan(target: Target, plan: QuantizationPlan) -> int:
+    """Smallest number of rows from which on products do not depend on their number."""
+    is_rounded_whole = all(is_rounded(site.format) for site in plan.sites)
+    return 1 if is_rounded_whole or not target.mixed.uses_library else _WHOLE_ROWS
 
 
 class PlannedFormats:

@@ -91,4 +91,4 @@ class StandardRounding:
 
 def rounding_of(target: Target) -> Rounding:
     """What the formats do on a target."""
-    return StandardRounding() if target.mixed.on_device else LibraryRounding()
+    return LibraryRounding() if target.mixed.uses_library else StandardRounding()

@@ -5,7 +5,6 @@ from onnx_ir.passes import InPlacePass
 from medusa_trt.export.passes import QuantizeLinearPass, QuantizeWeightsPass
 from medusa_trt.export.targets import Precision
 from medusa_trt.export.weight_formats import (
-    FORMAT_OF_BITS,
     FormatOf,
     Noted,
     format_by_outputs,
@@ -27,20 +26,16 @@ def layers_pass(
         planned: the formats of a quantization plan.
         noted: told of each matrix that is stored.
     """
-    if precision.weights is not None:
-        # A device multiplies by the unembedding in the type of the computation.
-        return QuantizeWeightsPass(
-            planned or format_by_outputs(precision.weights, None, vocab_size), noted
-        )
-    if precision.layer_bits is None or precision.unembedding_bits is None:
+    if precision.layers is None:
         return None
-    layers, unembedding = precision.layer_bits, precision.unembedding_bits
-    uniform = format_by_outputs(FORMAT_OF_BITS[layers], FORMAT_OF_BITS[unembedding], vocab_size)
-    return QuantizeLinearPass(planned or uniform, noted)
+    formats = planned or format_by_outputs(precision.layers, precision.unembedding, vocab_size)
+    return _pass_class(precision)(formats, noted)
 
 
 def heads_pass(precision: Precision) -> InPlacePass | None:
     """For the heads, in which no unembedding must be kept: what they draft is checked."""
-    if precision.weights is not None:
-        return QuantizeWeightsPass(one_format(precision.weights))
-    return None if precision.layer_bits is None else QuantizeLinearPass(one_format("int8"))
+    return None if precision.heads is None else _pass_class(precision)(one_format(precision.heads))
+
+
+def _pass_class(precision: Precision) -> type[QuantizeLinearPass] | type[QuantizeWeightsPass]:
+    return QuantizeLinearPass if precision.uses_library else QuantizeWeightsPass

@@ -21,10 +21,11 @@ from support.tiny_models import (
 )
 
 from medusa_trt.errors import ExportError
-from medusa_trt.export.graphs.tracing import heads_graph
+from medusa_trt.export.graphs.tracing import heads_graph, verify_graph
 from medusa_trt.export.graphs.verify_module import VerifyModule
 from medusa_trt.export.heads.head_checkpoint import heads_from_tensors
 from medusa_trt.export.heads.medusa_heads import HeadsModule
+from medusa_trt.export.modeling.operator_attention import CachedAttention
 from medusa_trt.export.modeling.support import refuse_unsupported
 from medusa_trt.export.pipeline import ExportOptions, export_bundle
 from medusa_trt.runtime import tensors as names
@@ -160,9 +161,7 @@ def test_the_model_is_given_back_unchanged() -> None:
     with torch.no_grad():
         before = model(tokens).logits
     refuse_unsupported(model, MAX_LENGTH)
-    module = VerifyModule(model, MAX_LENGTH, "group_query_attention")
-    assert model.model.rotary_emb is not attributes[0]
-    module.release()
+    verify_graph(VerifyModule(model, MAX_LENGTH, CachedAttention), opset=23)
     assert (model.model.rotary_emb, model.config._attn_implementation) == attributes
     with torch.no_grad():
         assert torch.equal(model(tokens).logits, before)

@@ -31,7 +31,10 @@ from transformers import PreTrainedModel
 
 from medusa_trt.errors import ExportError
 from medusa_trt.export.comparison.logits import MAX_RELATIVE_ERROR, agreement
+from medusa_trt.export.modeling.attention_forms import choose_attention
+from medusa_trt.export.modeling.operator_attention import CachedAttention, TreeAttention
 from medusa_trt.export.modeling.rotary import rotary_fixed_at
+from medusa_trt.export.modeling.standard_attention import ScatterAttention
 from medusa_trt.export.modeling.support import needs_general_attention, refuse_unsupported
 from medusa_trt.export.targets import TARGETS
 from medusa_trt.runtime.bundle import Bundle
@@ -202,9 +205,13 @@ def test_the_librarys_attention_is_for_models_without_capping_and_short_windows(
     model = random_model(FAMILIES[family])
     assert needs_general_attention(model, max_length) == is_general
     for precision in TARGETS["ort-cpu"].precisions:
-        found = precision.for_attention(is_general).attention
-        by_library = precision.layer_bits is not None and not is_general
-        assert found == ("tree_attention" if by_library else "group_query_attention")
+        forms = choose_attention(
+            TARGETS["ort-cpu"].attention, has_library=precision.uses_library, is_general=is_general
+        )
+        if precision.uses_library and not is_general:
+            assert forms == {"verify": TreeAttention}
+        else:
+            assert forms == {"verify": CachedAttention, "verify_batch": ScatterAttention}
 
 
 @pytest.mark.slow

@@ -14,6 +14,7 @@ from transformers import PretrainedConfig, Qwen2Config
 
 from medusa_trt.export.graphs.tracing import verify_graph
 from medusa_trt.export.graphs.verify_module import VerifyModule
+from medusa_trt.export.modeling.operator_attention import CachedAttention
 from medusa_trt.export.passes import optimize
 from medusa_trt.export.passes.fuse_skip_norm import FuseSkipNormPass
 from medusa_trt.export.passes.pack_qkv import PackQkvPass
@@ -356,9 +357,8 @@ BIASED = Qwen2Config(
 
 @pytest.mark.parametrize("config", [llama_config(), BIASED], ids=["llama", "qwen2"])
 def test_the_optimized_graph_of_a_model(config: PretrainedConfig) -> None:
-    module = VerifyModule(random_model(config), 64, "group_query_attention")
+    module = VerifyModule(random_model(config), 64, CachedAttention)
     model = verify_graph(module, 23)
-    module.release()
     counts = Counter(node.op_type for node in model.graph)
     num_layers = config.num_hidden_layers
     assert counts["GroupQueryAttention"] == num_layers

@@ -18,6 +18,7 @@ from medusa_trt.errors import ExportError
 from medusa_trt.export.comparison.logits import TEXT, agreement
 from medusa_trt.export.graphs.tracing import verify_graph
 from medusa_trt.export.graphs.verify_module import VerifyModule
+from medusa_trt.export.modeling.attention_forms import choose_attention
 from medusa_trt.export.passes.name_products import node_name_of
 from medusa_trt.export.pipeline import ExportOptions, export_bundle
 from medusa_trt.export.quantization.library import (
@@ -82,13 +83,12 @@ def planned_graph(
     """The verify graph with a plan's formats."""
     precision = precision_from_plan(TARGETS[target], plan)
     formats = PlannedFormats(plan, model, "model.")
-    module = VerifyModule(model, 64, precision.attention)
+    form = choose_attention(
+        TARGETS[target].attention, has_library=precision.uses_library, is_general=False
+    )["verify"]
     quantize = layers_pass(precision, model.config.vocab_size, formats)
-    weights = None if precision.on_device else weights_in_memory(model)
-    try:
-        graph = verify_graph(module, TARGETS[target].opset, quantize, weights)
-    finally:
-        module.release()
+    weights = weights_in_memory(model) if precision.uses_library else None
+    graph = verify_graph(VerifyModule(model, 64, form), TARGETS[target].opset, quantize, weights)
     formats.check()
     return graph
 

@@ -1,0 +1,110 @@
+"""The base class of every form of attention that a verify graph can be traced with."""
+
+from abc import ABC, abstractmethod
+from typing import ClassVar, Literal
+
+import torch
+from torch import nn
+
+from medusa_trt.export.modeling.attention_inputs import AttentionInputs, AttentionMask
+
+
+class AttentionForm(ABC):
+    """Attention and cache update of one traced step, called once for each layer.
+
+    An instance is made for each step. The class attributes tell what a form can do and how its
+    graph differs from those of other forms.
+
+    Attributes:
+        takes_batch: whether it takes several sequences; if not, they need a graph of another form.
+        takes_any_layer: whether it takes capped scores and sliding windows shorter than a sequence.
+        uses_library: whether its graph needs the operator library.
+        is_portable: whether its graph keeps to standard operators and computes in one type.
+        fuses_skip_norm: whether residual additions are fused with norms in a portable graph.
+        reads_cache_positions: whether the graph takes `cache_positions`, whose length says how many
+            rows of the cache are read.
+        has_position_per_row: whether the rotary tables need a position for each row of the cache,
+            where tree nodes of equal depth have rows of their own.
+        updates_in_place: whether an updated cache may be bound to the memory of the old one.
+        min_rows: smallest number of nodes of a step; see `TargetSpec`.
+        cache_dtype: type of the KV cache; None for the type of the computation.
+        node_opset: opset of the operators that it emits.
+        min_opset: least opset of the finished graph, which may be newer than the one that the
+            exporter fuses norms at.
+        mask: of the step.
+        presents: updated key and value caches of the layers that were called.
+    """
+
+    takes_batch: ClassVar[bool] = True
+    takes_any_layer: ClassVar[bool] = True
+    uses_library: ClassVar[bool] = False
+    is_portable: ClassVar[bool] = False
+    fuses_skip_norm: ClassVar[bool] = False
+    reads_cache_positions: ClassVar[bool] = False
+    has_position_per_row: ClassVar[bool] = False
+    updates_in_place: ClassVar[bool] = True
+    min_rows: ClassVar[int] = 1
+    cache_dtype: ClassVar[Literal["bfloat16"] | None] = None
+    node_opset: ClassVar[int] = 1
+    min_opset: ClassVar[int] = 1
+
+    def __init__(self, inputs: AttentionInputs) -> None:
+        """Makes what all layers share."""
+        self._inputs, self._position_ids = inputs, inputs.position_ids
+        self.presents: list[torch.Tensor] = []
+        self.mask = self._make_mask()
+
+    def __call__(
+        self,
+        module: nn.Module,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        *,
+        scaling: float,
+        sliding_window: int | None = None,
+        softcap: float | None = None,
+        **_: object,
+    ) -> tuple[torch.Tensor, None]:
+        """Implements transformers' attention interface.
+
+        Args:
+            module: the layer's attention, with its `layer_idx`.
+            query: (B, heads, T, head_dim), without rotation.
+            key: (B, kv_heads, T, head_dim), without rotation.
+            value: (B, kv_heads, T, head_dim).
+            attention_mask: not read, because `mask` stands for it.
+            scaling: factor of the scores.
+            sliding_window: positions that the layer reaches back, itself included; None for all.
+            softcap: bound of the scores; None for no bound.
+
+        Returns:
+            (B, T, heads, head_dim), and no weights.
+        """
+        layer = module.layer_idx
+        assert isinstance(layer, int)
+        bias = self.mask.within(sliding_window)
+        return self._attend(layer, query, key, value, bias, float(scaling), softcap), None
+
+    @abstractmethod
+    def _make_mask(self) -> AttentionMask:
+        """Makes the mask of the step."""
+
+    @abstractmethod
+    def _attend(
+        self,
+        layer: int,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        bias: torch.Tensor,
+        scaling: float,
+        softcap: float | None,
+    ) -> torch.Tensor:
+        """Rotates, updates the cache and attends; adds to `presents`; see `__call__`."""
+
+    def _cache_of(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns a layer's cached keys and values."""
+        key, value = self._inputs.cache[2 * layer : 2 * layer + 2]
+        return key, value
