@@ -14,7 +14,7 @@ import msgspec
 from medusa_trt.calibration.latency.curve import LATENCY_FILE, LatencyRecord, select_records
 from medusa_trt.calibration.latency.measurement import (
     LatencyMeter,
-    measurable_options,
+    fit_to_session,
     missing_points,
 )
 from medusa_trt.calibration.latency.section import LatencySection
@@ -114,7 +114,7 @@ class Calibrator:
         log = RecordLog(self.folder / LATENCY_FILE, LatencyRecord)
         progress, machine = Progress(0, "samples"), self._machine.fingerprint
         with progress.until_interrupted(), self._session(options.batch_size) as session:
-            measurable = measurable_options(session, options)
+            measurable = fit_to_session(session, options)
             points = missing_points(measurable, log, machine, self._threads)
             progress.total = len(points)
             if points:

@@ -22,7 +22,7 @@ Point = tuple[int, int, int]
 """Round, context and number of nodes of a sample."""
 
 
-def measurable_options(session: MedusaSession, options: LatencyOptions) -> LatencyOptions:
+def fit_to_session(session: MedusaSession, options: LatencyOptions) -> LatencyOptions:
     """Drops trees that are too large for a session, and shortens contexts that are too long.
 
     Raises:
@@ -77,7 +77,7 @@ class LatencyMeter:
     ) -> None:
         """Prepares a text to put before the steps.
 
-        The options come from `measurable_options`; `trees` holds a tree of each of their sizes.
+        The options come from `fit_to_session`; `trees` holds a tree of each of their sizes.
         """
         self._session, self._options, self._trees = session, options, trees
         self._machine, self._threads = machine, threads

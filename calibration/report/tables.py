@@ -15,8 +15,8 @@ from medusa_trt.calibration.trees.tree_section import TreeSection
 _SHOWN_KS = (1, 2, 3, 5, 10)
 
 
-def heads_table(section: HeadsSection) -> Table:
-    """Accuracies of each head in per cent."""
+def tabulate_heads(section: HeadsSection) -> Table:
+    """Lists the accuracies of each head in per cent."""
     ks = [k for k in _SHOWN_KS if k <= len(section.top_k_accuracies[0])]
     columns = ["head", "samples", *(f"top-{k} %" for k in ks), "all first %", "if independent %"]
     rows = [
@@ -32,8 +32,8 @@ def heads_table(section: HeadsSection) -> Table:
     return _table(columns, rows)
 
 
-def latency_table(section: LatencySection) -> Table:
-    """Median step times with their intervals, a column for each context."""
+def tabulate_latency(section: LatencySection) -> Table:
+    """Lists median step times with their intervals, a column for each context."""
     contexts = sorted({point.context for point in section.points})
     by_point = {(point.num_nodes, point.context): point for point in section.points}
     rows = []
@@ -47,16 +47,16 @@ def latency_table(section: LatencySection) -> Table:
     return _table(["nodes", *(f"ms after {context} tokens" for context in contexts)], rows)
 
 
-def tree_table(section: TreeSection) -> Table:
-    """Plain decoding, the best of each measured size, and the fastest fixed trees."""
+def tabulate_tree(section: TreeSection) -> Table:
+    """Lists plain decoding, the best tree of each measured size, and the fastest fixed trees."""
     choice = section.choice
     shown = [choice.plain, *(p for p in choice.by_size if p.is_measured), *choice.fixed[:6]]
     columns = ["tree", "nodes", "depth", "tokens a step", "step ms", "tokens/s", "speedup (95 %)"]
     return _table(columns, [_prediction_row(prediction) for prediction in shown])
 
 
-def threshold_table(section: ThresholdSection) -> Table:
-    """Figures of each rule."""
+def tabulate_threshold(section: ThresholdSection) -> Table:
+    """Lists the figures of each rule."""
     columns = ["T", "ε", "tokens a step", "nats a token", "gain (95 %)", "distinct-2", "same %"]
     rows = []
     for summary in section.rules:
@@ -75,8 +75,8 @@ def threshold_table(section: ThresholdSection) -> Table:
     return _table(columns, rows)
 
 
-def plans_table(section: QuantizationSection) -> Table:
-    """Figures of each measured plan."""
+def tabulate_plans(section: QuantizationSection) -> Table:
+    """Lists the figures of each measured plan."""
     columns = ["plan", "matrices", "MB", "KL predicted", "KL", "same tokens %", "tokens a step"]
     rows = [
         [

@@ -10,7 +10,7 @@ from medusa_trt.calibration.intervals import NUM_RESAMPLES, Interval
 from medusa_trt.calibration.latency.curve import LatencyCurve
 from medusa_trt.calibration.options import TreeOptions
 from medusa_trt.calibration.trees.replay import RankTable, mean_accept_length
-from medusa_trt.calibration.trees.search import Candidate, fixed_candidates, search
+from medusa_trt.calibration.trees.search import Candidate, replay_trees, search_trees
 from medusa_trt.errors import CalibrationError
 from medusa_trt.tree_configs import MedusaTree, chain_tree, load_tree, preset_names
 
@@ -108,11 +108,11 @@ def choose_tree(
         )
     predictor = _Predictor(table, curve, context, options.batch_size)
     plain = predictor.predict(Candidate("plain", _PLAIN, table.lengths))
-    searched = [predictor.predict(candidate) for candidate in search(table, top_k, sizes)]
+    searched = [predictor.predict(candidate) for candidate in search_trees(table, top_k, sizes)]
     fixed_trees = _fixed_trees(num_heads, top_k, bundle_tree)
     fixed = [
         predictor.predict(candidate)
-        for candidate in fixed_candidates(table, fixed_trees)
+        for candidate in replay_trees(table, fixed_trees)
         if curve.covers(candidate.tree.num_nodes)
     ]
     ranked = sorted([*searched, *fixed], key=lambda prediction: -prediction.tokens_per_s)

@@ -48,7 +48,7 @@ def grow(child_probabilities: ChildProbabilities, max_nodes: int) -> list[Node]:
 def most_frequent_paths(ranks: NDArray[np.int16], max_nodes: int) -> list[Node]:
     """Lists the paths that were right most often, best first. Every beginning of it is a tree.
 
-    Unlike `joint` it does not smooth, and a path that reaches beyond a reply's end counts as wrong.
+    Nothing is smoothed, and a path that reaches beyond a reply's end counts as wrong.
 
     Args:
         ranks: (P, num_heads), as in `RankTable`.
@@ -64,7 +64,7 @@ def most_frequent_paths(ranks: NDArray[np.int16], max_nodes: int) -> list[Node]:
     return order[: max_nodes - 1]
 
 
-def independent(accuracies: NDArray[np.float64]) -> ChildProbabilities:
+def independent_statistics(accuracies: NDArray[np.float64]) -> ChildProbabilities:
     """Statistics of heads that are right independently of each other, as the paper assumes.
 
     Args:
@@ -80,7 +80,7 @@ def typical_trees(num_heads: int, top_k: int, sizes: Collection[int]) -> dict[in
     They serve to measure step times, which hardly depend on the shape of a tree.
     """
     accuracies = 0.6 * np.outer(0.8 ** np.arange(num_heads), 0.5 ** np.arange(top_k))
-    order = grow(independent(accuracies), max(sizes))
+    order = grow(independent_statistics(accuracies), max(sizes))
     return {
         size: MedusaTree.from_choices(order[: size - 1], name=f"typical-{size}") for size in sizes
     }
@@ -94,7 +94,7 @@ def expected_accept_length(tree: MedusaTree, child_probabilities: ChildProbabili
     return sum(probability.values())
 
 
-def joint(
+def joint_statistics(
     ranks: NDArray[np.int16], accuracies: NDArray[np.float64], prior: float
 ) -> ChildProbabilities:
     """Joint statistics of the heads, smoothed towards independence.

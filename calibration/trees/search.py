@@ -6,7 +6,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from medusa_trt.calibration.trees.growth import Node, grow, independent, joint
+from medusa_trt.calibration.trees.growth import (
+    Node,
+    grow,
+    independent_statistics,
+    joint_statistics,
+)
 from medusa_trt.calibration.trees.head_accuracy import rank_accuracies
 from medusa_trt.calibration.trees.replay import RankTable, replay
 from medusa_trt.errors import CalibrationError
@@ -40,16 +45,18 @@ class Candidate:
 
 def independent_trees(table: RankTable, top_k: int, sizes: Sequence[int]) -> Trees:
     """Grows trees greedily from the heads' accuracies, as the paper does."""
-    order = grow(independent(rank_accuracies(table.ranks, top_k)), max(sizes))
+    order = grow(independent_statistics(rank_accuracies(table.ranks, top_k)), max(sizes))
     return _trees_from_order(order, sizes)
 
 
 def joint_trees(prior: float) -> Method:
-    """Makes a method that grows trees from joint statistics; see `joint`."""
+    """Makes a method that grows trees from joint statistics; see `joint_statistics`."""
 
     def trees(table: RankTable, top_k: int, sizes: Sequence[int]) -> Trees:
         accuracies = rank_accuracies(table.ranks, top_k)
-        return _trees_from_order(grow(joint(table.ranks, accuracies, prior), max(sizes)), sizes)
+        return _trees_from_order(
+            grow(joint_statistics(table.ranks, accuracies, prior), max(sizes)), sizes
+        )
 
     return trees
 
@@ -77,7 +84,7 @@ METHODS: dict[str, Method] = {
 }
 
 
-def search(table: RankTable, top_k: int, sizes: Sequence[int]) -> list[Candidate]:
+def search_trees(table: RankTable, top_k: int, sizes: Sequence[int]) -> list[Candidate]:
     """Makes a tree by each method and of each size, with its cross-validated steps.
 
     Args:
@@ -103,7 +110,7 @@ def search(table: RankTable, top_k: int, sizes: Sequence[int]) -> list[Candidate
     return candidates
 
 
-def fixed_candidates(table: RankTable, trees: Iterable[MedusaTree]) -> list[Candidate]:
+def replay_trees(table: RankTable, trees: Iterable[MedusaTree]) -> list[Candidate]:
     """Replays trees that were not made from these replies: presets, chains, the bundle's tree."""
     return [Candidate(tree.name, tree, replay(tree, table).steps) for tree in trees]
 
@@ -133,7 +140,7 @@ def _refine(tree: MedusaTree, table: RankTable, top_k: int, prior: float) -> Med
     current = fewest
     for _ in range(_NUM_REPLAYS):
         ranks = table.ranks[current.visited]
-        order = grow(joint(ranks, rank_accuracies(ranks, top_k), prior), tree.num_nodes)
+        order = grow(joint_statistics(ranks, rank_accuracies(ranks, top_k), prior), tree.num_nodes)
         if len(order) < tree.num_nodes - 1:
             break
         tree = MedusaTree.from_choices(order)

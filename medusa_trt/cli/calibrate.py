@@ -153,46 +153,46 @@ class QuantizationArguments(RepliesArguments):
 
 def measure_heads(arguments: HeadsArguments) -> int:
     settings = arguments.make_settings(arguments.temperature)
-    from medusa_trt.calibration.report.tables import heads_table
+    from medusa_trt.calibration.report.tables import tabulate_heads
 
     calibrator = arguments.open()
     section = calibrator.measure_heads(settings, arguments.num_prompts)
     text = f"The bundle's tree adds {section.accept_length:.3f} tokens a step on these replies."
-    return _report(calibrator, heads_table(section), [text], section.origin)
+    return _report(calibrator, tabulate_heads(section), [text], section.origin)
 
 
 def measure_latency(arguments: LatencyArguments) -> int:
-    from medusa_trt.calibration.report.tables import latency_table
+    from medusa_trt.calibration.report.tables import tabulate_latency
 
     calibrator = arguments.open()
     section = calibrator.measure_latency(arguments.latency)
-    return _report(calibrator, latency_table(section), [], section.origin)
+    return _report(calibrator, tabulate_latency(section), [], section.origin)
 
 
 def search_tree(arguments: TreeArguments) -> int:
-    from medusa_trt.calibration.report.tables import tree_table
+    from medusa_trt.calibration.report.tables import tabulate_tree
 
     calibrator = arguments.open()
     section = calibrator.search_tree(arguments.tree, dry_run=arguments.dry_run)
     name = calibrator.bundle.tree.name
     done = f"The bundle's tree is {name}." if section.written else "The bundle was left as it is."
-    return _report(calibrator, tree_table(section), [section.advice, done], section.origin)
+    return _report(calibrator, tabulate_tree(section), [section.advice, done], section.origin)
 
 
 def compare_thresholds(arguments: ThresholdArguments) -> int:
     settings = arguments.make_settings()
-    from medusa_trt.calibration.report.tables import text_from_recommendation, threshold_table
+    from medusa_trt.calibration.report.tables import tabulate_threshold, text_from_recommendation
 
     calibrator = arguments.open()
     section = calibrator.compare_thresholds(settings, arguments.threshold, arguments.num_prompts)
     texts = [text_from_recommendation(advice) for advice in section.recommendations]
-    return _report(calibrator, threshold_table(section), texts, section.origin)
+    return _report(calibrator, tabulate_threshold(section), texts, section.origin)
 
 
 def plan_quantization(arguments: QuantizationArguments) -> int:
     settings = arguments.make_settings()
     from medusa_trt.calibration.quantization.section import MODELOPT_FILE, QUANTIZATION_PLAN_FILE
-    from medusa_trt.calibration.report.tables import plans_table
+    from medusa_trt.calibration.report.tables import tabulate_plans
 
     calibrator = arguments.open()
     section = calibrator.plan_quantization(settings, arguments.quantization, arguments.num_prompts)
@@ -207,7 +207,7 @@ def plan_quantization(arguments: QuantizationArguments) -> int:
                 f"{modelopt} has the arguments of modelopt.onnx.quantization.quantize for the "
                 "verify.onnx of an export with --precision fp16."
             )
-    return _report(calibrator, plans_table(section), texts, section.origin)
+    return _report(calibrator, tabulate_plans(section), texts, section.origin)
 
 
 def _report(calibrator: "Calibrator", table: "Table", texts: list[str], origin: "Origin") -> int:

@@ -14,14 +14,14 @@ Sites = dict[str, list[Option]]
 @st.composite
 def sites(draw: st.DrawFn) -> Sites:
     """A few sites; sums of KLs are exact, whatever their order."""
-    found = {}
+    options = {}
     for number in range(draw(st.integers(1, 5))):
         formats = draw(st.lists(st.sampled_from(FORMATS), min_size=1, max_size=3, unique=True))
-        found[f"layers.{number}.o"] = [
+        options[f"layers.{number}.o"] = [
             Option(format_, draw(st.integers(0, 20)), draw(st.integers(0, 64)) / 64)
             for format_ in formats
         ]
-    return found
+    return options
 
 
 def every_choice(options: Sites) -> list[tuple[int, float, dict[str, Format]]]:

@@ -20,7 +20,7 @@ def replies(draw: st.DrawFn) -> tuple[list[reference.Reply], list[NDArray[np.flo
     """Replies with the logits of each head after each token, often right at once."""
     rng = np.random.default_rng(draw(st.integers(0, 10_000)))
     lengths = draw(st.lists(st.integers(1, 12), min_size=1, max_size=5))
-    found, all_logits = [], []
+    all_replies, all_logits = [], []
     for length in lengths:
         token_ids = rng.integers(0, VOCAB, length)
         logits = rng.permuted(
@@ -31,9 +31,11 @@ def replies(draw: st.DrawFn) -> tuple[list[reference.Reply], list[NDArray[np.flo
                 if rng.random() < 0.7:
                     logits[head, root, token_ids[root + 1 + head]] += rng.integers(0, VOCAB) + 0.5
         candidates = logits.argsort(axis=-1)[..., ::-1][..., :NUM_CANDIDATES]
-        found.append(reference.Reply(token_ids.tolist(), candidates.transpose(1, 0, 2).tolist()))
+        all_replies.append(
+            reference.Reply(token_ids.tolist(), candidates.transpose(1, 0, 2).tolist())
+        )
         all_logits.append(logits)
-    return found, all_logits
+    return all_replies, all_logits
 
 
 def ranks_of(reply: reference.Reply, logits: NDArray[np.float32]) -> NDArray[np.int16]:
@@ -43,8 +45,8 @@ def ranks_of(reply: reference.Reply, logits: NDArray[np.float32]) -> NDArray[np.
     for root in range(length):
         for head in range(min(NUM_HEADS, length - 1 - root)):
             columns[root, head] = reply.token_ids[root + 1 + head]
-    found = torch.from_numpy(columns)
-    return ranks_from_logits(torch.from_numpy(logits), found, found >= 0)[:-1]
+    wanted = torch.from_numpy(columns)
+    return ranks_from_logits(torch.from_numpy(logits), wanted, wanted >= 0)[:-1]
 
 
 @given(replies())
@@ -61,24 +63,24 @@ def test_ranks_are_those_of_calibration(
 def test_accuracy_is_what_comparing_tokens_gives(
     case: tuple[list[reference.Reply], list[NDArray[np.float32]]], num_nodes: int
 ) -> None:
-    found = Accuracy.from_ranks([ranks_of(*pair) for pair in zip(*case, strict=True)], num_nodes)
+    accuracy = Accuracy.from_ranks([ranks_of(*pair) for pair in zip(*case, strict=True)], num_nodes)
     all_replies = case[0]
     half = len(all_replies) // 2
-    for k, shares in ((1, found.top_1), (5, found.top_5), (10, found.top_10)):
+    for k, shares in ((1, accuracy.top_1), (5, accuracy.top_5), (10, accuracy.top_10)):
         expected = [reference.top_k_accuracy(all_replies, head, k) for head in range(NUM_HEADS)]
         assert list(shares) == expected
     paths = reference.most_frequent_paths(all_replies[:half] or all_replies, num_nodes - 1)
-    assert sorted(found.tree.medusa_choices) == sorted(paths)
-    assert found.tokens_per_step == reference.tokens_per_step(all_replies[half:], set(paths))
-    assert found.num_tokens == sum(len(reply.token_ids) for reply in all_replies)
+    assert sorted(accuracy.tree.medusa_choices) == sorted(paths)
+    assert accuracy.tokens_per_step == reference.tokens_per_step(all_replies[half:], set(paths))
+    assert accuracy.num_tokens == sum(len(reply.token_ids) for reply in all_replies)
 
 
 def test_each_head_is_measured_over_its_own_positions() -> None:
-    found = Accuracy.from_ranks(
+    accuracy = Accuracy.from_ranks(
         [np.array([[0, 2], [4, ABSENT], [6, UNKNOWN]], np.int16)], num_nodes=2
     )
-    assert found.top_1 == pytest.approx((1 / 3, 0))
-    assert found.top_5 == pytest.approx((2 / 3, 1 / 2))
+    assert accuracy.top_1 == pytest.approx((1 / 3, 0))
+    assert accuracy.top_5 == pytest.approx((2 / 3, 1 / 2))
     with pytest.raises(TrainingError, match="no held-out replies"):
         Accuracy.from_ranks([], 8)
 
@@ -86,5 +88,5 @@ def test_each_head_is_measured_over_its_own_positions() -> None:
 def test_a_token_that_the_draft_vocabulary_lacks_is_a_miss() -> None:
     logits = torch.tensor([[[0.1, 3.0, 2.0], [5.0, 4.0, 3.0], [1.0, 2.0, 3.0]]])
     columns = torch.tensor([[2], [-1], [-1]])
-    found = ranks_from_logits(logits, columns, torch.tensor([[True], [True], [False]]))
-    assert found.tolist() == [[1], [ABSENT], [UNKNOWN]]
+    ranks = ranks_from_logits(logits, columns, torch.tensor([[True], [True], [False]]))
+    assert ranks.tolist() == [[1], [ABSENT], [UNKNOWN]]

@@ -17,8 +17,8 @@ def test_an_estimate_is_half_the_square_of_the_slope() -> None:
     model = random_model(llama_config(initializer_range=0.1))
     text, sites = random_texts(1)[0], sites_from_model(model)
     estimator = SiteEstimator(model, sites, StandardRounding(), ["int4"])
-    found = estimator.estimate(text, seed=5, num_samples=1)["int4"]
-    assert list(found) == [site.name for site in sites]
+    estimates = estimator.estimate(text, seed=5, num_samples=1)["int4"]
+    assert list(estimates) == [site.name for site in sites]
     with torch.no_grad():
         probabilities = logits_of(model, text).softmax(-1)
     drawn = torch.multinomial(probabilities, 1, generator=torch.Generator().manual_seed(5))
@@ -32,17 +32,17 @@ def test_an_estimate_is_half_the_square_of_the_slope() -> None:
         slope = 0.0
         for path in site.modules:
             weight = model.get_parameter(f"{path}.weight")
-            own = weight.detach().clone()
-            matrix = own.float().numpy().T
+            unrounded = weight.detach().clone()
+            matrix = unrounded.float().numpy().T
             rounded = StandardRounding().weight(matrix, "int4")
             change = torch.from_numpy(rounded - matrix).T.double()
             step = 1e-2  # not less: the norms compute in single precision all the same
-            weight.data = own + step * change
+            weight.data = unrounded + step * change
             above = likelihood()
-            weight.data = own - step * change
+            weight.data = unrounded - step * change
             slope += (above - likelihood()) / (2 * step)
-            weight.data = own
-        assert found[site.name] == pytest.approx(slope**2 / 2, rel=0.01)
+            weight.data = unrounded
+        assert estimates[site.name] == pytest.approx(slope**2 / 2, rel=0.01)
 
 
 def test_estimates_agree_with_measurements() -> None:

@@ -64,13 +64,13 @@ def test_a_measurement_equals_a_slow_computation(tied: bool) -> None:
         {"layers.0.down": "int8"},
     ]
     for formats in cases:
-        found = meter.measure(formats)
+        change = meter.measure(formats)
         rounded = slowly_rounded(model, sites, formats)
         after = [slow_logits(rounded, text) for text in random_texts()]
-        p, q = (np.exp(np.concatenate(each)) for each in (before, after))
-        assert found.kl == pytest.approx(entropy(p, q, axis=1).mean(), rel=2e-2)
-        assert found.agreement == (p.argmax(-1) == q.argmax(-1)).mean()
-        assert [len(rows) for rows in found.hidden] == [17, 6]
+        p, q = (np.exp(np.concatenate(logits)) for logits in (before, after))
+        assert change.kl == pytest.approx(entropy(p, q, axis=1).mean(), rel=2e-2)
+        assert change.agreement == (p.argmax(-1) == q.argmax(-1)).mean()
+        assert [len(rows) for rows in change.hidden] == [17, 6]
     # What was rounded is as it was.
     assert meter.measure({}).kl == 0
     for text, logits in zip(random_texts(), before, strict=True):
@@ -85,5 +85,5 @@ def test_hidden_states_are_what_the_heads_read() -> None:
     with torch.no_grad():
         ids = torch.tensor([[*text.prompt_ids, *text.token_ids[:-1]]])
         expected = model.model(ids).last_hidden_state[0, len(text.prompt_ids) - 1 :]
-    found = meter.measure({"unembedding": "int4"}).hidden[0]
-    np.testing.assert_allclose(found, expected.numpy(), atol=1e-5)
+    hidden = meter.measure({"unembedding": "int4"}).hidden[0]
+    np.testing.assert_allclose(hidden, expected.numpy(), atol=1e-5)

@@ -28,18 +28,18 @@ def test_the_measured_kl_is_within_the_bound(options: Sites, kl: int, factor: fl
     max_kl = kl / 64
     meter = Meter(options, factor)
     frontier = frontier_from_options(options)
-    measured = [(size, factor * found) for size, found, _ in every_choice(options)]
+    measured = [(size, factor * predicted) for size, predicted, _ in every_choice(options)]
     try:
         plan = best_plan(frontier, QuantizationOptions(max_kl=max_kl), meter)
     except CalibrationError as error:
-        assert min(found for _, found in measured) > max_kl
+        assert min(kl for _, kl in measured) > max_kl
         assert "the best plan has" in str(error)
         return
     assert meter.count <= 7
     size, predicted = cost(options, plan)
     assert factor * predicted <= max_kl
     if factor == 1:
-        assert size == min(size for size, found in measured if found <= max_kl)
+        assert size == min(size for size, kl in measured if kl <= max_kl)
 
 
 def test_a_sum_that_misses_is_corrected_by_what_was_measured() -> None:

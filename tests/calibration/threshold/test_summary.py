@@ -50,13 +50,13 @@ def test_threshold_summaries_and_recommendation() -> None:
     assert unlikely.logprob_gain.low < -0.7 < unlikely.logprob_gain.high
     assert list(repeated.distinct) == pytest.approx([0.2, 0.25, 1 / 3])
     assert kept.token_agreement == 0.4
-    (found,) = recommend((sampler, kept, unlikely, repeated), ThresholdOptions())
-    assert found.rule.posterior_threshold == 0.1
-    (found,) = recommend((sampler, unlikely, repeated), ThresholdOptions())
-    assert found.rule == sampler.rule and "no threshold" in found.reason
+    (advice,) = recommend((sampler, kept, unlikely, repeated), ThresholdOptions())
+    assert advice.rule.posterior_threshold == 0.1
+    (advice,) = recommend((sampler, unlikely, repeated), ThresholdOptions())
+    assert advice.rule == sampler.rule and "no threshold" in advice.reason
     slow = dataclasses.replace(kept, accept_length=1.0)
-    (found,) = recommend((sampler, slow), ThresholdOptions())
-    assert found.rule == sampler.rule and "as much" in found.reason
+    (advice,) = recommend((sampler, slow), ThresholdOptions())
+    assert advice.rule == sampler.rule and "as much" in advice.reason
     assert summarize_rules(records[:1], rules) == ()
 
 

@@ -14,8 +14,8 @@ from medusa_trt.calibration.trees.growth import (
     Node,
     expected_accept_length,
     grow,
-    independent,
-    joint,
+    independent_statistics,
+    joint_statistics,
     most_frequent_paths,
 )
 from medusa_trt.calibration.trees.head_accuracy import (
@@ -55,7 +55,7 @@ probabilities = st.integers(1, 3).flatmap(
 @settings(max_examples=60, deadline=None)
 @given(probabilities, st.integers(1, 5))
 def test_growing_finds_the_best_tree_of_all(rows: list[list[float]], num_nodes: int) -> None:
-    heads = independent(np.array(rows))
+    heads = independent_statistics(np.array(rows))
     lengths = [
         expected_accept_length(MedusaTree.from_choices(choices), heads)
         for choices in all_trees(len(rows), len(rows[0]), num_nodes)
@@ -74,7 +74,7 @@ def test_growing_finds_the_best_tree_of_all(rows: list[list[float]], num_nodes: 
     st.integers(1, 20),
 )
 def test_a_dynamic_program_finds_nothing_better(rows: list[list[float]], num_nodes: int) -> None:
-    heads = independent(np.array(rows))
+    heads = independent_statistics(np.array(rows))
     grown = MedusaTree.from_choices(grow(heads, num_nodes))
     best = best_length(rows, num_nodes)
     assert grown.num_nodes == num_nodes or best == -np.inf
@@ -86,7 +86,7 @@ def test_a_dynamic_program_finds_nothing_better(rows: list[list[float]], num_nod
 @given(st.integers(0, 10_000), st.integers(1, 40))
 def test_every_beginning_is_a_tree(seed: int, num_rows: int) -> None:
     ranks = correlated_ranks(seed, num_rows)
-    order = grow(joint(ranks, rank_accuracies(ranks, 4), 2.0), 30)
+    order = grow(joint_statistics(ranks, rank_accuracies(ranks, 4), 2.0), 30)
     for end in range(len(order) + 1):
         MedusaTree.from_choices(order[:end])
 
@@ -95,7 +95,7 @@ def test_published_accuracies_reach_the_published_trees() -> None:
     accuracies = published_accuracies()
     np.testing.assert_allclose(accuracies[:, 0], PUBLISHED_TOP_1)
     np.testing.assert_allclose(accuracies[:, :5].sum(axis=1), PUBLISHED_TOP_5)
-    heads = independent(accuracies)
+    heads = independent_statistics(accuracies)
     for name in preset_names():
         tree = load_tree(name)
         if not name.startswith("smollm2"):
@@ -124,7 +124,7 @@ def test_the_most_frequent_paths_make_the_best_tree(rows: list[list[int]]) -> No
 
 def test_joint_statistics_are_counts_with_a_prior() -> None:
     ranks = np.array([[0, 1], [0, 1], [0, ABSENT], [1, 0], [0, UNKNOWN]], np.int16)
-    heads = joint(ranks, np.array([[0.5, 0.25], [0.1, 0.2]]), prior=2.0)
+    heads = joint_statistics(ranks, np.array([[0.5, 0.25], [0.1, 0.2]]), prior=2.0)
     assert heads(()) == [(4 + 1) / 7, (1 + 0.5) / 7]
     assert heads((0,)) == pytest.approx([0.2 / 5, 2.4 / 5])
     assert heads((1,)) == pytest.approx([1.2 / 3, 0.4 / 3])

@@ -10,7 +10,7 @@ from medusa_trt.calibration.trees.replay import (
     mean_accept_length,
     replay,
 )
-from medusa_trt.calibration.trees.search import METHODS, fixed_candidates, search
+from medusa_trt.calibration.trees.search import METHODS, replay_trees, search_trees
 from medusa_trt.errors import CalibrationError
 from medusa_trt.tree_configs import chain_tree
 
@@ -21,7 +21,7 @@ def test_joint_statistics_beat_independence_on_replies_not_seen() -> None:
     rank = rng.integers(ABSENT, 3, (40, 30, 1))
     replies = list(np.broadcast_to(rank, (40, 30, 3)).astype(np.int16))
     table = RankTable.from_replies(replies)
-    by_method = {c.method: c for c in search(table, 4, (7,))}
+    by_method = {c.method: c for c in search_trees(table, 4, (7,))}
     assert all(len(set(path)) == 1 for path in by_method["joint, prior 8"].tree.medusa_choices)
     fewest = by_method["joint, prior 8"].steps.sum()
     assert fewest < 0.9 * by_method["independent"].steps.sum()
@@ -40,7 +40,7 @@ def test_steps_are_counted_on_replies_not_seen() -> None:
     rng = np.random.default_rng(1)
     replies = [rng.integers(0, 10, (30, 3)).astype(np.int16) for _ in range(10)]
     table = RankTable.from_replies(replies)
-    for candidate in search(table, 10, (16,)):
+    for candidate in search_trees(table, 10, (16,)):
         own_steps = replay(candidate.tree, table).steps
         assert candidate.steps.sum() > own_steps.sum() or candidate.method == "independent"
         assert candidate.tree.num_nodes == 16
@@ -48,7 +48,7 @@ def test_steps_are_counted_on_replies_not_seen() -> None:
 
 def test_fixed_trees_are_replayed_as_they_are() -> None:
     table = table_of(3)
-    plain, chain = fixed_candidates(table, [chain_tree(0), chain_tree(2)])
+    plain, chain = replay_trees(table, [chain_tree(0), chain_tree(2)])
     assert plain.steps.tolist() == table.lengths.tolist()
     assert mean_accept_length(table, plain.steps) == 1
     assert mean_accept_length(table, chain.steps) > 1.2
@@ -56,4 +56,4 @@ def test_fixed_trees_are_replayed_as_they_are() -> None:
 
 def test_one_reply_is_too_few() -> None:
     with pytest.raises(CalibrationError, match="1 recorded replies are too few"):
-        search(table_of(1), 4, (2,))
+        search_trees(table_of(1), 4, (2,))

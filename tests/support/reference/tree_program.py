@@ -26,13 +26,13 @@ def best_length(accuracies: Sequence[Sequence[float]], num_nodes: int) -> float:
             return 0.0
         if rank == len(accuracies[depth]):
             return float("-inf")
-        own = accuracies[depth][rank]
+        accuracy = accuracies[depth][rank]
         best = forest(depth, rank + 1, num_nodes)
         for used in range(1, num_nodes + 1):
             rest = forest(depth, rank + 1, num_nodes - used)
             deeper = below(depth + 1, used - 1)
             if rest > float("-inf") and deeper > float("-inf"):
-                best = max(best, own * (1 + deeper) + rest)
+                best = max(best, accuracy * (1 + deeper) + rest)
         return best
 
     return 1 + below(0, num_nodes - 1)
