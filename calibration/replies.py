@@ -47,7 +47,7 @@ def generate_whole_reply(
         KeyboardInterrupt: on Ctrl-C.
     """
     reply = session.generate(prompt, options)
-    if reply.finish_reason == "cancelled":  # The session reports a Ctrl-C so.
+    if reply.finish_reason == "cancelled":  # The session reports a Ctrl-C this way.
         raise KeyboardInterrupt
     return reply
 
