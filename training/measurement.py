@@ -124,7 +124,7 @@ def _rank_replies(
     device = next(heads.parameters()).device
     rule = TargetRule(
         num_heads=heads.shape.num_heads,
-        columns=heads.vocabulary.columns().to(rows.token_ids.device),
+        columns=heads.vocabulary.make_columns().to(rows.token_ids.device),
         soft_weight=0.0,
     )
     parts = []

@@ -94,7 +94,7 @@ def train_heads(base: BaseModel, split: Split, folder: Path, options: TrainOptio
     if split.train[0].features is not None:
         rule = TargetRule(
             num_heads=options.shape.num_heads,
-            columns=heads.vocabulary.columns(),
+            columns=heads.vocabulary.make_columns(),
             soft_weight=options.soft_weight,
         )
         module = HeadsOnFeatures(heads, options)
@@ -159,7 +159,7 @@ def _fit_linear_maps(
         nonlocal num_tokens
         for hidden, rows in _limit_rows(states, _RIDGE_ROWS):
             num_tokens += len(rows)
-            inputs = heads.inputs(hidden.float(), rows.token_ids.to(hidden.device))
+            inputs = heads.join_inputs(hidden.float(), rows.token_ids.to(hidden.device))
             yield inputs, hidden, rows.reply_ids.to(hidden.device)
 
     heads.set_linear_maps(fit_ridge_maps(pieces(), options.shape.num_heads, options.ridge))

@@ -80,7 +80,7 @@ class HeadsOnBackbone(nn.Module):
         self._teacher, self._heads_weight = teacher, heads_weight
         self._rule = TargetRule(
             num_heads=heads.shape.num_heads,
-            columns=heads.vocabulary.columns().to(model.device),
+            columns=heads.vocabulary.make_columns().to(model.device),
             soft_weight=options.soft_weight,
         )
 
@@ -157,7 +157,7 @@ def _heads_loss(
 ) -> torch.Tensor:
     return medusa_loss(
         heads(hidden, root_ids),
-        heads.unembeddings(),
+        heads.get_unembeddings(),
         targets,
         decay=options.decay,
         num_sampled=options.num_sampled,

@@ -25,10 +25,10 @@ HEADS_FILE = "medusa_lm_head.safetensors"
 
 @contextmanager
 def replaced_folder(folder: Path) -> Iterator[Path]:
-    """A new folder beside `folder`; its files replace those of `folder` once all are written.
+    """Yields a temporary folder, whose files replace those of `folder` once all are written.
 
     Raises:
-        TrainingError: it cannot be written.
+        TrainingError: the folder cannot be written.
     """
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     try:
@@ -126,12 +126,11 @@ def _format_card(
     options: TrainOptions | JointOptions,
 ) -> str:
     accuracy = result.accuracy
-    recipe = asdict(options)
     fit = ""
     if result.num_fit_tokens:
         fit = f" (the initial linear maps: on {result.num_fit_tokens:,})"
     data = "\n".join(map(_describe_data, specs))
-    settings = "\n".join(f"- {name}: {value}" for name, value in recipe.items())
+    settings = "\n".join(f"- {name}: {value}" for name, value in asdict(options).items())
     return f"""# {title}
 
 Trained by medusa-trt {__version__} on {result.num_train_tokens:,} tokens of the model's own

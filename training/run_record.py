@@ -1,4 +1,4 @@
-"""Prevents that a run continues from the checkpoints of a run with other data or options."""
+"""Keeps a run from continuing the checkpoints of a run with other data or options."""
 
 from collections.abc import Sequence
 from pathlib import Path

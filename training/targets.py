@@ -36,8 +36,8 @@ class DraftVocabulary:
         ranked = sorted(range(vocab_size), key=lambda token: (-counts[token], token))
         return cls(torch.tensor(sorted(ranked[:size])), vocab_size)
 
-    def columns(self) -> torch.Tensor:
-        """(vocab,) int64: the column of each token in the heads' logits, -1 if it has none."""
+    def make_columns(self) -> torch.Tensor:
+        """Maps each token to its column in the heads' logits, or to -1: (vocab,) int64."""
         if self.token_map is None:
             return torch.arange(self.vocab_size)
         columns = torch.full((self.vocab_size,), -1)
@@ -71,7 +71,7 @@ class TargetRule:
 
     Attributes:
         num_heads: K.
-        columns: (vocab,) as from `DraftVocabulary.columns`.
+        columns: (vocab,) as from `DraftVocabulary.make_columns`.
         soft_weight: 0 for the token itself only.
     """
 

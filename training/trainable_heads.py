@@ -91,7 +91,7 @@ class TrainableHeads(nn.Module):
         trainable.load_heads(heads)
         return trainable.to(model.device)
 
-    def inputs(self, hidden: torch.Tensor, root_ids: torch.Tensor) -> torch.Tensor:
+    def join_inputs(self, hidden: torch.Tensor, root_ids: torch.Tensor) -> torch.Tensor:
         """Joins `hidden` (N, hidden) with the embeddings of `root_ids` (N,), if heads read them."""
         if self.root_embedding is None:
             return hidden
@@ -108,10 +108,10 @@ class TrainableHeads(nn.Module):
         Returns:
             (K, N, hidden).
         """
-        inputs = self.inputs(hidden, root_ids)
+        inputs = self.join_inputs(hidden, root_ids)
         return torch.stack([head(hidden, inputs) for head in self.heads])
 
-    def unembeddings(self) -> list[torch.Tensor]:
+    def get_unembeddings(self) -> list[torch.Tensor]:
         """(draft_vocab, hidden) unembedding of each head, in the dtype of the backbone's."""
         if self.shape.has_own_unembedding:
             dtype = self.shared_unembedding.dtype
@@ -121,7 +121,7 @@ class TrainableHeads(nn.Module):
     def compute_logits(self, hidden: torch.Tensor, root_ids: torch.Tensor) -> torch.Tensor:
         """Computes (K, N, draft_vocab) logits without gradients; arguments as in `forward`."""
         with torch.inference_mode():
-            pairs = zip(self(hidden, root_ids), self.unembeddings(), strict=True)
+            pairs = zip(self(hidden, root_ids), self.get_unembeddings(), strict=True)
             return torch.stack([state.to(weight.dtype) @ weight.T for state, weight in pairs])
 
     def set_linear_maps(self, maps: list[Linear]) -> None:

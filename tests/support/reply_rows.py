@@ -10,6 +10,7 @@ VOCAB, HIDDEN = 30, 8
 
 
 def random_rows(lengths: list[int], seed: int = 0) -> ReplyRows:
+    """Makes replies of these lengths with random features."""
     generator = torch.Generator().manual_seed(seed)
     size = sum(lengths)
     logits = torch.randn(size, VOCAB, generator=generator)
@@ -27,6 +28,7 @@ def random_rows(lengths: list[int], seed: int = 0) -> ReplyRows:
 def make_rule(
     num_heads: int = 3, soft_weight: float = 0.8, kept: list[int] | None = None
 ) -> TargetRule:
+    """Makes the rule; `kept` holds the tokens of the draft vocabulary, None for all."""
     token_map = None if kept is None else torch.tensor(kept)
-    columns = DraftVocabulary(token_map, VOCAB).columns()
+    columns = DraftVocabulary(token_map, VOCAB).make_columns()
     return TargetRule(num_heads=num_heads, columns=columns, soft_weight=soft_weight)

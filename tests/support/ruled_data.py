@@ -1,4 +1,4 @@
-"""Training data that follow a rule, so that what heads can learn of them is known."""
+"""Training data that follow a rule, so that the best accuracy of heads is known."""
 
 import torch
 from support.tiny_models import HIDDEN_SIZE
@@ -12,8 +12,8 @@ A, B, V = 5, 3, 32
 NOISE = 0.3
 
 
-def ruled_tokens(length: int, noise: float, generator: torch.Generator) -> list[int]:
-    """t' = A t + B mod V, one more with probability `noise`."""
+def make_ruled_tokens(length: int, noise: float, generator: torch.Generator) -> list[int]:
+    """Makes tokens t' = A t + B mod V, plus 1 with probability `noise`."""
     tokens = [int(torch.randint(V, (1,), generator=generator))]
     while len(tokens) < length:
         extra = int(torch.rand(1, generator=generator) < noise)
@@ -21,13 +21,15 @@ def ruled_tokens(length: int, noise: float, generator: torch.Generator) -> list[
     return tokens
 
 
-def ruled_split(base: BaseModel, noise: float, *, has_features: bool, count: int = 60) -> Split:
-    """Replies that follow the rule; the kept hidden state is the embedding of the last token."""
+def make_ruled_split(
+    base: BaseModel, noise: float, *, has_features: bool, count: int = 60
+) -> Split:
+    """Makes replies that follow the rule; the hidden state is an embedding of the last token."""
     generator = torch.Generator().manual_seed(0)
     embedding = torch.randn(V, HIDDEN_SIZE, generator=generator)
     conversations = []
     for _ in range(count):
-        tokens = torch.tensor(ruled_tokens(50, noise, generator), dtype=torch.int32)
+        tokens = torch.tensor(make_ruled_tokens(50, noise, generator), dtype=torch.int32)
         turns = torch.tensor([0] * 4 + [1] * 46, dtype=torch.int32)
         features = Features(
             embedding[tokens[3:-1].long()].half(),
@@ -39,6 +41,7 @@ def ruled_split(base: BaseModel, noise: float, *, has_features: bool, count: int
 
 
 def quick_options(shape: HeadsShape, **changes: object) -> TrainOptions:
+    """Options for a short run on the ruled data."""
     values: dict[str, object] = {
         "shape": shape,
         "draft_vocab_size": V,

@@ -24,11 +24,11 @@ def test_cross_entropy_and_its_gradients_equal_autograd(
 
     leaves = [tensor.clone().requires_grad_() for tensor in (state, weight)]
     loss = soft_cross_entropy(leaves[0], leaves[1], columns, weights, correction)
-    found = gradients(loss, *leaves)
+    actual = gradients(loss, *leaves)
     exact = [tensor.double().requires_grad_() for tensor in (state, weight)]
     logprobs = (exact[0] @ exact[1].T + correction).log_softmax(-1)
     expected = gradients(-(weights * logprobs.gather(1, columns)).sum(), *exact)
-    for one, other in zip(found, expected, strict=True):
+    for one, other in zip(actual, expected, strict=True):
         assert torch.allclose(one.double(), other, rtol=1e-4, atol=1e-4)
 
 

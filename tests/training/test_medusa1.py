@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.ruled_data import NOISE, A, B, V, quick_options, ruled_split
+from support.ruled_data import NOISE, A, B, V, make_ruled_split, quick_options
 from support.tiny_models import llama_config, save_tiny_model
 
 from medusa_trt.errors import TrainingError
@@ -41,7 +41,7 @@ def test_each_head_reaches_the_accuracy_that_a_rule_allows(
 
     With a root map it sees the next token too, and a noisy rule allows more.
     """
-    split = ruled_split(base, noise, has_features=True)
+    split = make_ruled_split(base, noise, has_features=True)
     shape = HeadsShape(
         num_layers=num_layers, has_root_map=has_root_map, has_projection=not has_root_map
     )
@@ -59,7 +59,7 @@ def test_heads_learn_the_rule_on_a_running_backbone_that_stays_as_it_is(
     base: BaseModel, tmp_path: Path
 ) -> None:
     before = {name: value.clone() for name, value in base.model.state_dict().items()}
-    split = ruled_split(base, 0.0, has_features=False)
+    split = make_ruled_split(base, 0.0, has_features=False)
     shape = HeadsShape(num_heads=2)
     options = quick_options(shape, learning_rate=5e-3, num_epochs=25, batch_size=5, accumulation=2)
     result = train_heads(base, split, tmp_path, options)
@@ -105,7 +105,7 @@ def test_heads_learn_on_a_quantized_backbone_that_stays_as_it_is(
     assert get_unembedding(base.model).dtype == embedding_of(base.model).dtype == torch.float32
     assert describe_precision(base.model) == f"{quantization} float32"
     before = {name: value.clone() for name, value in base.model.named_parameters()}
-    split = ruled_split(base, 0.0, has_features=False)
+    split = make_ruled_split(base, 0.0, has_features=False)
     options = quick_options(
         HeadsShape(num_heads=2), learning_rate=5e-3, num_epochs=25, batch_size=5, accumulation=2
     )

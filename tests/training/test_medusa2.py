@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.ruled_data import quick_options, ruled_split
+from support.ruled_data import make_ruled_split, quick_options
 from support.tiny_models import VOCAB_SIZE
 from transformers import AutoModelForCausalLM
 
@@ -30,7 +30,7 @@ def test_joint_training_saves_a_model_that_is_its_own_teachers_neighbour(
     base: BaseModel, tmp_path: Path
 ) -> None:
     """Both stages; the merged folder loads as a model and as heads, and says what was trained."""
-    split = ruled_split(base, 0.0, has_features=False, count=20)
+    split = make_ruled_split(base, 0.0, has_features=False, count=20)
     before = {name: value.clone() for name, value in base.model.state_dict().items()}
     heads_options = quick_options(HeadsShape(num_heads=2), max_steps=6, batch_size=4)
     options = JointOptions(heads=heads_options, learning_rate=1e-3, lora_rank=4)

@@ -40,20 +40,20 @@ def test_targets_are_the_teachers_and_the_text_of_the_same_reply(
                     if token in vocabulary and weight:
                         column = vocabulary.index(token)
                         expected[column] = expected.get(column, 0.0) + weight
-            found: dict[int, float] = {}
+            actual: dict[int, float] = {}
             for column, weight in zip(
                 targets.columns[row, head].tolist(),
                 targets.weights[row, head].tolist(),
                 strict=True,
             ):
                 if weight:
-                    found[column] = found.get(column, 0.0) + weight
-            assert found == pytest.approx(expected, abs=1e-5)
+                    actual[column] = actual.get(column, 0.0) + weight
+            assert actual == pytest.approx(expected, abs=1e-5)
 
 
 def test_the_draft_vocabulary_is_counted_in_replies() -> None:
     rows = ReplyRows(torch.tensor([5, 5, 9, 2, 9, 5]), torch.zeros(6, dtype=torch.int64))
     vocabulary = DraftVocabulary.from_rows(rows, 2, 12)
     assert vocabulary.token_map is not None and vocabulary.token_map.tolist() == [5, 9]
-    assert [int(c) for c in vocabulary.columns()[[5, 9, 2]]] == [0, 1, -1]
+    assert [int(c) for c in vocabulary.make_columns()[[5, 9, 2]]] == [0, 1, -1]
     assert DraftVocabulary.from_rows(rows, 12, 12).token_map is None

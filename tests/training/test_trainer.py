@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.ruled_data import NOISE, quick_options, ruled_split
+from support.ruled_data import NOISE, make_ruled_split, quick_options
 
 from medusa_trt.export.models.base_model import BaseModel
 from medusa_trt.training.medusa1 import train_heads
@@ -19,7 +19,7 @@ def test_a_killed_run_continues_to_the_same_weights(
     has_features: bool, base: BaseModel, tmp_path: Path
 ) -> None:
     """The last checkpoints are taken away, and one is left as a kill in the middle leaves it."""
-    split = ruled_split(base, NOISE, has_features=has_features, count=30)
+    split = make_ruled_split(base, NOISE, has_features=has_features, count=30)
     options = quick_options(
         HeadsShape(), max_steps=12, num_checkpoints=4, num_sampled=4, batch_size=4
     )
@@ -34,8 +34,8 @@ def test_a_killed_run_continues_to_the_same_weights(
     continued = train_heads(base, split, ended, options)
     assert [e["step"] for e in continued.log] == [e["step"] for e in whole.log]
     expected = tensors_from_heads(whole.heads, torch.float32)
-    found = tensors_from_heads(continued.heads, torch.float32)
-    assert all(torch.equal(value, found[name]) for name, value in expected.items())
+    tensors = tensors_from_heads(continued.heads, torch.float32)
+    assert all(torch.equal(value, tensors[name]) for name, value in expected.items())
     assert continued.accuracy == whole.accuracy
     assert continued.num_train_tokens == whole.num_train_tokens
 
@@ -54,7 +54,7 @@ def test_the_tokens_of_the_updates_are_counted_and_not_those_of_the_data(
         ("conversations", False, {"max_steps": 2, "batch_size": 3, "accumulation": 2}),
         ("cut conversations", False, {"num_epochs": 2, "max_length": 14}),
     ):
-        split = ruled_split(base, 0.0, has_features=has_features, count=30)
+        split = make_ruled_split(base, 0.0, has_features=has_features, count=30)
         options = quick_options(HeadsShape(num_heads=1, has_root_map=False), **changes)
         counts[name] = train_heads(base, split, tmp_path / name, options).num_train_tokens
     assert counts == {

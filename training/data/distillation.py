@@ -139,9 +139,8 @@ class _ShardWriter:
                 if not active:
                     break
         parts = [part for turns in features for part in turns]
-        return _shard_from_conversations(
-            conversations, Features.concatenate(parts) if parts else None
-        )
+        features_of_all = Features.concatenate(parts) if parts else None
+        return _shard_from_conversations(conversations, features_of_all)
 
     def _write_prompts(self, count: int) -> list[list[str]]:
         """Lets the model write up to `count` first user turns; unfinished ones are dropped.
@@ -222,7 +221,7 @@ def _make_generator(
             f"{spec.vocab_size} tokens), not of {expected[0]} ({expected[1]}, {expected[2]}): "
             "export one of the same model"
         )
-    # The cache has no more rows than a conversation needs, because all of its memory is used.
+    # The cache has only the rows that a conversation needs, because the engine uses all of them.
     turn = options.max_new_tokens + _MAX_USER_TOKENS + _MAX_FRAME_TOKENS
     needed = max(longest, _MAX_USER_TOKENS + _MAX_FRAME_TOKENS) + options.num_turns * turn
     engine = engine_from_backend(
@@ -241,7 +240,11 @@ def _make_spec(
     options: DataOptions,
     bundle: Bundle | None,
 ) -> DataSpec:
-    target = None if bundle is None else bundle.manifest.target
+    if bundle is None:
+        precision = describe_precision(base.model)
+    else:
+        target = bundle.manifest.target
+        precision = f"bundle {target.name} {target.precision}"
     num_conversations = options.num_conversations or len(prompts)
     digest = hashlib.sha256(repr([tuple(turns) for turns in prompts]).encode())
     return DataSpec(
@@ -257,9 +260,7 @@ def _make_spec(
         temperatures=options.temperatures,
         has_features=options.keep_features,
         prompts_sha256=digest.hexdigest(),
-        dtype=f"bundle {target.name} {target.precision}"
-        if target is not None
-        else describe_precision(base.model),
+        dtype=precision,
         seed=options.seed,
     )
 

@@ -32,7 +32,7 @@ class _Sequence:
     hidden: list[torch.Tensor] = field(default_factory=list)
     best: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list)
 
-    def continuation(self) -> Continuation:
+    def finish(self) -> Continuation:
         features = None
         if self.hidden:
             features = Features.from_tokens(self.hidden, self.best)
@@ -72,7 +72,7 @@ class EngineGenerator:
             self._read([text[:-1] for text in part])
             slots = [_Sequence(start + i, len(text) - 1, text[-1]) for i, text in enumerate(part)]
             for sequence in self._write(slots, max_new_tokens, temperature, keep_features):
-                done[sequence.index] = sequence.continuation()
+                done[sequence.index] = sequence.finish()
         return [continuation for continuation in done if continuation is not None]
 
     def _read(self, texts: list[list[int]]) -> None:
