@@ -27,7 +27,7 @@ def check_installable(bundle: Bundle) -> None:
             cannot be written.
     """
     try:
-        import medusa_trt.export.graphs.tracing  # noqa: F401
+        import medusa_trt.export.graphs.graph_files  # noqa: F401
     except ImportError as error:
         raise CalibrationError(
             f"writing the tree's graph needs {error.name}: pip install 'medusa-trt[export]', or "
@@ -52,7 +52,8 @@ def install_tree(bundle: Bundle, tree: MedusaTree, folder: Path) -> Bundle:
         TreeError: the bundle's heads cannot fill the tree.
         CalibrationError: the bundle cannot be written.
     """
-    from medusa_trt.export.graphs.tracing import graph_spec, tree_graph
+    from medusa_trt.export.graphs.graph_files import describe_graph
+    from medusa_trt.export.graphs.tree_graph import make_tree_graph
 
     heads = bundle.manifest.heads
     tree.check(heads.num_heads, heads.top_k)
@@ -63,8 +64,8 @@ def install_tree(bundle: Bundle, tree: MedusaTree, folder: Path) -> Bundle:
         partial.mkdir(parents=True)
         tree.save(partial / TREE_FILE)
         graph_file = GRAPH_FILES["tree"]
-        ir.save(tree_graph(tree, bundle.manifest.target.opset), partial / graph_file)
-        graphs = bundle.manifest.graphs | {"tree": graph_spec(partial, "tree")}
+        ir.save(make_tree_graph(tree, bundle.manifest.target.opset), partial / graph_file)
+        graphs = bundle.manifest.graphs | {"tree": describe_graph(partial, "tree")}
         files = {
             path.name: FileSpec(path.stat().st_size, sha256_from_file(path))
             for path in (partial / TREE_FILE, partial / graph_file)

@@ -10,7 +10,7 @@ import onnx_ir as ir
 from medusa_trt.errors import ExportError
 from medusa_trt.export.comparison.logits import NUM_TREE_NODES, TEXT, verify_bundle
 from medusa_trt.export.comparison.segmented_engine import SegmentedEngine
-from medusa_trt.export.graphs.tracing import save_graphs
+from medusa_trt.export.graphs.graph_files import save_graphs
 from medusa_trt.export.modeling.rotary import rotary_fixed_at
 from medusa_trt.export.models.base_model import BaseModel, open_base_model, source_from_name
 from medusa_trt.export.passes import WidenFloatsPass

@@ -13,7 +13,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.tape import Tape
 
-from medusa_trt.runtime import tensors as names
+from medusa_trt.export.graphs.reduce_interface import declare_outputs, make_inputs
 from medusa_trt.runtime.engines.reduce_tensors import NUM_SORTED, SHARE_BITS
 
 _SUM_BITS = 58
@@ -25,36 +25,17 @@ _LEAST = -1e30
 
 
 def integer_reduce_graph(vocab_size: int, opset: int, *, num_sorted: int = NUM_SORTED) -> ir.Model:
-    """The reduce graph in integers; see `reduce_graph` for what it computes.
+    """The reduce graph in integers; see `float_reduce_graph` for what it computes.
 
     `uniforms` is int64, in units of 2^-31. `top_k` keeps all tokens at 0. A nucleus that the
     `num_sorted` most likely tokens do not hold is reported as not covered, and so is a larger
     `top_k`. A weight below 2^-40 of the largest counts as zero, or below 2^-58 times the
     vocabulary's size where that is more.
     """
-    shapes: dict[str, tuple[ir.DataType, list[str | int]]] = {
-        names.LOGITS: (ir.DataType.FLOAT, ["num_rows", vocab_size]),
-        names.CANDIDATES: (ir.DataType.INT64, ["num_rows"]),
-        names.PARENT_ROWS: (ir.DataType.INT64, ["num_rows"]),
-        names.UNIFORMS: (ir.DataType.INT64, ["num_rows"]),
-        names.TEMPERATURE: (ir.DataType.FLOAT, [1]),
-        names.TOP_K: (ir.DataType.INT64, [1]),
-        names.TOP_P: (ir.DataType.FLOAT, [1]),
-        names.MIN_P: (ir.DataType.FLOAT, [1]),
-    }
-    inputs = [
-        ir.Value(name=name, shape=ir.Shape(shape), type=ir.TensorType(dtype))
-        for name, (dtype, shape) in shapes.items()
-    ]
+    inputs = make_inputs(vocab_size, ir.DataType.INT64)
     writer = _Writer(vocab_size, min(num_sorted, vocab_size))
     outputs = writer.reductions(*inputs)
-    for value, name, dtype in zip(
-        outputs,
-        (names.SAMPLED, names.COVERED, names.ENTROPY, names.CANDIDATE_LOGPROB),
-        (ir.DataType.INT64, ir.DataType.BOOL, ir.DataType.FLOAT, ir.DataType.FLOAT),
-        strict=True,
-    ):
-        value.name, value.shape, value.dtype = name, ir.Shape(["num_rows"]), dtype
+    declare_outputs(outputs)
     graph = ir.Graph(inputs, outputs, nodes=writer.nodes, opset_imports={"": opset}, name="reduce")
     return ir.Model(graph, ir_version=10, producer_name="medusa-trt")
 

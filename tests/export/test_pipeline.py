@@ -21,10 +21,11 @@ from support.tiny_models import (
 )
 
 from medusa_trt.errors import ExportError
-from medusa_trt.export.graphs.tracing import heads_graph, verify_graph
+from medusa_trt.export.graphs.heads_graph import trace_heads_module
+from medusa_trt.export.graphs.heads_module import HeadsModule
+from medusa_trt.export.graphs.verify_graph import trace_verify
 from medusa_trt.export.graphs.verify_module import VerifyModule
 from medusa_trt.export.heads.head_checkpoint import heads_from_tensors
-from medusa_trt.export.heads.medusa_heads import HeadsModule
 from medusa_trt.export.modeling.operator_attention import CachedAttention
 from medusa_trt.export.modeling.support import refuse_unsupported
 from medusa_trt.export.pipeline import ExportOptions, export_bundle
@@ -53,7 +54,7 @@ def test_the_heads_graph_drafts_what_the_heads_do(tensors: dict[str, torch.Tenso
     unembedding = torch.randn(VOCAB_SIZE, HIDDEN_SIZE, generator=torch.Generator().manual_seed(3))
     heads = heads_from_tensors(tensors, "heads")
     module = HeadsModule(heads, unembedding, top_k=5)
-    model = heads_graph(module, HIDDEN_SIZE, opset=23)
+    model = trace_heads_module(module, HIDDEN_SIZE, opset=23)
     session = onnxruntime.InferenceSession(ir.to_proto(model).SerializeToString())
     for seed in range(5):
         hidden = torch.randn(2, HIDDEN_SIZE, generator=torch.Generator().manual_seed(seed))
@@ -161,7 +162,7 @@ def test_the_model_is_given_back_unchanged() -> None:
     with torch.no_grad():
         before = model(tokens).logits
     refuse_unsupported(model, MAX_LENGTH)
-    verify_graph(VerifyModule(model, MAX_LENGTH, CachedAttention), opset=23)
+    trace_verify(VerifyModule(model, MAX_LENGTH, CachedAttention), opset=23)
     assert (model.model.rotary_emb, model.config._attn_implementation) == attributes
     with torch.no_grad():
         assert torch.equal(model(tokens).logits, before)

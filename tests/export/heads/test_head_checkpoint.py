@@ -13,8 +13,8 @@ from support.reference.heads import head_logits
 from support.tiny_models import head_tensors
 
 from medusa_trt.errors import HeadsError
+from medusa_trt.export.graphs.heads_module import HeadsModule
 from medusa_trt.export.heads.head_checkpoint import heads_from_tensors
-from medusa_trt.export.heads.medusa_heads import HeadsModule
 
 MAX_LOGIT_DIFFERENCE = 1e-4
 

@@ -15,8 +15,9 @@ from support.reference.heads import head_logits
 from support.tiny_models import HIDDEN_SIZE, VOCAB_SIZE, head_tensors
 
 from medusa_trt.errors import HeadsError
+from medusa_trt.export.graphs.heads_module import HeadsModule
 from medusa_trt.export.heads.loading import load_heads
-from medusa_trt.export.heads.medusa_heads import HeadsModule, MedusaHeads
+from medusa_trt.export.heads.medusa_heads import MedusaHeads
 
 MAP = torch.tensor([3, 299, 0, 17, 5, 21, 8, 30, 11, 2, 26, 14])
 MAX_LOGIT_DIFFERENCE = 1e-4

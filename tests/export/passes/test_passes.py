@@ -12,7 +12,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass, ShapeInferencePass
 from support.tiny_models import llama_config, random_model
 from transformers import PretrainedConfig, Qwen2Config
 
-from medusa_trt.export.graphs.tracing import verify_graph
+from medusa_trt.export.graphs.verify_graph import trace_verify
 from medusa_trt.export.graphs.verify_module import VerifyModule
 from medusa_trt.export.modeling.operator_attention import CachedAttention
 from medusa_trt.export.passes import optimize
@@ -358,7 +358,7 @@ BIASED = Qwen2Config(
 @pytest.mark.parametrize("config", [llama_config(), BIASED], ids=["llama", "qwen2"])
 def test_the_optimized_graph_of_a_model(config: PretrainedConfig) -> None:
     module = VerifyModule(random_model(config), 64, CachedAttention)
-    model = verify_graph(module, 23)
+    model = trace_verify(module, 23)
     counts = Counter(node.op_type for node in model.graph)
     num_layers = config.num_hidden_layers
     assert counts["GroupQueryAttention"] == num_layers

@@ -16,7 +16,7 @@ from medusa_trt.calibration.quantization.meter import RoundedModel
 from medusa_trt.cli import main as cli
 from medusa_trt.errors import ExportError
 from medusa_trt.export.comparison.logits import TEXT, agreement
-from medusa_trt.export.graphs.tracing import verify_graph
+from medusa_trt.export.graphs.verify_graph import trace_verify
 from medusa_trt.export.graphs.verify_module import VerifyModule
 from medusa_trt.export.modeling.attention_forms import choose_attention
 from medusa_trt.export.passes.name_products import node_name_of
@@ -88,7 +88,7 @@ def planned_graph(
     )["verify"]
     quantize = layers_pass(precision, model.config.vocab_size, formats)
     weights = weights_in_memory(model) if precision.uses_library else None
-    graph = verify_graph(VerifyModule(model, 64, form), TARGETS[target].opset, quantize, weights)
+    graph = trace_verify(VerifyModule(model, 64, form), TARGETS[target].opset, quantize, weights)
     formats.check()
     return graph
 

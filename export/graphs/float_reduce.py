@@ -9,6 +9,7 @@ from typing import Any
 import onnx_ir as ir
 from onnxscript import BOOL, DOUBLE, FLOAT, INT64, opset23, script
 
+from medusa_trt.export.graphs.reduce_interface import declare_outputs
 from medusa_trt.runtime import tensors as names
 
 op: Any = opset23
@@ -77,7 +78,7 @@ def _reduce(
     return sampled, covered, entropy, candidate_logprob
 
 
-def reduce_graph(vocab_size: int, opset: int) -> ir.Model:
+def float_reduce_graph(vocab_size: int, opset: int) -> ir.Model:
     """The reduce graph for a vocabulary; its inputs and outputs are those of `Engine.reduce`.
 
     Tokens whose logit ties with the last one kept by top-k or top-p are kept. A nucleus that the
@@ -86,10 +87,7 @@ def reduce_graph(vocab_size: int, opset: int) -> ir.Model:
     model = ir.serde.deserialize_model(_reduce.to_model_proto())
     graph = model.graph
     graph.opset_imports[""] = opset
-    outputs = (names.SAMPLED, names.COVERED, names.ENTROPY, names.CANDIDATE_LOGPROB)
-    dtypes = (ir.DataType.INT64, ir.DataType.BOOL, ir.DataType.FLOAT, ir.DataType.FLOAT)
-    for value, name, dtype in zip(graph.outputs, outputs, dtypes, strict=True):
-        value.name, value.shape, value.dtype = name, ir.Shape(["num_rows"]), dtype
+    declare_outputs(graph.outputs)
     logits = graph.inputs[0]
     assert logits.name == names.LOGITS
     logits.shape = ir.Shape(["num_rows", vocab_size])

@@ -1,0 +1,43 @@
+"""The graphs of a bundle as files, with one copy of each weight."""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import onnx_ir as ir
+
+from medusa_trt.export.weights.weight_file import WeightFile
+from medusa_trt.runtime import tensors as names
+from medusa_trt.runtime.bundle import GraphSpec, TensorSpec
+
+
+def save_graphs(folder: Path, graphs: Mapping[str, ir.Model]) -> None:
+    """Writes the graphs into a bundle's folder.
+
+    Large weights go to one external file, each once, whichever graphs have it: heads that share
+    the unembedding, and the batch form, refer to the same bytes. A protobuf file holds 2 GB at
+    most, and the heads of a large model have more.
+
+    Args:
+        folder: the bundle's.
+        graphs: by their names in `GRAPH_FILES`; "verify" is among them.
+    """
+    weights = WeightFile(folder / names.WEIGHTS_FILE)
+    for name, model in graphs.items():
+        weights.take(model)
+        ir.save(model, folder / names.GRAPH_FILES[name])
+
+
+def describe_graph(folder: Path, graph: str) -> GraphSpec:
+    """The interface of a graph that has been written."""
+    file = names.GRAPH_FILES[graph]
+    saved = ir.load(folder / file).graph
+    return GraphSpec(file, _tensor_specs(saved.inputs), _tensor_specs(saved.outputs))
+
+
+def _tensor_specs(values: Iterable[ir.Value]) -> list[TensorSpec]:
+    specs = []
+    for value in values:
+        assert value.name is not None and value.dtype is not None and value.shape is not None
+        shape = [dim if isinstance(dim, int) else str(dim) for dim in value.shape]
+        specs.append(TensorSpec(value.name, value.dtype.name.lower(), shape))
+    return specs

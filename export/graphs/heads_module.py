@@ -1,0 +1,196 @@
+"""Medusa heads as torch modules: stacked matrices, or matrices of each head's own."""
+
+import torch
+from torch import nn
+
+from medusa_trt.export.heads.medusa_heads import Linear, MedusaHeads
+
+
+class HeadsModule(nn.Module):
+    """The heads as a graph: a hidden state and the root token in, each head's best tokens out.
+
+    All heads are evaluated together as batched products.
+    """
+
+    def __init__(
+        self,
+        heads: MedusaHeads,
+        shared_unembedding: torch.Tensor,
+        top_k: int,
+        shared_bias: torch.Tensor | None = None,
+        embedding: torch.Tensor | None = None,
+    ) -> None:
+        """Stacks the heads' parameters.
+
+        Args:
+            heads: the heads.
+            shared_unembedding: (vocab, hidden) of the backbone, for heads without their own; on
+                the meta device where it is to be read later.
+            top_k: candidates of each head.
+            shared_bias: (vocab,) that the backbone adds to its logits, if it does.
+            embedding: (vocab, hidden) of the backbone's input, for heads that read the root; may
+                be on the meta device as well.
+        """
+        super().__init__()
+        self.top_k = top_k
+        self.num_heads, self.num_layers = heads.num_heads, heads.num_layers
+        self.reads_root = heads.reads_root
+        if self.reads_root:
+            assert embedding is not None
+            root_maps = [head.root_map for head in heads.heads]
+            self._stack("root_map", [map_ for map_ in root_maps if map_ is not None])
+            self.embedding = nn.Parameter(embedding, requires_grad=False)
+        for layer in range(heads.num_layers):
+            self._stack(f"block{layer}", [head.blocks[layer] for head in heads.heads])
+        self.has_projection = heads.heads[0].projection is not None
+        if self.has_projection:
+            projections = [head.projection for head in heads.heads]
+            self._stack("projection", [map_ for map_ in projections if map_ is not None])
+        bias = None
+        common = heads.common_unembedding
+        self.shared = common is not None or heads.heads[0].unembedding is None
+        if common is not None:
+            unembedding = common
+        elif self.shared:
+            unembedding, bias = shared_unembedding, shared_bias
+            if heads.token_map is not None:
+                unembedding = unembedding[heads.token_map].float()
+                bias = None if bias is None else bias[heads.token_map].contiguous()
+        else:
+            own = [head.unembedding for head in heads.heads if head.unembedding is not None]
+            unembedding = torch.stack(own).transpose(1, 2).contiguous()
+        self.unembedding = (
+            nn.Parameter(unembedding, requires_grad=False)
+            if unembedding.is_meta
+            else nn.Buffer(unembedding, persistent=False)
+        )
+        self.unembedding_bias = None if bias is None else nn.Buffer(bias, persistent=False)
+        self.token_map = (
+            None if heads.token_map is None else nn.Buffer(heads.token_map, persistent=False)
+        )
+
+    def forward(self, hidden: torch.Tensor, root_ids: torch.Tensor | None = None) -> torch.Tensor:
+        """The best candidates of each head.
+
+        Args:
+            hidden: (B, hidden_size) float32.
+            root_ids: (B,) int64 the tokens decided from it, for heads that read the root.
+
+        Returns:
+            (B, num_heads, top_k) int64 token ids, best first.
+        """
+        logits = self.logits(hidden.to(self.dtype), root_ids)
+        best = logits.topk(self.top_k, dim=-1).indices.transpose(0, 1)
+        return best if self.token_map is None else self.token_map[best]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type that the heads compute in."""
+        return next(buffer.dtype for buffer in self.buffers() if buffer.is_floating_point())
+
+    def logits(self, hidden: torch.Tensor, root_ids: torch.Tensor | None = None) -> torch.Tensor:
+        """`hidden` (B, hidden_size), `root_ids` (B,) → (num_heads, B, draft_vocab)."""
+        state = hidden[None]
+        if self.reads_root:
+            state = state + self._affine("root_map", self._with_root(hidden, root_ids)[None])
+        for layer in range(self.num_layers):
+            state = state + nn.functional.silu(self._affine(f"block{layer}", state))
+        if self.has_projection:
+            state = state + self._affine("projection", state)
+        if self.shared:
+            num_heads = state.shape[0]
+            # Two dimensions make one product of all heads, with the weight as the backbone has it.
+            flat = nn.functional.linear(
+                state.reshape(-1, state.shape[-1]), self.unembedding, self.unembedding_bias
+            )
+            return flat.reshape(num_heads, -1, flat.shape[-1])
+        return self._unembed(state)
+
+    def _with_root(self, hidden: torch.Tensor, root_ids: torch.Tensor | None) -> torch.Tensor:
+        """(B, 2 · hidden_size)."""
+        assert root_ids is not None
+        root = nn.functional.embedding(root_ids, self.embedding)
+        return torch.cat([hidden, root.to(hidden.dtype)], -1)
+
+    def _unembed(self, state: torch.Tensor) -> torch.Tensor:
+        """(num_heads, B, hidden_size) by each head's own unembedding."""
+        return torch.matmul(state, self.unembedding)
+
+    def _stack(self, name: str, maps: list[Linear]) -> None:
+        """Registers (num_heads, in, out) weights and (num_heads, 1, out) biases."""
+        weight = torch.stack([map_.weight.T for map_ in maps])
+        biases = [
+            torch.zeros(len(map_.weight)) if map_.bias is None else map_.bias for map_ in maps
+        ]
+        self._register(f"{name}_weight", weight)
+        self._register(f"{name}_bias", torch.stack(biases)[:, None])
+
+    def _register(self, name: str, tensor: torch.Tensor) -> None:
+        if tensor.is_meta:  # a parameter, whose data are read later
+            setattr(self, name, nn.Parameter(tensor, requires_grad=False))
+        else:
+            self.register_buffer(name, tensor.contiguous(), persistent=False)
+
+    def _affine(self, name: str, state: torch.Tensor) -> torch.Tensor:
+        weight: torch.Tensor = getattr(self, f"{name}_weight")
+        bias: torch.Tensor = getattr(self, f"{name}_bias")
+        return torch.matmul(state, weight) + bias
+
+
+class SeparateHeadsModule(HeadsModule):
+    """Computes what `HeadsModule` does, with a tensor of each head's own for every product.
+
+    A slice of a stacked tensor would stay a node of the graph, and hide a constant matrix from
+    quantization.
+    """
+
+    def __init__(
+        self,
+        heads: MedusaHeads,
+        shared_unembedding: torch.Tensor,
+        top_k: int,
+        shared_bias: torch.Tensor | None = None,
+        embedding: torch.Tensor | None = None,
+    ) -> None:
+        """As `HeadsModule`."""
+        super().__init__(heads, shared_unembedding, top_k, shared_bias, embedding)
+        if not self.shared:
+            self._register_each("unembedding", list(self.unembedding))
+            del self.unembedding
+
+    def _stack(self, name: str, maps: list[Linear]) -> None:
+        self._register_each(f"{name}_weight", [map_.weight.T for map_ in maps])
+        biases = [
+            torch.zeros(len(map_.weight)) if map_.bias is None else map_.bias for map_ in maps
+        ]
+        self._register_each(f"{name}_bias", biases)
+
+    def _register_each(self, name: str, tensors: list[torch.Tensor]) -> None:
+        for head, tensor in enumerate(tensors):
+            self._register(f"{name}_{head}", tensor)
+
+    def logits(self, hidden: torch.Tensor, root_ids: torch.Tensor | None = None) -> torch.Tensor:
+        """`hidden` (B, hidden_size), `root_ids` (B,) → (num_heads, B, draft_vocab)."""
+        wide = self._with_root(hidden, root_ids) if self.reads_root else None
+        states = [self._state(head, hidden, wide) for head in range(self.num_heads)]
+        if not self.shared:
+            unembeddings = [getattr(self, f"unembedding_{head}") for head in range(len(states))]
+            return torch.stack([x @ each for x, each in zip(states, unembeddings, strict=True)])
+        # Two dimensions make one product of all heads, with the weight as the backbone has it.
+        flat = nn.functional.linear(torch.cat(states), self.unembedding, self.unembedding_bias)
+        return flat.reshape(self.num_heads, -1, flat.shape[-1])
+
+    def _state(self, head: int, state: torch.Tensor, wide: torch.Tensor | None) -> torch.Tensor:
+        """What a head's unembedding reads; `wide` is the state with the root's embedding."""
+        if wide is not None:
+            state = state + self._affine_of("root_map", head, wide)
+        for layer in range(self.num_layers):
+            state = state + nn.functional.silu(self._affine_of(f"block{layer}", head, state))
+        if self.has_projection:
+            state = state + self._affine_of("projection", head, state)
+        return state
+
+    def _affine_of(self, name: str, head: int, state: torch.Tensor) -> torch.Tensor:
+        weight: torch.Tensor = getattr(self, f"{name}_weight_{head}")
+        bias: torch.Tensor = getattr(self, f"{name}_bias_{head}")
+        return state @ weight + bias
