@@ -12,7 +12,7 @@ from medusa_trt.export.graphs.reduce_forms import REDUCE_FORMS
 from medusa_trt.export.graphs.tree_graph import make_tree_graph
 from medusa_trt.export.graphs.verify_graph import trace_verify
 from medusa_trt.export.graphs.verify_module import VerifyModule
-from medusa_trt.export.manifest import manifest_of, write_manifest
+from medusa_trt.export.manifest import make_manifest, write_manifest
 from medusa_trt.export.preparation import ExportParts
 from medusa_trt.export.quantization.carried_weights import CarriedWeights
 from medusa_trt.export.quantization.plan import PLAN_FILE, PlannedFormats
@@ -68,7 +68,7 @@ def write_bundle(folder: Path, parts: ExportParts, progress: Callable[[str], Non
     graph_specs = {name: describe_graph(folder, name) for name in graphs}
     del graphs
     _write_texts(folder, parts)
-    manifest = manifest_of(
+    manifest = make_manifest(
         folder,
         base=parts.base,
         heads=parts.heads,

@@ -25,7 +25,7 @@ from medusa_trt.tree_configs import MedusaTree
 _RECORDED_VERSIONS = ("medusa-trt", "torch", "transformers", "onnx", "onnx-ir", "onnxruntime")
 
 
-def manifest_of(
+def make_manifest(
     folder: Path,
     *,
     base: BaseModel,

@@ -8,7 +8,7 @@ import msgspec
 
 from medusa_trt.errors import ExportError
 from medusa_trt.export.bundle_writing import write_bundle
-from medusa_trt.export.comparison.check import compared, described
+from medusa_trt.export.comparison.check import compare_bundle, describe_agreement
 from medusa_trt.export.manifest import write_manifest
 from medusa_trt.export.models.base_model import BaseModel
 from medusa_trt.export.options import ExportOptions
@@ -53,9 +53,9 @@ def _compare(folder: Path, base: BaseModel, progress: Callable[[str], None]) -> 
     progress("comparing the bundle with the model")
     bundle = Bundle.open(folder, check_hashes=False)
     try:
-        verified = compared(bundle, base, scratch=folder)
+        verified = compare_bundle(bundle, base, scratch=folder)
     except ExportError as error:
         raise ExportError(f"{error}; no bundle was written") from error
     for where, result in verified.items():
-        progress(f"  {described(where, result)}")
+        progress(f"  {describe_agreement(where, result)}")
     write_manifest(folder, msgspec.structs.replace(bundle.manifest, verified=verified))

@@ -12,10 +12,10 @@ from medusa_trt.export.heads.medusa_heads import MedusaHeads
 from medusa_trt.export.modeling.attention_form import AttentionForm
 from medusa_trt.export.modeling.attention_forms import choose_attention
 from medusa_trt.export.modeling.support import (
+    find_sliding_window,
+    list_notices,
     needs_general_attention,
-    notices,
     refuse_unsupported,
-    sliding_window_of,
 )
 from medusa_trt.export.models.base_model import BaseModel, open_base_model, source_from_name
 from medusa_trt.export.models.heads_choice import heads_for
@@ -156,7 +156,7 @@ def parts_from_options(options: ExportOptions, progress: Callable[[str], None]) 
         is_general=needs_general_attention(base.model, max_length),
     )
     is_slower = precision.uses_library and not forms["verify"].uses_library
-    for text in notices(base.model, max_length, is_slower=is_slower):
+    for text in list_notices(base.model, max_length, is_slower=is_slower):
         progress(f"warning: {text}")
     heads.check_fits(base.model.config.hidden_size, base.model.config.vocab_size)
     if top_k > (num_tokens := heads.draft_vocab_size(base.model.config.vocab_size)):
@@ -223,7 +223,7 @@ def _checked_max_length(
             "sequence: they are not supported"
         )
     if asked is None:
-        window = sliding_window_of(model)
+        window = find_sliding_window(model)
         reach = window if window is not None and window >= _LEAST_WINDOW else limit
         return int(min(limit, target.max_length, reach))
     if is_random:

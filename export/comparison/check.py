@@ -8,10 +8,10 @@ import msgspec
 import onnx_ir as ir
 
 from medusa_trt.errors import ExportError
-from medusa_trt.export.comparison.logits import NUM_TREE_NODES, TEXT, verify_bundle
+from medusa_trt.export.comparison.logits import NUM_TREE_NODES, TEXT, compare_logits
 from medusa_trt.export.comparison.segmented_engine import SegmentedEngine
 from medusa_trt.export.graphs.graph_files import save_graphs
-from medusa_trt.export.modeling.rotary import rotary_fixed_at
+from medusa_trt.export.modeling.rotary import fixed_rotary
 from medusa_trt.export.models.base_model import BaseModel, open_base_model, source_from_name
 from medusa_trt.export.passes import WidenFloatsPass
 from medusa_trt.export.weights.streamed_model import weights_at_hand
@@ -38,8 +38,8 @@ def check_bundle(path: Path, model: str) -> Iterator[str]:
     bundle = Bundle.open(path)
     base = open_base_model(source_from_name(model))
     check_same_sizes(bundle, base)
-    for where, result in compared(bundle, base).items():
-        yield described(where, result)
+    for where, result in compare_bundle(bundle, base).items():
+        yield describe_agreement(where, result)
 
 
 def check_same_sizes(bundle: Bundle, base: BaseModel) -> None:
@@ -61,7 +61,9 @@ def check_same_sizes(bundle: Bundle, base: BaseModel) -> None:
             )
 
 
-def compared(bundle: Bundle, base: BaseModel, scratch: Path | None = None) -> dict[str, Agreement]:
+def compare_bundle(
+    bundle: Bundle, base: BaseModel, scratch: Path | None = None
+) -> dict[str, Agreement]:
     """Compares one sequence and two ragged ones, without holding a large model in memory.
 
     Args:
@@ -76,11 +78,11 @@ def compared(bundle: Bundle, base: BaseModel, scratch: Path | None = None) -> di
     with TemporaryDirectory(dir=scratch) as folder:
         # ONNX Runtime does not compute in bfloat16; the library's attention only caches in it.
         if target.cache_dtype == "bfloat16" and not target.operator_library:
-            bundle = widened_bundle(bundle, Path(folder) / "float32")
-        return _compared(bundle, base)
+            bundle = widen_bundle(bundle, Path(folder) / "float32")
+        return _compare_on_engines(bundle, base)
 
 
-def widened_bundle(bundle: Bundle, folder: Path) -> Bundle:
+def widen_bundle(bundle: Bundle, folder: Path) -> Bundle:
     """Writes a bundle's graphs in float32 to a new folder; see `WidenFloatsPass`.
 
     Only an engine can use it: what the graphs do not need is left out.
@@ -96,7 +98,7 @@ def widened_bundle(bundle: Bundle, folder: Path) -> Bundle:
     return Bundle(folder, msgspec.structs.replace(manifest, target=target), bundle.tree)
 
 
-def _compared(bundle: Bundle, base: BaseModel) -> dict[str, Agreement]:
+def _compare_on_engines(bundle: Bundle, base: BaseModel) -> dict[str, Agreement]:
     is_large = (bundle.path / WEIGHTS_FILE).stat().st_size > MAX_WHOLE_BYTES
     engine_class = SegmentedEngine if is_large else OrtEngine
     text_ids = base.tokenizer.encode(TEXT)[: _NUM_TEXT_TOKENS[is_large]]
@@ -105,10 +107,10 @@ def _compared(bundle: Bundle, base: BaseModel) -> dict[str, Agreement]:
         engine = engine_class(bundle, capacity=len(text_ids) + _SPARE_ROWS, batch_size=batch_size)
         try:
             with (
-                rotary_fixed_at(base.model, bundle.manifest.model.max_length),
+                fixed_rotary(base.model, bundle.manifest.model.max_length),
                 weights_at_hand(base.model, base.weights),
             ):
-                found |= verify_bundle(
+                found |= compare_logits(
                     bundle, engine, base.model, text_ids, _NUM_TREE_NODES[is_large]
                 )
         finally:
@@ -116,7 +118,7 @@ def _compared(bundle: Bundle, base: BaseModel) -> dict[str, Agreement]:
     return found
 
 
-def described(where: str, result: Agreement) -> str:
+def describe_agreement(where: str, result: Agreement) -> str:
     """One line on one comparison."""
     return (
         f"{where}: argmax equal at {result.argmax_agreement:.1%} of {result.num_positions} "

@@ -81,8 +81,8 @@ def compare_on_text(
         outputs = engine.verify(ids[None], chain_tree(len(ids) - 1), [start], logits=True)
         assert outputs.logits is not None
         pieces.append(outputs.logits[0].copy())
-    expected = model_logits(model, np.array([token_ids], np.int64))[0]
-    return agreement(np.concatenate(pieces), expected)
+    expected = compute_model_logits(model, np.array([token_ids], np.int64))[0]
+    return compute_agreement(np.concatenate(pieces), expected)
 
 
 def compare_on_tree(
@@ -107,11 +107,13 @@ def compare_on_tree(
         texts[:, : len(prefix)] = prefix
         for row, path in enumerate(paths):
             texts[row, len(prefix) : len(prefix) + len(path)] = tokens[slot, path]
-        logits = model_logits(model, texts)[:, len(prefix) :]
+        logits = compute_model_logits(model, texts)[:, len(prefix) :]
         for row, path in enumerate(paths):
             expected[slot, path] = logits[row, : len(path)]
     vocab_size = expected.shape[-1]
-    return agreement(outputs.logits.reshape(-1, vocab_size), expected.reshape(-1, vocab_size))
+    return compute_agreement(
+        outputs.logits.reshape(-1, vocab_size), expected.reshape(-1, vocab_size)
+    )
 
 
 def max_relative_error(precision: str, is_routed: bool) -> float:
@@ -142,7 +144,9 @@ def random_tree(num_nodes: int, max_depth: int, seed: int) -> MedusaTree:
     return MedusaTree.from_choices(nodes[1:], name="random")
 
 
-def model_logits(model: PreTrainedModel, token_ids: NDArray[np.int64]) -> NDArray[np.float32]:
+def compute_model_logits(
+    model: PreTrainedModel, token_ids: NDArray[np.int64]
+) -> NDArray[np.float32]:
     """The Hugging Face model's logits (B, T, vocab) on B plain texts (B, T), without a cache."""
     with torch.no_grad():
         logits = model(torch.from_numpy(token_ids), use_cache=False).logits
@@ -150,7 +154,7 @@ def model_logits(model: PreTrainedModel, token_ids: NDArray[np.int64]) -> NDArra
     return array
 
 
-def agreement(found: NDArray[np.float32], expected: NDArray[np.float32]) -> Agreement:
+def compute_agreement(found: NDArray[np.float32], expected: NDArray[np.float32]) -> Agreement:
     """Compares logits (num_positions, vocab)."""
     difference = found - expected
     spread = expected - expected.mean(-1, keepdims=True)
@@ -171,7 +175,7 @@ def log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
     return logprobs
 
 
-def verify_bundle(
+def compare_logits(
     bundle: Bundle,
     engine: Verifier,
     model: PreTrainedModel,

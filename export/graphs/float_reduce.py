@@ -78,7 +78,7 @@ def _reduce(
     return sampled, covered, entropy, candidate_logprob
 
 
-def float_reduce_graph(vocab_size: int, opset: int) -> ir.Model:
+def make_float_reduce(vocab_size: int, opset: int) -> ir.Model:
     """The reduce graph for a vocabulary; its inputs and outputs are those of `Engine.reduce`.
 
     Tokens whose logit ties with the last one kept by top-k or top-p are kept. A nucleus that the

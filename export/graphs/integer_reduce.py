@@ -24,8 +24,8 @@ _LEAST = -1e30
 """In place of minus infinity, whose product with a probability of zero is no number."""
 
 
-def integer_reduce_graph(vocab_size: int, opset: int, *, num_sorted: int = NUM_SORTED) -> ir.Model:
-    """The reduce graph in integers; see `float_reduce_graph` for what it computes.
+def make_integer_reduce(vocab_size: int, opset: int, *, num_sorted: int = NUM_SORTED) -> ir.Model:
+    """The reduce graph in integers; see `make_float_reduce` for what it computes.
 
     `uniforms` is int64, in units of 2^-31. `top_k` keeps all tokens at 0. A nucleus that the
     `num_sorted` most likely tokens do not hold is reported as not covered, and so is a larger

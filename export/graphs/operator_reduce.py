@@ -6,8 +6,8 @@ from medusa_trt.export.graphs.reduce_interface import declare_outputs, make_inpu
 from medusa_trt.runtime.engines.operators import DOMAIN
 
 
-def operator_reduce_graph(vocab_size: int, opset: int) -> ir.Model:
-    """Makes the reduce graph for the operator library; see `float_reduce_graph`.
+def make_operator_reduce(vocab_size: int, opset: int) -> ir.Model:
+    """Makes the reduce graph for the operator library; see `make_float_reduce`.
 
     Every row is covered, because the nucleus is found among all tokens. At 0, `top_k` keeps all.
     """

@@ -15,13 +15,13 @@ from transformers import PreTrainedModel
 
 from medusa_trt.export.modeling.attention_form import AttentionForm
 from medusa_trt.export.modeling.attention_inputs import AttentionInputs
-from medusa_trt.export.modeling.attention_probe import attention_shapes, replaced_attention
-from medusa_trt.export.modeling.dense_experts import experts_made_dense
+from medusa_trt.export.modeling.attention_probe import replaced_attention, watch_attention_shapes
+from medusa_trt.export.modeling.dense_experts import replaced_experts
 from medusa_trt.export.modeling.rotary import (
     IdentityRotary,
-    rotary_at_length,
-    rotary_tables,
-    rotations,
+    fix_rotary_length,
+    make_rotary_tables,
+    rotation_types_from_config,
 )
 from medusa_trt.tree_configs.tree import MAX_NODES
 
@@ -55,11 +55,13 @@ class VerifyModule(nn.Module):
         self.max_length = max_length
         rotary = model.base_model.rotary_emb
         assert isinstance(rotary, nn.Module)
-        calls = attention_shapes(model, max_length)
+        calls = watch_attention_shapes(model, max_length)
         self.shape = CacheShape(len(calls), calls[0].key.shape[1], calls[0].key.shape[3])
-        kinds = rotations(model.config)
+        kinds = rotation_types_from_config(model.config)
         num_spare = MAX_NODES if form.has_position_per_row else _ROTARY_SPARE
-        tables = rotary_tables(rotary_at_length(rotary, max_length), kinds, max_length + num_spare)
+        tables = make_rotary_tables(
+            fix_rotary_length(rotary, max_length), kinds, max_length + num_spare
+        )
         for index, table in enumerate(tables.values()):
             for name, values in zip(_table_names(index), table, strict=True):
                 self.register_buffer(name, values.to(model.dtype), persistent=False)
@@ -78,7 +80,7 @@ class VerifyModule(nn.Module):
             return self._attention(*args, **options)
 
         rotary = IdentityRotary(self._rotary_dim)
-        with replaced_attention(self.model, rotary, attend), experts_made_dense(self.model):
+        with replaced_attention(self.model, rotary, attend), replaced_experts(self.model):
             yield
 
     def forward(

@@ -14,13 +14,13 @@ from transformers import PreTrainedModel
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, eager_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from medusa_trt.export.modeling.dense_experts import experts_made_dense
+from medusa_trt.export.modeling.dense_experts import replaced_experts
 from medusa_trt.export.modeling.rotary import (
     IdentityRotary,
-    rotary_at_length,
-    rotary_tables,
-    rotated,
-    rotations,
+    fix_rotary_length,
+    make_rotary_tables,
+    rotate,
+    rotation_types_from_config,
 )
 from medusa_trt.export.weights.streamed_model import fake_parameters
 
@@ -78,7 +78,7 @@ def replaced_attention(
         model.base_model.rotary_emb, model.config._attn_implementation = own
 
 
-def attention_calls(
+def watch_attention(
     model: PreTrainedModel, rotary: nn.Module, mask: torch.Tensor | None
 ) -> list[AttentionCall]:
     """Runs the model on a few tokens with this rotary module.
@@ -118,7 +118,7 @@ def attention_calls(
         return output.transpose(1, 2).contiguous(), None
 
     replaced = replaced_attention(model, rotary, attention)
-    with torch.no_grad(), replaced, experts_made_dense(model):
+    with torch.no_grad(), replaced, replaced_experts(model):
         model.base_model(
             input_ids=torch.arange(_NUM_TOKENS)[None],
             position_ids=torch.arange(_NUM_TOKENS)[None],
@@ -128,16 +128,16 @@ def attention_calls(
     return calls
 
 
-def attention_shapes(model: PreTrainedModel, max_length: int) -> list[AttentionCall]:
+def watch_attention_shapes(model: PreTrainedModel, max_length: int) -> list[AttentionCall]:
     """The calls of a model whose parameters may have no data; their tensors have none either."""
     rotary = model.base_model.rotary_emb
     assert isinstance(rotary, nn.Module)
-    fixed = rotary_at_length(rotary, max_length)
+    fixed = fix_rotary_length(rotary, max_length)
     with fake_parameters(model) as mode, mode:
-        return attention_calls(model, fixed, torch.zeros(1, 1, _NUM_TOKENS, _NUM_TOKENS))
+        return watch_attention(model, fixed, torch.zeros(1, 1, _NUM_TOKENS, _NUM_TOKENS))
 
 
-def attention_problem(model: PreTrainedModel, max_length: int) -> str | None:
+def find_attention_problem(model: PreTrainedModel, max_length: int) -> str | None:
     """Why the verify graph's attention cannot stand for this model's, or None.
 
     Args:
@@ -146,9 +146,9 @@ def attention_problem(model: PreTrainedModel, max_length: int) -> str | None:
     """
     rotary = model.base_model.rotary_emb
     assert isinstance(rotary, nn.Module)
-    fixed = rotary_at_length(rotary, max_length)
+    fixed = fix_rotary_length(rotary, max_length)
     with _short_window(model):
-        calls = attention_calls(model, fixed, None)
+        calls = watch_attention(model, fixed, None)
     return _problem_of_calls(model, calls) or _problem_of_rotation(model, fixed, calls)
 
 
@@ -185,10 +185,10 @@ def _problem_of_calls(model: PreTrainedModel, calls: list[AttentionCall]) -> str
 def _problem_of_rotation(
     model: PreTrainedModel, rotary: nn.Module, calls: list[AttentionCall]
 ) -> str | None:
-    kinds = rotations(model.config)
+    kinds = rotation_types_from_config(model.config)
     if not any(kind is not None for kind in kinds):
         return "no rotary embedding"
-    tables = rotary_tables(rotary, kinds, _NUM_TOKENS)
+    tables = make_rotary_tables(rotary, kinds, _NUM_TOKENS)
     rotary_dims = {2 * cos.shape[1] for cos, _ in tables.values()}
     rotary_dim, head_dim = max(rotary_dims), calls[0].key.shape[-1]
     if len(rotary_dims) > 1:
@@ -196,14 +196,14 @@ def _problem_of_rotation(
     if rotary_dim % _DIM_STEP or head_dim % _DIM_STEP:
         return f"{rotary_dim} rotated of {head_dim} head dimensions, other than multiples of 16,"
     mask = torch.zeros(1, 1, _NUM_TOKENS, _NUM_TOKENS)
-    plain = attention_calls(model, IdentityRotary(rotary_dim), mask)
+    plain = watch_attention(model, IdentityRotary(rotary_dim), mask)
     for own, before, kind in zip(calls, plain, kinds, strict=True):
         if before.mask is not mask:
             return "an attention mask of their own"
         for found, source in ((own.query, before.query), (own.key, before.key)):
             if kind is not None and torch.equal(found, source):
                 return f"no rotary embedding in layer {own.layer}"
-            if not _close(found, rotated(source, *tables[kind])):
+            if not _close(found, rotate(source, *tables[kind])):
                 return "a rotary embedding other than of halves, right before attention"
     return None
 

@@ -59,7 +59,7 @@ def has_experts(model: PreTrainedModel) -> bool:
     return any(True for _ in _experts(model))
 
 
-def experts_problem(model: PreTrainedModel) -> str | None:
+def find_experts_problem(model: PreTrainedModel) -> str | None:
     """Why `dense_experts` cannot stand for this model's experts, or None."""
     for module in _experts(model):
         if not all(getattr(module, name, None) == value for name, value in _PLAIN.items()):
@@ -72,7 +72,7 @@ def _experts(model: PreTrainedModel) -> Iterator[nn.Module]:
 
 
 @contextmanager
-def experts_made_dense(model: PreTrainedModel) -> Iterator[None]:
+def replaced_experts(model: PreTrainedModel) -> Iterator[None]:
     """Lets a model compute its experts by `dense_experts` inside the block."""
     own = model.config._experts_implementation
     ALL_EXPERTS_FUNCTIONS.register(_NAME, dense_experts)

@@ -7,7 +7,7 @@ from torch import nn
 
 from medusa_trt.export.modeling.attention_inputs import AttentionInputs
 from medusa_trt.export.modeling.grouped_attention import grouped_attention
-from medusa_trt.export.modeling.rotary import RotaryTable, rotated
+from medusa_trt.export.modeling.rotary import RotaryTable, rotate
 from medusa_trt.export.modeling.standard_attention import StandardAttention
 
 
@@ -93,7 +93,7 @@ class DecomposedAttention(DeviceAttention):
                 nn.functional.embedding(self._position_ids, values)[:, None] for values in table
             ]
         cos, sin = self._angles[id(table)]
-        return rotated(states, cos, sin)
+        return rotate(states, cos, sin)
 
     def _update(self, past: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
         return torch.onnx.ops.symbolic(

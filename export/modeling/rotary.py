@@ -24,7 +24,7 @@ class IdentityRotary(nn.Module):
         return self.cos.to(x.dtype), self.sin.to(x.dtype)
 
 
-def rotary_at_length(rotary: nn.Module, max_length: int) -> nn.Module:
+def fix_rotary_length(rotary: nn.Module, max_length: int) -> nn.Module:
     """A copy of a model's rotary module that treats every sequence as one of this length.
 
     Dynamic and LongRoPE scaling choose their frequencies by the length of the text, so a cache that
@@ -46,18 +46,18 @@ def rotary_at_length(rotary: nn.Module, max_length: int) -> nn.Module:
 
 
 @contextmanager
-def rotary_fixed_at(model: PreTrainedModel, max_length: int) -> Iterator[None]:
-    """Lets a model rotate inside the block as `rotary_at_length` says."""
+def fixed_rotary(model: PreTrainedModel, max_length: int) -> Iterator[None]:
+    """Lets a model rotate inside the block as `fix_rotary_length` says."""
     own = model.base_model.rotary_emb
     assert isinstance(own, nn.Module)
-    model.base_model.rotary_emb = rotary_at_length(own, max_length)
+    model.base_model.rotary_emb = fix_rotary_length(own, max_length)
     try:
         yield
     finally:
         model.base_model.rotary_emb = own
 
 
-def rotations(config: PretrainedConfig) -> list[str | None]:
+def rotation_types_from_config(config: PretrainedConfig) -> list[str | None]:
     """What each layer's rotary module calls its rotation: a type of layer, or "" for the only one.
 
     None stands for a layer that does not rotate.
@@ -73,21 +73,21 @@ def rotations(config: PretrainedConfig) -> list[str | None]:
     return [kind if rotates[layer] else None for layer, kind in enumerate(kinds)]
 
 
-def rope_parameters(config: PretrainedConfig) -> list[dict[str, object]]:
+def rope_parameters_from_config(config: PretrainedConfig) -> list[dict[str, object]]:
     """The parameters of each rotation, which a config has once or by types of layers."""
     found = getattr(config, "rope_parameters", None) or {}
     by_type = [value for value in found.values() if isinstance(value, dict)]
     return by_type or [found]
 
 
-def rotary_tables(
+def make_rotary_tables(
     rotary: nn.Module, kinds: Sequence[str | None], num_positions: int
 ) -> dict[str | None, RotaryTable]:
     """The table of each rotation that some layer uses; of None, the one that changes nothing.
 
     Args:
         rotary: the model's own module.
-        kinds: see `rotations`; at least one rotates.
+        kinds: see `rotation_types_from_config`; at least one rotates.
         num_positions: rows of each table.
     """
     with torch.no_grad():
@@ -102,7 +102,7 @@ def rotary_tables(
     return tables
 
 
-def rotated(states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+def rotate(states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     """What `GroupQueryAttention` makes of queries or keys (..., T, head_dim).
 
     Source: Su et al. 2021, "RoFormer", with dimension i paired with i + rotary_dim / 2, and the

@@ -5,14 +5,17 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from medusa_trt.errors import ExportError, MedusaError
-from medusa_trt.export.modeling.attention_probe import attention_problem, attention_shapes
-from medusa_trt.export.modeling.dense_experts import experts_problem, has_experts
-from medusa_trt.export.modeling.rotary import rope_parameters
+from medusa_trt.export.modeling.attention_probe import (
+    find_attention_problem,
+    watch_attention_shapes,
+)
+from medusa_trt.export.modeling.dense_experts import find_experts_problem, has_experts
+from medusa_trt.export.modeling.rotary import rope_parameters_from_config
 
 _LAYER_TYPES = {"full_attention", "sliding_attention"}
 
 
-def sliding_window_of(model: PreTrainedModel) -> int | None:
+def find_sliding_window(model: PreTrainedModel) -> int | None:
     """How many tokens a model's attention reaches back in some layer, where that is limited."""
     config = model.config
     window = getattr(config, "sliding_window", None)
@@ -24,7 +27,7 @@ def needs_general_attention(model: PreTrainedModel, max_length: int) -> bool:
     """Whether a layer caps its scores, or has a window shorter than the longest sequence."""
     return any(
         call.softcap is not None or (call.window is not None and call.window < max_length)
-        for call in attention_shapes(model, max_length)
+        for call in watch_attention_shapes(model, max_length)
     )
 
 
@@ -39,7 +42,7 @@ def refuse_unsupported(model: PreTrainedModel, max_length: int) -> None:
         ExportError: the feature by its name, or that the model does not run.
     """
     try:
-        found = _problem_in_config(model) or attention_problem(model, max_length)
+        found = _problem_in_config(model) or find_attention_problem(model, max_length)
     except MedusaError:
         raise
     except Exception as error:  # whatever the model's own code raises
@@ -55,7 +58,7 @@ def refuse_unsupported(model: PreTrainedModel, max_length: int) -> None:
         )
 
 
-def notices(model: PreTrainedModel, max_length: int, *, is_slower: bool) -> list[str]:
+def list_notices(model: PreTrainedModel, max_length: int, *, is_slower: bool) -> list[str]:
     """Lists what a user should know of how a model is exported, a sentence each.
 
     Args:
@@ -64,13 +67,13 @@ def notices(model: PreTrainedModel, max_length: int, *, is_slower: bool) -> list
         is_slower: whether the operator library's attention does not serve the model.
     """
     config, found = model.config, []
-    window = sliding_window_of(model)
+    window = find_sliding_window(model)
     if is_slower:
         text = "its attention is computed by ONNX Runtime, the operator library's is faster"
         if window is not None and not needs_general_attention(model, window):
             text = f"{text}: --max-length {window} would do without its sliding windows"
         found.append(text)
-    for parameters in rope_parameters(config):
+    for parameters in rope_parameters_from_config(config):
         original = parameters.get("original_max_position_embeddings")
         has_two = parameters.get("short_factor") != parameters.get("long_factor")
         if parameters.get("rope_type") == "longrope" and isinstance(original, int) and has_two:
@@ -101,7 +104,7 @@ def _problem_in_config(model: PreTrainedModel) -> str | None:
         found = "positions other than rotary embeddings"
     elif _is_complex(rotary):
         found = "a rotary embedding of complex numbers"
-    return found or experts_problem(model)
+    return found or find_experts_problem(model)
 
 
 def _is_complex(rotary: nn.Module) -> bool:

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from medusa_trt.calibration.prompts import self_generated_prompts
-from medusa_trt.export.comparison.logits import MAX_RELATIVE_ERROR, agreement
+from medusa_trt.export.comparison.logits import MAX_RELATIVE_ERROR, compute_agreement
 from medusa_trt.export.models.base_model import BaseModel
 from medusa_trt.export.pipeline import ExportOptions, export_bundle
 from medusa_trt.runtime.bundle import Bundle
@@ -110,7 +110,7 @@ def test_each_node_has_the_logits_of_its_path(
         with torch.no_grad():
             expected[node] = base_model.model(text, use_cache=False).logits[0, -1].numpy()
     # Single nodes after random tokens are off by up to half in int8; wrong paths are by more.
-    found = agreement(outputs.logits[0], expected)
+    found = compute_agreement(outputs.logits[0], expected)
     assert found.relative_error <= MAX_RELATIVE_ERROR[demo_bundle.manifest.target.precision]
     assert np.array_equal(outputs.argmax[0], outputs.logits[0].argmax(-1))
     engine.close()

@@ -21,11 +21,11 @@ from medusa_trt.errors import ExportError
 from medusa_trt.export.comparison.logits import (
     MAX_LOGIT_DIFFERENCE,
     TEXT,
-    agreement,
+    compare_logits,
+    compute_agreement,
     leaf_paths,
     max_relative_error,
     random_tree,
-    verify_bundle,
 )
 from medusa_trt.runtime.bundle import Agreement, Bundle
 from medusa_trt.runtime.engines.base import VerifyOutputs
@@ -75,14 +75,14 @@ def engine(tiny_bundle: Bundle) -> WrongEngine:
 
 
 def test_equal_logits_agree() -> None:
-    assert agreement(LOGITS, LOGITS) == Agreement(4, 0.0, 0.0, 1.0, 0.0)
+    assert compute_agreement(LOGITS, LOGITS) == Agreement(4, 0.0, 0.0, 1.0, 0.0)
 
 
 def test_the_largest_difference_and_the_share_of_argmaxes_are_found() -> None:
     found = LOGITS.copy()
     found[0, 2] = 0.5
     found[2, 0] -= 4
-    for result in (agreement(found, LOGITS), agreement(LOGITS, found)):
+    for result in (compute_agreement(found, LOGITS), compute_agreement(LOGITS, found)):
         assert result.max_logit_difference == 4.0 and result.argmax_agreement == 0.75
 
 
@@ -96,7 +96,7 @@ def test_relative_error_and_divergence_are_what_their_definitions_say() -> None:
     ]
     norm = math.sqrt(sum(x * x for row in spread for x in row))
     error = math.sqrt(sum(x * x for row in errors for x in row))
-    result = agreement(found, expected)
+    result = compute_agreement(found, expected)
     assert result.relative_error == pytest.approx(error / norm, rel=1e-4)
     p, q = softmax(expected, axis=-1), softmax(found, axis=-1)
     assert result.kl_divergence == pytest.approx(np.mean(entropy(p, q, axis=-1)), rel=1e-3)
@@ -106,7 +106,7 @@ def test_relative_error_and_divergence_are_what_their_definitions_say() -> None:
 def test_what_is_not_a_number_shows_in_the_difference(side: int) -> None:
     arrays = [LOGITS.copy(), LOGITS.copy()]
     arrays[side][1, 2] = np.nan
-    result = agreement(*arrays)
+    result = compute_agreement(*arrays)
     assert not result.max_logit_difference <= LIMIT
 
 
@@ -138,7 +138,7 @@ def test_random_trees_differ_and_branch() -> None:
 def test_a_right_engine_passes(
     tiny_bundle: Bundle, model: PreTrainedModel, engine: WrongEngine, num_tokens: int
 ) -> None:
-    results = verify_bundle(tiny_bundle, engine, model, (TEXT_IDS * 3)[:num_tokens])
+    results = compare_logits(tiny_bundle, engine, model, (TEXT_IDS * 3)[:num_tokens])
     assert results.keys() == {"text", "tree"}
     assert results["text"].num_positions == min(num_tokens, 511)
     assert results["tree"].num_positions == 24
@@ -175,7 +175,7 @@ def test_wrong_logits_fail(
     engine.branching_only = branching_only
     where = "tree" if branching_only else "text"
     with pytest.raises(ExportError, match=f"^the exported {where} logits differ .*[^\n]*$"):
-        verify_bundle(tiny_bundle, engine, model, TEXT_IDS)
+        compare_logits(tiny_bundle, engine, model, TEXT_IDS)
 
 
 def test_too_few_bits_are_no_fault_to_report(
@@ -191,7 +191,7 @@ def test_too_few_bits_are_no_fault_to_report(
     engine.change = turned
     with pytest.raises(ExportError, match="lose too much in int4: choose another") as caught:
         bundle = Bundle(tiny_bundle.path, manifest, tiny_bundle.tree)
-        verify_bundle(bundle, engine, model, TEXT_IDS)
+        compare_logits(bundle, engine, model, TEXT_IDS)
     assert "inf" not in str(caught.value)
 
 
@@ -200,7 +200,7 @@ def test_rounding_passes(tiny_bundle: Bundle, model: PreTrainedModel, engine: Wr
         logits += LIMIT / 2
 
     engine.change = rounded
-    results = verify_bundle(tiny_bundle, engine, model, TEXT_IDS)
+    results = compare_logits(tiny_bundle, engine, model, TEXT_IDS)
     assert results["text"].max_logit_difference > LIMIT / 3
 
 
@@ -209,7 +209,7 @@ def test_an_engine_that_ignores_the_tree_fails(
 ) -> None:
     engine.ignore_tree = True
     with pytest.raises(ExportError, match="exported tree logits"):
-        verify_bundle(tiny_bundle, engine, model, TEXT_IDS)
+        compare_logits(tiny_bundle, engine, model, TEXT_IDS)
 
 
 def test_an_engine_that_forgets_its_cache_fails(
@@ -217,7 +217,7 @@ def test_an_engine_that_forgets_its_cache_fails(
 ) -> None:
     engine.ignore_past = True
     with pytest.raises(ExportError, match="exported text logits"):
-        verify_bundle(tiny_bundle, engine, model, TEXT_IDS)
+        compare_logits(tiny_bundle, engine, model, TEXT_IDS)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from scipy.stats import chisquare
 from support.reference.reductions import reductions_from_logits
 
-from medusa_trt.export.graphs.integer_reduce import integer_reduce_graph
+from medusa_trt.export.graphs.integer_reduce import make_integer_reduce
 from medusa_trt.runtime.engines.reduce_tensors import OUTPUTS, SHARE_BITS
 from medusa_trt.runtime.options import SamplingOptions
 from medusa_trt.runtime.sampling import probabilities_from_logits, uniforms_from_seed
@@ -23,7 +23,7 @@ NUM_SORTED = 64
 
 @cache
 def session(vocab_size: int) -> onnxruntime.InferenceSession:
-    model = integer_reduce_graph(vocab_size, 21, num_sorted=NUM_SORTED)
+    model = make_integer_reduce(vocab_size, 21, num_sorted=NUM_SORTED)
     return onnxruntime.InferenceSession(ir.to_proto(model).SerializeToString())
 
 
@@ -137,7 +137,7 @@ def test_a_row_is_the_same_whatever_the_others_are() -> None:
 
 
 def test_it_has_no_float64() -> None:
-    graph = integer_reduce_graph(300, 21).graph
+    graph = make_integer_reduce(300, 21).graph
     for node in graph:
         if node.op_type == "Cast":
             assert node.attributes["to"].as_int() != ir.DataType.DOUBLE

@@ -17,7 +17,7 @@ from scipy.stats import chisquare
 from support.one_operator import kernels_here
 from support.reference.reductions import reductions_from_logits
 
-from medusa_trt.export.graphs.operator_reduce import operator_reduce_graph
+from medusa_trt.export.graphs.operator_reduce import make_operator_reduce
 from medusa_trt.runtime.engines.operators import library_path
 from medusa_trt.runtime.engines.reduce_tensors import OUTPUTS
 from medusa_trt.runtime.options import SamplingOptions
@@ -49,7 +49,7 @@ def opened(num_threads: int) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = num_threads
     options.register_custom_ops_library(str(library_path()))
-    model = operator_reduce_graph(1, 21)
+    model = make_operator_reduce(1, 21)
     model.graph.inputs[0].shape = ir.Shape(["num_rows", "vocab_size"])
     return onnxruntime.InferenceSession(ir.to_proto(model).SerializeToString(), options)
 

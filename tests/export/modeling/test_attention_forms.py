@@ -26,7 +26,7 @@ from support.model_families import (
 from support.tiny_models import VOCAB_SIZE, random_model
 from transformers import PreTrainedModel
 
-from medusa_trt.export.comparison.logits import MAX_RELATIVE_ERROR, agreement
+from medusa_trt.export.comparison.logits import MAX_RELATIVE_ERROR, compute_agreement
 from medusa_trt.export.modeling.attention_forms import choose_attention
 from medusa_trt.export.modeling.operator_attention import CachedAttention, TreeAttention
 from medusa_trt.export.modeling.standard_attention import ScatterAttention
@@ -148,7 +148,7 @@ def test_a_quantized_bundle_is_close_to_the_model_and_exact_among_its_own_steps(
             for node in range(tree.num_nodes)
         ]
     )
-    assert agreement(step.logits, expected).relative_error <= MAX_RELATIVE_ERROR[precision]
+    assert compute_agreement(step.logits, expected).relative_error <= MAX_RELATIVE_ERROR[precision]
     for past, node in enumerate(path_to(tree, WINDOW + 2), NUM_PREFIX):
         row = np.append(tokens[node], np.zeros(min_rows - 1, np.int64))
         alone = verify(engine, row, chain_tree(min_rows - 1), past).logits[0]
@@ -180,7 +180,7 @@ def test_a_bundle_for_a_device_computes_what_the_model_does(
             for node in range(tree.num_nodes)
         ]
     )
-    assert agreement(found, expected).relative_error <= MAX_RELATIVE_ERROR["fp16"]
+    assert compute_agreement(found, expected).relative_error <= MAX_RELATIVE_ERROR["fp16"]
     engine.close()
 
 

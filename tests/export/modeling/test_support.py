@@ -18,7 +18,7 @@ from support.model_families import (
 from support.tiny_models import random_model
 
 from medusa_trt.errors import ExportError
-from medusa_trt.export.modeling.rotary import rotary_fixed_at
+from medusa_trt.export.modeling.rotary import fixed_rotary
 from medusa_trt.export.modeling.support import refuse_unsupported
 
 
@@ -26,7 +26,7 @@ def test_watching_a_model_leaves_it_as_it_was() -> None:
     model = weighted_model(longrope(MAX_LENGTH // 4))
     text = np.arange(8)
     before = expected_logits(model, text)
-    with rotary_fixed_at(model, MAX_LENGTH):
+    with fixed_rotary(model, MAX_LENGTH):
         assert np.abs(expected_logits(model, text) - before).max() > MAX_LOGIT_DIFFERENCE
     refuse_unsupported(model, MAX_LENGTH)
     assert np.array_equal(expected_logits(model, text), before)

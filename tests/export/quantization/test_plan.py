@@ -15,7 +15,7 @@ from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from medusa_trt.calibration.quantization.meter import RoundedModel
 from medusa_trt.cli import main as cli
 from medusa_trt.errors import ExportError
-from medusa_trt.export.comparison.logits import TEXT, agreement
+from medusa_trt.export.comparison.logits import TEXT, compute_agreement
 from medusa_trt.export.graphs.verify_graph import trace_verify
 from medusa_trt.export.graphs.verify_module import VerifyModule
 from medusa_trt.export.modeling.attention_forms import choose_attention
@@ -211,8 +211,8 @@ def test_a_bundle_computes_what_the_rounded_model_does(
         rounded.set({site.name: site.format for site in plan.sites})  # type: ignore[misc]
         simulated = model(torch.from_numpy(ids)[None]).logits[0].numpy()
     # What is left is the cache's bfloat16.
-    error = agreement(outputs.logits[0], exact).relative_error
-    assert agreement(outputs.logits[0], simulated).relative_error < error / 8
+    error = compute_agreement(outputs.logits[0], exact).relative_error
+    assert compute_agreement(outputs.logits[0], simulated).relative_error < error / 8
     engine.close()
 
 

@@ -23,7 +23,7 @@ from support.tiny_models import (
 
 from medusa_trt.cli.main import main
 from medusa_trt.errors import BuildError, ExportError
-from medusa_trt.export.comparison.check import widened_bundle
+from medusa_trt.export.comparison.check import widen_bundle
 from medusa_trt.export.comparison.logits import (
     compare_on_text,
     compare_on_tree,
@@ -84,7 +84,7 @@ def check_equals_model(bundle: Bundle, scratch: Path) -> None:
     for parameter in model.parameters():
         parameter.data = parameter.data.half().float()
     engine = OrtEngine(
-        widened_bundle(bundle, scratch / "wide"), capacity=128, batch_size=2, num_threads=1
+        widen_bundle(bundle, scratch / "wide"), capacity=128, batch_size=2, num_threads=1
     )
     ids = np.random.default_rng(3).integers(0, VOCAB_SIZE, 60).tolist()
     found = [

@@ -10,7 +10,7 @@ from support.stand_ins.fake_onnxruntime import FakeOnnxRuntime
 from support.tiny_models import VOCAB_SIZE, llama_config, random_model
 
 from medusa_trt.errors import EngineError
-from medusa_trt.export.comparison.check import widened_bundle
+from medusa_trt.export.comparison.check import widen_bundle
 from medusa_trt.export.comparison.logits import compare_on_text, compare_on_tree, random_tree
 from medusa_trt.export.pipeline import ExportOptions, export_bundle
 from medusa_trt.runtime.bundle import Bundle
@@ -53,7 +53,7 @@ def test_logits_equal_hugging_face(cuda_bundle: Bundle, tmp_path: Path) -> None:
     for parameter in model.parameters():
         parameter.data = parameter.data.half().float()
     device = Device()
-    engine = device.engine(widened_bundle(cuda_bundle, tmp_path / "wide"), 128, batch_size=2)
+    engine = device.engine(widen_bundle(cuda_bundle, tmp_path / "wide"), 128, batch_size=2)
     ids = np.random.default_rng(3).integers(0, VOCAB_SIZE, 60).tolist()
     found = [
         compare_on_text(engine, model, ids, chunk=17),

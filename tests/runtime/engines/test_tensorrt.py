@@ -14,7 +14,7 @@ from support.stand_ins.fake_cuda import FakeCuda
 from support.stand_ins.fake_tensorrt import FakeTensorRT
 
 from medusa_trt.errors import BuildError, EngineError
-from medusa_trt.export.graphs.integer_reduce import integer_reduce_graph
+from medusa_trt.export.graphs.integer_reduce import make_integer_reduce
 from medusa_trt.export.tensorrt.build import build_engines
 from medusa_trt.export.tensorrt.options import BuildOptions
 from medusa_trt.export.tensorrt.products import PRODUCTS, ProductSpec
@@ -171,7 +171,7 @@ def test_a_nucleus_beyond_the_sorted_tokens_is_drawn_on_the_host(
     folder = shutil.copytree(trt_bundle.path, tmp_path / "bundle")
     opset = ir.load(folder / "reduce.onnx").graph.opset_imports[""]
     vocab_size = trt_bundle.manifest.model.vocab_size
-    ir.save(integer_reduce_graph(vocab_size, opset, num_sorted=4), folder / "reduce.onnx")
+    ir.save(make_integer_reduce(vocab_size, opset, num_sorted=4), folder / "reduce.onnx")
     own = Built(Bundle(folder, trt_bundle.manifest, trt_bundle.tree), tmp_path)
     expected = sampled_replies(built.engine(), trt_bundle, TREE)
     own.cuda.download_sizes.clear()
