@@ -18,11 +18,6 @@ from medusa_trt.export.passes.pack_split_qkv import PackSplitQkvPass
 from medusa_trt.export.passes.remove_identity_rotary import RemoveIdentityRotaryPass
 from medusa_trt.export.passes.remove_layout_pairs import RemoveLayoutPairsPass
 from medusa_trt.export.passes.use_fast_selection import UseFastSelectionPass
-from medusa_trt.export.passes.widen_floats import WidenFloatsPass
-from medusa_trt.export.quantization.quantize_linear import QuantizeLinearPass
-from medusa_trt.export.quantization.quantize_weights import QuantizeWeightsPass
-
-__all__ = ["QuantizeLinearPass", "QuantizeWeightsPass", "WidenFloatsPass", "optimize"]
 
 
 def optimize(

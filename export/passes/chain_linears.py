@@ -1,10 +1,12 @@
 """Layers that follow each other, in one operator."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import onnx_ir as ir
-from onnx_ir.passes import InPlacePass, PassResult
+from onnx_ir.passes import PassResult, PreconditionError
 
+from medusa_trt.export.passes.checked_pass import CheckedPass
 from medusa_trt.runtime.engines.operators import DOMAIN
 
 _MOST_LAYERS = 8
@@ -12,19 +14,33 @@ _EXTERNAL, _NONE = -1, -2
 _ATTRIBUTES = ("bits", "num_outputs", "activation", "gated")
 
 
-class ChainLinearsPass(InPlacePass):
+class ChainLinearsPass(CheckedPass):
     """Joins `Linear` nodes to `LinearChain`, whose layers run without waking threads in between.
 
-    A chain's layers read its input or each other, and add its residual or each other's outputs.
-    Requires: nodes are in topological order, and none is unused. Ensures: of two neighbours that
-    could be in one chain of at most eight layers, none is left alone. The order may be lost.
+    A chain's layers read its input or each other, and add its residual or each other's outputs; it
+    has at most eight. Nodes may be out of order afterwards.
     """
+
+    reads_in_order = True
+
+    def requires(self, model: ir.Model) -> None:
+        """Checks the order, and that every layer is used: a chain would compute it all the same.
+
+        Raises:
+            PreconditionError: nodes are out of order, or a layer's output is not used.
+        """
+        super().requires(model)
+        for node in model.graph:
+            if _is_linear(node) and not (
+                node.outputs[0].uses() or node.outputs[0].is_graph_output()
+            ):
+                raise PreconditionError(f"Linear {node.name!r} is not used")
 
     def call(self, model: ir.Model) -> PassResult:
         """Joins what can be joined."""
         chains: list[_Chain] = []
         for node in model.graph:
-            if node.domain != DOMAIN or node.op_type != "Linear":
+            if not _is_linear(node):
                 continue
             if not any(chain.take(node) for chain in reversed(chains)):
                 chains.append(_Chain(node))
@@ -32,6 +48,18 @@ class ChainLinearsPass(InPlacePass):
         for chain in joined:
             chain.replace(model.graph)
         return PassResult(model, bool(joined))
+
+    def left_over(self, graph: ir.Graph) -> Iterator[ir.Node]:
+        """Finds each layer alone that could be in one chain with the layer alone before it."""
+        for node in graph:
+            source = node.inputs[0] if _is_linear(node) else None
+            before = None if source is None else source.producer()
+            if before is not None and _is_linear(before) and _Chain(before).take(node):
+                yield node
+
+
+def _is_linear(node: ir.Node) -> bool:
+    return node.domain == DOMAIN and node.op_type == "Linear"
 
 
 @dataclass(slots=True)

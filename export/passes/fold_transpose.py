@@ -1,30 +1,42 @@
 """Transposed weights without reading them."""
 
-import onnx_ir as ir
-from onnx_ir.passes import InPlacePass, PassResult
+from collections.abc import Iterator
 
+import onnx_ir as ir
+from onnx_ir.passes import PassResult
+
+from medusa_trt.export.passes.checked_pass import CheckedPass
 from medusa_trt.export.weights.lazy_tensor import transposed
 
 
-class FoldTransposePass(InPlacePass):
+class FoldTransposePass(CheckedPass):
     """Replaces the Transpose of a weight by the transposed weight.
 
-    Ensures: no Transpose of an initializer remains, except where the weight has other uses, as a
-    tied unembedding has: it is stored once, and transposed where it is loaded.
+    A weight with other uses, such as a tied unembedding, keeps its Transpose: it is stored once,
+    and transposed where it is loaded.
     """
 
     def call(self, model: ir.Model) -> PassResult:
         """Folds each."""
         modified = False
         for node in list(model.graph):
-            weight = node.inputs[0] if node.op_type == "Transpose" else None
-            if weight is None or not weight.is_initializer() or weight.const_value is None:
-                continue
-            if node.domain != "" or len(list(weight.uses())) > 1:
-                continue
-            _fold(model.graph, node, weight)
-            modified = True
+            weight = _weight_of(node)
+            if weight is not None:
+                _fold(model.graph, node, weight)
+                modified = True
         return PassResult(model, modified)
+
+    def left_over(self, graph: ir.Graph) -> Iterator[ir.Node]:
+        """Finds each Transpose of a weight that nothing else uses."""
+        return (node for node in graph if _weight_of(node) is not None)
+
+
+def _weight_of(node: ir.Node) -> ir.Value | None:
+    """The weight that a Transpose alone uses."""
+    weight = node.inputs[0] if node.op_type == "Transpose" and node.domain == "" else None
+    if weight is None or not weight.is_initializer() or weight.const_value is None:
+        return None
+    return weight if len(weight.uses()) == 1 else None
 
 
 def _fold(graph: ir.Graph, transpose: ir.Node, weight: ir.Value) -> None:

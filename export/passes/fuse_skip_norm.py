@@ -1,18 +1,23 @@
 """Residual addition and normalization in one operator."""
 
-import onnx_ir as ir
-from onnx_ir.passes import InPlacePass, PassResult
+from collections.abc import Iterator
 
+import onnx_ir as ir
+from onnx_ir.passes import PassResult
+
+from medusa_trt.export.passes.checked_pass import CheckedPass
 from medusa_trt.export.passes.rewiring import same_known_shape
 
 
-class FuseSkipNormPass(InPlacePass):
+class FuseSkipNormPass(CheckedPass):
     """Rewrites Add + RMSNormalization to `com.microsoft.SkipSimplifiedLayerNormalization`.
 
-    ONNX Runtime 1.31 fuses its own older form but not the RMSNormalization of opset 23.
-    Requires: shapes are annotated. Ensures: no Add of two values of one shape feeds a
-    normalization over the last of two or three axes, except where either is a graph output.
+    ONNX Runtime 1.31 fuses its own older form but not the RMSNormalization of opset 23. Fused is an
+    Add of two values of one shape that feeds a normalization over the last of two or three axes,
+    except where either is a graph output.
     """
+
+    reads_shapes_of = ("Add",)
 
     def call(self, model: ir.Model) -> PassResult:
         """Fuses each pair; the sum stays available as the fused operator's fourth output."""
@@ -26,6 +31,10 @@ class FuseSkipNormPass(InPlacePass):
             model.graph.opset_imports["com.microsoft"] = 1
             model.graph.sort()
         return PassResult(model, modified)
+
+    def left_over(self, graph: ir.Graph) -> Iterator[ir.Node]:
+        """Finds each normalization whose addition can be taken in."""
+        return (node for node in graph if _added(node) is not None)
 
 
 def _added(norm: ir.Node) -> ir.Node | None:

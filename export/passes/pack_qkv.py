@@ -1,40 +1,56 @@
 """One product instead of three before attention."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
-from onnx_ir.passes import InPlacePass, PassResult
+from onnx_ir.passes import PassResult, PreconditionError
 
+from medusa_trt.export.passes.checked_pass import CheckedPass
 from medusa_trt.export.passes.rewiring import constant_of, initializer
 from medusa_trt.export.weights.lazy_tensor import LazyTensor, concatenated
 
 OP_TYPES = ("GroupQueryAttention", "TreeAttention")
 
 
-class PackQkvPass(InPlacePass):
+class PackQkvPass(CheckedPass):
     """Merges the query, key and value projections of `GroupQueryAttention` or `TreeAttention`.
 
-    Requires: attention's first three inputs. Ensures: where all three are products of one value
-    by constants, with or without a constant bias, attention reads their packed product; others
-    are left alone.
+    Where all three are products of one value by constants, with or without a constant bias,
+    attention reads their packed product; others are left alone.
     """
+
+    def requires(self, model: ir.Model) -> None:
+        """Checks that attention has places for queries, keys and values.
+
+        Raises:
+            PreconditionError: an attention node has fewer than three inputs.
+        """
+        super().requires(model)
+        for node in model.graph:
+            if node.op_type in OP_TYPES and len(node.inputs) < 3:
+                raise PreconditionError(
+                    f"{type(self).__name__} reads three inputs of {node.op_type} {node.name!r}, "
+                    f"which has {len(node.inputs)}"
+                )
 
     def call(self, model: ir.Model) -> PassResult:
         """Packs each attention node's projections."""
         modified = False
         for attention in list(model.graph):
-            if attention.op_type not in OP_TYPES:
+            projections = _projections_of(attention)
+            if projections is None:
                 continue
-            projections = [_projection(value) for value in attention.inputs[:3]]
-            found = [projection for projection in projections if projection is not None]
-            if len(found) < 3 or len({id(projection.source) for projection in found}) > 1:
-                continue
-            attention.replace_input_with(0, _packed(model.graph, found))
+            attention.replace_input_with(0, _packed(model.graph, projections))
             attention.replace_input_with(1, None)
             attention.replace_input_with(2, None)
             modified = True
         return PassResult(model, modified)
+
+    def left_over(self, graph: ir.Graph) -> Iterator[ir.Node]:
+        """Finds each attention node whose projections can be packed."""
+        return (node for node in graph if _projections_of(node) is not None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +61,19 @@ class _Projection:
     source: ir.Value
     weight: ir.TensorProtocol
     bias: ir.TensorProtocol | None
+
+
+def _projections_of(attention: ir.Node) -> list[_Projection] | None:
+    """The three projections that can be packed."""
+    if attention.op_type not in OP_TYPES:
+        return None
+    projections = [
+        projection
+        for value in attention.inputs[:3]
+        if (projection := _projection(value)) is not None
+    ]
+    sources = {id(projection.source) for projection in projections}
+    return projections if len(projections) == 3 and len(sources) == 1 else None
 
 
 def _projection(value: ir.Value | None) -> _Projection | None:

@@ -1,39 +1,47 @@
 """One product instead of three before attention that takes query, key and value apart."""
 
 from collections import defaultdict
+from collections.abc import Iterator
 
 import numpy as np
 import onnx_ir as ir
-from onnx_ir.passes import InPlacePass, PassResult
+from onnx_ir.passes import PassResult
 
+from medusa_trt.export.passes.checked_pass import CheckedPass
 from medusa_trt.export.passes.rewiring import initializer
 from medusa_trt.export.weights.lazy_tensor import concatenated
 
 _NUM_PACKED = 3
 
 
-class PackSplitQkvPass(InPlacePass):
+class PackSplitQkvPass(CheckedPass):
     """Merges three MatMuls of one value by constants into a MatMul and a Split.
 
     The packed weight is the one that `PackQkvPass` makes, so that both forms of a verify graph
-    share it. Requires: query, key and value projections in this order. Ensures: no three MatMuls
-    of one value remain.
+    share it. The projections of queries, keys and values come in this order.
     """
 
     def call(self, model: ir.Model) -> PassResult:
         """Packs each group of three."""
-        groups: dict[ir.Value, list[ir.Node]] = defaultdict(list)
-        for node in model.graph:
-            if (
-                node.op_type == "MatMul"
-                and node.inputs[0] is not None
-                and _weight(node) is not None
-            ):
-                groups[node.inputs[0]].append(node)
-        packed = [group for group in groups.values() if len(group) == _NUM_PACKED]
-        for products in packed:
+        groups = _groups_of_three(model.graph)
+        for products in groups:
             _pack(model.graph, products)
-        return PassResult(model, bool(packed))
+        return PassResult(model, bool(groups))
+
+    def left_over(self, graph: ir.Graph) -> Iterator[ir.Node]:
+        """Finds the first product of each group of three."""
+        return (group[0] for group in _groups_of_three(graph))
+
+
+def _groups_of_three(graph: ir.Graph) -> list[list[ir.Node]]:
+    """Products of one value by constants that are used, three for each value."""
+    groups: dict[ir.Value, list[ir.Node]] = defaultdict(list)
+    for node in graph:
+        if node.op_type != "MatMul" or node.inputs[0] is None or _weight(node) is None:
+            continue
+        if node.outputs[0].uses() or node.outputs[0].is_graph_output():
+            groups[node.inputs[0]].append(node)
+    return [group for group in groups.values() if len(group) == _NUM_PACKED]
 
 
 def _weight(product: ir.Node) -> ir.TensorProtocol | None:

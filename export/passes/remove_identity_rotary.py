@@ -1,30 +1,45 @@
 """Removes rotary embeddings by the angle zero."""
 
+from collections.abc import Iterator
+
 import numpy as np
 import onnx_ir as ir
-from onnx_ir.passes import InPlacePass, PassResult
+from onnx_ir.passes import PassResult
 
+from medusa_trt.export.passes.checked_pass import CheckedPass
 from medusa_trt.export.passes.rewiring import bypass, same_known_shape
 
 
-class RemoveIdentityRotaryPass(InPlacePass):
+class RemoveIdentityRotaryPass(CheckedPass):
     """Replaces `x * 1 + rotate_half(x) * 0` by `x`.
 
-    Requires: the model was traced with a rotary module that returns constant ones and zeros, as
-    it is where attention rotates by itself; shapes are annotated. Ensures: no such Add remains,
-    except one that is a graph output.
+    Such nodes remain of a rotary module that returns constant ones and zeros, which stands in for
+    the model's own where attention itself rotates. An Add that is a graph output stays.
     """
+
+    reads_shapes_of = ("Add",)
 
     def call(self, model: ir.Model) -> PassResult:
         """Takes each such Add out."""
         modified = False
         for node in list(model.graph):
-            if node.op_type == "Add" and not node.outputs[0].is_graph_output():
-                source = _unrotated(node)
-                if source is not None and same_known_shape(source, node.outputs[0]):
-                    bypass(node, source)
-                    modified = True
+            source = _unrotated_source(node)
+            if source is not None:
+                bypass(node, source)
+                modified = True
         return PassResult(model, modified)
+
+    def left_over(self, graph: ir.Graph) -> Iterator[ir.Node]:
+        """Finds each such Add."""
+        return (node for node in graph if _unrotated_source(node) is not None)
+
+
+def _unrotated_source(node: ir.Node) -> ir.Value | None:
+    """What an Add can be replaced by."""
+    if node.op_type != "Add" or node.outputs[0].is_graph_output():
+        return None
+    source = _unrotated(node)
+    return source if same_known_shape(source, node.outputs[0]) else None
 
 
 def _unrotated(add: ir.Node) -> ir.Value | None:

@@ -1,18 +1,22 @@
 """ArgMax and TopK over the last axis by the operator library."""
 
-import onnx_ir as ir
-from onnx_ir.passes import InPlacePass, PassResult
+from collections.abc import Iterator
 
+import onnx_ir as ir
+from onnx_ir.passes import PassResult
+
+from medusa_trt.export.passes.checked_pass import CheckedPass
 from medusa_trt.runtime.engines.operators import DOMAIN
 
 
-class UseFastSelectionPass(InPlacePass):
+class UseFastSelectionPass(CheckedPass):
     """Rewrites ArgMax and TopK over the last axis to the operator library's.
 
-    ONNX Runtime's ArgMax takes 0.7 ms for 8 rows of 49,152 logits. Requires: shapes are annotated.
-    Ensures: no ArgMax of a float tensor over the last axis, which is not kept, remains, and no TopK
-    whose values are not used.
+    ONNX Runtime's ArgMax takes 0.7 ms for 8 rows of 49,152 logits. The pass rewrites an ArgMax of
+    a float tensor that drops the last axis, and a TopK whose values are not used.
     """
+
+    reads_shapes_of = ("ArgMax", "TopK")
 
     def call(self, model: ir.Model) -> PassResult:
         """Replaces each."""
@@ -25,6 +29,10 @@ class UseFastSelectionPass(InPlacePass):
             model.graph.remove(node, safe=True)
             model.graph.opset_imports[DOMAIN] = 1
         return PassResult(model, bool(found))
+
+    def left_over(self, graph: ir.Graph) -> Iterator[ir.Node]:
+        """Finds each selection that the library could make."""
+        return (node for node in graph if _fast(node) is not None)
 
 
 def _fast(node: ir.Node) -> ir.Node | None:

@@ -1,22 +1,22 @@
 """The same graph in float32, for engines that lack the narrow types."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import onnx_ir as ir
-from onnx_ir.passes import InPlacePass, PassResult
+from onnx_ir.passes import PassResult
 
+from medusa_trt.export.passes.checked_pass import CheckedPass
 from medusa_trt.export.weights.lazy_tensor import lazy
 
 _NARROW = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 
 
-class WidenFloatsPass(InPlacePass):
+class WidenFloatsPass(CheckedPass):
     """Turns float16 and bfloat16 into float32 everywhere: values, weights and casts.
 
     The result computes the same function without the rounding between operators, so a graph that
-    ONNX Runtime has no kernels for can be compared with its model. Ensures: no value of a narrow
-    type remains.
+    ONNX Runtime has no kernels for can be compared with its model.
     """
 
     def call(self, model: ir.Model) -> PassResult:
@@ -36,6 +36,12 @@ class WidenFloatsPass(InPlacePass):
                 elif name in ("to", "output_dtype") and attribute.as_int() in _NARROW:
                     node.attributes[name] = ir.AttrInt64(name, int(ir.DataType.FLOAT))
         return PassResult(model, True)
+
+    def left_over(self, graph: ir.Graph) -> Iterator[ir.Node]:
+        """Finds each node that reads or makes a narrow value."""
+        for node in graph:
+            if any(value and value.dtype in _NARROW for value in (*node.inputs, *node.outputs)):
+                yield node
 
 
 def _values(graph: ir.Graph) -> Iterable[ir.Value]:

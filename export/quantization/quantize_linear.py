@@ -1,11 +1,13 @@
 """Quantized products, with what surrounds them, in one operator each."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
 import onnx_ir as ir
-from onnx_ir.passes import InPlacePass, PassResult
+from onnx_ir.passes import PassResult, PreconditionError
 
+from medusa_trt.export.passes.checked_pass import CheckedPass
 from medusa_trt.export.passes.rewiring import constant_of, initializer, same_known_shape
 from medusa_trt.export.quantization.library import (
     BLOCK_SIZES,
@@ -13,21 +15,21 @@ from medusa_trt.export.quantization.library import (
     QuantizedWeight,
     quantized_weight,
 )
-from medusa_trt.export.weight_formats import BITS, FormatOf, Noted
+from medusa_trt.export.weight_formats import BITS, FormatOf, Noted, WeightFormat
 from medusa_trt.export.weights.lazy_tensor import Array, LazyTensor, lazy, transposed
 from medusa_trt.runtime.engines.operators import DOMAIN
 
 _SILU = 1
 
 
-class QuantizeLinearPass(InPlacePass):
+class QuantizeLinearPass(CheckedPass):
     """Rewrites products with constant matrices to the operator library's `Linear`.
 
     It takes in the RMS normalization before a product, and after it a bias, SiLU, a gate
-    (`silu(x G) * x U`) and a residual addition. Requires: shapes are annotated; two matrices of a
-    gated product have the same format. Ensures: no MatMul or Gemm of two or three dimensions by a
-    constant matrix remains, but for those without a format.
+    (`silu(x G) * x U`) and a residual addition. A matrix without a format stays as it is.
     """
+
+    reads_shapes_of = ("MatMul", "Gemm", "Add")
 
     def __init__(self, format_of: FormatOf, noted: Noted | None = None) -> None:
         """Takes the format of each matrix, int8 or int4, and who is told of it once it is read."""
@@ -36,11 +38,7 @@ class QuantizeLinearPass(InPlacePass):
 
     def call(self, model: ir.Model) -> PassResult:
         """Replaces each product."""
-        products = {
-            node: format_
-            for node in model.graph
-            if (weight := _weight_of(node)) is not None and (format_ := self._format_of(weight))
-        }
+        products = self._products(model.graph)
         done: set[ir.Node] = set()
         for node, format_ in products.items():
             if node not in done:
@@ -48,6 +46,34 @@ class QuantizeLinearPass(InPlacePass):
         if products:
             model.graph.opset_imports[DOMAIN] = 1
         return PassResult(model, bool(products))
+
+    def requires(self, model: ir.Model) -> None:
+        """Checks shapes, and that both matrices of a gated product have one format.
+
+        Raises:
+            PreconditionError: a shape is missing, or a gate has another format.
+        """
+        super().requires(model)
+        formats = self._products(model.graph)
+        for node in formats:
+            products = _planned(node).products
+            if len({formats.get(product) for product in products}) > 1:
+                raise PreconditionError(
+                    f"{products[0].name!r} and {products[1].name!r} are one gated product and have "
+                    "two formats"
+                )
+
+    def left_over(self, graph: ir.Graph) -> Iterator[ir.Node]:
+        """Finds each product by a matrix that has a format."""
+        return iter(self._products(graph))
+
+    def _products(self, graph: ir.Graph) -> dict[ir.Node, WeightFormat]:
+        """The products to rewrite, with the format of each."""
+        return {
+            node: format_
+            for node in graph
+            if (weight := _weight_of(node)) is not None and (format_ := self._format_of(weight))
+        }
 
 
 def _replace(graph: ir.Graph, product: ir.Node, bits: int, noted: Noted | None) -> set[ir.Node]:

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
-from onnx_ir.passes import InPlacePass, PassResult
+from onnx_ir.passes import PassResult
 
+from medusa_trt.export.passes.checked_pass import CheckedPass
 from medusa_trt.export.quantization.exact_scales import exact_scales
 from medusa_trt.export.weight_formats import FormatOf, Noted, WeightFormat
 from medusa_trt.export.weights.lazy_tensor import LazyTensor, lazy, transposed
@@ -29,13 +30,12 @@ _TRIED_COLUMNS = 16
 Array = NDArray[Any]
 
 
-class QuantizeWeightsPass(InPlacePass):
+class QuantizeWeightsPass(CheckedPass):
     """Puts constant matrices behind `DequantizeLinear`: quantized weights, float products.
 
-    int4 has a scale for a block of inputs, int8 and fp8 (E4M3) one for each output. Requires:
-    products of two dimensions or more by constant matrices, in the type that is to be computed in.
-    Ensures: each such matrix is quantized, when it is read; except those without a format and, at
-    int4, those whose inputs no block size divides.
+    int4 has a scale for a block of inputs, int8 and fp8 (E4M3) one for each output. A matrix is
+    quantized when it is read. It stays as it is without a format and, at int4, where no block size
+    divides its inputs.
     """
 
     def __init__(self, format_of: FormatOf, noted: Noted | None = None) -> None:
@@ -48,6 +48,16 @@ class QuantizeWeightsPass(InPlacePass):
         products = [node for node in model.graph if node.op_type in ("MatMul", "Gemm")]
         modified = [self._quantized(model.graph, node) for node in products]
         return PassResult(model, any(modified))
+
+    def left_over(self, graph: ir.Graph) -> Iterator[ir.Node]:
+        """Finds each product by a matrix that could be quantized."""
+        for node in graph:
+            weight = _weight_of(node) if node.op_type in ("MatMul", "Gemm") else None
+            format_ = None if weight is None else self._format_of(weight)
+            if weight is None or format_ is None:
+                continue
+            if format_ != "int4" or block_size_of(weight.sizes[0]) is not None:
+                yield node
 
     def _quantized(self, graph: ir.Graph, product: ir.Node) -> bool:
         tensor = _weight_of(product)

@@ -2,7 +2,8 @@
 
 from onnx_ir.passes import InPlacePass
 
-from medusa_trt.export.passes import QuantizeLinearPass, QuantizeWeightsPass
+from medusa_trt.export.quantization.quantize_linear import QuantizeLinearPass
+from medusa_trt.export.quantization.quantize_weights import QuantizeWeightsPass
 from medusa_trt.export.targets import Precision
 from medusa_trt.export.weight_formats import (
     FormatOf,

@@ -6,8 +6,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from medusa_trt.export.passes import QuantizeWeightsPass
-from medusa_trt.export.quantization.quantize_weights import quantized_matrix
+from medusa_trt.export.quantization.quantize_weights import QuantizeWeightsPass, quantized_matrix
 from medusa_trt.export.weight_formats import WeightFormat, one_format
 from medusa_trt.export.weights.lazy_tensor import Array, LazyTensor
 from medusa_trt.export.weights.weight_file import WeightFile

@@ -1,0 +1,74 @@
+"""Passes that check what they need of a graph, and what they promise, whenever they run."""
+
+import abc
+from collections.abc import Iterator
+from typing import ClassVar
+
+import onnx_ir as ir
+from onnx_ir.passes import InPlacePass, PostconditionError, PreconditionError
+
+
+class CheckedPass(InPlacePass):
+    """A pass whose conditions are code: onnx-ir calls `requires` before it and `ensures` after it.
+
+    Attributes:
+        reads_in_order: whether a node must come after the nodes that it reads.
+        reads_shapes_of: operators whose first output must have a shape, which may hold free
+            dimensions.
+    """
+
+    reads_in_order: ClassVar[bool] = False
+    reads_shapes_of: ClassVar[tuple[str, ...]] = ()
+
+    @abc.abstractmethod
+    def left_over(self, graph: ir.Graph) -> Iterator[ir.Node]:
+        """Finds the nodes that this pass promises to remove or to change."""
+        ...
+
+    def requires(self, model: ir.Model) -> None:
+        """Checks order and shapes.
+
+        Raises:
+            PreconditionError: the graph is not in the form that the pass reads.
+        """
+        name = type(self).__name__
+        seen: set[ir.Node] = set()
+        for node in model.graph:
+            if node.op_type in self.reads_shapes_of and node.outputs[0].shape is None:
+                raise PreconditionError(
+                    f"{name} reads the shape of {node.op_type} {node.name!r}, which has none"
+                )
+            if self.reads_in_order:
+                producers = (value.producer() for value in node.inputs if value is not None)
+                if any(producer is not None and producer not in seen for producer in producers):
+                    raise PreconditionError(
+                        f"{name} reads nodes in order, and {node.op_type} {node.name!r} comes "
+                        "before a node that it reads"
+                    )
+                seen.add(node)
+
+    def ensures(self, model: ir.Model) -> None:
+        """Checks that nothing is left over, but for nodes whose results nobody reads any more.
+
+        Raises:
+            PostconditionError: the pass did not do what it promises.
+        """
+        left = list(self.left_over(model.graph))
+        used = nodes_in_use(model.graph) if left else ()
+        for node in left:
+            if node in used:
+                raise PostconditionError(
+                    f"{type(self).__name__} left {node.op_type} {node.name!r} as it was"
+                )
+
+
+def nodes_in_use(graph: ir.Graph) -> set[ir.Node]:
+    """Finds the nodes that the graph's outputs depend on."""
+    used: set[ir.Node] = set()
+    values = list(graph.outputs)
+    while values:
+        node = values.pop().producer()
+        if node is not None and node not in used:
+            used.add(node)
+            values += [value for value in node.inputs if value is not None]
+    return used
