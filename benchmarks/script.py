@@ -9,8 +9,8 @@ from pathlib import Path
 
 import msgspec
 
-from medusa_trt.calibration.bench.report import replaced_file
 from medusa_trt.errors import MedusaError
+from medusa_trt.files import replaced_file
 
 
 class _HelpFormatter(argparse.RawDescriptionHelpFormatter):

@@ -12,9 +12,10 @@ from medusa_trt.export.comparison.check import compare_bundle, describe_agreemen
 from medusa_trt.export.manifest import write_manifest
 from medusa_trt.export.models.base_model import BaseModel
 from medusa_trt.export.options import ExportOptions
-from medusa_trt.export.output_folder import check_output, check_space, new_folder
 from medusa_trt.export.preparation import parts_from_options
+from medusa_trt.files import check_output, check_space, new_folder
 from medusa_trt.runtime.bundle import Bundle
+from medusa_trt.runtime.tensors import MANIFEST_FILE
 
 __all__ = ["ExportOptions", "export_bundle"]
 
@@ -34,7 +35,7 @@ def export_bundle(options: ExportOptions, progress: Callable[[str], None] = prin
     """
     parts = parts_from_options(options, progress)
     output = options.output or Path(parts.base.source.name)
-    check_output(output, options.overwrite)
+    check_output(output, options.overwrite, MANIFEST_FILE)
     check_space(output, parts.size_bytes + parts.scratch_bytes)
     base, is_compared = parts.base, parts.compared
     with new_folder(output, options.overwrite) as folder:

@@ -20,7 +20,6 @@ from medusa_trt.export.modeling.support import (
 from medusa_trt.export.models.base_model import BaseModel, open_base_model, source_from_name
 from medusa_trt.export.models.heads_choice import heads_for
 from medusa_trt.export.options import ExportOptions
-from medusa_trt.export.output_folder import check_output
 from medusa_trt.export.quantization.plan import (
     QuantizationPlan,
     bits_from_plan,
@@ -37,6 +36,8 @@ from medusa_trt.export.targets import (
 )
 from medusa_trt.export.weight_formats import BITS
 from medusa_trt.export.weights.streamed_model import weights_at_hand
+from medusa_trt.files import check_output
+from medusa_trt.runtime.tensors import MANIFEST_FILE
 from medusa_trt.tree_configs import MedusaTree, load_tree
 
 MIN_TOP_K = 10
@@ -182,7 +183,7 @@ def _loaded_parts(
     options: ExportOptions, target: Target, progress: Callable[[str], None]
 ) -> tuple[BaseModel, MedusaHeads, MedusaTree]:
     source = source_from_name(options.model)
-    check_output(options.output or Path(source.name), options.overwrite)
+    check_output(options.output or Path(source.name), options.overwrite, MANIFEST_FILE)
     progress("reading the heads")
     choice = heads_for(source, options.heads)
     source, found, heads = choice.source, choice.loaded, choice.loaded.heads

@@ -1,9 +1,174 @@
-"""Files and folders that appear whole or not at all, and names of them in messages."""
+"""Writes files and folders whole or not at all, and names several of them in messages."""
 
-from collections.abc import Iterable
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
+from pathlib import Path
+
+from medusa_trt.errors import ExportError, MedusaError
+from medusa_trt.interrupts import deferred_interrupts, num_interrupts, raise_swallowed
 
 
 def listed(keys: Iterable[str]) -> str:
     """Joins the first five names, in order, and counts the others."""
     shown = sorted(keys)
     return ", ".join(shown[:5]) + (f" and {len(shown) - 5} more" if len(shown) > 5 else "")
+
+
+@contextmanager
+def replaced_file(path: Path, error_class: type[MedusaError] = MedusaError) -> Iterator[Path]:
+    """Gives a temporary path in the same folder; the file there is renamed to `path` at the end.
+
+    If the block fails, `path` stays as it was and the temporary file is removed. The temporary
+    name ends like `path`, because some libraries choose the file format by the suffix.
+
+    Raises:
+        MedusaError: the file cannot be written; `error_class` is its class.
+    """
+    temporary = _temporary_path(path, "partial")
+    try:
+        for leftover in _leftovers(path, "partial"):
+            leftover.unlink(missing_ok=True)
+        yield temporary
+        temporary.replace(path)
+    except OSError as error:
+        raise error_class(f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        with deferred_interrupts():
+            temporary.unlink(missing_ok=True)
+
+
+def new_folder(
+    output: Path, overwrite: bool, error_class: type[MedusaError] = ExportError
+) -> AbstractContextManager[Path]:
+    """Gives a temporary folder that is renamed to `output` at the end of the block.
+
+    If the block fails, the temporary folder is removed.
+
+    Args:
+        output: path of the folder; its parent exists.
+        overwrite: replace a folder that exists.
+        error_class: class of the error for a folder that cannot be written.
+    """
+    return _temporary_folder(output, partial(_put, output, overwrite), error_class)
+
+
+def replaced_files(
+    output: Path, error_class: type[MedusaError] = ExportError
+) -> AbstractContextManager[Path]:
+    """Gives a temporary folder whose files replace those of `output` at the end of the block.
+
+    Other files of `output` stay. If the block fails, `output` stays as it was.
+
+    Args:
+        output: path of the folder, which is made if it is missing.
+        error_class: class of the error for a folder that cannot be written.
+    """
+    return _temporary_folder(output, partial(_move_files, output), error_class)
+
+
+@contextmanager
+def _temporary_folder(
+    output: Path, move: Callable[[Path], None], error_class: type[MedusaError]
+) -> Iterator[Path]:
+    folder = _temporary_path(output, "partial")
+    num_before = num_interrupts()
+    try:
+        for leftover in _leftovers(output, "partial") + _leftovers(output, "old"):
+            shutil.rmtree(leftover, ignore_errors=True)
+        folder.mkdir()
+        yield folder
+        raise_swallowed(num_before)
+        with deferred_interrupts():
+            move(folder)
+    except OSError as error:
+        raise error_class(f"cannot write {output}: {error}") from error
+    finally:
+        with deferred_interrupts():
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _put(output: Path, overwrite: bool, folder: Path) -> None:
+    if overwrite and output.exists():
+        old = _temporary_path(output, "old")
+        output.rename(old)
+        folder.rename(output)
+        shutil.rmtree(old)
+    else:
+        folder.rename(output)
+
+
+def _move_files(output: Path, folder: Path) -> None:
+    if not output.exists():
+        folder.rename(output)
+        return
+    for file in sorted(path for path in folder.rglob("*") if not path.is_dir()):
+        target = output / file.relative_to(folder)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        file.replace(target)
+
+
+def _temporary_path(path: Path, kind: str) -> Path:
+    """Path in the same folder, with the number of this process in its name."""
+    absolute = path.absolute()
+    return absolute.parent / f".{absolute.stem}.{kind}-{os.getpid()}{absolute.suffix}"
+
+
+def _leftovers(path: Path, kind: str) -> list[Path]:
+    """Temporary files or folders of processes that were killed before they could remove them."""
+    absolute = path.absolute()
+    if not Path("/proc/self").exists():  # Whether a process still runs cannot be seen here.
+        return []
+    pattern = re.compile(
+        re.escape(f".{absolute.stem}.{kind}-") + r"(\d+)" + re.escape(absolute.suffix)
+    )
+    return [
+        sibling
+        for sibling in absolute.parent.iterdir()
+        if (match := pattern.fullmatch(sibling.name)) and not Path(f"/proc/{match[1]}").exists()
+    ]
+
+
+def check_output(output: Path, overwrite: bool, marker: str) -> None:
+    """Checks before long work that a bundle's folder can be written at its end.
+
+    Args:
+        output: path of the folder.
+        overwrite: whether a bundle there may be replaced.
+        marker: name of a file that every bundle holds.
+
+    Raises:
+        ExportError: the folder exists already, or cannot be written.
+    """
+    parent = output.absolute().parent
+    if not parent.is_dir():
+        raise ExportError(f"cannot write {output}: {parent} is not a folder")
+    if not os.access(parent, os.W_OK):
+        raise ExportError(f"cannot write {output}: {parent} is not writable")
+    for old in _leftovers(output, "old"):
+        # A process was killed after it had renamed the old bundle, before the new one had its name.
+        if not output.exists():
+            old.rename(output)
+    if output.exists() and not overwrite:
+        raise ExportError(f"{output} exists: give another --output, or --overwrite to replace it")
+    if output.exists() and not (output / marker).is_file():
+        raise ExportError(f"{output} is not a bundle, so it is not overwritten: give another name")
+
+
+def check_space(output: Path, needed_bytes: int) -> None:
+    """Checks before long work that the disk has space for its result.
+
+    Raises:
+        ExportError: too few bytes are free.
+    """
+    folder = output.absolute().parent
+    free_bytes = shutil.disk_usage(folder).free
+    if free_bytes < needed_bytes:
+        raise ExportError(
+            f"{folder} has {free_bytes / 1e9:.1f} GB free, the bundle needs about "
+            f"{needed_bytes / 1e9:.1f} GB: free some, choose a smaller --precision, or give an "
+            "--output on another disk"
+        )

@@ -1,6 +1,5 @@
 """A conversation: what was said, and the file that keeps it."""
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Literal
 import msgspec
 
 from medusa_trt.errors import MedusaError, PromptError
+from medusa_trt.files import replaced_file
 from medusa_trt.runtime.options import AcceptanceName, GenerationOptions, SamplingOptions
 from medusa_trt.runtime.text import Message
 
@@ -80,18 +80,13 @@ class SavedConversation:
     conversation: Conversation
 
     def save(self, path: Path) -> None:
-        """Writes the file beside its place, then renames it: there is never half a file.
+        """Writes the file whole or not at all.
 
         Raises:
             MedusaError: it cannot be written.
         """
-        temporary = path.parent / f".{path.name}.{os.getpid()}.tmp"
-        try:
+        with replaced_file(path) as temporary:
             temporary.write_bytes(msgspec.json.format(msgspec.json.encode(_file(self))) + b"\n")
-            temporary.replace(path)
-        except OSError as error:
-            temporary.unlink(missing_ok=True)
-            raise MedusaError(f"cannot write {path}: {error.strerror}") from error
 
     @classmethod
     def load(cls, path: Path) -> "SavedConversation":

@@ -1,10 +1,7 @@
 """Writes the results of training: heads, tree, curves, log and a model card."""
 
 import json
-import os
-import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -21,26 +18,6 @@ from medusa_trt.training.options import JointOptions, TrainOptions
 from medusa_trt.training.trainable_heads import tensors_from_heads
 
 HEADS_FILE = "medusa_lm_head.safetensors"
-
-
-@contextmanager
-def replaced_folder(folder: Path) -> Iterator[Path]:
-    """Yields a temporary folder, whose files replace those of `folder` once all are written.
-
-    Raises:
-        TrainingError: the folder cannot be written.
-    """
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    try:
-        temporary.mkdir(parents=True)
-        yield temporary
-        folder.mkdir(parents=True, exist_ok=True)
-        for file in sorted(temporary.iterdir()):
-            file.replace(folder / file.name)
-    except OSError as error:
-        raise TrainingError(f"cannot write {folder}: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def save_heads(heads: MedusaHeads, folder: Path, model: str) -> None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from medusa_trt.errors import MedusaError
+from medusa_trt.files import new_folder, replaced_file
 
 WORKERS = Path(__file__).resolve().parent / "workers"
 
@@ -150,20 +151,16 @@ class Workshop:
         def make(target: Path) -> None:
             self._run([str(python), str(script), str(original), str(target), precision], name)
 
-        return self._make_once(name, make)
+        return self._make_once(name, make, is_file=True)
 
-    def _make_once(self, name: str, make: Callable[[Path], None]) -> Path:
-        """Returns a file or folder, which is made under a temporary name if it is missing."""
+    def _make_once(self, name: str, make: Callable[[Path], None], *, is_file: bool = False) -> Path:
+        """Returns a file or folder, which is made whole if it is missing."""
         path = self.folder / name
         if not path.exists():
             self.say(f"making {name}")
-            temporary = self.folder / f".{os.getpid()}-{name}"
-            try:
+            place = replaced_file(path) if is_file else new_folder(path, overwrite=False)
+            with place as temporary:
                 make(temporary)
-                temporary.rename(path)
-            finally:
-                shutil.rmtree(temporary, ignore_errors=True)
-                temporary.unlink(missing_ok=True)
         return path
 
     def _run(

@@ -1,19 +1,15 @@
 """A benchmark's report as data, and its JSON file."""
 
-import os
 import resource
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import msgspec
 
 from medusa_trt.calibration.bench.measurement import ReplyRow
 from medusa_trt.calibration.bench.summary import Summary
 from medusa_trt.calibration.machine import Machine
-from medusa_trt.errors import MedusaError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,20 +71,3 @@ def peak_memory_bytes() -> int:
     """Peak memory of this process until now."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024  # Linux counts in KiB.
-
-
-@contextmanager
-def replaced_file(path: Path) -> Iterator[Path]:
-    """A place beside `path` to write to; it takes the path's place once it is complete.
-
-    Raises:
-        MedusaError: it cannot be written.
-    """
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
-    try:
-        yield temporary
-        temporary.replace(path)
-    except OSError as error:
-        raise MedusaError(f"cannot write {path}: {error.strerror or error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -10,7 +10,6 @@ import msgspec
 import numpy as np
 import torch
 
-from medusa_trt.calibration.bench.report import replaced_file
 from medusa_trt.calibration.options import QuantizationOptions, ReplySettings
 from medusa_trt.calibration.origin import Origin
 from medusa_trt.calibration.progress import Progress
@@ -46,6 +45,7 @@ from medusa_trt.export.quantization.rounding import rounding_of
 from medusa_trt.export.quantization.sites import Site, sites_from_model
 from medusa_trt.export.targets import target_from_name
 from medusa_trt.export.weight_formats import Format, is_rounded
+from medusa_trt.files import replaced_file
 from medusa_trt.runtime.bundle import Bundle
 from medusa_trt.runtime.session import MedusaSession
 

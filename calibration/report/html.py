@@ -5,7 +5,6 @@ from pathlib import Path
 
 import jinja2
 
-from medusa_trt.calibration.bench.report import replaced_file
 from medusa_trt.calibration.report.plots import (
     can_plot,
     plot_heads,
@@ -15,6 +14,7 @@ from medusa_trt.calibration.report.plots import (
     plot_tree,
 )
 from medusa_trt.calibration.report.results import Calibration
+from medusa_trt.files import replaced_file
 
 HTML_FILE = "report.html"
 

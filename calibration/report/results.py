@@ -4,13 +4,13 @@ from pathlib import Path
 
 import msgspec
 
-from medusa_trt.calibration.bench.report import replaced_file
 from medusa_trt.calibration.latency.section import LatencySection
 from medusa_trt.calibration.quantization.section import QuantizationSection
 from medusa_trt.calibration.threshold.summary import ThresholdSection
 from medusa_trt.calibration.trees.heads_section import HeadsSection
 from medusa_trt.calibration.trees.tree_section import TreeSection
 from medusa_trt.errors import CalibrationError
+from medusa_trt.files import replaced_file
 
 FOLDER = "calibration"
 JSON_FILE = "calibration.json"

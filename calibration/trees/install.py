@@ -6,12 +6,12 @@ moved into the bundle, by this process or, if it is killed, by the next calibrat
 """
 
 import os
-import shutil
 from pathlib import Path
 
 import msgspec
 
 from medusa_trt.errors import CalibrationError
+from medusa_trt.files import new_folder
 from medusa_trt.runtime.bundle import Bundle, FileSpec, sha256_from_file
 from medusa_trt.runtime.tensors import GRAPH_FILES, MANIFEST_FILE, TREE_FILE
 from medusa_trt.tree_configs import MedusaTree
@@ -59,16 +59,18 @@ def install_tree(bundle: Bundle, tree: MedusaTree, folder: Path) -> Bundle:
     tree.check(heads.num_heads, heads.top_k)
     import onnx_ir as ir
 
-    partial = folder / f".{_STAGED}.{os.getpid()}.tmp"
     try:
-        partial.mkdir(parents=True)
-        tree.save(partial / TREE_FILE)
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CalibrationError(f"cannot write {folder}: {error.strerror or error}") from error
+    with new_folder(folder / _STAGED, False, CalibrationError) as staged:
+        tree.save(staged / TREE_FILE)
         graph_file = GRAPH_FILES["tree"]
-        ir.save(make_tree_graph(tree, bundle.manifest.target.opset), partial / graph_file)
-        graphs = bundle.manifest.graphs | {"tree": describe_graph(partial, "tree")}
+        ir.save(make_tree_graph(tree, bundle.manifest.target.opset), staged / graph_file)
+        graphs = bundle.manifest.graphs | {"tree": describe_graph(staged, "tree")}
         files = {
             path.name: FileSpec(path.stat().st_size, sha256_from_file(path))
-            for path in (partial / TREE_FILE, partial / graph_file)
+            for path in (staged / TREE_FILE, staged / graph_file)
         }
         manifest = msgspec.structs.replace(
             bundle.manifest,
@@ -76,14 +78,7 @@ def install_tree(bundle: Bundle, tree: MedusaTree, folder: Path) -> Bundle:
             graphs=graphs,
             files=bundle.manifest.files | files,
         )
-        (partial / MANIFEST_FILE).write_bytes(manifest.to_json())
-        partial.rename(folder / _STAGED)
-    except OSError as error:
-        raise CalibrationError(
-            f"cannot write the tree to {folder}: {error.strerror or error}"
-        ) from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        (staged / MANIFEST_FILE).write_bytes(manifest.to_json())
     finish_install(bundle.path, folder)
     return Bundle.open(bundle.path, check_hashes=False)
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-from medusa_trt.errors import BuildError, ExportError
+from medusa_trt.errors import BuildError
 from medusa_trt.export.deploy.jetson import (
     JETSON_TENSORRT,
     ONE_TOKEN,
@@ -19,8 +19,8 @@ from medusa_trt.export.deploy.triton import (
     config_text,
     model_text,
 )
-from medusa_trt.export.output_folder import new_folder
 from medusa_trt.export.targets import TARGETS
+from medusa_trt.files import replaced_files
 from medusa_trt.runtime.bundle import Bundle
 
 PINS = {
@@ -87,26 +87,14 @@ def deploy(bundle: Bundle, kind: str, output: Path, *, overwrite: bool = False) 
         raise BuildError(f"{output} exists: give another --output, or --overwrite to replace it")
     if not (parent := output.absolute().parent).is_dir():
         raise BuildError(f"cannot write {output}: {parent} is not a folder")
-    try:
-        if output.exists():  # with a bundle in it by now, which is the user's
-            _write(output, artifacts)
-        else:
-            with new_folder(output, overwrite) as folder:
-                _write(folder, artifacts)
-    except OSError as error:
-        raise ExportError(f"cannot write {output}: {error}") from error
+    with replaced_files(output) as folder:  # The user's bundle may be in `output` and stays there.
+        for name, artifact in artifacts.items():
+            path = folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(artifact.text, "utf-8")
+            if artifact.runs:
+                path.chmod(_SCRIPT_MODE)
     return [output / name for name in artifacts]
-
-
-def _write(folder: Path, artifacts: dict[str, Artifact]) -> None:
-    for name, artifact in artifacts.items():
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.partial")
-        partial.write_text(artifact.text, "utf-8")
-        if artifact.runs:
-            partial.chmod(_SCRIPT_MODE)
-        partial.rename(path)
 
 
 def _jetson(bundle: Bundle) -> dict[str, Artifact]:

@@ -8,7 +8,6 @@ from pathlib import Path
 import msgspec
 
 from medusa_trt.errors import BuildError
-from medusa_trt.export.output_folder import new_folder
 from medusa_trt.export.tensorrt.checks import (
     build_failure,
     check_interface,
@@ -29,6 +28,7 @@ from medusa_trt.export.tensorrt.network import config_of, parsed_network, profil
 from medusa_trt.export.tensorrt.options import BuildOptions
 from medusa_trt.export.tensorrt.products import progress_class
 from medusa_trt.export.tensorrt.tree import merged_spec
+from medusa_trt.files import new_folder, replaced_file
 from medusa_trt.interrupts import num_interrupts, raise_swallowed
 from medusa_trt.runtime import tensors as names
 from medusa_trt.runtime.bundle import Bundle, sha256_from_file
@@ -88,9 +88,8 @@ def build_engines(
     finally:
         _remove_if_empty(output.parent)
     if cache_file is not None:
-        partial = cache_file.with_suffix(".partial")
-        partial.write_bytes(build.timing_cache)
-        partial.rename(cache_file)
+        with replaced_file(cache_file, BuildError) as temporary:
+            temporary.write_bytes(build.timing_cache)
     return output
 
 

@@ -190,7 +190,7 @@ def _check_outputs(arguments: BenchArguments) -> None:
 
 
 def _write(report: "BenchReport", rows: Sequence["ReplyRow"], arguments: BenchArguments) -> None:
-    from medusa_trt.calibration.bench.report import replaced_file
+    from medusa_trt.files import replaced_file
 
     if arguments.json is not None:
         with replaced_file(arguments.json) as temporary:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 from medusa_trt.cli.extras import require_extra
 from medusa_trt.cli.parser import Verb
 from medusa_trt.errors import TrainingError, check_range
+from medusa_trt.files import replaced_files
 from medusa_trt.training.options import DataOptions, JointOptions, Quantization, TrainOptions
 from medusa_trt.tree_configs import MedusaTree, load_tree
 
@@ -157,7 +158,7 @@ def train_heads_alone(arguments: HeadsArguments) -> None:
     from medusa_trt.training.backbone import load_backbone
     from medusa_trt.training.data.shards import read_spec
     from medusa_trt.training.medusa1 import load_split, train_heads
-    from medusa_trt.training.report import replaced_folder, save_heads, save_report
+    from medusa_trt.training.report import save_heads, save_report
     from medusa_trt.training.run_record import check_same_run
 
     options = arguments.training
@@ -166,7 +167,7 @@ def train_heads_alone(arguments: HeadsArguments) -> None:
     base = load_backbone(arguments.model, quantization=options.quantization)
     split = load_split(base, arguments.data, options.held_out_fraction)
     result = train_heads(base, split, arguments.output / "checkpoints", options)
-    with replaced_folder(arguments.output) as folder:
+    with replaced_files(arguments.output, TrainingError) as folder:
         save_heads(result.heads, folder, base.source.name)
         save_report(result, folder, f"Medusa heads for {base.source.name}", specs, options)
     _report(result.accuracy, arguments.output)
@@ -186,7 +187,7 @@ def train_jointly(arguments: JointArguments) -> None:
     from medusa_trt.training.data.shards import read_spec
     from medusa_trt.training.medusa1 import load_split
     from medusa_trt.training.medusa2 import save_combined, train_joint
-    from medusa_trt.training.report import replaced_folder, save_report
+    from medusa_trt.training.report import save_report
     from medusa_trt.training.run_record import check_same_run
 
     options = arguments.joint
@@ -196,7 +197,7 @@ def train_jointly(arguments: JointArguments) -> None:
     base = load_backbone(arguments.model, dtype=torch.float32)
     split = load_split(base, arguments.data, options.heads.held_out_fraction)
     result = train_joint(base, split, arguments.output / "checkpoints", options, heads)
-    with replaced_folder(arguments.output) as folder:
+    with replaced_files(arguments.output, TrainingError) as folder:
         save_combined(base, result.model, result.second.heads, folder)
         title = f"{base.source.name} with Medusa heads, trained together"
         save_report(result.second, folder, title, specs, options)

@@ -13,7 +13,7 @@ import pytest
 from support.tiny_models import save_tiny_heads
 
 from medusa_trt.cli import main as cli
-from medusa_trt.export.output_folder import new_folder
+from medusa_trt.files import new_folder
 from medusa_trt.interrupts import (
     Interrupted,
     deferred_interrupts,

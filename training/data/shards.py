@@ -10,6 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from medusa_trt.errors import TrainingError
+from medusa_trt.files import replaced_file
 
 NUM_TEACHER_TOKENS = 8
 """Most likely tokens of the teacher that are stored for each reply token."""
@@ -121,16 +122,15 @@ class Shard:
         assert self.features is None or len(self.features.hidden) == num_rows
 
     def save(self, path: Path) -> None:
-        """Writes the shard; the file gets its name only when it is complete."""
+        """Writes the shard whole or not at all."""
         tensors = {name: getattr(self, name) for name in _SEQUENCES}
         if self.features is not None:
             tensors |= {
                 name: getattr(self.features, name).contiguous()
                 for name in self.features.__dataclass_fields__
             }
-        temporary = path.with_suffix(".tmp")
-        save_file(tensors, temporary)
-        temporary.replace(path)
+        with replaced_file(path, TrainingError) as temporary:
+            save_file(tensors, temporary)
 
     @classmethod
     def load(cls, path: Path) -> "Shard":
@@ -175,9 +175,8 @@ def write_spec(folder: Path, spec: DataSpec) -> None:
                 f"{folder} holds other data ({', '.join(changes)}): give another --output"
             )
         return
-    temporary = file.with_suffix(".tmp")
-    temporary.write_bytes(msgspec.json.format(msgspec.json.encode(spec), indent=2) + b"\n")
-    temporary.replace(file)
+    with replaced_file(file, TrainingError) as temporary:
+        temporary.write_bytes(msgspec.json.format(msgspec.json.encode(spec), indent=2) + b"\n")
 
 
 def read_spec(folder: Path) -> DataSpec:

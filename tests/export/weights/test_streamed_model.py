@@ -1,7 +1,5 @@
 """Weights that are never all in memory: reading, tracing, writing and comparing in parts."""
 
-import os
-import shutil
 from pathlib import Path
 
 import ml_dtypes
@@ -23,14 +21,13 @@ from medusa_trt.export.models.base_model import (
 )
 from medusa_trt.export.models.checkpoint_weights import weights_from_checkpoint
 from medusa_trt.export.models.gguf_weights import weights_from_gguf
-from medusa_trt.export.output_folder import check_output, check_space, new_folder
 from medusa_trt.export.weights import streamed_model
 from medusa_trt.export.weights.lazy_tensor import Array, LazyTensor, concatenated, lazy, transposed
 from medusa_trt.export.weights.streamed_model import empty_model, weights_at_hand
 from medusa_trt.export.weights.weight_file import WeightFile
 from medusa_trt.runtime.bundle import Bundle
 from medusa_trt.runtime.engines.ort_cpu import OrtEngine
-from medusa_trt.runtime.tensors import MANIFEST_FILE, WEIGHTS_FILE
+from medusa_trt.runtime.tensors import WEIGHTS_FILE
 from medusa_trt.tree_configs import chain_tree
 
 TOKENS = torch.arange(40)[None] * 7
@@ -204,51 +201,6 @@ def test_a_graph_in_parts_computes_what_the_whole_does(
     assert np.abs(found.hidden - expected.hidden).max() < limit
     assert (found.argmax == expected.argmax).all()
     whole.close()
-
-
-def test_a_full_disk_is_found_before_the_work(tmp_path: Path) -> None:
-    free_bytes = shutil.disk_usage(tmp_path).free
-    check_space(tmp_path / "bundle", 1)
-    with pytest.raises(ExportError, match="GB free, the bundle needs about"):
-        check_space(tmp_path / "bundle", 2 * free_bytes)
-
-
-def test_what_a_killed_export_left_is_removed_by_the_next(tmp_path: Path) -> None:
-    child = os.fork()
-    if child == 0:
-        os._exit(0)
-    os.waitpid(child, 0)
-    dead = tmp_path / f".bundle.partial-{child}"
-    alive = tmp_path / f".bundle.partial-{os.getppid()}"
-    other = tmp_path / f".another.partial-{child}"
-    for folder in (dead, alive, other):
-        (folder / "deep").mkdir(parents=True)
-    with new_folder(tmp_path / "bundle", overwrite=False) as folder:
-        (folder / "file").touch()
-    assert not dead.exists() and alive.exists() and other.exists()
-    assert (tmp_path / "bundle" / "file").exists()
-
-
-@pytest.mark.parametrize("is_replaced", [False, True])
-def test_a_bundle_is_not_lost_where_its_replacement_was_killed(
-    is_replaced: bool, tmp_path: Path
-) -> None:
-    child = os.fork()
-    if child == 0:
-        os._exit(0)
-    os.waitpid(child, 0)
-    output = tmp_path / "bundle"
-    old = tmp_path / f".bundle.old-{child}"
-    for folder, content in ((old, "old"), *([(output, "new")] if is_replaced else [])):
-        folder.mkdir()
-        (folder / MANIFEST_FILE).write_text(content)
-    with pytest.raises(ExportError, match="exists: give another --output, or --overwrite"):
-        check_output(output, overwrite=False)
-    assert (output / MANIFEST_FILE).read_text() == ("new" if is_replaced else "old")
-    with new_folder(output, overwrite=True) as folder:
-        (folder / MANIFEST_FILE).write_text("newest")
-    assert (output / MANIFEST_FILE).read_text() == "newest"
-    assert list(tmp_path.iterdir()) == [output]
 
 
 def test_of_an_embedding_the_rows_alone_are_converted(tmp_path: Path) -> None:

@@ -69,7 +69,7 @@ def test_heads_latency_and_tree(bundle: Path, capsys: pytest.CaptureFixture[str]
     assert page.count("<svg") == 3 and "Plain decoding is recommended" in page
     data = json.loads((bundle / "calibration" / "calibration.json").read_text())
     assert data["latency"][0]["origin"]["machine"]["versions"]["onnxruntime"]
-    assert not list(bundle.glob("**/*.tmp*"))
+    assert not list(bundle.glob("**/.*partial*"))
 
     assert calibrate("threshold", bundle, *SMALL) == cli.EXIT_ERROR
     assert "drafts nothing" in capsys.readouterr().err

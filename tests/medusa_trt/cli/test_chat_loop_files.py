@@ -154,7 +154,7 @@ def test_what_cannot_be_read_or_written_is_named(session: MedusaSession, tmp_pat
     (shown_last,) = driver.say("/save .")
     assert shown_last.startswith("error: cannot write .: ")
     assert driver.chat.num_errors == 6
-    assert not list(tmp_path.parent.glob(".*.tmp")) and not list(Path().glob(".*.tmp"))
+    assert not list(tmp_path.parent.glob(".*partial*")) and not list(Path().glob(".*partial*"))
 
 
 def test_save_and_load_go_on_where_it_was(session: MedusaSession, tmp_path: Path) -> None:

@@ -90,7 +90,7 @@ def test_an_interrupted_run_leaves_the_files_of_an_uninterrupted_one(
     run = generate_data(base, PROMPTS, ended, OPTIONS)
     next(run)
     del run
-    (ended / "shard-00001.tmp").write_bytes(b"half a shard")
+    (ended / f".shard-00001.partial-{1 << 30}.safetensors").write_bytes(b"half a shard")
     assert not shard_path(ended, 1).exists()
     with pytest.raises(TrainingError, match="lacks 2 of 3 shards"):
         load_shards(ended)

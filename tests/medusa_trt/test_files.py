@@ -1,0 +1,111 @@
+"""Files and folders appear whole or not at all, and leftovers of killed processes are removed."""
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from medusa_trt.errors import ExportError, MedusaError, TrainingError
+from medusa_trt.files import check_output, check_space, new_folder, replaced_file, replaced_files
+from medusa_trt.runtime.tensors import MANIFEST_FILE
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "report.json"
+    path.write_text("old")
+    with pytest.raises(KeyboardInterrupt), replaced_file(path) as temporary:
+        temporary.write_text("half")
+        raise KeyboardInterrupt
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+    with (
+        pytest.raises(MedusaError, match="cannot write"),
+        replaced_file(tmp_path / "no" / "x") as t,
+    ):
+        t.write_text("new")
+
+
+def test_a_file_replaces_the_old_one_and_leftovers_of_killed_processes(tmp_path: Path) -> None:
+    path, leftover = tmp_path / "a.png", tmp_path / f".a.partial-{1 << 30}.png"
+    for file in (path, leftover):
+        file.write_text("old")
+    with replaced_file(path) as temporary:
+        assert temporary.suffix == ".png" and temporary.parent == tmp_path
+        temporary.write_text("new")
+    assert path.read_text() == "new" and list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("exists", [False, True])
+def test_replaced_files_keep_the_other_files_of_a_folder(exists: bool, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    if exists:
+        (output / "bundle").mkdir(parents=True)
+        (output / "start.sh").write_text("old")
+    with pytest.raises(KeyboardInterrupt), replaced_files(output) as folder:
+        (folder / "start.sh").write_text("half")
+        raise KeyboardInterrupt
+    assert output.exists() == exists
+    with replaced_files(output) as folder:
+        (folder / "deep").mkdir()
+        (folder / "deep" / "file").touch()
+        (folder / "start.sh").write_text("new")
+    assert (output / "start.sh").read_text() == "new" and (output / "deep" / "file").exists()
+    assert (output / "bundle").exists() == exists
+    assert list(tmp_path.iterdir()) == [output]
+
+
+def test_the_caller_chooses_the_class_of_the_error(tmp_path: Path) -> None:
+    missing = tmp_path / "no" / "x"
+    with (
+        pytest.raises(TrainingError, match="cannot write"),
+        replaced_file(missing, TrainingError) as file,
+    ):
+        file.write_text("new")
+    for write in (replaced_files, lambda path, error: new_folder(path, False, error)):
+        with pytest.raises(TrainingError, match="cannot write"), write(missing, TrainingError):
+            pass
+
+
+def test_a_full_disk_is_found_before_the_work(tmp_path: Path) -> None:
+    free_bytes = shutil.disk_usage(tmp_path).free
+    check_space(tmp_path / "bundle", 1)
+    with pytest.raises(ExportError, match="GB free, the bundle needs about"):
+        check_space(tmp_path / "bundle", 2 * free_bytes)
+
+
+def test_what_a_killed_export_left_is_removed_by_the_next(tmp_path: Path) -> None:
+    child = os.fork()
+    if child == 0:
+        os._exit(0)
+    os.waitpid(child, 0)
+    dead = tmp_path / f".bundle.partial-{child}"
+    alive = tmp_path / f".bundle.partial-{os.getppid()}"
+    other = tmp_path / f".another.partial-{child}"
+    for folder in (dead, alive, other):
+        (folder / "deep").mkdir(parents=True)
+    with new_folder(tmp_path / "bundle", overwrite=False) as folder:
+        (folder / "file").touch()
+    assert not dead.exists() and alive.exists() and other.exists()
+    assert (tmp_path / "bundle" / "file").exists()
+
+
+@pytest.mark.parametrize("is_replaced", [False, True])
+def test_a_bundle_is_not_lost_where_its_replacement_was_killed(
+    is_replaced: bool, tmp_path: Path
+) -> None:
+    child = os.fork()
+    if child == 0:
+        os._exit(0)
+    os.waitpid(child, 0)
+    output = tmp_path / "bundle"
+    old = tmp_path / f".bundle.old-{child}"
+    for folder, content in ((old, "old"), *([(output, "new")] if is_replaced else [])):
+        folder.mkdir()
+        (folder / MANIFEST_FILE).write_text(content)
+    with pytest.raises(ExportError, match="exists: give another --output, or --overwrite"):
+        check_output(output, overwrite=False, marker=MANIFEST_FILE)
+    assert (output / MANIFEST_FILE).read_text() == ("new" if is_replaced else "old")
+    with new_folder(output, overwrite=True) as folder:
+        (folder / MANIFEST_FILE).write_text("newest")
+    assert (output / MANIFEST_FILE).read_text() == "newest"
+    assert list(tmp_path.iterdir()) == [output]
