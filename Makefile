@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 BUNDLE := build/smollm2-135m
+# The folders of the top level that are sub-packages of medusa_trt, as in setup.py.
+PACKAGES := $(filter-out medusa_trt,$(patsubst %/__init__.py,%,$(wildcard */__init__.py)))
 
 .PHONY: demo test lint typecheck bench clean
 demo: $(BUNDLE)/manifest.json
@@ -20,7 +22,7 @@ lint: $(READY)
 
 typecheck: $(READY)
 	rm -rf build/typing && mkdir -p build/typing/medusa_trt
-	ln -s $(addprefix ../../../,tree_configs runtime export calibration training $(wildcard medusa_trt/*.py) medusa_trt/cli medusa_trt/py.typed) build/typing/medusa_trt/
+	ln -s $(addprefix ../../../,$(PACKAGES) $(filter-out %/__pycache__,$(wildcard medusa_trt/*))) build/typing/medusa_trt/
 	$(BIN)/mypy
 	cd build/typing && ../../$(BIN)/lint-imports --config ../../pyproject.toml
 

@@ -1,15 +1,15 @@
 """Finds the packages and builds the operator library; everything else is in pyproject.toml.
 
 The import package `medusa_trt` is put together from folders of the repository's top level: each
-becomes a sub-package of the same name.
+that is a Python package becomes a sub-package of the same name.
 """
 
 from pathlib import Path
 
 from setuptools import Extension, find_packages, setup
 
-FOLDERS = ("tree_configs", "runtime", "export", "calibration", "training")
-PLACES = {"medusa_trt": "medusa_trt"} | {f"medusa_trt.{name}": name for name in FOLDERS}
+FOLDERS = sorted(path.parent.name for path in Path().glob("*/__init__.py"))
+PLACES = {name if name == "medusa_trt" else f"medusa_trt.{name}": name for name in FOLDERS}
 SOURCES = sorted(path.as_posix() for path in Path("native").glob("*.cpp"))
 
 setup(
