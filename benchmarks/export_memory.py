@@ -16,50 +16,17 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import save_file
 from script import make_parser, report_errors
-from transformers import LlamaConfig
+from transformers import PretrainedConfig
 
 from medusa_trt.errors import MedusaError
 from medusa_trt.export.models.base_model import load_tokenizer, source_from_name
+from medusa_trt.export.models.random_weights import config_from_name
 from medusa_trt.export.weights.streamed_model import empty_model
 
-SHAPES: dict[str, dict[str, Any]] = {
-    # https://huggingface.co/lmsys/vicuna-7b-v1.3/blob/main/config.json
-    "vicuna-7b": {
-        "vocab_size": 32000,
-        "hidden_size": 4096,
-        "intermediate_size": 11008,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 32,
-        "max_position_embeddings": 2048,
-    },
-    # https://huggingface.co/meta-llama/Llama-3.2-1B/blob/main/config.json
-    "llama-1b": {
-        "vocab_size": 128256,
-        "hidden_size": 2048,
-        "intermediate_size": 8192,
-        "num_hidden_layers": 16,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 8,
-        "head_dim": 64,
-        "max_position_embeddings": 8192,
-        "tie_word_embeddings": True,
-    },
-    "tiny": {
-        "vocab_size": 49152,
-        "hidden_size": 256,
-        "intermediate_size": 512,
-        "num_hidden_layers": 4,
-        "num_attention_heads": 8,
-        "num_key_value_heads": 4,
-        "max_position_embeddings": 2048,
-    },
-}
 NUM_HEADS = 4
 SAMPLE_S = 0.1
 SHARD_BYTES = 1 << 30
@@ -73,10 +40,9 @@ def main() -> int:
     parser = make_parser(__doc__)
     parser.add_argument(
         "--shape",
-        choices=SHAPES,
-        default="llama-1b",
+        default="vicuna-7b",
         metavar="NAME",
-        help=f"model shape: {', '.join(SHAPES)}",
+        help="a shape of `medusa-export --random-weights`, or a folder with a config.json",
     )
     parser.add_argument("--target", default="ort-cpu", help="target of the export")
     parser.add_argument("--precision", default="int4", help="precision of the export")
@@ -90,6 +56,7 @@ def main() -> int:
     parser.add_argument("--random-weights", action="store_true", help="export without a checkpoint")
     parser.add_argument("--keep", action="store_true", help="keep the checkpoint")
     arguments = parser.parse_args()
+    config = config_from_name(arguments.shape, None)
     model, heads, bundle = (arguments.folder / name for name in ("model", "heads", "bundle"))
     arguments.folder.mkdir(parents=True, exist_ok=True)
     words = ["--model", str(model), "--heads", str(heads)]
@@ -97,9 +64,9 @@ def main() -> int:
         words = ["--model", arguments.shape, "--random-weights"]
     elif not (model / "model.safetensors.index.json").is_file():
         shutil.rmtree(model, ignore_errors=True)
-        make_checkpoint(model, arguments.shape)
+        make_checkpoint(model, config)
     if not arguments.random_weights:
-        make_heads(heads, arguments.shape, arguments.heads == "own")
+        make_heads(heads, config, arguments.heads == "own")
     words += ["--output", str(bundle), "--target", arguments.target]
     words += ["--precision", arguments.precision, "--tree", "mc_sim_7b_63", "--overwrite"]
     try:
@@ -113,11 +80,11 @@ def main() -> int:
     return 0
 
 
-def make_checkpoint(folder: Path, shape: str) -> None:
+def make_checkpoint(folder: Path, config: PretrainedConfig) -> None:
     """Writes sharded float16 safetensors and a real tokenizer."""
     folder.mkdir()
-    config = LlamaConfig(**SHAPES[shape], dtype="float16", architectures=["LlamaForCausalLM"])
     model = empty_model(config)
+    config.dtype, config.architectures = "float16", [type(model).__name__]
     # All weights repeat one block of noise, because time and memory do not depend on the values.
     noise = (torch.randn(_BLOCK, generator=torch.Generator().manual_seed(0)) * 0.02).half()
     weight_map: dict[str, str] = {}
@@ -144,10 +111,10 @@ def make_checkpoint(folder: Path, shape: str) -> None:
     index_file.write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
 
 
-def make_heads(folder: Path, shape: str, own_unembeddings: bool) -> None:
+def make_heads(folder: Path, config: PretrainedConfig, own_unembeddings: bool) -> None:
     """Writes random heads with one layer, in the layout of the published checkpoints."""
     folder.mkdir(exist_ok=True)
-    hidden_size = int(SHAPES[shape]["hidden_size"])
+    hidden_size = int(config.hidden_size)
     generator = torch.Generator().manual_seed(1)
     tensors = {
         f"{head}.0.linear.{kind}": (torch.randn(size, generator=generator) * 0.02).half()
@@ -155,7 +122,7 @@ def make_heads(folder: Path, shape: str, own_unembeddings: bool) -> None:
         for kind, size in (("weight", (hidden_size, hidden_size)), ("bias", (hidden_size,)))
     }
     if own_unembeddings:
-        size = int(SHAPES[shape]["vocab_size"]), hidden_size
+        size = int(config.vocab_size), hidden_size
         for head in range(NUM_HEADS):
             tensors[f"{head}.1.weight"] = (torch.randn(size, generator=generator) * 0.02).half()
     save_file(tensors, folder / "medusa_lm_head.safetensors")
