@@ -20,6 +20,12 @@ PROMPTS = [("Hi",), ("Tell me more",), ("Why?", "And then?"), ("One",), ("Two wo
 OPTIONS = DataOptions(batch_size=2, num_turns=2, max_new_tokens=6, temperatures=(0.0, 1.0), seed=3)
 
 
+@pytest.fixture(scope="module")
+def base(tiny_model: Path) -> BaseModel:
+    """The tiny model, loaded once: these tests do not train it."""
+    return load_base_model(source_from_name(str(tiny_model)))
+
+
 def conversations(shard: Shard) -> list[tuple[list[int], list[int]]]:
     lengths = shard.lengths.tolist()
     pairs = zip(shard.token_ids.split(lengths), shard.turns.split(lengths), strict=True)
