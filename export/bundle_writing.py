@@ -22,11 +22,11 @@ from medusa_trt.runtime import tensors as names
 
 
 def write_bundle(folder: Path, parts: ExportParts, progress: Callable[[str], None]) -> None:
-    """Writes a bundle that is not compared with its model yet.
+    """Writes a bundle, which is not compared with its model yet.
 
     Args:
-        folder: an empty one.
-        parts: what it is made of.
+        folder: an empty folder.
+        parts: what the bundle is made of.
         progress: told each stage as it begins.
 
     Raises:
@@ -63,8 +63,8 @@ def write_bundle(folder: Path, parts: ExportParts, progress: Callable[[str], Non
     graphs["tree"] = make_tree_graph(parts.tree, parts.target.opset)
     progress("writing weights and graphs")
     save_graphs(folder, graphs)
-    if said := carried.described(parts.base.source.name):
-        progress(said)
+    if notice := carried.described(parts.base.source.name):
+        progress(notice)
     graph_specs = {name: describe_graph(folder, name) for name in graphs}
     del graphs
     _write_texts(folder, parts)
@@ -85,7 +85,7 @@ def write_bundle(folder: Path, parts: ExportParts, progress: Callable[[str], Non
 
 
 def _write_texts(folder: Path, parts: ExportParts) -> None:
-    """The tree, the tokenizer with its chat template, the generation config and the plan."""
+    """Writes tree, tokenizer, chat template, generation config and quantization plan."""
     parts.tree.save(folder / names.TREE_FILE)
     parts.base.tokenizer.save_pretrained(folder)
     if not (folder / names.TOKENIZER_FILE).is_file():

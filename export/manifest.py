@@ -39,18 +39,18 @@ def make_manifest(
     top_k: int,
     graphs: dict[str, GraphSpec],
 ) -> Manifest:
-    """The manifest of what is in the folder, before the comparison with the model.
+    """Makes the manifest of a bundle that is not compared with its model yet.
 
     Args:
-        folder: with all files but the manifest.
+        folder: the bundle's folder, with all files but the manifest.
         base: the backbone.
-        heads: of the bundle.
-        tree: of the bundle.
-        target: what it was exported for.
+        heads: the heads.
+        tree: the tree.
+        target: the target of the export.
         precision: how the weights are stored.
         form: how the verify graph attends.
         min_rows: see `TargetSpec`.
-        max_length: longest sequence in tokens.
+        max_length: length of the longest sequence, in tokens.
         top_k: candidates of each head.
         graphs: the graphs in the folder, by their names in `GRAPH_FILES`.
     """
@@ -100,5 +100,5 @@ def make_manifest(
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Writes it into the bundle's folder."""
+    """Writes a manifest into the bundle's folder."""
     (folder / names.MANIFEST_FILE).write_bytes(msgspec.json.format(msgspec.json.encode(manifest)))

@@ -1,4 +1,4 @@
-"""What an export is made of, checked against each other before the long work."""
+"""The parts of an export, checked before the long work begins."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -41,29 +41,29 @@ from medusa_trt.runtime.tensors import MANIFEST_FILE
 from medusa_trt.tree_configs import MedusaTree, load_tree
 
 MIN_TOP_K = 10
-"""Candidates of each head, at least: the paper's number, so that published trees can be tried."""
+"""Least candidates of each head: the paper's number, so that published trees can be tried."""
 
 _LONGEST_RANDOM = 1 << 15
-"""Tokens of a sequence with random weights, whatever the model's own limit is."""
+"""Limit on the sequence length with random weights, if the model's is smaller."""
 
 _LEAST_WINDOW = 1024
-"""A sliding window at least this long becomes the default limit on the sequence length: attention
-that sees everything is the faster one."""
+"""A sliding window of at least this length becomes the default limit on the sequence length,
+because attention without windows is faster."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExportParts:
-    """A model, its heads and tree, and what becomes of them.
+    """A model, its heads and tree, and how they are exported.
 
     Attributes:
         base: the model.
-        heads: that fit it.
-        tree: that the heads can fill.
+        heads: heads that fit the model.
+        tree: a tree that the heads can fill.
         target: where the bundle will run.
         precision: how the weights are stored.
         forms: form of attention of each verify graph, by the graph's name.
         plan: a format for each weight, or None.
-        max_length: longest sequence in tokens.
+        max_length: length of the longest sequence, in tokens.
         top_k: candidates of each head.
         compared: whether the bundle is compared with the model.
     """
@@ -87,7 +87,7 @@ class ExportParts:
 
     @property
     def size_bytes(self) -> int:
-        """About the bundle's: matrices at the precision with their scales, all else whole."""
+        """Estimated size of the bundle: rounded matrices with their scales, and the rest."""
         precision, model = self.precision, self.base.model
         whole = 32 if precision.dtype == "float32" else 16
         layer, unembedding, head = (
@@ -108,13 +108,13 @@ class ExportParts:
 
     @property
     def scratch_bytes(self) -> int:
-        """About what comparing the bundle needs on the disk besides: a copy in float32."""
+        """Estimated disk space for the comparison: a copy in float32 of a bundle in bfloat16."""
         is_widened = self.compared and self.precision.dtype == "bfloat16"
         return 2 * self.size_bytes if is_widened else 0
 
 
 def _with_scales(bits: int | None, whole: int) -> int:
-    """Bits of a weight and its share of a scale; those of a whole weight for None."""
+    """Bits of a weight with its share of a scale; None stands for a weight that stays whole."""
     return whole if bits is None else bits + 1
 
 
@@ -186,16 +186,16 @@ def _loaded_parts(
     check_output(options.output or Path(source.name), options.overwrite, MANIFEST_FILE)
     progress("reading the heads")
     choice = heads_for(source, options.heads)
-    source, found, heads = choice.source, choice.loaded, choice.loaded.heads
-    progress(f"  {heads.num_heads} heads in {found.format} format from {found.path}")
+    source, loaded, heads = choice.source, choice.loaded, choice.loaded.heads
+    progress(f"  {heads.num_heads} heads in {loaded.format} format from {loaded.path}")
     for text in choice.warnings:
         progress(f"warning: {text}")
-    own_tree = None if source.alias is None else source.alias.tree
-    tree = load_tree(options.tree or own_tree or target.default_tree)
+    alias_tree = None if source.alias is None else source.alias.tree
+    tree = load_tree(options.tree or alias_tree or target.default_tree)
     tree.check(heads.num_heads, max(MIN_TOP_K, tree.top_k))
     progress(f"opening {source.name}")
     base = open_base_model(source)
-    _ = base.eos_token_ids  # fails before the long work
+    _ = base.eos_token_ids  # Raises an error before the long work if there are none.
     return base, heads, tree
 
 
@@ -215,7 +215,7 @@ def _random_parts(
 
 
 def _checked_max_length(
-    asked: int | None, model: PreTrainedModel, target: Target, *, is_random: bool
+    wanted: int | None, model: PreTrainedModel, target: Target, *, is_random: bool
 ) -> int:
     limit = getattr(model.config, "max_position_embeddings", None)
     if limit is None:
@@ -223,12 +223,14 @@ def _checked_max_length(
             f"{model.config.model_type} models have no max_position_embeddings and so no longest "
             "sequence: they are not supported"
         )
-    if asked is None:
+    if wanted is None:
         window = find_sliding_window(model)
         reach = window if window is not None and window >= _LEAST_WINDOW else limit
         return int(min(limit, target.max_length, reach))
     if is_random:
-        limit = max(limit, _LONGEST_RANDOM)  # nothing was learned that ends
-    if not 64 <= asked <= limit:
-        raise ExportError(f"--max-length is {asked}: {model.config.model_type} takes 64 to {limit}")
-    return asked
+        limit = max(limit, _LONGEST_RANDOM)  # Random weights have learned no positions.
+    if not 64 <= wanted <= limit:
+        raise ExportError(
+            f"--max-length is {wanted}: {model.config.model_type} takes 64 to {limit}"
+        )
+    return wanted

@@ -1,4 +1,4 @@
-"""The formats that weights are rounded to, and which weight gets which."""
+"""The formats that weights are rounded to, and the choice of a format for each weight."""
 
 from collections.abc import Callable
 from typing import Literal, TypeGuard
@@ -10,7 +10,7 @@ WeightFormat = Literal["int4", "int8", "fp8"]
 `passes/quantize_weights.py` for the standard operators."""
 
 FloatFormat = Literal["fp16", "fp32"]
-"""A weight that is left as it is: the target's own type."""
+"""The format of a weight that is not rounded: the target's type."""
 
 Format = WeightFormat | FloatFormat
 
@@ -23,19 +23,19 @@ def is_rounded(format_: str) -> TypeGuard[WeightFormat]:
 
 
 FormatOf = Callable[[LazyTensor], WeightFormat | None]
-"""The format of a product's (inputs, outputs) matrix; None leaves it as it is."""
+"""Chooses the format of a product's (inputs, outputs) matrix; None leaves it as it is."""
 
 Noted = Callable[[LazyTensor, bool], None]
-"""Told of each (inputs, outputs) matrix that is stored, and whether nothing of it was rounded."""
+"""Called for each stored (inputs, outputs) matrix, with whether nothing of it was rounded."""
 
 
 def one_format(format_: WeightFormat) -> FormatOf:
-    """The same for all."""
+    """Gives all weights the same format."""
     return lambda _: format_
 
 
 def format_by_outputs(
     layers: WeightFormat, unembedding: WeightFormat | None, vocab_size: int
 ) -> FormatOf:
-    """One format for the layers, one for the matrix with as many outputs as there are tokens."""
+    """Gives one format to the layers, and one to the matrix with an output for each token."""
     return lambda weight: unembedding if weight.sizes[1] == vocab_size else layers

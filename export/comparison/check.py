@@ -1,4 +1,4 @@
-"""Comparing a finished bundle with a model."""
+"""Comparison of a finished bundle with its model, in the memory that is there."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,20 +20,20 @@ from medusa_trt.runtime.engines.ort_cpu import OrtEngine
 from medusa_trt.runtime.tensors import WEIGHTS_FILE
 
 MAX_WHOLE_BYTES = 768 << 20
-"""Weights of a bundle that is compared with its model as a whole; larger ones go in parts."""
+"""Most weights of a bundle that is run as a whole; larger bundles are run in parts."""
 
 _SPARE_ROWS = 64
 _NUM_TEXT_TOKENS = {False: None, True: 32}
 _NUM_TREE_NODES = {False: NUM_TREE_NODES, True: 8}
-"""By whether the model is large: each pass over one takes a minute."""
+"""Sizes by whether the model is large, because a pass over a large one takes a minute."""
 
 
 def check_bundle(path: Path, model: str) -> Iterator[str]:
-    """Compares, and says how close they are, a line a kind of input.
+    """Compares a bundle with its model and yields a line for each kind of input.
 
     Raises:
-        BundleError: no bundle there, or it is damaged.
-        ExportError: the model has other sizes, or the logits differ.
+        BundleError: there is no bundle, or it is damaged.
+        ExportError: the model has other sizes, or the logits differ too much.
     """
     bundle = Bundle.open(path)
     base = open_base_model(source_from_name(model))
@@ -43,20 +43,20 @@ def check_bundle(path: Path, model: str) -> Iterator[str]:
 
 
 def check_same_sizes(bundle: Bundle, base: BaseModel) -> None:
-    """Refuses a model that a bundle cannot come from.
+    """Refuses a model whose sizes differ from the bundle's.
 
     Raises:
-        ExportError: it has other sizes.
+        ExportError: a size differs.
     """
     spec, config = bundle.manifest.model, base.model.config
-    for name, found, expected in (
+    for name, size, expected in (
         ("layers", spec.num_layers, config.num_hidden_layers),
         ("hidden size", spec.hidden_size, config.hidden_size),
         ("tokens", spec.vocab_size, config.vocab_size),
     ):
-        if found != expected:
+        if size != expected:
             raise ExportError(
-                f"{bundle.path} has {found} {name}, {base.source.name} has {expected}: give the "
+                f"{bundle.path} has {size} {name}, {base.source.name} has {expected}: give the "
                 "model it came from"
             )
 
@@ -64,19 +64,19 @@ def check_same_sizes(bundle: Bundle, base: BaseModel) -> None:
 def compare_bundle(
     bundle: Bundle, base: BaseModel, scratch: Path | None = None
 ) -> dict[str, Agreement]:
-    """Compares one sequence and two ragged ones, without holding a large model in memory.
+    """Compares one sequence, and two of different lengths, without a large model in memory.
 
     Args:
         bundle: the bundle.
         base: its model.
-        scratch: where a copy in float32 may be written, if the bundle needs one.
+        scratch: folder for a copy in float32, which a bundle in bfloat16 needs.
 
     Raises:
         ExportError: the logits differ by more than the precision allows.
     """
     target = bundle.manifest.target
     with TemporaryDirectory(dir=scratch) as folder:
-        # ONNX Runtime does not compute in bfloat16; the library's attention only caches in it.
+        # ONNX Runtime cannot compute in bfloat16. The operator library only stores its cache in it.
         if target.cache_dtype == "bfloat16" and not target.operator_library:
             bundle = widen_bundle(bundle, Path(folder) / "float32")
         return _compare_on_engines(bundle, base)
@@ -85,7 +85,7 @@ def compare_bundle(
 def widen_bundle(bundle: Bundle, folder: Path) -> Bundle:
     """Writes a bundle's graphs in float32 to a new folder; see `WidenFloatsPass`.
 
-    Only an engine can use it: what the graphs do not need is left out.
+    Only an engine can use the result, because files besides the graphs are left out.
     """
     folder.mkdir()
     graphs = {}
@@ -102,7 +102,7 @@ def _compare_on_engines(bundle: Bundle, base: BaseModel) -> dict[str, Agreement]
     is_large = (bundle.path / WEIGHTS_FILE).stat().st_size > MAX_WHOLE_BYTES
     engine_class = SegmentedEngine if is_large else OrtEngine
     text_ids = base.tokenizer.encode(TEXT)[: _NUM_TEXT_TOKENS[is_large]]
-    found: dict[str, Agreement] = {}
+    agreements: dict[str, Agreement] = {}
     for batch_size in (1, 2):
         engine = engine_class(bundle, capacity=len(text_ids) + _SPARE_ROWS, batch_size=batch_size)
         try:
@@ -110,16 +110,16 @@ def _compare_on_engines(bundle: Bundle, base: BaseModel) -> dict[str, Agreement]
                 fixed_rotary(base.model, bundle.manifest.model.max_length),
                 weights_at_hand(base.model, base.weights),
             ):
-                found |= compare_logits(
+                agreements |= compare_logits(
                     bundle, engine, base.model, text_ids, _NUM_TREE_NODES[is_large]
                 )
         finally:
             engine.close()
-    return found
+    return agreements
 
 
 def describe_agreement(where: str, result: Agreement) -> str:
-    """One line on one comparison."""
+    """Describes one comparison in a line."""
     return (
         f"{where}: argmax equal at {result.argmax_agreement:.1%} of {result.num_positions} "
         f"positions, KL {result.kl_divergence:.1e} nats, largest logit difference "

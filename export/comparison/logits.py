@@ -1,4 +1,4 @@
-"""Comparing a bundle with the Hugging Face model it came from."""
+"""Comparison of an engine's logits with those of the Hugging Face model."""
 
 from collections.abc import Iterator, Sequence
 from typing import Protocol
@@ -26,15 +26,15 @@ MAX_RELATIVE_ERROR = {
     "int4": 0.8,
     "mixed": 0.8,
 }
-"""Largest `Agreement.relative_error` for each precision: far above rounding, below a fault."""
+"""Largest `Agreement.relative_error` of each precision: far above rounding, far below a fault."""
 
-_TOO_FEW = "its weights lose too much in {0}: choose another --precision, or report this model"
-_ADVICE = {name: _TOO_FEW.format(name) for name in ("int8", "fp8", "int4")}
+_TOO_FEW_BITS = "its weights lose too much in {0}: choose another --precision, or report this model"
+_ADVICE = {name: _TOO_FEW_BITS.format(name) for name in ("int8", "fp8", "int4")}
 
 _EXPERTS_FACTOR = 5
-"""By which the limit is wider for a mixture of experts. A router that rounds otherwise takes the
-other one of two nearly equal experts, and there the logits are far off: by 42 and 76 % of their
-spread at 2 of 255 positions of a tiny Mixtral in fp16 (median 0.35 %), 5.5 % on the whole."""
+"""Factor by which the limit is wider for a mixture of experts. With other rounding, a router may
+take the other one of two nearly equal experts, and then the logits differ much: by 42 and 76 % of
+their spread at 2 of 255 positions of a tiny Mixtral in fp16 (median 0.35 %), by 5.5 % overall."""
 
 TEXT = (
     "Speculative decoding drafts several tokens and checks them together. A language model reads "
@@ -43,18 +43,18 @@ TEXT = (
     "def fibonacci(n):\n    a, b = 0, 1\n    for _ in range(n):\n        a, b = b, a + b\n"
     "    return a\n"
 )
-"""Prose, numbers and code to compare on."""
+"""Text to compare on: prose, numbers and code."""
 
 _MAX_PREFIX = 32
 NUM_TREE_NODES = 24
-"""Of the random tree to compare on."""
+"""Number of nodes of the random tree to compare on."""
 
 _TREE_DEPTH = 4
 _SEED = 0
 
 
 class Verifier(Protocol):
-    """What the comparison asks of an engine; see `Engine`."""
+    """The part of `Engine` that the comparison uses."""
 
     @property
     def batch_size(self) -> int: ...
@@ -102,7 +102,7 @@ def compare_on_tree(
     expected = np.empty_like(outputs.logits)
     for slot, prefix in enumerate(prefixes):
         paths = list(leaf_paths(tree))
-        # All paths as one batch: what pads the shorter ones comes after all that counts.
+        # All paths are one batch. The padding of shorter paths comes after the compared tokens.
         texts = np.zeros((len(paths), len(prefix) + tree.max_depth + 1), np.int64)
         texts[:, : len(prefix)] = prefix
         for row, path in enumerate(paths):
@@ -117,7 +117,12 @@ def compare_on_tree(
 
 
 def max_relative_error(precision: str, is_routed: bool) -> float:
-    """`Agreement.relative_error` that an export may show."""
+    """Largest `Agreement.relative_error` that an export may have.
+
+    Args:
+        precision: name of the export's precision.
+        is_routed: whether the model is a mixture of experts.
+    """
     limit = MAX_RELATIVE_ERROR[precision]
     if not is_routed or precision in MAX_LOGIT_DIFFERENCE:
         return limit
@@ -125,13 +130,13 @@ def max_relative_error(precision: str, is_routed: bool) -> float:
 
 
 def leaf_paths(tree: MedusaTree) -> Iterator[NDArray[np.int64]]:
-    """The nodes of each path from the root to a leaf."""
+    """Yields the nodes of each path from the root to a leaf."""
     for row, length in zip(tree.retrieve_indices, tree.path_lengths, strict=True):
         yield row[:length]
 
 
 def random_tree(num_nodes: int, max_depth: int, seed: int) -> MedusaTree:
-    """A tree that grows by a random child of a random node."""
+    """Grows a tree by random children of random nodes."""
     assert max_depth > 0 or num_nodes == 1
     rng = np.random.default_rng(seed)
     nodes: list[tuple[int, ...]] = [()]
@@ -147,29 +152,31 @@ def random_tree(num_nodes: int, max_depth: int, seed: int) -> MedusaTree:
 def compute_model_logits(
     model: PreTrainedModel, token_ids: NDArray[np.int64]
 ) -> NDArray[np.float32]:
-    """The Hugging Face model's logits (B, T, vocab) on B plain texts (B, T), without a cache."""
+    """Runs the Hugging Face model on B texts (B, T) without a cache: logits (B, T, vocab)."""
     with torch.no_grad():
         logits = model(torch.from_numpy(token_ids), use_cache=False).logits
     array: NDArray[np.float32] = logits.float().numpy()
     return array
 
 
-def compute_agreement(found: NDArray[np.float32], expected: NDArray[np.float32]) -> Agreement:
+def compute_agreement(logits: NDArray[np.float32], expected: NDArray[np.float32]) -> Agreement:
     """Compares logits (num_positions, vocab)."""
-    difference = found - expected
+    difference = logits - expected
     spread = expected - expected.mean(-1, keepdims=True)
-    found_logprobs, logprobs = log_softmax(found), log_softmax(expected)
+    logprobs, expected_logprobs = log_softmax(logits), log_softmax(expected)
     return Agreement(
-        num_positions=len(found),
+        num_positions=len(logits),
         max_logit_difference=float(np.abs(difference).max()),
         relative_error=float(np.sqrt(np.square(difference).mean() / np.square(spread).mean())),
-        argmax_agreement=float((found.argmax(-1) == expected.argmax(-1)).mean()),
-        kl_divergence=float((np.exp(logprobs) * (logprobs - found_logprobs)).sum(-1).mean()),
+        argmax_agreement=float((logits.argmax(-1) == expected.argmax(-1)).mean()),
+        kl_divergence=float(
+            (np.exp(expected_logprobs) * (expected_logprobs - logprobs)).sum(-1).mean()
+        ),
     )
 
 
 def log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Log-probabilities over the last axis."""
+    """Computes log-probabilities over the last axis."""
     shifted = logits - logits.max(-1, keepdims=True)
     logprobs: NDArray[np.float32] = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
     return logprobs
@@ -185,12 +192,12 @@ def compare_logits(
     """Compares a bundle with its model on text and on a random tree.
 
     Args:
-        bundle: for its precision and limits.
-        engine: runs the bundle; one with two slots compares two ragged sequences at once, which
-            is the batch form of the verify graph.
+        bundle: the bundle.
+        engine: runs the bundle. With two slots, two sequences of different lengths are compared
+            at once, as the batch form of the verify graph takes them.
         model: the Hugging Face model, unchanged.
         text_ids: tokens of real text.
-        num_tree_nodes: of the random tree.
+        num_tree_nodes: size of the random tree.
 
     Raises:
         ExportError: the bundle differs by more than its precision allows.
@@ -201,19 +208,19 @@ def compare_logits(
     text = text_ids[: room - 1]
     prefix = text[: room - tree.num_nodes][:_MAX_PREFIX]
     if engine.batch_size == 1:
-        found = {
+        agreements = {
             "text": compare_on_text(engine, model, text, chunk=max(2, len(text) // 3)),
             "tree": compare_on_tree(engine, model, [prefix], tree),
         }
     else:
-        found = {
+        agreements = {
             "batch": compare_on_tree(engine, model, [prefix, prefix[: len(prefix) // 3]], tree)
         }
     precision = manifest.target.precision
     limit = MAX_LOGIT_DIFFERENCE.get(precision, np.inf)
     relative_limit = max_relative_error(precision, has_experts(model))
-    for where, result in found.items():
-        # A difference that is not a number must fail, so the comparison asks for what is good.
+    for where, result in agreements.items():
+        # A difference that is not a number must fail, so the condition is that of a good result.
         good = result.max_logit_difference <= limit and result.relative_error <= relative_limit
         if not good:
             most = f" (allowed: {limit:g})" if np.isfinite(limit) else ""
@@ -224,4 +231,4 @@ def compare_logits(
                 f"agreement {result.argmax_agreement:.1%}: do not use it; "
                 f"{_ADVICE.get(precision, 'please report this model')}"
             )
-    return found
+    return agreements

@@ -1,4 +1,4 @@
-"""Runs a verify graph a part at a time, to compare a bundle that is larger than the memory."""
+"""An engine that runs a verify graph part by part, for bundles larger than the memory."""
 
 import os
 from collections.abc import Sequence
@@ -16,16 +16,16 @@ from medusa_trt.runtime.engines.base import TokenIds, VerifyOutputs
 from medusa_trt.runtime.engines.operators import required_library
 from medusa_trt.tree_configs import MedusaTree
 
-_BFLOAT16 = 16  # ONNX's number of the type, whose values numpy holds as uint16
+_BFLOAT16 = 16  # ONNX's number of bfloat16, whose values are uint16 in numpy arrays
 _FOLDER_ENTRY = "session.model_external_initializers_file_folder_path"
 
 SEGMENT_BYTES = 128 << 20
-"""Weights of one part; a single tensor may be larger."""
+"""Bytes of the weights in one part; a single larger tensor is a part too."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Segment:
-    """Consecutive nodes, and what crosses their borders."""
+    """Consecutive nodes as a model, with the names of its inputs and outputs."""
 
     model: bytes
     inputs: tuple[str, ...]
@@ -33,9 +33,9 @@ class _Segment:
 
 
 class SegmentedEngine:
-    """Verifies as `OrtEngine` does, loading and dropping the graph's parts in turn.
+    """Verifies like `OrtEngine`, but loads only one part of the graph at a time.
 
-    It is slow: every step reads all weights. It neither drafts nor commits.
+    It is slow, because every step reads all weights. It can neither draft nor commit.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class SegmentedEngine:
         first_slot: int = 0,
         logits: bool = False,
     ) -> VerifyOutputs:
-        """See `Engine.verify`; logits are always there."""
+        """Runs one step; see `Engine.verify`. Logits are always returned."""
         del logits
         slots = slice(first_slot, first_slot + len(past_lengths))
         shown = list(range(tree.num_nodes) if rows is None else rows)
@@ -92,9 +92,9 @@ class SegmentedEngine:
                 name = names.present_name(*place)
                 if name in values and name not in read_later:
                     cache[slots] = values.pop(name)
-        found = [values[name] for name in (names.ARGMAX, names.HIDDEN, names.LOGITS)]
+        outputs = [values[name] for name in (names.ARGMAX, names.HIDDEN, names.LOGITS)]
         shape = (len(past_lengths), len(shown))
-        argmax, hidden, all_logits = (array.reshape(*shape, *array.shape[1:]) for array in found)
+        argmax, hidden, all_logits = (array.reshape(*shape, *array.shape[1:]) for array in outputs)
         return VerifyOutputs(argmax=argmax, hidden=hidden, logits=all_logits)
 
     def close(self) -> None:
@@ -110,8 +110,8 @@ class SegmentedEngine:
             options.register_custom_ops_library(os.fspath(required_library()))
         options.add_session_config_entry(_FOLDER_ENTRY, os.fspath(self._bundle.path.absolute()))
         options.enable_cpu_mem_arena = False
-        # Nothing is prepared for a second run: weights stay in their file, mapped, until they are
-        # used, where the optimizer would convert half precision and lay the matrices out anew.
+        # Each part runs once. Without optimizer and prepacking, the weights stay in the mapped file
+        # until they are used, and are neither converted nor copied to another layout.
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         options.add_session_config_entry("session.disable_prepacking", "1")
         try:
@@ -125,7 +125,7 @@ class SegmentedEngine:
     def _run_bound(
         self, binding: Any, session: Any, segment: _Segment, values: dict[str, NDArray[Any]]
     ) -> dict[str, NDArray[Any]]:
-        """Runs with the cache in memory of ours, because numpy has no bfloat16."""
+        """Runs a part with the cache in numpy arrays of uint16, because numpy has no bfloat16."""
         presents = {
             names.present_name(*place): np.empty_like(values[names.past_name(*place)])
             for place in self._cache
@@ -136,13 +136,15 @@ class SegmentedEngine:
             binding.bind_input(name, "cpu", 0, _kind(array), array.shape, array.ctypes.data)
         for name in segment.outputs:
             if name in presents:
-                own = presents[name]
-                binding.bind_output(name, "cpu", 0, _kind(own), own.shape, own.ctypes.data)
+                present = presents[name]
+                binding.bind_output(
+                    name, "cpu", 0, _kind(present), present.shape, present.ctypes.data
+                )
             else:
                 binding.bind_output(name, "cpu")
         session.run_with_iobinding(binding)
-        made = zip(segment.outputs, binding.get_outputs(), strict=True)
-        return {name: presents[name] if name in presents else out.numpy() for name, out in made}
+        outputs = zip(segment.outputs, binding.get_outputs(), strict=True)
+        return {name: presents[name] if name in presents else out.numpy() for name, out in outputs}
 
 
 def _kind(array: NDArray[Any]) -> Any:
@@ -150,7 +152,7 @@ def _kind(array: NDArray[Any]) -> Any:
 
 
 def _split(model: ir.Model, segment_bytes: int) -> list[_Segment]:
-    """Cuts a graph, whose nodes are in topological order, where its weights fill a part."""
+    """Cuts a graph, whose nodes are in topological order, into parts of limited weights."""
     for node in list(model.graph):
         _divide(model.graph, node, segment_bytes // 2)
     parts: list[list[ir.Node]] = [[]]
@@ -166,10 +168,10 @@ def _split(model: ir.Model, segment_bytes: int) -> list[_Segment]:
 
 
 def _divide(graph: ir.Graph, node: ir.Node, most_bytes: int) -> None:
-    """Makes several products of a large one, each with some rows of its transposed weight.
+    """Replaces a large product by several, each with some rows of its transposed weight.
 
-    ONNX Runtime converts all of a half precision weight before it multiplies: an unembedding of
-    250 MiB takes 750 so.
+    ONNX Runtime converts a whole half precision weight before it multiplies: an unembedding of
+    250 MiB then needs 750 MiB.
     """
     if node.op_type != "Gemm" or len(node.inputs) != 2 or node.inputs[1] is None:
         return
@@ -196,8 +198,8 @@ def _divide(graph: ir.Graph, node: ir.Node, most_bytes: int) -> None:
         weight = ir.Value(name=tensor.name, type=kind, shape=tensor.shape, const_value=tensor)
         graph.register_initializer(weight)
         product = ir.node("Gemm", [node.inputs[0], weight], node.attributes)
-        made = product.outputs[0]
-        made.name, made.type = f"{tensor.name}.product", old.type
+        result = product.outputs[0]
+        result.name, result.type = f"{tensor.name}.product", old.type
         pieces.append(product)
     joined = ir.node("Concat", [piece.outputs[0] for piece in pieces], {"axis": -1})
     new = joined.outputs[0]
@@ -208,7 +210,7 @@ def _divide(graph: ir.Graph, node: ir.Node, most_bytes: int) -> None:
 
 
 def _weight_bytes(node: ir.Node) -> int:
-    """Memory for a node's weights; ONNX Runtime dequantizes all of a part before it multiplies."""
+    """Bytes of memory for a node's weights, dequantized as ONNX Runtime keeps them in a part."""
     tensors = [value.const_value for value in node.inputs if value is not None]
     made = node.outputs[0].dtype
     if node.op_type == "DequantizeLinear" and tensors[0] is not None and made is not None:

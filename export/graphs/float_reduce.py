@@ -1,7 +1,7 @@
-"""The reduce graph: rows of logits to what sampling and typical acceptance need.
+"""The reduce graph: what sampling and typical acceptance need, from rows of logits.
 
-It is a graph of its own because ONNX Runtime computes every output of a graph, asked for or not:
-inside the verify graph greedy decoding would pay for it.
+It is a separate graph because ONNX Runtime computes every output of a graph, even one that is not
+fetched. As a part of the verify graph it would slow greedy decoding down.
 """
 
 from typing import Any
@@ -79,10 +79,10 @@ def _reduce(
 
 
 def make_float_reduce(vocab_size: int, opset: int) -> ir.Model:
-    """The reduce graph for a vocabulary; its inputs and outputs are those of `Engine.reduce`.
+    """Makes the reduce graph; its inputs and outputs are those of `Engine.reduce`.
 
-    Tokens whose logit ties with the last one kept by top-k or top-p are kept. A nucleus that the
-    `num_sorted` most likely tokens do not hold is reported as not covered.
+    Tokens whose logit equals that of the last token kept by top-k or top-p are kept too. A nucleus
+    larger than the `num_sorted` most likely tokens is reported as not covered.
     """
     model = ir.serde.deserialize_model(_reduce.to_model_proto())
     graph = model.graph

@@ -1,4 +1,4 @@
-"""The graphs of a bundle as files, with one copy of each weight."""
+"""Graphs as files of a bundle, with one copy of each weight."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -13,13 +13,13 @@ from medusa_trt.runtime.bundle import GraphSpec, TensorSpec
 def save_graphs(folder: Path, graphs: Mapping[str, ir.Model]) -> None:
     """Writes the graphs into a bundle's folder.
 
-    Large weights go to one external file, each once, whichever graphs have it: heads that share
-    the unembedding, and the batch form, refer to the same bytes. A protobuf file holds 2 GB at
-    most, and the heads of a large model have more.
+    Large weights go to one external file. A weight of several graphs is written once: heads that
+    share the unembedding, and the batch form of the verify graph, refer to the same bytes. A
+    protobuf file cannot hold more than 2 GB, and the heads of a large model are larger.
 
     Args:
-        folder: the bundle's.
-        graphs: by their names in `GRAPH_FILES`; "verify" is among them.
+        folder: the bundle's folder.
+        graphs: the graphs by their names in `GRAPH_FILES`.
     """
     weights = WeightFile(folder / names.WEIGHTS_FILE)
     for name, model in graphs.items():
@@ -28,7 +28,7 @@ def save_graphs(folder: Path, graphs: Mapping[str, ir.Model]) -> None:
 
 
 def describe_graph(folder: Path, graph: str) -> GraphSpec:
-    """The interface of a graph that has been written."""
+    """Reads the interface of a graph that was written."""
     file = names.GRAPH_FILES[graph]
     saved = ir.load(folder / file).graph
     return GraphSpec(file, _tensor_specs(saved.inputs), _tensor_specs(saved.outputs))

@@ -75,14 +75,14 @@ def trace_heads_module(
     *,
     portable: bool = False,
 ) -> ir.Model:
-    """The heads graph; see `HeadsModule.forward` for its inputs and output.
+    """Traces a module of heads; see `HeadsModule.forward` for inputs and output.
 
     Args:
-        module: the heads, with the backbone's matrices as parameters where those are lazy.
+        module: the heads, with the matrices that are read later as parameters.
         hidden_size: width of the hidden state.
-        opset: of the graph.
-        quantize: where its products are to be quantized.
-        weights: those of the module's parameters that are to be read later, by their names.
+        opset: opset of the graph.
+        quantize: see `trace_heads`.
+        weights: matrices that are read later, by the names of the module's parameters.
         portable: see `optimize`.
     """
     inputs: tuple[torch.Tensor, ...] = (torch.zeros(2, hidden_size),)

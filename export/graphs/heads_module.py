@@ -1,4 +1,4 @@
-"""Medusa heads as torch modules: stacked matrices, or matrices of each head's own."""
+"""Medusa heads as torch modules, with stacked matrices or separate ones."""
 
 import torch
 from torch import nn
@@ -7,9 +7,9 @@ from medusa_trt.export.heads.medusa_heads import Linear, MedusaHeads
 
 
 class HeadsModule(nn.Module):
-    """The heads as a graph: a hidden state and the root token in, each head's best tokens out.
+    """Computes each head's best tokens from a hidden state and the root token.
 
-    All heads are evaluated together as batched products.
+    All heads are computed together, as batched products.
     """
 
     def __init__(
@@ -20,12 +20,12 @@ class HeadsModule(nn.Module):
         shared_bias: torch.Tensor | None = None,
         embedding: torch.Tensor | None = None,
     ) -> None:
-        """Stacks the heads' parameters.
+        """Registers the heads' parameters.
 
         Args:
             heads: the heads.
-            shared_unembedding: (vocab, hidden) of the backbone, for heads without their own; on
-                the meta device where it is to be read later.
+            shared_unembedding: (vocab, hidden) of the backbone, for heads that share it; on the
+                meta device where it is read later.
             top_k: candidates of each head.
             shared_bias: (vocab,) that the backbone adds to its logits, if it does.
             embedding: (vocab, hidden) of the backbone's input, for heads that read the root; may
@@ -57,8 +57,8 @@ class HeadsModule(nn.Module):
                 unembedding = unembedding[heads.token_map].float()
                 bias = None if bias is None else bias[heads.token_map].contiguous()
         else:
-            own = [head.unembedding for head in heads.heads if head.unembedding is not None]
-            unembedding = torch.stack(own).transpose(1, 2).contiguous()
+            matrices = [head.unembedding for head in heads.heads if head.unembedding is not None]
+            unembedding = torch.stack(matrices).transpose(1, 2).contiguous()
         self.unembedding = (
             nn.Parameter(unembedding, requires_grad=False)
             if unembedding.is_meta
@@ -70,11 +70,11 @@ class HeadsModule(nn.Module):
         )
 
     def forward(self, hidden: torch.Tensor, root_ids: torch.Tensor | None = None) -> torch.Tensor:
-        """The best candidates of each head.
+        """Computes the best candidates of each head.
 
         Args:
             hidden: (B, hidden_size) float32.
-            root_ids: (B,) int64 the tokens decided from it, for heads that read the root.
+            root_ids: (B,) int64, the tokens decided from `hidden`, for heads that read the root.
 
         Returns:
             (B, num_heads, top_k) int64 token ids, best first.
@@ -85,11 +85,11 @@ class HeadsModule(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """The type that the heads compute in."""
+        """Type of the computation."""
         return next(buffer.dtype for buffer in self.buffers() if buffer.is_floating_point())
 
     def logits(self, hidden: torch.Tensor, root_ids: torch.Tensor | None = None) -> torch.Tensor:
-        """`hidden` (B, hidden_size), `root_ids` (B,) → (num_heads, B, draft_vocab)."""
+        """Computes logits (num_heads, B, draft_vocab) from `hidden` (B, hidden_size)."""
         state = hidden[None]
         if self.reads_root:
             state = state + self._affine("root_map", self._with_root(hidden, root_ids)[None])
@@ -99,7 +99,7 @@ class HeadsModule(nn.Module):
             state = state + self._affine("projection", state)
         if self.shared:
             num_heads = state.shape[0]
-            # Two dimensions make one product of all heads, with the weight as the backbone has it.
+            # With two dimensions all heads are one product, by the matrix that the backbone stores.
             flat = nn.functional.linear(
                 state.reshape(-1, state.shape[-1]), self.unembedding, self.unembedding_bias
             )
@@ -107,13 +107,13 @@ class HeadsModule(nn.Module):
         return self._unembed(state)
 
     def _with_root(self, hidden: torch.Tensor, root_ids: torch.Tensor | None) -> torch.Tensor:
-        """(B, 2 · hidden_size)."""
+        """Joins hidden state and root embedding: (B, 2 · hidden_size)."""
         assert root_ids is not None
         root = nn.functional.embedding(root_ids, self.embedding)
         return torch.cat([hidden, root.to(hidden.dtype)], -1)
 
     def _unembed(self, state: torch.Tensor) -> torch.Tensor:
-        """(num_heads, B, hidden_size) by each head's own unembedding."""
+        """Multiplies (num_heads, B, hidden_size) by the unembedding of each head."""
         return torch.matmul(state, self.unembedding)
 
     def _stack(self, name: str, maps: list[Linear]) -> None:
@@ -126,7 +126,7 @@ class HeadsModule(nn.Module):
         self._register(f"{name}_bias", torch.stack(biases)[:, None])
 
     def _register(self, name: str, tensor: torch.Tensor) -> None:
-        if tensor.is_meta:  # a parameter, whose data are read later
+        if tensor.is_meta:  # Its data are read later, and only parameters can be traced without.
             setattr(self, name, nn.Parameter(tensor, requires_grad=False))
         else:
             self.register_buffer(name, tensor.contiguous(), persistent=False)
@@ -138,10 +138,10 @@ class HeadsModule(nn.Module):
 
 
 class SeparateHeadsModule(HeadsModule):
-    """Computes what `HeadsModule` does, with a tensor of each head's own for every product.
+    """Computes the same as `HeadsModule`, with a separate matrix for each head and product.
 
-    A slice of a stacked tensor would stay a node of the graph, and hide a constant matrix from
-    quantization.
+    A slice of a stacked tensor would stay a node of the graph, and quantization would not see a
+    constant matrix.
     """
 
     def __init__(
@@ -152,7 +152,7 @@ class SeparateHeadsModule(HeadsModule):
         shared_bias: torch.Tensor | None = None,
         embedding: torch.Tensor | None = None,
     ) -> None:
-        """As `HeadsModule`."""
+        """Registers the heads' parameters; see `HeadsModule`."""
         super().__init__(heads, shared_unembedding, top_k, shared_bias, embedding)
         if not self.shared:
             self._register_each("unembedding", list(self.unembedding))
@@ -170,18 +170,18 @@ class SeparateHeadsModule(HeadsModule):
             self._register(f"{name}_{head}", tensor)
 
     def logits(self, hidden: torch.Tensor, root_ids: torch.Tensor | None = None) -> torch.Tensor:
-        """`hidden` (B, hidden_size), `root_ids` (B,) → (num_heads, B, draft_vocab)."""
+        """Computes logits (num_heads, B, draft_vocab) from `hidden` (B, hidden_size)."""
         wide = self._with_root(hidden, root_ids) if self.reads_root else None
         states = [self._state(head, hidden, wide) for head in range(self.num_heads)]
         if not self.shared:
             unembeddings = [getattr(self, f"unembedding_{head}") for head in range(len(states))]
             return torch.stack([x @ each for x, each in zip(states, unembeddings, strict=True)])
-        # Two dimensions make one product of all heads, with the weight as the backbone has it.
+        # With two dimensions all heads are one product, by the matrix that the backbone stores.
         flat = nn.functional.linear(torch.cat(states), self.unembedding, self.unembedding_bias)
         return flat.reshape(self.num_heads, -1, flat.shape[-1])
 
     def _state(self, head: int, state: torch.Tensor, wide: torch.Tensor | None) -> torch.Tensor:
-        """What a head's unembedding reads; `wide` is the state with the root's embedding."""
+        """Computes a head's state; `wide` is the hidden state with the root's embedding."""
         if wide is not None:
             state = state + self._affine_of("root_map", head, wide)
         for layer in range(self.num_layers):

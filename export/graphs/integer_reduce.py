@@ -1,4 +1,4 @@
-"""The reduce graph for TensorRT, which has neither float64 nor, in 10.3, a fast cumulative sum.
+"""The reduce graph for TensorRT, which has no float64, and no fast cumulative sum in 10.3.
 
 Probabilities are added up as integers: the weight exp(logit - highest) of a token in fixed point.
 Such a sum is exact in any order, so what is drawn from a row depends neither on the other rows nor
@@ -17,15 +17,15 @@ from medusa_trt.export.graphs.reduce_interface import declare_outputs, make_inpu
 from medusa_trt.runtime.engines.reduce_tensors import NUM_SORTED, SHARE_BITS
 
 _SUM_BITS = 58
-"""Bits of a sum of all weights, so that its high part times a share stays within 63."""
+"""Bits of a sum of all weights: few enough that its high part times a share fits in 63 bits."""
 
 _MOST_WEIGHT_BITS = 40
 _LEAST = -1e30
-"""In place of minus infinity, whose product with a probability of zero is no number."""
+"""Stands for minus infinity, whose product with a probability of zero would be NaN."""
 
 
 def make_integer_reduce(vocab_size: int, opset: int, *, num_sorted: int = NUM_SORTED) -> ir.Model:
-    """The reduce graph in integers; see `make_float_reduce` for what it computes.
+    """Makes the reduce graph with integer sums; see `make_float_reduce`.
 
     `uniforms` is int64, in units of 2^-31. `top_k` keeps all tokens at 0. A nucleus that the
     `num_sorted` most likely tokens do not hold is reported as not covered, and so is a larger
@@ -126,7 +126,7 @@ class _Writer:
     def _place(self, weights: ir.Value, length: int, target: ir.Value) -> ir.Value:
         """Column: how many tokens lie before the one where the cumulative sum exceeds `target`.
 
-        The last token where it never does.
+        The last token if it never does.
         """
         op = self._op
         size = ceil(length ** (1 / 3) - 1e-9)

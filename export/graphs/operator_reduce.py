@@ -1,4 +1,4 @@
-"""The reduce graph as one operator of our own."""
+"""The reduce graph as one node, the operator library's `Reduce`."""
 
 import onnx_ir as ir
 

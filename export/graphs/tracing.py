@@ -29,7 +29,20 @@ def trace_module(
     dynamic_shapes: tuple[object, ...] | None,
     weights: Weights,
 ) -> ir.Model:
-    """Traces a module; parameters named in `weights` are traced without data."""
+    """Traces a module to an ONNX graph.
+
+    Args:
+        module: the module.
+        inputs: example inputs.
+        opset: opset of the graph.
+        input_names: names of the graph's inputs.
+        output_names: names of the graph's outputs.
+        dynamic_shapes: see `torch.export.export`.
+        weights: parameters that are traced without data and read when the graph is written.
+
+    Raises:
+        ExportError: torch cannot trace the module.
+    """
     try:
         with torch.no_grad(), _quiet(), fake_parameters(module) if weights else nullcontext():
             program = torch.onnx.export(
@@ -61,7 +74,7 @@ def trace_module(
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Hides the exporter's own remarks on torchvision and on axis names."""
+    """Hides the exporter's messages about torchvision and axis names."""
     logger = logging.getLogger("torch.onnx._internal.exporter._registration")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -74,7 +87,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _simplify(model: ir.Model) -> None:
-    """What the exporter's own optimization does, without reading large weights."""
+    """Optimizes like the exporter does, but without reading large weights."""
 
     def should_fold(node: ir.Node) -> bool | None:
         is_weight = node.op_type in ("Transpose", "Gather") and node.inputs[0] in weights

@@ -8,10 +8,10 @@ from medusa_trt.tree_configs import MedusaTree
 
 
 def make_tree_graph(tree: MedusaTree, opset: int) -> ir.Model:
-    """The static tree-mask graph: no input, the tree's additive mask and position offsets.
+    """Makes a graph without inputs that outputs a tree's additive mask and position offsets.
 
-    Its outputs are the verify graph's inputs of the same names, so that merging it makes a
-    verify graph for this tree alone, with nothing of the tree left to feed.
+    The verify graph has inputs of the same names. Merged with this graph, it becomes a verify graph
+    for this tree alone.
     """
     outputs = []
     nodes = []

@@ -18,13 +18,13 @@ def trace_verify(
     quantize: InPlacePass | None = None,
     weights: Weights | None = None,
 ) -> ir.Model:
-    """The verify graph, optimized; see `VerifyModule.forward` for its inputs and outputs.
+    """Traces the verify graph; see `VerifyModule.forward` for its inputs and outputs.
 
     Args:
-        module: traced without data where `weights` are given.
-        opset: of the graph.
-        quantize: where its products are to be quantized.
-        weights: of the model in `module`, read when the graph is written.
+        module: the module, which is traced without data where `weights` are given.
+        opset: opset of the graph; the form of attention may need a newer one.
+        quantize: the pass that quantizes the products; None where they stay as they are.
+        weights: weights of the model in `module`, read when the graph is written.
     """
     layers = range(module.shape.num_layers)
     form = module.form

@@ -1,7 +1,7 @@
-"""The verify graph as a torch module around the model's own code.
+"""The verify graph as a torch module around a transformers model.
 
-The model runs unchanged; its attention function and rotary module are replaced through
-transformers' attention interface, so that one operator rotates, updates the cache and attends.
+The model's code runs unchanged. Only its attention function and rotary module are replaced, through
+transformers' attention interface: the form of attention rotates, updates the cache and attends.
 """
 
 from collections.abc import Iterator
@@ -26,12 +26,12 @@ from medusa_trt.export.modeling.rotary import (
 from medusa_trt.tree_configs.tree import MAX_NODES
 
 _ROTARY_SPARE = 128
-"""Positions beyond the longest sequence: a tree's nodes at its end still have one."""
+"""Positions beyond the longest sequence, for a tree's nodes at its end."""
 
 
 @dataclass(frozen=True, slots=True)
 class CacheShape:
-    """Sizes of the KV cache that a model needs."""
+    """Sizes of a model's KV cache."""
 
     num_layers: int
     num_kv_heads: int
@@ -92,14 +92,14 @@ class VerifyModule(nn.Module):
         rows: torch.Tensor,
         *rest: torch.Tensor,
     ) -> tuple[torch.Tensor, ...]:
-        """One step over T nodes after `past_length` cached tokens.
+        """Computes one step over T nodes after `past_length` cached tokens.
 
         Args:
             input_ids: (B, T) int64; B is 1 unless the form takes a batch.
             tree_mask: (T, T) additive, 0 where a node sees another.
             position_offsets: (T,) int64, each node's depth.
             past_length: (B,) int64.
-            rows: (R,) int64, the nodes to report on.
+            rows: (R,) int64, the wanted nodes.
             rest: `cache_positions` (L,) int64 where the form reads them; then key and
                 value of each layer in turn, (B, kv_heads, capacity, head_dim).
 
@@ -127,7 +127,7 @@ class VerifyModule(nn.Module):
         hidden, logits = self._hidden_and_logits(
             input_ids, inputs.position_ids, attention.mask.whole, rows
         )
-        # Reported as float32 in every precision, the one type that numpy has too.
+        # The outputs are float32 in every precision, because numpy has no bfloat16.
         return logits.argmax(-1), hidden.float(), logits.float(), *attention.presents
 
     def _hidden_and_logits(
@@ -137,9 +137,9 @@ class VerifyModule(nn.Module):
         bias: torch.Tensor,
         rows: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """What the unembedding reads and what the model makes of it, at the asked rows alone.
+        """Computes the unembedding's input and the model's logits, at the wanted rows alone.
 
-        The model's own code runs to the end, because it may scale or cap its logits.
+        The model's code runs to the end, because it may scale or cap its logits.
         """
         hidden: list[torch.Tensor] = []
 
@@ -159,7 +159,7 @@ class VerifyModule(nn.Module):
         return hidden[0], logits
 
     def example_inputs(self) -> tuple[torch.Tensor, ...]:
-        """Inputs to trace with."""
+        """Makes inputs to trace with."""
         shape = self.shape
         batch = 2 if self.form.takes_batch else 1
         cache_dtype = self.form.cache_dtype
@@ -181,7 +181,7 @@ class VerifyModule(nn.Module):
 
 
 class _PassThroughCache:
-    """Gives attention the new keys and values alone: the operator itself joins the past."""
+    """Passes new keys and values on; the form of attention joins them with the past."""
 
     def update(
         self, key: torch.Tensor, value: torch.Tensor, *_: object, **__: object
@@ -193,5 +193,5 @@ class _PassThroughCache:
 
 
 def _table_names(index: int) -> tuple[str, str]:
-    """What a rotary table's tensors are called in the graph."""
+    """Names of a rotary table's two tensors in the graph."""
     return ("cos", "sin") if index == 0 else (f"cos_{index}", f"sin_{index}")

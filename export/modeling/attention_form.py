@@ -84,8 +84,8 @@ class AttentionForm(ABC):
         """
         layer = module.layer_idx
         assert isinstance(layer, int)
-        bias = self.mask.within(sliding_window)
-        return self._attend(layer, query, key, value, bias, float(scaling), softcap), None
+        attended = self._attend(layer, query, key, value, sliding_window, float(scaling), softcap)
+        return attended, None
 
     @abstractmethod
     def _make_mask(self) -> AttentionMask:
@@ -98,7 +98,7 @@ class AttentionForm(ABC):
         query: torch.Tensor,
         key: torch.Tensor,
         value: torch.Tensor,
-        bias: torch.Tensor,
+        window: int | None,
         scaling: float,
         softcap: float | None,
     ) -> torch.Tensor:

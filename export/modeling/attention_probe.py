@@ -1,7 +1,7 @@
-"""What a model asks of its attention, found by watching it on a few tokens.
+"""What a model needs from its attention, found by running it on a few tokens.
 
-Names in a config promise too little: a model may rotate otherwise, in some layers only, or do
-something between rotation and attention.
+The config does not tell enough: a model may rotate in another way, rotate in some layers only, or
+change queries and keys between rotation and attention.
 """
 
 from collections.abc import Callable, Iterator
@@ -27,30 +27,30 @@ from medusa_trt.export.weights.streamed_model import fake_parameters
 _ATTENTION_NAME = "medusa_trt"
 _NUM_TOKENS = 8
 _WINDOW = 3
-"""Of layers with a sliding window while they are watched, so that it cuts among few tokens."""
+"""Sliding window during the run, short enough to hide some of the few tokens."""
 
 _TOLERANCE = 1e-4
-"""Of the largest value; rounding stays far below, another rotation far above."""
+"""Tolerance relative to the largest value: far above rounding, far below another rotation."""
 
 _DIM_STEP = 16
-"""ONNX Runtime's kernel rotates a multiple of this many dimensions."""
+"""ONNX Runtime's kernel rotates multiples of this many dimensions."""
 
 _REFUSED_OPTIONS = {"s_aux": "attention sinks", "position_bias": "an attention position bias"}
 
 
 @dataclass(frozen=True, slots=True)
 class AttentionCall:
-    """One use of attention.
+    """Arguments of one attention call.
 
     Attributes:
         layer: the layer's index.
-        query: (1, heads, T, head_dim), as attention got it.
+        query: (1, heads, T, head_dim).
         key: (1, kv_heads, T, head_dim).
         value: (1, kv_heads, T, head_dim).
-        mask: (1, 1, T, T) additive, as attention got it; None if it got none.
+        mask: (1, 1, T, T) additive, or None.
         window: positions that the layer reaches back, itself included; None for all.
-        softcap: bound of its scores; None for no bound.
-        refused: what it asks for that is not supported, as a user would call it.
+        softcap: bound of the scores; None for no bound.
+        refused: unsupported features that the call needs, in words for users.
     """
 
     layer: int
@@ -67,29 +67,29 @@ class AttentionCall:
 def replaced_attention(
     model: PreTrainedModel, rotary: nn.Module, attention: Callable[..., object]
 ) -> Iterator[None]:
-    """Lets a model use another rotary module and attention function inside the block."""
-    own = model.base_model.rotary_emb, model.config._attn_implementation
+    """Replaces a model's rotary module and attention function inside the block."""
+    original = model.base_model.rotary_emb, model.config._attn_implementation
     ALL_ATTENTION_FUNCTIONS.register(_ATTENTION_NAME, attention)
     ALL_MASK_ATTENTION_FUNCTIONS.register(_ATTENTION_NAME, eager_mask)
     model.base_model.rotary_emb, model.config._attn_implementation = rotary, _ATTENTION_NAME
     try:
         yield
     finally:
-        model.base_model.rotary_emb, model.config._attn_implementation = own
+        model.base_model.rotary_emb, model.config._attn_implementation = original
 
 
 def watch_attention(
     model: PreTrainedModel, rotary: nn.Module, mask: torch.Tensor | None
 ) -> list[AttentionCall]:
-    """Runs the model on a few tokens with this rotary module.
+    """Runs a model on a few tokens and records its attention calls.
 
-    What attention gives back depends on the values alone, so that queries and keys do not depend
-    on how earlier layers rotated theirs.
+    The replaced attention returns the values alone. So the queries and keys of a layer do not
+    depend on the rotation in earlier layers.
 
     Args:
-        model: able to run.
-        rotary: in place of its own.
-        mask: (1, 1, T, T) given to the model; for None it makes its own.
+        model: a model that can run.
+        rotary: the module that replaces the model's rotary module.
+        mask: (1, 1, T, T) mask for the model; for None the model makes its mask.
     """
     calls: list[AttentionCall] = []
 
@@ -129,7 +129,7 @@ def watch_attention(
 
 
 def watch_attention_shapes(model: PreTrainedModel, max_length: int) -> list[AttentionCall]:
-    """The calls of a model whose parameters may have no data; their tensors have none either."""
+    """Records the attention calls of a model without data; their tensors have shapes only."""
     rotary = model.base_model.rotary_emb
     assert isinstance(rotary, nn.Module)
     fixed = fix_rotary_length(rotary, max_length)
@@ -138,11 +138,11 @@ def watch_attention_shapes(model: PreTrainedModel, max_length: int) -> list[Atte
 
 
 def find_attention_problem(model: PreTrainedModel, max_length: int) -> str | None:
-    """Why the verify graph's attention cannot stand for this model's, or None.
+    """Finds why the verify graph's attention cannot replace this model's; None if it can.
 
     Args:
-        model: able to run.
-        max_length: the longest sequence.
+        model: a model that can run.
+        max_length: length of the longest sequence, in tokens.
     """
     rotary = model.base_model.rotary_emb
     assert isinstance(rotary, nn.Module)
@@ -154,15 +154,15 @@ def find_attention_problem(model: PreTrainedModel, max_length: int) -> str | Non
 
 @contextmanager
 def _short_window(model: PreTrainedModel) -> Iterator[None]:
-    """Lets a model make its masks with a window that cuts among the tokens it is watched on."""
-    own = getattr(model.config, "sliding_window", None)
-    if own is not None:
+    """Shortens a model's sliding window inside the block, so that it hides some of the tokens."""
+    window = getattr(model.config, "sliding_window", None)
+    if window is not None:
         model.config.sliding_window = _WINDOW
     try:
         yield
     finally:
-        if own is not None:
-            model.config.sliding_window = own
+        if window is not None:
+            model.config.sliding_window = window
 
 
 def _problem_of_calls(model: PreTrainedModel, calls: list[AttentionCall]) -> str | None:
@@ -197,16 +197,16 @@ def _problem_of_rotation(
         return f"{rotary_dim} rotated of {head_dim} head dimensions, other than multiples of 16,"
     mask = torch.zeros(1, 1, _NUM_TOKENS, _NUM_TOKENS)
     plain = watch_attention(model, IdentityRotary(rotary_dim), mask)
-    for own, before, kind in zip(calls, plain, kinds, strict=True):
+    for call, before, kind in zip(calls, plain, kinds, strict=True):
         if before.mask is not mask:
             return "an attention mask of their own"
-        for found, source in ((own.query, before.query), (own.key, before.key)):
-            if kind is not None and torch.equal(found, source):
-                return f"no rotary embedding in layer {own.layer}"
-            if not _close(found, rotate(source, *tables[kind])):
+        for states, source in ((call.query, before.query), (call.key, before.key)):
+            if kind is not None and torch.equal(states, source):
+                return f"no rotary embedding in layer {call.layer}"
+            if not _is_close(states, rotate(source, *tables[kind])):
                 return "a rotary embedding other than of halves, right before attention"
     return None
 
 
-def _close(left: torch.Tensor, right: torch.Tensor) -> bool:
+def _is_close(left: torch.Tensor, right: torch.Tensor) -> bool:
     return bool((left - right).abs().max() <= _TOLERANCE * right.abs().max())

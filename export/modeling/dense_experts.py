@@ -1,8 +1,8 @@
-"""Mixtures of experts as plain products: every expert sees every token.
+"""Mixtures of experts as plain products, where every expert computes every token.
 
-Which experts a token needs is known only when the graph runs, and one that read no others would
-have to gather whole weight matrices for each token. All experts are computed instead, and those
-that a token did not choose get the weight zero: right, and slower the more experts there are.
+The experts of a token are known only when the graph runs. To compute only these, a graph would
+gather whole weight matrices for each token. Instead all experts are computed, and the ones that a
+token did not choose get the share zero. This is exact, and slower the more experts there are.
 """
 
 from collections.abc import Iterator
@@ -28,7 +28,7 @@ def dense_experts(
     top_k_index: torch.Tensor,
     top_k_weights: torch.Tensor,
 ) -> torch.Tensor:
-    """transformers' experts interface.
+    """Implements transformers' experts interface.
 
     Source: Shazeer et al. 2017, "Outrageously large neural networks", equation 1.
 
@@ -37,7 +37,7 @@ def dense_experts(
             inner).
         hidden_states: (tokens, hidden).
         top_k_index: (tokens, k) int64, the experts of each token.
-        top_k_weights: (tokens, k), what they count.
+        top_k_weights: (tokens, k), the share of each of them.
 
     Returns:
         (tokens, hidden).
@@ -55,12 +55,12 @@ def dense_experts(
 
 
 def has_experts(model: PreTrainedModel) -> bool:
-    """Whether some layer is a mixture of experts."""
+    """Whether some layer of a model is a mixture of experts."""
     return any(True for _ in _experts(model))
 
 
 def find_experts_problem(model: PreTrainedModel) -> str | None:
-    """Why `dense_experts` cannot stand for this model's experts, or None."""
+    """Finds why `dense_experts` cannot replace this model's experts; None if it can."""
     for module in _experts(model):
         if not all(getattr(module, name, None) == value for name, value in _PLAIN.items()):
             return f"experts other than plain gated ones ({type(module).__name__})"
@@ -73,11 +73,11 @@ def _experts(model: PreTrainedModel) -> Iterator[nn.Module]:
 
 @contextmanager
 def replaced_experts(model: PreTrainedModel) -> Iterator[None]:
-    """Lets a model compute its experts by `dense_experts` inside the block."""
-    own = model.config._experts_implementation
+    """Replaces the computation of a model's experts by `dense_experts` inside the block."""
+    original = model.config._experts_implementation
     ALL_EXPERTS_FUNCTIONS.register(_NAME, dense_experts)
     model.config._experts_implementation = _NAME
     try:
         yield
     finally:
-        model.config._experts_implementation = own
+        model.config._experts_implementation = original

@@ -1,4 +1,4 @@
-"""Attention spelled out in products, for engines and models that no operator serves."""
+"""Attention as products and a softmax, where no attention operator can be used."""
 
 import torch
 
@@ -11,7 +11,9 @@ def grouped_attention(
     scaling: float,
     softcap: float | None = None,
 ) -> torch.Tensor:
-    """The query heads of one key-value head as rows of one product, so keys are not repeated.
+    """Attends with the query heads of a key-value head as rows of one product.
+
+    Keys and values are not repeated this way.
 
     Source: Ainslie et al. 2023, "GQA"; soft-capping, Gemma Team 2024, "Gemma 2", section 2.
 
@@ -20,8 +22,8 @@ def grouped_attention(
         key: (B, kv_heads, L, head_dim).
         value: (B, kv_heads, L, head_dim).
         bias: (B, 1, T, L) additive mask.
-        scaling: of the products.
-        softcap: bounds the scaled scores x to softcap * tanh(x / softcap), before the mask.
+        scaling: factor of the scores.
+        softcap: replaces scaled scores x by softcap * tanh(x / softcap) before the mask is added.
 
     Returns:
         (B, heads, T, head_dim).

@@ -43,7 +43,7 @@ class CachedAttention(AttentionForm):
         query: torch.Tensor,
         key: torch.Tensor,
         value: torch.Tensor,
-        bias: torch.Tensor,
+        window: int | None,
         scaling: float,
         softcap: float | None,
     ) -> torch.Tensor:
@@ -57,7 +57,7 @@ class CachedAttention(AttentionForm):
                     for states in (query, key, value)
                 ),
                 *past,
-                *self._other_inputs(layer, bias),
+                *self._other_inputs(layer, window),
             ],
             {
                 "num_heads": num_heads,
@@ -72,9 +72,14 @@ class CachedAttention(AttentionForm):
         self.presents += outputs[1:]
         return outputs[0].reshape(batch, num_nodes, num_heads, head_dim)
 
-    def _other_inputs(self, layer: int, bias: torch.Tensor) -> list[torch.Tensor]:
+    def _other_inputs(self, layer: int, window: int | None) -> list[torch.Tensor]:
         """Returns the operator's inputs after states and cache."""
-        return [*self._lengths, *self._inputs.tables[layer], self._position_ids, bias]
+        return [
+            *self._lengths,
+            *self._inputs.tables[layer],
+            self._position_ids,
+            self.mask.within(window),
+        ]
 
     def _other_attributes(self, softcap: float | None) -> dict[str, int | float]:
         """Returns the operator's attributes besides head counts and scale."""
@@ -96,8 +101,8 @@ class TreeAttention(CachedAttention):
         inputs, positions = self._inputs, self._position_ids
         return AttentionMask(inputs.tree_mask[None, None], positions, positions, inputs.max_length)
 
-    def _other_inputs(self, layer: int, bias: torch.Tensor) -> list[torch.Tensor]:
-        assert bias is self.mask.whole
+    def _other_inputs(self, layer: int, window: int | None) -> list[torch.Tensor]:
+        assert self.mask.within(window) is self.mask.whole
         inputs = self._inputs
         tree = [inputs.past_length, inputs.position_offsets, inputs.tree_mask]
         return [*tree, *inputs.tables[layer]]

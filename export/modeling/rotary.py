@@ -1,4 +1,4 @@
-"""Rotary embeddings: a model's own as tables, and one that leaves everything as it is."""
+"""Rotary embeddings: a model's as tables, and one that rotates by zero."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,7 +13,7 @@ RotaryTable = tuple[torch.Tensor, torch.Tensor]
 
 
 class IdentityRotary(nn.Module):
-    """Angle zero everywhere; a pass removes what remains of it from the graph."""
+    """Rotates by the angle zero; `RemoveIdentityRotaryPass` removes it from the graph."""
 
     def __init__(self, rotary_dim: int) -> None:
         super().__init__()
@@ -25,40 +25,40 @@ class IdentityRotary(nn.Module):
 
 
 def fix_rotary_length(rotary: nn.Module, max_length: int) -> nn.Module:
-    """A copy of a model's rotary module that treats every sequence as one of this length.
+    """Copies a model's rotary module so that it treats every sequence as one of this length.
 
-    Dynamic and LongRoPE scaling choose their frequencies by the length of the text, so a cache that
-    was rotated before the choice would not fit what comes after it. As in vLLM, the longest
-    sequence decides for all.
+    Dynamic and LongRoPE scaling choose their frequencies by the length of the text. A cache with
+    old frequencies would not fit new tokens after the choice changed. As in vLLM, the longest
+    sequence decides for all texts.
 
     Args:
-        rotary: as transformers makes it.
-        max_length: in tokens.
+        rotary: the module of a transformers model.
+        max_length: length of the longest sequence, in tokens.
     """
     fixed = deepcopy(rotary)
     kinds = getattr(fixed, "rope_type", "default")
     with torch.no_grad():
         for kind in kinds if isinstance(kinds, dict) else [""]:
             _rotation(fixed, torch.arange(max_length), kind)
-    # By this name transformers knows whether to choose anew.
+    # transformers reads this attribute to decide whether it chooses frequencies for each text.
     fixed.rope_type = dict.fromkeys(kinds, "default") if isinstance(kinds, dict) else "default"  # type: ignore[assignment]
     return fixed
 
 
 @contextmanager
 def fixed_rotary(model: PreTrainedModel, max_length: int) -> Iterator[None]:
-    """Lets a model rotate inside the block as `fix_rotary_length` says."""
-    own = model.base_model.rotary_emb
-    assert isinstance(own, nn.Module)
-    model.base_model.rotary_emb = fix_rotary_length(own, max_length)
+    """Replaces a model's rotary module by that of `fix_rotary_length` inside the block."""
+    rotary = model.base_model.rotary_emb
+    assert isinstance(rotary, nn.Module)
+    model.base_model.rotary_emb = fix_rotary_length(rotary, max_length)
     try:
         yield
     finally:
-        model.base_model.rotary_emb = own
+        model.base_model.rotary_emb = rotary
 
 
 def rotation_types_from_config(config: PretrainedConfig) -> list[str | None]:
-    """What each layer's rotary module calls its rotation: a type of layer, or "" for the only one.
+    """Reads the rotation type of each layer: a type of layer, or "" if all rotate alike.
 
     None stands for a layer that does not rotate.
     """
@@ -74,21 +74,21 @@ def rotation_types_from_config(config: PretrainedConfig) -> list[str | None]:
 
 
 def rope_parameters_from_config(config: PretrainedConfig) -> list[dict[str, object]]:
-    """The parameters of each rotation, which a config has once or by types of layers."""
-    found = getattr(config, "rope_parameters", None) or {}
-    by_type = [value for value in found.values() if isinstance(value, dict)]
-    return by_type or [found]
+    """Reads the parameters of each rotation; a config has them once or by layer types."""
+    parameters = getattr(config, "rope_parameters", None) or {}
+    by_type = [value for value in parameters.values() if isinstance(value, dict)]
+    return by_type or [parameters]
 
 
 def make_rotary_tables(
     rotary: nn.Module, kinds: Sequence[str | None], num_positions: int
 ) -> dict[str | None, RotaryTable]:
-    """The table of each rotation that some layer uses; of None, the one that changes nothing.
+    """Makes the table of each rotation type; the table of None changes nothing.
 
     Args:
-        rotary: the model's own module.
-        kinds: see `rotation_types_from_config`; at least one rotates.
-        num_positions: rows of each table.
+        rotary: the model's module.
+        kinds: see `rotation_types_from_config`; at least one layer rotates.
+        num_positions: number of rows of each table.
     """
     with torch.no_grad():
         tables: dict[str | None, RotaryTable] = {
@@ -103,7 +103,7 @@ def make_rotary_tables(
 
 
 def rotate(states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """What `GroupQueryAttention` makes of queries or keys (..., T, head_dim).
+    """Rotates queries or keys (..., T, head_dim) like `GroupQueryAttention`.
 
     Source: Su et al. 2021, "RoFormer", with dimension i paired with i + rotary_dim / 2, and the
     dimensions beyond rotary_dim left alone.

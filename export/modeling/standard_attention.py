@@ -30,12 +30,13 @@ class StandardAttention(AttentionForm):
         query: torch.Tensor,
         key: torch.Tensor,
         value: torch.Tensor,
-        bias: torch.Tensor,
+        window: int | None,
         scaling: float,
         softcap: float | None,
     ) -> torch.Tensor:
         table = self._inputs.tables[layer]
         keys, values = self._updated_rows(layer, self._rotate(key, table), value)
+        bias = self.mask.within(window)
         rotated = self._rotate(query, table)
         if softcap is None:
             attended = self._attend_rows(rotated, keys, values, bias, scaling)

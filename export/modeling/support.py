@@ -1,4 +1,4 @@
-"""Which models can be exported, and what each asks of its attention."""
+"""Which models can be exported, and what a user should know of the export."""
 
 import torch
 from torch import nn
@@ -16,7 +16,7 @@ _LAYER_TYPES = {"full_attention", "sliding_attention"}
 
 
 def find_sliding_window(model: PreTrainedModel) -> int | None:
-    """How many tokens a model's attention reaches back in some layer, where that is limited."""
+    """Finds the sliding window of a model in tokens; None if it has none."""
     config = model.config
     window = getattr(config, "sliding_window", None)
     used = getattr(config, "use_sliding_window", True)
@@ -32,28 +32,28 @@ def needs_general_attention(model: PreTrainedModel, max_length: int) -> bool:
 
 
 def refuse_unsupported(model: PreTrainedModel, max_length: int) -> None:
-    """Refuses what the verify graph's attention under a tree mask cannot express.
+    """Refuses a model that the verify graph cannot compute.
 
     Args:
-        model: able to run.
-        max_length: the longest sequence.
+        model: a model that can run.
+        max_length: length of the longest sequence, in tokens.
 
     Raises:
-        ExportError: the feature by its name, or that the model does not run.
+        ExportError: the model has an unsupported feature, which is named, or does not run.
     """
     try:
-        found = _problem_in_config(model) or find_attention_problem(model, max_length)
+        problem = _problem_in_config(model) or find_attention_problem(model, max_length)
     except MedusaError:
         raise
-    except Exception as error:  # whatever the model's own code raises
+    except Exception as error:  # The model's own code may raise any exception.
         reason = (str(error).strip().split("\n") or [""])[0]
         raise ExportError(
             f"this {model.config.model_type} model does not run ({type(error).__name__}: "
             f"{reason[:200]}): its config may not fit, or it is of a kind that is not supported"
         ) from error
-    if found is not None:
+    if problem is not None:
         raise ExportError(
-            f"{model.config.model_type} models with {found} are not supported: "
+            f"{model.config.model_type} models with {problem} are not supported: "
             "use a model without it, or open an issue"
         )
 
@@ -66,45 +66,45 @@ def list_notices(model: PreTrainedModel, max_length: int, *, is_slower: bool) ->
         max_length: length of the longest sequence, in tokens.
         is_slower: whether the operator library's attention does not serve the model.
     """
-    config, found = model.config, []
+    config, texts = model.config, []
     window = find_sliding_window(model)
     if is_slower:
         text = "its attention is computed by ONNX Runtime, the operator library's is faster"
         if window is not None and not needs_general_attention(model, window):
             text = f"{text}: --max-length {window} would do without its sliding windows"
-        found.append(text)
+        texts.append(text)
     for parameters in rope_parameters_from_config(config):
         original = parameters.get("original_max_position_embeddings")
         has_two = parameters.get("short_factor") != parameters.get("long_factor")
         if parameters.get("rope_type") == "longrope" and isinstance(original, int) and has_two:
             which = "long" if max_length > original else "short"
-            found.append(
+            texts.append(
                 f"LongRoPE rotates every text by its {which} factors, as --max-length is "
                 f"{max_length}: the short ones are for {original} tokens at most"
             )
     if has_experts(model):
-        found.append(
+        texts.append(
             "every expert computes every token, which is exact and slow, and the model is loaded "
             "whole into memory"
         )
-    return found
+    return texts
 
 
 def _problem_in_config(model: PreTrainedModel) -> str | None:
     layer_types = set(getattr(model.config, "layer_types", None) or ()) - _LAYER_TYPES
     rotary = getattr(model.base_model, "rotary_emb", None)
-    found = None
+    problem = None
     if not getattr(model, "_supports_attention_backend", False):
-        found = "attention outside the attention interface of transformers"
+        problem = "attention outside the attention interface of transformers"
     elif model._is_stateful:
-        found = "a state other than keys and values"
+        problem = "a state other than keys and values"
     elif layer_types:
-        found = f"layers of another kind than attention ({', '.join(sorted(layer_types))})"
+        problem = f"layers of another kind than attention ({', '.join(sorted(layer_types))})"
     elif not isinstance(rotary, nn.Module):
-        found = "positions other than rotary embeddings"
+        problem = "positions other than rotary embeddings"
     elif _is_complex(rotary):
-        found = "a rotary embedding of complex numbers"
-    return found or find_experts_problem(model)
+        problem = "a rotary embedding of complex numbers"
+    return problem or find_experts_problem(model)
 
 
 def _is_complex(rotary: nn.Module) -> bool:
