@@ -6,9 +6,9 @@
    and the device's draws for sampling with the host's. The exit code is 1 if these do not agree.
 2. Generates replies plainly, with the heads alone, and with heads and prompt lookup. Shows tokens
    per second, tokens per step, how many tokens equal the plain ones, and the host's time in a step.
-   In 16 bits, the results for one row and for several may differ in the last bit. So the replies
-   may differ from a token on whose likelihood is almost that of another. `--transformers MODEL`
-   also times transformers with a static cache; give it the model of the bundle.
+   In 16 bits, the results for one row and for several may differ in the last bit. So two replies
+   may differ after a step where two tokens are almost equally likely. `--transformers MODEL` also
+   times transformers with a static cache; give it the model of the bundle.
 3. Times a step over 1 to 128 nodes at two context lengths, drafting and reducing. `--bandwidth`
    adds the share of the GPU's memory bandwidth that reading the weights and the cache takes.
 

@@ -61,8 +61,8 @@ class ChatFrame:
         )
         parts = []
         for mark in _MARKS:
-            part, found, text = text.partition(mark)
-            if not found:
+            part, separator, text = text.partition(mark)
+            if not separator:
                 raise TrainingError(
                     "the model's chat template does not show every turn unchanged: "
                     "give the tokenizer a simpler chat_template"
