@@ -2,10 +2,12 @@
 
 import abc
 from collections.abc import Iterator
-from typing import ClassVar
+from typing import ClassVar, Generic, TypeVar
 
 import onnx_ir as ir
-from onnx_ir.passes import InPlacePass, PostconditionError, PreconditionError
+from onnx_ir.passes import InPlacePass, PassResult, PostconditionError, PreconditionError
+
+Match = TypeVar("Match")
 
 
 class CheckedPass(InPlacePass):
@@ -60,6 +62,42 @@ class CheckedPass(InPlacePass):
                 raise PostconditionError(
                     f"{type(self).__name__} left {node.op_type} {node.name!r} as it was"
                 )
+
+
+class NodePass(CheckedPass, Generic[Match]):
+    """A pass that looks at one node after the other, and rewrites those that match.
+
+    Attributes:
+        domain: the operator domain that the new nodes need, in version 1; "" for none.
+    """
+
+    domain: ClassVar[str] = ""
+
+    @abc.abstractmethod
+    def match(self, node: ir.Node) -> Match | None:
+        """What a rewrite of this node needs to know; None where the node stays as it is."""
+        ...
+
+    @abc.abstractmethod
+    def rewrite(self, graph: ir.Graph, node: ir.Node, match: Match) -> None:
+        """Rewrites a node that matched."""
+        ...
+
+    def call(self, model: ir.Model) -> PassResult:
+        """Rewrites each node that matches when its turn comes."""
+        modified = False
+        for node in list(model.graph):
+            match = self.match(node)
+            if match is not None:
+                self.rewrite(model.graph, node, match)
+                modified = True
+        if modified and self.domain:
+            model.graph.opset_imports[self.domain] = 1
+        return PassResult(model, modified)
+
+    def left_over(self, graph: ir.Graph) -> Iterator[ir.Node]:
+        """Finds each node that matches."""
+        return (node for node in graph if self.match(node) is not None)
 
 
 def nodes_in_use(graph: ir.Graph) -> set[ir.Node]:

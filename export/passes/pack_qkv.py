@@ -1,20 +1,19 @@
 """One product instead of three before attention."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
-from onnx_ir.passes import PassResult, PreconditionError
+from onnx_ir.passes import PreconditionError
 
-from medusa_trt.export.passes.checked_pass import CheckedPass
+from medusa_trt.export.passes.checked_pass import NodePass
 from medusa_trt.export.passes.rewiring import constant_of, initializer
 from medusa_trt.export.weights.lazy_tensor import LazyTensor, concatenated
 
 OP_TYPES = ("GroupQueryAttention", "TreeAttention")
 
 
-class PackQkvPass(CheckedPass):
+class PackQkvPass(NodePass["list[_Projection]"]):
     """Merges the query, key and value projections of `GroupQueryAttention` or `TreeAttention`.
 
     Where all three are products of one value by constants, with or without a constant bias,
@@ -35,22 +34,23 @@ class PackQkvPass(CheckedPass):
                     f"which has {len(node.inputs)}"
                 )
 
-    def call(self, model: ir.Model) -> PassResult:
-        """Packs each attention node's projections."""
-        modified = False
-        for attention in list(model.graph):
-            projections = _projections_of(attention)
-            if projections is None:
-                continue
-            attention.replace_input_with(0, _packed(model.graph, projections))
-            attention.replace_input_with(1, None)
-            attention.replace_input_with(2, None)
-            modified = True
-        return PassResult(model, modified)
+    def match(self, node: ir.Node) -> "list[_Projection] | None":
+        """The three projections that can be packed."""
+        if node.op_type not in OP_TYPES:
+            return None
+        projections = [
+            projection
+            for value in node.inputs[:3]
+            if (projection := _projection(value)) is not None
+        ]
+        sources = {id(projection.source) for projection in projections}
+        return projections if len(projections) == 3 and len(sources) == 1 else None
 
-    def left_over(self, graph: ir.Graph) -> Iterator[ir.Node]:
-        """Finds each attention node whose projections can be packed."""
-        return (node for node in graph if _projections_of(node) is not None)
+    def rewrite(self, graph: ir.Graph, node: ir.Node, match: "list[_Projection]") -> None:
+        """Packs an attention node's projections."""
+        node.replace_input_with(0, _packed(graph, match))
+        node.replace_input_with(1, None)
+        node.replace_input_with(2, None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,19 +61,6 @@ class _Projection:
     source: ir.Value
     weight: ir.TensorProtocol
     bias: ir.TensorProtocol | None
-
-
-def _projections_of(attention: ir.Node) -> list[_Projection] | None:
-    """The three projections that can be packed."""
-    if attention.op_type not in OP_TYPES:
-        return None
-    projections = [
-        projection
-        for value in attention.inputs[:3]
-        if (projection := _projection(value)) is not None
-    ]
-    sources = {id(projection.source) for projection in projections}
-    return projections if len(projections) == 3 and len(sources) == 1 else None
 
 
 def _projection(value: ir.Value | None) -> _Projection | None:

@@ -1,16 +1,13 @@
 """Removes rotary embeddings by the angle zero."""
 
-from collections.abc import Iterator
-
 import numpy as np
 import onnx_ir as ir
-from onnx_ir.passes import PassResult
 
-from medusa_trt.export.passes.checked_pass import CheckedPass
+from medusa_trt.export.passes.checked_pass import NodePass
 from medusa_trt.export.passes.rewiring import bypass, same_known_shape
 
 
-class RemoveIdentityRotaryPass(CheckedPass):
+class RemoveIdentityRotaryPass(NodePass[ir.Value]):
     """Replaces `x * 1 + rotate_half(x) * 0` by `x`.
 
     Such nodes remain of a rotary module that returns constant ones and zeros, which stands in for
@@ -19,27 +16,16 @@ class RemoveIdentityRotaryPass(CheckedPass):
 
     reads_shapes_of = ("Add",)
 
-    def call(self, model: ir.Model) -> PassResult:
-        """Takes each such Add out."""
-        modified = False
-        for node in list(model.graph):
-            source = _unrotated_source(node)
-            if source is not None:
-                bypass(node, source)
-                modified = True
-        return PassResult(model, modified)
+    def match(self, node: ir.Node) -> ir.Value | None:
+        """What an Add can be replaced by."""
+        if node.op_type != "Add" or node.outputs[0].is_graph_output():
+            return None
+        source = _unrotated(node)
+        return source if same_known_shape(source, node.outputs[0]) else None
 
-    def left_over(self, graph: ir.Graph) -> Iterator[ir.Node]:
-        """Finds each such Add."""
-        return (node for node in graph if _unrotated_source(node) is not None)
-
-
-def _unrotated_source(node: ir.Node) -> ir.Value | None:
-    """What an Add can be replaced by."""
-    if node.op_type != "Add" or node.outputs[0].is_graph_output():
-        return None
-    source = _unrotated(node)
-    return source if same_known_shape(source, node.outputs[0]) else None
+    def rewrite(self, graph: ir.Graph, node: ir.Node, match: ir.Value) -> None:
+        """Takes the Add out."""
+        bypass(node, match)
 
 
 def _unrotated(add: ir.Node) -> ir.Value | None:

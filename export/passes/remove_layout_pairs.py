@@ -1,15 +1,12 @@
 """Removes transposes and reshapes that undo each other."""
 
-from collections.abc import Iterator
-
 import onnx_ir as ir
-from onnx_ir.passes import PassResult
 
-from medusa_trt.export.passes.checked_pass import CheckedPass
+from medusa_trt.export.passes.checked_pass import NodePass
 from medusa_trt.export.passes.rewiring import bypass, same_known_shape
 
 
-class RemoveLayoutPairsPass(CheckedPass):
+class RemoveLayoutPairsPass(NodePass[ir.Value]):
     """Takes out Transpose-Transpose and Reshape-Reshape pairs that give their input back.
 
     A Reshape to the shape that its input has goes too. What makes a graph output stays.
@@ -18,28 +15,17 @@ class RemoveLayoutPairsPass(CheckedPass):
     reads_in_order = True
     reads_shapes_of = ("Transpose", "Reshape")
 
-    def call(self, model: ir.Model) -> PassResult:
-        """One walk is enough: before each node there are no pairs left."""
-        modified = False
-        for node in list(model.graph):
-            source = _source_before_pair(node)
-            if source is not None:
-                bypass(node, source)
-                modified = True
-        return PassResult(model, modified)
+    def match(self, node: ir.Node) -> ir.Value | None:
+        """What a node gives back, if it undoes the node before it."""
+        if node.domain != "" or node.outputs[0].is_graph_output():
+            return None
+        if node.op_type == "Transpose":
+            return _before_transposes(node)
+        return _before_reshapes(node) if node.op_type == "Reshape" else None
 
-    def left_over(self, graph: ir.Graph) -> Iterator[ir.Node]:
-        """Finds the second node of each pair."""
-        return (node for node in graph if _source_before_pair(node) is not None)
-
-
-def _source_before_pair(node: ir.Node) -> ir.Value | None:
-    """What the node gives back, if it undoes the node before it."""
-    if node.domain != "" or node.outputs[0].is_graph_output():
-        return None
-    if node.op_type == "Transpose":
-        return _before_transposes(node)
-    return _before_reshapes(node) if node.op_type == "Reshape" else None
+    def rewrite(self, graph: ir.Graph, node: ir.Node, match: ir.Value) -> None:
+        """Takes the second node of a pair out; before it there are no pairs left."""
+        bypass(node, match)
 
 
 def _before_transposes(second: ir.Node) -> ir.Value | None:

@@ -1,15 +1,12 @@
 """ArgMax and TopK over the last axis by the operator library."""
 
-from collections.abc import Iterator
-
 import onnx_ir as ir
-from onnx_ir.passes import PassResult
 
-from medusa_trt.export.passes.checked_pass import CheckedPass
+from medusa_trt.export.passes.checked_pass import NodePass
 from medusa_trt.runtime.engines.operators import DOMAIN
 
 
-class UseFastSelectionPass(CheckedPass):
+class UseFastSelectionPass(NodePass[ir.Node]):
     """Rewrites ArgMax and TopK over the last axis to the operator library's.
 
     ONNX Runtime's ArgMax takes 0.7 ms for 8 rows of 49,152 logits. The pass rewrites an ArgMax of
@@ -17,42 +14,34 @@ class UseFastSelectionPass(CheckedPass):
     """
 
     reads_shapes_of = ("ArgMax", "TopK")
+    domain = DOMAIN
 
-    def call(self, model: ir.Model) -> PassResult:
-        """Replaces each."""
-        found = [(node, fast) for node in model.graph if (fast := _fast(node)) is not None]
-        for node, fast in found:
-            old, new = node.outputs[-1], fast.outputs[0]
-            new.name, new.shape, new.type = old.name, old.shape, old.type
-            model.graph.insert_before(node, fast)
-            old.replace_all_uses_with(new, replace_graph_outputs=True)
-            model.graph.remove(node, safe=True)
-            model.graph.opset_imports[DOMAIN] = 1
-        return PassResult(model, bool(found))
-
-    def left_over(self, graph: ir.Graph) -> Iterator[ir.Node]:
-        """Finds each selection that the library could make."""
-        return (node for node in graph if _fast(node) is not None)
-
-
-def _fast(node: ir.Node) -> ir.Node | None:
-    """What to put in its place."""
-    value = node.inputs[0] if node.inputs else None
-    if node.domain != "" or value is None or value.shape is None:
-        return None
-    if value.dtype != ir.DataType.FLOAT:
-        return None
-    attributes, last_axes = node.attributes, (-1, len(value.shape) - 1)
-    if node.op_type == "ArgMax" and attributes.get_int("axis", 0) in last_axes:
-        kept = attributes.get_int("keepdims", 1)
-        last = attributes.get_int("select_last_index", 0)
-        return None if kept or last else ir.Node(DOMAIN, "ArgMax", [value])
-    if node.op_type == "TopK" and attributes.get_int("axis", -1) in last_axes:
-        assert node.inputs[1] is not None
-        values, count = node.outputs[0], ir.convenience.get_const_tensor(node.inputs[1])
-        is_unused = not values.uses() and not values.is_graph_output()
-        if count is None or not is_unused or not attributes.get_int("largest", 1):
+    def match(self, node: ir.Node) -> ir.Node | None:
+        """The operator of the library that makes the same selection."""
+        value = node.inputs[0] if node.inputs else None
+        if node.domain != "" or value is None or value.shape is None:
             return None
-        wanted = ir.AttrInt64("count", int(count.numpy().item()))
-        return ir.Node(DOMAIN, "TopK", [value], [wanted])
-    return None
+        if value.dtype != ir.DataType.FLOAT:
+            return None
+        attributes, last_axes = node.attributes, (-1, len(value.shape) - 1)
+        if node.op_type == "ArgMax" and attributes.get_int("axis", 0) in last_axes:
+            kept = attributes.get_int("keepdims", 1)
+            last = attributes.get_int("select_last_index", 0)
+            return None if kept or last else ir.Node(DOMAIN, "ArgMax", [value])
+        if node.op_type == "TopK" and attributes.get_int("axis", -1) in last_axes:
+            assert node.inputs[1] is not None
+            values, count = node.outputs[0], ir.convenience.get_const_tensor(node.inputs[1])
+            is_unused = not values.uses() and not values.is_graph_output()
+            if count is None or not is_unused or not attributes.get_int("largest", 1):
+                return None
+            wanted = ir.AttrInt64("count", int(count.numpy().item()))
+            return ir.Node(DOMAIN, "TopK", [value], [wanted])
+        return None
+
+    def rewrite(self, graph: ir.Graph, node: ir.Node, match: ir.Node) -> None:
+        """Puts the library's operator in the place of a selection."""
+        old, new = node.outputs[-1], match.outputs[0]
+        new.name, new.shape, new.type = old.name, old.shape, old.type
+        graph.insert_before(node, match)
+        old.replace_all_uses_with(new, replace_graph_outputs=True)
+        graph.remove(node, safe=True)
