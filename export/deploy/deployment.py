@@ -1,24 +1,18 @@
-"""What a place needs to build a bundle's engines and serve them: scripts, pinned requirements."""
+"""Writes the scripts and pinned requirements that build a bundle's engines and serve them."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import resources
 from importlib.metadata import version
 from pathlib import Path
 
 from medusa_trt.errors import BuildError
 from medusa_trt.export.deploy.jetson import (
     JETSON_TENSORRT,
-    ONE_TOKEN,
-    build_lines,
-    health_check_lines,
+    render_build_script,
+    render_health_check,
 )
-from medusa_trt.export.deploy.triton import (
-    HEALTH_CHECK,
-    MODEL_NAME,
-    TRITON_IMAGE,
-    config_text,
-    model_text,
-)
+from medusa_trt.export.deploy.templates import render_template
 from medusa_trt.export.targets import TARGETS
 from medusa_trt.files import replaced_files
 from medusa_trt.runtime.bundle import Bundle
@@ -29,20 +23,24 @@ PINS = {
     "tensorrt": {"tensorrt": "11.4.0.106", "cuda-python": "13.4.4"},
     "jetson": {"cuda-python": "12.6.2.post1", "numpy": "2.2.6"},
 }
-"""Of packages that the machine that deploys need not have. JetPack 6 has CUDA 12.6, and TensorRT's
-module for Python 3.10, whose last numpy this is."""
+"""Versions of packages that need not be installed on the machine that runs `deploy`.
+
+JetPack 6 has CUDA 12.6, and TensorRT's module for Python 3.10; numpy 2.2.6 is the last for it."""
 
 _COMMON = ("numpy", "tokenizers", "jinja2", "msgspec", "rich")
 _PACKAGES = {
     "ort-cpu": ("onnxruntime",),
-    "ort-cuda": (),  # the extra pins it
+    "ort-cuda": (),  # The extra pins onnxruntime-gpu.
     "tensorrt": ("onnx-ir",),
     "jetson": ("onnx-ir",),
 }
-"""Pinned as they are here."""
+"""Packages that are pinned to the version installed here."""
 
 _IMAGE = "docker.io/library/python:3.12-slim"
-"""Of a container: CUDA's libraries and TensorRT come with the requirements."""
+"""Image of a container. CUDA's libraries and TensorRT come with the requirements."""
+
+_TRITON_IMAGE = "nvcr.io/nvidia/tritonserver:25.09-py3"
+_TRITON_MODEL = "medusa"
 
 _CONTAINED = ("ort-cpu", "ort-cuda", "tensorrt")
 """Targets that run in a container."""
@@ -51,29 +49,28 @@ _WHEELS = """Wheels that no package index offers, such as one of medusa-trt itse
 pip takes them first.
 """
 
-_RUN_WITH = "# Run it with --device nvidia.com/gpu=all (podman) or --gpus all (docker).\n"
 _SCRIPT_MODE = 0o755
 
 
 @dataclass(frozen=True, slots=True)
 class Artifact:
-    """One file to write: its text, and whether it is run."""
+    """A file to write: its text, and whether it is a script to run."""
 
     text: str
     runs: bool = False
 
 
 def deploy(bundle: Bundle, kind: str, output: Path, *, overwrite: bool = False) -> list[Path]:
-    """Writes what a place needs beside a bundle.
+    """Writes the files that a machine needs beside a bundle.
 
     Args:
-        bundle: what will run there; the scripts expect it in `bundle/` beside them.
+        bundle: the bundle that will run there; the scripts expect it in `bundle/` beside them.
         kind: "jetson", "container" or "triton".
         output: the folder to write; it appears whole or not at all.
         overwrite: replace files in a folder that is there.
 
     Returns:
-        The files.
+        Paths of the files.
 
     Raises:
         BuildError: there is no such kind, the bundle was exported for another place, or the
@@ -100,99 +97,59 @@ def deploy(bundle: Bundle, kind: str, output: Path, *, overwrite: bool = False) 
 def _jetson(bundle: Bundle) -> dict[str, Artifact]:
     _check_target(bundle, "jetson", ("tensorrt-jetson",))
     return {
-        "build_engines.sh": Artifact(_script(*build_lines(bundle)), runs=True),
+        "build_engines.sh": Artifact(render_build_script(bundle), runs=True),
         "requirements.txt": Artifact(_requirements("jetson")),
-        "health_check.sh": Artifact(_script(*health_check_lines(bundle)), runs=True),
+        "health_check.sh": Artifact(render_health_check(bundle), runs=True),
     }
 
 
 def _container(bundle: Bundle) -> dict[str, Artifact]:
     target = _check_target(bundle, "container", _CONTAINED)
-    return {
-        "Containerfile": Artifact(_containerfile(_IMAGE, target, [])),
-        "wheels/README.txt": Artifact(_WHEELS),
-        "requirements.txt": Artifact(_requirements(target)),
-        "start.sh": Artifact(
-            _script(
-                "# Arguments replace the command, as in: podman run IMAGE medusa-trt bench bundle",
-                *_engine_lines(target),
-                'if [ $# -gt 0 ]; then exec "$@"; fi',
-                "exec medusa-trt chat bundle",
-            ),
-            runs=True,
-        ),
-        "health_check.sh": Artifact(
-            _script(
-                "# Succeeds where the bundle is whole and answers.",
-                f"medusa-trt {ONE_TOKEN}",
-            ),
-            runs=True,
-        ),
-    }
+    return _container_artifacts("container", target, _IMAGE, ["bundle"])
 
 
 def _triton(bundle: Bundle) -> dict[str, Artifact]:
     target = _check_target(bundle, "triton", _CONTAINED)
+    values = {"target": target, "model_name": _TRITON_MODEL}
+    model = resources.files("medusa_trt.export.deploy") / "triton_model.py"
     return {
-        "Containerfile": Artifact(_containerfile(TRITON_IMAGE, target, ["models"])),
-        "wheels/README.txt": Artifact(_WHEELS),
-        "requirements.txt": Artifact(_requirements(target)),
-        "start.sh": Artifact(
-            _script(
-                "# HTTP on port 8000, gRPC on 8001, metrics on 8002. Arguments go to the server.",
-                *_engine_lines(target),
-                'exec tritonserver --model-repository=models "$@"',
-            ),
-            runs=True,
+        **_container_artifacts("triton", target, _TRITON_IMAGE, ["models", "bundle"]),
+        f"models/{_TRITON_MODEL}/config.pbtxt": Artifact(
+            render_template("triton_config.pbtxt", values)
         ),
-        "health_check.sh": Artifact(_script(*HEALTH_CHECK), runs=True),
-        f"models/{MODEL_NAME}/config.pbtxt": Artifact(config_text(bundle, "/app/bundle")),
-        f"models/{MODEL_NAME}/1/model.py": Artifact(model_text()),
+        f"models/{_TRITON_MODEL}/1/model.py": Artifact(model.read_text("utf-8")),
     }
 
 
-def _containerfile(image: str, target: str, folders: list[str]) -> str:
-    copied = "".join(f"COPY {folder} {folder}\n" for folder in (*folders, "bundle"))
-    # Quantized bundles for the CPU run on operators that pip compiles where no wheel has them.
-    compiler = (
-        "RUN apt-get update && apt-get install --yes --no-install-recommends g++ "
-        "&& rm -rf /var/lib/apt/lists/*\n"
-    )
-    return (
-        "# Copy the bundle to bundle/, then: podman build --format docker --tag IMAGE .\n"
-        "# (podman's own format has no HEALTHCHECK) or docker build --file Containerfile .\n"
-        f"{'' if target == 'ort-cpu' else _RUN_WITH}"
-        f"FROM {image}\n"
-        "WORKDIR /app\n"
-        f"{compiler if target == 'ort-cpu' else ''}"
-        "COPY requirements.txt ./\n"
-        "COPY wheels wheels\n"
-        "RUN pip install --no-cache-dir --find-links wheels --requirement requirements.txt\n"
-        "COPY start.sh health_check.sh ./\n"
-        f"{copied}"
-        "HEALTHCHECK --interval=60s --timeout=60s --start-period=600s "
-        'CMD ["./health_check.sh"]\n'
-        'ENTRYPOINT ["./start.sh"]\n'
-    )
-
-
-def _engine_lines(target: str) -> list[str]:
-    """Engines fit one GPU and version, so they are built where they run, when it starts."""
-    builds = TARGETS[target].product is not None
-    found = f"compgen -G 'bundle/engines/{target}-sm*/engines.json' > /dev/null"
-    line = f"{found} || medusa-trt build bundle"
-    return [line] if builds else []
+def _container_artifacts(
+    kind: str, target: str, image: str, folders: list[str]
+) -> dict[str, Artifact]:
+    """Returns the files of a container image. Engines fit one GPU, so its start builds them."""
+    values = {
+        "target": target,
+        "image": image,
+        "folders": folders,
+        "builds_engines": TARGETS[target].product is not None,
+        "model_name": _TRITON_MODEL,
+    }
+    return {
+        "Containerfile": Artifact(render_template("containerfile", values)),
+        "wheels/README.txt": Artifact(_WHEELS),
+        "requirements.txt": Artifact(_requirements(target)),
+        "start.sh": Artifact(render_template(f"{kind}_start.sh", values), runs=True),
+        "health_check.sh": Artifact(render_template(f"{kind}_health_check.sh", values), runs=True),
+    }
 
 
 def _check_target(bundle: Bundle, kind: str, targets: tuple[str, ...]) -> str:
-    """The bundle's target, which must be one of these."""
-    own = bundle.manifest.target.name
-    if own not in targets:
+    """Returns the bundle's target, which must be one of `targets`."""
+    target = bundle.manifest.target.name
+    if target not in targets:
         raise BuildError(
-            f"the bundle was exported for {own}, kind {kind} takes {' or '.join(targets)}: export "
-            f"the model with --target {targets[-1]}"
+            f"the bundle was exported for {target}, kind {kind} takes {' or '.join(targets)}: "
+            f"export the model with --target {targets[-1]}"
         )
-    return own
+    return target
 
 
 def _requirements(place: str) -> str:
@@ -209,14 +166,9 @@ def _requirements(place: str) -> str:
     return "\n".join([*head, *lines]) + "\n"
 
 
-def _script(*lines: str) -> str:
-    head = ("#!/usr/bin/env bash", "set -euo pipefail", 'cd "$(dirname "$0")"')
-    return "\n".join([*head, *lines]) + "\n"
-
-
 KINDS: dict[str, Callable[[Bundle], dict[str, Artifact]]] = {
     "jetson": _jetson,
     "container": _container,
     "triton": _triton,
 }
-"""What can be deployed to."""
+"""Function that makes the files of each kind of deployment."""
