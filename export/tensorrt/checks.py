@@ -98,7 +98,7 @@ def build_failure(errors: list[str], graph: str) -> str:
     fix = "export with another --precision or report this model"
     for pattern, advice in (
         ("HW-specific datatypes", "choose another --precision or a newer compute capability"),
-        ("memory", "lower --max-length, --max-batch-size or --workspace"),
+        ("memory", "lower --max-length, --max-batch-size or --workspace-mib"),
         ("libnvinfer_lean", "leave --version-compatible out"),
         ("CUDA_SUCCESS|cudaError", "run this on a machine with a GPU, or leave the option out"),
     ):

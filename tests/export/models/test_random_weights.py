@@ -1,9 +1,17 @@
 """Random weights of a known shape."""
 
-import numpy as np
-import torch
+from pathlib import Path
 
+import numpy as np
+import pytest
+import torch
+from support.tiny_models import VOCAB_SIZE
+
+from medusa_trt.errors import ExportError
 from medusa_trt.export.models.random_weights import random_base_model, random_heads
+from medusa_trt.export.pipeline import ExportOptions, export_bundle
+from medusa_trt.runtime.engines.ort_cpu import OrtEngine
+from medusa_trt.tree_configs import chain_tree
 
 
 def test_random_weights_of_any_size_cost_no_memory() -> None:
@@ -14,3 +22,43 @@ def test_random_weights_of_any_size_cost_no_memory() -> None:
     assert len({tensor.key for tensor in base.weights.values()}) == len(base.weights)
     first, second = random_heads(base.model.config, torch.float16).unread["unembedding"][:2]
     assert first.sizes == (32000, 6656) and first.key != second.key
+
+
+def test_random_weights_make_a_bundle_of_the_shape(tiny_model: Path, tmp_path: Path) -> None:
+    bundle = export_bundle(
+        ExportOptions(
+            model=str(tiny_model),
+            output=tmp_path / "bundle",
+            tree="chain-2",
+            target="tensorrt",
+            precision="int4",
+            random_weights=True,
+            num_layers=1,
+            max_length=5000,
+        ),
+        progress=lambda _: None,
+    )
+    assert bundle.manifest.model.num_layers == 1
+    assert bundle.manifest.model.max_length == 5000, "longer than the model's own limit"
+    assert bundle.manifest.model.vocab_size == VOCAB_SIZE
+    assert not bundle.manifest.verified
+    engine = OrtEngine(bundle, capacity=64, num_threads=1)
+    outputs = engine.verify([[1, 2, 3]], chain_tree(2), [0], logits=True)
+    assert outputs.logits is not None and np.isfinite(outputs.logits).all()
+    assert outputs.logits.std() > 0
+    engine.close()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_layers": 2}, "--layers cuts a model with --random-weights only"),
+        ({"random_weights": True, "heads": "x"}, "leave --heads out"),
+        ({"random_weights": True}, "no shape is known for 'nothing': give one of vicuna-7b"),
+        ({"random_weights": True, "model": "vicuna-7b", "num_layers": 99}, "vicuna-7b has 32"),
+    ],
+)
+def test_mistakes_in_random_weights(changes: dict[str, object], message: str) -> None:
+    values: dict[str, object] = {"model": "nothing", "target": "tensorrt"}
+    with pytest.raises(ExportError, match=message):
+        export_bundle(ExportOptions(**(values | changes)), lambda _: None)  # type: ignore[arg-type]

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import pytest
+import torch
 
 from medusa_trt.export.quantization.quantize_weights import QuantizeWeightsPass, quantized_matrix
 from medusa_trt.export.weight_formats import WeightFormat, one_format
@@ -41,3 +42,23 @@ def test_a_devices_weights_are_quantized_when_they_are_written(
     for value, expected in zip(found, quantized_matrix(array, format_, block_size), strict=True):
         assert value.const_value is not None and value.const_value.dtype == value.dtype
         assert np.array_equal(value.const_value.numpy(), expected)
+
+
+@pytest.mark.parametrize(
+    ("format_", "block", "limit"), [("int4", 16, 0.5), ("int8", None, 0.5), ("fp8", None, None)]
+)
+def test_quantized_weights_are_the_nearest_codes(
+    format_: str, block: int | None, limit: float | None
+) -> None:
+    weight = torch.randn(64, 24, generator=torch.Generator().manual_seed(0)).half().numpy()
+    weight[:, 3] = 0
+    codes, scales = quantized_matrix(weight, format_, block)  # type: ignore[arg-type]
+    wide = np.repeat(scales.astype(np.float32), block, 0) if block else scales.astype(np.float32)
+    error = np.abs(codes.astype(np.float32) * wide - weight.astype(np.float32))
+    assert scales.shape == ((4, 24) if block else (24,)) and scales.dtype == np.float16
+    if limit is None:  # E4M3 has 3 bits of mantissa, and a subnormal step of 2^-9
+        assert (error <= np.maximum(np.abs(weight) / 16, wide * 2.0**-10) * 1.01).all()
+    else:  # a clipped outlier is off by more, but the search only clips where that helps
+        inside = np.abs(weight / wide) <= 7
+        assert (error <= limit * wide * 1.01)[inside if format_ == "int4" else ...].all()
+    assert (codes[:, 3].astype(np.float32) == 0).all()

@@ -22,7 +22,7 @@ from support.tiny_models import (
 )
 
 from medusa_trt.cli.main import main
-from medusa_trt.errors import BuildError, ExportError
+from medusa_trt.errors import BuildError
 from medusa_trt.export.comparison.check import widen_bundle
 from medusa_trt.export.comparison.logits import (
     compare_on_text,
@@ -31,17 +31,12 @@ from medusa_trt.export.comparison.logits import (
     random_tree,
 )
 from medusa_trt.export.pipeline import ExportOptions, export_bundle
-from medusa_trt.export.quantization.quantize_weights import quantized_matrix
 from medusa_trt.export.targets import TARGETS
 from medusa_trt.export.tensorrt.build import build_engines
-from medusa_trt.export.tensorrt.job import EngineBuild
-from medusa_trt.export.tensorrt.network import parsed_network
 from medusa_trt.export.tensorrt.options import BuildOptions
-from medusa_trt.export.tensorrt.products import PRODUCTS
 from medusa_trt.runtime.bundle import Bundle, TensorSpec
 from medusa_trt.runtime.engines.engine_record import record_from_folder
 from medusa_trt.runtime.engines.ort_cpu import OrtEngine
-from medusa_trt.tree_configs import chain_tree
 
 CAPABILITIES = ("8.6", "12.0")
 MAX_TWIN_ERROR = 2e-3
@@ -122,23 +117,6 @@ def test_the_graph_equals_the_model(trt_bundle: Bundle, tmp_path: Path) -> None:
 @needs_rtx
 def test_the_engines_build(trt_bundle: Bundle) -> None:
     check_built(trt_bundle)
-
-
-@needs_rtx
-def test_attention_without_a_kernel_of_its_own_may_be_decomposed(trt_bundle: Bundle) -> None:
-    product = PRODUCTS["tensorrt-rtx"]
-    module = product.load()
-    build = EngineBuild(trt_bundle, BuildOptions(), product, module, lambda _: None)
-    builder = module.Builder(build.logger)
-    spec = trt_bundle.manifest.graphs["verify"]
-    network, parser = parsed_network(build, builder, spec, is_merged=False)
-    layers = [network.get_layer(index) for index in range(network.num_layers)]
-    found = [layer for layer in layers if layer.type == module.LayerType.ATTENTION_INPUT]
-    assert len(found) == trt_bundle.manifest.model.num_layers
-    for layer in found:
-        layer.__class__ = module.IAttentionInputLayer
-        assert layer.attention.decomposable
-    del parser
 
 
 @needs_rtx
@@ -338,68 +316,8 @@ def test_the_command_reports_mistakes(
     assert "--optimization-level is 9: it must be between 0 and 5" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    ("format_", "block", "limit"), [("int4", 16, 0.5), ("int8", None, 0.5), ("fp8", None, None)]
-)
-def test_quantized_weights_are_the_nearest_codes(
-    format_: str, block: int | None, limit: float | None
-) -> None:
-    weight = torch.randn(64, 24, generator=torch.Generator().manual_seed(0)).half().numpy()
-    weight[:, 3] = 0
-    codes, scales = quantized_matrix(weight, format_, block)  # type: ignore[arg-type]
-    wide = np.repeat(scales.astype(np.float32), block, 0) if block else scales.astype(np.float32)
-    error = np.abs(codes.astype(np.float32) * wide - weight.astype(np.float32))
-    assert scales.shape == ((4, 24) if block else (24,)) and scales.dtype == np.float16
-    if limit is None:  # E4M3 has 3 bits of mantissa, and a subnormal step of 2^-9
-        assert (error <= np.maximum(np.abs(weight) / 16, wide * 2.0**-10) * 1.01).all()
-    else:  # a clipped outlier is off by more, but the search only clips where that helps
-        inside = np.abs(weight / wide) <= 7
-        assert (error <= limit * wide * 1.01)[inside if format_ == "int4" else ...].all()
-    assert (codes[:, 3].astype(np.float32) == 0).all()
-
-
 def test_the_record_lists_what_was_asked(trt_bundle: Bundle) -> None:
     for folder in (trt_bundle.path / "engines").glob("*"):
         record = json.loads((folder / "engines.json").read_text())
         assert record["options"]["max_length"] == 128
         assert record["capacity"] == 128 + 64
-
-
-def test_random_weights_make_a_bundle_of_the_shape(tiny_model: Path, tmp_path: Path) -> None:
-    bundle = export_bundle(
-        ExportOptions(
-            model=str(tiny_model),
-            output=tmp_path / "bundle",
-            tree="chain-2",
-            target="tensorrt",
-            precision="int4",
-            random_weights=True,
-            num_layers=1,
-            max_length=5000,
-        ),
-        progress=lambda _: None,
-    )
-    assert bundle.manifest.model.num_layers == 1
-    assert bundle.manifest.model.max_length == 5000, "longer than the model's own limit"
-    assert bundle.manifest.model.vocab_size == VOCAB_SIZE
-    assert not bundle.manifest.verified
-    engine = OrtEngine(bundle, capacity=64, num_threads=1)
-    outputs = engine.verify([[1, 2, 3]], chain_tree(2), [0], logits=True)
-    assert outputs.logits is not None and np.isfinite(outputs.logits).all()
-    assert outputs.logits.std() > 0
-    engine.close()
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"num_layers": 2}, "--layers cuts a model with --random-weights only"),
-        ({"random_weights": True, "heads": "x"}, "leave --heads out"),
-        ({"random_weights": True}, "no shape is known for 'nothing': give one of vicuna-7b"),
-        ({"random_weights": True, "model": "vicuna-7b", "num_layers": 99}, "vicuna-7b has 32"),
-    ],
-)
-def test_mistakes_in_random_weights(changes: dict[str, object], message: str) -> None:
-    values: dict[str, object] = {"model": "nothing", "target": "tensorrt"}
-    with pytest.raises(ExportError, match=message):
-        export_bundle(ExportOptions(**(values | changes)), lambda _: None)  # type: ignore[arg-type]
