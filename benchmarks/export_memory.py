@@ -23,8 +23,9 @@ from script import make_parser, report_errors
 from transformers import PretrainedConfig
 
 from medusa_trt.errors import MedusaError
-from medusa_trt.export.models.base_model import load_tokenizer, source_from_name
+from medusa_trt.export.models.base_model import load_tokenizer
 from medusa_trt.export.models.random_weights import config_from_name
+from medusa_trt.export.models.source import source_from_name
 from medusa_trt.export.weights.streamed_model import empty_model
 
 NUM_HEADS = 4

@@ -17,8 +17,9 @@ from medusa_trt.export.modeling.support import (
     needs_general_attention,
     refuse_unsupported,
 )
-from medusa_trt.export.models.base_model import BaseModel, open_base_model, source_from_name
+from medusa_trt.export.models.base_model import BaseModel, open_base_model
 from medusa_trt.export.models.heads_choice import heads_for
+from medusa_trt.export.models.source import source_from_name
 from medusa_trt.export.options import ExportOptions
 from medusa_trt.export.quantization.plan import (
     QuantizationPlan,

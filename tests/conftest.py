@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from support.tiny_models import TINY_HEADS, save_tiny_heads, save_tiny_model
 
-from medusa_trt.export.models.base_model import BaseModel, load_base_model, source_from_name
+from medusa_trt.export.models.base_model import BaseModel, load_base_model
+from medusa_trt.export.models.source import source_from_name
 from medusa_trt.export.pipeline import ExportOptions, export_bundle
 from medusa_trt.interrupts import raise_interrupts
 from medusa_trt.runtime.bundle import Bundle

@@ -10,12 +10,10 @@ from torch import nn
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 
 from medusa_trt.errors import TrainingError
-from medusa_trt.export.models.base_model import (
-    BaseModel,
+from medusa_trt.export.models.base_model import BaseModel, load_base_model, load_tokenizer
+from medusa_trt.export.models.source import (
     ModelSource,
-    load_base_model,
     load_config,
-    load_tokenizer,
     quiet_transformers,
     source_from_name,
 )

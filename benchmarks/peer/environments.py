@@ -93,11 +93,8 @@ class Workshop:
         """
 
         def make(target: Path) -> None:
-            from medusa_trt.export.models.base_model import (
-                load_base_model,
-                quiet_transformers,
-                source_from_name,
-            )
+            from medusa_trt.export.models.base_model import load_base_model
+            from medusa_trt.export.models.source import quiet_transformers, source_from_name
             from medusa_trt.training.backbone import copy_to_save
 
             base = load_base_model(source_from_name(model))
@@ -138,7 +135,7 @@ class Workshop:
         Raises:
             PeerError: the model is not a GGUF file, or llama.cpp cannot quantize it.
         """
-        from medusa_trt.export.models.base_model import source_from_name
+        from medusa_trt.export.models.source import source_from_name
 
         python, source = self.python(LLAMA_CPP), source_from_name(model)
         if source.gguf_file is None:

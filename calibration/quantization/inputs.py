@@ -18,7 +18,8 @@ from medusa_trt.calibration.trees.replay import (
 )
 from medusa_trt.errors import CalibrationError, ExportError
 from medusa_trt.export.comparison.check import check_same_sizes
-from medusa_trt.export.models.base_model import BaseModel, load_base_model, source_from_name
+from medusa_trt.export.models.base_model import BaseModel, load_base_model
+from medusa_trt.export.models.source import source_from_name
 from medusa_trt.runtime.bundle import Bundle
 from medusa_trt.runtime.session import MedusaSession
 from medusa_trt.runtime.tensors import GRAPH_FILES, WEIGHTS_FILE

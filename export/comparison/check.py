@@ -12,7 +12,8 @@ from medusa_trt.export.comparison.logits import NUM_TREE_NODES, TEXT, compare_lo
 from medusa_trt.export.comparison.segmented_engine import SegmentedEngine
 from medusa_trt.export.graphs.graph_files import save_graphs
 from medusa_trt.export.modeling.rotary import fixed_rotary
-from medusa_trt.export.models.base_model import BaseModel, open_base_model, source_from_name
+from medusa_trt.export.models.base_model import BaseModel, open_base_model
+from medusa_trt.export.models.source import source_from_name
 from medusa_trt.export.passes.widen_floats import WidenFloatsPass
 from medusa_trt.export.weights.streamed_model import weights_at_hand
 from medusa_trt.runtime.bundle import Agreement, Bundle

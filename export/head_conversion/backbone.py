@@ -9,13 +9,8 @@ from safetensors import safe_open
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
-from medusa_trt.export.models.base_model import (
-    ModelSource,
-    load_config,
-    load_model,
-    load_tokenizer,
-    quiet_transformers,
-)
+from medusa_trt.export.models.base_model import load_model, load_tokenizer
+from medusa_trt.export.models.source import ModelSource, load_config, quiet_transformers
 
 _SINGLE_FILE = "model.safetensors"
 _INDEX_FILE = "model.safetensors.index.json"

@@ -17,7 +17,7 @@ from medusa_trt.export.heads.formats import HeadFormat, HeadsFacts, format_from_
 from medusa_trt.export.heads.key_layouts import HeadKey
 from medusa_trt.export.heads.loading import LoadedHeads, load_heads
 from medusa_trt.export.heads.medusa_heads import MedusaHeads
-from medusa_trt.export.models.base_model import ModelSource, source_from_name
+from medusa_trt.export.models.source import ModelSource, source_from_name
 from medusa_trt.files import new_folder
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from medusa_trt.errors import ExportError, HeadsError
 from medusa_trt.export.heads.loading import LoadedHeads, holds_heads, load_heads
-from medusa_trt.export.models.base_model import ModelSource
+from medusa_trt.export.models.source import ModelSource
 from medusa_trt.export.weights.hub import is_hub_id
 
 

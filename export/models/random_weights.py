@@ -14,12 +14,8 @@ from transformers import AutoConfig, PretrainedConfig, PreTrainedModel, PreTrain
 from medusa_trt.errors import ExportError
 from medusa_trt.export.heads.medusa_heads import Linear, MedusaHead, MedusaHeads
 from medusa_trt.export.modeling.support import refuse_unsupported
-from medusa_trt.export.models.base_model import (
-    BaseModel,
-    ModelSource,
-    load_config,
-    quiet_transformers,
-)
+from medusa_trt.export.models.base_model import BaseModel
+from medusa_trt.export.models.source import ModelSource, load_config, quiet_transformers
 from medusa_trt.export.weights.lazy_tensor import Array, LazyTensor
 from medusa_trt.export.weights.streamed_model import (
     Weights,

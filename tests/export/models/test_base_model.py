@@ -4,7 +4,7 @@ from pathlib import Path
 
 from support.tiny_models import save_tiny_model
 
-from medusa_trt.export.models.base_model import source_from_name
+from medusa_trt.export.models.source import source_from_name
 
 
 def test_a_saved_model_folder_is_named_after_itself(tmp_path: Path) -> None:

@@ -13,12 +13,8 @@ from support.tiny_models import llama_config, random_model, save_tiny_model
 from transformers import AutoConfig
 
 from medusa_trt.errors import ExportError
-from medusa_trt.export.models.base_model import (
-    load_base_model,
-    load_config,
-    open_base_model,
-    source_from_name,
-)
+from medusa_trt.export.models.base_model import load_base_model, open_base_model
+from medusa_trt.export.models.source import load_config, source_from_name
 from medusa_trt.export.pipeline import ExportOptions, export_bundle
 from medusa_trt.export.weights.streamed_model import weights_at_hand
 

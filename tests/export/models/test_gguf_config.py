@@ -13,8 +13,9 @@ from support.tiny_models import llama_config, random_model
 from transformers import PretrainedConfig
 
 from medusa_trt.errors import ExportError
-from medusa_trt.export.models.base_model import load_base_model, open_base_model, source_from_name
+from medusa_trt.export.models.base_model import load_base_model, open_base_model
 from medusa_trt.export.models.gguf_config import complete_config
+from medusa_trt.export.models.source import source_from_name
 from medusa_trt.export.weights.streamed_model import weights_at_hand
 
 TOKENS = torch.arange(40)[None] * 7

@@ -24,8 +24,9 @@ from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 from medusa_trt.errors import ExportError, HeadsError
 from medusa_trt.export.heads.loading import holds_heads, load_heads
 from medusa_trt.export.heads.medusa_heads import MedusaHead
-from medusa_trt.export.models.base_model import load_base_model, source_from_name
+from medusa_trt.export.models.base_model import load_base_model
 from medusa_trt.export.models.heads_choice import heads_for
+from medusa_trt.export.models.source import source_from_name
 from medusa_trt.export.pipeline import ExportOptions, export_bundle
 from medusa_trt.export.preparation import MIN_TOP_K
 from medusa_trt.runtime import tensors as names

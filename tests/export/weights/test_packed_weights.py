@@ -17,7 +17,8 @@ from support.checkpoints.packed_checkpoints import (
 from support.tiny_models import llama_config, random_model, save_tiny_model
 
 from medusa_trt.errors import ExportError
-from medusa_trt.export.models.base_model import open_base_model, source_from_name
+from medusa_trt.export.models.base_model import open_base_model
+from medusa_trt.export.models.source import source_from_name
 from medusa_trt.export.weights.packed_weights import packing_from_config
 from medusa_trt.export.weights.streamed_model import weights_at_hand
 

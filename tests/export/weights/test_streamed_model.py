@@ -13,14 +13,10 @@ from support.tiny_models import llama_config, random_model, save_tiny_model
 
 from medusa_trt.errors import ExportError
 from medusa_trt.export.comparison.segmented_engine import SegmentedEngine
-from medusa_trt.export.models.base_model import (
-    BaseModel,
-    load_base_model,
-    open_base_model,
-    source_from_name,
-)
+from medusa_trt.export.models.base_model import BaseModel, load_base_model, open_base_model
 from medusa_trt.export.models.checkpoint_weights import weights_from_checkpoint
 from medusa_trt.export.models.gguf_weights import weights_from_gguf
+from medusa_trt.export.models.source import source_from_name
 from medusa_trt.export.weights import streamed_model
 from medusa_trt.export.weights.lazy_tensor import Array, LazyTensor, concatenated, lazy, transposed
 from medusa_trt.export.weights.streamed_model import empty_model, weights_at_hand

@@ -10,7 +10,8 @@ from support.tiny_models import EOS_ID, byte_tokenizer
 
 from medusa_trt.calibration.prompts import mt_bench_prompts
 from medusa_trt.errors import TrainingError
-from medusa_trt.export.models.base_model import BaseModel, load_base_model, source_from_name
+from medusa_trt.export.models.base_model import BaseModel, load_base_model
+from medusa_trt.export.models.source import source_from_name
 from medusa_trt.runtime.bundle import Bundle
 from medusa_trt.training.data.distillation import generate_data, load_seed_prompts
 from medusa_trt.training.data.shards import Shard, load_shards, shard_path
