@@ -9,9 +9,9 @@ import msgspec
 
 from medusa_trt.errors import BuildError
 from medusa_trt.export.tensorrt.checks import (
-    build_failure,
     check_interface,
     check_precision,
+    describe_build_error,
     one_line,
     with_capacity,
 )
@@ -20,14 +20,14 @@ from medusa_trt.export.tensorrt.job import (
     check_capabilities,
     check_options,
     default_output,
-    own_capability,
-    product_of,
+    find_product,
+    read_capability,
     timing_cache_file,
 )
-from medusa_trt.export.tensorrt.network import config_of, parsed_network, profiles_of
+from medusa_trt.export.tensorrt.network import make_config, make_profiles, parse_network
 from medusa_trt.export.tensorrt.options import BuildOptions
 from medusa_trt.export.tensorrt.products import progress_class
-from medusa_trt.export.tensorrt.tree import merged_spec
+from medusa_trt.export.tensorrt.tree import merge_spec
 from medusa_trt.files import new_folder, replaced_file
 from medusa_trt.interrupts import num_interrupts, raise_swallowed
 from medusa_trt.runtime import tensors as names
@@ -61,11 +61,11 @@ def build_engines(
             TensorRT refuses a graph.
         ExportError: the folder cannot be written.
     """
-    product = product_of(bundle, options)
+    product = find_product(bundle, options)
     module = product.load()
     build = EngineBuild(bundle, options, product, module, progress)
     check_options(build)
-    capabilities = options.compute_capabilities or (own_capability(product),)
+    capabilities = options.compute_capabilities or (read_capability(product),)
     check_capabilities(build, capabilities)
     output = options.output or default_output(bundle, options, product, capabilities)
     if options.output is not None and not output.absolute().parent.is_dir():
@@ -105,14 +105,16 @@ def _engine_names(build: EngineBuild) -> tuple[str, ...]:
 def _build_engine(build: EngineBuild, name: str, folder: Path) -> EngineFile:
     is_merged = name == "verify" and build.options.merge_tree
     graph_spec = build.bundle.manifest.graphs[graph_of_engine(name)]
-    spec = merged_spec(graph_spec, build.bundle.tree.num_nodes) if is_merged else graph_spec
+    spec = (
+        merge_spec(graph_spec, build.bundle.tree.num_nodes) if is_merged else graph_spec
+    )
     build.tell(f"reading the {name} graph")
     builder = build.module.Builder(build.logger)
-    network, parser = parsed_network(build, builder, spec, is_merged)
+    network, parser = parse_network(build, builder, spec, is_merged)
     check_interface(build.module, network, spec, build.capacity)
     check_precision(build.module, network, build.bundle.manifest.target.cache_dtype)
-    profiles = profiles_of(build, name, spec, is_merged)
-    config = config_of(build, builder, profiles, has_weights=name not in WEIGHTLESS_ENGINES)
+    profiles = make_profiles(build, name, spec, is_merged)
+    config = make_config(build, builder, profiles, has_weights=name not in WEIGHTLESS_ENGINES)
     last = _Throttle(build.tell)
     monitor = progress_class(build.module)(
         lambda phase, share: last(f"  {name}: {phase.lower()}, {share:.0%}")
@@ -127,7 +129,7 @@ def _build_engine(build: EngineBuild, name: str, folder: Path) -> EngineFile:
     raise_swallowed(num_before)
     _check_warnings(build, spec.file)
     if plan is None:
-        raise BuildError(build_failure(build.logger.errors, name))
+        raise BuildError(describe_build_error(build.logger.errors, name))
     path = folder / f"{name}.engine"
     path.write_bytes(memoryview(plan))
     if "timing_cache" not in build.product.unsupported:

@@ -1,4 +1,4 @@
-"""What TensorRT made of a graph against what the manifest says, and its errors in words."""
+"""Compares TensorRT's network with the manifest, and describes TensorRT's errors."""
 
 import re
 from typing import Any
@@ -70,8 +70,8 @@ def with_capacity(tensor: TensorSpec, capacity: int) -> TensorSpec:
     return TensorSpec(tensor.name, tensor.dtype, shape)
 
 
-def parser_failure(module: Any, parser: Any, file: str) -> str:
-    """The first error of a parser: node, operator, reason and what to do."""
+def describe_parser_error(module: Any, parser: Any, file: str) -> str:
+    """Describes the first error of a parser: node, operator, reason and what to do."""
     error = parser.get_error(0)
     operator, reason = error.node_operator(), one_line(error.desc())
     if "Plugin not found" in reason or "no importer" in reason.lower():
@@ -90,8 +90,8 @@ def _fix_for_operator(operator: str) -> str:
     return "export the model with this release and a TensorRT target"
 
 
-def build_failure(errors: list[str], graph: str) -> str:
-    """Why a build failed: the last error that says something, its node, and what to do."""
+def describe_build_error(errors: list[str], graph: str) -> str:
+    """Describes why a build failed: the last error, its node, and what to do."""
     text = one_line(errors[-1]) if errors else "no reason was given"
     node = re.search(r"for node (\S+)", text)
     where = f" at node {node.group(1)}" if node else ""

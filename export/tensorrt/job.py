@@ -1,4 +1,4 @@
-"""What one build of engines is asked for, and whether it can be done."""
+"""One build of engines: its options, and the checks that it can be done."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -52,29 +52,29 @@ class EngineBuild:
         return max(self.options.max_tree_nodes, self.bundle.tree.num_nodes)
 
 
-def product_of(bundle: Bundle, options: BuildOptions) -> ProductSpec:
-    """What builds a bundle's engines.
+def find_product(bundle: Bundle, options: BuildOptions) -> ProductSpec:
+    """Returns the product that builds a bundle's engines.
 
     Raises:
         BuildError: the bundle is of another kind than the target that is asked for.
     """
-    own = bundle.manifest.target.name
-    asked = options.target or own
-    target = TARGETS.get(asked)
+    bundle_target = bundle.manifest.target.name
+    name = options.target or bundle_target
+    target = TARGETS.get(name)
     if target is None or target.product is None:
         raise BuildError(
-            f"no engines are built for {asked}: choose "
+            f"no engines are built for {name}: choose "
             f"{', '.join(row.name for row in TARGETS.values() if row.product)}"
         )
-    exported_for = TARGETS.get(own)
+    exported_for = TARGETS.get(bundle_target)
     if exported_for is None or exported_for.product is None:
         raise BuildError(
-            f"the bundle was exported for {own}: export the model with --target {asked}"
+            f"the bundle was exported for {bundle_target}: export the model with --target {name}"
         )
-    if asked == "tensorrt-jetson" and own != asked:
+    if name == "tensorrt-jetson" and bundle_target != name:
         raise BuildError(
-            f"the bundle for {own} has operators that TensorRT 10.3 lacks: export the model with "
-            "--target tensorrt-jetson"
+            f"the bundle for {bundle_target} has operators that TensorRT 10.3 lacks: "
+            "export the model with --target tensorrt-jetson"
         )
     if any(tensor.dtype == "double" for tensor in bundle.manifest.graphs["reduce"].inputs):
         raise BuildError(
@@ -124,8 +124,8 @@ def capability_members(module: Any) -> dict[str, Any]:
     return {f"{name[2:-1]}.{name[-1]}": value for name, value in members if name[:2] == "SM"}
 
 
-def own_capability(product: ProductSpec) -> str:
-    """The compute capability of this machine's GPU.
+def read_capability(product: ProductSpec) -> str:
+    """Reads the compute capability of this machine's GPU.
 
     Raises:
         BuildError: there is none.

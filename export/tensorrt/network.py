@@ -5,7 +5,7 @@ from typing import Any
 import onnx_ir as ir
 
 from medusa_trt.errors import BuildError
-from medusa_trt.export.tensorrt.checks import parser_failure, with_capacity
+from medusa_trt.export.tensorrt.checks import describe_parser_error, with_capacity
 from medusa_trt.export.tensorrt.job import EngineBuild, capability_members
 from medusa_trt.export.tensorrt.tree import merge_tree
 from medusa_trt.runtime.bundle import GraphSpec
@@ -24,10 +24,10 @@ _WEIGHT_FLAGS = {
 }
 
 
-def parsed_network(
+def parse_network(
     build: EngineBuild, builder: Any, spec: GraphSpec, is_merged: bool
 ) -> tuple[Any, Any]:
-    """The network of a graph whose cache has its final length, and the parser that owns weights.
+    """Returns the network of a graph with its final cache length, and the parser that owns weights.
 
     Args:
         build: the build.
@@ -54,7 +54,7 @@ def parsed_network(
     parser = build.module.OnnxParser(network, build.logger)
     parsed = parser.parse(ir.to_proto(model).SerializeToString(), str(path))
     if not parsed:
-        raise BuildError(parser_failure(build.module, parser, spec.file))
+        raise BuildError(describe_parser_error(build.module, parser, spec.file))
     _allow_decomposition(build.module, network)
     return network, parser
 
@@ -73,8 +73,8 @@ def _allow_decomposition(module: Any, network: Any) -> None:
             layer.attention.decomposable = True
 
 
-def profiles_of(build: EngineBuild, name: str, spec: GraphSpec, is_merged: bool) -> list[Profile]:
-    """The shapes that an engine is built for, a profile each.
+def make_profiles(build: EngineBuild, name: str, spec: GraphSpec, is_merged: bool) -> list[Profile]:
+    """Returns a profile for each range of shapes that an engine is built for.
 
     Args:
         build: the build.
@@ -123,10 +123,10 @@ def profiles_of(build: EngineBuild, name: str, spec: GraphSpec, is_merged: bool)
     return profiles
 
 
-def config_of(
+def make_config(
     build: EngineBuild, builder: Any, profiles: list[Profile], *, has_weights: bool
 ) -> Any:
-    """The builder's options for an engine; `has_weights` adds those on weights."""
+    """Returns the builder's options for an engine; `has_weights` adds those on weights."""
     options, module = build.options, build.module
     config = builder.create_builder_config()
     for profile in profiles:

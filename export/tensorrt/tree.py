@@ -27,8 +27,8 @@ def merge_tree(verify: ir.Model, tree: ir.Model) -> None:
         verify.graph.initializers.add(value)
 
 
-def merged_spec(spec: GraphSpec, num_nodes: int) -> GraphSpec:
-    """The interface of a verify graph with a tree of `num_nodes` merged into it."""
+def merge_spec(spec: GraphSpec, num_nodes: int) -> GraphSpec:
+    """Returns the interface of a verify graph with a tree of `num_nodes` merged into it."""
     inputs = [
         msgspec.structs.replace(
             tensor, shape=[num_nodes if size == "num_nodes" else size for size in tensor.shape]

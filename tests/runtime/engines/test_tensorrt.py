@@ -53,7 +53,7 @@ class Built:
         self.folder = folder / "engines"
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(ProductSpec, "load", lambda _: self.module)
-            patch.setattr("medusa_trt.export.tensorrt.build.own_capability", lambda _: "8.6")
+            patch.setattr("medusa_trt.export.tensorrt.build.read_capability", lambda _: "8.6")
             build_engines(
                 bundle,
                 BuildOptions(output=self.folder, **options),  # type: ignore[arg-type]
