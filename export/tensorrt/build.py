@@ -105,9 +105,7 @@ def _engine_names(build: EngineBuild) -> tuple[str, ...]:
 def _build_engine(build: EngineBuild, name: str, folder: Path) -> EngineFile:
     is_merged = name == "verify" and build.options.merge_tree
     graph_spec = build.bundle.manifest.graphs[graph_of_engine(name)]
-    spec = (
-        merge_spec(graph_spec, build.bundle.tree.num_nodes) if is_merged else graph_spec
-    )
+    spec = merge_spec(graph_spec, build.bundle.tree.num_nodes) if is_merged else graph_spec
     build.tell(f"reading the {name} graph")
     builder = build.module.Builder(build.logger)
     network, parser = parse_network(build, builder, spec, is_merged)
