@@ -1,0 +1,85 @@
+"""The tokens that end a reply, from all places where a checkpoint names one.
+
+A model that meets an end token which nobody stops at goes on into turns that it invents.
+"""
+
+from collections.abc import Iterable, Mapping
+
+from transformers import PreTrainedTokenizerBase
+
+from medusa_trt.errors import ExportError
+
+GGUF_FIELDS = ("eos_token_id", "eot_token_id", "eom_token_id")
+"""Fields of a GGUF file (`tokenizer.ggml.…`) that name an end of text, turn or message."""
+
+END_TOKENS = frozenset(
+    (
+        "<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<|flush|>", "<|calls|>",
+        "<end_of_turn>", "<|endoftext|>", "</s>", "<|eom_id|>", "<EOT>", "_<EOT>", "[EOT]",
+        "[EOS]", "<|end_of_text|>", "<end_of_utterance>", "<turn|>", "<|eot|>", "<|eom|>",
+        "<|end_of_role|>", "<|end▁of▁sentence|>", "<｜end▁of▁sentence｜>",
+    )
+)  # fmt: skip
+"""Names that public models give to such tokens (llama.cpp, src/llama-vocab.cpp)."""
+
+_HARMONY = {"<|return|>", "<|call|>"}
+"""A model with both of these ends a message, not its turn, by `<|end|>` (OpenAI's Harmony)."""
+
+_REPLY = "xyz"
+
+
+def end_token_ids(
+    tokenizer: PreTrainedTokenizerBase, stated: Iterable[object], model: str
+) -> list[int]:
+    """Collects the ids of all tokens that end a reply.
+
+    Args:
+        tokenizer: the model's.
+        stated: what its configs and files name: ids, lists of ids, None.
+        model: for messages.
+
+    Returns:
+        The ids: those stated, the tokenizer's own, added tokens with a well-known name, and the
+        token that the chat template writes behind a reply. In rising order.
+
+    Raises:
+        ExportError: what is stated is no id.
+    """
+    ids: set[int] = set()
+    for value in (*stated, tokenizer.eos_token_id):
+        for token_id in value if isinstance(value, list) else [value]:
+            if token_id is None:
+                continue
+            if type(token_id) is not int:
+                raise ExportError(
+                    f"{model} ends its replies by {token_id!r}, which is no token id: "
+                    "correct eos_token_id in its generation_config.json"
+                )
+            ids.add(token_id)
+    special = {
+        token.content: token_id
+        for token_id, token in tokenizer.added_tokens_decoder.items()
+        if token.special
+    }
+    ids |= {token_id for name, token_id in special.items() if name in END_TOKENS}
+    closing = _closing_token(tokenizer, special)
+    if closing is not None:
+        ids.add(closing)
+    if special.keys() >= _HARMONY:
+        ids.discard(special.get("<|end|>", -1))
+    return sorted(ids)
+
+
+def _closing_token(tokenizer: PreTrainedTokenizerBase, special: Mapping[str, int]) -> int | None:
+    """The special token that the chat template writes directly behind a reply."""
+    if tokenizer.chat_template is None:
+        return None
+    messages = [{"role": "user", "content": "abc"}, {"role": "assistant", "content": _REPLY}]
+    try:
+        text = tokenizer.apply_chat_template(messages, tokenize=False)
+    except Exception:  # A template is a program; what it refuses shows when it is used.
+        return None
+    assert isinstance(text, str)
+    behind = text.rpartition(_REPLY)[2].lstrip()
+    names = [name for name in special if behind.startswith(name)]
+    return special[max(names, key=len)] if names else None

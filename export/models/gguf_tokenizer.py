@@ -1,0 +1,205 @@
+"""The tokenizer of a GGUF file, which splits, merges and marks as llama.cpp does with that file.
+
+A file of a byte-level vocabulary names its splitting (`gguf_splits.py`); vocabularies of
+SentencePiece are converted by transformers. transformers reads all splittings that it does not
+know as GPT-2's, which cuts digits and runs of spaces in other places than the model learned.
+"""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from tokenizers import (
+    AddedToken,
+    Regex,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+)
+from transformers import PreTrainedTokenizerFast
+from transformers.convert_slow_tokenizer import bytes_to_unicode
+from transformers.integrations.gguf.gguf_tokenizer_mapping import convert_gguf_tokenizer
+from transformers.integrations.gguf.reader import read_gguf_metadata
+
+from medusa_trt.errors import ExportError
+from medusa_trt.export.models.gguf_splits import SPLITTINGS, Splitting
+
+_FIELD = "tokenizer.ggml."
+_LISTS = ("tokens", "token_type", "merges", "scores")
+_NAMED_TOKENS = {
+    "bos_token": "bos_token_id",
+    "eos_token": "eos_token_id",
+    "unk_token": "unknown_token_id",
+    "pad_token": "padding_token_id",
+}
+_NORMAL, _CONTROL, _USER_DEFINED = 1, 3, 4
+"""Values of `token_type`: an ordinary token, one that steers the model, a word kept whole."""
+
+_SPACE = "\u2581"
+
+_KEEPS_SPACES = {"<unk>", "<s>", "<|endoftext|>"}
+"""Phi-3's control tokens that leave the white space behind them; its other ones take it in
+(llama.cpp, src/llama-vocab.cpp)."""
+
+
+def tokenizer_from_gguf(path: Path) -> PreTrainedTokenizerFast:
+    """Builds the tokenizer that a GGUF file describes.
+
+    Args:
+        path: the file.
+
+    Raises:
+        ExportError: the file has no tokenizer, or one of a kind that is not known.
+    """
+    return tokenizer_from_fields(tokenizer_fields(path), str(path))
+
+
+def tokenizer_fields(path: Path) -> dict[str, Any]:
+    """Reads a file's tokenizer fields: by their short names, with `name` and `chat_template`.
+
+    Raises:
+        ExportError: the file has no tokenizer.
+    """
+    metadata, _ = read_gguf_metadata(str(path), tuple(_FIELD + name for name in _LISTS))
+    fields = {
+        key.removeprefix(_FIELD): value for key, value in metadata.items() if key.startswith(_FIELD)
+    }
+    if not isinstance(fields.get("tokens"), list):
+        raise ExportError(f"{path} holds no tokenizer: give a file of the whole model")
+    fields["architecture"] = metadata["general.architecture"]
+    fields["name"] = metadata.get("general.name", "")
+    fields["chat_template"] = metadata.get("tokenizer.chat_template")
+    return fields
+
+
+def tokenizer_from_fields(fields: Mapping[str, Any], place: str) -> PreTrainedTokenizerFast:
+    """Builds a tokenizer from a file's fields.
+
+    Args:
+        fields: see `tokenizer_fields`.
+        place: the file, for messages.
+
+    Raises:
+        ExportError: the tokenizer or its splitting is of a kind that is not known.
+    """
+    kind = fields.get("model")
+    if kind == "gpt2":
+        tokenizer = _byte_level_tokenizer(fields, place)
+    elif kind == "llama":
+        tokenizer = _sentencepiece_tokenizer(fields)
+    else:
+        raise ExportError(
+            f"{place} has a tokenizer of kind {kind!r}, which is not read from GGUF files (gpt2 "
+            "and llama are): give the model as a folder with its tokenizer.json"
+        )
+    _add_marked_tokens(tokenizer, fields)
+    _add_start_and_end(tokenizer, fields)
+    tokens = fields["tokens"]
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        chat_template=fields.get("chat_template"),
+        clean_up_tokenization_spaces=False,
+        **{
+            name: tokens[fields[field]]
+            for name, field in _NAMED_TOKENS.items()
+            if 0 <= fields.get(field, -1) < len(tokens)
+        },
+    )
+
+
+def _byte_level_tokenizer(fields: Mapping[str, Any], place: str) -> Tokenizer:
+    splitting = _splitting(fields, place)
+    vocabulary = _byte_level_vocabulary(fields)
+    merges = [tuple(merge.split(" ", 1)) for merge in fields.get("merges", ())]
+    tokenizer = Tokenizer(models.BPE(vocabulary, merges, ignore_merges=splitting.ignores_merges))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            *(pre_tokenizers.Split(Regex(text), "isolated") for text in splitting.patterns),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer
+
+
+def _sentencepiece_tokenizer(fields: Mapping[str, Any]) -> Tokenizer:
+    """Spaces are written as SentencePiece does, with one more before the text by default."""
+    tokenizer, _ = convert_gguf_tokenizer(
+        str(fields.get("architecture", "llama")), {"tokenizer_type": "llama", **fields}
+    )
+    marks: list[normalizers.Normalizer] = [normalizers.Replace(" ", _SPACE)]
+    if fields.get("add_space_prefix", True):
+        marks.insert(0, normalizers.Prepend(_SPACE))
+    tokenizer.normalizer = normalizers.Sequence(marks)
+    tokenizer.pre_tokenizer = None
+    return tokenizer
+
+
+def _splitting(fields: Mapping[str, Any], place: str) -> Splitting:
+    name = fields.get("pre", "default")
+    try:
+        return SPLITTINGS[name]
+    except KeyError:
+        raise ExportError(
+            f"{place} splits its text in a way called {name!r} (tokenizer.ggml.pre), which is not "
+            "known here: give the model as a folder with its tokenizer.json"
+        ) from None
+
+
+def _byte_level_vocabulary(fields: Mapping[str, Any]) -> dict[str, int]:
+    """Ids by token; ordinary tokens are written in the 256 letters that stand for bytes."""
+    letters = bytes_to_unicode()
+    byte_letters = set(letters.values())
+    vocabulary = {}
+    for index, (token, kind) in enumerate(_tokens_and_kinds(fields)):
+        is_marked = kind in (_CONTROL, _USER_DEFINED)
+        if not is_marked and not set(token) <= byte_letters:
+            token = "".join(letters[byte] for byte in token.encode())
+        vocabulary[token] = index
+    return vocabulary
+
+
+def _tokens_and_kinds(fields: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
+    tokens = fields["tokens"]
+    return zip(tokens, fields.get("token_type", [_NORMAL] * len(tokens)), strict=True)
+
+
+def _add_marked_tokens(tokenizer: Tokenizer, fields: Mapping[str, Any]) -> None:
+    """Keeps control tokens and user-defined words whole, wherever they stand in a text."""
+    name = str(fields.get("name", "")).lower()
+    is_phi3 = "phi-3" in name or "phi3" in name
+    added = [
+        AddedToken(
+            token,
+            normalized=False,
+            special=kind == _CONTROL,
+            rstrip=is_phi3 and token not in _KEEPS_SPACES,
+        )
+        for token, kind in _tokens_and_kinds(fields)
+        if kind in (_CONTROL, _USER_DEFINED) or (is_phi3 and token == "</s>")
+    ]
+    tokenizer.add_special_tokens([token for token in added if token.special])
+    tokenizer.add_tokens([token for token in added if not token.special])
+
+
+def _add_start_and_end(tokenizer: Tokenizer, fields: Mapping[str, Any]) -> None:
+    """Puts the start and end token around a text, where llama.cpp does."""
+    is_sentencepiece = fields["model"] == "llama"
+    starts = is_sentencepiece or SPLITTINGS[fields.get("pre", "default")].adds_start
+    before, after, tokens = [], [], fields["tokens"]
+    # llama.cpp's start token of a SentencePiece vocabulary that names none is number 1.
+    start = fields.get("bos_token_id", 1 if is_sentencepiece else None)
+    end = fields.get("eos_token_id", 2 if is_sentencepiece else None)
+    if fields.get("add_bos_token", starts) and start is not None:
+        before.append((tokens[start], start))
+    if fields.get("add_eos_token", False) and end is not None:
+        after.append((tokens[end], end))
+    tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
+    if before or after:
+        template = [*(token for token, _ in before), "$A", *(token for token, _ in after)]
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=template, special_tokens=[*before, *after]
+        )

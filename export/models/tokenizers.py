@@ -1,0 +1,89 @@
+"""Tokenizers as their files describe them, whatever class a checkpoint names.
+
+A class of transformers may build its own splitting and drop what tokenizer.json says (version 5
+reads a tokenizer.json with digits apart under the class GPT2Tokenizer as GPT-2's). What a
+model was trained with is the file, so the file is what a bundle gets.
+"""
+
+from pathlib import Path
+
+from tokenizers import Tokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers.utils import cached_file
+
+from medusa_trt.errors import ExportError
+
+_SAMPLE = (
+    "a   1\n\n\tIt's 1234567 x=3.14; don't WE'LL I'd\r\n    def f(x):\n\n        return [x]*2\n"
+    "naïve café Straße ΑΒΓ привет สวัสดี 你好，世界。こんにちは 안녕 مرحبا "
+    "😀👩\u200d🚀 e\u0301 \u00a0\u2003 \u200b end "
+)
+"""Text on which tokenizers differ: digits, runs of spaces, contractions, scripts, emoji."""
+
+
+def tokenizer_from_folder(location: str) -> tuple[PreTrainedTokenizerBase, str | None]:
+    """Loads a tokenizer of a folder or a hub id.
+
+    Args:
+        location: the folder, or the id.
+
+    Returns:
+        The tokenizer, and how transformers' class reads a text otherwise, in a sentence; None
+        where both read the same.
+
+    Raises:
+        ExportError: there is no fast tokenizer, or its files contradict each other.
+    """
+    loaded: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+        location, trust_remote_code=False
+    )
+    file = cached_file(location, "tokenizer.json", _raise_exceptions_for_missing_entries=False)
+    if file is None:
+        if not loaded.is_fast:
+            raise ExportError(f"{location} has no fast tokenizer: convert it to tokenizer.json")
+        return loaded, None
+    stored = Tokenizer.from_file(file)
+    stored.no_truncation()
+    stored.no_padding()
+    _add_tokens(stored, loaded, location)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=stored,
+        chat_template=loaded.chat_template,
+        clean_up_tokenization_spaces=False,
+        **loaded.special_tokens_map,
+    )
+    return tokenizer, _difference(tokenizer, loaded, Path(file))
+
+
+def _add_tokens(stored: Tokenizer, loaded: PreTrainedTokenizerBase, location: str) -> None:
+    """Adds the tokens that other files of the checkpoint name, under the ids that they give."""
+    known = stored.get_added_tokens_decoder()
+    for token_id, token in sorted(loaded.added_tokens_decoder.items()):
+        if token_id in known:
+            continue
+        present = stored.token_to_id(token.content)
+        if present is None and token_id != stored.get_vocab_size():
+            raise ExportError(
+                f"{location} adds the token {token.content!r} as number {token_id}, its "
+                f"tokenizer.json ends at {stored.get_vocab_size() - 1}: save the tokenizer again"
+            )
+        if present not in (None, token_id):
+            raise ExportError(
+                f"{location} gives the token {token.content!r} the number {token_id}, its "
+                f"tokenizer.json {present}: save the tokenizer again"
+            )
+        stored.add_tokens([token])
+
+
+def _difference(
+    tokenizer: PreTrainedTokenizerFast, loaded: PreTrainedTokenizerBase, file: Path
+) -> str | None:
+    for text in _SAMPLE.splitlines(keepends=True):
+        own, other = tokenizer.encode(text), loaded.encode(text)
+        if own != other:
+            return (
+                f"{type(loaded).__name__} of transformers reads {text[:20]!r} as "
+                f"{loaded.convert_ids_to_tokens(other)[:4]}, {file.name} as "
+                f"{tokenizer.convert_ids_to_tokens(own)[:4]}: the bundle keeps to the file"
+            )
+    return None
