@@ -11,8 +11,6 @@ from medusa_trt.runtime.choosing import TokenLogprobs
 from medusa_trt.runtime.decoding import Added
 from medusa_trt.runtime.text import TextStream
 
-_MOST_TOKENS_A_CHARACTER = 8
-
 FinishReason = Literal["stop", "length", "cache_full", "cancelled", "error"]
 
 
@@ -160,7 +158,7 @@ class Reply:
         self.finish_reason = reason or self.finish_reason
         assert self.finish_reason is not None
         if self._decodes_late:
-            self._text = self._late_text()
+            self._text = self._text_stream.push(self.token_ids)
         stats = GenerationStats(
             prompt_tokens=self._num_prompt,
             cached_tokens=self._num_cached,
@@ -176,12 +174,6 @@ class Reply:
     def rest(self) -> str:
         """Text that was held back, when something else than the reply itself ends it."""
         return self._newly_shown()
-
-    def _late_text(self) -> str:
-        """The whole text, as streaming would have given it: half a character at the end is not."""
-        end = max(0, len(self.token_ids) - _MOST_TOKENS_A_CHARACTER)
-        pieces = [self.token_ids[:end], *([token] for token in self.token_ids[end:])]
-        return "".join(map(self._text_stream.push, pieces))
 
     def _take(self, token_ids: list[int]) -> list[int]:
         """Takes tokens up to the one that ends the reply; returns those taken."""

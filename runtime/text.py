@@ -1,6 +1,7 @@
 """Between text and tokens: the bundle's tokenizer and its chat template."""
 
 import json
+from codecs import getincrementaldecoder
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
@@ -17,6 +18,7 @@ from tokenizers import Tokenizer
 from medusa_trt.errors import BundleError, PromptError
 from medusa_trt.runtime import tensors as names
 from medusa_trt.runtime.bundle import Bundle
+from medusa_trt.runtime.token_bytes import ByteDecoder, decoder_from_tokenizer
 
 Message = Mapping[str, str]
 
@@ -44,6 +46,7 @@ class TextCodec:
             self._tokenizer.no_padding()
         except Exception as error:  # tokenizers raises bare Exception
             raise BundleError(f"{path} is damaged ({error}): export the model again") from error
+        self._decoder = decoder_from_tokenizer(self._tokenizer)
         config = bundle.read_optional(names.TOKENIZER_CONFIG_FILE)
         self._special_tokens = _special_tokens(config)
         self._chat_template = bundle.read_optional(names.CHAT_TEMPLATE_FILE)
@@ -106,15 +109,44 @@ class TextCodec:
 
     def stream(self) -> "TextStream":
         """A decoder for tokens that arrive one after the other."""
-        return TextStream(self._tokenizer)
+        return TextStream(self._tokenizer, self._decoder)
 
 
 class TextStream:
     """Text of a growing token sequence, in pieces that never hold half a character.
 
-    Decoders look at neighbours, for spaces and for characters of several tokens, so each piece is
-    decoded behind the one before. The tokenizers' own `DecodeStream` raises where a decoder takes
-    text back, as byte fallback does at an invalid byte.
+    The pieces do not depend on how the tokens were grouped: pushed one by one or all at once, they
+    add up to the same text. A byte that begins no character becomes U+FFFD.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, decoder: ByteDecoder | None) -> None:
+        """Begins a stream.
+
+        Args:
+            tokenizer: the bundle's.
+            decoder: what `decoder_from_tokenizer` makes of it.
+        """
+        self._decoder = decoder
+        self._characters = getincrementaldecoder("utf-8")("replace")
+        self._strips_space = decoder is not None and decoder.strips_first_space
+        self._window = _Window(tokenizer)
+
+    def push(self, token_ids: Sequence[int]) -> str:
+        """The text that these tokens complete; what ends inside a character is kept back."""
+        if self._decoder is None:
+            return self._window.push(token_ids)
+        text = self._characters.decode(self._decoder.bytes_of(token_ids))
+        if self._strips_space and text:
+            self._strips_space = False
+            return text.removeprefix(" ")
+        return text
+
+
+class _Window:
+    """The stream of a tokenizer whose tokens change with their neighbours, as WordPiece's do.
+
+    Each piece is decoded behind the one before. The tokenizers' own `DecodeStream` raises where a
+    decoder takes text back.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
@@ -124,17 +156,20 @@ class TextStream:
         self._shown = ""
 
     def push(self, token_ids: Sequence[int]) -> str:
-        """The text that these tokens complete; what ends inside a character is kept back."""
-        self._token_ids += token_ids
-        text = self._decode()
-        if len(text) <= len(self._shown) or text.endswith(_REPLACEMENT):
-            return ""
-        piece, self._shown = text[len(self._shown) :], text
-        if len(self._token_ids) > _MAX_WINDOW:
-            del self._token_ids[: self._num_shown]
-            self._shown = self._decode()
-        self._num_shown = len(self._token_ids)
-        return piece
+        """The text that these tokens complete."""
+        pieces = []
+        for token_id in token_ids:
+            self._token_ids.append(token_id)
+            text = self._decode()
+            if len(text) <= len(self._shown) or text.endswith(_REPLACEMENT):
+                continue
+            pieces.append(text[len(self._shown) :])
+            self._shown = text
+            if len(self._token_ids) > _MAX_WINDOW:
+                del self._token_ids[: self._num_shown]
+                self._shown = self._decode()
+            self._num_shown = len(self._token_ids)
+        return "".join(pieces)
 
     def _decode(self) -> str:
         text: str = self._tokenizer.decode(self._token_ids, skip_special_tokens=True)

@@ -2,7 +2,8 @@
 
 import dataclasses
 import shutil
-from collections.abc import Sequence
+from codecs import getincrementaldecoder
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
@@ -16,6 +17,7 @@ from medusa_trt.errors import BundleError, PromptError
 from medusa_trt.runtime import tensors as names
 from medusa_trt.runtime.bundle import Bundle
 from medusa_trt.runtime.text import Message, TextCodec, TextStream
+from medusa_trt.runtime.token_bytes import byte_letters, decoder_from_tokenizer
 
 CONVERSATIONS: list[list[Message]] = [
     [{"role": "user", "content": "hello"}],
@@ -219,7 +221,8 @@ def fallback_tokenizer() -> Tokenizer:
 
 def streamed(tokenizer: Tokenizer, ids: Sequence[int], sizes: Sequence[int]) -> list[str]:
     """The pieces of a stream that gets tokens in groups of these sizes, then one by one."""
-    stream, pieces, start = TextStream(tokenizer), [], 0
+    stream = TextStream(tokenizer, decoder_from_tokenizer(tokenizer))
+    pieces, start = [], 0
     for size in (*sizes, *[1] * len(ids)):
         pieces.append(stream.push(ids[start : start + size]))
         start += size
@@ -242,14 +245,39 @@ def test_streams_add_up_with_byte_fallback(words: list[str], sizes: list[int]) -
     assert not any("\ufffd" in piece for piece in pieces)
 
 
+@pytest.mark.parametrize("make", [fallback_tokenizer, lambda: byte_tokenizer().backend_tokenizer])
 @settings(deadline=None)
 @given(ids=st.lists(st.integers(0, 255) | st.integers(256, 264)), sizes=st.lists(st.integers(0, 5)))
-def test_tokens_that_are_no_text_do_not_break_a_stream(ids: list[int], sizes: list[int]) -> None:
+def test_a_stream_gives_the_same_text_however_its_tokens_are_grouped(
+    make: Callable[[], Tokenizer], ids: list[int], sizes: list[int]
+) -> None:
     # tokenizers' DecodeStream raises for some of these.
-    streamed(fallback_tokenizer(), ids, sizes)
+    tokenizer = make()
+    assert "".join(streamed(tokenizer, ids, sizes)) == "".join(streamed(tokenizer, ids, [len(ids)]))
+
+
+@settings(deadline=None)
+@given(data=st.binary(), sizes=st.lists(st.integers(0, 5)))
+def test_a_stream_of_bytes_is_what_utf_8_makes_of_them(data: bytes, sizes: list[int]) -> None:
     tokenizer = byte_tokenizer().backend_tokenizer
+    letters = {byte: letter for letter, byte in byte_letters().items()}
+    ids = [tokenizer.token_to_id(letters[byte]) for byte in data]
     text = "".join(streamed(tokenizer, ids, sizes))
-    assert tokenizer.decode(ids, skip_special_tokens=True).startswith(text)
+    assert text == getincrementaldecoder("utf-8")("replace").decode(data)
+
+
+def test_words_before_half_a_character_are_shown_at_once() -> None:
+    tokenizer = byte_tokenizer().backend_tokenizer
+    ids = tokenizer.encode("one \ufffd two \N{PARTY POPPER}").ids
+    assert streamed(tokenizer, ids, [len(ids) - 1])[:2] == ["one \ufffd two ", "\N{PARTY POPPER}"]
+
+
+def test_a_tokenizer_whose_tokens_change_with_their_neighbours_streams_too() -> None:
+    vocabulary = {"[UNK]": 0, "play": 1, "##ing": 2, "now": 3}
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    tokenizer.decoder = decoders.WordPiece()
+    assert decoder_from_tokenizer(tokenizer) is None
+    assert "".join(streamed(tokenizer, [1, 2, 3], [2])) == "playing now"
 
 
 def test_special_tokens_are_not_shown(tiny_bundle: Bundle) -> None:
