@@ -23,9 +23,9 @@ from script import make_parser, report_errors
 from transformers import PretrainedConfig
 
 from medusa_trt.errors import MedusaError
-from medusa_trt.export.models.base_model import load_tokenizer
 from medusa_trt.export.models.random_weights import config_from_name
 from medusa_trt.export.models.source import source_from_name
+from medusa_trt.export.models.tokenizers import load_tokenizer
 from medusa_trt.export.weights.streamed_model import empty_model
 
 NUM_HEADS = 4
@@ -107,7 +107,8 @@ def make_checkpoint(folder: Path, config: PretrainedConfig) -> None:
             weight_map |= dict.fromkeys(shard, file)
             shard, size_bytes = {}, 0
     config.save_pretrained(folder)
-    load_tokenizer(source_from_name(TOKENIZER)).save_pretrained(folder)
+    tokenizer, _ = load_tokenizer(source_from_name(TOKENIZER))
+    tokenizer.save_pretrained(folder)
     index_file = folder / "model.safetensors.index.json"
     index_file.write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
 

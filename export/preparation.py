@@ -196,6 +196,8 @@ def _loaded_parts(
     tree.check(heads.num_heads, max(MIN_TOP_K, tree.top_k))
     progress(f"opening {source.name}")
     base = open_base_model(source)
+    for text in base.warnings:
+        progress(f"warning: {text}")
     _ = base.eos_token_ids  # Raises an error before the long work if there are none.
     return base, heads, tree
 

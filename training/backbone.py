@@ -1,6 +1,7 @@
 """Loads the backbone for training: on its device, in its precision, perhaps quantized."""
 
 import importlib.util
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, get_args
@@ -10,13 +11,14 @@ from torch import nn
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 
 from medusa_trt.errors import TrainingError
-from medusa_trt.export.models.base_model import BaseModel, load_base_model, load_tokenizer
+from medusa_trt.export.models.base_model import BaseModel, load_base_model
 from medusa_trt.export.models.source import (
     ModelSource,
     load_config,
     quiet_transformers,
     source_from_name,
 )
+from medusa_trt.export.models.tokenizers import load_tokenizer
 from medusa_trt.training.options import Quantization
 
 _REPACKS = "support_avx512bf16_for_cpu"
@@ -50,8 +52,14 @@ def load_backbone(
     if quantization is not None:
         _check_quantization(source, quantization)
         quantized = _load_quantized(source, dtype or select_dtype(device), quantization)
-        return BaseModel(source, quantized, load_tokenizer(source), {})
-    base = load_base_model(source)
+        tokenizer, notes = load_tokenizer(source)
+        base = BaseModel(source, quantized, tokenizer, {}, notes)
+    else:
+        base = load_base_model(source)
+    for text in base.warnings:
+        warnings.warn(text, stacklevel=2)
+    if quantization is not None:
+        return base
     module: nn.Module = base.model
     module.to(device=device, dtype=dtype or select_dtype(device))
     return base

@@ -9,8 +9,9 @@ from safetensors import safe_open
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
-from medusa_trt.export.models.base_model import load_model, load_tokenizer
+from medusa_trt.export.models.base_model import load_model
 from medusa_trt.export.models.source import ModelSource, load_config, quiet_transformers
+from medusa_trt.export.models.tokenizers import load_tokenizer
 
 _SINGLE_FILE = "model.safetensors"
 _INDEX_FILE = "model.safetensors.index.json"
@@ -67,7 +68,8 @@ class Backbone:
             model = fresh
         with quiet_transformers():
             model.save_pretrained(folder)
-        load_tokenizer(self.source).save_pretrained(folder)
+        tokenizer, _ = load_tokenizer(self.source)
+        tokenizer.save_pretrained(folder)
         index = folder / _INDEX_FILE
         if index.is_file():
             weight_map: dict[str, str] = json.loads(index.read_text("utf-8"))["weight_map"]

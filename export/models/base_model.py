@@ -1,14 +1,12 @@
 """The backbone with its tokenizer: loaded, or opened without reading its weights."""
 
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from transformers import (
     AutoModelForCausalLM,
-    AutoTokenizer,
     GenerationConfig,
     PretrainedConfig,
     PreTrainedModel,
@@ -20,6 +18,8 @@ from transformers.utils import GENERATION_CONFIG_NAME
 from medusa_trt.errors import ExportError
 from medusa_trt.export.models.adapter import merged_with_adapter
 from medusa_trt.export.models.checkpoint_weights import cached_path, weights_from_checkpoint
+from medusa_trt.export.models.end_tokens import GGUF_FIELDS, end_token_ids
+from medusa_trt.export.models.gguf_tokenizer import tokenizer_fields
 from medusa_trt.export.models.gguf_weights import weights_from_gguf
 from medusa_trt.export.models.source import (
     OWN_CODE,
@@ -28,6 +28,7 @@ from medusa_trt.export.models.source import (
     name_in_errors,
     quiet_transformers,
 )
+from medusa_trt.export.models.tokenizers import load_tokenizer
 from medusa_trt.export.models.unread_tensors import refuse_unread
 from medusa_trt.export.weights.packed_weights import Packing, packing_from_config
 from medusa_trt.export.weights.streamed_model import Weights, empty_model, weights_in_memory
@@ -47,30 +48,28 @@ class BaseModel:
         model: with its weights in memory, or with parameters on the meta device.
         tokenizer: a fast one.
         weights: of the model, read when they are used.
+        warnings: what a user should know of how it was read, a sentence each.
     """
 
     source: ModelSource
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     weights: Weights
+    warnings: tuple[str, ...] = ()
 
     @property
     def eos_token_ids(self) -> list[int]:
-        """All ids that end a reply: the generation config's and the tokenizer's.
+        """All ids that end a reply; see `end_token_ids`.
 
         Raises:
-            ExportError: what they name are no ids.
+            ExportError: what the configs name are no ids.
         """
-        ids: list[int] = []
-        config = self.model.generation_config
-        for value in (config.eos_token_id if config else None, self.tokenizer.eos_token_id):
-            ids += value if isinstance(value, list) else [] if value is None else [value]
-        if others := [each for each in ids if type(each) is not int]:
-            raise ExportError(
-                f"{self.source.name} ends its replies by {others[0]!r}, which is no token id: "
-                "correct eos_token_id in its generation_config.json"
-            )
-        return sorted(set(ids))
+        configs = (self.model.generation_config, self.model.config)
+        stated = [getattr(config, "eos_token_id", None) for config in configs]
+        if self.source.gguf is not None:
+            fields = tokenizer_fields(self.source.gguf)
+            stated += [fields.get(name) for name in GGUF_FIELDS]
+        return end_token_ids(self.tokenizer, stated, self.source.name)
 
 
 def load_base_model(source: ModelSource) -> BaseModel:
@@ -83,12 +82,13 @@ def load_base_model(source: ModelSource) -> BaseModel:
     """
     model = load_model(source, torch.float32)
     weights = weights_in_memory(model)
-    if source.gguf_file is not None and source.adapter is None:
+    if source.gguf is not None and source.adapter is None:
         with name_in_errors(source):
-            stored = weights_from_gguf(model, Path(source.location) / source.gguf_file) or {}
+            stored = weights_from_gguf(model, source.gguf) or {}
         for name, tensor in stored.items():
             weights[name].quantization = tensor.quantization
-    return BaseModel(source, model, load_tokenizer(source), weights)
+    tokenizer, warnings = load_tokenizer(source)
+    return BaseModel(source, model, tokenizer, weights, warnings)
 
 
 def open_base_model(source: ModelSource) -> BaseModel:
@@ -106,12 +106,13 @@ def open_base_model(source: ModelSource) -> BaseModel:
     if streamed is None:
         return load_base_model(source)
     model, weights = streamed
-    return BaseModel(source, model, load_tokenizer(source), weights)
+    tokenizer, warnings = load_tokenizer(source)
+    return BaseModel(source, model, tokenizer, weights, warnings)
 
 
 def _streamed(source: ModelSource) -> tuple[PreTrainedModel, Weights] | None:
-    if source.gguf_file is not None:
-        return _streamed_gguf(source, Path(source.location) / source.gguf_file)
+    if source.gguf is not None:
+        return _streamed_gguf(source, source.gguf)
     config = load_config(source)
     packing = _packing(config)
     if packing is None and getattr(config, "quantization_config", None) is not None:
@@ -181,20 +182,3 @@ def load_model(source: ModelSource, dtype: torch.dtype | Literal["auto"]) -> Pre
             model = merged_with_adapter(model, source.adapter)
     model.eval()
     return model
-
-
-def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
-    """Loads the tokenizer."""
-    with name_in_errors(source) as gguf:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            source.location, **OWN_CODE, **gguf
-        )
-    if not tokenizer.is_fast:
-        raise ExportError(f"{source.name} has no fast tokenizer: convert it to tokenizer.json")
-    if isinstance(tokenizer.chat_template, dict):  # several, for tools and documents besides
-        tokenizer.chat_template = tokenizer.chat_template.get("default")
-    template = None if source.alias is None else source.alias.chat_template
-    if template is not None and tokenizer.chat_template is None:
-        path = resources.files("medusa_trt.export.models.shipped") / template
-        tokenizer.chat_template = path.read_text("utf-8")
-    return tokenizer

@@ -40,6 +40,11 @@ class ModelSource:
     alias: Alias | None = None
     adapter: Path | None = None
 
+    @property
+    def gguf(self) -> Path | None:
+        """The GGUF file, if it is one."""
+        return None if self.gguf_file is None else Path(self.location) / self.gguf_file
+
 
 def source_from_name(name: str) -> ModelSource:
     """Finds a model by what a user types.
@@ -87,8 +92,8 @@ def load_config(source: ModelSource) -> PretrainedConfig:
     """
     with name_in_errors(source) as gguf:
         config: PretrainedConfig = AutoConfig.from_pretrained(source.location, **OWN_CODE, **gguf)
-        if source.gguf_file is not None:
-            complete_config(config, Path(source.location) / source.gguf_file)
+        if source.gguf is not None:
+            complete_config(config, source.gguf)
     if "text_config" in config.sub_configs:
         found = "several kinds of input: only models of text alone"
     elif config.is_encoder_decoder:

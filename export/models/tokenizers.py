@@ -5,13 +5,16 @@ reads a tokenizer.json with digits apart under the class GPT2Tokenizer as GPT-2'
 model was trained with is the file, so the file is what a bundle gets.
 """
 
+from importlib import resources
 from pathlib import Path
 
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
-from transformers.utils import cached_file
+from transformers.utils.hub import cached_file
 
 from medusa_trt.errors import ExportError
+from medusa_trt.export.models.gguf_tokenizer import tokenizer_from_gguf
+from medusa_trt.export.models.source import OWN_CODE, ModelSource, name_in_errors
 
 _SAMPLE = (
     "a   1\n\n\tIt's 1234567 x=3.14; don't WE'LL I'd\r\n    def f(x):\n\n        return [x]*2\n"
@@ -19,6 +22,39 @@ _SAMPLE = (
     "😀👩\u200d🚀 e\u0301 \u00a0\u2003 \u200b end "
 )
 """Text on which tokenizers differ: digits, runs of spaces, contractions, scripts, emoji."""
+
+
+def load_tokenizer(source: ModelSource) -> tuple[PreTrainedTokenizerBase, tuple[str, ...]]:
+    """Loads a model's tokenizer with its chat template.
+
+    What lies beside an adapter belongs to the model as it was tuned, and comes first.
+
+    Args:
+        source: the model.
+
+    Returns:
+        The tokenizer, and what a user should know of it, a sentence each.
+
+    Raises:
+        ExportError: there is no fast tokenizer, its files contradict each other, or a GGUF file
+            has one of an unknown kind.
+    """
+    warnings: tuple[str, ...] = ()
+    beside = source.adapter is not None and (source.adapter / "tokenizer_config.json").is_file()
+    with name_in_errors(source):
+        if source.gguf is not None and not beside:
+            tokenizer: PreTrainedTokenizerBase = tokenizer_from_gguf(source.gguf)
+        else:
+            location = str(source.adapter) if beside else source.location
+            tokenizer, difference = tokenizer_from_folder(location)
+            warnings = () if difference is None else (difference,)
+    if isinstance(tokenizer.chat_template, dict):  # several, for tools and documents besides
+        tokenizer.chat_template = tokenizer.chat_template.get("default")
+    template = None if source.alias is None else source.alias.chat_template
+    if template is not None and tokenizer.chat_template is None:
+        path = resources.files("medusa_trt.export.models.shipped") / template
+        tokenizer.chat_template = path.read_text("utf-8")
+    return tokenizer, warnings
 
 
 def tokenizer_from_folder(location: str) -> tuple[PreTrainedTokenizerBase, str | None]:
@@ -34,9 +70,7 @@ def tokenizer_from_folder(location: str) -> tuple[PreTrainedTokenizerBase, str |
     Raises:
         ExportError: there is no fast tokenizer, or its files contradict each other.
     """
-    loaded: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-        location, trust_remote_code=False
-    )
+    loaded: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(location, **OWN_CODE)
     file = cached_file(location, "tokenizer.json", _raise_exceptions_for_missing_entries=False)
     if file is None:
         if not loaded.is_fast:

@@ -113,7 +113,7 @@ def test_layers_are_not_tied(layer: int) -> None:
         "0.1.linear.scale",
         "0.weight",
         "00.0.linear.weight",
-        "٠.0.linear.weight",  # noqa: RUF001
+        "٠.0.linear.weight",
         "0.0.linear.weight\n",
         "9" * 5000 + ".0.linear.weight",
         "d2t",
