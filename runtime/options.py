@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from medusa_trt.errors import PromptError, check_range
-from medusa_trt.runtime.processors import LogitsProcessor
+from medusa_trt.runtime.processors.base import LogitsProcessor
 from medusa_trt.tree_configs import MedusaTree, load_tree
 
 _MAX_NGRAM = 16

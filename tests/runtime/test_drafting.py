@@ -13,7 +13,7 @@ from medusa_trt.errors import PromptError
 from medusa_trt.runtime.bundle import Bundle
 from medusa_trt.runtime.drafting import TokenLookup
 from medusa_trt.runtime.engines.ort_cpu import OrtEngine
-from medusa_trt.runtime.processors import LogitBias
+from medusa_trt.runtime.processors.penalties import LogitBias
 from medusa_trt.runtime.session import GenerationOptions, MedusaSession, SamplingOptions
 from medusa_trt.tree_configs import load_tree
 

@@ -14,7 +14,7 @@ from support.table_session import PLAIN, session_on_table, with_eos
 from medusa_trt.errors import EngineError, GenerationError
 from medusa_trt.runtime.bundle import Bundle
 from medusa_trt.runtime.options import GenerationOptions, SamplingOptions
-from medusa_trt.runtime.processors import LogitsProcessor
+from medusa_trt.runtime.processors.base import LogitsProcessor
 from medusa_trt.runtime.session import Generation, MedusaSession, StreamEvent
 from medusa_trt.tree_configs import chain_tree, load_tree
 

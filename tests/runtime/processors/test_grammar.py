@@ -17,13 +17,9 @@ from support.tiny_models import EOS_ID, VOCAB_SIZE, byte_tokenizer
 from tokenizers import Tokenizer, decoders, models, normalizers
 
 from medusa_trt.errors import BundleError, PromptError
-from medusa_trt.runtime.grammar import Grammar, GrammarKind, GrammarTokenizer
-from medusa_trt.runtime.processors import (
-    BannedTokens,
-    LogitsProcessor,
-    MinNewTokens,
-    RunningProcessor,
-)
+from medusa_trt.runtime.processors.base import LogitsProcessor, RunningProcessor
+from medusa_trt.runtime.processors.grammar import Grammar, GrammarKind, GrammarTokenizer
+from medusa_trt.runtime.processors.restrictions import BannedTokens, MinNewTokens
 
 SHORT_TEXT = {"type": "string", "maxLength": 12}
 SCHEMAS: dict[str, dict[str, Any]] = {

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medusa_trt.errors import BundleError, PromptError
-from medusa_trt.runtime.processors import RunningProcessor, check_vocabulary
+from medusa_trt.runtime.processors.base import RunningProcessor, check_vocabulary
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher
@@ -18,25 +18,28 @@ if TYPE_CHECKING:
 GrammarKind = Literal["json_schema", "regex", "lark"]
 
 JSON_WHITESPACE = r"\n?[ \t]{0,32}"
-"""Whitespace at one place of a JSON reply: a line break and its indentation at most. Unbounded, as
-the JSON standard has it, a model that is unsure of the next token can fill the reply with it."""
+"""Longest whitespace between two tokens of JSON: a line break and its indentation.
 
-_TITLES: dict[GrammarKind, str] = {
+The JSON standard sets no limit, and a model that is unsure of the next token can then fill the
+reply with whitespace."""
+
+_KIND_NAMES: dict[GrammarKind, str] = {
     "json_schema": "JSON schema",
     "regex": "regular expression",
     "lark": "Lark grammar",
 }
 _BITS = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little")
 _BOUNDS = np.where(_BITS == 1, np.inf, -np.inf).astype(np.float32)
-"""(256, 8): for each octet of a bitmask, upper bounds for the logits of its eight tokens."""
+"""(256, 8) upper bounds of the logits of eight tokens, for each value of a bitmask's octet."""
 
-_POINTER = re.compile(r"\^*|\d+ \|.*|<non-verbose/>")
+_SOURCE_POINTER = re.compile(r"\^*|\d+ \|.*|<non-verbose/>")
+"""A line of an llguidance message that only points into a grammar's source."""
 
 
 class GrammarTokenizer:
-    """A bundle's tokenizer as grammars need it: make it once for a bundle and share it.
+    """A bundle's tokenizer, compiled for grammars.
 
-    Making it takes 0.2 s for 49,152 tokens.
+    Compiling takes 0.2 s for 49,152 tokens, so make one for a bundle and share it.
     """
 
     def __init__(self, tokenizer_json: str, eos_token_ids: Sequence[int]) -> None:
@@ -48,8 +51,8 @@ class GrammarTokenizer:
 
         Raises:
             PromptError: llguidance is not installed.
-            BundleError: the tokenizer is damaged or of a kind that llguidance cannot use, or
-                there is no end token.
+            BundleError: the tokenizer is damaged, llguidance does not support it, or there is no
+                end token.
         """
         try:
             from llguidance import LLTokenizer
@@ -59,13 +62,13 @@ class GrammarTokenizer:
             ) from error
         try:
             document = msgspec.json.decode(tokenizer_json, type=dict[str, msgspec.Raw])
-            # Settings of training, which llguidance's own loader drops too.
+            # These settings are for training; llguidance's own loader drops them too.
             document |= {"truncation": msgspec.Raw(b"null"), "padding": msgspec.Raw(b"null")}
             text = msgspec.json.encode(document).decode()
             self.compiled = LLTokenizer(text, eos_token=list(eos_token_ids))
         except (msgspec.DecodeError, ValueError) as error:
             raise BundleError(
-                f"the bundle's tokenizer does not work with grammars ({_one_line(str(error))}): "
+                f"the bundle's tokenizer does not work with grammars ({_join_lines(str(error))}): "
                 "generate without a grammar"
             ) from error
         self.eos_token_ids = tuple(eos_token_ids)
@@ -73,16 +76,16 @@ class GrammarTokenizer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Grammar:
-    """Makes the reply match a grammar; when it does so fully, only an end token is allowed.
+    """Makes the reply match a grammar; a complete match allows only an end token.
 
-    Compiling a small schema takes a millisecond, a position of 49,152 tokens 0.02 to 0.5 ms.
+    Compiling a small schema takes 1 ms, processing the logits of 49,152 tokens 0.02 to 0.5 ms.
 
     Attributes:
-        kind: how `text` is written.
-        text: a JSON schema as JSON (draft 2020-12; what llguidance cannot enforce is an error; the
-            keys of an object come in the schema's order; see `JSON_WHITESPACE`), a regular
-            expression (Rust's syntax, which must match the whole reply; no look-around), or a
-            grammar in llguidance's form of Lark.
+        kind: language of `text`.
+        text: a JSON schema as JSON (draft 2020-12; a rule that llguidance cannot enforce is an
+            error; the keys of an object come in the schema's order; see `JSON_WHITESPACE`), a
+            regular expression (Rust's syntax; it must match the whole reply; no look-around), or
+            a grammar in llguidance's dialect of Lark.
         tokenizer: the bundle's tokenizer.
     """
 
@@ -96,16 +99,16 @@ class Grammar:
 
         matcher = LLMatcher(
             self.tokenizer.compiled,
-            _definition(self.kind, self.text),
+            _compile_definition(self.kind, self.text),
             log_level=0,
             limits=LLParserLimits(verbose_errors=False),
         )
         if matcher.is_error():
-            raise _unusable(self.kind, matcher.get_error())
-        # The first mask shows a grammar that no text matches.
+            raise _unusable_error(self.kind, matcher.get_error())
+        # llguidance finds out that no text matches a grammar when it computes the first mask.
         matcher.compute_bitmask()
         if matcher.is_error():
-            raise _unusable(self.kind, "no text matches it")
+            raise _unusable_error(self.kind, "no text matches it")
         object.__setattr__(self, "_matcher", matcher)
 
     def start(self, prompt_ids: Sequence[int]) -> RunningProcessor:
@@ -114,6 +117,8 @@ class Grammar:
 
 
 class _RunningGrammar:
+    """The state of one reply; see `RunningProcessor`."""
+
     def __init__(self, matcher: "LLMatcher", tokenizer: GrammarTokenizer) -> None:
         from llguidance.numpy import allocate_token_bitmask, fill_next_token_bitmask
 
@@ -131,10 +136,10 @@ class _RunningGrammar:
         self._fill(self._matcher, self._bitmask)
         if self._matcher.is_error():
             raise PromptError(
-                f"the grammar cannot go on ({_one_line(self._matcher.get_error())}): simplify it"
+                f"the grammar cannot go on ({_join_lines(self._matcher.get_error())}): simplify it"
             )
-        # One table row an octet: 12 µs for 49,152 tokens whatever the mask, where unpacking the
-        # bits and writing under them takes 14 to 180 µs and memory for as many bytes.
+        # Looking up a table row for each octet takes 12 µs for 49,152 tokens, whatever the mask.
+        # Unpacking the bits takes 14 to 180 µs, and one byte of memory for each token.
         np.copyto(self._indices, self._octets)
         np.take(_BOUNDS, self._indices, axis=0, out=self._bounds, mode="clip")
         size = min(len(logits), self._vocab_size)
@@ -146,12 +151,12 @@ class _RunningGrammar:
         if token >= self._vocab_size or not self._matcher.consume_token(token):
             raise PromptError(
                 f"the grammar does not allow token {token}, and another logits processor forbids "
-                "what it allows: remove one of them"
+                "the tokens that it allows: remove one of them"
             )
 
 
-def _definition(kind: GrammarKind, text: str) -> str:
-    """The grammar as llguidance's matcher reads it."""
+def _compile_definition(kind: GrammarKind, text: str) -> str:
+    """Translates a grammar into the form that llguidance's matcher reads."""
     from llguidance import LLMatcher
 
     try:
@@ -163,20 +168,22 @@ def _definition(kind: GrammarKind, text: str) -> str:
         if schema is True:
             schema, text = {}, "{}"
         settings: object = schema.get("x-guidance") if isinstance(schema, dict) else None
-        own_whitespace = isinstance(settings, dict) and "whitespace_flexible" in settings
-        # Only an object takes settings; other values are left to the matcher to refuse.
-        if own_whitespace or not isinstance(schema, dict):
+        sets_whitespace = isinstance(settings, dict) and "whitespace_flexible" in settings
+        # Only an object takes settings; the matcher refuses other values.
+        if sets_whitespace or not isinstance(schema, dict):
             return LLMatcher.grammar_from_json_schema(text)
         return LLMatcher.grammar_from_json_schema(text, {"whitespace_pattern": JSON_WHITESPACE})
     except (msgspec.DecodeError, ValueError) as error:
-        raise _unusable(kind, str(error)) from error
+        raise _unusable_error(kind, str(error)) from error
 
 
-def _unusable(kind: GrammarKind, reason: str) -> PromptError:
-    return PromptError(f"the {_TITLES[kind]} cannot be used ({_one_line(reason)}): correct it")
+def _unusable_error(kind: GrammarKind, reason: str) -> PromptError:
+    return PromptError(
+        f"the {_KIND_NAMES[kind]} cannot be used ({_join_lines(reason)}): correct it"
+    )
 
 
-def _one_line(message: str) -> str:
-    """A message of llguidance without the lines that point into a source."""
+def _join_lines(message: str) -> str:
+    """Joins the lines of an llguidance message, without those that point into a source."""
     lines = [line.strip() for line in message.splitlines()]
-    return " ".join(line for line in lines if not _POINTER.fullmatch(line))[:300]
+    return " ".join(line for line in lines if not _SOURCE_POINTER.fullmatch(line))[:300]
