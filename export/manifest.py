@@ -10,7 +10,8 @@ from medusa_trt.export.modeling.attention_form import AttentionForm
 from medusa_trt.export.models.base_model import BaseModel
 from medusa_trt.export.targets import Precision, Target
 from medusa_trt.runtime import tensors as names
-from medusa_trt.runtime.bundle import (
+from medusa_trt.runtime.bundle import sha256_from_file
+from medusa_trt.runtime.manifest import (
     FORMAT_VERSION,
     FileSpec,
     GraphSpec,
@@ -18,7 +19,6 @@ from medusa_trt.runtime.bundle import (
     Manifest,
     ModelSpec,
     TargetSpec,
-    sha256_from_file,
 )
 from medusa_trt.tree_configs import MedusaTree
 

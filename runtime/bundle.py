@@ -3,12 +3,10 @@
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
-
-import msgspec
 
 from medusa_trt.errors import BundleError
 from medusa_trt.runtime.external_data import check_external_data
+from medusa_trt.runtime.manifest import CACHE_ITEM_BYTES, FileSpec, Manifest, manifest_from_json
 from medusa_trt.runtime.tensors import (
     CACHE_POSITIONS,
     DRAFT_IDS,
@@ -18,7 +16,6 @@ from medusa_trt.runtime.tensors import (
     LOGITS,
     MANIFEST_FILE,
     PAST,
-    ROOT_IDS,
     TOKENIZER_FILE,
     TREE_FILE,
     WEIGHTS_FILE,
@@ -26,152 +23,14 @@ from medusa_trt.runtime.tensors import (
 )
 from medusa_trt.tree_configs import MedusaTree
 
-FORMAT_VERSION = 1
-
-CACHE_ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
-"""Byte size of one cache element, by ONNX type."""
-
 _HASHED_BYTES = 1 << 20
+"""Bytes that are read at once to compute a hash."""
+
 _NEEDED_FILES = (WEIGHTS_FILE, TREE_FILE, TOKENIZER_FILE, GENERATION_CONFIG_FILE)
-
-Count = Annotated[int, msgspec.Meta(ge=1)]
-
-
-class TensorSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A graph input or output. A dimension is a size or the name of a free dimension."""
-
-    name: str
-    dtype: str
-    shape: list[int | str]
-
-
-class GraphSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One ONNX file and its interface."""
-
-    file: str
-    inputs: list[TensorSpec]
-    outputs: list[TensorSpec]
-
-
-class ModelSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What the runtime must know of the backbone. `max_length` counts positions."""
-
-    name: str
-    architecture: str
-    num_layers: Count
-    hidden_size: Count
-    vocab_size: Count
-    num_kv_heads: Count
-    head_dim: Count
-    max_length: Count
-    eos_token_ids: list[int]
-
-
-class HeadsSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The Medusa heads: how many there are, and how many candidates each offers."""
-
-    num_heads: Count
-    num_layers: Count
-    top_k: Count
-    draft_vocab_size: Count
-
-
-class TargetSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What the graphs were made for.
-
-    `min_rows` is the smallest number of nodes for which a step uses the same kernels as a tree
-    does; plain decoding pads to it, so that its tokens equal Medusa's. `operator_library` says
-    whether the graphs use the operators of `runtime/engines/operators.py`. `cache_in_place` says
-    whether the verify graph's cache outputs may be bound to the memory of its cache inputs.
-    """
-
-    name: str
-    precision: str
-    opset: int
-    cache_dtype: Literal["float32", "float16", "bfloat16"]
-    min_rows: Count
-    prefill_chunk: Count
-    operator_library: bool
-    cache_in_place: bool = True
-
-
-class Agreement(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Bundle against the Hugging Face model.
-
-    Attributes:
-        num_positions: positions compared.
-        max_logit_difference: the largest.
-        relative_error: root mean square of the logits' differences over that of the logits
-            themselves, each position's mean taken off.
-        argmax_agreement: share of positions with the same argmax.
-        kl_divergence: mean of KL(model, bundle), nats.
-    """
-
-    num_positions: int
-    max_logit_difference: float
-    relative_error: float
-    argmax_agreement: float
-    kl_divergence: float
-
-
-class FileSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Size and hash of one file of the bundle."""
-
-    size_bytes: int
-    sha256: str
-
-
-class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """The content of `manifest.json`."""
-
-    format_version: int
-    model: ModelSpec
-    heads: HeadsSpec
-    target: TargetSpec
-    tree_name: str
-    graphs: dict[str, GraphSpec]
-    verified: dict[str, Agreement]
-    versions: dict[str, str]
-    files: dict[str, FileSpec]
-
-    @property
-    def heads_read_root(self) -> bool:
-        """Whether the heads graph takes the root's token besides the hidden state."""
-        return any(spec.name == ROOT_IDS for spec in self.graphs["heads"].inputs)
-
-    def to_json(self) -> bytes:
-        """The manifest as indented JSON."""
-        return msgspec.json.format(msgspec.json.encode(self), indent=2)
-
-
-class _Versioned(msgspec.Struct):
-    format_version: int
-
-
-def manifest_from_json(data: bytes, source: str) -> Manifest:
-    """Reads a manifest.
-
-    Args:
-        data: the JSON text.
-        source: what to call it in an error.
-
-    Raises:
-        BundleError: not JSON, another format version, or a missing, unknown or mistyped field.
-    """
-    try:
-        found = msgspec.json.decode(data, type=_Versioned).format_version
-        if found != FORMAT_VERSION:
-            raise BundleError(
-                f"{source} has format version {found}, this release reads {FORMAT_VERSION}: "
-                "export the model again"
-            )
-        return msgspec.json.decode(data, type=Manifest)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise BundleError(f"{source} is damaged ({error}): export the model again") from error
 
 
 def sha256_from_file(path: Path) -> str:
-    """SHA-256 of a file as hexadecimal digits."""
+    """Computes the SHA-256 of a file, as hexadecimal digits."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(_HASHED_BYTES):
@@ -189,15 +48,16 @@ class Bundle:
 
     @classmethod
     def open(cls, path: str | Path, *, check_hashes: bool = True) -> "Bundle":
-        """Opens a bundle and checks that it is whole.
+        """Opens a bundle and checks that it is complete.
 
         Args:
             path: the bundle's folder.
-            check_hashes: compare every file's SHA-256 with the manifest; sizes are always compared.
+            check_hashes: whether to compare the SHA-256 of every file with the manifest; sizes are
+                always compared.
 
         Raises:
-            BundleError: no bundle there, or a file is missing, truncated or changed.
-            TreeError: its tree is malformed, or asks for more than its heads offer.
+            BundleError: the folder is no bundle, or a file is missing, truncated or changed.
+            TreeError: its tree is malformed, or needs more heads or candidates than there are.
         """
         folder = Path(path)
         manifest_path = folder / MANIFEST_FILE
@@ -225,13 +85,13 @@ class Bundle:
         return self.path / self.manifest.graphs[graph].file
 
     def cache_bytes(self, num_tokens: int) -> int:
-        """Size of the keys and values of so many tokens."""
+        """Size in bytes of the keys and values of `num_tokens` tokens."""
         model = self.manifest.model
-        item = CACHE_ITEM_BYTES[self.manifest.target.cache_dtype]
-        return 2 * model.num_layers * model.num_kv_heads * model.head_dim * num_tokens * item
+        item_bytes = CACHE_ITEM_BYTES[self.manifest.target.cache_dtype]
+        return 2 * model.num_layers * model.num_kv_heads * model.head_dim * num_tokens * item_bytes
 
     def read_optional(self, name: str) -> str | None:
-        """Text of a listed file, or None where the bundle has no such file.
+        """Reads the text of a file; None if the bundle does not have this file.
 
         Raises:
             BundleError: the file is not UTF-8.
@@ -245,8 +105,8 @@ class Bundle:
             raise BundleError(f"{path} is damaged ({error}): export the model again") from error
 
 
-def _needed_graphs(manifest: Manifest) -> list[str]:
-    """All of them; no batch form where the verify graph takes any number of sequences."""
+def _list_needed_graphs(manifest: Manifest) -> list[str]:
+    """Lists all graphs; without the batch form if the verify graph takes any batch size."""
     verify = manifest.graphs.get("verify")
     reads_positions = verify is not None and CACHE_POSITIONS in {t.name for t in verify.inputs}
     if manifest.target.operator_library or reads_positions:
@@ -255,13 +115,13 @@ def _needed_graphs(manifest: Manifest) -> list[str]:
 
 
 def _check_complete(manifest: Manifest, source: Path) -> None:
-    """Checks that the manifest lists what a bundle needs, and that graphs are listed files."""
+    """Checks that the manifest lists the files that a bundle needs, those of its graphs too."""
     for name in _NEEDED_FILES:
         if name not in manifest.files:
             raise BundleError(f"{source} does not list {name}: export the model again")
-    for graph in {**dict.fromkeys(_needed_graphs(manifest)), **manifest.graphs}:
+    for graph in {**dict.fromkeys(_list_needed_graphs(manifest)), **manifest.graphs}:
         file = manifest.graphs[graph].file if graph in manifest.graphs else None
-        # Listed files were checked, and only they are sure to lie in the bundle.
+        # Only listed files were checked, and are known to lie in the bundle.
         if file not in manifest.files:
             raise BundleError(
                 f"{source} lists no file for its {graph} graph: export the model again"
@@ -269,12 +129,14 @@ def _check_complete(manifest: Manifest, source: Path) -> None:
 
 
 def _check_sizes(manifest: Manifest, source: Path) -> None:
-    """Checks that the sizes, for which memory is taken, are those of the graphs' tensors."""
+    """Checks that the model's sizes, used to allocate memory, equal those of the graphs."""
     model, heads = manifest.model, manifest.heads
     verify, drafts = manifest.graphs["verify"], manifest.graphs["heads"]
     shapes = {spec.name: spec.shape for spec in (*verify.inputs, *verify.outputs, *drafts.outputs)}
     num_layers = sum(name.startswith(PAST) for name in shapes) // 2
-    found: list[tuple[str, int, int | str | None]] = [("num_layers", model.num_layers, num_layers)]
+    compared: list[tuple[str, int, int | str | None]] = [
+        ("num_layers", model.num_layers, num_layers)
+    ]
     for name, size, tensor, axis in (
         ("num_kv_heads", model.num_kv_heads, past_name(0, "key"), 1),
         ("head_dim", model.head_dim, past_name(0, "key"), 3),
@@ -284,12 +146,11 @@ def _check_sizes(manifest: Manifest, source: Path) -> None:
         ("top_k", heads.top_k, DRAFT_IDS, 2),
     ):
         shape = shapes.get(tensor, [])
-        found.append((name, size, shape[axis] if axis < len(shape) else None))
-    for name, size, of_graph in found:
-        if of_graph != size:
+        compared.append((name, size, shape[axis] if axis < len(shape) else None))
+    for name, size, graph_size in compared:
+        if graph_size != size:
             raise BundleError(
-                f"{source} has another {name} than its graphs ({size}, not {of_graph}): export "
-                "the model again"
+                f"{source} says {name} {size}, its graphs have {graph_size}: export the model again"
             )
 
 

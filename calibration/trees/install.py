@@ -12,7 +12,8 @@ import msgspec
 
 from medusa_trt.errors import CalibrationError
 from medusa_trt.files import new_folder
-from medusa_trt.runtime.bundle import Bundle, FileSpec, sha256_from_file
+from medusa_trt.runtime.bundle import Bundle, sha256_from_file
+from medusa_trt.runtime.manifest import FileSpec
 from medusa_trt.runtime.tensors import GRAPH_FILES, MANIFEST_FILE, TREE_FILE
 from medusa_trt.tree_configs import MedusaTree
 

@@ -16,8 +16,9 @@ from medusa_trt.export.models.base_model import BaseModel, open_base_model
 from medusa_trt.export.models.source import source_from_name
 from medusa_trt.export.passes.widen_floats import WidenFloatsPass
 from medusa_trt.export.weights.streamed_model import weights_at_hand
-from medusa_trt.runtime.bundle import Agreement, Bundle
+from medusa_trt.runtime.bundle import Bundle
 from medusa_trt.runtime.engines.ort_cpu import OrtEngine
+from medusa_trt.runtime.manifest import Agreement
 from medusa_trt.runtime.tensors import WEIGHTS_FILE
 
 MAX_WHOLE_BYTES = 768 << 20

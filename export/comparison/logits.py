@@ -10,8 +10,9 @@ from transformers import PreTrainedModel
 
 from medusa_trt.errors import ExportError
 from medusa_trt.export.modeling.dense_experts import has_experts
-from medusa_trt.runtime.bundle import Agreement, Bundle
+from medusa_trt.runtime.bundle import Bundle
 from medusa_trt.runtime.engines.base import TokenIds, VerifyOutputs
+from medusa_trt.runtime.manifest import Agreement
 from medusa_trt.tree_configs import MedusaTree, chain_tree
 
 MAX_LOGIT_DIFFERENCE = {"fp32": 1e-3}

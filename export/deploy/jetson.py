@@ -5,7 +5,8 @@ from math import prod
 
 from medusa_trt.export.deploy.templates import render_template
 from medusa_trt.export.tensorrt.options import num_cache_rows
-from medusa_trt.runtime.bundle import Bundle, GraphSpec
+from medusa_trt.runtime.bundle import Bundle
+from medusa_trt.runtime.manifest import GraphSpec
 
 JETSON_TENSORRT = "10.3"
 """TensorRT version of JetPack 6.1 and 6.2, where it comes with the system."""

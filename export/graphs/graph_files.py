@@ -7,7 +7,7 @@ import onnx_ir as ir
 
 from medusa_trt.export.weights.weight_file import WeightFile
 from medusa_trt.runtime import tensors as names
-from medusa_trt.runtime.bundle import GraphSpec, TensorSpec
+from medusa_trt.runtime.manifest import GraphSpec, TensorSpec
 
 
 def save_graphs(folder: Path, graphs: Mapping[str, ir.Model]) -> None:

@@ -4,7 +4,7 @@ import re
 from typing import Any
 
 from medusa_trt.errors import BuildError
-from medusa_trt.runtime.bundle import GraphSpec, TensorSpec
+from medusa_trt.runtime.manifest import GraphSpec, TensorSpec
 
 
 def check_interface(module: Any, network: Any, spec: GraphSpec, capacity: int) -> None:

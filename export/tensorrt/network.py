@@ -8,13 +8,13 @@ from medusa_trt.errors import BuildError
 from medusa_trt.export.tensorrt.checks import describe_parser_error, with_capacity
 from medusa_trt.export.tensorrt.job import EngineBuild, capability_members
 from medusa_trt.export.tensorrt.tree import merge_tree
-from medusa_trt.runtime.bundle import GraphSpec
 from medusa_trt.runtime.engines.engine_record import (
     PREFILL_PROFILE,
     TREE_PROFILE,
     Profile,
     ShapeRange,
 )
+from medusa_trt.runtime.manifest import GraphSpec
 
 _FLAGS = {"version_compatible": "VERSION_COMPATIBLE"}
 _WEIGHT_FLAGS = {

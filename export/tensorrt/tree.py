@@ -4,7 +4,7 @@ import msgspec
 import onnx_ir as ir
 
 from medusa_trt.runtime import tensors as names
-from medusa_trt.runtime.bundle import GraphSpec
+from medusa_trt.runtime.manifest import GraphSpec
 
 TREE_INPUTS = (names.TREE_MASK, names.POSITION_OFFSETS)
 """Inputs of the verify graph that the tree graph has as outputs."""

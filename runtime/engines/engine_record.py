@@ -8,7 +8,8 @@ import msgspec
 
 from medusa_trt.errors import EngineError
 from medusa_trt.runtime import tensors as names
-from medusa_trt.runtime.bundle import Bundle, TensorSpec, sha256_from_file
+from medusa_trt.runtime.bundle import Bundle, sha256_from_file
+from medusa_trt.runtime.manifest import TensorSpec
 
 ENGINES_FOLDER = "engines"
 RECORD_FILE = "engines.json"

@@ -7,8 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medusa_trt.runtime import tensors as names
-from medusa_trt.runtime.bundle import GraphSpec
 from medusa_trt.runtime.engines.base import Reductions, TokenIds
+from medusa_trt.runtime.manifest import GraphSpec
 from medusa_trt.runtime.options import SamplingOptions
 from medusa_trt.runtime.sampling import token_from_logits
 from medusa_trt.tree_configs import MedusaTree

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from medusa_trt.errors import EngineError
-from medusa_trt.runtime.bundle import Bundle, TensorSpec
+from medusa_trt.runtime.bundle import Bundle
 from medusa_trt.runtime.engines.device.memory import Cuda
 from medusa_trt.runtime.engines.engine_record import (
     WEIGHTLESS_ENGINES,
@@ -20,6 +20,7 @@ from medusa_trt.runtime.engines.engine_record import (
     mismatches,
     record_from_folder,
 )
+from medusa_trt.runtime.manifest import TensorSpec
 
 _TYPES = {
     "float": "FLOAT",

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from medusa_trt.errors import EngineError
 from medusa_trt.runtime import tensors as names
-from medusa_trt.runtime.bundle import CACHE_ITEM_BYTES, Bundle
+from medusa_trt.runtime.bundle import Bundle
 from medusa_trt.runtime.engines.base import Reductions, TokenIds, VerifyOutputs
 from medusa_trt.runtime.engines.device.bindings import Bindings, Bound
 from medusa_trt.runtime.engines.device.cache import DeviceCache
@@ -20,6 +20,7 @@ from medusa_trt.runtime.engines.reduce_tensors import (
     reductions_from_outputs,
     write_inputs,
 )
+from medusa_trt.runtime.manifest import CACHE_ITEM_BYTES
 from medusa_trt.runtime.options import SamplingOptions
 from medusa_trt.tree_configs import MedusaTree
 

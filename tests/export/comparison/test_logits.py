@@ -27,9 +27,10 @@ from medusa_trt.export.comparison.logits import (
     max_relative_error,
     random_tree,
 )
-from medusa_trt.runtime.bundle import Agreement, Bundle
+from medusa_trt.runtime.bundle import Bundle
 from medusa_trt.runtime.engines.base import VerifyOutputs
 from medusa_trt.runtime.engines.ort_cpu import OrtEngine
+from medusa_trt.runtime.manifest import Agreement
 from medusa_trt.tree_configs import chain_tree
 
 TEXT_IDS = list(TEXT.encode())

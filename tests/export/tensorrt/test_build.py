@@ -34,9 +34,10 @@ from medusa_trt.export.pipeline import ExportOptions, export_bundle
 from medusa_trt.export.targets import TARGETS
 from medusa_trt.export.tensorrt.build import build_engines
 from medusa_trt.export.tensorrt.options import BuildOptions
-from medusa_trt.runtime.bundle import Bundle, TensorSpec
+from medusa_trt.runtime.bundle import Bundle
 from medusa_trt.runtime.engines.engine_record import record_from_folder
 from medusa_trt.runtime.engines.ort_cpu import OrtEngine
+from medusa_trt.runtime.manifest import TensorSpec
 
 CAPABILITIES = ("8.6", "12.0")
 MAX_TWIN_ERROR = 2e-3

@@ -1,0 +1,156 @@
+"""The manifest of a bundle: sizes, graphs, files and what its export found out."""
+
+from typing import Annotated, Literal
+
+import msgspec
+
+from medusa_trt.errors import BundleError
+from medusa_trt.runtime.tensors import ROOT_IDS
+
+FORMAT_VERSION = 1
+
+CACHE_ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+"""Byte size of one cache element, by ONNX type."""
+
+Count = Annotated[int, msgspec.Meta(ge=1)]
+
+
+class TensorSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """An input or output of a graph. A dimension is a size, or the name of a free dimension."""
+
+    name: str
+    dtype: str
+    shape: list[int | str]
+
+
+class GraphSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One ONNX file and its interface."""
+
+    file: str
+    inputs: list[TensorSpec]
+    outputs: list[TensorSpec]
+
+
+class ModelSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Sizes of the backbone. `max_length` is in positions."""
+
+    name: str
+    architecture: str
+    num_layers: Count
+    hidden_size: Count
+    vocab_size: Count
+    num_kv_heads: Count
+    head_dim: Count
+    max_length: Count
+    eos_token_ids: list[int]
+
+
+class HeadsSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Sizes of the Medusa heads. Each head proposes `top_k` candidates."""
+
+    num_heads: Count
+    num_layers: Count
+    top_k: Count
+    draft_vocab_size: Count
+
+
+class TargetSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The target that the graphs were exported for.
+
+    Attributes:
+        name: a row of `export/targets.py`.
+        precision: format of the weights.
+        opset: ONNX opset of the graphs.
+        cache_dtype: type of the KV cache.
+        min_rows: smallest number of nodes for which a step uses the same kernels as for a tree;
+            plain decoding pads its steps to it, so its tokens equal Medusa's.
+        prefill_chunk: tokens of one prefill step.
+        operator_library: whether the graphs use the operators of `runtime/engines/operators.py`.
+        cache_in_place: whether the verify graph's cache outputs may be bound to the memory of its
+            cache inputs.
+    """
+
+    name: str
+    precision: str
+    opset: int
+    cache_dtype: Literal["float32", "float16", "bfloat16"]
+    min_rows: Count
+    prefill_chunk: Count
+    operator_library: bool
+    cache_in_place: bool = True
+
+
+class Agreement(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Comparison of the bundle with the Hugging Face model.
+
+    Attributes:
+        num_positions: number of positions that were compared.
+        max_logit_difference: largest absolute difference of a logit.
+        relative_error: root mean square of the differences, divided by that of the logits; the
+            mean of each position is subtracted first.
+        argmax_agreement: share of positions with the same argmax.
+        kl_divergence: mean of KL(model, bundle), in nats.
+    """
+
+    num_positions: int
+    max_logit_difference: float
+    relative_error: float
+    argmax_agreement: float
+    kl_divergence: float
+
+
+class FileSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Size and hash of one file of the bundle."""
+
+    size_bytes: int
+    sha256: str
+
+
+class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The content of `manifest.json`."""
+
+    format_version: int
+    model: ModelSpec
+    heads: HeadsSpec
+    target: TargetSpec
+    tree_name: str
+    graphs: dict[str, GraphSpec]
+    verified: dict[str, Agreement]
+    versions: dict[str, str]
+    files: dict[str, FileSpec]
+
+    @property
+    def heads_read_root(self) -> bool:
+        """Whether the heads graph takes the root's token besides the hidden state."""
+        return any(spec.name == ROOT_IDS for spec in self.graphs["heads"].inputs)
+
+    def to_json(self) -> bytes:
+        """The manifest as indented JSON."""
+        return msgspec.json.format(msgspec.json.encode(self), indent=2)
+
+
+class _Versioned(msgspec.Struct):
+    format_version: int
+
+
+def manifest_from_json(data: bytes, source: str) -> Manifest:
+    """Reads a manifest.
+
+    Args:
+        data: the JSON text.
+        source: name of the file in error messages.
+
+    Raises:
+        BundleError: the text is not JSON, has another format version, or a field is missing,
+            unknown or of the wrong type.
+    """
+    try:
+        version = msgspec.json.decode(data, type=_Versioned).format_version
+        if version != FORMAT_VERSION:
+            raise BundleError(
+                f"{source} has format version {version}, this release reads {FORMAT_VERSION}: "
+                "export the model again"
+            )
+        return msgspec.json.decode(data, type=Manifest)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise BundleError(f"{source} is damaged ({error}): export the model again") from error
