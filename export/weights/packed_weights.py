@@ -101,14 +101,19 @@ def _compressed_scheme(config: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _unpacked_gptq(tensors: Tensors, packing: Packing) -> Array:
-    """The first format of GPTQ stores zero points less one."""
-    return _unpacked_gptq_v2(tensors, packing, zero_offset=1)
+    """The first format of GPTQ stores the packed zero points less one in each field.
+
+    Its tools subtract from whole integers, so a zero point of 0 borrows from the field above it.
+    """
+    ones = sum(1 << shift for shift in range(0, 32, packing.bits))
+    stored = np.ascontiguousarray(tensors["qzeros"]).view(np.uint32)
+    return _unpacked_gptq_v2({**tensors, "qzeros": stored + np.uint32(ones)}, packing)
 
 
-def _unpacked_gptq_v2(tensors: Tensors, packing: Packing, zero_offset: int = 0) -> Array:
+def _unpacked_gptq_v2(tensors: Tensors, packing: Packing) -> Array:
     """Codes (K / 8, N), zero points (groups, N / 8), scales (groups, N), at 4 bits."""
     codes = _nibbles(tensors["qweight"].T, packing.bits).T
-    zeros = _nibbles(tensors["qzeros"], packing.bits) + zero_offset
+    zeros = _nibbles(tensors["qzeros"], packing.bits)
     scales = tensors["scales"].astype(np.float32)
     group = _group_of_input(len(codes), len(scales), packing, tensors.get("g_idx"))
     weight: Array = ((codes - zeros[group]) * scales[group]).T

@@ -1,10 +1,12 @@
 """The KV cache in host memory: one slab for all layers, updated in place."""
 
+import mmap
 from array import array
 from collections.abc import Callable, Sequence
 from ctypes import c_void_p
 from dataclasses import dataclass, field
 from math import prod
+from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -12,8 +14,25 @@ from numpy.typing import DTypeLike, NDArray
 from medusa_trt.errors import EngineError
 from medusa_trt.runtime.engines.operators import commit_function
 
+_SMALL_BYTES = 4 << 20
+"""Arrays below this size are left to numpy, which asks for huge pages from here on."""
+
 _MAX_MOVED = 64
 """Most nodes that `medusa_trt_commit` takes; see native/cache.h."""
+
+
+def _zeros_in_small_pages(sizes: Sequence[int], dtype: np.dtype[Any]) -> NDArray[Any]:
+    """Makes an array of zeros whose memory is taken page by page, as rows are written.
+
+    numpy asks for huge pages, of 2 MiB. The rows in use lie apart, at the beginning of each head's
+    share, so the first token would touch and clear nearly the whole cache.
+    """
+    size_bytes = prod(sizes) * dtype.itemsize
+    if not hasattr(mmap, "MADV_NOHUGEPAGE") or size_bytes < _SMALL_BYTES:
+        return np.zeros(sizes, dtype)
+    memory = mmap.mmap(-1, size_bytes)
+    memory.madvise(mmap.MADV_NOHUGEPAGE)
+    return np.frombuffer(memory, dtype).reshape(sizes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +72,9 @@ class KVCache:
         """
         sizes = num_layers, 2, batch_size, num_kv_heads, capacity, head_dim
         try:
-            return cls(np.zeros(sizes, dtype))
-        except (MemoryError, ValueError) as error:  # the latter beyond what can be addressed
+            return cls(_zeros_in_small_pages(sizes, np.dtype(dtype)))
+        # The last three are raised for sizes beyond what can be addressed.
+        except (MemoryError, OSError, OverflowError, ValueError) as error:
             size_gb = prod(sizes) * np.dtype(dtype).itemsize / 1e9
             raise EngineError(
                 f"a KV cache of {capacity} positions for {batch_size} sequences takes "

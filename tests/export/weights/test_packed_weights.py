@@ -83,6 +83,19 @@ def test_the_last_group_may_be_smaller(name: str) -> None:
     assert np.array_equal(packing.unpack(tensors, packing), grid.exact)
 
 
+def test_zero_points_of_zero_borrow_from_the_field_above() -> None:
+    rng = np.random.default_rng(0)
+    zeros = rng.integers(0, 3, (2, 16))
+    zeros[0] = 0
+    codes, scales = rng.integers(0, 16, (96, 16)), np.ones((2, 16), np.float16)
+    grid = Grid(codes=codes, zeros=zeros, scales=scales, group=np.arange(96) // 64)
+    packing = packing_from_config(SIZED["gptq-4"])
+    assert packing is not None
+    assert np.array_equal(
+        packing.unpack(METHODS["gptq-4"].tensors_of(grid, 4), packing), grid.exact
+    )
+
+
 def test_one_scale_may_serve_a_whole_matrix() -> None:
     rng = np.random.default_rng(0)
     grid = Grid(

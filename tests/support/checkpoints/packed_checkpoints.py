@@ -77,10 +77,16 @@ def grid_of(
     )
 
 
+def less_one(integers: Array, bits: int) -> Array:
+    """Packed integers with one taken from each field, which borrows from the next where it is 0."""
+    ones = sum(1 << place for place in range(0, 32, bits))
+    return (integers.view(np.uint32) - np.uint32(ones)).view(np.int32)
+
+
 def gptq_tensors(grid: Grid, bits: int) -> dict[str, Array]:
     return {
         "qweight": packed(grid.codes.T, bits).T,
-        "qzeros": packed(grid.zeros - 1, bits),
+        "qzeros": less_one(packed(grid.zeros, bits), bits),
         "scales": grid.scales,
         "g_idx": grid.group.astype(np.int32),
     }
