@@ -7,6 +7,7 @@ from importlib import metadata
 from pathlib import Path
 
 from medusa_trt import __version__
+from medusa_trt.runtime.engines.cores import usable_cores
 
 _PACKAGES = ("numpy", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx", "tokenizers")
 
@@ -35,7 +36,7 @@ class Machine:
         return cls(
             cpu=_cpu_name(),
             num_cores=num_cores,
-            num_usable_cores=len(os.sched_getaffinity(0)),
+            num_usable_cores=usable_cores(),
             memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
             system=platform.platform(),
             versions=versions,

@@ -10,6 +10,10 @@ class MedusaError(Exception):
     """
 
 
+class MedusaWarning(UserWarning):
+    """Something that works, but not as well as it could; the message says what to do."""
+
+
 class TreeError(MedusaError):
     """A draft tree is malformed, or asks for more than the heads offer."""
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 
-from medusa_trt.errors import TrainingError
+from medusa_trt.errors import MedusaWarning, TrainingError
 from medusa_trt.export.models.base_model import BaseModel, load_base_model
 from medusa_trt.export.models.source import (
     ModelSource,
@@ -57,7 +57,7 @@ def load_backbone(
     else:
         base = load_base_model(source)
     for text in base.warnings:
-        warnings.warn(text, stacklevel=2)
+        warnings.warn(text, MedusaWarning, stacklevel=2)
     if quantization is not None:
         return base
     module: nn.Module = base.model

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from medusa_trt.errors import MedusaWarning
 from medusa_trt.export.heads.assembly import heads_from_keys
 from medusa_trt.export.heads.key_layouts import recognize
 from medusa_trt.export.heads.loading import load_heads
@@ -23,7 +24,7 @@ def heads_from_path(path: Path) -> MedusaHeads:
     """
     loaded = load_heads(path)
     for text in loaded.warnings:
-        warnings.warn(text, stacklevel=2)
+        warnings.warn(text, MedusaWarning, stacklevel=2)
     return loaded.heads
 
 

@@ -3,6 +3,7 @@
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Sequence
 from difflib import get_close_matches
 from importlib import import_module
@@ -10,7 +11,7 @@ from typing import Any, NoReturn
 
 from medusa_trt import __version__
 from medusa_trt.cli.parser import Parser, Verb
-from medusa_trt.errors import MedusaError
+from medusa_trt.errors import MedusaError, MedusaWarning
 from medusa_trt.interrupts import interrupted_exit_code
 
 HELP = {
@@ -69,6 +70,7 @@ def verb_from_name(name: str) -> Verb[Any]:
 
 def _run(program: str, name: str, words: list[str]) -> int:
     """Runs a verb; whatever a user can cause ends in one line and exit code 2."""
+    warnings.showwarning = show_warning
     try:
         if name == "" or any(other.startswith(f"{name} ") for other in HELP):
             _answer_without_verb(name, words)
@@ -88,6 +90,21 @@ def _run(program: str, name: str, words: list[str]) -> int:
         print("interrupted", file=sys.stderr)
         return interrupted_exit_code()
     return code or 0
+
+
+def show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: object = None,
+    line: object = None,
+) -> None:
+    """Shows a warning of this project in one line, and others as Python does."""
+    if issubclass(category, MedusaWarning):
+        print(f"warning: {message}", file=sys.stderr)
+    else:
+        sys.stderr.write(warnings.formatwarning(message, category, filename, lineno))
 
 
 def _answer_without_verb(name: str, words: list[str]) -> NoReturn:
