@@ -24,7 +24,7 @@ class EngineArguments:
     """How a bundle's engine is created.
 
     Attributes:
-        num_threads: threads for one step on the CPU (default: the physical cores that the process may use).
+        num_threads: threads for one step on the CPU (default: one for each usable core).
         max_length: longest sequence, prompts and replies together, in tokens (default: the most
             that the bundle allows).
     """
