@@ -6,7 +6,7 @@ from typing import Literal
 from medusa_trt.errors import ExportError
 from medusa_trt.export.weight_formats import Format, WeightFormat
 from medusa_trt.runtime.engines.engine_record import Product
-from medusa_trt.runtime.engines.operators import library_path, required_library
+from medusa_trt.runtime.engines.operators import find_library, require_library
 
 MIXED = "mixed"
 """Name of the precision of an export with a quantization plan."""
@@ -178,13 +178,13 @@ def precision_from_name(target: Target, name: str | None) -> Precision:
         ExportError: the target does not offer it.
         EngineError: it needs the operator library, which was not built.
     """
-    has_library = library_path() is not None
+    has_library = find_library() is not None
     for precision in target.precisions:
         if name is None and (has_library or not precision.uses_library):
             return precision
         if precision.name == name:
             if precision.uses_library:
-                required_library()
+                require_library()
             return precision
     raise ExportError(
         f"target {target.name} has no precision {name!r}: "

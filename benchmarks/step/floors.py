@@ -20,7 +20,7 @@ import onnxruntime
 
 from medusa_trt.export.quantization.library import quantized_weight
 from medusa_trt.runtime.bundle import Bundle
-from medusa_trt.runtime.engines.operators import DOMAIN, required_library
+from medusa_trt.runtime.engines.operators import DOMAIN, require_library
 
 _NUM_INPUTS, _NUM_OUTPUTS, _FEW_OUTPUTS = 576, 1024, 16
 _OPSET, _ROUNDS = 23, 30
@@ -98,7 +98,7 @@ def _make_product(bits: int, num_outputs: int, num_rows: int, threads: int) -> C
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
     if bits < 32:
-        options.register_custom_ops_library(os.fspath(required_library()))
+        options.register_custom_ops_library(os.fspath(require_library()))
     model = ir.to_proto(_product_model(bits, num_outputs)).SerializeToString()
     session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     binding = session.io_binding()

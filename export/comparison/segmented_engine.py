@@ -13,7 +13,7 @@ from medusa_trt.errors import EngineError
 from medusa_trt.runtime import tensors as names
 from medusa_trt.runtime.bundle import Bundle
 from medusa_trt.runtime.engines.base import TokenIds, VerifyOutputs
-from medusa_trt.runtime.engines.operators import required_library
+from medusa_trt.runtime.engines.operators import require_library
 from medusa_trt.tree_configs import MedusaTree
 
 _BFLOAT16 = 16  # ONNX's number of bfloat16, whose values are uint16 in numpy arrays
@@ -107,7 +107,7 @@ class SegmentedEngine:
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         if self._bundle.manifest.target.operator_library:
-            options.register_custom_ops_library(os.fspath(required_library()))
+            options.register_custom_ops_library(os.fspath(require_library()))
         options.add_session_config_entry(_FOLDER_ENTRY, os.fspath(self._bundle.path.absolute()))
         options.enable_cpu_mem_arena = False
         # Each part runs once. Without optimizer and prepacking, the weights stay in the mapped file

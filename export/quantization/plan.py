@@ -12,7 +12,7 @@ from medusa_trt.export.targets import Precision, Target
 from medusa_trt.export.weight_formats import BITS, WeightFormat, is_rounded
 from medusa_trt.export.weights.lazy_tensor import LazyTensor
 from medusa_trt.files import listed
-from medusa_trt.runtime.engines.operators import required_library
+from medusa_trt.runtime.engines.operators import require_library
 
 FORMAT_VERSION = 1
 PLAN_FILE = "quantization.json"
@@ -85,7 +85,7 @@ def precision_from_plan(target: Target, plan: QuantizationPlan) -> Precision:
             f"quantization --target {target.name}"
         )
     if target.mixed.uses_library:
-        required_library()
+        require_library()
     return target.mixed
 
 

@@ -130,9 +130,9 @@ def read_capability(product: ProductSpec) -> str:
     Raises:
         BuildError: there is none.
     """
-    from medusa_trt.runtime.engines.device.memory import compute_capability
+    from medusa_trt.runtime.engines.device.memory import read_compute_capability
 
-    found = compute_capability()
+    found = read_compute_capability()
     if found is not None:
         return found
     hint = "name the GPU with --compute-capability" if product.ahead_of_time else "run it there"

@@ -55,7 +55,7 @@ class DoctorArguments:
 def diagnose(_: DoctorArguments) -> None:
     """Prints a line for each purpose: whether it works here, else what is missing."""
     from medusa_trt.runtime.engines.cores import usable_cores
-    from medusa_trt.runtime.engines.device.memory import compute_capability
+    from medusa_trt.runtime.engines.device.memory import read_compute_capability
 
     print(f"Python     {platform.python_version()} on {platform.system()} {platform.machine()}")
     print(f"medusa-trt {_installed_version('medusa-trt')}")
@@ -65,7 +65,7 @@ def diagnose(_: DoctorArguments) -> None:
         print(f"memory     {memory_bytes / 2**30:.1f} GiB")
     print(f"disk       {shutil.disk_usage('.').free / 1e9:.0f} GB free here")
     driver = shutil.which("nvidia-smi")
-    capability = compute_capability()
+    capability = read_compute_capability()
     print(f"NVIDIA GPU {_describe_gpu(driver, capability)}")
     print(f"operators  {_describe_operators()}")
     print()
@@ -91,12 +91,12 @@ def _describe_gpu(driver: str | None, capability: str | None) -> str:
 def _describe_operators() -> str:
     """Describes the operator library, which quantized bundles need on the CPU."""
     from medusa_trt.errors import MedusaError
-    from medusa_trt.runtime.engines.operators import kernels_name, library_path
+    from medusa_trt.runtime.engines.operators import find_library, read_kernels_name
 
-    if library_path() is None:
+    if find_library() is None:
         return "not built: quantized bundles need them; install a C++ compiler and reinstall"
     try:
-        return f"{kernels_name()} kernels"
+        return f"{read_kernels_name()} kernels"
     except MedusaError as error:
         return str(error)
 

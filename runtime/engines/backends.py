@@ -1,48 +1,41 @@
-"""What runs a bundle's graphs: one row a backend."""
+"""Backends, which run the graphs of a bundle: one row for each."""
 
-from typing import Protocol
+from collections.abc import Callable
+from functools import partial
 
 from medusa_trt.errors import EngineError
 from medusa_trt.runtime.bundle import Bundle
 from medusa_trt.runtime.engines.base import Engine
-from medusa_trt.runtime.engines.engine_record import Product
 from medusa_trt.runtime.engines.ort_cpu import OrtEngine
 from medusa_trt.runtime.engines.ort_cuda import OrtCudaEngine
 from medusa_trt.runtime.engines.tensorrt import TrtEngine
 
-
-class _Opener(Protocol):
-    def __call__(
-        self, bundle: Bundle, *, capacity: int, batch_size: int, num_threads: int | None
-    ) -> Engine: ...
+_OpenEngine = Callable[[Bundle, int, int, int | None], Engine]
+"""Opens an engine from a bundle, the capacity, the batch size and the number of threads."""
 
 
-def _ort_cpu(bundle: Bundle, *, capacity: int, batch_size: int, num_threads: int | None) -> Engine:
+def _open_ort_cpu(
+    bundle: Bundle, capacity: int, batch_size: int, num_threads: int | None
+) -> Engine:
     return OrtEngine(bundle, capacity=capacity, batch_size=batch_size, num_threads=num_threads)
 
 
-def _ort_cuda(bundle: Bundle, *, capacity: int, batch_size: int, num_threads: int | None) -> Engine:
-    return OrtCudaEngine(bundle, capacity=capacity, batch_size=batch_size)
+def _open_on_gpu(open_engine: Callable[..., Engine]) -> _OpenEngine:
+    """Adapts an engine that takes no number of threads."""
+    return lambda bundle, capacity, batch_size, _: open_engine(
+        bundle, capacity=capacity, batch_size=batch_size
+    )
 
 
-def _tensorrt(product: Product) -> _Opener:
-    def opened(
-        bundle: Bundle, *, capacity: int, batch_size: int, num_threads: int | None
-    ) -> Engine:
-        return TrtEngine(bundle, product=product, capacity=capacity, batch_size=batch_size)
-
-    return opened
-
-
-BACKENDS: dict[str, _Opener] = {
-    "ort-cpu": _ort_cpu,
-    "ort-cuda": _ort_cuda,
-    "tensorrt": _tensorrt("tensorrt"),
-    "tensorrt-rtx": _tensorrt("tensorrt-rtx"),
+BACKENDS: dict[str, _OpenEngine] = {
+    "ort-cpu": _open_ort_cpu,
+    "ort-cuda": _open_on_gpu(OrtCudaEngine),
+    "tensorrt": _open_on_gpu(partial(TrtEngine, product="tensorrt")),
+    "tensorrt-rtx": _open_on_gpu(partial(TrtEngine, product="tensorrt-rtx")),
 }
 
-_OF_TARGET = {"tensorrt-jetson": "tensorrt"}
-"""Backends of targets that are named otherwise."""
+_BACKEND_OF_TARGET = {"tensorrt-jetson": "tensorrt"}
+"""Backend of each target whose name differs from its backend's."""
 
 
 def engine_from_backend(
@@ -53,20 +46,20 @@ def engine_from_backend(
     batch_size: int,
     num_threads: int | None,
 ) -> Engine:
-    """Creates a backend's engine.
+    """Creates the engine of a backend.
 
     Args:
-        backend: its name; the one of the bundle's target by default.
+        backend: name of the backend; by default the one of the bundle's target.
         bundle: an opened bundle.
-        capacity: rows of a KV cache slot.
-        batch_size: sequences that can be stepped together.
-        num_threads: threads for one step, where the engine runs on the CPU.
+        capacity: number of rows in a KV cache slot.
+        batch_size: number of sequences in one step.
+        num_threads: threads for one step; only the engine on the CPU uses it.
 
     Raises:
-        EngineError: there is no such backend, or its engine cannot be created.
+        EngineError: the backend does not exist, or its engine cannot be created.
     """
     target = bundle.manifest.target.name
-    name = backend or _OF_TARGET.get(target, target)
+    name = backend or _BACKEND_OF_TARGET.get(target, target)
     if name not in BACKENDS:
         raise EngineError(f"unknown backend {name!r}: choose from {', '.join(BACKENDS)}")
-    return BACKENDS[name](bundle, capacity=capacity, batch_size=batch_size, num_threads=num_threads)
+    return BACKENDS[name](bundle, capacity, batch_size, num_threads)

@@ -1,4 +1,4 @@
-"""The engine contract: what the decode loop asks of whatever executes the graphs."""
+"""The engine contract: what the decode loop needs from the program that runs the graphs."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,18 +11,18 @@ from medusa_trt.runtime.options import SamplingOptions
 from medusa_trt.tree_configs import MedusaTree
 
 TokenIds = NDArray[np.int64] | Sequence[Sequence[int]]
-"""Token ids of B sequences, as many for each."""
+"""Token ids of B sequences of the same length, (B, N)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Reductions:
-    """What sampling and typical acceptance need of B × R rows of logits.
+    """Reduction of B × R rows of logits to what sampling and typical acceptance need.
 
     Attributes:
-        sampled: (B, R) int64, the token at each row's uniform number.
-        entropy: (B, R) float32, nats, of the distribution at the temperature, unfiltered.
-        candidate_logprob: (B, R) float32, log-probability at the temperature of each node's own
-            token under its parent's row.
+        sampled: (B, R) int64, the token that each row's uniform number selects.
+        entropy: (B, R) float32, in nats, of the distribution at the temperature, without filters.
+        candidate_logprob: (B, R) float32, log-probability of each node's token in its parent's row,
+            at the temperature.
     """
 
     sampled: NDArray[np.int64]
@@ -32,15 +32,15 @@ class Reductions:
 
 @dataclass(frozen=True, slots=True)
 class VerifyOutputs:
-    """What one verify step says of the asked rows of each sequence.
+    """Outputs of one verify step for the requested rows of each sequence.
 
     The arrays belong to the engine and are overwritten by its next step.
 
     Attributes:
         argmax: (B, R) int64, the most likely next token after each row's node.
         hidden: (B, R, hidden_size) float32, the backbone's last hidden state after its final
-            norm, the heads' input.
-        logits: (B, R, vocab_size) float32, or None unless asked for.
+            norm; the heads read it.
+        logits: (B, R, vocab_size) float32, or None if they were not requested.
     """
 
     argmax: NDArray[np.int64]
@@ -49,15 +49,15 @@ class VerifyOutputs:
 
 
 class Engine(Protocol):
-    """Executes the graphs of one bundle, and owns the KV cache.
+    """Runs the graphs of one bundle, and owns the KV cache.
 
-    The cache has `batch_size` slots of `capacity` rows, one sequence each. A step over N nodes at
-    past length P writes rows P to P + N - 1 of a slot and reads the rows before P.
+    The cache has `batch_size` slots of `capacity` rows; each slot holds one sequence. A step over
+    N nodes at past length P writes rows P to P + N - 1 of a slot and reads the rows before P.
     """
 
     @property
     def capacity(self) -> int:
-        """Rows of a slot, room for a step's own nodes included."""
+        """Number of rows in a slot, including room for the nodes of a step."""
         ...
 
     @property
@@ -67,7 +67,7 @@ class Engine(Protocol):
 
     @property
     def prefill_chunk(self) -> int:
-        """Tokens of one prefill step, as many as it takes or less."""
+        """Largest number of tokens in one prefill step."""
         ...
 
     def verify(
@@ -85,16 +85,16 @@ class Engine(Protocol):
 
         Args:
             input_ids: (B, num_nodes) the nodes' tokens.
-            tree: its mask and position offsets say how the nodes see each other; a chain is a
-                piece of ordinary text.
-            past_lengths: B numbers, the valid rows of each sequence's slot.
-            rows: the nodes to report on, all of them by default.
-            first_slot: the first sequence's slot.
-            logits: whether the logits will be read.
-            reductions: whether `reduce` will be called, for which they may stay on the device.
+            tree: its mask and position offsets say which nodes attend to which; a chain is
+                ordinary text.
+            past_lengths: number of valid rows in each of the B sequences' slots.
+            rows: nodes to return outputs for; all nodes by default.
+            first_slot: slot of the first sequence.
+            logits: whether to return the logits.
+            reductions: whether `reduce` will be called; the logits may then stay on the device.
 
         Raises:
-            EngineError: the nodes do not fit the cache, or the engine failed or is closed.
+            EngineError: the nodes do not fit into the cache, or the engine failed or is closed.
         """
         ...
 
@@ -105,12 +105,12 @@ class Engine(Protocol):
         sampling: SamplingOptions,
         uniforms: NDArray[np.float64],
     ) -> Reductions:
-        """Reduces the logits of the last step, which must have been told of it.
+        """Reduces the logits of the last `verify`, which was called with `reductions=True`.
 
         Args:
-            input_ids: (B, R) the tokens of the reported nodes.
-            tree: R nodes, for each node's parent.
-            sampling: the distribution, at a temperature above 0.
+            input_ids: (B, R) the tokens of the nodes that the last step returned outputs for.
+            tree: R nodes; their parents are read.
+            sampling: the distribution; its temperature is above 0.
             uniforms: (B, R) in [0, 1).
         """
         ...
@@ -119,17 +119,17 @@ class Engine(Protocol):
         """Runs the heads for B sequences.
 
         Args:
-            hidden: (B, hidden_size), the state of each sequence that its root token follows.
-            root_ids: B tokens, the roots of the trees to draft; some heads read them too.
+            hidden: (B, hidden_size), for each sequence the hidden state before its root token.
+            root_ids: B tokens, the roots of the trees to draft; some heads read them.
 
         Returns:
-            (B, num_heads, top_k) int64, each head's most likely tokens, best first; valid until
-            the next call.
+            (B, num_heads, top_k) int64, each head's most likely tokens, the likeliest first; valid
+            until the next call.
         """
         ...
 
     def commit(self, slot: int, past_length: int, nodes: Sequence[int]) -> None:
-        """Moves the cache rows of the accepted nodes (of the step at `past_length`) together."""
+        """Makes the accepted nodes' cache rows contiguous after `past_length`."""
         ...
 
     def move(self, source: int, target: int, length: int) -> None:

@@ -1,4 +1,4 @@
-"""What `medusa-trt build` writes beside its engines, and what a machine must have to load them."""
+"""The record that `medusa-trt build` writes beside its engines, and its checks before loading."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,13 +16,13 @@ RECORD_FILE = "engines.json"
 TREE_PROFILE = "tree"
 PREFILL_PROFILE = "prefill"
 PREFILL_ENGINE = "prefill"
-"""Made where the verify engine holds a tree: the verify graph for everything else."""
+"""Engine of the verify graph for other trees, where the verify engine has a tree merged into it."""
 
 WEIGHTLESS_ENGINES = ("reduce",)
-"""Nothing in them is streamed, stripped or replaced."""
+"""Engines without weights, so no weight is streamed, stripped or replaced."""
 
 _LEAST_COMPATIBLE = (8, 0)
-"""Compute capability from which on hardware-compatible engines run."""
+"""Lowest compute capability on which hardware-compatible engines run."""
 
 _NEEDED_ENGINES = ("verify", "heads", "reduce")
 
@@ -32,7 +32,7 @@ MODULES: dict[str, str] = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx
 
 
 class ShapeRange(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Shapes of one input that a profile allows, and the one it is tuned for."""
+    """Smallest and largest shape of one input in a profile, and the shape it is tuned for."""
 
     min: list[int]
     opt: list[int]
@@ -40,14 +40,14 @@ class ShapeRange(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """An optimization profile: the inputs of free shape."""
+    """An optimization profile, with the inputs whose shape is not fixed."""
 
     name: str
     inputs: dict[str, ShapeRange]
 
 
 class EngineFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One engine. `graph_sha256` is of the ONNX file that it was built from."""
+    """One engine file. `graph_sha256` is the hash of the ONNX file that it was built from."""
 
     file: str
     size_bytes: int
@@ -59,7 +59,7 @@ class EngineFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def max_nodes(self) -> list[int]:
-        """Of a step with each of the profiles, for an engine that takes token ids."""
+        """Largest number of nodes in a step, by profile; for an engine that takes token ids."""
         return [profile.inputs[names.INPUT_IDS].max[1] for profile in self.profiles]
 
 
@@ -67,21 +67,21 @@ class EngineRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     """The content of `engines.json`.
 
     Attributes:
-        product: whose engines they are.
-        version: of the product that built them.
-        compute_capabilities: of the GPUs that they were built for, as "8.6".
-        any_version: whether a later version may load them.
-        any_hardware: whether any compute capability from 8.0 on may.
+        product: the product that built the engines and runs them.
+        version: version of the product that built the engines.
+        compute_capabilities: those of the GPUs that the engines were built for, as "8.6".
+        any_version: whether later versions can load the engines.
+        any_hardware: whether every compute capability from 8.0 on can run them.
         refittable: whether their weights can be replaced.
-        stripped: whether they come without weights, which the ONNX files then supply.
+        stripped: whether the files have no weights; they are then loaded from the ONNX files.
         weight_streaming: whether weights may stay in host memory.
-        capacity: rows of a KV cache slot.
-        max_batch_size: sequences of one step.
-        weights_sha256: of the bundle's weights file.
-        options: what the build was asked for, for the reader.
-        engines: "verify", "heads" and "reduce"; and "prefill" beside a verify engine that holds a
-            tree.
-        medusa_choices: that tree, None where any can be given.
+        capacity: number of rows in a KV cache slot.
+        max_batch_size: largest number of sequences in one step.
+        weights_sha256: hash of the bundle's weights file.
+        options: options of the build, as information for people.
+        engines: "verify", "heads" and "reduce"; also "prefill" if a tree is merged into the verify
+            engine.
+        medusa_choices: the merged tree; None if the verify engine takes any tree.
     """
 
     product: Product
@@ -100,14 +100,14 @@ class EngineRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     medusa_choices: list[list[int]] | None = None
 
     @property
-    def most_nodes(self) -> int:
-        """Of any step, such as one of prefill."""
+    def max_nodes(self) -> int:
+        """Largest number of nodes in a step, which is one of prefill."""
         return max(self.engines.get(PREFILL_ENGINE, self.engines["verify"]).max_nodes)
 
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """What decides whether an engine runs: TensorRT's version and the GPU's capability ("8.6")."""
+    """Installed product and version, and the GPU's compute capability, as "8.6"."""
 
     product: Product
     version: str
@@ -115,10 +115,10 @@ class Machine:
 
 
 def record_from_folder(folder: Path) -> EngineRecord:
-    """Reads a folder of engines.
+    """Reads the record in a folder of engines.
 
     Raises:
-        EngineError: there are none, or the record is damaged.
+        EngineError: the folder has no record, or the record is damaged.
     """
     path = folder / RECORD_FILE
     try:
@@ -132,38 +132,40 @@ def record_from_folder(folder: Path) -> EngineRecord:
 
 
 def graph_of_engine(name: str) -> str:
-    """The graph that an engine was built from."""
+    """Name of the graph that an engine was built from."""
     return "verify" if name == PREFILL_ENGINE else name
 
 
-def engine_folders(bundle: Bundle) -> list[Path]:
-    """The folders of engines that a bundle has."""
+def list_engine_folders(bundle: Bundle) -> list[Path]:
+    """Lists the folders of engines in a bundle."""
     return sorted(path.parent for path in (bundle.path / ENGINES_FOLDER).glob(f"*/{RECORD_FILE}"))
 
 
-def mismatches(record: EngineRecord, machine: Machine) -> list[str]:
-    """What keeps these engines from running on a machine, a phrase each; empty if nothing does."""
-    found = []
+def find_mismatches(record: EngineRecord, machine: Machine) -> list[str]:
+    """Finds the reasons why engines cannot run on a machine; an empty list if they can run."""
+    reasons = []
     if record.product != machine.product:
-        found.append(f"they are of {record.product}, this is {machine.product}")
-    later = _numbers(machine.version) >= _numbers(record.version)
-    if machine.version != record.version and not (record.any_version and later):
-        found.append(f"built with version {record.version}, installed is {machine.version}")
-    own = record.compute_capabilities
-    compatible = record.any_hardware and _numbers(machine.compute_capability) >= _LEAST_COMPATIBLE
-    if machine.compute_capability not in own and not compatible:
-        found.append(
-            f"built for compute capability {', '.join(own)}, "
+        reasons.append(f"built for {record.product}, not for {machine.product}")
+    is_later = _version_numbers(machine.version) >= _version_numbers(record.version)
+    if machine.version != record.version and not (record.any_version and is_later):
+        reasons.append(f"built with version {record.version}, installed is {machine.version}")
+    capabilities = record.compute_capabilities
+    is_compatible = (
+        record.any_hardware and _version_numbers(machine.compute_capability) >= _LEAST_COMPATIBLE
+    )
+    if machine.compute_capability not in capabilities and not is_compatible:
+        reasons.append(
+            f"built for compute capability {', '.join(capabilities)}, "
             f"this GPU has {machine.compute_capability}"
         )
-    return found
+    return reasons
 
 
 def check_engines(record: EngineRecord, folder: Path, bundle: Bundle) -> None:
-    """Checks that engines are whole and of this bundle.
+    """Checks that engines are complete and were built from this bundle.
 
     Raises:
-        EngineError: a file is missing or changed, or the bundle was exported again since.
+        EngineError: a file is missing or changed, or the bundle was exported again later.
     """
     for name in _NEEDED_ENGINES:
         if name not in record.engines:
@@ -187,5 +189,5 @@ def check_engines(record: EngineRecord, folder: Path, bundle: Bundle) -> None:
             )
 
 
-def _numbers(version: str) -> tuple[int, ...]:
+def _version_numbers(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in version.split(".") if part.isdigit())

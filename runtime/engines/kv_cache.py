@@ -12,13 +12,13 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from medusa_trt.errors import EngineError
-from medusa_trt.runtime.engines.operators import commit_function
+from medusa_trt.runtime.engines.operators import load_commit_function
 
 _SMALL_BYTES = 4 << 20
 """Arrays below this size are left to numpy, which asks for huge pages from here on."""
 
 _MAX_MOVED = 64
-"""Most nodes that `medusa_trt_commit` takes; see native/cache.h."""
+"""Largest number of nodes that `medusa_trt_commit` takes; see native/cache.h."""
 
 
 def _zeros_in_small_pages(sizes: Sequence[int], dtype: np.dtype[Any]) -> NDArray[Any]:
@@ -41,16 +41,16 @@ class KVCache:
 
     Attributes:
         slab: (num_layers, 2, batch_size, num_kv_heads, capacity, head_dim); index 0 of the second
-            axis holds the keys, 1 the values. The memory is zeroed lazily by the operating
-            system, so rows that are never reached cost nothing. bfloat16, which numpy does not
-            have, is held as the bits of uint16.
+            axis holds the keys, 1 the values. The operating system zeroes memory when it is first
+            used, so unused rows cost nothing. The bits of bfloat16, which numpy does not have,
+            are held as uint16.
     """
 
     slab: NDArray[np.generic]
     _native: "_NativeCommit | None" = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        function = commit_function()
+        function = load_commit_function()
         native = None if function is None else _NativeCommit(function, self.slab)
         object.__setattr__(self, "_native", native)
 
@@ -65,15 +65,15 @@ class KVCache:
         dtype: DTypeLike,
         batch_size: int = 1,
     ) -> "KVCache":
-        """An empty cache for `capacity` rows a slot.
+        """Allocates an empty cache with `capacity` rows in each slot.
 
         Raises:
-            EngineError: there is not so much memory.
+            EngineError: there is not enough memory.
         """
         sizes = num_layers, 2, batch_size, num_kv_heads, capacity, head_dim
         try:
             return cls(_zeros_in_small_pages(sizes, np.dtype(dtype)))
-        # The last three are raised for sizes beyond what can be addressed.
+        # The last three are raised for sizes beyond the address space.
         except (MemoryError, OSError, OverflowError, ValueError) as error:
             size_gb = prod(sizes) * np.dtype(dtype).itemsize / 1e9
             raise EngineError(
@@ -81,20 +81,20 @@ class KVCache:
                 f"{size_gb:.1f} GB, more memory than there is: give a smaller --max-length"
             ) from error
 
-    def floats(self, length: int) -> NDArray[np.float32]:
-        """The first `length` rows of everything, (..., length, head_dim), in single precision."""
+    def to_float32(self, length: int) -> NDArray[np.float32]:
+        """Copies the first `length` rows of all slots as float32, (..., length, head_dim)."""
         rows = self.slab[..., :length, :]
         if rows.dtype == np.uint16:
             rows = (rows.astype(np.uint32) << 16).view(np.float32)
         return rows.astype(np.float32)
 
     def fill(self, values: NDArray[np.float32]) -> None:
-        """Writes what can be broadcast to the slab; towards zero where the cache is bfloat16."""
+        """Broadcasts values to the slab; bfloat16 is rounded towards zero."""
         self.slab[...] = values.view(np.uint32) >> 16 if self.slab.dtype == np.uint16 else values
 
     @property
     def capacity(self) -> int:
-        """Number of rows a slot."""
+        """Number of rows in a slot."""
         return int(self.slab.shape[4])
 
     @property
@@ -105,7 +105,7 @@ class KVCache:
     def layer(
         self, index: int, kind: str, first_slot: int = 0, num_slots: int = 1
     ) -> NDArray[np.generic]:
-        """View of some slots of a layer's "key" or "value" tensor.
+        """View of neighbouring slots of a layer's "key" or "value" tensor.
 
         Returns:
             (num_slots, num_kv_heads, capacity, head_dim), contiguous.
@@ -119,18 +119,18 @@ class KVCache:
 
         Args:
             slot: the sequence's slot.
-            past_length: rows that were valid before the step.
-            nodes: the accepted nodes, root first and increasing, as positions in the step; row
+            past_length: number of valid rows before the step.
+            nodes: the accepted nodes, increasing from the root; row
                 `past_length + nodes[i]` becomes row `past_length + i`.
         """
         if nodes[-1] == len(nodes) - 1:
-            return  # they are
+            return  # the rows are contiguous already
         if self._native is not None and len(nodes) <= _MAX_MOVED:
             self._native.run(slot, past_length, nodes)
             return
         rows = self.slab[:, :, slot]
         for position, node in enumerate(nodes):
-            # Sources only lie ahead of targets, so copying in order overwrites nothing needed.
+            # Each source lies after its target, so copying in order overwrites no later source.
             if node != position:
                 rows[..., past_length + position, :] = rows[..., past_length + node, :]
 
@@ -142,12 +142,12 @@ class KVCache:
 class _NativeCommit:
     """`KVCache.commit` by the operator library.
 
-    Between two steps little is left in the processor's caches, and ctypes' own conversions take
-    20 us of a call. So all arguments lie in memory whose address is made once.
+    Between two steps the processor's caches are almost empty, and the conversions of ctypes then
+    take 20 us of a call. So all arguments lie in memory whose address is converted only once.
     """
 
     def __init__(self, function: Callable[[c_void_p], None], slab: NDArray[np.generic]) -> None:
-        """Describes the cache as `medusa::Commit` does."""
+        """Fills in the constant fields of `medusa::Commit`."""
         assert slab.flags.c_contiguous
         num_layers, num_kinds, *lengths, head_dim = slab.shape
         layout = (slab.ctypes.data, num_layers * num_kinds, *lengths, head_dim * slab.itemsize)

@@ -1,4 +1,4 @@
-"""The operator library: our own operators for ONNX Runtime, compiled with the package."""
+"""The operator library: the project's operators for ONNX Runtime, compiled with the package."""
 
 import ctypes
 from collections.abc import Callable
@@ -9,26 +9,26 @@ from pathlib import Path
 from medusa_trt.errors import EngineError
 
 DOMAIN = "medusa_trt"
-"""The operators' ONNX domain."""
+"""ONNX domain of the operators."""
 
 _NAME = "_operators"
 
 
 @cache
-def library_path() -> Path | None:
-    """The compiled library, or None where the package was installed without a compiler."""
+def find_library() -> Path | None:
+    """Finds the compiled library; None if the package was installed without a compiler."""
     folder = Path(__file__).resolve().parent
     paths = (folder / f"{_NAME}{suffix}" for suffix in EXTENSION_SUFFIXES)
     return next((path for path in paths if path.is_file()), None)
 
 
-def required_library() -> Path:
-    """The library's path.
+def require_library() -> Path:
+    """Returns the path of the library.
 
     Raises:
-        EngineError: it was not built.
+        EngineError: the library was not built.
     """
-    path = library_path()
+    path = find_library()
     if path is None:
         raise EngineError(
             "this bundle needs the operator library, which was not built: install a C++ compiler "
@@ -38,20 +38,21 @@ def required_library() -> Path:
 
 
 @cache
-def kernels_name() -> str:
-    """The instruction set that the operators use on this machine, as in "avx512-vnni"."""
-    function = ctypes.CDLL(str(required_library())).medusa_trt_kernels
+def read_kernels_name() -> str:
+    """Reads which instruction set the operators use on this machine, as "avx512-vnni"."""
+    function = ctypes.CDLL(str(require_library())).medusa_trt_kernels
     function.restype = ctypes.c_char_p
     name: bytes = function()
     return name.decode()
 
 
 @cache
-def commit_function() -> Callable[[ctypes.c_void_p], None] | None:
-    """`medusa_trt_commit` of native/ops.cpp; None where the library was not built."""
-    path = library_path()
+def load_commit_function() -> Callable[[ctypes.c_void_p], None] | None:
+    """Loads `medusa_trt_commit` of native/ops.cpp; None if the library was not built."""
+    path = find_library()
     if path is None:
         return None
-    function = ctypes.PyDLL(str(path)).medusa_trt_commit  # too short to let other threads run
+    # The call is too short to release the GIL for other threads, as `CDLL` would do.
+    function = ctypes.PyDLL(str(path)).medusa_trt_commit
     function.restype = None
     return function

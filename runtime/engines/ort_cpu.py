@@ -1,10 +1,10 @@
-"""The engine on ONNX Runtime: preallocated buffers, bound once per tree shape."""
+"""The engine on ONNX Runtime's CPU provider: preallocated buffers, bound once per tree shape."""
 
 import os
 import warnings
 from array import array
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,10 +16,11 @@ from medusa_trt.runtime.bundle import Bundle
 from medusa_trt.runtime.engines.base import Reductions, TokenIds, VerifyOutputs
 from medusa_trt.runtime.engines.cores import usable_cores
 from medusa_trt.runtime.engines.kv_cache import KVCache
-from medusa_trt.runtime.engines.operators import required_library
+from medusa_trt.runtime.engines.operators import require_library
+from medusa_trt.runtime.engines.ort_session import BFLOAT16, make_session_options, open_session
 from medusa_trt.runtime.engines.reduce_tensors import (
     OUTPUTS,
-    empty_inputs,
+    allocate_inputs,
     parent_rows,
     reductions_from_outputs,
     write_inputs,
@@ -27,27 +28,40 @@ from medusa_trt.runtime.engines.reduce_tensors import (
 from medusa_trt.runtime.options import SamplingOptions
 from medusa_trt.tree_configs import MedusaTree
 
-_BFLOAT16 = 16  # ONNX's number of the type, whose values numpy holds as uint16
 _MAX_BINDINGS = 16
 _MAX_THREADS = 512
 
 
 @dataclass(frozen=True, slots=True)
-class _Bound:
-    """A binding of fixed shapes: the buffers it points into, and what must outlive it."""
+class _BoundGraph:
+    """An I/O binding with its buffers, and the objects that must live as long as it.
+
+    Attributes:
+        binding: ONNX Runtime's object, of fixed shapes and addresses.
+        inputs: buffers to write before a run.
+        outputs: buffers that a run writes.
+        tree: kept alive, because `id(tree)` is the key of the binding.
+        verify_outputs: of a verify step, on the memory of `outputs`.
+    """
 
     binding: Any
     inputs: dict[str, NDArray[Any]]
     outputs: dict[str, NDArray[Any]]
-    tree: MedusaTree
-    outputs_of_verify: VerifyOutputs | None = None
+    tree: MedusaTree | None
+    verify_outputs: VerifyOutputs | None
 
 
 class OrtEngine:
     """Runs a bundle's graphs with ONNX Runtime on the CPU.
 
-    Shapes, mask and positions of a tree are bound once; a step then only writes its token ids
-    and past lengths, and runs. The graph writes new cache rows where the old ones are.
+    The shapes, mask and positions of a tree are bound once; a step then only writes its token ids
+    and past lengths, and runs. The graph writes new cache rows into the memory of its cache input.
+
+    Attributes:
+        capacity: see `Engine`.
+        batch_size: see `Engine`.
+        prefill_chunk: see `Engine`.
+        cache: the KV cache that the graphs read and write.
     """
 
     def __init__(
@@ -62,12 +76,12 @@ class OrtEngine:
 
         Args:
             bundle: an opened bundle.
-            capacity: rows of a KV cache slot, including room for one step's nodes; by default
-                what the bundle's largest length and its own tree need.
-            batch_size: sequences that can be stepped together. Above 1 the bundle's batch form
-                of the verify graph is used if it has one.
+            capacity: number of rows in a KV cache slot, including room for the nodes of a step; by
+                default enough for the bundle's maximum length and its tree.
+            batch_size: number of sequences in one step. Above 1, the bundle's batch form of the
+                verify graph is used if there is one.
             num_threads: threads for one step; by default as many as `usable_cores`. More are
-                allowed, with a warning, since they wait for each other.
+                allowed, with a warning, because they wait for each other.
 
         Raises:
             EngineError: ONNX Runtime is missing or does not accept a graph.
@@ -87,49 +101,29 @@ class OrtEngine:
             raise EngineError(f"batch_size is {batch_size}: it must be at least 1")
         self._model, self._heads_spec = bundle.manifest.model, bundle.manifest.heads
         target = bundle.manifest.target
-        self._prefill_chunk = target.prefill_chunk
-        spare = max(bundle.tree.num_nodes, target.min_rows)
-        self._cache = KVCache.zeros(
+        self.batch_size, self.prefill_chunk = batch_size, target.prefill_chunk
+        num_spare_rows = max(bundle.tree.num_nodes, target.min_rows)
+        self.capacity = capacity or self._model.max_length + num_spare_rows
+        self.cache = KVCache.zeros(
             num_layers=self._model.num_layers,
             num_kv_heads=self._model.num_kv_heads,
-            capacity=capacity or self._model.max_length + spare,
+            capacity=self.capacity,
             head_dim=self._model.head_dim,
             dtype=np.uint16 if target.cache_dtype == "bfloat16" else target.cache_dtype,
             batch_size=batch_size,
         )
-        has_form = "verify_batch" in bundle.manifest.graphs
-        verify = "verify_batch" if batch_size > 1 and has_form else "verify"
+        has_batch_form = "verify_batch" in bundle.manifest.graphs
+        verify = "verify_batch" if batch_size > 1 and has_batch_form else "verify"
         self._sessions = {
-            "verify": _session_from_file(bundle, verify, num_threads),
-            "heads": _session_from_file(bundle, "heads", num_threads),
-            "reduce": _session_from_file(bundle, "reduce", num_threads),
+            name: _open_session(bundle, graph, num_threads)
+            for name, graph in (("verify", verify), ("heads", "heads"), ("reduce", "reduce"))
         }
         inputs = {spec.name for spec in bundle.manifest.graphs[verify].inputs}
         self._reads_positions = names.CACHE_POSITIONS in inputs
         self._heads_read_root = bundle.manifest.heads_read_root
         self._reduce_spec = bundle.manifest.graphs["reduce"]
-        self._bindings: dict[tuple[object, ...], _Bound] = {}
+        self._bindings: dict[tuple[object, ...], _BoundGraph] = {}
         self._last_logits: NDArray[np.float32] | None = None
-
-    @property
-    def capacity(self) -> int:
-        """See `Engine.capacity`."""
-        return self._cache.capacity
-
-    @property
-    def batch_size(self) -> int:
-        """See `Engine.batch_size`."""
-        return self._cache.batch_size
-
-    @property
-    def prefill_chunk(self) -> int:
-        """See `Engine.prefill_chunk`."""
-        return self._prefill_chunk
-
-    @property
-    def cache(self) -> KVCache:
-        """The KV cache that the graphs read and write."""
-        return self._cache
 
     def verify(
         self,
@@ -142,7 +136,7 @@ class OrtEngine:
         logits: bool = False,
         reductions: bool = False,
     ) -> VerifyOutputs:
-        """See `Engine.verify`; logits to be reduced are there too."""
+        """See `Engine.verify`; logits to be reduced are returned too."""
         logits |= reductions
         if max(past_lengths) + tree.num_nodes > self.capacity:
             raise EngineError(
@@ -153,15 +147,15 @@ class OrtEngine:
         key = ("verify", id(tree), num_sequences, first_slot, None if rows is None else tuple(rows))
         bound = self._bindings.get((*key, logits))
         if bound is None:
-            shown = range(tree.num_nodes) if rows is None else rows
-            bound = self._bind_verify(tree, shown, first_slot, num_sequences, logits)
+            shown_rows = range(tree.num_nodes) if rows is None else rows
+            bound = self._bind_verify(tree, shown_rows, first_slot, num_sequences, logits)
             self._keep((*key, logits), bound)
         _write_ids(bound.inputs[names.INPUT_IDS], input_ids)
         bound.inputs[names.PAST_LENGTH][:] = past_lengths
         self._run("verify", bound)
         self._last_logits = bound.outputs.get(names.LOGITS)
-        assert bound.outputs_of_verify is not None
-        return bound.outputs_of_verify
+        assert bound.verify_outputs is not None
+        return bound.verify_outputs
 
     def reduce(
         self,
@@ -203,11 +197,11 @@ class OrtEngine:
 
     def commit(self, slot: int, past_length: int, nodes: Sequence[int]) -> None:
         """See `Engine.commit`."""
-        self._cache.commit(slot, past_length, nodes)
+        self.cache.commit(slot, past_length, nodes)
 
     def move(self, source: int, target: int, length: int) -> None:
         """See `Engine.move`."""
-        self._cache.move(source, target, length)
+        self.cache.move(source, target, length)
 
     def close(self) -> None:
         """See `Engine.close`."""
@@ -215,17 +209,17 @@ class OrtEngine:
         self._sessions.clear()
         self._last_logits = None
 
-    def _keep(self, key: tuple[object, ...], bound: _Bound) -> None:
+    def _keep(self, key: tuple[object, ...], bound: _BoundGraph) -> None:
         while len(self._bindings) >= _MAX_BINDINGS:
             self._bindings.pop(next(iter(self._bindings)))
         self._bindings[key] = bound
 
-    def _run(self, graph: str, bound: _Bound) -> None:
+    def _run(self, graph: str, bound: _BoundGraph) -> None:
         if graph not in self._sessions:
             raise EngineError("the engine is closed: open a new session")
         try:
             self._sessions[graph].run_with_iobinding(bound.binding)
-        except Exception as error:  # ONNX Runtime raises many pybind classes with no common base
+        except Exception as error:  # see `open_session`
             raise EngineError(f"ONNX Runtime failed in the {graph} graph: {error}") from error
 
     def _bind_verify(
@@ -235,7 +229,7 @@ class OrtEngine:
         first_slot: int,
         num_sequences: int,
         logits: bool,
-    ) -> _Bound:
+    ) -> _BoundGraph:
         inputs: dict[str, NDArray[Any]] = {
             names.INPUT_IDS: np.zeros((num_sequences, tree.num_nodes), np.int64),
             names.TREE_MASK: tree.additive_mask,
@@ -245,36 +239,32 @@ class OrtEngine:
         }
         if self._reads_positions:
             inputs[names.CACHE_POSITIONS] = np.arange(self.capacity)
-        num_rows = num_sequences * len(rows)
+        hidden_size, vocab_size = self._model.hidden_size, self._model.vocab_size
+        shape = num_sequences, len(rows)
+        verify_outputs = VerifyOutputs(
+            argmax=np.zeros(shape, np.int64),
+            hidden=np.zeros((*shape, hidden_size), np.float32),
+            logits=np.zeros((*shape, vocab_size), np.float32) if logits else None,
+        )
         outputs: dict[str, NDArray[Any]] = {
-            names.ARGMAX: np.zeros(num_rows, np.int64),
-            names.HIDDEN: np.zeros((num_rows, self._model.hidden_size), np.float32),
+            names.ARGMAX: verify_outputs.argmax.reshape(-1),
+            names.HIDDEN: verify_outputs.hidden.reshape(-1, hidden_size),
         }
-        if logits:
-            outputs[names.LOGITS] = np.zeros((num_rows, self._model.vocab_size), np.float32)
+        if verify_outputs.logits is not None:
+            outputs[names.LOGITS] = verify_outputs.logits.reshape(-1, vocab_size)
         for layer in range(self._model.num_layers):
             for kind in ("key", "value"):
-                view = self._cache.layer(layer, kind, first_slot, num_sequences)
+                view = self.cache.layer(layer, kind, first_slot, num_sequences)
                 inputs[names.past_name(layer, kind)] = view
                 outputs[names.present_name(layer, kind)] = view
-        bound = self._bind("verify", inputs, outputs, tree)
-        shape = (num_sequences, len(rows))
-        logits_array = outputs.get(names.LOGITS)
-        shaped = VerifyOutputs(
-            argmax=outputs[names.ARGMAX].reshape(shape),
-            hidden=outputs[names.HIDDEN].reshape(*shape, self._model.hidden_size),
-            logits=None
-            if logits_array is None
-            else logits_array.reshape(*shape, self._model.vocab_size),
-        )
-        return replace(bound, outputs_of_verify=shaped)
+        return self._bind("verify", inputs, outputs, tree, verify_outputs)
 
-    def _bind_reduce(self, tree: MedusaTree, logits: NDArray[np.float32]) -> _Bound:
+    def _bind_reduce(self, tree: MedusaTree, logits: NDArray[np.float32]) -> _BoundGraph:
         num_rows = len(logits)
         inputs: dict[str, NDArray[Any]] = {
             names.LOGITS: logits,
             names.PARENT_ROWS: parent_rows(tree, num_rows),
-            **empty_inputs(self._reduce_spec, num_rows),
+            **allocate_inputs(self._reduce_spec, num_rows),
         }
         outputs = {name: np.zeros(num_rows, dtype) for name, dtype in OUTPUTS.items()}
         return self._bind("reduce", inputs, outputs, tree)
@@ -285,45 +275,39 @@ class OrtEngine:
         inputs: dict[str, NDArray[Any]],
         outputs: dict[str, NDArray[Any]],
         tree: MedusaTree | None = None,
-    ) -> _Bound:
+        verify_outputs: VerifyOutputs | None = None,
+    ) -> _BoundGraph:
         if graph not in self._sessions:
             raise EngineError("the engine is closed: open a new session")
         binding = self._sessions[graph].io_binding()
         for bind, arrays in ((binding.bind_input, inputs), (binding.bind_output, outputs)):
-            for name, each in arrays.items():
-                kind = _BFLOAT16 if each.dtype == np.uint16 else each.dtype.type
-                bind(name, "cpu", 0, kind, each.shape, each.ctypes.data)
-        return _Bound(binding, inputs, outputs, tree or MedusaTree.from_choices(()))
+            for name, array_ in arrays.items():
+                # A cache of bfloat16 is held as uint16.
+                element_type = BFLOAT16 if array_.dtype == np.uint16 else array_.dtype.type
+                bind(name, "cpu", 0, element_type, array_.shape, array_.ctypes.data)
+        return _BoundGraph(binding, inputs, outputs, tree, verify_outputs)
 
 
 def _write_ids(buffer: NDArray[np.int64], input_ids: TokenIds) -> None:
-    """Writes (B, N) ids; lists go past numpy, whose conversion takes as long as the candidates."""
+    """Writes (B, N) ids; numpy's conversion of a list takes too long for the usual batch of 1."""
     if isinstance(input_ids, np.ndarray) or len(input_ids) > 1:
         buffer[...] = input_ids
     else:
         buffer.data.cast("B").cast("q")[:] = array("q", input_ids[0])
 
 
-def _session_from_file(bundle: Bundle, graph: str, num_threads: int) -> Any:
+def _open_session(bundle: Bundle, graph: str, num_threads: int) -> Any:
     try:
         import onnxruntime
     except ImportError as error:
         raise EngineError(
             "onnxruntime is not installed: pip install 'medusa-trt[ort-cpu]'"
         ) from error
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
+    options = make_session_options(onnxruntime)
     if bundle.manifest.target.operator_library:
-        options.register_custom_ops_library(os.fspath(required_library()))
-    options.enable_mem_pattern = False
-    # Each session has its own threads. Left spinning after a run, those of one hold the cores that
-    # the other wants: on two cores a step took 47.8 ms instead of 26.2 ms.
+        options.register_custom_ops_library(os.fspath(require_library()))
+    # Each session has threads of its own. If they spin after a run, they hold the cores that the
+    # next session needs: on two cores a step took 47.8 ms instead of 26.2 ms.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     options.intra_op_num_threads = num_threads
-    path = bundle.graph_path(graph)
-    try:
-        return onnxruntime.InferenceSession(
-            os.fspath(path), options, providers=["CPUExecutionProvider"]
-        )
-    except Exception as error:  # see OrtEngine._run
-        raise EngineError(f"ONNX Runtime cannot load {path}: {error}") from error
+    return open_session(onnxruntime, bundle.graph_path(graph), options, "CPUExecutionProvider")

@@ -1,6 +1,5 @@
 """The engine on ONNX Runtime's CUDA provider."""
 
-import os
 from collections.abc import Iterator
 from importlib import import_module
 from typing import Any
@@ -10,33 +9,36 @@ import numpy as np
 from medusa_trt.errors import EngineError
 from medusa_trt.runtime.bundle import Bundle
 from medusa_trt.runtime.engines.device.engine import DeviceEngine
-from medusa_trt.runtime.engines.device.memory import Cuda, closed_on_error, cuda_runtime
+from medusa_trt.runtime.engines.device.memory import Cuda, close_on_error, import_cuda_runtime
+from medusa_trt.runtime.engines.ort_session import BFLOAT16, make_session_options, open_session
 from medusa_trt.tree_configs import MedusaTree
 
 _PROVIDER = "CUDAExecutionProvider"
-_BFLOAT16 = 16  # ONNX's number of the type, which numpy lacks
 _ROW_MULTIPLE = 8
-"""Rows of a cache slot: the provider's fused attention wants the mask's rows aligned."""
+"""A cache slot has a multiple of this many rows, which aligns the rows of the mask.
+
+The provider's fused attention needs that."""
 
 _MAX_GRAPHS = 64
-"""CUDA graphs that are recorded; ONNX Runtime keeps them until its session ends."""
+"""Largest number of recorded CUDA graphs; ONNX Runtime keeps them until its session ends."""
 
 _NO_GRAPH = -1
+"""ONNX Runtime's graph id for a run without a CUDA graph."""
 
-_RECORDS = {"verify": True, "heads": False, "reduce": False}
-"""Whether a graph's runs become CUDA graphs.
+_IS_RECORDED = {"verify": True, "heads": False, "reduce": False}
+"""Whether the runs of each ONNX graph are recorded as CUDA graphs.
 
-`TopK` copies sizes from host memory that the provider uses again after the run, so a recorded copy
-could find those of another batch size there. Heads and reductions are a handful of launches.
+`TopK` copies sizes from host memory that the provider reuses after the run, so a recorded copy
+could read the sizes of another batch there. Heads and reductions only launch a few kernels.
 """
 
 
 class OrtCudaEngine(DeviceEngine):
     """Runs a bundle's graphs with ONNX Runtime on the first GPU.
 
-    The provider works on the engine's stream and does not wait. It records CUDA graphs itself, and
-    refuses to where a tensor would go through the host: such a graph is an error when the engine is
-    made.
+    The provider runs on the engine's stream and does not wait. It records CUDA graphs itself. It
+    refuses an ONNX graph in which a tensor goes through the host; the engine then raises an error
+    when it is created.
     """
 
     def __init__(
@@ -51,15 +53,15 @@ class OrtCudaEngine(DeviceEngine):
         """Loads the graphs.
 
         Args:
-            bundle: one exported for ort-cuda.
-            capacity: rows of a KV cache slot that must be there.
-            batch_size: sequences that can be stepped together.
-            module: ONNX Runtime; imported by default.
-            cuda: the module of CUDA's runtime; cuda-python's by default.
+            bundle: an opened bundle, exported for ort-cuda.
+            capacity: least number of rows in a KV cache slot.
+            batch_size: number of sequences in one step.
+            module: the module `onnxruntime`; imported by default.
+            cuda: the module of the CUDA runtime; the one of cuda-python by default.
 
         Raises:
-            EngineError: the bundle is of another kind, the libraries or a GPU are missing, or the
-                provider does not take a graph.
+            EngineError: the bundle was exported for another target, a library or a GPU is missing,
+                or the provider does not accept a graph.
         """
         target = bundle.manifest.target
         if target.name != "ort-cuda":
@@ -69,40 +71,32 @@ class OrtCudaEngine(DeviceEngine):
             )
         if batch_size < 1:
             raise EngineError(f"batch_size is {batch_size}: it must be at least 1")
-        module = module if module is not None else _imported()
-        device = Cuda(cuda if cuda is not None else cuda_runtime())
-        rows = -(-capacity // _ROW_MULTIPLE) * _ROW_MULTIPLE
-        with closed_on_error(device):
+        module = module if module is not None else _import_onnxruntime()
+        device = Cuda(cuda if cuda is not None else import_cuda_runtime())
+        num_rows = -(-capacity // _ROW_MULTIPLE) * _ROW_MULTIPLE
+        with close_on_error(device):
             executor = _OrtExecutor(bundle, module, device.stream)
-            super().__init__(bundle, executor, device, capacity=rows, batch_size=batch_size)
+            super().__init__(bundle, executor, device, capacity=num_rows, batch_size=batch_size)
 
 
 class _OrtExecutor:
-    """Makes bindings."""
+    """Makes I/O bindings; see `Executor`."""
 
-    is_capturable = False  # the provider's own graphs know which of its buffers must stay
+    # Only the provider knows which of its own buffers a CUDA graph needs, so it records itself.
+    is_capturable = False
 
     def __init__(self, bundle: Bundle, module: Any, stream: int) -> None:
         self._module = module
         self._graph_ids = iter(range(1, _MAX_GRAPHS + 1))
         self._sessions = {
-            graph: _session(
-                bundle,
-                graph,
-                module,
-                {
-                    "device_id": "0",
-                    "user_compute_stream": str(stream),
-                    "enable_cuda_graph": str(int(records)),
-                },
-            )
-            for graph, records in _RECORDS.items()
+            graph: _open_session(bundle, graph, module, stream, is_recorded)
+            for graph, is_recorded in _IS_RECORDED.items()
         }
 
     def open(self, graph: str, tree: MedusaTree | None) -> "_Binding":
         """See `Executor.open`."""
         del tree
-        graph_ids = self._graph_ids if _RECORDS[graph] else iter(())
+        graph_ids = self._graph_ids if _IS_RECORDED[graph] else iter(())
         return _Binding(graph, self._sessions[graph], self._module, graph_ids)
 
     def close(self) -> None:
@@ -111,7 +105,7 @@ class _OrtExecutor:
 
 
 class _Binding:
-    """An I/O binding; from its second run on a CUDA graph where numbers are left for one."""
+    """An I/O binding; its second run is recorded as a CUDA graph, if an id is left for one."""
 
     def __init__(self, graph: str, session: Any, module: Any, graph_ids: Iterator[int]) -> None:
         self._graph, self._session = graph, session
@@ -143,7 +137,7 @@ class _Binding:
             self._options = self._run_options(next(self._graph_ids, _NO_GRAPH))
         try:
             self._session.run_with_iobinding(self._binding, self._options)
-        except Exception as error:  # ONNX Runtime raises many pybind classes with no common base
+        except Exception as error:  # see `open_session`
             raise EngineError(f"ONNX Runtime failed in the {self._graph} graph: {error}") from error
 
     def _run_options(self, graph_id: int) -> Any:
@@ -154,24 +148,19 @@ class _Binding:
 
 
 def _element_type(dtype: str) -> Any:
-    return _BFLOAT16 if dtype == "bfloat16" else np.dtype(dtype).type
+    return BFLOAT16 if dtype == "bfloat16" else np.dtype(dtype).type
 
 
-def _session(bundle: Bundle, graph: str, module: Any, provider_options: dict[str, str]) -> Any:
-    options = module.SessionOptions()
-    options.log_severity_level = 3
-    options.enable_mem_pattern = False
+def _open_session(bundle: Bundle, graph: str, module: Any, stream: int, is_recorded: bool) -> Any:
+    provider_options = {
+        "device_id": "0",
+        "user_compute_stream": str(stream),
+        "enable_cuda_graph": str(int(is_recorded)),
+    }
+    options = make_session_options(module)
     path = bundle.graph_path(graph)
-    try:
-        session = module.InferenceSession(
-            os.fspath(path),
-            options,
-            providers=[(_PROVIDER, provider_options)],
-            enable_fallback=False,
-        )
-    except Exception as error:  # see _Binding.enqueue
-        raise EngineError(f"ONNX Runtime cannot load {path} for CUDA: {error}") from error
-    # Where the provider's own libraries are missing, only a line in the log says so.
+    session = open_session(module, path, options, _PROVIDER, provider_options)
+    # Where the provider's own libraries are missing, ONNX Runtime only writes a line to its log.
     if _PROVIDER not in session.get_providers():
         raise EngineError(
             f"ONNX Runtime cannot use {_PROVIDER} here: install CUDA 13's libraries with "
@@ -180,7 +169,7 @@ def _session(bundle: Bundle, graph: str, module: Any, provider_options: dict[str
     return session
 
 
-def _imported() -> Any:
+def _import_onnxruntime() -> Any:
     try:
         module = import_module("onnxruntime")
     except ImportError as error:

@@ -1,4 +1,4 @@
-"""What the reduce graph is fed and what it gives, in either of its forms."""
+"""Inputs and outputs of the reduce graph, in all of its forms."""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,13 +14,14 @@ from medusa_trt.runtime.sampling import token_from_logits
 from medusa_trt.tree_configs import MedusaTree
 
 NUM_SORTED = 1024
-"""Most likely tokens among which a nucleus is looked for; a larger one is drawn on the host."""
+"""Number of sorted tokens in the graph; from a larger top-p nucleus, the host draws the token."""
 
 SHARE_BITS = 31
-"""Bits of a uniform number where the graph adds up integers."""
+"""Number of bits of a uniform number in the integer form of the graph."""
 
 _TYPES = {"float": "float32", "double": "float64"}
-_KEPT = (names.LOGITS, names.PARENT_ROWS)
+_CONSTANT_INPUTS = (names.LOGITS, names.PARENT_ROWS)
+"""Inputs that are bound once for a tree."""
 
 OUTPUTS = {
     names.SAMPLED: "int64",
@@ -28,25 +29,25 @@ OUTPUTS = {
     names.ENTROPY: "float32",
     names.CANDIDATE_LOGPROB: "float32",
 }
-"""Types of the outputs, each (num_rows,)."""
+"""Type of each output, whose shape is (num_rows,)."""
 
 
 def parent_rows(tree: MedusaTree, num_rows: int) -> NDArray[np.int64]:
-    """(num_rows,) the row of each node's parent; a root's is its own."""
+    """Row of each node's parent, (num_rows,); a root is its own parent."""
     starts = np.arange(0, num_rows, tree.num_nodes)
     rows: NDArray[np.int64] = (starts[:, None] + np.maximum(tree.parents, 0)).reshape(-1)
     return rows
 
 
-def empty_inputs(spec: GraphSpec, num_rows: int) -> dict[str, NDArray[Any]]:
-    """Arrays of the shapes and types of what changes from step to step."""
+def allocate_inputs(spec: GraphSpec, num_rows: int) -> dict[str, NDArray[Any]]:
+    """Allocates arrays for the inputs that change from step to step."""
     return {
         tensor.name: np.zeros(
             [num_rows if isinstance(size, str) else size for size in tensor.shape],
             _TYPES.get(tensor.dtype, tensor.dtype),
         )
         for tensor in spec.inputs
-        if tensor.name not in _KEPT
+        if tensor.name not in _CONSTANT_INPUTS
     }
 
 
@@ -57,7 +58,10 @@ def write_inputs(
     uniforms: NDArray[np.float64],
     vocab_size: int,
 ) -> None:
-    """Writes one step's values into those of the arrays that are there; see `Engine.reduce`."""
+    """Writes one step's values into the arrays; a form of the graph may lack some inputs.
+
+    See `Engine.reduce` for the arguments.
+    """
     num_sorted = sampling.top_k or (NUM_SORTED if sampling.top_p < 1 else 1)
     is_integer = arrays[names.UNIFORMS].dtype == np.int64
     values = {
@@ -79,19 +83,19 @@ def reductions_from_outputs(
     outputs: dict[str, NDArray[Any]],
     sampling: SamplingOptions,
     uniforms: NDArray[np.float64],
-    logits_of: Callable[[int], NDArray[np.float32]],
+    read_logits: Callable[[int], NDArray[np.float32]],
 ) -> Reductions:
-    """What `Engine.reduce` returns; rows that the graph does not cover are drawn here.
+    """Makes the result of `Engine.reduce`; draws the tokens of rows that the graph did not cover.
 
     Args:
-        outputs: the graph's, overwritten.
+        outputs: outputs of the graph; overwritten.
         sampling: the distribution.
         uniforms: (B, R) in [0, 1).
-        logits_of: the logits (vocab,) of one of the B × R rows.
+        read_logits: returns the logits (vocab,) of one of the B × R rows.
     """
     sampled = outputs[names.SAMPLED]
     for row in np.flatnonzero(~outputs[names.COVERED]).tolist():
-        sampled[row] = token_from_logits(logits_of(row), sampling, float(uniforms.flat[row]))
+        sampled[row] = token_from_logits(read_logits(row), sampling, float(uniforms.flat[row]))
     return Reductions(
         sampled=sampled.reshape(uniforms.shape),
         entropy=outputs[names.ENTROPY].reshape(uniforms.shape),

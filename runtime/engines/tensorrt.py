@@ -7,7 +7,7 @@ from typing import Any
 from medusa_trt.errors import EngineError
 from medusa_trt.runtime.bundle import Bundle
 from medusa_trt.runtime.engines.device.engine import DeviceEngine
-from medusa_trt.runtime.engines.device.memory import Cuda, closed_on_error, cuda_runtime
+from medusa_trt.runtime.engines.device.memory import Cuda, close_on_error, import_cuda_runtime
 from medusa_trt.runtime.engines.engine_record import MODULES, PREFILL_ENGINE, EngineRecord, Product
 from medusa_trt.runtime.engines.tensorrt_loading import LoadedEngines, load_engines
 from medusa_trt.tree_configs import MedusaTree
@@ -15,6 +15,8 @@ from medusa_trt.tree_configs import MedusaTree
 
 class TrtEngine(DeviceEngine):
     """Runs a bundle's engines with TensorRT or TensorRT-RTX."""
+
+    _capacity_advice = "build engines with a larger --max-length"
 
     def __init__(
         self,
@@ -32,19 +34,19 @@ class TrtEngine(DeviceEngine):
         Args:
             bundle: an opened bundle.
             product: "tensorrt" or "tensorrt-rtx".
-            folder: of the engines; by default those in the bundle that fit this machine.
-            capacity: rows of a KV cache slot that must be there; the engines' own number by
-                default.
-            batch_size: sequences that can be stepped together.
+            folder: folder of the engines; by default the one in the bundle that fits this machine.
+            capacity: least number of rows in a KV cache slot; by default the number that the
+                engines were built for.
+            batch_size: number of sequences in one step.
             module: the product's Python module; imported by default.
-            cuda: the module of CUDA's runtime; cuda-python's by default.
+            cuda: the module of the CUDA runtime; the one of cuda-python by default.
 
         Raises:
-            EngineError: the libraries, a GPU or fitting engines are missing.
+            EngineError: a library, a GPU or engines that fit this machine are missing.
         """
-        module = module if module is not None else _imported(product)
-        device = Cuda(cuda if cuda is not None else cuda_runtime())
-        with closed_on_error(device):
+        module = module if module is not None else _import_product(product)
+        device = Cuda(cuda if cuda is not None else import_cuda_runtime())
+        with close_on_error(device):
             loaded = load_engines(bundle, folder, product, module, device, batch_size)
             record, in_place = loaded.record, bundle.manifest.target.cache_in_place
             _check_sizes(record, capacity, batch_size, in_place)
@@ -52,18 +54,14 @@ class TrtEngine(DeviceEngine):
             super().__init__(
                 bundle, executor, device, capacity=record.capacity, batch_size=batch_size
             )
-        self._prefill_chunk = record.most_nodes
-
-    @property
-    def _more_room(self) -> str:
-        return "build engines with a larger --max-length"
+        self.prefill_chunk = record.max_nodes
 
 
 class _TrtExecutor:
-    """Makes execution contexts.
+    """Makes execution contexts; see `Executor`.
 
-    They run one after the other, so all of them compute in the same memory. TensorRT would give
-    each of them its own, enough for the largest step.
+    Contexts run one after the other, so all of them compute in the same memory. By default
+    TensorRT gives each context memory of its own, enough for the largest step.
     """
 
     def __init__(self, module: Any, loaded: LoadedEngines, cuda: Cuda) -> None:
@@ -72,11 +70,13 @@ class _TrtExecutor:
         sizes = [engine.device_memory_size_v2 for engine in self._engines.values()]
         self._scratch_bytes = max(1, *sizes)
         self._scratch = cuda.allocate(self._scratch_bytes)
-        self._ways = {name: self._way(engine) for name, engine in self._engines.items()}
+        self._context_options = {
+            name: self._make_context_options(engine) for name, engine in self._engines.items()
+        }
 
     @property
     def is_capturable(self) -> bool:
-        """Whether steps may be recorded: streamed weights need memory while they run."""
+        """See `Executor`; steps with streamed weights allocate memory and cannot be recorded."""
         return not self._record.weight_streaming
 
     def open(self, graph: str, tree: MedusaTree | None) -> "_Context":
@@ -84,9 +84,9 @@ class _TrtExecutor:
         name, profile = graph, 0
         if graph == "verify":
             assert tree is not None
-            name = graph if self._holds(tree) else PREFILL_ENGINE
-            profile = self._profile_for(name, tree.num_nodes)
-        context = self._engines[name].create_execution_context(self._ways[name])
+            name = graph if self._takes_tree(tree) else PREFILL_ENGINE
+            profile = self._choose_profile(name, tree.num_nodes)
+        context = self._engines[name].create_execution_context(self._context_options[name])
         if context is None or not context.set_optimization_profile_async(profile, self._stream):
             raise EngineError(
                 f"TensorRT cannot make an execution context of the {name} engine: the GPU's "
@@ -97,30 +97,32 @@ class _TrtExecutor:
         return _Context(name, context, self._stream, inputs)
 
     def close(self) -> None:
-        """Engines first, then the runtime, which they hold on to."""
-        self._ways.clear()
+        """Frees the engines, then the runtime that they use."""
+        self._context_options.clear()
         self._engines.clear()
         self._runtime = None
 
-    def _way(self, engine: Any) -> Any:
-        """How contexts of an engine are made."""
+    def _make_context_options(self, engine: Any) -> Any:
+        """Makes the argument of `create_execution_context`."""
         strategy = self._module.ExecutionContextAllocationStrategy.USER_MANAGED
         specialization = getattr(self._module, "DynamicShapesKernelSpecializationStrategy", None)
         if specialization is None:
             return strategy
-        # TensorRT-RTX compiles kernels for a shape beside the first runs. A context has one shape,
-        # and what its second run uses is recorded for all others, so it waits for these kernels.
+        # By default TensorRT-RTX compiles the kernels for a shape while the first runs use others.
+        # A context has one shape and its second run is recorded, so it has to wait for them.
         config = engine.create_runtime_config()
         config.set_execution_context_allocation_strategy(strategy)
         config.dynamic_shapes_kernel_specialization_strategy = specialization.EAGER
         return config
 
-    def _holds(self, tree: MedusaTree) -> bool:
-        """Whether the verify engine is for this tree, or for any."""
-        merged = self._record.medusa_choices
-        return merged is None or merged == [list(node) for node in tree.medusa_choices]
+    def _takes_tree(self, tree: MedusaTree) -> bool:
+        """Returns whether the verify engine takes this tree."""
+        merged_choices = self._record.medusa_choices
+        return merged_choices is None or merged_choices == [
+            list(node) for node in tree.medusa_choices
+        ]
 
-    def _profile_for(self, name: str, num_nodes: int) -> int:
+    def _choose_profile(self, name: str, num_nodes: int) -> int:
         limits = self._record.engines[name].max_nodes
         for index, limit in enumerate(limits):
             if num_nodes <= limit:
@@ -132,7 +134,7 @@ class _TrtExecutor:
 
 
 class _Context:
-    """An execution context."""
+    """An execution context; see `Executable`."""
 
     def __init__(self, name: str, context: Any, stream: int, inputs: set[str]) -> None:
         self._name, self._context, self._stream = name, context, stream
@@ -174,15 +176,15 @@ def _check_sizes(
             f"the engines were built for a KV cache of {record.capacity} rows, "
             f"{capacity} are needed: lower max_length, or build with a larger --max-length"
         )
-    most = record.max_batch_size if in_place else 1
-    if not 1 <= batch_size <= most:
+    max_batch_size = record.max_batch_size if in_place else 1
+    if not 1 <= batch_size <= max_batch_size:
         raise EngineError(
-            f"batch_size is {batch_size}: these engines take 1 to {most}"
+            f"batch_size is {batch_size}: these engines take 1 to {max_batch_size}"
             + ("; build with a larger --max-batch-size" if in_place else "")
         )
 
 
-def _imported(product: Product) -> Any:
+def _import_product(product: Product) -> Any:
     try:
         return import_module(MODULES[product])
     except ImportError as error:

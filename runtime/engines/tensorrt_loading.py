@@ -1,4 +1,4 @@
-"""Engines of TensorRT or TensorRT-RTX, loaded and checked."""
+"""Loads the engines of a bundle with TensorRT or TensorRT-RTX, and checks them."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,25 +15,26 @@ from medusa_trt.runtime.engines.engine_record import (
     Machine,
     Product,
     check_engines,
-    engine_folders,
+    find_mismatches,
     graph_of_engine,
-    mismatches,
+    list_engine_folders,
     record_from_folder,
 )
 from medusa_trt.runtime.manifest import TensorSpec
 
-_TYPES = {
+_DATA_TYPES = {
     "float": "FLOAT",
     "float16": "HALF",
     "bfloat16": "BF16",
     "int64": "INT64",
     "bool": "BOOL",
 }
+"""Name in TensorRT's `DataType`, by type in a bundle's manifest."""
 
 
 @dataclass(frozen=True, slots=True)
 class LoadedEngines:
-    """Deserialized engines by name, with what was recorded of them."""
+    """Deserialized engines by name, with their record and TensorRT's runtime."""
 
     record: EngineRecord
     engines: dict[str, Any]
@@ -51,21 +52,21 @@ def load_engines(
     """Loads a bundle's engines.
 
     Args:
-        bundle: the bundle they were built from.
-        folder: where they are; by default those in the bundle that fit this machine.
-        product: what `module` is.
+        bundle: the bundle that the engines were built from.
+        folder: folder of the engines; by default the one in the bundle that fits this machine.
+        product: the product of `module`.
         module: `tensorrt` or `tensorrt_rtx`.
         cuda: the GPU.
-        batch_size: slots of the KV cache, for which streamed weights leave room.
+        batch_size: number of KV cache slots; streamed weights leave memory for them.
 
     Raises:
-        EngineError: none fit this machine (it says what differs), or they are damaged or of
-            another bundle.
+        EngineError: no engines fit this machine (the message names the differences), or they
+            are damaged or were built from another bundle.
     """
     machine = Machine(product, str(module.__version__), cuda.compute_capability)
-    folder = folder or _fitting_folder(bundle, machine)
+    folder = folder or _choose_folder(bundle, machine)
     record = record_from_folder(folder)
-    if differences := mismatches(record, machine):
+    if differences := find_mismatches(record, machine):
         raise EngineError(
             f"the engines in {folder} do not fit this machine: {'; '.join(differences)}. "
             "Build them again here with medusa-trt build"
@@ -77,7 +78,7 @@ def load_engines(
     engines = {}
     for name, spec in record.engines.items():
         path = folder / spec.file
-        # Mapped, since it may be as large as the memory.
+        # The file is mapped, because it may be as large as the host's memory.
         engine = runtime.deserialize_cuda_engine(np.memmap(path, mode="r"))
         if engine is None:
             raise EngineError(
@@ -87,7 +88,7 @@ def load_engines(
         if record.stripped and has_weights:
             _refit(module, engine, bundle.graph_path(graph_of_engine(name)))
         if record.weight_streaming and has_weights:
-            # TensorRT proposes what is free now, and does not know of the cache that comes.
+            # TensorRT proposes the memory that is free now; the KV cache is not allocated yet.
             free_bytes = engine.get_weight_streaming_automatic_budget()
             num_slabs = 1 if bundle.manifest.target.cache_in_place else 2
             cache_bytes = num_slabs * bundle.cache_bytes(record.capacity * batch_size)
@@ -97,19 +98,19 @@ def load_engines(
     return LoadedEngines(record, engines, runtime)
 
 
-def _fitting_folder(bundle: Bundle, machine: Machine) -> Path:
-    folders = engine_folders(bundle)
+def _choose_folder(bundle: Bundle, machine: Machine) -> Path:
+    folders = list_engine_folders(bundle)
     if not folders:
         raise EngineError(f"{bundle.path} has no engines: make them with medusa-trt build")
     reasons = {}
     for folder in folders:
-        differences = mismatches(record_from_folder(folder), machine)
+        differences = find_mismatches(record_from_folder(folder), machine)
         if not differences:
             return folder
         reasons[folder.name] = "; ".join(differences)
     listed = ". ".join(f"{name}: {reason}" for name, reason in reasons.items())
     raise EngineError(
-        f"no engines of {bundle.path} fit this machine. {listed}. "
+        f"no engines in {bundle.path} fit this machine. {listed}. "
         "Build them again here with medusa-trt build"
     )
 
@@ -124,14 +125,16 @@ def _refit(module: Any, engine: Any, graph: Path) -> None:
 
 
 def _check_tensors(module: Any, engine: Any, specs: list[TensorSpec], path: Path) -> None:
-    found = {
+    engine_types = {
         name: engine.get_tensor_dtype(name)
         for name in map(engine.get_tensor_name, range(engine.num_io_tensors))
     }
-    wanted = {spec.name: getattr(module.DataType, _TYPES[spec.dtype]) for spec in specs}
-    for name in sorted(found.keys() | wanted.keys()):
-        if found.get(name) != wanted.get(name):
+    recorded_types = {
+        spec.name: getattr(module.DataType, _DATA_TYPES[spec.dtype]) for spec in specs
+    }
+    for name in sorted(engine_types.keys() | recorded_types.keys()):
+        if engine_types.get(name) != recorded_types.get(name):
             raise EngineError(
-                f"{path}: tensor {name} is {found.get(name)}, the record says "
-                f"{wanted.get(name)}: build the engines again"
+                f"{path}: tensor {name} is {engine_types.get(name)}, the record says "
+                f"{recorded_types.get(name)}: build the engines again"
             )

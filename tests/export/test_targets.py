@@ -12,7 +12,7 @@ def test_without_the_operator_library_the_export_says_what_it_falls_back_to(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     for module in (targets, operators):
-        monkeypatch.setattr(module, "library_path", lambda: None)
+        monkeypatch.setattr(module, "find_library", lambda: None)
     precision = precision_from_name(ORT_CPU, None)
     assert precision.name == "fp32"
     notice = fallback_notice(ORT_CPU, precision, None)

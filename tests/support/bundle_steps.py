@@ -79,7 +79,7 @@ def prefill(engine: OrtEngine, tokens: NDArray[np.int64], chunk: int) -> NDArray
 
 def cached(engine: OrtEngine, length: int) -> NDArray[np.float32]:
     """The first rows of every layer's keys and values."""
-    return engine.cache.floats(length)
+    return engine.cache.to_float32(length)
 
 
 def expected_logits(model: PreTrainedModel, tokens: NDArray[np.int64]) -> NDArray[np.float32]:

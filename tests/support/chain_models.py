@@ -10,7 +10,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from medusa_trt.export.quantization.library import quantized_weight
-from medusa_trt.runtime.engines.operators import DOMAIN, required_library
+from medusa_trt.runtime.engines.operators import DOMAIN, require_library
 
 Floats = NDArray[np.float32]
 
@@ -84,7 +84,7 @@ def model_of(
 def opened(model: ir.Model, threads: int, library: Path | None = None) -> ort.InferenceSession:
     """A session with so many threads, on the installed library or another."""
     options = ort.SessionOptions()
-    options.register_custom_ops_library(os.fspath(library or required_library()))
+    options.register_custom_ops_library(os.fspath(library or require_library()))
     options.intra_op_num_threads = threads
     return ort.InferenceSession(ir.to_proto(model).SerializeToString(), options)
 

@@ -9,7 +9,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-from medusa_trt.runtime.engines.operators import DOMAIN, required_library
+from medusa_trt.runtime.engines.operators import DOMAIN, require_library
 
 Array = NDArray[Any]
 
@@ -42,7 +42,7 @@ def session(
     opsets = [helper.make_opsetid("", 21), helper.make_opsetid(DOMAIN, 1)]
     model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
     options = ort.SessionOptions()
-    options.register_custom_ops_library(os.fspath(required_library()))
+    options.register_custom_ops_library(os.fspath(require_library()))
     options.intra_op_num_threads = 2
     options.log_severity_level = 4
     return ort.InferenceSession(model.SerializeToString(), options)
@@ -62,7 +62,7 @@ def run_bound(
 
 def kernels_here() -> list[str]:
     """Those that this processor runs, each found in a process of its own."""
-    code = "from medusa_trt.runtime.engines.operators import kernels_name; print(kernels_name())"
+    code = "from medusa_trt.runtime.engines import operators; print(operators.read_kernels_name())"
     found = []
     for name in KERNELS:
         environment = {**os.environ, "MEDUSA_TRT_KERNELS": name}

@@ -1,1 +1,1 @@
-"""The engine on a GPU, whichever product executes the graphs."""
+"""The engine on a GPU, independent of the product that runs the graphs."""

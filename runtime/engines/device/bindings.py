@@ -1,4 +1,4 @@
-"""Graphs with their tensors bound in device memory, kept from step to step."""
+"""Graphs with their tensors bound to device memory, which is kept from step to step."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,21 +18,21 @@ _MAX_BINDINGS = 16
 
 
 @dataclass(slots=True)
-class Bound:
+class BoundGraph:
     """An executable with all its tensors bound.
 
     Attributes:
-        executable: the executor's.
-        tree: kept alive, since the binding is found by its identity.
+        executable: made by the executor.
+        tree: kept alive, because `id(tree)` is in the key of the binding.
         inputs: pinned arrays to write before a run.
-        uploads: addresses on the device of those inputs that every run copies there.
-        downloads: pinned arrays that every run fills, with their addresses on the device.
-        addresses: of all outputs.
-        memory: all device memory of it.
-        pinned: all pinned memory of it.
-        graph: all of a run as a CUDA graph, from the second run on.
-        num_runs: how often it ran.
-        outputs_of_verify: of a verify step, made of `downloads` once.
+        uploads: device addresses of the inputs that every run copies to the device.
+        downloads: pinned arrays that every run fills, with their device addresses.
+        addresses: device addresses of all outputs.
+        memory: device memory to free with the binding.
+        pinned: pinned memory to free with the binding.
+        graph: the run as a CUDA graph, from the second run on.
+        num_runs: number of runs so far.
+        verify_outputs: of a verify step, on the memory of `downloads`.
     """
 
     executable: Executable
@@ -45,59 +45,61 @@ class Bound:
     pinned: list[NDArray[Any]] = field(default_factory=list)
     graph: Any = None
     num_runs: int = 0
-    outputs_of_verify: VerifyOutputs | None = None
+    verify_outputs: VerifyOutputs | None = None
 
 
 class Bindings:
-    """Makes, runs and keeps the youngest bindings of one executor."""
+    """Makes and runs the bindings of one executor, and keeps those used last."""
 
     def __init__(self, cuda: Cuda, executor: Executor) -> None:
-        """Takes the device and the executor, which `close` frees."""
+        """Takes the device, and the executor, which `close` closes."""
         self._cuda = cuda
         self._executor: Executor | None = executor
-        self._kept: dict[tuple[object, ...], Bound] = {}
+        self._kept: dict[tuple[object, ...], BoundGraph] = {}
 
     @property
     def executor(self) -> Executor:
-        """Of the graphs.
+        """The executor of the graphs.
 
         Raises:
-            EngineError: it was closed.
+            EngineError: the engine is closed.
         """
         if self._executor is None:
             raise EngineError("the engine is closed: open a new session")
         return self._executor
 
     @contextmanager
-    def new(self, graph: str, tree: MedusaTree | None = None) -> Iterator[Bound]:
-        """An executable of a graph, nothing bound yet; freed where the block cannot bind it."""
-        bound = Bound(self.executor.open(graph, tree), tree)
+    def open(
+        self, key: tuple[object, ...], graph: str, tree: MedusaTree | None = None
+    ) -> Iterator[BoundGraph]:
+        """Opens a graph for the block to bind its tensors, then keeps it; see `get`.
+
+        Where there are too many bindings, the one unused for longest is freed.
+        """
+        bound = BoundGraph(self.executor.open(graph, tree), tree)
         try:
             yield bound
         except BaseException:
             self._cuda.synchronize()
             self._release(bound)
             raise
-
-    def found(self, key: tuple[object, ...]) -> Bound | None:
-        """A binding that was kept, now the youngest."""
-        bound = self._kept.pop(key, None)
-        if bound is not None:
-            self._kept[key] = bound
-        return bound
-
-    def keep(self, key: tuple[object, ...], bound: Bound) -> None:
-        """Keeps a binding, and frees the oldest one where there are too many."""
         while len(self._kept) >= _MAX_BINDINGS:
             self._cuda.synchronize()
             self._release(self._kept.pop(next(iter(self._kept))))
         self._kept[key] = bound
 
-    def input(
-        self, bound: Bound, name: str, array: NDArray[Any], *, every_run: bool = False
+    def get(self, key: tuple[object, ...]) -> BoundGraph | None:
+        """Returns a kept binding, and marks it as the one used last."""
+        bound = self._kept.pop(key, None)
+        if bound is not None:
+            self._kept[key] = bound
+        return bound
+
+    def bind_input(
+        self, bound: BoundGraph, name: str, array: NDArray[Any], *, every_run: bool = False
     ) -> None:
-        """Binds an input; with `every_run` what is in `Bound.inputs` is copied at each run."""
-        pinned = self._pinned(bound, array.shape, array.dtype)
+        """Binds an input; with `every_run`, each run copies its array in `BoundGraph.inputs`."""
+        pinned = self._allocate_pinned(bound, array.shape, array.dtype)
         pinned[...] = array
         address = self._cuda.allocate(array.nbytes)
         bound.memory.append(address)
@@ -108,29 +110,29 @@ class Bindings:
         else:
             self._cuda.upload(address, pinned)
 
-    def host_input(self, bound: Bound, name: str, array: NDArray[Any]) -> None:
-        """Binds an input that is read on the host, from what is in `Bound.inputs` at each run."""
-        bound.inputs[name] = self._pinned(bound, array.shape, array.dtype)
+    def bind_host_input(self, bound: BoundGraph, name: str, array: NDArray[Any]) -> None:
+        """Binds an input that each run reads from its array in `BoundGraph.inputs`, on the host."""
+        bound.inputs[name] = self._allocate_pinned(bound, array.shape, array.dtype)
         address = bound.inputs[name].ctypes.data
         bound.executable.bind_host_input(name, address, array.shape, array.dtype.name)
 
-    def output(
-        self, bound: Bound, name: str, shape: tuple[int, ...], dtype: str, *, wanted: bool
+    def bind_output(
+        self, bound: BoundGraph, name: str, shape: tuple[int, ...], dtype: str, *, download: bool
     ) -> None:
-        """Binds an output; a wanted one is copied to `Bound.downloads` by each run."""
+        """Binds an output; with `download`, each run copies it to `BoundGraph.downloads`."""
         address = self._cuda.allocate(int(np.prod(shape)) * np.dtype(dtype).itemsize)
         bound.memory.append(address)
         bound.addresses[name] = address
         bound.executable.bind_output(name, address, shape, dtype)
-        if wanted:
-            bound.downloads[name] = self._pinned(bound, shape, dtype), address
+        if download:
+            bound.downloads[name] = self._allocate_pinned(bound, shape, dtype), address
 
-    def run(self, bound: Bound) -> dict[str, NDArray[Any]]:
-        """One execution, and the wait for the wanted outputs."""
+    def run(self, bound: BoundGraph) -> dict[str, NDArray[Any]]:
+        """Runs a graph, and waits for the downloaded outputs, which it returns by name."""
         bound.num_runs += 1
         if bound.num_runs == 2 and self.executor.is_capturable:
-            # The first run did what is left for it; from here on nothing changes.
-            bound.graph = self._cuda.captured(lambda: self._enqueue(bound))
+            # The first run did all work that is done only once, so the second run can be captured.
+            bound.graph = self._cuda.capture(lambda: self._enqueue(bound))
         if bound.graph is not None:
             self._cuda.launch(bound.graph)
         else:
@@ -142,25 +144,27 @@ class Bindings:
         """Frees the bindings, then the executor; a second call does nothing."""
         if self._executor is not None:
             self._cuda.synchronize()
-            # Executables first: each holds on to what the executor frees.
+            # Executables use objects that the executor frees, so they are released first.
             while self._kept:
                 self._release(self._kept.popitem()[1])
             self._executor.close()
             self._executor = None
 
-    def _enqueue(self, bound: Bound) -> None:
+    def _enqueue(self, bound: BoundGraph) -> None:
         for name, address in bound.uploads.items():
             self._cuda.upload(address, bound.inputs[name])
         bound.executable.enqueue()
         for array, address in bound.downloads.values():
             self._cuda.download(array, address)
 
-    def _pinned(self, bound: Bound, shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
-        bound.pinned.append(self._cuda.pinned(shape, dtype))
+    def _allocate_pinned(
+        self, bound: BoundGraph, shape: tuple[int, ...], dtype: Any
+    ) -> NDArray[Any]:
+        bound.pinned.append(self._cuda.allocate_pinned(shape, dtype))
         return bound.pinned[-1]
 
-    def _release(self, bound: Bound) -> None:
-        """Frees what a binding holds, none of which is in use after the last wait."""
+    def _release(self, bound: BoundGraph) -> None:
+        """Frees the memory of a binding; after the last wait the device does not use it."""
         if bound.graph is not None:
             self._cuda.free_graph(bound.graph)
         for address in bound.memory:

@@ -1,4 +1,4 @@
-"""The KV cache in device memory: the layout of `KVCache`, updated by copies on the device."""
+"""The KV cache in device memory, with the layout of `KVCache`; the device itself copies rows."""
 
 from collections.abc import Sequence
 
@@ -6,11 +6,13 @@ from medusa_trt.runtime.engines.device.memory import Cuda
 
 
 class DeviceCache:
-    """Keys and values of `batch_size` sequences in one piece of device memory.
+    """Keys and values of `batch_size` sequences in one slab of device memory.
 
-    The layout is (num_layers, 2, batch_size, num_kv_heads, capacity, head_dim). Where graphs cannot
-    write the cache in place there are two such pieces, and each step reads one and writes the
-    other.
+    The layout is (num_layers, 2, batch_size, num_kv_heads, capacity, head_dim). If graphs cannot
+    write the cache in place there are two slabs; each step reads one and writes the other.
+
+    Attributes:
+        current: index of the slab that the next step reads.
     """
 
     def __init__(
@@ -25,9 +27,8 @@ class DeviceCache:
         item_bytes: int,
         in_place: bool,
     ) -> None:
-        """Allocates it; see the class for the sizes."""
+        """Allocates one slab, or two unless `in_place`."""
         self._cuda = cuda
-        self.capacity, self.batch_size = capacity, batch_size
         self._num_layers, self._num_kv_heads = num_layers, num_kv_heads
         self._row_bytes = head_dim * item_bytes
         self._head_bytes = capacity * self._row_bytes
@@ -38,19 +39,19 @@ class DeviceCache:
         self.current = 0
 
     def addresses(self, layer: int, kind: str, first_slot: int = 0) -> tuple[int, int]:
-        """Where a step finds a layer's "key" or "value", and where it writes the updated one."""
+        """Addresses at which a step reads and writes a layer's "key" or "value"."""
         index = 2 * layer + ("key", "value").index(kind)
         offset = index * self._tensor_bytes + first_slot * self._slot_bytes
         source = self._slabs[self.current]
         target = self._slabs[(self.current + 1) % len(self._slabs)]
         return source + offset, target + offset
 
-    def stepped(self) -> None:
-        """To be called after each step: what it wrote is what the next one reads."""
+    def advance(self) -> None:
+        """Makes the next step read what this step wrote; call it after each step."""
         self.current = (self.current + 1) % len(self._slabs)
 
     def commit(self, slot: int, past_length: int, nodes: Sequence[int]) -> None:
-        """Makes the accepted nodes' rows contiguous; see `KVCache.commit`."""
+        """See `KVCache.commit`."""
         begin = self._slabs[self.current] + slot * self._slot_bytes
         for position, node in enumerate(nodes):
             if node != position:
@@ -60,7 +61,7 @@ class DeviceCache:
                 self._copy(target, source, self._row_bytes)
 
     def move(self, source: int, target: int, length: int) -> None:
-        """Copies the first `length` rows of one slot into another."""
+        """See `KVCache.move`."""
         begin = self._slabs[self.current]
         self._copy(
             begin + target * self._slot_bytes,

@@ -1,4 +1,4 @@
-"""The engine on a GPU: memory bound once for each shape, steps that wait once."""
+"""The engine on a GPU: memory is bound once for each shape, and a step waits once."""
 
 from collections.abc import Sequence
 
@@ -9,13 +9,13 @@ from medusa_trt.errors import EngineError
 from medusa_trt.runtime import tensors as names
 from medusa_trt.runtime.bundle import Bundle
 from medusa_trt.runtime.engines.base import Reductions, TokenIds, VerifyOutputs
-from medusa_trt.runtime.engines.device.bindings import Bindings, Bound
+from medusa_trt.runtime.engines.device.bindings import Bindings, BoundGraph
 from medusa_trt.runtime.engines.device.cache import DeviceCache
 from medusa_trt.runtime.engines.device.executor import Executor
 from medusa_trt.runtime.engines.device.memory import Cuda
 from medusa_trt.runtime.engines.reduce_tensors import (
     OUTPUTS,
-    empty_inputs,
+    allocate_inputs,
     parent_rows,
     reductions_from_outputs,
     write_inputs,
@@ -25,17 +25,23 @@ from medusa_trt.runtime.options import SamplingOptions
 from medusa_trt.tree_configs import MedusaTree
 
 _READ_STEP = 256
-"""Rows of the cache that are read come in multiples of this: each number is a graph of its own."""
+"""A step reads a multiple of this many cache rows, because each number needs its own binding."""
 
 
 class DeviceEngine:
-    """Runs a bundle's graphs on a GPU, whatever executes them.
+    """Runs a bundle's graphs on a GPU, with any executor.
 
-    A step copies the token ids and lengths to the device, executes, and copies back the small
-    outputs, all on one stream with one wait at the end. Where the executor allows it, the second
-    run of a shape is recorded as a CUDA graph, copies included. The cache outputs lie where the
-    cache inputs are.
+    A step copies the token ids and lengths to the device, runs the graph, and copies the small
+    outputs back, all on one stream with one wait at the end. If the executor allows it, the second
+    run of a shape is recorded as a CUDA graph with its copies.
+
+    Attributes:
+        capacity: see `Engine`.
+        batch_size: see `Engine`.
+        prefill_chunk: see `Engine`.
     """
+
+    _capacity_advice = "open the session with a larger max_length"
 
     def __init__(
         self, bundle: Bundle, executor: Executor, cuda: Cuda, *, capacity: int, batch_size: int
@@ -44,9 +50,9 @@ class DeviceEngine:
 
         Args:
             bundle: an opened bundle.
-            executor: of its graphs, on the stream of `cuda`; closed with the engine.
+            executor: runs the graphs on the stream of `cuda`; closed with the engine.
             cuda: the device; closed with the engine.
-            capacity: rows of a KV cache slot.
+            capacity: number of rows in a KV cache slot.
             batch_size: number of slots.
 
         Raises:
@@ -67,29 +73,15 @@ class DeviceEngine:
             item_bytes=CACHE_ITEM_BYTES[target.cache_dtype],
             in_place=target.cache_in_place,
         )
-        positions = cuda.pinned((capacity,), np.int64)
+        positions = cuda.allocate_pinned((capacity,), np.int64)
         positions[:] = np.arange(capacity)
         self._positions = cuda.allocate(positions.nbytes)
         cuda.upload(self._positions, positions)
-        self._prefill_chunk = target.prefill_chunk
+        self.capacity, self.batch_size = capacity, batch_size
+        self.prefill_chunk = target.prefill_chunk
         self._reduce_spec = bundle.manifest.graphs["reduce"]
         self._row: NDArray[np.float32] | None = None
         self._last_logits: int | None = None
-
-    @property
-    def capacity(self) -> int:
-        """See `Engine.capacity`."""
-        return self._cache.capacity
-
-    @property
-    def batch_size(self) -> int:
-        """See `Engine.batch_size`."""
-        return self._cache.batch_size
-
-    @property
-    def prefill_chunk(self) -> int:
-        """See `Engine.prefill_chunk`."""
-        return self._prefill_chunk
 
     def verify(
         self,
@@ -102,38 +94,51 @@ class DeviceEngine:
         logits: bool = False,
         reductions: bool = False,
     ) -> VerifyOutputs:
-        """See `Engine.verify`; logits that are only reduced stay on the device."""
+        """See `Engine.verify`; logits for `reduce` stay on the device."""
         del reductions
         longest = max(past_lengths) + tree.num_nodes
         if longest > self.capacity:
             raise EngineError(
                 f"{tree.num_nodes} nodes after {max(past_lengths)} tokens do not fit the KV cache "
-                f"of {self.capacity} rows: {self._more_room}"
+                f"of {self.capacity} rows: {self._capacity_advice}"
             )
         num_read = min(self.capacity, -(-longest // _READ_STEP) * _READ_STEP)
-        shown = tuple(range(tree.num_nodes) if rows is None else rows)
+        shown_rows = tuple(range(tree.num_nodes) if rows is None else rows)
         num_sequences = len(past_lengths)
-        key = (id(tree), num_sequences, first_slot, shown, logits, num_read, self._cache.current)
-        bound = self._bindings.found(key)
+        key = (
+            id(tree),
+            num_sequences,
+            first_slot,
+            shown_rows,
+            logits,
+            num_read,
+            self._cache.current,
+        )
+        bound = self._bindings.get(key)
         if bound is None:
-            with self._bindings.new("verify", tree) as bound:
+            with self._bindings.open(key, "verify", tree) as bound:
                 self._bind_verify(
-                    bound, tree, shown, first_slot, num_sequences, logits=logits, num_read=num_read
+                    bound,
+                    tree,
+                    shown_rows,
+                    first_slot,
+                    num_sequences,
+                    logits=logits,
+                    num_read=num_read,
                 )
-            self._bindings.keep(key, bound)
         bound.inputs[names.INPUT_IDS][...] = input_ids
         bound.inputs[names.PAST_LENGTH][:] = past_lengths
-        found = self._bindings.run(bound)
-        self._cache.stepped()
-        shape = (num_sequences, len(shown))
+        outputs = self._bindings.run(bound)
+        self._cache.advance()
+        shape = (num_sequences, len(shown_rows))
         self._last_logits = bound.addresses[names.LOGITS]
-        if bound.outputs_of_verify is None:
-            bound.outputs_of_verify = VerifyOutputs(
-                argmax=found[names.ARGMAX].reshape(shape),
-                hidden=found[names.HIDDEN].reshape(*shape, -1),
-                logits=found[names.LOGITS].reshape(*shape, -1) if logits else None,
+        if bound.verify_outputs is None:
+            bound.verify_outputs = VerifyOutputs(
+                argmax=outputs[names.ARGMAX].reshape(shape),
+                hidden=outputs[names.HIDDEN].reshape(*shape, -1),
+                logits=outputs[names.LOGITS].reshape(*shape, -1) if logits else None,
             )
-        return bound.outputs_of_verify
+        return bound.verify_outputs
 
     def reduce(
         self,
@@ -147,30 +152,30 @@ class DeviceEngine:
         assert address is not None and sampling.temperature > 0
         num_rows = uniforms.size
         key = ("reduce", id(tree), num_rows, address)
-        bound = self._bindings.found(key)
+        bound = self._bindings.get(key)
         if bound is None:
-            with self._bindings.new("reduce", tree) as bound:
+            with self._bindings.open(key, "reduce", tree) as bound:
                 self._bind_reduce(bound, tree, num_rows, address)
-            self._bindings.keep(key, bound)
         write_inputs(bound.inputs, input_ids, sampling, uniforms, self._model.vocab_size)
-        found = self._bindings.run(bound)
+        outputs = self._bindings.run(bound)
         return reductions_from_outputs(
-            found, sampling, uniforms, lambda row: self._downloaded_row(address, row)
+            outputs, sampling, uniforms, lambda row: self._download_row(address, row)
         )
 
     def draft(self, hidden: NDArray[np.float32], root_ids: Sequence[int]) -> NDArray[np.int64]:
         """See `Engine.draft`."""
         key = ("heads", len(hidden))
-        bound = self._bindings.found(key)
+        bound = self._bindings.get(key)
         if bound is None:
-            with self._bindings.new("heads") as bound:
-                self._bindings.input(bound, names.HIDDEN, np.zeros_like(hidden), every_run=True)
+            with self._bindings.open(key, "heads") as bound:
+                self._bindings.bind_input(
+                    bound, names.HIDDEN, np.zeros_like(hidden), every_run=True
+                )
                 if self._heads_read_root:
                     roots = np.zeros(len(hidden), np.int64)
-                    self._bindings.input(bound, names.ROOT_IDS, roots, every_run=True)
+                    self._bindings.bind_input(bound, names.ROOT_IDS, roots, every_run=True)
                 shape = (len(hidden), self._heads_spec.num_heads, self._heads_spec.top_k)
-                self._bindings.output(bound, names.DRAFT_IDS, shape, "int64", wanted=True)
-            self._bindings.keep(key, bound)
+                self._bindings.bind_output(bound, names.DRAFT_IDS, shape, "int64", download=True)
         bound.inputs[names.HIDDEN][...] = hidden
         if self._heads_read_root:
             bound.inputs[names.ROOT_IDS][:] = root_ids
@@ -191,14 +196,9 @@ class DeviceEngine:
         self._row, self._last_logits = None, None
         self._cuda.close()
 
-    @property
-    def _more_room(self) -> str:
-        """What to do where the cache is too small."""
-        return "open the session with a larger max_length"
-
     def _bind_verify(
         self,
-        bound: Bound,
+        bound: BoundGraph,
         tree: MedusaTree,
         rows: Sequence[int],
         first_slot: int,
@@ -210,19 +210,19 @@ class DeviceEngine:
         bindings, model = self._bindings, self._model
         ids = np.zeros((num_sequences, tree.num_nodes), np.int64)
         lengths = np.zeros(num_sequences, np.int64)
-        bindings.input(bound, names.INPUT_IDS, ids, every_run=True)
-        bindings.input(bound, names.PAST_LENGTH, lengths, every_run=True)
+        bindings.bind_input(bound, names.INPUT_IDS, ids, every_run=True)
+        bindings.bind_input(bound, names.PAST_LENGTH, lengths, every_run=True)
         if bound.executable.takes(names.TREE_MASK):
             offsets = np.asarray(tree.position_offsets, np.int64)
-            bindings.input(bound, names.TREE_MASK, tree.additive_mask)
-            bindings.input(bound, names.POSITION_OFFSETS, offsets)
-        bindings.input(bound, names.ROWS, np.array(rows, np.int64))
+            bindings.bind_input(bound, names.TREE_MASK, tree.additive_mask)
+            bindings.bind_input(bound, names.POSITION_OFFSETS, offsets)
+        bindings.bind_input(bound, names.ROWS, np.array(rows, np.int64))
         bound.executable.bind_input(names.CACHE_POSITIONS, self._positions, (num_read,), "int64")
         num_rows = num_sequences * len(rows)
-        bindings.output(bound, names.ARGMAX, (num_rows,), "int64", wanted=True)
+        bindings.bind_output(bound, names.ARGMAX, (num_rows,), "int64", download=True)
         hidden_shape, logits_shape = (num_rows, model.hidden_size), (num_rows, model.vocab_size)
-        bindings.output(bound, names.HIDDEN, hidden_shape, "float32", wanted=True)
-        bindings.output(bound, names.LOGITS, logits_shape, "float32", wanted=logits)
+        bindings.bind_output(bound, names.HIDDEN, hidden_shape, "float32", download=True)
+        bindings.bind_output(bound, names.LOGITS, logits_shape, "float32", download=logits)
         shape = (num_sequences, model.num_kv_heads, self.capacity, model.head_dim)
         for layer in range(model.num_layers):
             for kind in ("key", "value"):
@@ -231,23 +231,23 @@ class DeviceEngine:
                 bound.executable.bind_input(name, past, shape, self._cache_dtype)
                 bound.executable.bind_output(updated, present, shape, self._cache_dtype)
 
-    def _bind_reduce(self, bound: Bound, tree: MedusaTree, num_rows: int, logits: int) -> None:
-        """The reduce graph on logits where they lie."""
+    def _bind_reduce(self, bound: BoundGraph, tree: MedusaTree, num_rows: int, logits: int) -> None:
+        """Binds the reduce graph to the logits of the last step, at the address `logits`."""
         shape = (num_rows, self._model.vocab_size)
         bound.executable.bind_input(names.LOGITS, logits, shape, "float32")
-        self._bindings.input(bound, names.PARENT_ROWS, parent_rows(tree, num_rows))
-        for name, array in empty_inputs(self._reduce_spec, num_rows).items():
+        self._bindings.bind_input(bound, names.PARENT_ROWS, parent_rows(tree, num_rows))
+        for name, array in allocate_inputs(self._reduce_spec, num_rows).items():
             if name == names.NUM_SORTED:
-                self._bindings.host_input(bound, name, array)
+                self._bindings.bind_host_input(bound, name, array)
             else:
-                self._bindings.input(bound, name, array, every_run=True)
+                self._bindings.bind_input(bound, name, array, every_run=True)
         for name, dtype in OUTPUTS.items():
-            self._bindings.output(bound, name, (num_rows,), dtype, wanted=True)
+            self._bindings.bind_output(bound, name, (num_rows,), dtype, download=True)
 
-    def _downloaded_row(self, logits: int, row: int) -> NDArray[np.float32]:
-        """One row of logits on the host; overwritten by the next."""
+    def _download_row(self, logits: int, row: int) -> NDArray[np.float32]:
+        """Downloads one row of logits; the next call overwrites it."""
         if self._row is None:
-            self._row = self._cuda.pinned((self._model.vocab_size,), np.float32)
+            self._row = self._cuda.allocate_pinned((self._model.vocab_size,), np.float32)
         self._cuda.download(self._row, logits + row * self._row.nbytes)
         self._cuda.synchronize()
         return self._row

@@ -1,4 +1,4 @@
-"""What the engine on a GPU asks of whatever executes the graphs there."""
+"""The contract between the engine on a GPU and the product that runs the graphs."""
 
 from typing import Protocol
 
@@ -6,14 +6,14 @@ from medusa_trt.tree_configs import MedusaTree
 
 
 class Executable(Protocol):
-    """A graph of fixed shapes and addresses, to be run again and again."""
+    """A graph with fixed shapes and addresses, which runs many times."""
 
     def takes(self, name: str) -> bool:
-        """Whether there is an input of this name; the tree's are not where it is merged."""
+        """Returns whether the graph has this input; with a merged tree it has no tree inputs."""
         ...
 
     def bind_input(self, name: str, address: int, shape: tuple[int, ...], dtype: str) -> None:
-        """Says where an input lies in device memory.
+        """Binds an input to an address in device memory.
 
         Raises:
             EngineError: the graph does not take this shape.
@@ -21,38 +21,38 @@ class Executable(Protocol):
         ...
 
     def bind_host_input(self, name: str, address: int, shape: tuple[int, ...], dtype: str) -> None:
-        """Says where an input lies that is read on the host; as `bind_input`."""
+        """Binds an input that the host reads to an address in host memory; see `bind_input`."""
         ...
 
     def bind_output(self, name: str, address: int, shape: tuple[int, ...], dtype: str) -> None:
-        """Says where an output is to be written; as `bind_input`."""
+        """Binds an output to an address in device memory; see `bind_input`."""
         ...
 
     def enqueue(self) -> None:
-        """Runs it on the stream, without waiting.
+        """Starts a run on the stream, and does not wait for its end.
 
         Raises:
-            EngineError: it failed.
+            EngineError: the run failed.
         """
         ...
 
 
 class Executor(Protocol):
-    """What runs a bundle's graphs on the device's stream."""
+    """Makes executables of a bundle's graphs, which run on the device's stream."""
 
     @property
     def is_capturable(self) -> bool:
-        """Whether runs may be recorded as a CUDA graph from outside."""
+        """Whether the engine may record runs as a CUDA graph."""
         ...
 
     def open(self, graph: str, tree: MedusaTree | None) -> Executable:
-        """An executable of a graph, nothing bound yet; of the verify graph for a tree.
+        """Makes an executable without bindings; that of the verify graph is for one tree.
 
         Raises:
-            EngineError: there is no memory for it, or the tree has too many nodes.
+            EngineError: the memory is full, or the tree has too many nodes.
         """
         ...
 
     def close(self) -> None:
-        """Frees everything; nothing is running."""
+        """Frees everything; no run may be in progress."""
         ...

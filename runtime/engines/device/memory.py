@@ -14,13 +14,13 @@ from medusa_trt.errors import EngineError
 _MODULE = "cuda.bindings.runtime"
 _ADVICE = {
     "cudaErrorMemoryAllocation": "; the memory is full: lower max_length or the batch size, or end "
-    "what else uses the GPU"
+    "other programs on the GPU"
 }
-"""What to do after an error, where something can be done."""
+"""Advice to the user, by CUDA's name of the error."""
 
 
-def cuda_runtime() -> Any:
-    """The module with the functions of CUDA's runtime.
+def import_cuda_runtime() -> Any:
+    """Imports cuda-python's module of the CUDA runtime.
 
     Raises:
         EngineError: cuda-python is not installed.
@@ -34,10 +34,10 @@ def cuda_runtime() -> Any:
         ) from error
 
 
-def compute_capability() -> str | None:
-    """Of the first GPU, as "8.6"; None where CUDA finds none or cuda-python is missing."""
+def read_compute_capability() -> str | None:
+    """Reads the first GPU's, as "8.6"; None without a GPU or without cuda-python."""
     try:
-        cuda = Cuda(cuda_runtime())
+        cuda = Cuda(import_cuda_runtime())
     except EngineError:
         return None
     cuda.close()
@@ -45,8 +45,8 @@ def compute_capability() -> str | None:
 
 
 @contextmanager
-def closed_on_error(cuda: "Cuda") -> Iterator["Cuda"]:
-    """Frees what was allocated on the device where the block fails."""
+def close_on_error(cuda: "Cuda") -> Iterator["Cuda"]:
+    """Closes the device if the block fails."""
     try:
         yield cuda
     except BaseException:
@@ -55,17 +55,23 @@ def closed_on_error(cuda: "Cuda") -> Iterator["Cuda"]:
 
 
 class Cuda:
-    """One stream of the first GPU, and what is done on it.
+    """One stream of the first GPU, with its memory, copies and captured graphs.
 
-    Everything that is not said to wait is asynchronous, in order. The runtime module is injected:
-    its functions return a tuple that begins with an error code.
+    Calls are asynchronous and run in order, unless their docstring says that they wait.
+
+    Attributes:
+        compute_capability: of the GPU, as "8.6".
     """
 
     def __init__(self, runtime: Any) -> None:
-        """Takes the module.
+        """Opens the GPU and creates the stream.
+
+        Args:
+            runtime: the module of the CUDA runtime; its functions return tuples that begin with
+                an error code.
 
         Raises:
-            EngineError: there is no GPU that CUDA can use.
+            EngineError: CUDA finds no GPU.
         """
         self._runtime = runtime
         code, num_devices = runtime.cudaGetDeviceCount()
@@ -82,8 +88,8 @@ class Cuda:
             )
         ]
         self.compute_capability = ".".join(map(str, capability))
-        # One that the default stream does not wait for: other code in the process may use that,
-        # and would end a capture by it.
+        # The default stream does not wait for this one. Other code in the process may use the
+        # default stream, and a wait would end a capture.
         flags = runtime.cudaStreamNonBlocking
         (self._stream,) = self._call("cudaStreamCreateWithFlags", flags)
         self._device: list[int] = []
@@ -95,30 +101,30 @@ class Cuda:
         return int(self._stream)
 
     def allocate(self, size_bytes: int) -> int:
-        """Address of new zeroed memory on the device."""
+        """Allocates zeroed memory on the device, and returns its address."""
         (address,) = self._call("cudaMalloc", max(1, size_bytes))
         self._device.append(int(address))
         self._call("cudaMemsetAsync", address, 0, size_bytes, self._stream)
         return int(address)
 
     def free(self, address: int) -> None:
-        """Gives device memory back."""
+        """Frees device memory."""
         self._device.remove(address)
         self._call("cudaFree", address)
 
-    def pinned(self, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
-        """A zeroed array in host memory that the device copies from and to without a detour."""
-        type_ = np.dtype(dtype)
-        size_bytes = int(np.prod(shape)) * type_.itemsize
+    def allocate_pinned(self, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
+        """Allocates a zeroed array in pinned host memory, which the device copies directly."""
+        item = np.dtype(dtype)
+        size_bytes = int(np.prod(shape)) * item.itemsize
         (address,) = self._call("cudaMallocHost", max(1, size_bytes))
         self._pinned.append(int(address))
         memory = (ctypes.c_uint8 * size_bytes).from_address(int(address))
-        array: NDArray[Any] = np.ctypeslib.as_array(memory).view(type_).reshape(shape)
+        array: NDArray[Any] = np.ctypeslib.as_array(memory).view(item).reshape(shape)
         array[...] = 0
         return array
 
     def free_pinned(self, array: NDArray[Any]) -> None:
-        """Gives a pinned array's memory back; the array must not be used again."""
+        """Frees a pinned array, which must not be used again."""
         address = array.ctypes.data
         self._pinned.remove(address)
         self._call("cudaFreeHost", address)
@@ -142,35 +148,35 @@ class Cuda:
         num_outer: int,
         outer_stride: int,
     ) -> None:
-        """Copies `num_outer` × `num_inner` blocks of memory on the device, in one call.
+        """Copies `num_outer` × `num_inner` blocks of device memory in one call.
 
-        Strides are bytes between the beginnings of blocks, the same on both sides; the outer one
-        is a multiple of the inner.
+        A stride is the distance in bytes between the starts of two blocks, the same in source and
+        target. The outer stride is a multiple of the inner stride.
         """
         runtime = self._runtime
         height = outer_stride // inner_stride
         assert height * inner_stride == outer_stride
-        job = runtime.cudaMemcpy3DParms()
-        job.srcPtr = self._pitched(source, inner_stride, size_bytes, height)
-        job.dstPtr = self._pitched(target, inner_stride, size_bytes, height)
+        parameters = runtime.cudaMemcpy3DParms()
+        parameters.srcPtr = self._pitched(source, inner_stride, size_bytes, height)
+        parameters.dstPtr = self._pitched(target, inner_stride, size_bytes, height)
         extent = runtime.cudaExtent()
         extent.width, extent.height, extent.depth = size_bytes, num_inner, num_outer
-        job.extent = extent
-        job.kind = runtime.cudaMemcpyKind.cudaMemcpyDeviceToDevice
-        self._call("cudaMemcpy3DAsync", job, self._stream)
+        parameters.extent = extent
+        parameters.kind = runtime.cudaMemcpyKind.cudaMemcpyDeviceToDevice
+        self._call("cudaMemcpy3DAsync", parameters, self._stream)
 
     def synchronize(self) -> None:
-        """Waits for everything asked so far."""
+        """Waits for all calls so far."""
         self._call("cudaStreamSynchronize", self._stream)
 
-    def captured(self, record: Callable[[], None]) -> Any:
-        """A graph of what `record` asks for, which is not done yet; see `launch`."""
+    def capture(self, record: Callable[[], None]) -> Any:
+        """Captures the calls of `record` as a CUDA graph, without running them; see `launch`."""
         mode = self._runtime.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
         self._call("cudaStreamBeginCapture", self._stream, mode)
         try:
             record()
         except BaseException:
-            # This fails too, but what ended the capture is the error to report.
+            # This fails too, but the error to report is the one that ended the capture.
             self._runtime.cudaStreamEndCapture(self._stream)
             raise
         (graph,) = self._call("cudaStreamEndCapture", self._stream)
@@ -179,7 +185,7 @@ class Cuda:
         return executable
 
     def launch(self, executable: Any) -> None:
-        """Does what a captured graph holds."""
+        """Runs a captured graph."""
         self._call("cudaGraphLaunch", executable, self._stream)
 
     def free_graph(self, executable: Any) -> None:
@@ -187,7 +193,7 @@ class Cuda:
         self._call("cudaGraphExecDestroy", executable)
 
     def close(self) -> None:
-        """Frees all memory and the stream, after what was asked so far."""
+        """Waits for all calls so far, and frees all memory and the stream."""
         if self._stream is not None:
             self._runtime.cudaStreamSynchronize(self._stream)
         for address in self._device:
@@ -199,8 +205,8 @@ class Cuda:
         self._device, self._pinned, self._stream = [], [], None
 
     def _copy(self, target: int, source: int, size_bytes: int, kind: str) -> None:
-        kind_ = getattr(self._runtime.cudaMemcpyKind, kind)
-        self._call("cudaMemcpyAsync", target, source, size_bytes, kind_, self._stream)
+        direction = getattr(self._runtime.cudaMemcpyKind, kind)
+        self._call("cudaMemcpyAsync", target, source, size_bytes, direction, self._stream)
 
     def _pitched(self, address: int, pitch: int, width: int, height: int) -> Any:
         pointer = self._runtime.cudaPitchedPtr()

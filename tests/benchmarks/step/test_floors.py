@@ -5,7 +5,7 @@ import pytest
 from step.floors import ArithmeticFloor, Products, read_products
 
 from medusa_trt.runtime.bundle import Bundle
-from medusa_trt.runtime.engines.operators import library_path
+from medusa_trt.runtime.engines.operators import find_library
 
 
 def test_products_are_those_of_the_model(tiny_bundle: Bundle) -> None:
@@ -29,7 +29,7 @@ def test_products_are_those_of_the_model(tiny_bundle: Bundle) -> None:
         pytest.param(
             8,
             marks=pytest.mark.skipif(
-                library_path() is None, reason="the operator library was not built"
+                find_library() is None, reason="the operator library was not built"
             ),
         ),
     ],

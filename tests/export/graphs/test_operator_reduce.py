@@ -18,13 +18,13 @@ from support.one_operator import kernels_here
 from support.reference.reductions import reductions_from_logits
 
 from medusa_trt.export.graphs.operator_reduce import make_operator_reduce
-from medusa_trt.runtime.engines.operators import library_path
+from medusa_trt.runtime.engines.operators import find_library
 from medusa_trt.runtime.engines.reduce_tensors import OUTPUTS
 from medusa_trt.runtime.options import SamplingOptions
 from medusa_trt.runtime.sampling import probabilities_from_logits, uniforms_from_seed
 from medusa_trt.tree_configs import chain_tree
 
-pytestmark = pytest.mark.skipif(library_path() is None, reason="no operator library")
+pytestmark = pytest.mark.skipif(find_library() is None, reason="no operator library")
 
 TESTS = os.fspath(Path(__file__).parents[2])
 """Where `support` lies, for processes that run this file."""
@@ -48,7 +48,7 @@ def session() -> onnxruntime.InferenceSession:
 def opened(num_threads: int) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = num_threads
-    options.register_custom_ops_library(str(library_path()))
+    options.register_custom_ops_library(str(find_library()))
     model = make_operator_reduce(1, 21)
     model.graph.inputs[0].shape = ir.Shape(["num_rows", "vocab_size"])
     return onnxruntime.InferenceSession(ir.to_proto(model).SerializeToString(), options)

@@ -33,7 +33,7 @@ from medusa_trt.export.modeling.standard_attention import ScatterAttention
 from medusa_trt.export.modeling.support import needs_general_attention
 from medusa_trt.export.targets import TARGETS
 from medusa_trt.runtime.bundle import Bundle
-from medusa_trt.runtime.engines.operators import library_path
+from medusa_trt.runtime.engines.operators import find_library
 from medusa_trt.runtime.engines.ort_cpu import OrtEngine
 from medusa_trt.runtime.session import GenerationOptions, MedusaSession
 from medusa_trt.tree_configs import chain_tree
@@ -117,7 +117,7 @@ QUANTIZED = {"llama", "llama-tied-biased", "qwen2", "smollm3", "gemma2", "gemma3
 """Families that are quantized in every run of the tests."""
 
 
-@pytest.mark.skipif(library_path() is None, reason="built without a C++ compiler")
+@pytest.mark.skipif(find_library() is None, reason="built without a C++ compiler")
 @pytest.mark.parametrize(
     ("family", "precision"),
     [

@@ -14,9 +14,9 @@ from support.one_operator import session
 
 from medusa_trt.export.passes.chain_linears import ChainLinearsPass
 from medusa_trt.export.quantization.library import quantized_weight
-from medusa_trt.runtime.engines.operators import library_path
+from medusa_trt.runtime.engines.operators import find_library
 
-pytestmark = pytest.mark.skipif(library_path() is None, reason="built without a C++ compiler")
+pytestmark = pytest.mark.skipif(find_library() is None, reason="built without a C++ compiler")
 
 MOST_LAYERS = 8
 

@@ -13,9 +13,9 @@ from support.tiny_models import llama_config, random_model, save_tiny_model
 
 from medusa_trt.export.pipeline import ExportOptions, export_bundle
 from medusa_trt.runtime.bundle import Bundle
-from medusa_trt.runtime.engines.operators import library_path
+from medusa_trt.runtime.engines.operators import find_library
 
-needs_library = pytest.mark.skipif(library_path() is None, reason="built without a C++ compiler")
+needs_library = pytest.mark.skipif(find_library() is None, reason="built without a C++ compiler")
 
 Array = NDArray[Any]
 CONFIG = {"intermediate_size": 128}

@@ -42,11 +42,11 @@ from medusa_trt.export.weight_formats import Format
 from medusa_trt.export.weights.lazy_tensor import LazyTensor
 from medusa_trt.export.weights.streamed_model import weights_in_memory
 from medusa_trt.runtime.bundle import Bundle
-from medusa_trt.runtime.engines.operators import library_path
+from medusa_trt.runtime.engines.operators import find_library
 from medusa_trt.runtime.engines.ort_cpu import OrtEngine
 from medusa_trt.tree_configs import chain_tree
 
-needs_library = pytest.mark.skipif(library_path() is None, reason="built without a C++ compiler")
+needs_library = pytest.mark.skipif(find_library() is None, reason="built without a C++ compiler")
 
 Floats = NDArray[np.float32]
 

@@ -20,7 +20,7 @@ from medusa_trt.calibration.report.results import (
 from medusa_trt.cli import main as cli
 from medusa_trt.export.quantization.plan import plan_from_file
 from medusa_trt.export.weight_formats import WeightFormat
-from medusa_trt.runtime.engines.operators import library_path
+from medusa_trt.runtime.engines.operators import find_library
 
 SMALL = ("--num-prompts", "3", "--max-new-tokens", "12")
 
@@ -80,7 +80,7 @@ def test_a_plan_is_found_and_exported(
     again = section_of(bundle)
     assert (again.plans, again.sites) == (section.plans, section.sites)
 
-    if library_path() is None:
+    if find_library() is None:
         return
     command = ["export", "--model", tiny_model, "--heads", tiny_heads, "--tree", "chain-2"]
     command += ["--quantization-plan", path, "--output", tmp_path / "planned"]

@@ -17,11 +17,11 @@ from onnx import TensorProto
 from support.one_operator import kernels_here, run_bound, session
 from support.reference.attention import attended, rotated
 
-from medusa_trt.runtime.engines.operators import kernels_name, library_path
+from medusa_trt.runtime.engines.operators import find_library, read_kernels_name
 
 Array = NDArray[Any]
 
-pytestmark = pytest.mark.skipif(library_path() is None, reason="built without a C++ compiler")
+pytestmark = pytest.mark.skipif(find_library() is None, reason="built without a C++ compiler")
 
 LOWEST = np.finfo(np.float32).min
 SCALE = 0.25
@@ -166,7 +166,7 @@ def test_a_node_attends_to_the_past_and_its_ancestors(
         unchanged[:, b, :, case.past[b] : case.past[b] + nodes] = False
     assert np.array_equal(cache[unchanged], case.cache[unchanged])
     # The tiles round weights to bfloat16.
-    limit = 8e-3 if kernels_name() == "amx" and size % 32 == 0 else 2e-5
+    limit = 8e-3 if read_kernels_name() == "amx" and size % 32 == 0 else 2e-5
     for b in range(batch):
         for node in range(nodes):
             allowed = [*range(case.past[b]), *(case.past[b] + np.flatnonzero(case.sees[node]))]
@@ -216,7 +216,7 @@ def check_all_paths() -> None:
 def test_a_nodes_result_does_not_depend_on_where_its_path_lies() -> None:
     """The bits are those of plain decoding, whatever stands between a node and its ancestors."""
     names = kernels_here()
-    assert "portable" in names and kernels_name() in names
+    assert "portable" in names and read_kernels_name() in names
     for name in names:
         environment = {**os.environ, "MEDUSA_TRT_KERNELS": name}
         environment["PYTHONPATH"] = os.fspath(Path(__file__).parents[2])

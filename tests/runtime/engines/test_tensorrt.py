@@ -25,7 +25,7 @@ from medusa_trt.runtime.engines.engine_record import (
     EngineRecord,
     Machine,
     Product,
-    mismatches,
+    find_mismatches,
     record_from_folder,
 )
 from medusa_trt.runtime.engines.ort_cpu import OrtEngine
@@ -310,14 +310,14 @@ def test_a_machine_without_a_gpu_is_named(built: Built) -> None:
     ("machine", "found"),
     [
         (Machine("tensorrt", "11.0.0", "8.6"), []),
-        (Machine("tensorrt-rtx", "11.0.0", "8.6"), ["of tensorrt, this is tensorrt-rtx"]),
+        (Machine("tensorrt-rtx", "11.0.0", "8.6"), ["for tensorrt, not for tensorrt-rtx"]),
         (Machine("tensorrt", "11.1.0", "8.6"), ["built with version 11.0.0, installed is 11.1.0"]),
         (Machine("tensorrt", "11.0.0", "9.0"), ["capability 8.6, this GPU has 9.0"]),
         (Machine("tensorrt", "10.9", "7.5"), ["version 11.0.0", "capability 8.6"]),
     ],
 )
 def test_what_does_not_fit_is_named(built: Built, machine: Machine, found: list[str]) -> None:
-    reasons = mismatches(record_from_folder(built.folder), machine)
+    reasons = find_mismatches(record_from_folder(built.folder), machine)
     assert len(reasons) == len(found)
     assert all(part in reason for part, reason in zip(found, reasons, strict=True))
 
@@ -325,9 +325,9 @@ def test_what_does_not_fit_is_named(built: Built, machine: Machine, found: list[
 def test_compatible_engines_load_on_later_versions_and_gpus(built: Built) -> None:
     own = record_from_folder(built.folder)
     wide: EngineRecord = msgspec.structs.replace(own, any_version=True, any_hardware=True)
-    assert not mismatches(wide, Machine("tensorrt", "11.2.1", "12.0"))
-    assert not mismatches(wide, Machine("tensorrt", "11.2.1", "8.0")), "built on 8.6 for all"
-    assert len(mismatches(wide, Machine("tensorrt", "10.9.0", "7.5"))) == 2
+    assert not find_mismatches(wide, Machine("tensorrt", "11.2.1", "12.0"))
+    assert not find_mismatches(wide, Machine("tensorrt", "11.2.1", "8.0")), "built on 8.6 for all"
+    assert len(find_mismatches(wide, Machine("tensorrt", "10.9.0", "7.5"))) == 2
 
 
 def test_loading_says_what_differs(trt_bundle: Bundle, tmp_path: Path) -> None:

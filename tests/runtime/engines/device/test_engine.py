@@ -23,14 +23,14 @@ from medusa_trt.export.tensorrt.options import BuildOptions
 from medusa_trt.runtime.bundle import Bundle
 from medusa_trt.runtime.engines.backends import engine_from_backend
 from medusa_trt.runtime.engines.base import Engine
-from medusa_trt.runtime.engines.device.memory import compute_capability
+from medusa_trt.runtime.engines.device.memory import read_compute_capability
 from medusa_trt.runtime.options import GenerationOptions, SamplingOptions
 from medusa_trt.runtime.session import MedusaSession
 from medusa_trt.tree_configs import MedusaTree, chain_tree
 
 pytestmark = [
     pytest.mark.gpu,
-    pytest.mark.skipif(compute_capability() is None, reason="CUDA finds no GPU"),
+    pytest.mark.skipif(read_compute_capability() is None, reason="CUDA finds no GPU"),
 ]
 TREE = MedusaTree.from_choices([(0,), (1,), (0, 0), (0, 1), (0, 0, 0)], name="six")
 SAMPLING = (
