@@ -1,7 +1,7 @@
 """Acceptance: pure functions from a verified tree to the accepted path.
 
-A path is the indices of its nodes, the root's first: increasing, and as many as the tokens that
-the step adds, which are its drafts and the model's token after its last node (the bonus token).
+A path is a list of increasing node indices that begins with the root. The step adds as many tokens
+as the path has nodes: its drafts, and the model's token after its last node (the bonus token).
 """
 
 from collections.abc import Sequence
@@ -11,19 +11,19 @@ from medusa_trt.tree_configs import MedusaTree
 
 
 def accept_exact(tree: MedusaTree, tokens: Sequence[int], chosen: Sequence[int]) -> list[int]:
-    """The longest path whose every token is what was chosen after its parent.
+    """Finds the longest path on which each token was chosen after its parent.
 
-    With each node's argmax this is greedy acceptance, with each node's draw from the target
-    distribution it is lossless sampling: drafts are deterministic, so walking while the drawn
-    token is a child accepts as often as any rule that keeps the distribution. Either way the
-    tokens are those of decoding one at a time.
+    If the chosen tokens are the argmax after each node, this is greedy acceptance. If they are
+    drawn from the target distribution, it is lossless sampling: drafts are deterministic, so no
+    rule that keeps the distribution accepts more. In both cases the tokens are those of plain
+    decoding.
 
-    The walk goes from node to child, so no padded path is read (the paper's code pads its paths
-    with -1, which reads the last node). Of siblings with one token the first is taken.
+    The function goes from node to child and reads no padded paths (the paper's code pads paths with
+    -1, which reads the last node). Of siblings with the same token it takes the first.
 
     Args:
         tree: N nodes.
-        tokens: the N nodes' tokens; siblings differ.
+        tokens: the tokens of the N nodes; siblings differ.
         chosen: the next token after each of the N nodes.
     """
     nodes = [0]
@@ -44,16 +44,17 @@ def accept_typical(
     posterior_threshold: float,
     posterior_alpha: float,
 ) -> list[int]:
-    """The paper's typical acceptance (Cai et al. 2024, section 2.3.1).
+    """Finds a path by the paper's typical acceptance (Cai et al. 2024, section 2.3.1).
 
-    A candidate x with parent distribution p is accepted when p(x) > min(ε, δ·exp(−H(p))) and its
-    parent is. The longest accepted path wins, of equally long ones the most likely. The root is
-    always taken; the bonus token is the greedy one, as the first token of each step in the paper.
+    A candidate x with parent distribution p is accepted if its parent is accepted and
+    p(x) > min(ε, δ·exp(−H(p))). The result is the longest accepted path, and the most likely one of
+    that length. The root is always accepted. The bonus token is the greedy one, like the first
+    token of each step in the paper.
 
     Args:
         tree: N nodes.
-        candidate_logprob: of N nodes, log p(token | parent), the root's unused.
-        entropy: of N nodes, in nats, of the distribution after each.
+        candidate_logprob: log p(token | parent) of each of the N nodes; the root's is not read.
+        entropy: entropy in nats of the distribution after each of the N nodes.
         posterior_threshold: ε.
         posterior_alpha: δ.
     """

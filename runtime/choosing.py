@@ -1,4 +1,4 @@
-"""What comes after a verified tree: one sequence's acceptance, sampling and processors."""
+"""Choice of a sequence's next tokens from a verified tree: acceptance, sampling, processors."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +16,10 @@ from medusa_trt.tree_configs import MedusaTree
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprobs:
-    """Log-probabilities (nats) under the model itself: the token's, and the likeliest tokens'."""
+    """Log-probabilities (nats) of the chosen token and of the likeliest tokens.
+
+    They are those of the model: without processors, temperature and filters.
+    """
 
     token: int
     logprob: float
@@ -24,10 +27,10 @@ class TokenLogprobs:
 
 
 class Chooser:
-    """Chooses the tokens of one reply. It holds the processors' states and the random numbers.
+    """Chooses the tokens of one reply, with its processors' states and its random numbers.
 
     Attributes:
-        walks_logits: whether tokens are chosen one by one from full logits on the host.
+        reads_logits: whether tokens are chosen one by one from full logits on the host.
         needs_reductions: whether tokens are chosen from the engine's reductions.
     """
 
@@ -38,18 +41,20 @@ class Chooser:
 
         Args:
             options: acceptance, sampling, processors and logprobs.
-            prompt_ids: what the processors see first.
-            num_positions: positions that may be sampled, a tree's depth included.
+            prompt_ids: the prompt, from which processors start.
+            num_positions: number of positions that may be sampled, with the depth of a tree.
         """
         self._options = options
         self._processors = [processor.start(prompt_ids) for processor in options.processors]
-        sampled = options.rule != "greedy"
-        self._uniforms = uniforms_from_seed(options.sampling.seed, num_positions if sampled else 1)
-        self.walks_logits = bool(self._processors) or options.logprobs is not None
-        self.needs_reductions = sampled and not self.walks_logits
+        is_sampled = options.rule != "greedy"
+        self._uniforms = uniforms_from_seed(
+            options.sampling.seed, num_positions if is_sampled else 1
+        )
+        self.reads_logits = bool(self._processors) or options.logprobs is not None
+        self.needs_reductions = is_sampled and not self.reads_logits
 
-    def uniforms(self, tree: MedusaTree, past_length: int) -> NDArray[np.float64]:
-        """(N,) the number of the position after each node."""
+    def node_uniforms(self, tree: MedusaTree, past_length: int) -> NDArray[np.float64]:
+        """Uniform number of the position after each node, (N,)."""
         return self._uniforms[past_length + 1 :].take(tree.position_offsets)
 
     def accept(
@@ -60,14 +65,14 @@ class Chooser:
         reductions: Reductions,
         index: int,
     ) -> tuple[list[int], int]:
-        """Accepts a path of the verified tree, where `needs_reductions`.
+        """Accepts a path of the verified tree, if `needs_reductions`.
 
         Args:
             tree: N nodes.
-            tokens: their tokens.
-            argmax: the greedy next token after each.
-            reductions: of the whole batch.
-            index: this sequence's row in them.
+            tokens: the tokens of the nodes.
+            argmax: the most likely next token after each node.
+            reductions: reductions of the whole batch.
+            index: index of this sequence in the batch.
 
         Returns:
             The path's nodes and the bonus token.
@@ -93,22 +98,22 @@ class Chooser:
         past_length: int,
         logits: NDArray[np.float32],
     ) -> tuple[list[int], int, tuple[TokenLogprobs, ...]]:
-        """Chooses after the root, goes on to the child that has the chosen token, and so on.
+        """Chooses a token after the root, moves to the child with this token, and so on.
 
         Args:
             tree: N nodes.
-            tokens: their tokens.
+            tokens: the tokens of the nodes.
             past_length: position of the root.
-            logits: (N, vocab), where `walks_logits`; overwritten.
+            logits: (N, vocab) float32, requested because of `reads_logits`; overwritten.
 
         Returns:
-            The path's nodes, the bonus token, and if asked for the log-probabilities of the
-            tokens that the step adds.
+            The path's nodes, the bonus token, and the log-probabilities of the tokens that the step
+            adds, if requested.
         """
         nodes, logprobs = [0], []
         while True:
             row = logits[nodes[-1]]
-            raw = row.copy() if self._options.logprobs is not None else row
+            model_row = row.copy() if self._options.logprobs is not None else row
             for processor in self._processors:
                 processor.process(row)
             if self._processors and np.isneginf(row.max()):
@@ -121,7 +126,7 @@ class Chooser:
             for processor in self._processors:
                 processor.accept(token)
             if self._options.logprobs is not None:
-                logprobs.append(_logprobs(raw, token, self._options.logprobs))
+                logprobs.append(_compute_logprobs(model_row, token, self._options.logprobs))
             start, end = tree.child_ranges[nodes[-1]]
             children = tokens[start:end]
             if token not in children:
@@ -129,7 +134,7 @@ class Chooser:
             nodes.append(start + children.index(token))
 
 
-def _logprobs(logits: NDArray[np.float32], token: int, num_top: int) -> TokenLogprobs:
+def _compute_logprobs(logits: NDArray[np.float32], token: int, num_top: int) -> TokenLogprobs:
     shifted = logits.astype(np.float64) - logits.max()
     logprobs = shifted - np.log(np.exp(shifted).sum())
     best = np.argsort(-logprobs, kind="stable")[:num_top]

@@ -1,8 +1,8 @@
-"""Drawing a token from logits on the host, and the random numbers for it.
+"""Sampling of a token from logits on the host, and its random numbers.
 
-Every position of a sequence has one uniform number, which depends on the seed and the position
-alone. Draws by inverse transform are then the same however the tokens were drafted: sampling with
-a tree gives, token for token, what plain sampling with that seed gives.
+Every position of a sequence has one uniform number, which depends only on the seed and the
+position. A token is drawn by inverse transform, so the drafts do not change it: sampling with a
+tree gives the same tokens as plain sampling with this seed.
 """
 
 import secrets
@@ -14,16 +14,16 @@ from medusa_trt.runtime.options import SamplingOptions
 
 
 def uniforms_from_seed(seed: int | None, num_positions: int) -> NDArray[np.float64]:
-    """(num_positions,) uniform numbers in [0, 1), one a position."""
+    """Draws (num_positions,) uniform numbers in [0, 1), one for each position."""
     key = secrets.randbits(64) if seed is None else seed
     return np.random.Generator(np.random.Philox(key=key)).random(num_positions)
 
 
-def sampling_threshold(scaled: NDArray[np.float32], options: SamplingOptions) -> float:
-    """The least logit that top-k, top-p and min-p keep.
+def find_threshold(scaled: NDArray[np.float32], options: SamplingOptions) -> float:
+    """Finds the smallest logit that top-k, top-p and min-p keep.
 
     Args:
-        scaled: (vocab,) logits over temperature.
+        scaled: (vocab,) logits divided by the temperature.
         options: the filters, applied in the order k, p, min.
     """
     highest = float(scaled.max())
@@ -43,16 +43,16 @@ def sampling_threshold(scaled: NDArray[np.float32], options: SamplingOptions) ->
 def probabilities_from_logits(
     logits: NDArray[np.float32], options: SamplingOptions
 ) -> NDArray[np.float64]:
-    """(vocab,) the filtered distribution at a temperature above 0."""
+    """Computes the filtered distribution (vocab,) at a temperature above 0."""
     scaled = logits / np.float32(options.temperature)
-    threshold = sampling_threshold(scaled, options)
+    threshold = find_threshold(scaled, options)
     weights = np.where(scaled >= threshold, np.exp(scaled - scaled.max(), dtype=np.float64), 0.0)
     total: NDArray[np.float64] = weights / weights.sum()
     return total
 
 
 def token_from_logits(logits: NDArray[np.float32], options: SamplingOptions, uniform: float) -> int:
-    """The token at `uniform` of the cumulative distribution; the argmax at temperature 0."""
+    """Draws the token at `uniform` in the cumulative distribution; the argmax at temperature 0."""
     if options.temperature == 0:
         return int(logits.argmax())
     cumulative = np.cumsum(probabilities_from_logits(logits, options))

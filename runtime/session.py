@@ -1,7 +1,8 @@
-"""Sessions: prompts in, replies out, one at a time or as a batch."""
+"""Sessions: they turn prompts into replies, one at a time or as a batch."""
 
 import threading
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -29,13 +30,13 @@ __all__ = [
 Prompt = str | Sequence[int] | Sequence[Message]
 """Text, token ids, or the messages of a conversation."""
 
-_SPARE_ROWS = 64
-"""Rows beyond the longest sequence, so that trees up to the published 64 nodes fit at its end."""
+_NUM_SPARE_ROWS = 64
+"""Cache rows after the longest sequence; the largest published trees have 64 nodes."""
 
 
 @dataclass(slots=True)
-class _Running:
-    """A reply in progress: `index` is its place among the prompts of a batch."""
+class _RunningReply:
+    """A reply in progress; `index` is the position of its prompt in a batch."""
 
     index: int
     prompt_ids: list[int]
@@ -44,12 +45,11 @@ class _Running:
 
 
 class MedusaSession:
-    """An engine and its conversations.
+    """Generates replies with one bundle on one engine; a context manager that frees the engine.
 
-    What a reply leaves in the cache is kept, so a prompt that begins as the last one did is only
-    prefilled from where it differs. One reply (or batch) runs at a time: a second one from another
-    thread is refused, and several sessions do not affect each other. A context manager: leaving it
-    frees the engine.
+    The KV cache keeps the last prompt and its reply, so the next prompt is only prefilled from the
+    first token that differs. One reply (or batch) runs at a time; a second one, also from another
+    thread, is refused. Several sessions do not affect each other.
     """
 
     def __init__(
@@ -67,15 +67,15 @@ class MedusaSession:
         Args:
             bundle: an opened bundle, or its folder.
             engine: an engine to use instead of the backend's; it is closed with the session.
-            backend: what runs the graphs, a name in `runtime/engines/backends.py`; the one of the
-                bundle's target by default.
-            max_length: longest sequence, prompt and reply together, in tokens; what the bundle
-                allows by default.
-            batch_size: sequences that `generate_batch` steps together.
+            backend: name of the program that runs the graphs, in `runtime/engines/backends.py`; by
+                default the one of the bundle's target.
+            max_length: maximum length of prompt and reply together, in tokens; by default what the
+                bundle allows.
+            batch_size: number of sequences in one step of `generate_batch`.
             num_threads: threads for one step; the engine's choice by default.
 
         Raises:
-            BundleError: the bundle is missing, truncated or tampered with.
+            BundleError: the bundle is missing, truncated or changed.
             EngineError: the engine cannot be created.
             PromptError: `max_length` is more than the bundle allows, or less than 2.
         """
@@ -88,11 +88,11 @@ class MedusaSession:
                 "a longer one needs an export with a larger --max-length"
             )
         self.text = TextCodec(self.bundle)
-        spare = max(_SPARE_ROWS, self.bundle.tree.num_nodes)
+        num_spare_rows = max(_NUM_SPARE_ROWS, self.bundle.tree.num_nodes)
         self.engine: Engine = engine or engine_from_backend(
             backend,
             self.bundle,
-            capacity=self.max_length + spare,
+            capacity=self.max_length + num_spare_rows,
             batch_size=batch_size,
             num_threads=num_threads,
         )
@@ -111,14 +111,15 @@ class MedusaSession:
         self.engine.close()
 
     def cancel(self) -> None:
-        """Ends the running reply after its current step; for another thread or a callback."""
+        """Ends the running reply after its current step; another thread or a callback calls it."""
         self._cancelled.set()
 
     def encode(self, prompt: Prompt) -> list[int]:
-        """Token ids of a prompt; messages go through the model's own chat template.
+        """Encodes a prompt as token ids; the model's chat template renders messages.
 
         Raises:
-            PromptError: messages, where the model has no chat template or refuses them.
+            PromptError: the text is not valid Unicode, or the model has no chat template for
+                messages or its template refuses them.
         """
         if isinstance(prompt, str):
             return self.text.encode(prompt)
@@ -128,7 +129,7 @@ class MedusaSession:
         return self.text.encode_chat([item for item in prompt if not isinstance(item, int)])
 
     def generate(self, prompt: Prompt, options: GenerationOptions | None = None) -> Generation:
-        """Generates a whole reply; see `stream`."""
+        """Generates a reply and returns it whole; see `stream`."""
         options = options or GenerationOptions()
         prompt_ids = self.encode(prompt)
         self._check(prompt_ids, options)
@@ -140,20 +141,20 @@ class MedusaSession:
     def stream(
         self, prompt: Prompt, options: GenerationOptions | None = None
     ) -> Generator[StreamEvent, None, None]:
-        """Generates a reply, an event for each step.
+        """Generates a reply, and yields an event for each step.
 
         Closing the iterator, `cancel` and Ctrl-C end the reply; the session stays usable. After
-        the last two the last event still carries what was generated.
+        `cancel` and Ctrl-C, the last event holds what was generated so far.
 
         Args:
             prompt: text, token ids, or messages.
             options: see `GenerationOptions`.
 
         Raises:
-            PromptError: the prompt is empty or does not fit the cache.
-            TreeError: the tree asks for more than the heads offer.
+            PromptError: the prompt is empty or does not fit into the cache.
+            TreeError: the tree needs more heads or candidates than there are.
             EngineError: the engine failed before the first token, is closed or is busy.
-            GenerationError: the engine failed later; it carries what was generated.
+            GenerationError: the engine failed later; the error holds what was generated so far.
         """
         options = options or GenerationOptions()
         prompt_ids = self.encode(prompt)
@@ -165,49 +166,32 @@ class MedusaSession:
     ) -> list[Generation]:
         """Generates the replies to several prompts, `batch_size` at a time.
 
-        A finished reply's slot goes to the next prompt, and an empty slot costs nothing. Prompt i
-        is sampled with seed + i. Each reply equals the one its prompt gets alone.
+        The next prompt takes the slot of a finished reply; an empty slot costs nothing. Prompt i is
+        sampled with seed + i. Each reply equals the one that its prompt gets alone.
 
         Args:
-            prompts: in any number, of any lengths.
-            options: for all of them.
+            prompts: any number of prompts, of any lengths.
+            options: options of all replies.
 
         Raises:
-            PromptError: a prompt is empty or does not fit the cache.
+            PromptError: a prompt is empty or does not fit into the cache.
             EngineError: the engine failed, is closed or is busy.
         """
         options = options or GenerationOptions()
         all_ids = [self.encode(prompt) for prompt in prompts]
         for prompt_ids in all_ids:
             self._check(prompt_ids, options)
-        with self._exclusively():
-            return self._batch(all_ids, options)
-
-    def generate_n(
-        self, prompt: Prompt, n: int, options: GenerationOptions | None = None
-    ) -> list[Generation]:
-        """Generates n replies to one prompt, reply i with seed + i; see `generate_batch`.
-
-        With one slot they run one after the other, and the prompt is prefilled once.
-
-        Raises:
-            PromptError: n is below 1, and as `generate_batch`.
-        """
-        if n < 1:
-            raise PromptError(f"n is {n}: it must be at least 1")
-        options = options or GenerationOptions()
-        if self.engine.batch_size > 1:
-            return self.generate_batch([prompt] * n, options)
-        return [self.generate(prompt, self._seeded(options, index)) for index in range(n)]
+        with self._run_exclusively():
+            return self._run_batch(all_ids, options)
 
     def _stream(
         self, prompt_ids: list[int], options: GenerationOptions, streamed: bool = True
     ) -> Generator[StreamEvent, None, None]:
-        with self._exclusively():
+        with self._run_exclusively():
             num_cached = _common_length(self._cached_ids, prompt_ids[:-1])
             del self._cached_ids[num_cached:]
             running = self._begin(0, prompt_ids, num_cached, options, streamed)
-            decoder = self._decoder(options)
+            decoder = self._make_decoder(options)
             reply, event = running.reply, None
             try:
                 while True:
@@ -231,11 +215,11 @@ class MedusaSession:
             yield last._replace(generation=reply.finish(decoder.engine_s))
 
     def _advance(
-        self, decoder: Decoder, running: _Running, num_cached: int, options: GenerationOptions
+        self, decoder: Decoder, running: _RunningReply, num_cached: int, options: GenerationOptions
     ) -> Added:
-        """Prefill or one step, keeping account of what the cache holds."""
+        """Runs the prefill or one step, and records which tokens the cache holds."""
         if running.state is None:
-            chooser = self._chooser(running, options)
+            chooser = self._make_chooser(running, options)
             running.state, added = decoder.start(0, running.prompt_ids, num_cached, chooser)
             self._cached_ids[:] = running.prompt_ids
             return added
@@ -244,21 +228,20 @@ class MedusaSession:
         self._cached_ids += [root_token, *added[0][:-1]]
         return added
 
-    def _batch(self, all_ids: list[list[int]], options: GenerationOptions) -> list[Generation]:
+    def _run_batch(self, all_ids: list[list[int]], options: GenerationOptions) -> list[Generation]:
         self._cached_ids.clear()
-        decoder = self._decoder(options)
-        waiting = [(index, ids, self._seeded(options, index)) for index, ids in enumerate(all_ids)][
-            ::-1
-        ]
-        active: list[_Running] = []
+        decoder = self._make_decoder(options)
+        waiting = [(index, ids, _add_to_seed(options, index)) for index, ids in enumerate(all_ids)]
+        waiting.reverse()
+        active: list[_RunningReply] = []
         done: dict[int, Generation] = {}
         while waiting or active:
             while waiting and len(active) < self.engine.batch_size:
-                index, ids, own = waiting.pop()
-                running = self._begin(index, ids, 0, own)
-                chooser = self._chooser(running, own)
+                index, ids, reply_options = waiting.pop()
+                running = self._begin(index, ids, 0, reply_options)
+                chooser = self._make_chooser(running, reply_options)
                 for other in active:
-                    # The engine's last outputs end with its next step.
+                    # The prefill overwrites the engine's outputs, of which `hidden` is a view.
                     assert other.state is not None
                     other.state.hidden = other.state.hidden.copy()
                 try:
@@ -281,9 +264,9 @@ class MedusaSession:
         return [done[index] for index in sorted(done)]
 
     def _retire(
-        self, active: list[_Running], done: dict[int, Generation], decoder: Decoder
+        self, active: list[_RunningReply], done: dict[int, Generation], decoder: Decoder
     ) -> None:
-        """Takes finished replies out; the last slot's sequence moves into the freed slot."""
+        """Removes finished replies, and moves the sequence of the last slot into the free slot."""
         for slot in range(len(active) - 1, -1, -1):
             running = active[slot]
             if running.reply.finish_reason is None:
@@ -303,9 +286,9 @@ class MedusaSession:
         num_cached: int,
         options: GenerationOptions,
         streamed: bool = False,
-    ) -> _Running:
-        room = self._room(options) - len(prompt_ids)
-        limit = min(room, options.max_new_tokens or room)
+    ) -> _RunningReply:
+        num_free = self._max_sequence_length(options) - len(prompt_ids)
+        limit = min(num_free, options.max_new_tokens or num_free)
         reason: FinishReason = "length" if limit == options.max_new_tokens else "cache_full"
         eos_token_ids = self.bundle.manifest.model.eos_token_ids
         reply = Reply(
@@ -319,12 +302,12 @@ class MedusaSession:
             text=self.text.decode(prompt_ids) if options.echo else "",
             streamed=streamed,
         )
-        return _Running(index, prompt_ids, reply)
+        return _RunningReply(index, prompt_ids, reply)
 
-    def _chooser(self, running: _Running, options: GenerationOptions) -> Chooser:
+    def _make_chooser(self, running: _RunningReply, options: GenerationOptions) -> Chooser:
         return Chooser(options, running.prompt_ids, self.engine.capacity + 1)
 
-    def _decoder(self, options: GenerationOptions) -> Decoder:
+    def _make_decoder(self, options: GenerationOptions) -> Decoder:
         target = self.bundle.manifest.target
         return Decoder(
             self.engine,
@@ -340,56 +323,51 @@ class MedusaSession:
     def _tree(self, options: GenerationOptions) -> MedusaTree:
         return options.tree or self.bundle.tree
 
-    def _room(self, options: GenerationOptions) -> int:
-        """Longest sequence that leaves room for a step's nodes."""
+    def _max_sequence_length(self, options: GenerationOptions) -> int:
+        """Length of the longest sequence that leaves room for the nodes of a step."""
         return min(self.max_length, self.engine.capacity - self._tree(options).num_nodes)
-
-    @staticmethod
-    def _seeded(options: GenerationOptions, index: int) -> GenerationOptions:
-        seed = options.sampling.seed
-        if seed is None or index == 0:
-            return options
-        sampling = replace(options.sampling, seed=(seed + index) % 2**64)
-        return replace(options, sampling=sampling)
 
     def _check(self, prompt_ids: Sequence[int], options: GenerationOptions) -> None:
         heads, model = self.bundle.manifest.heads, self.bundle.manifest.model
         self._tree(options).check(heads.num_heads, heads.top_k)
         if not prompt_ids:
             raise PromptError("the prompt is empty: give at least one token")
-        if len(prompt_ids) >= self._room(options):
-            is_shorter = self.max_length < model.max_length
+        limit = self._max_sequence_length(options)
+        if len(prompt_ids) >= limit:
+            can_be_longer = self.max_length < model.max_length
             raise PromptError(
-                f"the prompt has {len(prompt_ids)} tokens, the cache holds {self._room(options)} "
-                f"with the reply: shorten the prompt{' or raise --max-length' * is_shorter}"
+                f"the prompt has {len(prompt_ids)} tokens, the cache holds {limit} with the reply: "
+                f"shorten the prompt{' or raise --max-length' * can_be_longer}"
             )
         if not all(0 <= token < model.vocab_size for token in prompt_ids):
             raise PromptError(f"the prompt holds a token id outside 0 to {model.vocab_size - 1}")
 
-    def _exclusively(self) -> "_Exclusive":
-        return _Exclusive(self._busy, self._cancelled)
-
-
-class _Exclusive:
-    """Refuses a second user instead of waiting, since it may be the same thread."""
-
-    def __init__(self, lock: threading.Lock, cancelled: threading.Event) -> None:
-        self._lock, self._cancelled = lock, cancelled
-
-    def __enter__(self) -> None:
-        if not self._lock.acquire(blocking=False):
+    @contextmanager
+    def _run_exclusively(self) -> Iterator[None]:
+        """Refuses a second caller instead of waiting, because it may be the same thread."""
+        if not self._busy.acquire(blocking=False):
             raise EngineError(
                 "this session is generating another reply: finish or close that stream first, "
                 "or open a second session"
             )
         self._cancelled.clear()
+        try:
+            yield
+        finally:
+            self._busy.release()
 
-    def __exit__(self, *exc_info: object) -> None:
-        self._lock.release()
+
+def _add_to_seed(options: GenerationOptions, index: int) -> GenerationOptions:
+    seed = options.sampling.seed
+    if seed is None or index == 0:
+        return options
+    sampling = replace(options.sampling, seed=(seed + index) % 2**64)
+    return replace(options, sampling=sampling)
 
 
 def _common_length(left: Sequence[int], right: Sequence[int]) -> int:
-    for index, (a, b) in enumerate(zip(left, right, strict=False)):
-        if a != b:
+    """Length of the longest common prefix."""
+    for index, (left_id, right_id) in enumerate(zip(left, right, strict=False)):
+        if left_id != right_id:
             return index
     return min(len(left), len(right))

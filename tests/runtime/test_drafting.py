@@ -40,12 +40,12 @@ def test_a_continuation_is_that_of_the_latest_earlier_place(
         lookup.add(piece)
         tokens += piece
     for length in (1, 3, 9):
-        assert lookup.continuation(length) == continuation_slowly(tokens, ngram, length)
+        assert lookup.find_continuation(length) == continuation_slowly(tokens, ngram, length)
 
 
 def test_a_repetition_goes_on_with_its_period() -> None:
-    assert TokenLookup([7, 1, 2, 3, 1, 2, 3, 1], 3).continuation(7) == [2, 3, 1, 2, 3, 1, 2]
-    assert TokenLookup([7, 1, 2, 3], 3).continuation(7) is None
+    assert TokenLookup([7, 1, 2, 3, 1, 2, 3, 1], 3).find_continuation(7) == [2, 3, 1, 2, 3, 1, 2]
+    assert TokenLookup([7, 1, 2, 3], 3).find_continuation(7) is None
 
 
 class CountingEngine(OrtEngine):
