@@ -1,9 +1,12 @@
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 
 from medusa_trt.errors import EngineError
 from medusa_trt.export import targets
 from medusa_trt.export.targets import TARGETS, fallback_notice, precision_from_name
-from medusa_trt.runtime.engines import operators
+from medusa_trt.runtime.engines import backends, operators
 
 ORT_CPU = TARGETS["ort-cpu"]
 
@@ -25,3 +28,15 @@ def test_without_the_operator_library_the_export_says_what_it_falls_back_to(
 
 def test_the_default_needs_no_notice() -> None:
     assert fallback_notice(ORT_CPU, ORT_CPU.precisions[0], None) is None
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_a_session_finds_the_backend_of_every_target(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = object()
+    for backend in backends.BACKENDS:
+        monkeypatch.setitem(backends.BACKENDS, backend, lambda *_, **__: opened)
+    bundle: Any = SimpleNamespace(manifest=SimpleNamespace(target=SimpleNamespace(name=name)))
+    engine = backends.engine_from_backend(None, bundle, capacity=64, batch_size=1, num_threads=None)
+    assert engine is opened

@@ -1,6 +1,8 @@
 """Conditions of the passes: each fails on a graph that breaks it."""
 
 from collections.abc import Callable
+from importlib import import_module
+from pkgutil import iter_modules
 
 import numpy as np
 import onnx_ir as ir
@@ -8,6 +10,7 @@ import pytest
 from onnx_ir.passes import PassResult, PostconditionError, PreconditionError
 from support.graph_texts import Arrays, parsed
 
+from medusa_trt.export import passes, quantization
 from medusa_trt.export.passes.chain_linears import ChainLinearsPass
 from medusa_trt.export.passes.checked_pass import CheckedPass, nodes_in_use
 from medusa_trt.export.passes.fold_transpose import FoldTransposePass
@@ -138,6 +141,17 @@ def test_a_pass_that_leaves_its_work_undone_fails(
 ) -> None:
     with pytest.raises(PostconditionError, match=f"{type(graph_pass).__name__} left"):
         doing_nothing(graph_pass)(make())
+
+
+def test_every_pass_is_in_the_list() -> None:
+    for package in (passes, quantization):
+        for module in iter_modules(package.__path__, f"{package.__name__}."):
+            import_module(module.name)
+    made = CheckedPass.__subclasses__()
+    for base in made:
+        made += base.__subclasses__()
+    names = {one.__name__ for one in made if one.__module__.startswith("medusa_trt.")}
+    assert names - {"NodePass"} == {type(graph_pass).__name__ for graph_pass, _ in LEFT_OVER}
 
 
 SHAPED = [

@@ -1,6 +1,7 @@
 """Linear layers and argmax of the operator library against slow references."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from onnx import TensorProto
-from support.one_operator import kernels_here, session
+from support.one_operator import KERNELS, kernels_here, session
 from support.reference.linear import quantized_rows, rms_norm, silu
 
 from medusa_trt.export.quantization.library import (
@@ -182,6 +183,12 @@ def test_all_kernels_give_the_same_bits(tmp_path: Path) -> None:
     for name in names:
         pairs = zip(results[name], results["portable"], strict=True)
         assert all(np.array_equal(*pair) for pair in pairs), name
+
+
+def test_every_table_of_kernels_is_in_the_list_of_the_tests() -> None:
+    sources = (Path(__file__).parents[3] / "native").glob("*.cpp")
+    tables = (re.findall(r'Kernels kernels = \{"([\w-]+)"', path.read_text()) for path in sources)
+    assert sorted(name for names in tables for name in names) == sorted(KERNELS)
 
 
 def run_products(inputs: str, output: str) -> None:
