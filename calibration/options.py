@@ -8,6 +8,7 @@ import msgspec
 
 from medusa_trt.errors import CalibrationError, check_range
 from medusa_trt.runtime.options import SamplingOptions
+from medusa_trt.types_of_options import check_types
 
 DEFAULT_MAX_NEW_TOKENS = 128
 DEFAULT_MAX_KL = 0.02
@@ -65,6 +66,7 @@ class LatencyOptions:
     num_tokens: int = 12
 
     def __post_init__(self) -> None:
+        check_types(self, CalibrationError)
         for name in ("sizes", "contexts"):
             values = getattr(self, name)
             if not values or min(values) < 1:
@@ -92,6 +94,7 @@ class TreeOptions:
     max_nodes: int = 64
 
     def __post_init__(self) -> None:
+        check_types(self, CalibrationError)
         check_range(self, CalibrationError, "context batch_size min_speedup", 1)
         check_range(self, CalibrationError, "max_nodes", 2)
 
@@ -117,6 +120,7 @@ class ThresholdOptions:
     diversity_loss: float = 0.05
 
     def __post_init__(self) -> None:
+        check_types(self, CalibrationError)
         for name, most in (("thresholds", 1.0), ("temperatures", math.inf)):
             values = getattr(self, name)
             if not values or not all(0 < v <= most and math.isfinite(v) for v in values):
@@ -153,6 +157,7 @@ class QuantizationOptions:
     max_megabytes: Annotated[float | None, "--max-size MB"] = None
 
     def __post_init__(self) -> None:
+        check_types(self, CalibrationError)
         if self.max_kl is not None and self.max_megabytes is not None:
             raise CalibrationError("--max-kl and --max-size exclude each other: give one")
         if self.max_kl is None and self.max_megabytes is None:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Annotated
 
 from medusa_trt.errors import ExportError
+from medusa_trt.types_of_options import check_types
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +46,7 @@ class ExportOptions:
     num_layers: Annotated[int | None, "--layers N"] = None
 
     def __post_init__(self) -> None:
+        check_types(self, ExportError)
         if self.num_layers is not None and not self.random_weights:
             raise ExportError("--layers cuts a model with --random-weights only")
         if self.quantization_plan is not None and self.precision is not None:

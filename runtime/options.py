@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 from medusa_trt.errors import PromptError, check_range
 from medusa_trt.runtime.processors.base import LogitsProcessor
 from medusa_trt.tree_configs import MedusaTree, load_tree
+from medusa_trt.types_of_options import check_types
 
 _MAX_NGRAM = 16
 
@@ -33,6 +34,7 @@ class SamplingOptions:
     seed: int | None = None
 
     def __post_init__(self) -> None:
+        check_types(self, PromptError)
         check_range(self, PromptError, "temperature top_k", 0)
         check_range(self, PromptError, "min_p", 0, 1)
         if not 0 < self.top_p <= 1:
@@ -62,7 +64,10 @@ class GenerationOptions:
             distribution, except at temperature 0 (default: greedy at temperature 0, sample above).
         posterior_threshold: ε of typical acceptance.
         posterior_alpha: δ of typical acceptance.
-        stop: text that ends the reply and is no part of it; the flag may be repeated.
+        stop: text that ends the reply and is no part of it; the flag may be repeated. A special
+            token, such as <|im_start|>, is meant as that token.
+        stop_ids: token id that ends the reply like an end-of-sequence token; the flag may be
+            repeated (default: none).
         processors: functions that change the logits before a token is chosen, in this order.
         logprobs: report the log-probability of each token and of this many alternatives, as the
             model itself gives them: before processors, temperature and filters (default: none).
@@ -78,11 +83,13 @@ class GenerationOptions:
     posterior_threshold: float = 0.09
     posterior_alpha: float = 0.3
     stop: Annotated[tuple[str, ...], "--stop TEXT"] = ()
+    stop_ids: Annotated[tuple[int, ...], "--stop-id N"] = ()
     processors: tuple[LogitsProcessor, ...] = ()
     logprobs: int | None = None
     echo: bool = False
 
     def __post_init__(self) -> None:
+        check_types(self, PromptError)
         check_range(self, PromptError, "max_new_tokens", 1)
         check_range(self, PromptError, "lookup_ngram", 0, _MAX_NGRAM)
         check_range(self, PromptError, "posterior_threshold posterior_alpha", 0, 1)
@@ -94,6 +101,8 @@ class GenerationOptions:
             )
         if not all(self.stop):
             raise PromptError("an empty stop text would end every reply: leave it out")
+        if self.stop_ids and min(self.stop_ids) < 0:
+            raise PromptError(f"stop_ids has {min(self.stop_ids)}: token ids are 0 or more")
         if self.rule == "typical" and (self.processors or self.logprobs is not None):
             raise PromptError(
                 "typical acceptance takes no logits processors and reports no logprobs: "

@@ -290,13 +290,18 @@ class MedusaSession:
         num_free = self._max_sequence_length(options) - len(prompt_ids)
         limit = min(num_free, options.max_new_tokens or num_free)
         reason: FinishReason = "length" if limit == options.max_new_tokens else "cache_full"
-        eos_token_ids = self.bundle.manifest.model.eos_token_ids
+        eos_token_ids = () if options.ignore_eos else self.bundle.manifest.model.eos_token_ids
+        special_ids = [self.text.special_token_id(text) for text in options.stop]
         reply = Reply(
             num_prompt=len(prompt_ids),
             num_cached=num_cached,
             limit=limit,
             limit_reason=reason,
-            stop_ids=() if options.ignore_eos else eos_token_ids,
+            stop_ids=[
+                *eos_token_ids,
+                *options.stop_ids,
+                *(token_id for token_id in special_ids if token_id is not None),
+            ],
             stop=options.stop,
             text_stream=self.text.stream(),
             text=self.text.decode(prompt_ids) if options.echo else "",

@@ -47,6 +47,8 @@ class TextCodec:
         except Exception as error:  # tokenizers raises bare Exception
             raise BundleError(f"{path} is damaged ({error}): export the model again") from error
         self._decoder = decoder_from_tokenizer(self._tokenizer)
+        added = self._tokenizer.get_added_tokens_decoder()
+        self._special_ids = {token_id for token_id, token in added.items() if token.special}
         config = bundle.read_optional(names.TOKENIZER_CONFIG_FILE)
         self._special_tokens = _special_tokens(config)
         self._chat_template = bundle.read_optional(names.CHAT_TEMPLATE_FILE)
@@ -106,6 +108,11 @@ class TextCodec:
         """Text of the tokens, special tokens left out."""
         text: str = self._tokenizer.decode(list(token_ids), skip_special_tokens=True)
         return text
+
+    def special_token_id(self, text: str) -> int | None:
+        """The id of a special token, which has no text in a reply; None for any other text."""
+        token_id: int | None = self._tokenizer.token_to_id(text)
+        return token_id if token_id in self._special_ids else None
 
     def stream(self) -> "TextStream":
         """A decoder for tokens that arrive one after the other."""

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 from medusa_trt.errors import TrainingError, check_range
+from medusa_trt.types_of_options import check_types
 
 Quantization = Literal["8bit", "4bit"]
 
@@ -34,6 +35,7 @@ class DataOptions:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        check_types(self, TrainingError)
         check_range(self, TrainingError, "num_conversations batch_size num_turns max_new_tokens", 1)
         if not self.temperatures or not all(0 <= t <= 10 for t in self.temperatures):
             raise TrainingError(
@@ -62,6 +64,7 @@ class HeadsShape:
     has_own_unembedding: Annotated[bool, "--[no-]own-unembedding"] = False
 
     def __post_init__(self) -> None:
+        check_types(self, TrainingError)
         check_range(self, TrainingError, "num_heads num_layers", 1)
 
 
@@ -118,6 +121,7 @@ class TrainOptions:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        check_types(self, TrainingError)
         counts = "batch_rows batch_size accumulation num_checkpoints max_length"
         check_range(self, TrainingError, f"{counts} num_sampled max_steps", 1)
         check_range(self, TrainingError, "num_nodes", 2)
@@ -154,6 +158,7 @@ class JointOptions:
     num_epochs: Annotated[float, "--joint-epochs"] = 1
 
     def __post_init__(self) -> None:
+        check_types(self, TrainingError)
         check_range(self, TrainingError, "lora_rank lora_alpha", 1)
         check_range(self, TrainingError, "learning_rate heads_factor heads_weight num_epochs", 0)
         if self.heads.quantization is not None:

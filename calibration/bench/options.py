@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 from medusa_trt.errors import PromptError, check_range
 from medusa_trt.runtime.options import AcceptanceName, SamplingOptions
 from medusa_trt.tree_configs import MedusaTree, load_tree
+from medusa_trt.types_of_options import check_types
 
 ModeName = Literal["greedy", "heads", "sample", "typical"]
 
@@ -76,11 +77,9 @@ class BenchOptions:
     tree: Annotated[MedusaTree | None, load_tree] = None
 
     def __post_init__(self) -> None:
-        if not self.compared or not set(self.compared) <= set(_MODES):
-            raise PromptError(
-                f"modes {','.join(self.compared)!r}: choose from {', '.join(_MODES)}, "
-                "with commas between them"
-            )
+        check_types(self, PromptError)
+        if not self.compared:
+            raise PromptError(f"no mode is compared: choose from {', '.join(_MODES)}")
         check_range(self, PromptError, "rounds", 1)
         check_range(self, PromptError, "max_new_tokens", 2)  # speed counts from the first token on
         sampling = SamplingOptions(temperature=self.temperature, seed=self.seed)

@@ -17,7 +17,7 @@ from medusa_trt.runtime.options import GenerationOptions, SamplingOptions
 from medusa_trt.runtime.session import MedusaSession, Prompt, StreamEvent
 
 _SAMPLING = {field.name for field in fields(SamplingOptions)}
-_OWN = {"max_new_tokens", "ignore_eos", "stop", "acceptance", "lookup_ngram"}
+_OWN = {"max_new_tokens", "ignore_eos", "stop", "stop_ids", "acceptance", "lookup_ngram"}
 
 
 class TritonPythonModel:
@@ -88,8 +88,7 @@ def options_from_json(text: str) -> GenerationOptions:
         own["stop"] = [own["stop"]]
     try:
         sampling = {name: value for name, value in values.items() if name in _SAMPLING}
-        stop = tuple(own.pop("stop", ()))
-        return GenerationOptions(sampling=SamplingOptions(**sampling), stop=stop, **own)
+        return GenerationOptions(sampling=SamplingOptions(**sampling), **own)
     except TypeError as error:
         raise PromptError(f"sampling_parameters: {error}: give numbers") from error
 

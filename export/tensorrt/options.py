@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 from medusa_trt.errors import BuildError, check_range
+from medusa_trt.types_of_options import check_types
 
 MAX_TREE_NODES = 128
 _MIN_LENGTH = 64
@@ -67,6 +68,7 @@ class BuildOptions:
     overwrite: bool = False
 
     def __post_init__(self) -> None:
+        check_types(self, BuildError)
         check_range(self, BuildError, "max_length", _MIN_LENGTH, 1 << 20)
         check_range(self, BuildError, "max_batch_size", 1, 256)
         check_range(self, BuildError, "max_tree_nodes", 1, MAX_TREE_NODES)

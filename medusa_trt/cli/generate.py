@@ -10,7 +10,7 @@ from medusa_trt.interrupts import interrupted_exit_code
 from medusa_trt.runtime.options import GenerationOptions
 
 _OFFERED = (
-    *("max_new_tokens", "stop", "echo"),
+    *("max_new_tokens", "stop", "stop_ids", "echo"),
     *("sampling", "acceptance", "tree", "lookup_ngram"),
 )
 

@@ -260,3 +260,16 @@ def test_processors_with_a_tree_give_the_tokens_of_plain_decoding(tiny_bundle: B
             replies.append(session.generate([1, 2, 3], options).token_ids)
         assert replies[0] == replies[1]
         assert len(set(replies[0])) == 50 and isinstance(engine, TableEngine)
+
+
+def test_a_stop_text_that_is_a_special_token_ends_the_reply_there(tiny_bundle: Bundle) -> None:
+    session, _ = session_on_table(with_eos(tiny_bundle, []))
+    events = forced(session, "hi<s>rest", stop=("<s>",))
+    assert last(events).text == "hi" and last(events).finish_reason == "stop"
+
+
+def test_a_stop_id_ends_the_reply_like_an_end_token(tiny_bundle: Bundle) -> None:
+    session, _ = session_on_table(with_eos(tiny_bundle, []))
+    token = session.text.encode("c", add_special_tokens=False)[0]
+    generation = last(forced(session, "abcd", stop_ids=(token,)))
+    assert generation.token_ids[-1] == token and generation.finish_reason == "stop"
