@@ -6,8 +6,8 @@ from typing import Literal, TypeGuard
 from medusa_trt.export.weights.lazy_tensor import LazyTensor
 
 WeightFormat = Literal["int4", "int8", "fp8"]
-"""What each is depends on what multiplies: see `quantize.py` for the operator library, and
-`passes/quantize_weights.py` for the standard operators."""
+"""How a weight is rounded depends on what multiplies by it: see `quantization/library.py` for the
+operator library, and `quantization/quantize_weights.py` for the standard operators."""
 
 FloatFormat = Literal["fp16", "fp32"]
 """The format of a weight that is not rounded: the target's type."""

@@ -91,7 +91,7 @@ extern "C" __attribute__((visibility("default"))) medusa::ort::Status* RegisterC
   return api->add_domain(options, domain);
 }
 
-// Moves accepted rows of a KV cache; see runtime/kv_cache.py.
+// Moves accepted rows of a KV cache; see runtime/engines/kv_cache.py.
 extern "C" __attribute__((visibility("default"))) void medusa_trt_commit(
     const medusa::Commit* commit) {
   commit->run();
