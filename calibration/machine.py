@@ -7,7 +7,7 @@ from importlib import metadata
 from pathlib import Path
 
 from medusa_trt import __version__
-from medusa_trt.runtime.engines.cores import usable_cores
+from medusa_trt.runtime.engines.cores import count_usable_cores
 
 _PACKAGES = ("numpy", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx", "tokenizers")
 
@@ -36,7 +36,7 @@ class Machine:
         return cls(
             cpu=_cpu_name(),
             num_cores=num_cores,
-            num_usable_cores=usable_cores(),
+            num_usable_cores=count_usable_cores(),
             memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
             system=platform.platform(),
             versions=versions,

@@ -1,1 +1,1 @@
-"""Decoding from a bundle with numpy and one engine: no torch, no transformers, no onnx."""
+"""Decoding from a bundle with numpy and one engine, without torch, transformers and onnx."""

@@ -1,14 +1,13 @@
-"""A conversation: what was said, and the file that keeps it."""
+"""A conversation, and the file that saves it."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
 import msgspec
 
 from medusa_trt.errors import MedusaError, PromptError
-from medusa_trt.files import replaced_file
 from medusa_trt.runtime.options import AcceptanceName, GenerationOptions, SamplingOptions
 from medusa_trt.runtime.text import Message
 
@@ -25,20 +24,20 @@ class Exchange:
 class Conversation:
     """Complete exchanges below an optional system message.
 
-    A message joins the conversation together with its reply, so a reply that fails leaves nothing
-    behind, and roles always alternate, as chat templates want them.
+    A message is added together with its reply. So a failed reply leaves no message behind, and
+    roles always alternate, as chat templates expect.
 
     Attributes:
         system: the system message, if any.
-        exchanges: what was said, oldest first.
+        exchanges: messages and replies, the oldest first.
     """
 
     system: str | None = None
     exchanges: list[Exchange] = field(default_factory=list)
 
     def messages(self, user: str | None = None) -> list[Message]:
-        """The conversation as messages, and the user's next one where given."""
-        return _messages(self.system, self.exchanges, user)
+        """Messages of the conversation, and the user's next message if it is given."""
+        return _list_messages(self.system, self.exchanges, user)
 
     def add(self, user: str, assistant: str) -> None:
         """Appends a message and its reply."""
@@ -49,30 +48,30 @@ class Conversation:
         """The last exchange.
 
         Raises:
-            PromptError: nothing was said yet.
+            PromptError: there is no exchange yet.
         """
         if not self.exchanges:
             raise PromptError("there is no reply yet: say something first")
         return self.exchanges[-1]
 
     def messages_of_last(self) -> list[Message]:
-        """What the last reply answers; see `last`."""
-        return _messages(self.system, self.exchanges[:-1], self.last.user)
+        """Messages before the last reply; see `last`."""
+        return _list_messages(self.system, self.exchanges[:-1], self.last.user)
 
     def replace_last(self, assistant: str) -> None:
-        """Puts another reply in the last one's place; see `last`."""
+        """Replaces the last reply; see `last`."""
         self.exchanges[-1] = Exchange(self.last.user, assistant)
 
 
 @dataclass(frozen=True, slots=True)
 class SavedConversation:
-    """What a conversation's file holds.
+    """The content of a saved conversation's file.
 
     Attributes:
-        model: the bundle's model name.
-        options: the distribution, acceptance and limit of its replies. The tree is not kept: it is
-            chosen for a machine.
-        conversation: what was said.
+        model: model name of the bundle.
+        options: distribution, acceptance and maximum length of the replies. The tree is not saved,
+            because it is chosen for a machine.
+        conversation: the conversation.
     """
 
     model: str
@@ -80,25 +79,27 @@ class SavedConversation:
     conversation: Conversation
 
     def save(self, path: Path) -> None:
-        """Writes the file whole or not at all.
+        """Writes the file; an error leaves no incomplete file.
 
         Raises:
-            MedusaError: it cannot be written.
+            MedusaError: the file cannot be written.
         """
         with replaced_file(path) as temporary:
-            temporary.write_bytes(msgspec.json.format(msgspec.json.encode(_file(self))) + b"\n")
+            temporary.write_bytes(
+                msgspec.json.format(msgspec.json.encode(_make_file(self))) + b"\n"
+            )
 
     @classmethod
     def load(cls, path: Path) -> "SavedConversation":
         """Reads a file that `save` wrote.
 
         Raises:
-            MedusaError: it cannot be read, or is not exactly such a file.
+            MedusaError: the file cannot be read, or was not written by `save`.
         """
         try:
             file = msgspec.json.decode(path.read_bytes(), type=_File)
-            options = _generation_options(file.options)
-            conversation = _conversation(file.messages)
+            options = _read_options(file.options)
+            conversation = _read_conversation(file.messages)
         except OSError as error:
             raise MedusaError(f"cannot read {path}: {error.strerror}") from error
         except (ValueError, PromptError) as error:
@@ -114,6 +115,8 @@ class _Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class _Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The fields of `SamplingOptions`, and two of `GenerationOptions`."""
+
     temperature: float
     top_k: int
     top_p: float
@@ -130,17 +133,13 @@ class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     messages: list[_Message]
 
 
-def _file(saved: SavedConversation) -> _File:
-    options, sampling = saved.options, saved.options.sampling
+def _make_file(saved: SavedConversation) -> _File:
+    options = saved.options
     return _File(
         format_version=1,
         model=saved.model,
         options=_Options(
-            temperature=sampling.temperature,
-            top_k=sampling.top_k,
-            top_p=sampling.top_p,
-            min_p=sampling.min_p,
-            seed=sampling.seed,
+            **asdict(options.sampling),
             acceptance=options.acceptance,
             max_new_tokens=options.max_new_tokens,
         ),
@@ -148,29 +147,23 @@ def _file(saved: SavedConversation) -> _File:
     )
 
 
-def _generation_options(options: _Options) -> GenerationOptions:
+def _read_options(options: _Options) -> GenerationOptions:
     return GenerationOptions(
         max_new_tokens=options.max_new_tokens,
         acceptance=options.acceptance,
-        sampling=SamplingOptions(
-            temperature=options.temperature,
-            top_k=options.top_k,
-            top_p=options.top_p,
-            min_p=options.min_p,
-            seed=options.seed,
-        ),
+        sampling=msgspec.convert(options, SamplingOptions, from_attributes=True),
     )
 
 
-def _conversation(messages: Sequence[_Message]) -> Conversation:
+def _read_conversation(messages: Sequence[_Message]) -> Conversation:
     system = messages[0].content if messages and messages[0].role == "system" else None
     rest = messages[system is not None :]
     for index, message in enumerate(rest):
-        wanted = ("user", "assistant")[index % 2]
-        if message.role != wanted:
+        role = ("user", "assistant")[index % 2]
+        if message.role != role:
             raise PromptError(
                 f"message {index + len(messages) - len(rest) + 1} is from {message.role!r} "
-                f"where {wanted!r} must follow"
+                f"where {role!r} must follow"
             )
     if len(rest) % 2:
         raise PromptError("the last message has no reply")
@@ -178,7 +171,9 @@ def _conversation(messages: Sequence[_Message]) -> Conversation:
     return Conversation(system, [Exchange(user.content, reply.content) for user, reply in pairs])
 
 
-def _messages(system: str | None, exchanges: Sequence[Exchange], user: str | None) -> list[Message]:
+def _list_messages(
+    system: str | None, exchanges: Sequence[Exchange], user: str | None
+) -> list[Message]:
     messages = [] if system is None else [{"role": "system", "content": system}]
     for exchange in exchanges:
         messages.append({"role": "user", "content": exchange.user})

@@ -1,7 +1,7 @@
-"""Checks where a graph's weights lie, before an engine maps them.
+"""Checks where the weights of a graph are stored, before an engine maps them.
 
-The runtime has no ONNX library, so this reads the few protobuf fields that it needs. Source of the
-field numbers: onnx.proto; of the encoding: protobuf.dev/programming-guides/encoding.
+The runtime has no ONNX library, so this module reads the few protobuf fields that it needs.
+Sources: onnx.proto (field numbers), protobuf.dev/programming-guides/encoding.
 """
 
 import re
@@ -13,26 +13,31 @@ from medusa_trt.errors import BundleError
 _GRAPH, _INITIALIZER, _EXTERNAL_DATA = 7, 5, 13
 _KEY, _VALUE = 1, 2
 _LOCATION = re.compile(rb"(?:\x0a|\x8a\x80*\x00)(?:\x08|\x88\x80*\x00)location")
-"""How every reference to a file begins: the key of an entry, whose tag and length may have bytes to
-spare."""
+"""Beginning of every reference to a file: the key of an entry.
+
+Its tag and its length may be encoded in more bytes than necessary.
+"""
 
 
 def check_external_data(graph: Path, weights_file: str) -> None:
-    """Checks that a graph's external data lie inside the bundle's file of weights.
+    """Checks that a graph's external data lie inside the bundle's weights file.
 
     Args:
         graph: an ONNX file in the bundle's folder.
-        weights_file: the only file that it may refer to.
+        weights_file: name of the only file that the graph may refer to.
 
     Raises:
-        BundleError: it names another file, reaches beyond the end of this one, or is damaged.
+        BundleError: the graph refers to another file or beyond the end of this one, or is
+            damaged.
     """
     data = graph.read_bytes()
     size_bytes = (graph.parent / weights_file).stat().st_size
     num_checked = 0
     try:
-        for tensor in _submessages(data, _GRAPH, _INITIALIZER):
-            entries = dict(_entry(entry) for entry in _submessages(tensor, _EXTERNAL_DATA))
+        for tensor in _read_submessages(data, _GRAPH, _INITIALIZER):
+            entries = dict(
+                _read_entry(entry) for entry in _read_submessages(tensor, _EXTERNAL_DATA)
+            )
             if entries:
                 _check_range(graph, entries, weights_file, size_bytes)
                 num_checked += 1
@@ -58,31 +63,31 @@ def _check_range(
         )
 
 
-def _entry(message: bytes) -> tuple[bytes, bytes]:
-    fields = dict(_fields(message))
+def _read_entry(message: bytes) -> tuple[bytes, bytes]:
+    fields = dict(_read_fields(message))
     return fields.get(_KEY, b""), fields.get(_VALUE, b"")
 
 
-def _submessages(message: bytes, field: int, *deeper: int) -> Iterator[bytes]:
-    for number, content in _fields(message):
+def _read_submessages(message: bytes, field: int, *deeper: int) -> Iterator[bytes]:
+    for number, content in _read_fields(message):
         if number == field:
             if deeper:
-                yield from _submessages(content, *deeper)
+                yield from _read_submessages(content, *deeper)
             else:
                 yield content
 
 
-def _fields(message: bytes) -> Iterator[tuple[int, bytes]]:
-    """Each field's number and, of length-delimited ones, its bytes."""
+def _read_fields(message: bytes) -> Iterator[tuple[int, bytes]]:
+    """Yields the number of each field, and its bytes if it is length-delimited."""
     position = 0
     while position < len(message):
-        tag, position = _varint(message, position)
+        tag, position = _read_varint(message, position)
         kind = tag & 7
         content = b""
         if kind == 0:
-            _, position = _varint(message, position)
+            _, position = _read_varint(message, position)
         elif kind == 2:
-            length, position = _varint(message, position)
+            length, position = _read_varint(message, position)
             if position + length > len(message):
                 raise ValueError("a field ends beyond the file")
             content = message[position : position + length]
@@ -94,7 +99,7 @@ def _fields(message: bytes) -> Iterator[tuple[int, bytes]]:
         yield tag >> 3, content
 
 
-def _varint(message: bytes, position: int) -> tuple[int, int]:
+def _read_varint(message: bytes, position: int) -> tuple[int, int]:
     value = shift = 0
     while True:
         byte = message[position]

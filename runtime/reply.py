@@ -1,4 +1,4 @@
-"""A reply as it grows: tokens, text, where it ends, and its statistics."""
+"""A growing reply: its tokens, its text, its end and its statistics."""
 
 import time
 from collections.abc import Sequence
@@ -19,13 +19,14 @@ class GenerationStats:
     """Counts and times of one reply.
 
     Attributes:
-        prompt_tokens: tokens of the prompt.
-        cached_tokens: how many of them were in the cache already.
-        new_tokens: tokens of the reply, a final end-of-sequence token included.
-        accept_lengths: tokens that each verify step added before the reply was cut at its end.
+        prompt_tokens: number of tokens in the prompt.
+        cached_tokens: number of prompt tokens that were in the cache already.
+        new_tokens: number of tokens in the reply, with a final end-of-sequence token.
+        accept_lengths: number of tokens that each verify step added, before the reply was cut at
+            its end.
         prefill_s: seconds until the first token.
         decode_s: seconds for the tokens after the first.
-        engine_s: seconds of `decode_s` inside engine calls, in a batch those for all its replies.
+        engine_s: seconds of `decode_s` spent in engine calls; in a batch, for all its replies.
     """
 
     prompt_tokens: int
@@ -38,12 +39,12 @@ class GenerationStats:
 
     @property
     def tokens_per_s(self) -> float:
-        """Decoding speed: tokens after the first over their time; 0 if there are none."""
+        """Decoding throughput: tokens after the first over `decode_s`; 0 without such tokens."""
         return (self.new_tokens - 1) / self.decode_s if self.new_tokens > 1 else 0.0
 
     @property
     def mean_accept_length(self) -> float:
-        """Tokens a verify step added, on average; plain decoding has 1."""
+        """Mean acceptance length: tokens that a verify step added; 1 for plain decoding."""
         return float(np.mean(self.accept_lengths)) if self.accept_lengths else 0.0
 
 
@@ -52,12 +53,12 @@ class Generation:
     """A finished reply.
 
     Attributes:
-        token_ids: the reply's tokens; those that a stop text cut off are still among them.
+        token_ids: the reply's tokens, with those that a stop text removed from `text`.
         text: the reply's text, without a stop text.
         finish_reason: "stop" (the model or a stop text ended it), "length" (`max_new_tokens`),
             "cache_full", "cancelled" or "error".
         stats: counts and times.
-        logprobs: one for each token, if asked for.
+        logprobs: one for each token, if requested.
     """
 
     token_ids: list[int]
@@ -68,14 +69,14 @@ class Generation:
 
 
 class StreamEvent(NamedTuple):
-    """What one step added.
+    """The result of one step.
 
     Attributes:
         token_ids: the new tokens.
-        text: the new text; it may lag behind the tokens by half a character or a possible
-            beginning of a stop text.
+        text: the new text; an unfinished character, and text that may begin a stop text, come
+            with a later event.
         accept_length: tokens that the verify step accepted, 0 for the first event.
-        generation: the whole reply, in the last event only.
+        generation: the whole reply; only in the last event.
     """
 
     token_ids: list[int]
@@ -85,7 +86,12 @@ class StreamEvent(NamedTuple):
 
 
 class Reply:
-    """Collects what steps add, and cuts it where the reply ends."""
+    """Collects the tokens of all steps, and cuts them where the reply ends.
+
+    Attributes:
+        finish_reason: None while the reply grows.
+        token_ids: the tokens so far.
+    """
 
     def __init__(
         self,
@@ -103,16 +109,16 @@ class Reply:
         """Begins an empty reply.
 
         Args:
-            num_prompt: tokens of the prompt, `num_cached` of them cached.
-            num_cached: see above.
-            limit: most tokens of the reply.
-            limit_reason: the finish reason when it is reached.
-            stop_ids: tokens that end it.
-            stop: texts that end it.
-            text_stream: decodes its tokens.
-            text: what its text begins with (an echo of the prompt).
-            streamed: whether events carry text. If not, and there are no stop texts, the tokens
-                are decoded at the end at once: it takes a quarter of a step's host time.
+            num_prompt: number of tokens in the prompt.
+            num_cached: number of prompt tokens that were in the cache already.
+            limit: maximum number of tokens in the reply.
+            limit_reason: finish reason of a reply that reaches the limit.
+            stop_ids: tokens that end the reply.
+            stop: texts that end the reply.
+            text_stream: decodes the tokens.
+            text: text before the first token (an echo of the prompt).
+            streamed: whether events need text. Without events and stop texts all tokens are decoded
+                at the end, because decoding takes a quarter of a step's host time.
         """
         self.finish_reason: FinishReason | None = None
         self.token_ids: list[int] = []
@@ -130,14 +136,14 @@ class Reply:
         self._first_engine_s = 0.0
 
     def add(self, added: Added, engine_s: float) -> StreamEvent | None:
-        """Takes a step's tokens up to the reply's end; sets `finish_reason` if that is reached.
+        """Adds a step's tokens up to the end of the reply, where it sets `finish_reason`.
 
         Args:
             added: the step's tokens.
             engine_s: seconds that the decoder has spent in engine calls so far.
 
         Returns:
-            An event to show, if the reply is streamed.
+            An event, if events need text.
         """
         token_ids, logprobs = added
         accept_length = 0
@@ -146,15 +152,15 @@ class Reply:
             self._accept_lengths.append(accept_length)
         else:
             self._first_s, self._first_engine_s = time.perf_counter(), engine_s
-        kept = self._take(token_ids)
+        kept = self._add_tokens(token_ids)
         if logprobs:
             self._logprobs += logprobs[: len(kept)]
         if self._decodes_late:
             return None
-        return StreamEvent(kept, self._newly_shown(), accept_length)
+        return StreamEvent(kept, self.take_new_text(), accept_length)
 
     def finish(self, engine_s: float, reason: FinishReason | None = None) -> Generation:
-        """The finished reply; `reason` where something else than the reply itself ended it."""
+        """Returns the finished reply; `reason` is given if its tokens did not end it."""
         self.finish_reason = reason or self.finish_reason
         assert self.finish_reason is not None
         if self._decodes_late:
@@ -171,12 +177,18 @@ class Reply:
         text = self._echo + self._text
         return Generation(self.token_ids, text, self.finish_reason, stats, tuple(self._logprobs))
 
-    def rest(self) -> str:
-        """Text that was held back, when something else than the reply itself ends it."""
-        return self._newly_shown()
+    def take_new_text(self) -> str:
+        """Returns the new text that no stop text can remove any more; all of it after the end."""
+        end = len(self._text)
+        if self.finish_reason is None:
+            end -= max((_overlap(self._text, text) for text in self._stop), default=0)
+        echo, self._unshown_echo = self._unshown_echo, ""
+        shown = echo + self._text[self._num_shown : end]
+        self._num_shown = end
+        return shown
 
-    def _take(self, token_ids: list[int]) -> list[int]:
-        """Takes tokens up to the one that ends the reply; returns those taken."""
+    def _add_tokens(self, token_ids: list[int]) -> list[int]:
+        """Adds tokens up to the one that ends the reply, and returns the added ones."""
         kept: list[int] = []
         for token in token_ids:
             kept.append(token)
@@ -196,24 +208,14 @@ class Reply:
         return kept
 
     def _cut_at_stop_text(self, before: int) -> None:
-        """Cuts before the first stop text that the text since `before` completes."""
+        """Cuts the text before the first stop text that ends after position `before`."""
         longest = max(map(len, self._stop))
-        window = max(0, before - longest + 1)
-        found = [self._text.find(text, window) for text in self._stop]
-        starts = [start for start in found if start >= 0]
+        first = max(0, before - longest + 1)
+        matches = [self._text.find(text, first) for text in self._stop]
+        starts = [start for start in matches if start >= 0]
         if starts:
             self._text = self._text[: min(starts)]
             self.finish_reason = "stop"
-
-    def _newly_shown(self) -> str:
-        """Text that no stop text can take back any more; all of it at the end."""
-        end = len(self._text)
-        if self.finish_reason is None:
-            end -= max((_overlap(self._text, text) for text in self._stop), default=0)
-        echo, self._unshown_echo = self._unshown_echo, ""
-        shown = echo + self._text[self._num_shown : end]
-        self._num_shown = end
-        return shown
 
 
 def _overlap(text: str, stop: str) -> int:

@@ -211,7 +211,7 @@ class MedusaSession:
                     raise
                 partial = reply.finish(decoder.engine_s, "error")
                 raise GenerationError(str(error), partial) from error
-            last = event or StreamEvent([], reply.rest(), 0)
+            last = event or StreamEvent([], reply.take_new_text(), 0)
             yield last._replace(generation=reply.finish(decoder.engine_s))
 
     def _advance(

@@ -1,4 +1,4 @@
-"""Names of a bundle's files and of its graphs' tensors; no other module spells them."""
+"""Names of a bundle's files and of its graphs' tensors, written only here."""
 
 MANIFEST_FILE = "manifest.json"
 TREE_FILE = "medusa_choices.json"
@@ -41,9 +41,8 @@ COVERED = "covered"
 ENTROPY = "entropy"
 CANDIDATE_LOGPROB = "candidate_logprob"
 
-
 PAST = "past_key_values."
-"""How the names of all cache inputs begin."""
+"""Prefix of the names of all cache inputs."""
 
 
 def past_name(layer: int, kind: str) -> str:

@@ -1,4 +1,4 @@
-"""Between text and tokens: the bundle's tokenizer and its chat template."""
+"""Conversion between text and tokens: the bundle's tokenizer and its chat template."""
 
 import json
 from codecs import getincrementaldecoder
@@ -21,12 +21,13 @@ from medusa_trt.runtime.bundle import Bundle
 from medusa_trt.runtime.token_bytes import ByteDecoder, decoder_from_tokenizer
 
 Message = Mapping[str, str]
+"""A message of a conversation, with "role" and "content"."""
 
 _REPLACEMENT = "\ufffd"
-"""What tokenizers decode an unfinished character to."""
+"""Character that tokenizers return for an unfinished character."""
 
 _MAX_WINDOW = 24
-"""Tokens that a stream decodes again with each piece, before it forgets all but the last piece."""
+"""Number of tokens that a stream decodes again for each piece, before it drops the older ones."""
 
 
 class TextCodec:
@@ -41,7 +42,7 @@ class TextCodec:
         path = bundle.path / names.TOKENIZER_FILE
         try:
             self._tokenizer = Tokenizer.from_file(str(path))
-            # A checkpoint may bring limits from its training, which would silently cut prompts.
+            # The tokenizer may hold limits from the training, which would silently cut prompts.
             self._tokenizer.no_truncation()
             self._tokenizer.no_padding()
         except Exception as error:  # tokenizers raises bare Exception
@@ -50,16 +51,16 @@ class TextCodec:
         added = self._tokenizer.get_added_tokens_decoder()
         self._special_ids = {token_id for token_id, token in added.items() if token.special}
         config = bundle.read_optional(names.TOKENIZER_CONFIG_FILE)
-        self._special_tokens = _special_tokens(config)
+        self._special_tokens = _read_special_tokens(config)
         self._chat_template = bundle.read_optional(names.CHAT_TEMPLATE_FILE)
 
     @property
     def has_chat_template(self) -> bool:
-        """Whether the model came with a chat template."""
+        """Whether the model has a chat template."""
         return self._chat_template is not None
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
-        """Token ids of a text, with the model's own start token where it has one.
+        """Encodes a text as token ids, with the model's start token if it has one.
 
         Raises:
             PromptError: the text is not valid Unicode.
@@ -74,7 +75,7 @@ class TextCodec:
         return ids
 
     def encode_chat(self, messages: Sequence[Message]) -> list[int]:
-        """Token ids of a conversation, ending where the model's reply begins.
+        """Encodes a conversation as token ids, up to the beginning of the model's reply.
 
         Raises:
             PromptError: the model has no chat template, or the template refuses the messages.
@@ -82,10 +83,10 @@ class TextCodec:
         return self.encode(self.render_chat(messages), add_special_tokens=False)
 
     def render_chat(self, messages: Sequence[Message]) -> str:
-        """The conversation as the model's chat template writes it.
+        """Renders a conversation with the model's chat template.
 
         Args:
-            messages: each with "role" and "content".
+            messages: the conversation.
 
         Raises:
             PromptError: the model has no chat template, or the template refuses the messages.
@@ -93,7 +94,7 @@ class TextCodec:
         if self._chat_template is None:
             raise PromptError("this model has no chat template: give a plain prompt (--raw)")
         try:
-            template = _environment().from_string(self._chat_template)
+            template = _make_environment().from_string(self._chat_template)
             return template.render(
                 messages=[dict(message) for message in messages],
                 tools=None,
@@ -101,11 +102,11 @@ class TextCodec:
                 add_generation_prompt=True,
                 **self._special_tokens,
             )
-        except Exception as error:  # a template is a program: besides its own errors, any other
+        except Exception as error:  # a template is a program, so it can raise any exception
             raise PromptError(f"the chat template refuses this conversation: {error}") from error
 
     def decode(self, token_ids: Sequence[int]) -> str:
-        """Text of the tokens, special tokens left out."""
+        """Decodes tokens as text, without special tokens."""
         text: str = self._tokenizer.decode(list(token_ids), skip_special_tokens=True)
         return text
 
@@ -115,45 +116,45 @@ class TextCodec:
         return token_id if token_id in self._special_ids else None
 
     def stream(self) -> "TextStream":
-        """A decoder for tokens that arrive one after the other."""
+        """Makes a decoder for tokens that arrive one after the other."""
         return TextStream(self._tokenizer, self._decoder)
 
 
 class TextStream:
-    """Text of a growing token sequence, in pieces that never hold half a character.
+    """Decodes a growing token sequence, in pieces of whole characters.
 
-    The pieces do not depend on how the tokens were grouped: pushed one by one or all at once, they
-    add up to the same text. A byte that begins no character becomes U+FFFD.
+    The text does not depend on how the tokens are grouped: pushed one by one or all at once, they
+    give the same text. An invalid byte becomes U+FFFD.
     """
 
     def __init__(self, tokenizer: Tokenizer, decoder: ByteDecoder | None) -> None:
         """Begins a stream.
 
         Args:
-            tokenizer: the bundle's.
-            decoder: what `decoder_from_tokenizer` makes of it.
+            tokenizer: the bundle's tokenizer.
+            decoder: made from it by `decoder_from_tokenizer`.
         """
         self._decoder = decoder
         self._characters = getincrementaldecoder("utf-8")("replace")
         self._strips_space = decoder is not None and decoder.strips_first_space
-        self._window = _Window(tokenizer)
+        self._window = _WindowStream(tokenizer)
 
     def push(self, token_ids: Sequence[int]) -> str:
-        """The text that these tokens complete; what ends inside a character is kept back."""
+        """Returns the text that these tokens complete; an unfinished character comes later."""
         if self._decoder is None:
             return self._window.push(token_ids)
-        text = self._characters.decode(self._decoder.bytes_of(token_ids))
+        text = self._characters.decode(self._decoder.decode(token_ids))
         if self._strips_space and text:
             self._strips_space = False
             return text.removeprefix(" ")
         return text
 
 
-class _Window:
-    """The stream of a tokenizer whose tokens change with their neighbours, as WordPiece's do.
+class _WindowStream:
+    """Text stream for tokenizers whose tokens depend on their neighbours, such as WordPiece.
 
-    Each piece is decoded behind the one before. The tokenizers' own `DecodeStream` raises where a
-    decoder takes text back.
+    Each piece is decoded together with the one before. `DecodeStream` of tokenizers does not serve:
+    it raises where more tokens make the text shorter.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
@@ -163,7 +164,7 @@ class _Window:
         self._shown = ""
 
     def push(self, token_ids: Sequence[int]) -> str:
-        """The text that these tokens complete."""
+        """See `TextStream.push`."""
         pieces = []
         for token_id in token_ids:
             self._token_ids.append(token_id)
@@ -183,26 +184,26 @@ class _Window:
         return text
 
 
-def _special_tokens(config: str | None) -> dict[str, str]:
-    """`bos_token`, `eos_token` and the like, which chat templates refer to."""
+def _read_special_tokens(config: str | None) -> dict[str, str]:
+    """Reads `bos_token`, `eos_token` and the like, which chat templates use."""
     if config is None:
         return {}
     try:
         values = msgspec.json.decode(config, type=dict[str, Any])
     except msgspec.DecodeError as error:
         raise BundleError(f"{names.TOKENIZER_CONFIG_FILE} is damaged ({error})") from error
-    found = {}
+    tokens = {}
     for kind in ("bos", "eos", "unk", "sep", "pad", "cls", "mask"):
         value = values.get(key := f"{kind}_token")
         if isinstance(value, dict):
             value = value.get("content")
         if isinstance(value, str):
-            found[key] = value
-    return found
+            tokens[key] = value
+    return tokens
 
 
 class _GenerationTag(Extension):
-    """`{% generation %}` marks replies for training; here it only shows what it holds."""
+    """Renders the content of `{% generation %}`, which only marks replies for training."""
 
     tags = {"generation"}  # noqa: RUF012
 
@@ -213,7 +214,7 @@ class _GenerationTag(Extension):
 
 
 class _Namespace(Namespace):
-    """Refuses names that Python itself might call, as transformers does."""
+    """A Jinja namespace that refuses Python's private names, as transformers does."""
 
     def __init__(self, /, *args: Any, **values: Any) -> None:
         super().__init__()
@@ -226,26 +227,26 @@ class _Namespace(Namespace):
         super().__setitem__(name, value)
 
 
-def _environment() -> ImmutableSandboxedEnvironment:
-    """Jinja as chat templates expect it; sandboxed, because a template comes with a model."""
+def _make_environment() -> ImmutableSandboxedEnvironment:
+    """Makes the Jinja environment of transformers, in a sandbox: a template comes with a model."""
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, _GenerationTag]
     )
-    environment.filters["tojson"] = _tojson
+    environment.filters["tojson"] = _dump_json
     environment.globals["namespace"] = _Namespace
     environment.globals["raise_exception"] = _raise_exception
     environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
     return environment
 
 
-def _tojson(
+def _dump_json(
     value: object,
     ensure_ascii: bool = False,
     indent: int | None = None,
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    """JSON as transformers writes it in templates: with spaces, and without HTML escapes."""
+    """Writes JSON like transformers in templates: with spaces and without HTML escapes."""
     return json.dumps(
         value,
         ensure_ascii=ensure_ascii,

@@ -54,12 +54,12 @@ class DoctorArguments:
 
 def diagnose(_: DoctorArguments) -> None:
     """Prints a line for each purpose: whether it works here, else what is missing."""
-    from medusa_trt.runtime.engines.cores import usable_cores
+    from medusa_trt.runtime.engines.cores import count_usable_cores
     from medusa_trt.runtime.engines.device.memory import read_compute_capability
 
     print(f"Python     {platform.python_version()} on {platform.system()} {platform.machine()}")
     print(f"medusa-trt {_installed_version('medusa-trt')}")
-    print(f"processors {os.cpu_count()}, {usable_cores()} usable cores")
+    print(f"processors {os.cpu_count()}, {count_usable_cores()} usable cores")
     if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
         memory_bytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         print(f"memory     {memory_bytes / 2**30:.1f} GiB")

@@ -8,30 +8,30 @@ _CPUS = Path("/sys/devices/system/cpu")
 _CGROUPS = Path("/sys/fs/cgroup")
 
 
-def usable_cores() -> int:
-    """Counts the physical cores that this process may use: at most its container's quota.
+def count_usable_cores() -> int:
+    """Counts the physical cores that this process may use, limited by its container's quota.
 
-    Two processors of one core count once, since they share its arithmetic.
+    Two logical processors of one core count once, because they share its arithmetic units.
     """
     if not hasattr(os, "sched_getaffinity"):  # Windows and macOS
         return os.cpu_count() or 1
-    cores = {_core_of(processor) for processor in os.sched_getaffinity(0)}
-    quota = cpu_quota(_CGROUPS, Path("/proc/self/cgroup"))
+    cores = {_read_core(processor) for processor in os.sched_getaffinity(0)}
+    quota = read_cpu_quota(_CGROUPS, Path("/proc/self/cgroup"))
     return max(1, min(len(cores), len(cores) if quota is None else ceil(quota)))
 
 
-def cpu_quota(root: Path, own_groups: Path) -> float | None:
-    """Reads how many processors' time a container may take.
+def read_cpu_quota(root: Path, group_list: Path) -> float | None:
+    """Reads how many processors' time a container may use.
 
     Args:
-        root: where the control groups are mounted, in either version.
-        own_groups: the file that names this process's groups.
+        root: folder where the control groups are mounted, of version 1 or 2.
+        group_list: the file that names the groups of this process.
 
     Returns:
-        The smallest quota of the process's group and those around it; None without one.
+        The smallest quota of the process's group and its parents; None without a quota.
     """
     try:
-        lines = own_groups.read_text().splitlines()
+        lines = group_list.read_text().splitlines()
     except OSError:
         return None
     quotas = []
@@ -42,14 +42,14 @@ def cpu_quota(root: Path, own_groups: Path) -> float | None:
         base = root / "cpu" if controllers else root
         group = base / path.lstrip("/")
         for folder in (group, *group.parents):
-            quotas.append(_quota_of(folder))
+            quotas.append(_read_group_quota(folder))
             if folder == base:
                 break
     return min((quota for quota in quotas if quota is not None), default=None)
 
 
-def _quota_of(folder: Path) -> float | None:
-    """The quota that a control group states, in version 2 or 1."""
+def _read_group_quota(folder: Path) -> float | None:
+    """Reads the quota of one control group, of version 2 or 1."""
     try:
         limit, period = (folder / "cpu.max").read_text().split()
     except (OSError, ValueError):
@@ -64,8 +64,8 @@ def _quota_of(folder: Path) -> float | None:
         return None
 
 
-def _core_of(processor: int) -> str:
-    """The processors that share a core with this one, as the kernel lists them."""
+def _read_core(processor: int) -> str:
+    """Reads which logical processors share a core with this one, as the kernel lists them."""
     try:
         return (_CPUS / f"cpu{processor}/topology/thread_siblings_list").read_text()
     except OSError:

@@ -14,21 +14,21 @@ from numpy.typing import DTypeLike, NDArray
 from medusa_trt.errors import EngineError
 from medusa_trt.runtime.engines.operators import load_commit_function
 
-_SMALL_BYTES = 4 << 20
-"""Arrays below this size are left to numpy, which asks for huge pages from here on."""
+_HUGE_PAGE_BYTES = 4 << 20
+"""Size from which on numpy asks the operating system for huge pages."""
 
 _MAX_MOVED = 64
 """Largest number of nodes that `medusa_trt_commit` takes; see native/cache.h."""
 
 
-def _zeros_in_small_pages(sizes: Sequence[int], dtype: np.dtype[Any]) -> NDArray[Any]:
-    """Makes an array of zeros whose memory is taken page by page, as rows are written.
+def _allocate_in_small_pages(sizes: Sequence[int], dtype: np.dtype[Any]) -> NDArray[Any]:
+    """Allocates an array of zeros that takes its memory in small pages, as rows are written.
 
-    numpy asks for huge pages, of 2 MiB. The rows in use lie apart, at the beginning of each head's
-    share, so the first token would touch and clear nearly the whole cache.
+    numpy asks for huge pages of 2 MiB. The rows in use lie far apart, at the beginning of each
+    head's part, so the first token would touch and clear nearly the whole cache.
     """
     size_bytes = prod(sizes) * dtype.itemsize
-    if not hasattr(mmap, "MADV_NOHUGEPAGE") or size_bytes < _SMALL_BYTES:
+    if not hasattr(mmap, "MADV_NOHUGEPAGE") or size_bytes < _HUGE_PAGE_BYTES:
         return np.zeros(sizes, dtype)
     memory = mmap.mmap(-1, size_bytes)
     memory.madvise(mmap.MADV_NOHUGEPAGE)
@@ -72,7 +72,7 @@ class KVCache:
         """
         sizes = num_layers, 2, batch_size, num_kv_heads, capacity, head_dim
         try:
-            return cls(_zeros_in_small_pages(sizes, np.dtype(dtype)))
+            return cls(_allocate_in_small_pages(sizes, np.dtype(dtype)))
         # The last three are raised for sizes beyond the address space.
         except (MemoryError, OSError, OverflowError, ValueError) as error:
             size_gb = prod(sizes) * np.dtype(dtype).itemsize / 1e9

@@ -14,7 +14,7 @@ from medusa_trt.errors import EngineError, MedusaWarning
 from medusa_trt.runtime import tensors as names
 from medusa_trt.runtime.bundle import Bundle
 from medusa_trt.runtime.engines.base import Reductions, TokenIds, VerifyOutputs
-from medusa_trt.runtime.engines.cores import usable_cores
+from medusa_trt.runtime.engines.cores import count_usable_cores
 from medusa_trt.runtime.engines.kv_cache import KVCache
 from medusa_trt.runtime.engines.operators import require_library
 from medusa_trt.runtime.engines.ort_session import BFLOAT16, make_session_options, open_session
@@ -80,7 +80,7 @@ class OrtEngine:
                 default enough for the bundle's maximum length and its tree.
             batch_size: number of sequences in one step. Above 1, the bundle's batch form of the
                 verify graph is used if there is one.
-            num_threads: threads for one step; by default as many as `usable_cores`. More are
+            num_threads: threads for one step; by default as many as `count_usable_cores`. More are
                 allowed, with a warning, because they wait for each other.
 
         Raises:
@@ -88,7 +88,7 @@ class OrtEngine:
         """
         if num_threads is not None and not 1 <= num_threads <= _MAX_THREADS:
             raise EngineError(f"num_threads is {num_threads}: it must be 1 to {_MAX_THREADS}")
-        num_cores = usable_cores()
+        num_cores = count_usable_cores()
         if num_threads is not None and num_threads > num_cores:
             warnings.warn(
                 f"{num_threads} threads share {num_cores} usable cores and wait for each other: "

@@ -17,7 +17,7 @@ from medusa_trt.errors import BundleError, PromptError
 from medusa_trt.runtime import tensors as names
 from medusa_trt.runtime.bundle import Bundle
 from medusa_trt.runtime.text import Message, TextCodec, TextStream
-from medusa_trt.runtime.token_bytes import byte_letters, decoder_from_tokenizer
+from medusa_trt.runtime.token_bytes import decoder_from_tokenizer, make_byte_letters
 
 CONVERSATIONS: list[list[Message]] = [
     [{"role": "user", "content": "hello"}],
@@ -260,7 +260,7 @@ def test_a_stream_gives_the_same_text_however_its_tokens_are_grouped(
 @given(data=st.binary(), sizes=st.lists(st.integers(0, 5)))
 def test_a_stream_of_bytes_is_what_utf_8_makes_of_them(data: bytes, sizes: list[int]) -> None:
     tokenizer = byte_tokenizer().backend_tokenizer
-    letters = {byte: letter for letter, byte in byte_letters().items()}
+    letters = {byte: letter for letter, byte in make_byte_letters().items()}
     ids = [token for byte in data if (token := tokenizer.token_to_id(letters[byte])) is not None]
     assert len(ids) == len(data)
     text = "".join(streamed(tokenizer, ids, sizes))

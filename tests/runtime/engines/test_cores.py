@@ -9,10 +9,12 @@ import pytest
 
 from medusa_trt.errors import MedusaWarning
 from medusa_trt.runtime.bundle import Bundle
-from medusa_trt.runtime.engines.cores import cpu_quota, usable_cores
+from medusa_trt.runtime.engines.cores import count_usable_cores, read_cpu_quota
 from medusa_trt.runtime.engines.ort_cpu import OrtEngine
 
-COUNT = "from medusa_trt.runtime.engines.cores import usable_cores; print(usable_cores())"
+COUNT = (
+    "from medusa_trt.runtime.engines.cores import count_usable_cores; print(count_usable_cores())"
+)
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="needs Linux")
@@ -21,7 +23,7 @@ def test_a_process_bound_to_one_processor_has_one_core() -> None:
     code = f"import os; os.sched_setaffinity(0, [{processor}]); {COUNT}"
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True)
     assert shown.stdout == "1\n"
-    assert 1 <= usable_cores() <= len(os.sched_getaffinity(0))
+    assert 1 <= count_usable_cores() <= len(os.sched_getaffinity(0))
 
 
 def groups(folder: Path, *lines: str) -> Path:
@@ -37,14 +39,14 @@ def test_the_quota_of_the_second_version(limit: str, quota: float | None, tmp_pa
     folder = tmp_path / "work/inner"
     folder.mkdir(parents=True)
     (folder / "cpu.max").write_text(limit)
-    assert cpu_quota(tmp_path, groups(tmp_path, "0::/work/inner")) == quota
+    assert read_cpu_quota(tmp_path, groups(tmp_path, "0::/work/inner")) == quota
 
 
 def test_the_smallest_quota_around_a_group_holds(tmp_path: Path) -> None:
     (tmp_path / "outer/inner").mkdir(parents=True)
     (tmp_path / "outer/cpu.max").write_text("50000 100000")
     (tmp_path / "outer/inner/cpu.max").write_text("400000 100000")
-    assert cpu_quota(tmp_path, groups(tmp_path, "0::/outer/inner")) == 0.5
+    assert read_cpu_quota(tmp_path, groups(tmp_path, "0::/outer/inner")) == 0.5
 
 
 def test_the_quota_of_the_first_version(tmp_path: Path) -> None:
@@ -53,14 +55,16 @@ def test_the_quota_of_the_first_version(tmp_path: Path) -> None:
     (folder / "cpu.cfs_quota_us").write_text("200000\n")
     (folder / "cpu.cfs_period_us").write_text("100000\n")
     lines = ("4:memory:/other", "3:cpu,cpuacct:/job")
-    assert cpu_quota(tmp_path, groups(tmp_path, *lines)) == 2
+    assert read_cpu_quota(tmp_path, groups(tmp_path, *lines)) == 2
 
 
 def test_a_machine_without_groups_has_no_quota(tmp_path: Path) -> None:
-    assert cpu_quota(tmp_path, tmp_path / "missing") is None
+    assert read_cpu_quota(tmp_path, tmp_path / "missing") is None
 
 
 def test_more_threads_than_cores_are_allowed_with_a_warning(tiny_bundle: Bundle) -> None:
-    num_threads = usable_cores() + 1
-    with pytest.warns(MedusaWarning, match=f"^{num_threads} threads share {usable_cores()} usable"):
+    num_threads = count_usable_cores() + 1
+    with pytest.warns(
+        MedusaWarning, match=f"^{num_threads} threads share {count_usable_cores()} usable"
+    ):
         OrtEngine(tiny_bundle, num_threads=num_threads).close()
