@@ -8,6 +8,7 @@ from typing import Literal
 import msgspec
 
 from medusa_trt.errors import MedusaError, PromptError
+from medusa_trt.files import replaced_file
 from medusa_trt.runtime.options import AcceptanceName, GenerationOptions, SamplingOptions
 from medusa_trt.runtime.text import Message
 
