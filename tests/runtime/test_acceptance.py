@@ -1,21 +1,54 @@
-"""Typical acceptance against a slow reference and the paper's special cases."""
+"""Exact and typical acceptance against slow references and special cases."""
 
 import math
-from typing import Literal
+from itertools import pairwise
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.reference.acceptance import accept_typical_slowly
+from support.reference.acceptance import accept_greedy_slowly, accept_typical_slowly
 from support.strategies import medusa_trees
 
-from medusa_trt.errors import PromptError
-from medusa_trt.runtime.acceptance import accept_typical
-from medusa_trt.runtime.choosing import Chooser
-from medusa_trt.runtime.engines.base import Reductions
-from medusa_trt.runtime.options import GenerationOptions, SamplingOptions
+from medusa_trt.runtime.acceptance import accept_exact, accept_typical
 from medusa_trt.tree_configs import MedusaTree, chain_tree
+
+
+@given(medusa_trees(), st.data())
+def test_greedy_acceptance_takes_the_longest_matching_path(
+    tree: MedusaTree, data: st.DataObject
+) -> None:
+    # Siblings are different ranks of one head, so their tokens differ.
+    ranks = [node[-1] for node in tree.medusa_choices]
+    tokens = [data.draw(st.integers(0, 2)), *ranks]
+    some = st.integers(0, max([2, *ranks]))
+    argmax = data.draw(st.lists(some, min_size=len(tokens), max_size=len(tokens)))
+    accepted = accept_exact(tree, tokens, argmax)
+    length, ends = accept_greedy_slowly(tree, tokens, argmax)
+    assert len(accepted) == length
+    assert accepted[-1] in ends
+    for parent, child in pairwise(accepted):
+        assert tree.parents[child] == parent and tokens[child] == argmax[parent]
+
+
+def test_a_short_path_is_not_extended_by_its_padding() -> None:
+    # Fault 1 of the reference implementation: a leaf whose argmax is token 0 went on into the
+    # padding of its row, which read the last node.
+    tree = MedusaTree.from_choices([(0,), (1,), (0, 0), (0, 0, 0)])
+    tokens = [7, 5, 6, 0, 0]
+    argmax = [6, 1, 0, 0, 0]
+    accepted = accept_exact(tree, tokens, argmax)
+    assert accepted == [0, 2]
+
+
+def test_greedy_acceptance_of_a_single_node_takes_it() -> None:
+    accepted = accept_exact(chain_tree(0), [3], [9])
+    assert accepted == [0]
+
+
+def test_acceptance_follows_the_drawn_tokens() -> None:
+    tree = MedusaTree.from_choices([(0,), (1,), (1, 0)])
+    accepted = accept_exact(tree, [5, 6, 7, 8], [7, 9, 8, 3])
+    assert accepted == [0, 2, 3]
 
 
 def typical(
@@ -64,51 +97,3 @@ def test_an_uncertain_model_accepts_unlikely_tokens() -> None:
 def test_equally_long_paths_go_by_likelihood() -> None:
     tree = MedusaTree.from_choices([(0,), (1,)])
     assert typical(tree, [0.0, math.log(0.3), math.log(0.4)], [1.0] * 3) == [0, 2]
-
-
-def test_temperature_zero_is_greedy() -> None:
-    options = GenerationOptions(acceptance="typical")
-    assert options.rule == "greedy"
-    assert GenerationOptions(sampling=SamplingOptions(temperature=0.5)).rule == "sample"
-
-
-def test_the_papers_thresholds_are_the_defaults() -> None:
-    options = GenerationOptions()
-    assert (options.posterior_threshold, options.posterior_alpha) == (0.09, 0.3)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"posterior_threshold": 1.5}, "posterior_threshold is 1.5"),
-        ({"posterior_alpha": float("nan")}, "posterior_alpha is nan"),
-        ({"logprobs": 21}, "logprobs is 21"),
-        ({"stop": ("",)}, "empty stop text"),
-        (
-            {"acceptance": "greedy", "sampling": SamplingOptions(temperature=1)},
-            "greedy acceptance at temperature 1",
-        ),
-        (
-            {"acceptance": "typical", "sampling": SamplingOptions(temperature=1), "logprobs": 1},
-            "typical acceptance takes no",
-        ),
-    ],
-)
-def test_contradictory_options_are_refused(change: dict[str, object], message: str) -> None:
-    with pytest.raises(PromptError, match=message):
-        GenerationOptions(**change)  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize(("rule", "bonus_token"), [("typical", 12), ("sample", 22)])
-def test_the_bonus_token_is_greedy_by_typical_acceptance_and_drawn_by_sampling(
-    rule: Literal["typical", "sample"], bonus_token: int
-) -> None:
-    options = GenerationOptions(sampling=SamplingOptions(temperature=1), acceptance=rule)
-    reductions = Reductions(
-        sampled=np.array([[0] * 3, [5, 6, 22]]),
-        entropy=np.zeros((2, 3), np.float32),
-        candidate_logprob=np.array([[-50] * 3, [0, 0, 0]], np.float32),
-    )
-    chooser = Chooser(options, [1], 8)
-    accepted = chooser.accept(chain_tree(2), [4, 5, 6], [10, 11, 12], reductions, 1)
-    assert accepted == ([0, 1, 2], bonus_token)

@@ -1,23 +1,29 @@
-"""Prompt lookup against a search from the end, and decoding with it against plain decoding."""
+"""Tokens of a tree's nodes, and prompt lookup against a search from the end."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from numpy.typing import NDArray
+from support.strategies import medusa_trees
 
-from medusa_trt.errors import PromptError
-from medusa_trt.runtime.bundle import Bundle
-from medusa_trt.runtime.drafting import TokenLookup
-from medusa_trt.runtime.engines.ort_cpu import OrtEngine
-from medusa_trt.runtime.processors.penalties import LogitBias
-from medusa_trt.runtime.session import GenerationOptions, MedusaSession, SamplingOptions
-from medusa_trt.tree_configs import load_tree
+from medusa_trt.runtime.drafting import (
+    TokenLookup,
+    node_tokens_from_indices,
+    tokens_from_candidates,
+)
+from medusa_trt.tree_configs import MedusaTree
 
-REPEATING = [5, 6, 7, 8] * 6
+
+@given(medusa_trees(max_child=4), st.integers(5, 12))
+def test_candidates_are_the_ranks_of_the_nodes(tree: MedusaTree, top_k: int) -> None:
+    draft_ids = 1000 + np.arange(max(tree.max_depth, 1) * top_k).reshape(-1, top_k)
+    node_tokens = node_tokens_from_indices(tree.tree_indices(top_k).tolist())
+    both = [ids.data.cast("B").cast("q") for ids in (draft_ids, -draft_ids)]
+    expected = [draft_ids[len(node) - 1, node[-1]] for node in tree.medusa_choices]
+    tokens = tokens_from_candidates([42, 43], both, node_tokens)
+    assert list(tokens[0]) == [42, *expected]
+    assert list(tokens[1]) == [43, *(-token for token in expected)]
 
 
 def continuation_slowly(tokens: Sequence[int], ngram: int, length: int) -> list[int] | None:
@@ -46,47 +52,3 @@ def test_a_continuation_is_that_of_the_latest_earlier_place(
 def test_a_repetition_goes_on_with_its_period() -> None:
     assert TokenLookup([7, 1, 2, 3, 1, 2, 3, 1], 3).find_continuation(7) == [2, 3, 1, 2, 3, 1, 2]
     assert TokenLookup([7, 1, 2, 3], 3).find_continuation(7) is None
-
-
-class CountingEngine(OrtEngine):
-    """Counts how often the heads are asked."""
-
-    num_drafts = 0
-
-    def draft(self, hidden: NDArray[np.float32], root_ids: Sequence[int]) -> NDArray[np.int64]:
-        self.num_drafts += 1
-        return super().draft(hidden, root_ids)
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        GenerationOptions(),
-        GenerationOptions(processors=(LogitBias(biases={3: 1.0}),)),
-        GenerationOptions(sampling=SamplingOptions(temperature=0.2, seed=5)),
-    ],
-    ids=["greedy", "processors", "sample"],
-)
-def test_copied_drafts_change_no_token(tiny_bundle: Bundle, options: GenerationOptions) -> None:
-    engine = CountingEngine(tiny_bundle, batch_size=2, num_threads=1)
-    options = replace(options, max_new_tokens=40, ignore_eos=True, tree=load_tree("chain-3"))
-    with MedusaSession(tiny_bundle, engine=engine) as session:
-        plain = session.generate(REPEATING, replace(options, tree=load_tree("plain")))
-        alone = session.generate(REPEATING, replace(options, lookup_ngram=0))
-        num_alone, engine.num_drafts = engine.num_drafts, 0
-        copied = session.generate(REPEATING, replace(options, lookup_ngram=2))
-        assert plain.token_ids == alone.token_ids == copied.token_ids
-        assert num_alone == len(alone.stats.accept_lengths)
-        assert engine.num_drafts < len(copied.stats.accept_lengths)
-        prompts = [REPEATING, REPEATING[3:], [5, 9]]
-        batches = [
-            session.generate_batch(prompts, replace(options, lookup_ngram=ngram))
-            for ngram in (0, 2)
-        ]
-        assert [r.token_ids for r in batches[0]] == [r.token_ids for r in batches[1]]
-
-
-def test_an_ngram_out_of_range_is_refused() -> None:
-    for ngram in (-1, 17):
-        with pytest.raises(PromptError, match=f"lookup_ngram is {ngram}"):
-            GenerationOptions(lookup_ngram=ngram)
