@@ -26,7 +26,7 @@ from medusa_trt.errors import MedusaError
 from medusa_trt.export.models.random_weights import config_from_name
 from medusa_trt.export.models.source import source_from_name
 from medusa_trt.export.models.tokenizers import load_tokenizer
-from medusa_trt.export.weights.streamed_model import empty_model
+from medusa_trt.export.weights.streamed_model import make_empty_model
 
 NUM_HEADS = 4
 SAMPLE_S = 0.1
@@ -84,7 +84,7 @@ def main() -> int:
 def make_checkpoint(folder: Path, config: PretrainedConfig) -> None:
     """Writes sharded float16 safetensors and a real tokenizer."""
     folder.mkdir()
-    model = empty_model(config)
+    model = make_empty_model(config)
     config.dtype, config.architectures = "float16", [type(model).__name__]
     # All weights repeat one block of noise, because time and memory do not depend on the values.
     noise = (torch.randn(_BLOCK, generator=torch.Generator().manual_seed(0)) * 0.02).half()

@@ -16,7 +16,7 @@ from medusa_trt.export.manifest import make_manifest, write_manifest
 from medusa_trt.export.preparation import ExportParts
 from medusa_trt.export.quantization.carried_weights import CarriedWeights
 from medusa_trt.export.quantization.plan import PLAN_FILE, PlannedFormats
-from medusa_trt.export.quantization.rounding_pass import heads_pass, layers_pass
+from medusa_trt.export.quantization.rounding_pass import make_heads_pass, make_layers_pass
 from medusa_trt.export.weights.streamed_model import in_type
 from medusa_trt.runtime import tensors as names
 
@@ -37,7 +37,7 @@ def write_bundle(folder: Path, parts: ExportParts, progress: Callable[[str], Non
     traced, weights = in_type(model, parts.base.weights, dtype)
     planned = None if parts.plan is None else PlannedFormats(parts.plan, traced, "model.")
     carried = CarriedWeights(parts.base.weights, "model.")
-    quantize = layers_pass(parts.precision, model.config.vocab_size, planned, carried.noted)
+    quantize = make_layers_pass(parts.precision, model.config.vocab_size, planned, carried.noted)
     graphs = {}
     for name, form in parts.forms.items():
         progress(f"tracing the {name} graph")
@@ -53,7 +53,7 @@ def write_bundle(folder: Path, parts: ExportParts, progress: Callable[[str], Non
         top_k=parts.top_k,
         dtype=dtype,
         opset=parts.target.opset,
-        quantize=heads_pass(parts.precision),
+        quantize=make_heads_pass(parts.precision),
         portable=parts.forms["verify"].is_portable,
     )
     del traced

@@ -18,7 +18,7 @@ from medusa_trt.export.modeling.support import (
     refuse_unsupported,
 )
 from medusa_trt.export.models.base_model import BaseModel, open_base_model
-from medusa_trt.export.models.heads_choice import heads_for
+from medusa_trt.export.models.heads_choice import choose_heads
 from medusa_trt.export.models.source import source_from_name
 from medusa_trt.export.options import ExportOptions
 from medusa_trt.export.quantization.plan import (
@@ -186,7 +186,7 @@ def _loaded_parts(
     source = source_from_name(options.model)
     check_output(options.output or Path(source.name), options.overwrite, MANIFEST_FILE)
     progress("reading the heads")
-    choice = heads_for(source, options.heads)
+    choice = choose_heads(source, options.heads)
     source, loaded, heads = choice.source, choice.loaded, choice.loaded.heads
     progress(f"  {heads.num_heads} heads in {loaded.format} format from {loaded.path}")
     for text in choice.warnings:

@@ -12,7 +12,7 @@ from medusa_trt.errors import ExportError, MedusaError
 from medusa_trt.interrupts import deferred_interrupts, num_interrupts, raise_swallowed
 
 
-def listed(keys: Iterable[str]) -> str:
+def join_names(keys: Iterable[str]) -> str:
     """Joins the first five names, in order, and counts the others."""
     shown = sorted(keys)
     return ", ".join(shown[:5]) + (f" and {len(shown) - 5} more" if len(shown) > 5 else "")

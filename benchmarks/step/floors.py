@@ -18,7 +18,7 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime
 
-from medusa_trt.export.quantization.library import quantized_weight
+from medusa_trt.export.quantization.library import quantize_weight
 from medusa_trt.runtime.bundle import Bundle
 from medusa_trt.runtime.engines.operators import DOMAIN, require_library
 
@@ -120,7 +120,7 @@ def _product_model(bits: int, num_outputs: int) -> ir.Model:
     tensors: dict[str, Any] = {"weight": weight}
     attributes: dict[str, Any] = {}
     if bits < 32:
-        quantized = quantized_weight(weight, bits)
+        quantized = quantize_weight(weight, bits)
         tensors = {"weight": quantized.data, "scales": quantized.scales}
         attributes = {"bits": bits, "num_outputs": num_outputs}
         attributes |= {"activation": 0, "gated": 0, "epsilon": 0.0}

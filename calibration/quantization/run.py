@@ -41,7 +41,7 @@ from medusa_trt.calibration.trees.head_ranks import RankRecord
 from medusa_trt.export.models.base_model import BaseModel
 from medusa_trt.export.quantization.modelopt import arguments_from_plan
 from medusa_trt.export.quantization.plan import PlannedSite, QuantizationPlan
-from medusa_trt.export.quantization.rounding import rounding_of
+from medusa_trt.export.quantization.rounding import find_rounding
 from medusa_trt.export.quantization.sites import Site, sites_from_model
 from medusa_trt.export.targets import target_from_name
 from medusa_trt.export.weight_formats import Format, is_rounded
@@ -75,7 +75,7 @@ class QuantizationRun:
         self._target = target_from_name(options.target or target)
         self._formats = formats_from_names(self._target, options.formats)
         self._base, self._texts, self._options = base, texts, options
-        self._rounding = rounding_of(self._target)
+        self._rounding = find_rounding(self._target)
         self._sites = sites_from_model(base.model)
         self._sizes = {
             site.name: site_options(site, self._target, self._rounding, self._formats)

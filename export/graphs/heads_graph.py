@@ -12,7 +12,7 @@ from medusa_trt.export.graphs.heads_module import HeadsModule, SeparateHeadsModu
 from medusa_trt.export.graphs.tracing import trace_module
 from medusa_trt.export.heads.medusa_heads import MedusaHeads
 from medusa_trt.export.passes import optimize
-from medusa_trt.export.weights.lazy_tensor import LazyTensor, stacked, transposed
+from medusa_trt.export.weights.lazy_tensor import LazyTensor, stack_tensors, transpose_tensor
 from medusa_trt.export.weights.streamed_model import Weights, tensor_from_array
 from medusa_trt.runtime import tensors as names
 
@@ -113,9 +113,9 @@ def _unread_parameters(
         if part == "unembedding" and len(tensors) == 1:
             parameters[name] = tensors[0].in_type(dtype)
             continue
-        matrices = [transposed(tensor.in_type(dtype)) for tensor in tensors]
+        matrices = [transpose_tensor(tensor.in_type(dtype)) for tensor in tensors]
         if is_stacked:
-            parameters[name] = stacked(matrices)
+            parameters[name] = stack_tensors(matrices)
         else:
             parameters |= {f"{name}_{head}": tensor for head, tensor in enumerate(matrices)}
     return parameters

@@ -7,12 +7,12 @@ import torch
 
 from medusa_trt.errors import HeadsError
 from medusa_trt.export.head_conversion.backbone import Backbone
-from medusa_trt.export.heads.facts import facts_of
+from medusa_trt.export.heads.facts import facts_from_heads
 from medusa_trt.export.heads.formats import FORMATS, HeadFormat
 from medusa_trt.export.heads.medusa_heads import Linear, MedusaHead, MedusaHeads
 
 
-def fitted(heads: MedusaHeads, row: HeadFormat, backbone: Backbone | None) -> MedusaHeads:
+def fit_heads(heads: MedusaHeads, row: HeadFormat, backbone: Backbone | None) -> MedusaHeads:
     """Heads as a format holds them: they draft exactly the same tokens.
 
     Absent biases become zeros where the format's tools read them; a shared unembedding becomes a
@@ -26,7 +26,7 @@ def fitted(heads: MedusaHeads, row: HeadFormat, backbone: Backbone | None) -> Me
     Raises:
         HeadsError: the format cannot hold something; the error names it and the formats that can.
     """
-    facts = facts_of(heads, None, None)
+    facts = facts_from_heads(heads, None, None)
     _refuse(
         row,
         facts.has_projection and not row.has_extra_maps,

@@ -10,9 +10,9 @@ from safetensors.torch import save_file
 
 from medusa_trt.errors import HeadsError
 from medusa_trt.export.head_conversion.backbone import Backbone
-from medusa_trt.export.head_conversion.fitting import fitted
+from medusa_trt.export.head_conversion.fitting import fit_heads
 from medusa_trt.export.head_conversion.options import ConvertOptions
-from medusa_trt.export.heads.facts import facts_of
+from medusa_trt.export.heads.facts import facts_from_heads
 from medusa_trt.export.heads.formats import HeadFormat, HeadsFacts, format_from_name
 from medusa_trt.export.heads.key_layouts import HeadKey
 from medusa_trt.export.heads.loading import LoadedHeads, load_heads
@@ -90,7 +90,7 @@ def save_heads(
         HeadsError: the format cannot hold the heads, or needs the backbone.
         ExportError: the folder cannot be written.
     """
-    heads = fitted(heads, row, backbone)
+    heads = fit_heads(heads, row, backbone)
     facts = _facts(heads, row, backbone, stated)
     tensors = _named_tensors(heads, row, dtype)
     with new_folder(output, overwrite) as folder:
@@ -150,7 +150,7 @@ def _facts(
     heads: MedusaHeads, row: HeadFormat, backbone: Backbone | None, stated: HeadsFacts | None
 ) -> HeadsFacts:
     base_model = backbone.name if backbone else stated.base_model if stated else None
-    facts = facts_of(heads, stated.vocab_size if stated else None, base_model)
+    facts = facts_from_heads(heads, stated.vocab_size if stated else None, base_model)
     if backbone is not None and (row.backbone or facts.vocab_size is None):
         vocab_size = backbone.config.vocab_size
         heads.check_fits(backbone.config.hidden_size, vocab_size)

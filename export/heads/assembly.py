@@ -7,7 +7,7 @@ import torch
 from medusa_trt.errors import HeadsError
 from medusa_trt.export.heads.key_layouts import UNEMBEDDINGS, HeadKey, Recognized
 from medusa_trt.export.heads.medusa_heads import Linear, MedusaHead, MedusaHeads
-from medusa_trt.files import listed
+from medusa_trt.files import join_names
 
 _FP8 = (torch.float8_e4m3fn, torch.float8_e5m2)
 
@@ -98,7 +98,7 @@ class _Assembly:
         if left := [self.recognized.name(key) for key in self.named if key.head == index]:
             raise HeadsError(
                 f"{self.source}: head {index} has {len(blocks)} whole layers, to which these keys "
-                f"do not belong: {listed(left)}"
+                f"do not belong: {join_names(left)}"
             )
         return MedusaHead(tuple(blocks), projection, unembedding, root_map)
 
@@ -152,7 +152,7 @@ def _refuse_stray_scales(
             if weight is None or weight.dtype not in _FP8:
                 stray.append(recognized.name(key))
     if stray:
-        raise HeadsError(f"{source} has scales that belong to no FP8 weight: {listed(stray)}")
+        raise HeadsError(f"{source} has scales that belong to no FP8 weight: {join_names(stray)}")
 
 
 def _refuse_ties(
@@ -170,7 +170,7 @@ def _refuse_ties(
 
 def tied_error(source: str, tied: Mapping[str, str]) -> HeadsError:
     """The error for keys that are another key's tensor."""
-    pairs = listed(f"{key} = {kept}" for key, kept in tied.items())
+    pairs = join_names(f"{key} = {kept}" for key, kept in tied.items())
     return HeadsError(
         f"{source} has tied keys, so its layers were trained as one: {pairs}; train heads whose "
         "layers are separate, or save a copy under each key"

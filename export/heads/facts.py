@@ -9,7 +9,9 @@ from medusa_trt.export.heads.formats import HeadsFacts
 from medusa_trt.export.heads.medusa_heads import MedusaHeads
 
 
-def facts_of(heads: MedusaHeads, vocab_size: int | None, base_model: str | None) -> HeadsFacts:
+def facts_from_heads(
+    heads: MedusaHeads, vocab_size: int | None, base_model: str | None
+) -> HeadsFacts:
     """What a config would say about heads.
 
     Args:
@@ -40,7 +42,7 @@ def facts_of(heads: MedusaHeads, vocab_size: int | None, base_model: str | None)
     )
 
 
-def with_unembeddings(
+def replace_unembeddings(
     heads: MedusaHeads, change: Callable[[torch.Tensor], torch.Tensor]
 ) -> MedusaHeads:
     """Heads with changed unembeddings; a common one stays common."""

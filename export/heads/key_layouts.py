@@ -7,7 +7,7 @@ from functools import cache
 from typing import Literal, NamedTuple
 
 from medusa_trt.errors import HeadsError
-from medusa_trt.files import listed
+from medusa_trt.files import join_names
 
 Part = Literal["block", "projection", "root_map", "unembedding", "common_unembedding", "token_map"]
 
@@ -188,7 +188,7 @@ def recognize(keys: Iterable[str], source: str) -> Recognized:
             names[parsed] = key
             prefix = key[: -len(bare)] if parsed.part == "block" else prefix
     if unknown:
-        raise HeadsError(f"{source} has keys that no head layout has: {listed(unknown)}")
+        raise HeadsError(f"{source} has keys that no head layout has: {join_names(unknown)}")
     return Recognized(layout, prefix, names, tuple(others))
 
 

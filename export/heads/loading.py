@@ -10,7 +10,7 @@ import torch
 from medusa_trt.errors import HeadsError
 from medusa_trt.export.heads.assembly import equal_layers, heads_from_keys, tied_error
 from medusa_trt.export.heads.config_check import contradiction
-from medusa_trt.export.heads.facts import facts_of, with_unembeddings
+from medusa_trt.export.heads.facts import facts_from_heads, replace_unembeddings
 from medusa_trt.export.heads.formats import HeadsFacts
 from medusa_trt.export.heads.key_layouts import (
     TENSORRT_LLM,
@@ -21,7 +21,7 @@ from medusa_trt.export.heads.key_layouts import (
     recognize,
 )
 from medusa_trt.export.heads.medusa_heads import MedusaHeads
-from medusa_trt.export.heads.unread import by_matrix, unread_matrices
+from medusa_trt.export.heads.unread import by_matrix, find_unread_matrices
 from medusa_trt.export.weights.checkpoint_files import (
     FILE_NAMES,
     Checkpoint,
@@ -98,7 +98,7 @@ def load_heads(source: str | Path, *, read_all: bool = True) -> LoadedHeads:
         recognized = _with_original_lm_head(recognized)
     by_name = checkpoint.load(recognized.names.values())
     tensors = {key: by_name[file_key] for key, file_key in recognized.names.items()}
-    unread = {} if read_all else unread_matrices(checkpoint, recognized, tensors)
+    unread = {} if read_all else find_unread_matrices(checkpoint, recognized, tensors)
     heads = heads_from_keys(recognized, tensors, name, unread)
     heads = replace(heads, unread=by_matrix(unread))
     if recognized.layout is VLLM:
@@ -186,7 +186,7 @@ def _with_vllm_config(heads: MedusaHeads, config: Mapping[str, object], path: Pa
             unembedding = unembedding[token_map]
         return unembedding if scale == 1 else unembedding * scale
 
-    return with_unembeddings(heads, converted)
+    return replace_unembeddings(heads, converted)
 
 
 def _described(
@@ -198,7 +198,7 @@ def _described(
     config_path: Path,
 ) -> LoadedHeads:
     vocab_size, base_model = config.get("vocab_size"), config.get("base_model_name_or_path")
-    facts = facts_of(
+    facts = facts_from_heads(
         heads,
         vocab_size if isinstance(vocab_size, int) else None,
         base_model if isinstance(base_model, str) and base_model else None,

@@ -17,7 +17,7 @@ _CHECKED_SIZE = 1 << 22
 """Numbers that are looked at together."""
 
 
-def unread_matrices(
+def find_unread_matrices(
     checkpoint: Checkpoint, recognized: Recognized, tensors: Mapping[HeadKey, torch.Tensor]
 ) -> dict[HeadKey, LazyTensor]:
     """What can be read when it is used: all matrices as they are in their files, or none.

@@ -9,12 +9,12 @@ from medusa_trt.errors import ExportError, HeadsError
 from medusa_trt.export.heads.key_layouts import recognize
 from medusa_trt.export.heads.loading import ADAPTER_CONFIG
 from medusa_trt.export.weights.checkpoint_files import json_from_file, open_checkpoint
-from medusa_trt.files import listed
+from medusa_trt.files import join_names
 
 _HEADS_MODULES = ("medusa_head", "medusa_heads")
 
 
-def base_model_of(folder: Path) -> str:
+def base_model_from_adapter(folder: Path) -> str:
     """The backbone that an adapter was trained on, as its config names it.
 
     Raises:
@@ -30,7 +30,7 @@ def base_model_of(folder: Path) -> str:
     return name
 
 
-def merged_with_adapter(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
+def merge_adapter(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
     """The model with an adapter's LoRA weights merged into its own; the heads stay out of it.
 
     Args:
@@ -65,7 +65,7 @@ def merged_with_adapter(model: PreTrainedModel, folder: Path) -> PreTrainedModel
     missing = [key for key in result.missing_keys if "lora_" in key or "modules_to_save" in key]
     for kind, keys in (("has", result.unexpected_keys), ("lacks", missing)):
         if keys:
-            raise HeadsError(f"the adapter in {folder} does not fit: it {kind} {listed(keys)}")
+            raise HeadsError(f"the adapter in {folder} does not fit: it {kind} {join_names(keys)}")
     if not hasattr(adapted, "merge_and_unload"):
         raise ExportError(f"{folder} is a {config.peft_type} adapter: only LoRA can be merged")
     merged: PreTrainedModel = adapted.merge_and_unload()

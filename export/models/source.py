@@ -12,9 +12,9 @@ from transformers.utils import logging as transformers_logging
 
 from medusa_trt.errors import ExportError, MedusaError
 from medusa_trt.export.heads.loading import ADAPTER_CONFIG
-from medusa_trt.export.models.adapter import base_model_of
-from medusa_trt.export.models.aliases import Alias, aliases
-from medusa_trt.export.models.gguf import checked_gguf, gguf_from_package
+from medusa_trt.export.models.adapter import base_model_from_adapter
+from medusa_trt.export.models.aliases import Alias, load_aliases
+from medusa_trt.export.models.gguf import check_gguf, gguf_from_package
 from medusa_trt.export.models.gguf_config import complete_config
 from medusa_trt.export.weights.hub import is_hub_id
 
@@ -57,7 +57,7 @@ def source_from_name(name: str) -> ModelSource:
         ExportError: nothing by that name, an alias whose package is not installed, or an adapter
             that does not name its base model.
     """
-    if alias := aliases().get(name):
+    if alias := load_aliases().get(name):
         if alias.package is None:
             assert alias.repository is not None
             return ModelSource(name, alias.repository, alias=alias)
@@ -66,12 +66,12 @@ def source_from_name(name: str) -> ModelSource:
         return ModelSource(name, str(path.parent), path.name, alias)
     path = Path(name)
     if path.suffix == ".gguf":
-        path = checked_gguf(path)
+        path = check_gguf(path)
         return ModelSource(path.stem, str(path.parent), path.name)
     if path.is_dir():
         has_config = (path / "config.json").is_file()
         if not has_config and (path / ADAPTER_CONFIG).is_file():
-            base = source_from_name(base_model_of(path))
+            base = source_from_name(base_model_from_adapter(path))
             return replace(base, name=path.resolve().name, alias=None, adapter=path)
         if not has_config:
             raise ExportError(f"{path} is not a model folder: it has no config.json")
@@ -79,7 +79,7 @@ def source_from_name(name: str) -> ModelSource:
     if is_hub_id(name):
         return ModelSource(name.split("/")[1], name)
     raise ExportError(
-        f"unknown model {name!r}: give an alias ({', '.join(aliases())}), a folder, "
+        f"unknown model {name!r}: give an alias ({', '.join(load_aliases())}), a folder, "
         "a .gguf file or a hub id like owner/name"
     )
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from transformers import PreTrainedModel
 
 from medusa_trt.errors import ExportError
-from medusa_trt.files import listed
+from medusa_trt.files import join_names
 
 _HARMLESS = re.compile(r"(rotary_emb|rotary_pos_emb|attention|attn)\.(inv_freq|bias|masked_bias)$")
 """What older releases of transformers saved with the weights: frequencies and causal masks."""
@@ -48,5 +48,5 @@ def refuse_unread(
     if found:
         raise ExportError(
             f"{location} has weights that a {model.config.model_type} model of its config does not "
-            f"use: {listed(found)}; correct the config, or give another model"
+            f"use: {join_names(found)}; correct the config, or give another model"
         )

@@ -3,7 +3,7 @@
 import onnx_ir as ir
 
 from medusa_trt.export.passes.checked_pass import NodePass
-from medusa_trt.export.weights.lazy_tensor import transposed
+from medusa_trt.export.weights.lazy_tensor import transpose_tensor
 
 
 class FoldTransposePass(NodePass[ir.Value]):
@@ -27,7 +27,7 @@ class FoldTransposePass(NodePass[ir.Value]):
         default = list(reversed(range(rank)))
         axes = node.attributes["perm"].as_ints() if "perm" in node.attributes else default
         output = node.outputs[0]
-        tensor = transposed(match.const_value, list(axes)).named(f"{match.name}.transposed")
+        tensor = transpose_tensor(match.const_value, list(axes)).named(f"{match.name}.transposed")
         value = ir.Value(
             name=tensor.name,
             shape=ir.Shape(tensor.sizes),

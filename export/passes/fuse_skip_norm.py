@@ -4,7 +4,7 @@ import onnx_ir as ir
 from onnx_ir.passes import PassResult
 
 from medusa_trt.export.passes.checked_pass import NodePass
-from medusa_trt.export.passes.rewiring import same_known_shape
+from medusa_trt.export.passes.rewiring import have_same_shape
 
 
 class FuseSkipNormPass(NodePass[ir.Node]):
@@ -28,7 +28,7 @@ class FuseSkipNormPass(NodePass[ir.Node]):
         weight, total = node.inputs[1], add.outputs[0]
         if total.is_graph_output() or node.outputs[0].is_graph_output():
             return None
-        if not all(same_known_shape(value, total) for value in add.inputs):
+        if not all(have_same_shape(value, total) for value in add.inputs):
             return None
         assert total.shape is not None
         rank = len(total.shape)

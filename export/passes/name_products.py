@@ -3,8 +3,8 @@
 import onnx_ir as ir
 
 from medusa_trt.export.passes.checked_pass import NodePass
-from medusa_trt.export.passes.rewiring import constant_of
-from medusa_trt.export.weights.lazy_tensor import lazy
+from medusa_trt.export.passes.rewiring import read_constant
+from medusa_trt.export.weights.lazy_tensor import as_lazy_tensor
 
 _PREFIX, _SUFFIX = "model.", ".weight"
 
@@ -18,11 +18,11 @@ class NameProductsPass(NodePass[str]):
 
     def match(self, node: ir.Node) -> str | None:
         """The name of a product by a weight that has one, where it is called otherwise."""
-        tensor = constant_of(node.inputs[1]) if node.op_type in ("MatMul", "Gemm") else None
-        sources = () if tensor is None else lazy(tensor).sources
+        tensor = read_constant(node.inputs[1]) if node.op_type in ("MatMul", "Gemm") else None
+        sources = () if tensor is None else as_lazy_tensor(tensor).sources
         if not sources or not sources[0].endswith(_SUFFIX):
             return None
-        name = node_name_of(sources[0].removeprefix(_PREFIX).removesuffix(_SUFFIX))
+        name = node_name_from_path(sources[0].removeprefix(_PREFIX).removesuffix(_SUFFIX))
         return None if name == node.name else name
 
     def rewrite(self, graph: ir.Graph, node: ir.Node, match: str) -> None:
@@ -30,7 +30,7 @@ class NameProductsPass(NodePass[str]):
         node.name = match
 
 
-def node_name_of(path: str) -> str:
+def node_name_from_path(path: str) -> str:
     """The name of the node that multiplies by a module's weight."""
     parts: list[str] = []
     for part in path.split("."):

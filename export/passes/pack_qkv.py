@@ -7,8 +7,8 @@ import onnx_ir as ir
 from onnx_ir.passes import PreconditionError
 
 from medusa_trt.export.passes.checked_pass import NodePass
-from medusa_trt.export.passes.rewiring import constant_of, initializer
-from medusa_trt.export.weights.lazy_tensor import LazyTensor, concatenated
+from medusa_trt.export.passes.rewiring import add_initializer, read_constant
+from medusa_trt.export.weights.lazy_tensor import LazyTensor, concatenate_tensors
 
 OP_TYPES = ("GroupQueryAttention", "TreeAttention")
 
@@ -67,13 +67,13 @@ def _projection(value: ir.Value | None) -> _Projection | None:
     node = None if value is None else value.producer()
     bias = None
     if node is not None and node.op_type == "Add":
-        product, bias = node.inputs[0], constant_of(node.inputs[1])
+        product, bias = node.inputs[0], read_constant(node.inputs[1])
         if bias is None or len(bias.shape) != 1:
             return None
         node = None if product is None else product.producer()
     if node is None or node.op_type != "MatMul" or node.inputs[0] is None:
         return None
-    weight = constant_of(node.inputs[1])
+    weight = read_constant(node.inputs[1])
     if weight is None or len(weight.shape) != 2:
         return None
     if bias is not None and bias.shape[0] != weight.shape[1]:
@@ -83,12 +83,14 @@ def _projection(value: ir.Value | None) -> _Projection | None:
 
 def _packed(graph: ir.Graph, projections: list[_Projection]) -> ir.Value:
     first = projections[0]
-    weight = concatenated([projection.weight for projection in projections], axis=1)
+    weight = concatenate_tensors([projection.weight for projection in projections], axis=1)
     nodes = [_node(graph, "MatMul", first.source, weight, first.product)]
     if any(projection.bias is not None for projection in projections):
         biases = [_bias_or_zeros(projection) for projection in projections]
         product = nodes[0].outputs[0]
-        nodes.append(_node(graph, "Add", product, concatenated(biases, axis=0), first.product))
+        nodes.append(
+            _node(graph, "Add", product, concatenate_tensors(biases, axis=0), first.product)
+        )
     graph.insert_before(first.product, nodes)
     return nodes[-1].outputs[0]
 
@@ -105,7 +107,7 @@ def _node(
 ) -> ir.Node:
     """An operator on `source` and a new initializer, named after the node it stems from."""
     kind = "weight" if op_type == "MatMul" else "bias"
-    constant = initializer(graph, f"{origin.name}.packed_{kind}", tensor)
+    constant = add_initializer(graph, f"{origin.name}.packed_{kind}", tensor)
     node = ir.Node("", op_type, [source, constant])
     output = node.outputs[0]
     output.name = f"{origin.name}.packed_{op_type.lower()}"

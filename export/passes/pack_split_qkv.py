@@ -8,8 +8,8 @@ import onnx_ir as ir
 from onnx_ir.passes import PassResult
 
 from medusa_trt.export.passes.checked_pass import CheckedPass
-from medusa_trt.export.passes.rewiring import initializer
-from medusa_trt.export.weights.lazy_tensor import concatenated
+from medusa_trt.export.passes.rewiring import add_initializer
+from medusa_trt.export.weights.lazy_tensor import concatenate_tensors
 
 _NUM_PACKED = 3
 
@@ -54,9 +54,9 @@ def _weight(product: ir.Node) -> ir.TensorProtocol | None:
 def _pack(graph: ir.Graph, products: list[ir.Node]) -> None:
     weights = [weight for product in products if (weight := _weight(product)) is not None]
     name = f"{products[0].name}.packed"
-    packed = initializer(graph, f"{name}_weight", concatenated(weights, axis=1))
+    packed = add_initializer(graph, f"{name}_weight", concatenate_tensors(weights, axis=1))
     widths = np.array([weight.shape.numpy()[1] for weight in weights])
-    sizes = initializer(graph, f"{name}_sizes", ir.tensor(widths))
+    sizes = add_initializer(graph, f"{name}_sizes", ir.tensor(widths))
     product = ir.Node("", "MatMul", [products[0].inputs[0], packed])
     split = ir.Node(
         "",

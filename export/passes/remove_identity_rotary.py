@@ -4,7 +4,7 @@ import numpy as np
 import onnx_ir as ir
 
 from medusa_trt.export.passes.checked_pass import NodePass
-from medusa_trt.export.passes.rewiring import bypass, same_known_shape
+from medusa_trt.export.passes.rewiring import bypass, have_same_shape
 
 
 class RemoveIdentityRotaryPass(NodePass[ir.Value]):
@@ -21,7 +21,7 @@ class RemoveIdentityRotaryPass(NodePass[ir.Value]):
         if node.op_type != "Add" or node.outputs[0].is_graph_output():
             return None
         source = _unrotated(node)
-        return source if same_known_shape(source, node.outputs[0]) else None
+        return source if have_same_shape(source, node.outputs[0]) else None
 
     def rewrite(self, graph: ir.Graph, node: ir.Node, match: ir.Value) -> None:
         """Takes the Add out."""

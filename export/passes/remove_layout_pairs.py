@@ -3,7 +3,7 @@
 import onnx_ir as ir
 
 from medusa_trt.export.passes.checked_pass import NodePass
-from medusa_trt.export.passes.rewiring import bypass, same_known_shape
+from medusa_trt.export.passes.rewiring import bypass, have_same_shape
 
 
 class RemoveLayoutPairsPass(NodePass[ir.Value]):
@@ -41,7 +41,7 @@ def _before_transposes(second: ir.Node) -> ir.Value | None:
 def _before_reshapes(second: ir.Node) -> ir.Value | None:
     first = _producer(second)
     for source in (second.inputs[0], None if first is None else first.inputs[0]):
-        if same_known_shape(source, second.outputs[0]):
+        if have_same_shape(source, second.outputs[0]):
             return source
     return None
 

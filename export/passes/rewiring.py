@@ -2,10 +2,10 @@
 
 import onnx_ir as ir
 
-from medusa_trt.export.weights.lazy_tensor import lazy
+from medusa_trt.export.weights.lazy_tensor import as_lazy_tensor
 
 
-def same_known_shape(left: ir.Value | None, right: ir.Value | None) -> bool:
+def have_same_shape(left: ir.Value | None, right: ir.Value | None) -> bool:
     """Whether both shapes are annotated, in every dimension, and equal."""
     if left is None or right is None or left.shape is None or right.shape is None:
         return False
@@ -19,14 +19,14 @@ def bypass(node: ir.Node, source: ir.Value) -> None:
     node.graph.remove(node, safe=True)
 
 
-def constant_of(value: ir.Value | None) -> ir.TensorProtocol | None:
+def read_constant(value: ir.Value | None) -> ir.TensorProtocol | None:
     """The tensor of a constant, which may not have been read yet."""
     return None if value is None else value.const_value
 
 
-def initializer(graph: ir.Graph, name: str, tensor: ir.TensorProtocol) -> ir.Value:
+def add_initializer(graph: ir.Graph, name: str, tensor: ir.TensorProtocol) -> ir.Value:
     """Adds a constant to a graph."""
-    named = lazy(tensor).named(name)
+    named = as_lazy_tensor(tensor).named(name)
     value = ir.Value(
         name=name,
         shape=ir.Shape(named.sizes),

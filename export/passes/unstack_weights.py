@@ -3,8 +3,8 @@
 import onnx_ir as ir
 
 from medusa_trt.export.passes.checked_pass import NodePass
-from medusa_trt.export.passes.rewiring import bypass, initializer
-from medusa_trt.export.weights.lazy_tensor import selected
+from medusa_trt.export.passes.rewiring import add_initializer, bypass
+from medusa_trt.export.weights.lazy_tensor import select_matrix
 
 
 class UnstackWeightsPass(NodePass[int]):
@@ -28,7 +28,7 @@ class UnstackWeightsPass(NodePass[int]):
         """Takes a matrix out of its stack."""
         stack = node.inputs[0]
         assert stack is not None and stack.const_value is not None
-        matrix = selected(stack.const_value, match)
-        bypass(node, initializer(graph, f"{stack.name}.{match}", matrix))
+        matrix = select_matrix(stack.const_value, match)
+        bypass(node, add_initializer(graph, f"{stack.name}.{match}", matrix))
         if not stack.uses() and stack.name is not None:
             del graph.initializers[stack.name]

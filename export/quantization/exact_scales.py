@@ -15,7 +15,7 @@ _NUM_TRIED = 4
 Floats = NDArray[np.float32]
 
 
-def exact_scales(
+def find_exact_scales(
     blocks: Floats, low: int, high: int, dtype: np.dtype[Any], *, negative: bool = False
 ) -> Floats:
     """The scales by which blocks are whole numbers, bit for bit.

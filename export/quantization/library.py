@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from medusa_trt.export.quantization.exact_scales import exact_scales
+from medusa_trt.export.quantization.exact_scales import find_exact_scales
 
 LANES = 16
 """Outputs that are stored together."""
@@ -41,10 +41,10 @@ class QuantizedWeight:
     is_exact: bool = False
 
 
-def quantized_weight(weight: NDArray[np.floating], bits: int) -> QuantizedWeight:
+def quantize_weight(weight: NDArray[np.floating], bits: int) -> QuantizedWeight:
     """Rounds to nearest, symmetric at 8 bits; at 4 bits with the scale of least squared error.
 
-    Blocks that need no rounding, see `exact_scales`, are stored as they are.
+    Blocks that need no rounding, see `find_exact_scales`, are stored as they are.
 
     Args:
         weight: (K, N), as `MatMul` has it, in any floating-point type.
@@ -70,7 +70,7 @@ def quantized_weight(weight: NDArray[np.floating], bits: int) -> QuantizedWeight
     return QuantizedWeight(data, scales, bits, all(are_exact))
 
 
-def packed_bytes(num_inputs: int, num_outputs: int, bits: int) -> int:
+def count_packed_bytes(num_inputs: int, num_outputs: int, bits: int) -> int:
     """Bytes of a quantized (K, N) matrix with its scales."""
     num_stored = _rounded_up(num_inputs, _INPUTS_MULTIPLE) * _rounded_up(num_outputs, LANES)
     return num_stored * bits // 8 + num_stored // BLOCK_SIZES[bits] * 2
@@ -82,7 +82,7 @@ def _quantized_groups(
     """Rows are outputs, in whole groups. Data, scales, and whether nothing was rounded."""
     blocks = padded.reshape(len(padded), -1, BLOCK_SIZES[bits])
     low, high = _CODES[bits]
-    exact = exact_scales(blocks, low, high, np.dtype(np.float16), negative=bits == 4)
+    exact = find_exact_scales(blocks, low, high, np.dtype(np.float16), negative=bits == 4)
     is_rounded = np.isnan(exact)
     scales = exact.astype(np.float16)
     if is_rounded.any():
@@ -91,10 +91,10 @@ def _quantized_groups(
     codes = np.empty_like(blocks)
     _round(blocks, _divisors(scales)[..., None], codes, bits)
     stored = (codes + (1 << (bits - 1))).astype(np.uint8)
-    return packed_codes(stored, bits), packed_scales(scales), not is_rounded.any()
+    return pack_codes(stored, bits), pack_scales(scales), not is_rounded.any()
 
 
-def packed_codes(codes: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
+def pack_codes(codes: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
     """Codes (outputs, blocks, block) in the order of the operator, for whole groups."""
     groups = len(codes) // LANES
     # (group, k / 4, lane, k % 4): what one dot product instruction reads.
@@ -105,13 +105,13 @@ def packed_codes(codes: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
     return np.ascontiguousarray(ordered.reshape(groups, -1))
 
 
-def packed_scales(scales: NDArray[np.float16]) -> NDArray[np.float16]:
+def pack_scales(scales: NDArray[np.float16]) -> NDArray[np.float16]:
     """Scales (outputs, blocks) in the order of the operator, for whole groups."""
     grouped = scales.reshape(len(scales) // LANES, LANES, -1)
     return np.ascontiguousarray(grouped.transpose(0, 2, 1))
 
 
-def dequantized_weight(
+def dequantize_weight(
     quantized: QuantizedWeight, num_inputs: int, num_outputs: int
 ) -> NDArray[np.float32]:
     """The (K, N) matrix that a quantized one stands for."""

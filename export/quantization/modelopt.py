@@ -4,7 +4,7 @@ import re
 
 import msgspec
 
-from medusa_trt.export.passes.name_products import node_name_of
+from medusa_trt.export.passes.name_products import node_name_from_path
 from medusa_trt.export.quantization.plan import QuantizationPlan
 from medusa_trt.export.weight_formats import is_rounded
 
@@ -37,7 +37,9 @@ def arguments_from_plan(plan: QuantizationPlan) -> ModelOptArguments | None:
     for site in plan.sites:
         if site.format not in nodes:
             return None
-        nodes[site.format] += [node_name_of(name.removesuffix(".weight")) for name in site.weights]
+        nodes[site.format] += [
+            node_name_from_path(name.removesuffix(".weight")) for name in site.weights
+        ]
     if not nodes["int4"]:
         return None
     whole = [name for format_, names in nodes.items() if not is_rounded(format_) for name in names]

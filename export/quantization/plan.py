@@ -7,11 +7,11 @@ import msgspec
 from transformers import PreTrainedModel
 
 from medusa_trt.errors import ExportError
-from medusa_trt.export.quantization.quantize_weights import block_size_of
+from medusa_trt.export.quantization.quantize_weights import largest_block_size
 from medusa_trt.export.targets import Precision, Target
 from medusa_trt.export.weight_formats import BITS, WeightFormat, is_rounded
 from medusa_trt.export.weights.lazy_tensor import LazyTensor
-from medusa_trt.files import listed
+from medusa_trt.files import join_names
 from medusa_trt.runtime.engines.operators import require_library
 
 FORMAT_VERSION = 1
@@ -80,8 +80,8 @@ def precision_from_plan(target: Target, plan: QuantizationPlan) -> Precision:
     formats = {site.format for site in plan.sites}
     if unknown := formats - set(target.formats):
         raise ExportError(
-            f"the quantization plan has weights in {listed(unknown)}, target {target.name} takes "
-            f"{', '.join(target.formats)}: make a plan for it with medusa-trt calibrate "
+            f"the quantization plan has weights in {join_names(unknown)}, target {target.name} "
+            f"takes {', '.join(target.formats)}: make a plan for it with medusa-trt calibrate "
             f"quantization --target {target.name}"
         )
     if target.mixed.uses_library:
@@ -122,8 +122,8 @@ class PlannedFormats:
             missing = [name for name in site.weights if name not in self._ids]
             if missing:
                 raise ExportError(
-                    f"the quantization plan names {site.name} ({listed(missing)}), which the model "
-                    f"lacks: {_REMEDY}"
+                    f"the quantization plan names {site.name} ({join_names(missing)}), which "
+                    f"the model lacks: {_REMEDY}"
                 )
             self._sites |= {self._ids[name]: site for name in site.weights}
         self._met: set[str] = set()
@@ -136,12 +136,12 @@ class PlannedFormats:
         formats = {site.format for site in sites if site is not None}
         if None in sites or len(formats) != 1:
             said = f"{len(formats)} formats" if formats else "no format"
-            self._problems.append(f"has {said} for {listed(names)}, a product of the graph")
+            self._problems.append(f"has {said} for {join_names(names)}, a product of the graph")
             return None
         self._met |= {site.name for site in sites if site is not None}
         format_ = formats.pop()
-        if format_ == "int4" and block_size_of(weight.sizes[0]) is None:
-            self._problems.append(f"has int4 for {listed(names)}, whose inputs fill no blocks")
+        if format_ == "int4" and largest_block_size(weight.sizes[0]) is None:
+            self._problems.append(f"has int4 for {join_names(names)}, whose inputs fill no blocks")
         return format_ if is_rounded(format_) else None
 
     def _site(self, name: str) -> PlannedSite | None:
@@ -156,7 +156,7 @@ class PlannedFormats:
         """
         unmet = [site.name for site in self._plan.sites if site.name not in self._met]
         if unmet:
-            self._problems.append(f"names {listed(unmet)}, which the graph lacks")
+            self._problems.append(f"names {join_names(unmet)}, which the graph lacks")
         if self._problems:
             raise ExportError(f"the quantization plan {self._problems[0]}: {_REMEDY}")
 

@@ -8,15 +8,20 @@ import onnx_ir as ir
 from onnx_ir.passes import PassResult, PreconditionError
 
 from medusa_trt.export.passes.checked_pass import CheckedPass
-from medusa_trt.export.passes.rewiring import constant_of, initializer, same_known_shape
+from medusa_trt.export.passes.rewiring import add_initializer, have_same_shape, read_constant
 from medusa_trt.export.quantization.library import (
     BLOCK_SIZES,
     LANES,
     QuantizedWeight,
-    quantized_weight,
+    quantize_weight,
 )
 from medusa_trt.export.weight_formats import BITS, FormatOf, Noted, WeightFormat
-from medusa_trt.export.weights.lazy_tensor import Array, LazyTensor, lazy, transposed
+from medusa_trt.export.weights.lazy_tensor import (
+    Array,
+    LazyTensor,
+    as_lazy_tensor,
+    transpose_tensor,
+)
 from medusa_trt.runtime.engines.operators import DOMAIN
 
 _SILU = 1
@@ -83,10 +88,10 @@ def _replace(graph: ir.Graph, product: ir.Node, bits: int, noted: Noted | None) 
     name = product.name or product.outputs[0].name
     inputs: list[ir.Value | None] = [
         plan.source,
-        initializer(graph, f"{name}.weight", data),
-        initializer(graph, f"{name}.scales", scales),
+        add_initializer(graph, f"{name}.weight", data),
+        add_initializer(graph, f"{name}.scales", scales),
         plan.norm_weight,
-        initializer(graph, f"{name}.bias", _in_turn(plan.biases)) if plan.biases else None,
+        add_initializer(graph, f"{name}.bias", _in_turn(plan.biases)) if plan.biases else None,
         plan.residual,
     ]
     while inputs[-1] is None:
@@ -177,7 +182,7 @@ def _add_residual(plan: _Plan) -> None:
     if add is None or add.op_type != "Add" or add.domain != "":
         return
     others = [value for value in add.inputs if value is not plan.last.outputs[0]]
-    if len(others) == 1 and same_known_shape(others[0], add.outputs[0]):
+    if len(others) == 1 and have_same_shape(others[0], add.outputs[0]):
         plan.last, plan.residual = add, others[0]
 
 
@@ -218,14 +223,14 @@ def _weight_of(node: ir.Node) -> LazyTensor | None:
     known_bias = bias is None or bias.const_value is not None
     if not plain or attributes.get_int("transA", 0) != 0 or not known_bias:
         return None
-    return transposed(weight) if attributes.get_int("transB", 0) == 1 else weight
+    return transpose_tensor(weight) if attributes.get_int("transB", 0) == 1 else weight
 
 
 def _is_plain_norm(node: ir.Node) -> bool:
     value = node.inputs[0]
     if node.op_type != "RMSNormalization" or value is None or value.shape is None:
         return False
-    weight = constant_of(node.inputs[1])
+    weight = read_constant(node.inputs[1])
     over_last = node.attributes.get_int("axis", -1) in (-1, len(value.shape) - 1)
     return over_last and weight is not None and len(weight.shape) == 1
 
@@ -276,13 +281,13 @@ def _quantized(weight: LazyTensor, bits: int, noted: Noted | None) -> tuple[Lazy
     done: list[QuantizedWeight] = []
 
     def data() -> Array:
-        done[:] = [quantized_weight(weight.stored(), bits)]
+        done[:] = [quantize_weight(weight.stored(), bits)]
         if noted is not None:
             noted(weight, done[0].is_exact)
         return done[0].data
 
     def scales() -> Array:
-        quantized = done.pop() if done else quantized_weight(weight.stored(), bits)
+        quantized = done.pop() if done else quantize_weight(weight.stored(), bits)
         return quantized.scales
 
     return (
@@ -302,5 +307,5 @@ def _quantized(weight: LazyTensor, bits: int, noted: Noted | None) -> tuple[Lazy
 
 
 def _lazy_constant(value: ir.Value | None) -> LazyTensor | None:
-    tensor = constant_of(value)
-    return None if tensor is None else lazy(tensor)
+    tensor = read_constant(value)
+    return None if tensor is None else as_lazy_tensor(tensor)

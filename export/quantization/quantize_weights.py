@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from onnx_ir.passes import PassResult
 
 from medusa_trt.export.passes.checked_pass import CheckedPass
-from medusa_trt.export.quantization.exact_scales import exact_scales
+from medusa_trt.export.quantization.exact_scales import find_exact_scales
 from medusa_trt.export.weight_formats import FormatOf, Noted, WeightFormat
-from medusa_trt.export.weights.lazy_tensor import LazyTensor, lazy, transposed
+from medusa_trt.export.weights.lazy_tensor import LazyTensor, as_lazy_tensor, transpose_tensor
 
 _BLOCK_SIZES = (128, 64, 32, 16)
 _MAX_CODE = {"int4": 7.0, "int8": 127.0, "fp8": 448.0}
@@ -56,7 +56,7 @@ class QuantizeWeightsPass(CheckedPass):
             format_ = None if weight is None else self._format_of(weight)
             if weight is None or format_ is None:
                 continue
-            if format_ != "int4" or block_size_of(weight.sizes[0]) is not None:
+            if format_ != "int4" or largest_block_size(weight.sizes[0]) is not None:
                 yield node
 
     def _quantized(self, graph: ir.Graph, product: ir.Node) -> bool:
@@ -64,12 +64,12 @@ class QuantizeWeightsPass(CheckedPass):
         format_ = None if tensor is None else self._format_of(tensor)
         if tensor is None or format_ is None:
             return False
-        block_size = block_size_of(tensor.sizes[0]) if format_ == "int4" else None
+        block_size = largest_block_size(tensor.sizes[0]) if format_ == "int4" else None
         if format_ == "int4" and block_size is None:
             return False
         if format_ == "int4" and self._noted is not None:
             # A quantized checkpoint has blocks of its own.
-            block_size = block_size_for(tensor.stored(), tensor.dtype.numpy())
+            block_size = choose_block_size(tensor.stored(), tensor.dtype.numpy())
         codes, scales = _quantized_later(tensor, format_, block_size, self._noted)
         name = product.name or str(product.outputs[0].name)
         dequantize = ir.Node(
@@ -92,13 +92,16 @@ class QuantizeWeightsPass(CheckedPass):
         return True
 
 
-def block_size_of(num_inputs: int) -> int | None:
+def largest_block_size(num_inputs: int) -> int | None:
     """Inputs that share a scale at int4; None where no block size divides them."""
     return next((size for size in _BLOCK_SIZES if num_inputs % size == 0), None)
 
 
-def block_size_for(weight: Array, dtype: np.dtype[Any]) -> int | None:
-    """Of a weight (K, N): the largest by which int4 holds it as it is, else `block_size_of`."""
+def choose_block_size(weight: Array, dtype: np.dtype[Any]) -> int | None:
+    """Chooses the block size of a weight (K, N) at int4.
+
+    It is the largest that holds the weight as it is, else `largest_block_size`.
+    """
     tried = weight[:, :_TRIED_COLUMNS].astype(np.float32)
     for size in _BLOCK_SIZES:
         if (
@@ -106,18 +109,18 @@ def block_size_for(weight: Array, dtype: np.dtype[Any]) -> int | None:
             and not np.isnan(_exact_scales(tried, "int4", size, dtype)).any()
         ):
             return size
-    return block_size_of(len(weight))
+    return largest_block_size(len(weight))
 
 
-def dequantized_matrix(codes: Array, scales: Array) -> NDArray[np.float32]:
-    """The (K, N) matrix that the result of `quantized_matrix` stands for."""
+def dequantize_matrix(codes: Array, scales: Array) -> NDArray[np.float32]:
+    """The (K, N) matrix that the result of `quantize_matrix` stands for."""
     wide = codes.astype(np.float32)
     blocks = wide.reshape(len(scales) if scales.ndim == 2 else 1, -1, wide.shape[1])
     matrix: NDArray[np.float32] = blocks * scales.astype(np.float32).reshape(len(blocks), 1, -1)
     return matrix.reshape(wide.shape)
 
 
-def quantized_matrix(
+def quantize_matrix(
     weight: Array,
     format_: WeightFormat,
     block_size: int | None,
@@ -125,8 +128,8 @@ def quantized_matrix(
 ) -> tuple[Array, Array]:
     """Codes (K, N) and scales of a weight (K, N), of which blocks need no rounding or are rounded.
 
-    The former, see `exact_scales`, are stored as they are. At 4 bits the scales of the others are
-    those of the least squared error among some that clip.
+    Blocks that need no rounding (see `find_exact_scales`) are stored as they are. At 4 bits the
+    scales of the others are those of the least squared error among some that clip.
 
     Args:
         weight: in any floating-point type.
@@ -160,7 +163,7 @@ def _is_exact(weight: Array, codes: Array, scales: Array) -> bool:
     """Whether codes and scales stand for the very values of a weight."""
     return all(
         np.array_equal(
-            dequantized_matrix(codes[:, some], scales[..., some]),
+            dequantize_matrix(codes[:, some], scales[..., some]),
             weight[:, some].astype(np.float32),
         )
         for some in _parts(weight.shape[1])
@@ -175,7 +178,7 @@ def _quantized_later(
 
     def quantized() -> tuple[Array, Array]:
         array = weight.stored()
-        codes, scales = quantized_matrix(array, format_, block_size, weight.dtype.numpy())
+        codes, scales = quantize_matrix(array, format_, block_size, weight.dtype.numpy())
         if noted is not None:
             noted(weight, _is_exact(array, codes, scales))
         return codes, scales
@@ -218,13 +221,13 @@ def _quantized_columns(
 def _exact_scales(
     weight: Array, format_: WeightFormat, block_size: int | None, dtype: np.dtype[Any]
 ) -> NDArray[np.float32]:
-    """(K / block_size or 1, n), NaN where a block has to be rounded; see `exact_scales`."""
+    """(K / block_size or 1, n), NaN where a block has to be rounded; see `find_exact_scales`."""
     num_blocks = len(weight) // (block_size or len(weight))
     if format_ == "fp8":
         return np.full((num_blocks, weight.shape[1]), np.nan, np.float32)
     blocks = weight.astype(np.float32).reshape(num_blocks, -1, weight.shape[1])
     low, high = int(_LEAST_CODE[format_]), int(_MAX_CODE[format_])
-    return exact_scales(np.moveaxis(blocks, 1, -1), low, high, dtype)
+    return find_exact_scales(np.moveaxis(blocks, 1, -1), low, high, dtype)
 
 
 def _searched_scales(
@@ -255,7 +258,7 @@ def _weight_of(product: ir.Node) -> LazyTensor | None:
     value = product.inputs[1]
     if value is None or value.const_value is None or len(value.const_value.shape) != 2:
         return None
-    weight = lazy(value.const_value)
+    weight = as_lazy_tensor(value.const_value)
     if product.op_type == "MatMul":
         return weight
     attributes = product.attributes
@@ -263,7 +266,7 @@ def _weight_of(product: ir.Node) -> LazyTensor | None:
         attributes.get_float(name, 1.0) != 1.0 for name in ("alpha", "beta")
     ):
         return None
-    return transposed(weight) if attributes.get_int("transB", 0) else weight
+    return transpose_tensor(weight) if attributes.get_int("transB", 0) else weight
 
 
 def _multiply_by(graph: ir.Graph, product: ir.Node, weight: ir.Value) -> None:

@@ -8,15 +8,15 @@ from numpy.typing import NDArray
 
 from medusa_trt.export.quantization.library import (
     BLOCK_SIZES,
-    dequantized_weight,
-    packed_bytes,
-    quantized_weight,
+    count_packed_bytes,
+    dequantize_weight,
+    quantize_weight,
 )
 from medusa_trt.export.quantization.quantize_weights import (
-    block_size_for,
-    block_size_of,
-    dequantized_matrix,
-    quantized_matrix,
+    choose_block_size,
+    dequantize_matrix,
+    largest_block_size,
+    quantize_matrix,
 )
 from medusa_trt.export.targets import Target
 from medusa_trt.export.weight_formats import BITS, Format, WeightFormat
@@ -42,8 +42,8 @@ class LibraryRounding:
     """The operator library: weights by block, activations to 8 bits by row and block."""
 
     def weight(self, weight: NDArray[np.float32], format_: WeightFormat) -> NDArray[np.float32]:
-        """See `quantized_weight`."""
-        return dequantized_weight(quantized_weight(weight, BITS[format_]), *weight.shape)
+        """See `quantize_weight`."""
+        return dequantize_weight(quantize_weight(weight, BITS[format_]), *weight.shape)
 
     def inputs(self, x: torch.Tensor, format_: WeightFormat) -> torch.Tensor:
         """Rounds to 127ths of the largest of each row and block (native/kernels.h)."""
@@ -59,7 +59,7 @@ class LibraryRounding:
         if format_ == "fp32":
             return 4 * num_inputs * num_outputs
         if format_ == "int8" or format_ == "int4":
-            return packed_bytes(num_inputs, num_outputs, BITS[format_])
+            return count_packed_bytes(num_inputs, num_outputs, BITS[format_])
         return None
 
 
@@ -67,10 +67,10 @@ class StandardRounding:
     """`DequantizeLinear` before a product in half precision: weights alone are rounded."""
 
     def weight(self, weight: NDArray[np.float32], format_: WeightFormat) -> NDArray[np.float32]:
-        """See `quantized_matrix`."""
+        """See `quantize_matrix`."""
         half = np.dtype(np.float16)
-        block_size = block_size_for(weight, half) if format_ == "int4" else None
-        return dequantized_matrix(*quantized_matrix(weight, format_, block_size, half))
+        block_size = choose_block_size(weight, half) if format_ == "int4" else None
+        return dequantize_matrix(*quantize_matrix(weight, format_, block_size, half))
 
     def inputs(self, x: torch.Tensor, format_: WeightFormat) -> torch.Tensor:
         """As they are."""
@@ -82,13 +82,13 @@ class StandardRounding:
             return 2 * num_inputs * num_outputs
         if format_ == "fp32":
             return None
-        block_size = block_size_of(num_inputs) if format_ == "int4" else num_inputs
+        block_size = largest_block_size(num_inputs) if format_ == "int4" else num_inputs
         if block_size is None:
             return None
         num_scales = num_inputs // block_size * num_outputs
         return num_inputs * num_outputs * BITS[format_] // 8 + 2 * num_scales
 
 
-def rounding_of(target: Target) -> Rounding:
+def find_rounding(target: Target) -> Rounding:
     """What the formats do on a target."""
     return LibraryRounding() if target.mixed.uses_library else StandardRounding()

@@ -13,7 +13,7 @@ from medusa_trt.export.weight_formats import (
 )
 
 
-def layers_pass(
+def make_layers_pass(
     precision: Precision,
     vocab_size: int,
     planned: FormatOf | None,
@@ -33,7 +33,7 @@ def layers_pass(
     return _pass_class(precision)(formats, noted)
 
 
-def heads_pass(precision: Precision) -> InPlacePass | None:
+def make_heads_pass(precision: Precision) -> InPlacePass | None:
     """For the heads, in which no unembedding must be kept: what they draft is checked."""
     return None if precision.heads is None else _pass_class(precision)(one_format(precision.heads))
 

@@ -13,7 +13,7 @@ import torch
 from safetensors import safe_open
 
 from medusa_trt.errors import HeadsError
-from medusa_trt.files import listed
+from medusa_trt.files import join_names
 
 FILE_NAMES = (
     "medusa_lm_head.safetensors",
@@ -71,7 +71,7 @@ class Checkpoint:
             self._pickled[file] = _tensors_from_pickle(file)
         present = self._pickled[file].keys() if file in self._pickled else _keys_of(file)[0]
         if missing := set(keys) - set(present):
-            raise HeadsError(f"{file} lacks keys that {self.path} lists: {listed(missing)}")
+            raise HeadsError(f"{file} lacks keys that {self.path} lists: {join_names(missing)}")
         if file in self._pickled:
             return {key: self._pickled[file][key] for key in keys}
         try:
@@ -126,7 +126,7 @@ def _open_index(path: Path) -> Checkpoint:
         raise HeadsError(f"{path} has no weight_map of file names: it is damaged")
     names = set(found.values())
     if outside := [name for name in names if Path(name).name != name]:
-        raise HeadsError(f"{path} points outside its folder: {listed(outside)}")
+        raise HeadsError(f"{path} points outside its folder: {join_names(outside)}")
     return Checkpoint(path, {key: (path.parent / name,) for key, name in found.items()})
 
 
@@ -144,7 +144,7 @@ def _file_from_path(path: Path) -> Path:
     found = sorted(file for file in path.iterdir() if file.suffix in (".safetensors", ".pt"))
     if len(found) == 1:
         return found[0]
-    several = f", and several files: {listed(file.name for file in found)}" if found else ""
+    several = f", and several files: {join_names(file.name for file in found)}" if found else ""
     raise HeadsError(f"{path} holds none of {', '.join(FILE_NAMES)}{several}")
 
 

@@ -77,7 +77,7 @@ class LazyTensor(ir.LazyTensor):
         return ir.tensor(np.ascontiguousarray(array, dtype), name=self.name)
 
 
-def lazy(tensor: ir.TensorProtocol) -> LazyTensor:
+def as_lazy_tensor(tensor: ir.TensorProtocol) -> LazyTensor:
     """Any tensor of a graph as a lazy one; one that is in memory is known by its identity."""
     if isinstance(tensor, LazyTensor):
         return tensor
@@ -86,9 +86,9 @@ def lazy(tensor: ir.TensorProtocol) -> LazyTensor:
     return LazyTensor(tensor.numpy, tensor.shape.numpy(), key, tensor.dtype, tensor.name)
 
 
-def transposed(tensor: ir.TensorProtocol, axes: Sequence[int] = (1, 0)) -> LazyTensor:
+def transpose_tensor(tensor: ir.TensorProtocol, axes: Sequence[int] = (1, 0)) -> LazyTensor:
     """With its axes in another order."""
-    source = lazy(tensor)
+    source = as_lazy_tensor(tensor)
     shape = [source.sizes[axis] for axis in axes]
     key = ("transposed", tuple(axes), source.key)
     if tuple(axes) == (1, 0) and isinstance(source.key, tuple) and source.key[:2] == key[:2]:
@@ -98,16 +98,16 @@ def transposed(tensor: ir.TensorProtocol, axes: Sequence[int] = (1, 0)) -> LazyT
     )
 
 
-def selected(tensor: ir.TensorProtocol, index: int) -> LazyTensor:
+def select_matrix(tensor: ir.TensorProtocol, index: int) -> LazyTensor:
     """One of the tensors that are stacked along the first axis."""
-    source = lazy(tensor)
+    source = as_lazy_tensor(tensor)
     key = ("selected", index, source.key)
     return LazyTensor(lambda: source.stored()[index], source.sizes[1:], key, source.dtype)
 
 
-def stacked(tensors: Sequence[ir.TensorProtocol]) -> LazyTensor:
+def stack_tensors(tensors: Sequence[ir.TensorProtocol]) -> LazyTensor:
     """Along a new first axis."""
-    parts = [lazy(tensor) for tensor in tensors]
+    parts = [as_lazy_tensor(tensor) for tensor in tensors]
     key = ("stacked", tuple(part.key for part in parts))
     return LazyTensor(
         lambda: np.stack([part.stored() for part in parts]),
@@ -117,9 +117,9 @@ def stacked(tensors: Sequence[ir.TensorProtocol]) -> LazyTensor:
     )
 
 
-def concatenated(tensors: Sequence[ir.TensorProtocol], axis: int) -> LazyTensor:
+def concatenate_tensors(tensors: Sequence[ir.TensorProtocol], axis: int) -> LazyTensor:
     """Joined along an axis."""
-    parts = [lazy(tensor) for tensor in tensors]
+    parts = [as_lazy_tensor(tensor) for tensor in tensors]
     shape = list(parts[0].sizes)
     shape[axis] = sum(part.sizes[axis] for part in parts)
     key = ("concatenated", axis, tuple(part.key for part in parts))

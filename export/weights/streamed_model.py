@@ -25,7 +25,7 @@ Weights = Mapping[str, LazyTensor]
 """A model's parameters by their names, every name of a tied one."""
 
 
-def empty_model(config: PretrainedConfig) -> PreTrainedModel:
+def make_empty_model(config: PretrainedConfig) -> PreTrainedModel:
     """A model whose parameters are on the meta device and whose buffers are as they should be."""
     with init_empty_weights(include_buffers=False), no_init_weights():
         model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)

@@ -8,7 +8,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import onnx_ir as ir
 
-from medusa_trt.export.weights.lazy_tensor import Array, LazyTensor, lazy
+from medusa_trt.export.weights.lazy_tensor import Array, LazyTensor, as_lazy_tensor
 
 _INLINE_LIMIT_BYTES = 1 << 10
 _CHUNK_BYTES = 16 << 20
@@ -33,7 +33,7 @@ class WeightFile:
                 tensor = value.const_value
                 if tensor is None or tensor.nbytes <= _INLINE_LIMIT_BYTES:
                     continue
-                source = lazy(tensor)
+                source = as_lazy_tensor(tensor)
                 key = source.dtype, _content(source)
                 if key not in self._written:
                     self._written[key] = self._append(file, source, value.name or "")

@@ -26,16 +26,16 @@ def list_models(arguments: ModelsArguments) -> None:
         MedusaError: a package is missing.
     """
     with require_extra("listing models", "export"):
-        from medusa_trt.export.models.aliases import aliases
+        from medusa_trt.export.models.aliases import load_aliases
     import msgspec
 
     if arguments.json:
-        print(json.dumps(msgspec.to_builtins(aliases()), indent=2))
+        print(json.dumps(msgspec.to_builtins(load_aliases()), indent=2))
         return
     from rich.table import Table
 
     table = Table("alias", "model", "heads", "tree", box=None, pad_edge=False)
-    for name, alias in aliases().items():
+    for name, alias in load_aliases().items():
         packaged = "" if alias.package is None else alias.package.requirement
         table.add_row(
             name,

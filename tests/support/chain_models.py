@@ -9,7 +9,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from medusa_trt.export.quantization.library import quantized_weight
+from medusa_trt.export.quantization.library import quantize_weight
 from medusa_trt.runtime.engines.operators import DOMAIN, require_library
 
 Floats = NDArray[np.float32]
@@ -47,7 +47,7 @@ def model_of(
         size = num_inputs if layer.source < 0 else layers[layer.source].num_outputs
         columns = layer.num_outputs + -layer.num_outputs % 16
         weight = rng.normal(size=(size, columns * 2 if layer.gated else layer.num_outputs))
-        quantized = quantized_weight((weight / 8).astype(np.float32), bits)
+        quantized = quantize_weight((weight / 8).astype(np.float32), bits)
         inputs: list[ir.Value | None] = [
             source,
             constant(f"w{i}", quantized.data),

@@ -12,7 +12,7 @@ from support.tiny_models import llama_config, random_model
 from transformers import PreTrainedModel
 
 from medusa_trt.calibration.quantization.meter import QuantizationMeter, Text, logits_of
-from medusa_trt.export.quantization.library import BLOCK_SIZES, dequantized_weight, quantized_weight
+from medusa_trt.export.quantization.library import BLOCK_SIZES, dequantize_weight, quantize_weight
 from medusa_trt.export.quantization.rounding import LibraryRounding
 from medusa_trt.export.quantization.sites import Site, sites_from_model
 from medusa_trt.export.weight_formats import BITS, WeightFormat
@@ -29,7 +29,7 @@ def slowly_rounded(
         for path in site.modules:
             bits = BITS[format_]
             matrix = model.get_parameter(f"{path}.weight").detach().numpy().T
-            weight = dequantized_weight(quantized_weight(matrix, bits), *matrix.shape)
+            weight = dequantize_weight(quantize_weight(matrix, bits), *matrix.shape)
 
             def forward(
                 x: torch.Tensor, weight: np.ndarray = weight, block: int = BLOCK_SIZES[bits]

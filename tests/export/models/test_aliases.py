@@ -5,13 +5,13 @@ from pathlib import Path
 import pytest
 from jinja2 import Template
 
-from medusa_trt.export.models.aliases import aliases
+from medusa_trt.export.models.aliases import load_aliases
 from medusa_trt.tree_configs import load_tree
 
 
-@pytest.mark.parametrize("name", aliases())
+@pytest.mark.parametrize("name", load_aliases())
 def test_each_alias_names_what_exists(name: str) -> None:
-    alias = aliases()[name]
+    alias = load_aliases()[name]
     assert (alias.package is None) != (alias.repository is None)
     assert alias.repository is None or alias.repository.count("/") == 1
     if alias.tree is not None:

@@ -25,7 +25,7 @@ from medusa_trt.errors import ExportError, HeadsError
 from medusa_trt.export.heads.loading import holds_heads, load_heads
 from medusa_trt.export.heads.medusa_heads import MedusaHead
 from medusa_trt.export.models.base_model import load_base_model
-from medusa_trt.export.models.heads_choice import heads_for
+from medusa_trt.export.models.heads_choice import choose_heads
 from medusa_trt.export.models.source import source_from_name
 from medusa_trt.export.pipeline import ExportOptions, export_bundle
 from medusa_trt.export.preparation import MIN_TOP_K
@@ -155,9 +155,9 @@ def test_a_merged_checkpoint_is_exported_with_its_own_backbone(
     assert not any("warning" in line for line in told)
     assert_drafts(bundle, content(), load_file(tuned / "model.safetensors"))
 
-    same = heads_for(source_from_name(str(merged)), merged)
+    same = choose_heads(source_from_name(str(merged)), merged)
     assert same.warnings == ()
-    other = heads_for(source_from_name(str(tiny_model)), merged)
+    other = choose_heads(source_from_name(str(tiny_model)), merged)
     (warning,) = other.warnings
     assert f"--model {merged} uses both" in warning
     loaded = load_base_model(source_from_name(str(merged))).model.state_dict()
@@ -191,8 +191,8 @@ def test_a_quantized_backbone_is_refused(tiny_model: Path, tmp_path: Path) -> No
     found["weight_map"]["model.layers.0.mlp.up_proj.weight_scale"] = shard
     index.write_text(json.dumps(found))
     with pytest.raises(ExportError, match=r"quantized with scales: give the full-precision model"):
-        heads_for(source_from_name(str(folder)), None)
-    assert heads_for(source_from_name(str(tiny_model)), folder).loaded.heads.num_heads == 2
+        choose_heads(source_from_name(str(folder)), None)
+    assert choose_heads(source_from_name(str(tiny_model)), folder).loaded.heads.num_heads == 2
 
 
 class Block(nn.Module):
@@ -251,13 +251,13 @@ def test_an_adapter_changes_the_backbone_that_its_heads_draft_for(
             num_changed += 1
     assert num_changed == 4
     for model, heads in ((folder, None), (tiny_model, folder)):
-        choice = heads_for(source_from_name(str(model)), heads)
+        choice = choose_heads(source_from_name(str(model)), heads)
         assert (choice.warnings, choice.loaded.format) == ((), "peft")
         found = load_base_model(choice.source).model.state_dict()
         assert found.keys() == expected.keys()
         for key in expected:
             torch.testing.assert_close(found[key], expected[key], rtol=0, atol=1e-6)
-    read = load_heads(heads_for(source_from_name(str(folder)), None).loaded.path).heads
+    read = load_heads(choose_heads(source_from_name(str(folder)), None).loaded.path).heads
     for key, tensor in tensors.items():
         head, layer, *kinds = key.split(".")
         assert torch.equal(tensor, part_of(read.heads[int(head)], int(layer), kinds))
@@ -274,7 +274,7 @@ def test_adapters_that_do_not_fit_are_refused(tiny_model: Path, tmp_path: Path) 
     file = folder / "adapter_model.safetensors"
     stored = load_file(file)
     key = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
-    chosen = heads_for(source_from_name(str(tiny_model)), folder).source
+    chosen = choose_heads(source_from_name(str(tiny_model)), folder).source
     save_file({name: t for name, t in stored.items() if name != key}, file)
     with pytest.raises(HeadsError, match=r"does not fit: it lacks .*q_proj\.lora_A"):
         load_base_model(chosen)
@@ -346,7 +346,7 @@ def test_of_a_merged_checkpoint_on_the_hub_only_the_heads_are_downloaded(
     assert "model-00002-of-00002.safetensors" in hub.files
     assert "model-00001-of-00002.safetensors" not in hub.files
     assert load_heads("owner/odd").heads.num_heads == 2
-    choice = heads_for(source_from_name("owner/merged"), None)
+    choice = choose_heads(source_from_name("owner/merged"), None)
     assert (choice.source.location, choice.warnings) == ("owner/merged", ())
 
 

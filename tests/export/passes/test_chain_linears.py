@@ -13,7 +13,7 @@ from support.chain_models import Layer, feeds_of, model_of, opened
 from support.one_operator import session
 
 from medusa_trt.export.passes.chain_linears import ChainLinearsPass
-from medusa_trt.export.quantization.library import quantized_weight
+from medusa_trt.export.quantization.library import quantize_weight
 from medusa_trt.runtime.engines.operators import find_library
 
 pytestmark = pytest.mark.skipif(find_library() is None, reason="built without a C++ compiler")
@@ -126,7 +126,7 @@ def test_a_result_between_two_chains_keeps_them_apart() -> None:
     ],
 )
 def test_wrong_chains_are_refused(changed: dict[str, int], message: str) -> None:
-    quantized = quantized_weight(np.ones((64, 32), np.float32), 8)
+    quantized = quantize_weight(np.ones((64, 32), np.float32), 8)
     x = np.ones((2, 64), np.float32)
     layer = {"bits0": 8, "num_outputs0": 32, "activation0": 0, "gated0": 0, "epsilon0": 0.0}
     attributes = {"source0": -1, "residual0": -2, "num_layers": 1, "num_results": 1, "result0": 0}

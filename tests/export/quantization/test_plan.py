@@ -19,12 +19,12 @@ from medusa_trt.export.comparison.logits import TEXT, compute_agreement
 from medusa_trt.export.graphs.verify_graph import trace_verify
 from medusa_trt.export.graphs.verify_module import VerifyModule
 from medusa_trt.export.modeling.attention_forms import choose_attention
-from medusa_trt.export.passes.name_products import node_name_of
+from medusa_trt.export.passes.name_products import node_name_from_path
 from medusa_trt.export.pipeline import ExportOptions, export_bundle
 from medusa_trt.export.quantization.library import (
     QuantizedWeight,
-    dequantized_weight,
-    quantized_weight,
+    dequantize_weight,
+    quantize_weight,
 )
 from medusa_trt.export.quantization.modelopt import arguments_from_plan
 from medusa_trt.export.quantization.plan import (
@@ -35,7 +35,7 @@ from medusa_trt.export.quantization.plan import (
     precision_from_plan,
 )
 from medusa_trt.export.quantization.rounding import LibraryRounding
-from medusa_trt.export.quantization.rounding_pass import layers_pass
+from medusa_trt.export.quantization.rounding_pass import make_layers_pass
 from medusa_trt.export.quantization.sites import Site, sites_from_model
 from medusa_trt.export.targets import TARGETS
 from medusa_trt.export.weight_formats import Format
@@ -86,7 +86,7 @@ def planned_graph(
     form = choose_attention(
         TARGETS[target].attention, has_library=precision.uses_library, is_general=False
     )["verify"]
-    quantize = layers_pass(precision, model.config.vocab_size, formats)
+    quantize = make_layers_pass(precision, model.config.vocab_size, formats)
     weights = weights_in_memory(model) if precision.uses_library else None
     graph = trace_verify(VerifyModule(model, 64, form), TARGETS[target].opset, quantize, weights)
     formats.check()
@@ -118,7 +118,7 @@ def stored_matrices(graph: ir.Graph) -> list[tuple[str, Floats]]:
                 data, scales = array(node.inputs[first]), array(node.inputs[first + 1])
                 stored = QuantizedWeight(data.astype(np.uint8), scales.astype(np.float16), bits)
                 shape = scales.shape[1] * (64 if bits == 8 else 32), len(data) * 16
-                found.append((f"int{bits}", dequantized_weight(stored, *shape)))
+                found.append((f"int{bits}", dequantize_weight(stored, *shape)))
         elif node.op_type in ("MatMul", "Gemm") and _is_constant(node.inputs[1]):
             weight = array(node.inputs[1]).astype(np.float32)
             found.append(("fp32", weight.T if node.op_type == "Gemm" else weight))
@@ -132,7 +132,7 @@ def expected_columns(model: PreTrainedModel, site: Site, format_: str) -> set[by
         matrix = model.get_parameter(name).detach().numpy().T
         if format_ != "fp32":
             bits = int(format_.removeprefix("int"))
-            matrix = dequantized_weight(quantized_weight(matrix, bits), *matrix.shape)
+            matrix = dequantize_weight(quantize_weight(matrix, bits), *matrix.shape)
         columns |= {column[:num_inputs].tobytes() for column in matrix.T}
     return columns
 
@@ -271,7 +271,9 @@ def test_modelopt_is_told_the_products_of_a_float16_graph() -> None:
         for name in products
     }
     for index, site in enumerate(sites):
-        names = [node_name_of(path) for path in site.modules if node_name_of(path) in told]
+        names = [
+            node_name_from_path(path) for path in site.modules if node_name_from_path(path) in told
+        ]
         assert names and {told.pop(name) for name in names} == {formats[index % 3]}
     # The products of attention itself have no weights.
     assert not any(str(name).startswith("/") for name in told)

@@ -7,7 +7,7 @@ import onnx_ir as ir
 import pytest
 import torch
 
-from medusa_trt.export.quantization.quantize_weights import QuantizeWeightsPass, quantized_matrix
+from medusa_trt.export.quantization.quantize_weights import QuantizeWeightsPass, quantize_matrix
 from medusa_trt.export.weight_formats import WeightFormat, one_format
 from medusa_trt.export.weights.lazy_tensor import Array, LazyTensor
 from medusa_trt.export.weights.weight_file import WeightFile
@@ -39,7 +39,7 @@ def test_a_devices_weights_are_quantized_when_they_are_written(
     WeightFile(tmp_path / "weights.data").take(model)
     assert len(reads) == 1  # the scales are kept from the codes
     found = [model.graph.initializers[f"product.{name}"] for name in ("codes", "scales")]
-    for value, expected in zip(found, quantized_matrix(array, format_, block_size), strict=True):
+    for value, expected in zip(found, quantize_matrix(array, format_, block_size), strict=True):
         assert value.const_value is not None and value.const_value.dtype == value.dtype
         assert np.array_equal(value.const_value.numpy(), expected)
 
@@ -52,7 +52,7 @@ def test_quantized_weights_are_the_nearest_codes(
 ) -> None:
     weight = torch.randn(64, 24, generator=torch.Generator().manual_seed(0)).half().numpy()
     weight[:, 3] = 0
-    codes, scales = quantized_matrix(weight, format_, block)  # type: ignore[arg-type]
+    codes, scales = quantize_matrix(weight, format_, block)  # type: ignore[arg-type]
     wide = np.repeat(scales.astype(np.float32), block, 0) if block else scales.astype(np.float32)
     error = np.abs(codes.astype(np.float32) * wide - weight.astype(np.float32))
     assert scales.shape == ((4, 24) if block else (24,)) and scales.dtype == np.float16

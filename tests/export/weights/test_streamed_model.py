@@ -18,8 +18,14 @@ from medusa_trt.export.models.checkpoint_weights import weights_from_checkpoint
 from medusa_trt.export.models.gguf_weights import weights_from_gguf
 from medusa_trt.export.models.source import source_from_name
 from medusa_trt.export.weights import streamed_model
-from medusa_trt.export.weights.lazy_tensor import Array, LazyTensor, concatenated, lazy, transposed
-from medusa_trt.export.weights.streamed_model import empty_model, weights_at_hand
+from medusa_trt.export.weights.lazy_tensor import (
+    Array,
+    LazyTensor,
+    as_lazy_tensor,
+    concatenate_tensors,
+    transpose_tensor,
+)
+from medusa_trt.export.weights.streamed_model import make_empty_model, weights_at_hand
 from medusa_trt.export.weights.weight_file import WeightFile
 from medusa_trt.runtime.bundle import Bundle
 from medusa_trt.runtime.engines.ort_cpu import OrtEngine
@@ -77,7 +83,7 @@ def test_a_gguf_file_gives_the_weights_that_transformers_reads(base_model: BaseM
     source, loaded = base_model.source, base_model.model
     assert source.gguf_file is not None
     weights = weights_from_gguf(
-        empty_model(loaded.config), Path(source.location) / source.gguf_file
+        make_empty_model(loaded.config), Path(source.location) / source.gguf_file
     )
     assert weights is not None
     parameters = dict(loaded.named_parameters(remove_duplicate=False))
@@ -103,7 +109,7 @@ def test_missing_and_misshapen_weights_are_named(tmp_path: Path) -> None:
         kept = {key: value for key, value in (state | change).items() if value is not None}
         save_file(kept, folder / "model.safetensors", {"format": "pt"})
         with pytest.raises(ExportError, match=message):
-            weights_from_checkpoint(empty_model(llama_config()), str(folder))
+            weights_from_checkpoint(make_empty_model(llama_config()), str(folder))
 
 
 def test_an_index_may_not_point_outside_its_folder(tmp_path: Path) -> None:
@@ -112,7 +118,7 @@ def test_an_index_may_not_point_outside_its_folder(tmp_path: Path) -> None:
     index = '{"weight_map": {"lm_head.weight": "../elsewhere.safetensors"}}'
     (folder / "model.safetensors.index.json").write_text(index)
     with pytest.raises(ExportError, match="points outside its folder"):
-        weights_from_checkpoint(empty_model(llama_config()), str(folder))
+        weights_from_checkpoint(make_empty_model(llama_config()), str(folder))
 
 
 def test_recipes_give_what_numpy_does_and_know_equal_ones() -> None:
@@ -121,13 +127,13 @@ def test_recipes_give_what_numpy_does_and_know_equal_ones() -> None:
     tensors = [
         LazyTensor(array.view, (3, 4), ("file", index)) for index, array in enumerate(arrays)
     ]
-    joined = concatenated([transposed(tensor) for tensor in tensors], axis=1)
+    joined = concatenate_tensors([transpose_tensor(tensor) for tensor in tensors], axis=1)
     expected = np.concatenate([array.T for array in arrays], axis=1).astype(np.float32)
     assert np.array_equal(joined.numpy(), expected) and joined.sizes == expected.shape
     assert joined.numpy().dtype == np.float32
-    again = concatenated([transposed(tensor) for tensor in tensors], axis=1)
-    assert again.key == joined.key != concatenated(tensors, axis=1).key
-    assert transposed(transposed(tensors[0])).key == tensors[0].key
+    again = concatenate_tensors([transpose_tensor(tensor) for tensor in tensors], axis=1)
+    assert again.key == joined.key != concatenate_tensors(tensors, axis=1).key
+    assert transpose_tensor(transpose_tensor(tensors[0])).key == tensors[0].key
 
 
 def test_equal_weights_of_several_graphs_are_written_once(tmp_path: Path) -> None:
@@ -146,7 +152,7 @@ def test_equal_weights_of_several_graphs_are_written_once(tmp_path: Path) -> Non
 
     tensor = LazyTensor(stored, array.shape, "key")
     small = ir.tensor(np.zeros(3, np.float32))
-    models = [graph(tensor, small), graph(small, tensor, transposed(tensor))]
+    models = [graph(tensor, small), graph(small, tensor, transpose_tensor(tensor))]
     weights = WeightFile(tmp_path / "weights.data")
     for model in models:
         weights.take(model)
@@ -166,7 +172,7 @@ def test_equal_weights_of_several_graphs_are_written_once(tmp_path: Path) -> Non
 
 def test_memory_tensors_are_known_by_identity() -> None:
     first, second = ir.tensor(np.zeros(3)), ir.tensor(np.zeros(3))
-    assert lazy(first).key == lazy(first).key != lazy(second).key
+    assert as_lazy_tensor(first).key == as_lazy_tensor(first).key != as_lazy_tensor(second).key
 
 
 @pytest.mark.parametrize("batch_size", [1, 2])

@@ -19,8 +19,8 @@ from support.reference.linear import quantized_rows, rms_norm, silu
 from medusa_trt.export.quantization.library import (
     BLOCK_SIZES,
     QuantizedWeight,
-    dequantized_weight,
-    quantized_weight,
+    dequantize_weight,
+    quantize_weight,
 )
 from medusa_trt.runtime.engines.operators import find_library, read_kernels_name
 
@@ -70,7 +70,7 @@ def product(x: Array, quantized: QuantizedWeight, num_outputs: int) -> Array:
     padded = np.zeros((len(x), -(-x.shape[1] // 64) * 64))
     padded[:, : x.shape[1]] = x
     kept = quantized_rows(padded, BLOCK_SIZES[quantized.bits])[:, : x.shape[1]]
-    return kept @ dequantized_weight(quantized, x.shape[1], num_outputs).astype(np.float64)
+    return kept @ dequantize_weight(quantized, x.shape[1], num_outputs).astype(np.float64)
 
 
 def assert_close(found: Array, expected: Array, one_code: float = 0.0) -> None:
@@ -93,7 +93,7 @@ def test_linear_is_the_product_of_what_was_rounded(
     rng = np.random.default_rng(seed)
     weight = rng.normal(size=(num_inputs, num_outputs)).astype(np.float32)
     x = (rng.normal(size=(num_rows, num_inputs)) * 10.0 ** rng.integers(-3, 4)).astype(np.float32)
-    quantized = quantized_weight(weight, bits)
+    quantized = quantize_weight(weight, bits)
     if not decorated:
         assert_close(linear(x, quantized, num_outputs), product(x, quantized, num_outputs))
         return
@@ -114,7 +114,7 @@ def test_gate_and_up_are_taken_in_turn(num_rows: int, bits: int) -> None:
     rng = np.random.default_rng(0)
     weight = rng.normal(size=(96, 2 * 80)).astype(np.float32)
     x = rng.normal(size=(num_rows, 96)).astype(np.float32)
-    quantized = quantized_weight(weight, bits)
+    quantized = quantize_weight(weight, bits)
     both = product(x, quantized, 160).reshape(num_rows, 5, 2, 16)
     expected = (silu(both[:, :, 0]) * both[:, :, 1]).reshape(num_rows, 80)
     assert_close(linear(x, quantized, 80, activation=1, gated=True), expected)
@@ -134,14 +134,14 @@ def test_gate_and_up_are_taken_in_turn(num_rows: int, bits: int) -> None:
 )
 def test_extreme_activations(bits: int, x: Array) -> None:
     weight = np.where(np.arange(x.shape[1] * 16) % 3, -1.0, 1.0).astype(np.float32)
-    quantized = quantized_weight(weight.reshape(-1, 16), bits)
+    quantized = quantize_weight(weight.reshape(-1, 16), bits)
     assert_close(linear(x, quantized, 16), product(x, quantized, 16))
 
 
 def test_what_is_not_a_number_stays_in_its_row() -> None:
     x = np.ones((4, 64), np.float32)
     x[2, 5] = np.nan
-    quantized = quantized_weight(np.ones((64, 16), np.float32), 8)
+    quantized = quantize_weight(np.ones((64, 16), np.float32), 8)
     found = linear(x, quantized, 16)
     assert np.isfinite(found[[0, 1, 3]]).all()
 
@@ -149,7 +149,7 @@ def test_what_is_not_a_number_stays_in_its_row() -> None:
 @pytest.mark.parametrize("bits", [8, 4])
 def test_a_rows_result_does_not_depend_on_the_other_rows(bits: int) -> None:
     rng = np.random.default_rng(1)
-    quantized = quantized_weight(rng.normal(size=(576, 112)).astype(np.float32), bits)
+    quantized = quantize_weight(rng.normal(size=(576, 112)).astype(np.float32), bits)
     x = rng.normal(size=(40, 576)).astype(np.float32)
     whole = linear(x, quantized, 112)
     for size in (1, 2, 3, 5, 8, 12, 13, 16, 17, 33):
@@ -198,7 +198,7 @@ def run_products(inputs: str, output: str) -> None:
     for index in range(len(arrays) // 2):
         x, weight = arrays[f"x{index}"], arrays[f"w{index}"]
         for bits in (8, 4):
-            results.append(linear(x, quantized_weight(weight, bits), weight.shape[1]))
+            results.append(linear(x, quantize_weight(weight, bits), weight.shape[1]))
     np.savez(output, *results)
 
 
