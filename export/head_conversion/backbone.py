@@ -38,7 +38,7 @@ class Backbone:
 
     @cached_property
     def model(self) -> PreTrainedModel:
-        """All of it, with its adapter merged."""
+        """The whole backbone, with its adapter merged."""
         return load_model(self.source, "auto")
 
     def unembedding(self) -> tuple[torch.Tensor, torch.Tensor | None]:

@@ -1,4 +1,4 @@
-"""What a config beside the tensors says, against what the tensors are."""
+"""Comparison of a config with the tensors beside it."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path

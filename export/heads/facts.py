@@ -12,7 +12,7 @@ from medusa_trt.export.heads.medusa_heads import MedusaHeads
 def facts_from_heads(
     heads: MedusaHeads, vocab_size: int | None, base_model: str | None
 ) -> HeadsFacts:
-    """What a config would say about heads.
+    """Collects the facts about heads that a config states.
 
     Args:
         heads: the heads.

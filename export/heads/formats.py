@@ -16,7 +16,7 @@ MAX_DRAFT_LENGTH = 63
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HeadsFacts:
-    """What a config can say about heads.
+    """Facts about heads that a config can state.
 
     Attributes:
         num_heads: how many.

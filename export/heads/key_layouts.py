@@ -28,7 +28,7 @@ _BACKBONE = re.compile(r"(?:base_model\.model\.)?(?:model|transformer|gpt_neox|b
 
 
 class HeadKey(NamedTuple):
-    """What a tensor is, whatever its file calls it.
+    """The role of a tensor, independent of its name in the file.
 
     Attributes:
         part: of which part of a head.
@@ -57,7 +57,7 @@ class KeyLayout:
     token_map: str | None = None
 
     def parse(self, name: str) -> HeadKey | None:
-        """What a name without its prefix means, or None if it is none of this layout's."""
+        """Reads a name without its prefix; None if this layout has no such name."""
         for part, pattern in _patterns(self):
             if match := pattern.fullmatch(name):
                 found = match.groupdict()
@@ -144,7 +144,7 @@ class Recognized:
     others: tuple[str, ...]
 
     def name(self, key: HeadKey) -> str:
-        """What the file calls a tensor, or would if it had it."""
+        """Gives the name that a file of this layout gives to a tensor."""
         return self.names.get(key) or self.prefix + self.layout.key(key)
 
 

@@ -163,7 +163,7 @@ def _is_adapter(checkpoint: Checkpoint, recognized: Recognized) -> bool:
 
 
 def _with_original_lm_head(recognized: Recognized) -> Recognized:
-    """What vLLM does: an unembedding of head 0 alone is the one that all heads use."""
+    """Lets all heads use the unembedding of head 0, as vLLM does where it is the only one."""
     unembeddings = [key for key in recognized.names if key.part == "unembedding"]
     if len(unembeddings) != 1 or unembeddings[0].head != 0:
         return recognized

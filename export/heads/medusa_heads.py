@@ -69,7 +69,7 @@ class MedusaHeads:
 
     @property
     def num_heads(self) -> int:
-        """How many tokens ahead the heads draft."""
+        """Number of heads: the tokens that they draft ahead."""
         return len(self.heads)
 
     @property

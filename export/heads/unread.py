@@ -20,7 +20,7 @@ _CHECKED_SIZE = 1 << 22
 def find_unread_matrices(
     checkpoint: Checkpoint, recognized: Recognized, tensors: Mapping[HeadKey, torch.Tensor]
 ) -> dict[HeadKey, LazyTensor]:
-    """What can be read when it is used: all matrices as they are in their files, or none.
+    """Finds the matrices that can be read later: all of them as their files have them, or none.
 
     Those of which a token map or a scale changes one, that are split over files or in a type with
     scales, are read at once instead.
@@ -49,7 +49,7 @@ def find_unread_matrices(
 
 
 def by_matrix(unread: Mapping[HeadKey, LazyTensor]) -> dict[str, tuple[LazyTensor, ...]]:
-    """In the form of `MedusaHeads.unread`."""
+    """Groups matrices as `MedusaHeads.unread` has them."""
     found: dict[str, list[LazyTensor]] = {}
     for key in sorted(unread, key=lambda key: key.head or 0):
         part = "unembedding" if key.part in UNEMBEDDINGS else key.part

@@ -1,1 +1,1 @@
-"""From a model's name to its config, tokenizer and weights."""
+"""Backbones: found by name, opened with their config, tokenizer and weights."""

@@ -36,7 +36,7 @@ class Alias(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def heads_source(self) -> str | Path | None:
-        """Where the heads are."""
+        """The place of the heads: a shipped file or a hub id; None where no heads are known."""
         if self.heads is None or "/" in self.heads:
             return self.heads
         return Path(str(resources.files("medusa_trt.export.models.shipped") / self.heads))

@@ -19,7 +19,7 @@ from medusa_trt.export.weights.tensor_source import PLAIN_DTYPES, TensorSource, 
 from medusa_trt.files import join_names
 
 _NAMES = ("model.safetensors", "pytorch_model.bin")
-"""By preference; a sharded checkpoint has an index by the same name."""
+"""File names of weights, by preference; a sharded checkpoint has an index of that name."""
 
 
 def weights_from_checkpoint(

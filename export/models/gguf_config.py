@@ -1,4 +1,4 @@
-"""What a GGUF file says of its model's attention and transformers does not read.
+"""Fields of a GGUF file that change a model's attention and that transformers does not read.
 
 Left unread, rotations, windows and sizes would be the defaults of the architecture, without a word.
 Names of the fields are those of llama.cpp's gguf-py (constants.py).

@@ -1,4 +1,4 @@
-"""How the byte-level tokenizers of GGUF files split a text before merging, by `tokenizer.ggml.pre`.
+"""Rules by which byte-level tokenizers of GGUF files split a text, by `tokenizer.ggml.pre`.
 
 Each name stands for the regular expressions of a model's tokenizer.json. The names, and which of
 them share a splitting, are those of llama.cpp (src/llama-vocab.cpp); the expressions are those of

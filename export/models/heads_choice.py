@@ -11,7 +11,7 @@ from medusa_trt.export.weights.hub import is_hub_id
 
 @dataclass(frozen=True, slots=True)
 class HeadsChoice:
-    """What an export is made of.
+    """The model and the heads that an export uses.
 
     Attributes:
         source: the model to load, with the adapter that belongs to the heads.

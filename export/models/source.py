@@ -1,4 +1,4 @@
-"""Where a backbone comes from: an alias, a folder, a hub id, an adapter or a GGUF file."""
+"""Sources of a backbone: an alias, a folder, a hub id, an adapter or a GGUF file."""
 
 import logging
 from collections.abc import Iterator
@@ -24,7 +24,7 @@ OWN_CODE = {"trust_remote_code": False}
 
 @dataclass(frozen=True, slots=True)
 class ModelSource:
-    """Where to load a backbone from.
+    """A place to load a backbone from.
 
     Attributes:
         name: what the bundle calls the model.

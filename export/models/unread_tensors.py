@@ -9,7 +9,7 @@ from medusa_trt.errors import ExportError
 from medusa_trt.files import join_names
 
 _HARMLESS = re.compile(r"(rotary_emb|rotary_pos_emb|attention|attn)\.(inv_freq|bias|masked_bias)$")
-"""What older releases of transformers saved with the weights: frequencies and causal masks."""
+"""Tensors that older releases of transformers saved with the weights: frequencies, causal masks."""
 
 
 def refuse_unread(

@@ -26,7 +26,7 @@ FILE_NAMES = (
     "pytorch_model.bin",
     "rank0.safetensors",
 )
-"""Where a folder keeps its tensors, by precedence."""
+"""Files in which a folder keeps its tensors; the first one that exists is taken."""
 
 _INDEX_SUFFIX = ".index.json"
 _RANK = re.compile(r"rank(\d+)\.safetensors")

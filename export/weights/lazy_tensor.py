@@ -87,7 +87,7 @@ def as_lazy_tensor(tensor: ir.TensorProtocol) -> LazyTensor:
 
 
 def transpose_tensor(tensor: ir.TensorProtocol, axes: Sequence[int] = (1, 0)) -> LazyTensor:
-    """With its axes in another order."""
+    """Reorders the axes of a tensor without reading it."""
     source = as_lazy_tensor(tensor)
     shape = [source.sizes[axis] for axis in axes]
     key = ("transposed", tuple(axes), source.key)

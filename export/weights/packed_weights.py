@@ -22,7 +22,7 @@ Tensors = Mapping[str, Array]
 
 @dataclass(frozen=True, slots=True)
 class Packing:
-    """How a checkpoint packs its linear layers.
+    """The form in which a checkpoint packs its linear layers.
 
     Attributes:
         method: what its config calls it.
@@ -42,7 +42,7 @@ class Packing:
 
     @property
     def name(self) -> str:
-        """For messages."""
+        """The method and its bits, for messages."""
         return f"{self.method} of {self.bits} bits"
 
 
@@ -82,7 +82,7 @@ def packing_from_config(config: Mapping[str, Any]) -> Packing | None:
 
 
 def _compressed_scheme(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """What compressed-tensors says of the weights."""
+    """Reads the scheme that compressed-tensors names for the weights."""
     groups = list(config.get("config_groups", {}).values())
     schemes: list[dict[str, Any]] = [group.get("weights") or {} for group in groups]
     if len(schemes) != 1:

@@ -14,7 +14,7 @@ from medusa_trt.export.weights.lazy_tensor import Array
 from medusa_trt.export.weights.streamed_model import array_from_tensor
 
 PLAIN_DTYPES = {torch.float64, torch.float32, torch.float16, torch.bfloat16}
-"""Of weights that need no scale."""
+"""Data types of weights that need no scale."""
 
 
 class TensorSource:
@@ -24,7 +24,7 @@ class TensorSource:
         self.file, self.key = file, key
 
     def read(self) -> Array:
-        """In the file's own type.
+        """Reads the tensor, in the type that the file has it in.
 
         Raises:
             ExportError: the file is damaged.

@@ -60,7 +60,7 @@ class WeightFile:
 
 
 def _content(tensor: LazyTensor) -> Hashable:
-    """What equal weights have in common: the recipe, or the bytes of what is in memory anyway."""
+    """A key that equal weights share: their recipe, or the bytes of weights already in memory."""
     if isinstance(tensor.key, tuple) and tensor.key[0] == "memory":
         return tensor.sizes, sha256(tensor.tobytes()).digest()
     return tensor.key
