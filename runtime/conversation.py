@@ -38,7 +38,15 @@ class Conversation:
 
     def messages(self, user: str | None = None) -> list[Message]:
         """Messages of the conversation, and the user's next message if it is given."""
-        return _list_messages(self.system, self.exchanges, user)
+        messages: list[Message] = []
+        if self.system is not None:
+            messages.append({"role": "system", "content": self.system})
+        for exchange in self.exchanges:
+            messages.append({"role": "user", "content": exchange.user})
+            messages.append({"role": "assistant", "content": exchange.assistant})
+        if user is not None:
+            messages.append({"role": "user", "content": user})
+        return messages
 
     def add(self, user: str, assistant: str) -> None:
         """Appends a message and its reply."""
@@ -57,7 +65,7 @@ class Conversation:
 
     def messages_of_last(self) -> list[Message]:
         """Messages before the last reply; see `last`."""
-        return _list_messages(self.system, self.exchanges[:-1], self.last.user)
+        return Conversation(self.system, self.exchanges[:-1]).messages(self.last.user)
 
     def replace_last(self, assistant: str) -> None:
         """Replaces the last reply; see `last`."""
@@ -170,15 +178,3 @@ def _read_conversation(messages: Sequence[_Message]) -> Conversation:
         raise PromptError("the last message has no reply")
     pairs = zip(rest[::2], rest[1::2], strict=True)
     return Conversation(system, [Exchange(user.content, reply.content) for user, reply in pairs])
-
-
-def _list_messages(
-    system: str | None, exchanges: Sequence[Exchange], user: str | None
-) -> list[Message]:
-    messages = [] if system is None else [{"role": "system", "content": system}]
-    for exchange in exchanges:
-        messages.append({"role": "user", "content": exchange.user})
-        messages.append({"role": "assistant", "content": exchange.assistant})
-    if user is not None:
-        messages.append({"role": "user", "content": user})
-    return list(messages)

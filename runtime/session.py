@@ -41,6 +41,7 @@ class _RunningReply:
     index: int
     prompt_ids: list[int]
     reply: Reply
+    chooser: Chooser
     state: SequenceState | None = None
 
 
@@ -195,7 +196,7 @@ class MedusaSession:
             reply, event = running.reply, None
             try:
                 while True:
-                    added = self._advance(decoder, running, num_cached, options)
+                    added = self._advance(decoder, running, num_cached)
                     event = reply.add(added, decoder.engine_s)
                     if reply.finish_reason is not None:
                         break
@@ -214,13 +215,10 @@ class MedusaSession:
             last = event or StreamEvent([], reply.take_new_text(), 0)
             yield last._replace(generation=reply.finish(decoder.engine_s))
 
-    def _advance(
-        self, decoder: Decoder, running: _RunningReply, num_cached: int, options: GenerationOptions
-    ) -> Added:
+    def _advance(self, decoder: Decoder, running: _RunningReply, num_cached: int) -> Added:
         """Runs the prefill or one step, and records which tokens the cache holds."""
         if running.state is None:
-            chooser = self._make_chooser(running, options)
-            running.state, added = decoder.start(0, running.prompt_ids, num_cached, chooser)
+            running.state, added = decoder.start(0, running.prompt_ids, num_cached, running.chooser)
             self._cached_ids[:] = running.prompt_ids
             return added
         root_token = running.state.root_token
@@ -239,13 +237,12 @@ class MedusaSession:
             while waiting and len(active) < self.engine.batch_size:
                 index, ids, reply_options = waiting.pop()
                 running = self._begin(index, ids, 0, reply_options)
-                chooser = self._make_chooser(running, reply_options)
                 for other in active:
                     # The prefill overwrites the engine's outputs, of which `hidden` is a view.
                     assert other.state is not None
                     other.state.hidden = other.state.hidden.copy()
                 try:
-                    running.state, added = decoder.start(len(active), ids, 0, chooser)
+                    running.state, added = decoder.start(len(active), ids, 0, running.chooser)
                 except PrefillCancelled:
                     done[index] = running.reply.finish(decoder.engine_s, "cancelled")
                     continue
@@ -307,10 +304,8 @@ class MedusaSession:
             text=self.text.decode(prompt_ids) if options.echo else "",
             streamed=streamed,
         )
-        return _RunningReply(index, prompt_ids, reply)
-
-    def _make_chooser(self, running: _RunningReply, options: GenerationOptions) -> Chooser:
-        return Chooser(options, running.prompt_ids, self.engine.capacity + 1)
+        chooser = Chooser(options, prompt_ids, self.engine.capacity + 1)
+        return _RunningReply(index, prompt_ids, reply, chooser)
 
     def _make_decoder(self, options: GenerationOptions) -> Decoder:
         target = self.bundle.manifest.target

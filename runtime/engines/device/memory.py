@@ -80,14 +80,14 @@ class Cuda:
                 f"CUDA finds no GPU ({getattr(code, 'name', code)}): run this on a machine that "
                 "has one, with its driver"
             )
-        capability = [
-            self._call("cudaDeviceGetAttribute", getattr(runtime.cudaDeviceAttr, name), 0)[0]
-            for name in (
-                "cudaDevAttrComputeCapabilityMajor",
-                "cudaDevAttrComputeCapabilityMinor",
-            )
-        ]
-        self.compute_capability = ".".join(map(str, capability))
+        attributes = runtime.cudaDeviceAttr
+        major = self._call(
+            "cudaDeviceGetAttribute", attributes.cudaDevAttrComputeCapabilityMajor, 0
+        )
+        minor = self._call(
+            "cudaDeviceGetAttribute", attributes.cudaDevAttrComputeCapabilityMinor, 0
+        )
+        self.compute_capability = f"{major[0]}.{minor[0]}"
         # The default stream does not wait for this one. Other code in the process may use the
         # default stream, and a wait would end a capture.
         flags = runtime.cudaStreamNonBlocking
