@@ -37,7 +37,9 @@ def write_bundle(folder: Path, parts: ExportParts, progress: Callable[[str], Non
     traced, weights = in_type(model, parts.base.weights, dtype)
     planned = None if parts.plan is None else PlannedFormats(parts.plan, traced, "model.")
     carried = CarriedWeights(parts.base.weights, "model.")
-    quantize = make_layers_pass(parts.precision, model.config.vocab_size, planned, carried.noted)
+    quantize = make_layers_pass(
+        parts.precision, model.config.vocab_size, planned, carried.report_stored
+    )
     graphs = {}
     for name, form in parts.forms.items():
         progress(f"tracing the {name} graph")
@@ -63,7 +65,7 @@ def write_bundle(folder: Path, parts: ExportParts, progress: Callable[[str], Non
     graphs["tree"] = make_tree_graph(parts.tree, parts.target.opset)
     progress("writing weights and graphs")
     save_graphs(folder, graphs)
-    if notice := carried.described(parts.base.source.name):
+    if notice := carried.describe(parts.base.source.name):
         progress(notice)
     graph_specs = {name: describe_graph(folder, name) for name in graphs}
     del graphs

@@ -39,7 +39,7 @@ class GraphFacts:
 
 
 @cache
-def gpus() -> dict[str, Gpu]:
+def load_gpus() -> dict[str, Gpu]:
     """The GPUs known by a short name."""
     data = (resources.files("medusa_trt.export") / "gpus.json").read_bytes()
     return msgspec.json.decode(data, type=dict[str, Gpu])
@@ -51,12 +51,12 @@ def gpu_from_name(name: str) -> Gpu:
     Raises:
         ExportError: it is not in the table.
     """
-    if name not in gpus():
-        raise ExportError(f"unknown GPU {name!r}: choose from {', '.join(gpus())}")
-    return gpus()[name]
+    if name not in load_gpus():
+        raise ExportError(f"unknown GPU {name!r}: choose from {', '.join(load_gpus())}")
+    return load_gpus()[name]
 
 
-def graph_facts(bundle: Bundle, graph: str) -> GraphFacts:
+def read_graph_facts(bundle: Bundle, graph: str) -> GraphFacts:
     """Reads a graph, and no weight of it."""
     model = ir.load(bundle.graph_path(graph))
     operators = Counter(
@@ -75,12 +75,12 @@ def graph_facts(bundle: Bundle, graph: str) -> GraphFacts:
     return GraphFacts(operators, precisions.total(), read_bytes, precisions)
 
 
-def steps_per_s(read_bytes: int, gpu: Gpu) -> float:
+def estimate_max_steps_per_s(read_bytes: int, gpu: Gpu) -> float:
     """An upper bound: one step reads its weights once, and does nothing else."""
     return gpu.bandwidth_gb_s * 1e9 / read_bytes
 
 
-def tree_lines(bundle: Bundle) -> list[str]:
+def draw_tree(bundle: Bundle) -> list[str]:
     """The tree drawn as text, a node a line: which candidate of which head it is."""
     tree = bundle.tree
     children: dict[int, list[int]] = {}

@@ -22,20 +22,20 @@ def is_rounded(format_: str) -> TypeGuard[WeightFormat]:
     return format_ in BITS
 
 
-FormatOf = Callable[[LazyTensor], WeightFormat | None]
+ChooseFormat = Callable[[LazyTensor], WeightFormat | None]
 """Chooses the format of a product's (inputs, outputs) matrix; None leaves it as it is."""
 
-Noted = Callable[[LazyTensor, bool], None]
+ReportStored = Callable[[LazyTensor, bool], None]
 """Called for each stored (inputs, outputs) matrix, with whether nothing of it was rounded."""
 
 
-def one_format(format_: WeightFormat) -> FormatOf:
+def use_one_format(format_: WeightFormat) -> ChooseFormat:
     """Gives all weights the same format."""
     return lambda _: format_
 
 
-def format_by_outputs(
+def choose_by_outputs(
     layers: WeightFormat, unembedding: WeightFormat | None, vocab_size: int
-) -> FormatOf:
+) -> ChooseFormat:
     """Gives one format to the layers, and one to the matrix with an output for each token."""
     return lambda weight: unembedding if weight.sizes[1] == vocab_size else layers

@@ -174,7 +174,7 @@ class QuantizationCosts:
         site = self._sites[0]
         weight = self._model.get_parameter(site.weights[0]).detach().numpy().T
         start = time.perf_counter()
-        self._rounding.weight(weight, format_)
+        self._rounding.round_weight(weight, format_)
         per_weight_s = (time.perf_counter() - start) / weight.size
         return per_weight_s * sum(site.num_weights for site in self._sites)
 

@@ -46,7 +46,7 @@ class SiteEstimator:
         for path in self._site_of:
             matrix = model.get_parameter(f"{path}.weight").detach().numpy().T
             for format_ in formats:
-                change = torch.from_numpy(rounding.weight(matrix, format_) - matrix)
+                change = torch.from_numpy(rounding.round_weight(matrix, format_) - matrix)
                 self._weight_changes[path, format_] = change.half()
 
     def estimate(self, text: Text, seed: int, num_samples: int = NUM_SAMPLES) -> SiteKls:
@@ -79,7 +79,7 @@ class SiteEstimator:
     ) -> torch.Tensor:
         """Change of a module's outputs by rounding."""
         weight = self._model.get_parameter(f"{path}.weight")
-        rounded = self._rounding.inputs(inputs, format_)
+        rounded = self._rounding.round_inputs(inputs, format_)
         change = rounded @ self._weight_changes[path, format_].float()
         return change if rounded is inputs else change + (rounded - inputs) @ weight.T
 

@@ -77,12 +77,12 @@ class RoundedModel:
         module = self.model.get_submodule(path)
         weight = module.weight
         assert isinstance(weight, nn.Parameter)
-        matrix = self._rounding.weight(weight.detach().numpy().T, format_)
+        matrix = self._rounding.round_weight(weight.detach().numpy().T, format_)
         # A new parameter is set instead of new data, since an embedding may share the parameter.
         module._parameters["weight"] = nn.Parameter(torch.from_numpy(matrix).T, False)
 
         def round_inputs(_: nn.Module, inputs: tuple[torch.Tensor]) -> torch.Tensor:
-            return self._rounding.inputs(inputs[0], format_)
+            return self._rounding.round_inputs(inputs[0], format_)
 
         return _Replacement(module, weight, module.register_forward_pre_hook(round_inputs))
 

@@ -41,7 +41,7 @@ def formats_from_names(target: Target, names: Sequence[str] | None) -> tuple[For
 
 def site_bytes(site: Site, rounding: Rounding, format_: Format) -> int | None:
     """Bytes of a site's matrices; None if one of them cannot have this format."""
-    sizes = [rounding.size_bytes(*shape, format_) for shape in site.shapes]
+    sizes = [rounding.count_bytes(*shape, format_) for shape in site.shapes]
     known = [size for size in sizes if size is not None]
     return sum(known) if len(known) == len(sizes) else None
 

@@ -49,7 +49,7 @@ class ChainLinearsPass(CheckedPass):
             chain.replace(model.graph)
         return PassResult(model, bool(joined))
 
-    def left_over(self, graph: ir.Graph) -> Iterator[ir.Node]:
+    def find_left_over(self, graph: ir.Graph) -> Iterator[ir.Node]:
         """Finds each layer alone that could be in one chain with the layer alone before it."""
         for node in graph:
             source = node.inputs[0] if _is_linear(node) else None

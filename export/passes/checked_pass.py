@@ -23,7 +23,7 @@ class CheckedPass(InPlacePass):
     reads_shapes_of: ClassVar[tuple[str, ...]] = ()
 
     @abc.abstractmethod
-    def left_over(self, graph: ir.Graph) -> Iterator[ir.Node]:
+    def find_left_over(self, graph: ir.Graph) -> Iterator[ir.Node]:
         """Finds the nodes that this pass promises to remove or to change."""
         ...
 
@@ -55,8 +55,8 @@ class CheckedPass(InPlacePass):
         Raises:
             PostconditionError: the pass did not do what it promises.
         """
-        left = list(self.left_over(model.graph))
-        used = nodes_in_use(model.graph) if left else ()
+        left = list(self.find_left_over(model.graph))
+        used = find_used_nodes(model.graph) if left else ()
         for node in left:
             if node in used:
                 raise PostconditionError(
@@ -95,12 +95,12 @@ class NodePass(CheckedPass, Generic[Match]):
             model.graph.opset_imports[self.domain] = 1
         return PassResult(model, modified)
 
-    def left_over(self, graph: ir.Graph) -> Iterator[ir.Node]:
+    def find_left_over(self, graph: ir.Graph) -> Iterator[ir.Node]:
         """Finds each node that matches."""
         return (node for node in graph if self.match(node) is not None)
 
 
-def nodes_in_use(graph: ir.Graph) -> set[ir.Node]:
+def find_used_nodes(graph: ir.Graph) -> set[ir.Node]:
     """Finds the nodes that the graph's outputs depend on."""
     used: set[ir.Node] = set()
     values = list(graph.outputs)

@@ -28,7 +28,7 @@ class PackSplitQkvPass(CheckedPass):
             _pack(model.graph, products)
         return PassResult(model, bool(groups))
 
-    def left_over(self, graph: ir.Graph) -> Iterator[ir.Node]:
+    def find_left_over(self, graph: ir.Graph) -> Iterator[ir.Node]:
         """Finds the first product of each group of three."""
         return (group[0] for group in _groups_of_three(graph))
 

@@ -37,7 +37,7 @@ class WidenFloatsPass(CheckedPass):
                     node.attributes[name] = ir.AttrInt64(name, int(ir.DataType.FLOAT))
         return PassResult(model, True)
 
-    def left_over(self, graph: ir.Graph) -> Iterator[ir.Node]:
+    def find_left_over(self, graph: ir.Graph) -> Iterator[ir.Node]:
         """Finds each node that reads or makes a narrow value."""
         for node in graph:
             if any(value and value.dtype in _NARROW for value in (*node.inputs, *node.outputs)):

@@ -21,7 +21,7 @@ class WidenSelectionPass(NodePass[ir.Value]):
             PreconditionError: something does.
         """
         super().requires(model)
-        for node in self.left_over(model.graph):
+        for node in self.find_left_over(model.graph):
             if node.op_type == "TopK" and node.outputs[0].uses():
                 raise PreconditionError(
                     f"{type(self).__name__} changes the type of the values of TopK {node.name!r}, "

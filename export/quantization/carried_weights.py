@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Hashable
 
-from medusa_trt.export.weight_formats import Noted
+from medusa_trt.export.weight_formats import ReportStored
 from medusa_trt.export.weights.lazy_tensor import LazyTensor
 from medusa_trt.export.weights.streamed_model import Weights
 
@@ -27,16 +27,16 @@ class CarriedWeights:
         self._is_exact: dict[Hashable, bool] = {}
 
     @property
-    def noted(self) -> Noted | None:
+    def report_stored(self) -> ReportStored | None:
         """To be told of each matrix; None where nothing was quantized."""
-        return self._note if self._keys else None
+        return self._record if self._keys else None
 
-    def _note(self, weight: LazyTensor, is_exact: bool) -> None:
+    def _record(self, weight: LazyTensor, is_exact: bool) -> None:
         for source in weight.sources:
             if source in self._keys:
                 self._is_exact[self._keys[source]] = is_exact
 
-    def described(self, name: str) -> str | None:
+    def describe(self, name: str) -> str | None:
         """One line for the user, a warning where not all is as it was; None without any.
 
         Args:

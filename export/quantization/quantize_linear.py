@@ -15,7 +15,7 @@ from medusa_trt.export.quantization.library import (
     QuantizedWeight,
     quantize_weight,
 )
-from medusa_trt.export.weight_formats import BITS, FormatOf, Noted, WeightFormat
+from medusa_trt.export.weight_formats import BITS, ChooseFormat, ReportStored, WeightFormat
 from medusa_trt.export.weights.lazy_tensor import (
     Array,
     LazyTensor,
@@ -36,10 +36,12 @@ class QuantizeLinearPass(CheckedPass):
 
     reads_shapes_of = ("MatMul", "Gemm", "Add")
 
-    def __init__(self, format_of: FormatOf, noted: Noted | None = None) -> None:
+    def __init__(
+        self, choose_format: ChooseFormat, report_stored: ReportStored | None = None
+    ) -> None:
         """Takes the format of each matrix, int8 or int4, and who is told of it once it is read."""
         super().__init__()
-        self._format_of, self._noted = format_of, noted
+        self._choose_format, self._report_stored = choose_format, report_stored
 
     def call(self, model: ir.Model) -> PassResult:
         """Replaces each product."""
@@ -47,7 +49,7 @@ class QuantizeLinearPass(CheckedPass):
         done: set[ir.Node] = set()
         for node, format_ in products.items():
             if node not in done:
-                done |= _replace(model.graph, node, BITS[format_], self._noted)
+                done |= _replace(model.graph, node, BITS[format_], self._report_stored)
         if products:
             model.graph.opset_imports[DOMAIN] = 1
         return PassResult(model, bool(products))
@@ -68,7 +70,7 @@ class QuantizeLinearPass(CheckedPass):
                     "two formats"
                 )
 
-    def left_over(self, graph: ir.Graph) -> Iterator[ir.Node]:
+    def find_left_over(self, graph: ir.Graph) -> Iterator[ir.Node]:
         """Finds each product by a matrix that has a format."""
         return iter(self._products(graph))
 
@@ -77,14 +79,16 @@ class QuantizeLinearPass(CheckedPass):
         return {
             node: format_
             for node in graph
-            if (weight := _weight_of(node)) is not None and (format_ := self._format_of(weight))
+            if (weight := _weight_of(node)) is not None and (format_ := self._choose_format(weight))
         }
 
 
-def _replace(graph: ir.Graph, product: ir.Node, bits: int, noted: Noted | None) -> set[ir.Node]:
+def _replace(
+    graph: ir.Graph, product: ir.Node, bits: int, report_stored: ReportStored | None
+) -> set[ir.Node]:
     plan = _planned(product)
     num_outputs = plan.weights[0].sizes[1]
-    data, scales = _quantized(_in_turn(plan.weights), bits, noted)
+    data, scales = _quantized(_in_turn(plan.weights), bits, report_stored)
     name = product.name or product.outputs[0].name
     inputs: list[ir.Value | None] = [
         plan.source,
@@ -274,7 +278,9 @@ def _arrays_in_turn(arrays: list[Array]) -> Array:
     return joined.reshape(*joined.shape[:-3], -1)
 
 
-def _quantized(weight: LazyTensor, bits: int, noted: Noted | None) -> tuple[LazyTensor, LazyTensor]:
+def _quantized(
+    weight: LazyTensor, bits: int, report_stored: ReportStored | None
+) -> tuple[LazyTensor, LazyTensor]:
     """The data and the scales of a weight, quantized once for both if read in this order."""
     num_inputs, num_outputs = weight.sizes
     groups, inputs = -(-num_outputs // LANES), num_inputs + -num_inputs % 64
@@ -282,8 +288,8 @@ def _quantized(weight: LazyTensor, bits: int, noted: Noted | None) -> tuple[Lazy
 
     def data() -> Array:
         done[:] = [quantize_weight(weight.stored(), bits)]
-        if noted is not None:
-            noted(weight, done[0].is_exact)
+        if report_stored is not None:
+            report_stored(weight, done[0].is_exact)
         return done[0].data
 
     def scales() -> Array:

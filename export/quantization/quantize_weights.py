@@ -11,7 +11,7 @@ from onnx_ir.passes import PassResult
 
 from medusa_trt.export.passes.checked_pass import CheckedPass
 from medusa_trt.export.quantization.exact_scales import find_exact_scales
-from medusa_trt.export.weight_formats import FormatOf, Noted, WeightFormat
+from medusa_trt.export.weight_formats import ChooseFormat, ReportStored, WeightFormat
 from medusa_trt.export.weights.lazy_tensor import LazyTensor, as_lazy_tensor, transpose_tensor
 
 _BLOCK_SIZES = (128, 64, 32, 16)
@@ -38,10 +38,12 @@ class QuantizeWeightsPass(CheckedPass):
     divides its inputs.
     """
 
-    def __init__(self, format_of: FormatOf, noted: Noted | None = None) -> None:
+    def __init__(
+        self, choose_format: ChooseFormat, report_stored: ReportStored | None = None
+    ) -> None:
         """Takes the format of each matrix, and who is told of it."""
         super().__init__()
-        self._format_of, self._noted = format_of, noted
+        self._choose_format, self._report_stored = choose_format, report_stored
 
     def call(self, model: ir.Model) -> PassResult:
         """Quantizes each weight."""
@@ -49,11 +51,11 @@ class QuantizeWeightsPass(CheckedPass):
         modified = [self._quantized(model.graph, node) for node in products]
         return PassResult(model, any(modified))
 
-    def left_over(self, graph: ir.Graph) -> Iterator[ir.Node]:
+    def find_left_over(self, graph: ir.Graph) -> Iterator[ir.Node]:
         """Finds each product by a matrix that could be quantized."""
         for node in graph:
             weight = _weight_of(node) if node.op_type in ("MatMul", "Gemm") else None
-            format_ = None if weight is None else self._format_of(weight)
+            format_ = None if weight is None else self._choose_format(weight)
             if weight is None or format_ is None:
                 continue
             if format_ != "int4" or largest_block_size(weight.sizes[0]) is not None:
@@ -61,16 +63,16 @@ class QuantizeWeightsPass(CheckedPass):
 
     def _quantized(self, graph: ir.Graph, product: ir.Node) -> bool:
         tensor = _weight_of(product)
-        format_ = None if tensor is None else self._format_of(tensor)
+        format_ = None if tensor is None else self._choose_format(tensor)
         if tensor is None or format_ is None:
             return False
         block_size = largest_block_size(tensor.sizes[0]) if format_ == "int4" else None
         if format_ == "int4" and block_size is None:
             return False
-        if format_ == "int4" and self._noted is not None:
+        if format_ == "int4" and self._report_stored is not None:
             # A quantized checkpoint has blocks of its own.
             block_size = choose_block_size(tensor.stored(), tensor.dtype.numpy())
-        codes, scales = _quantized_later(tensor, format_, block_size, self._noted)
+        codes, scales = _quantized_later(tensor, format_, block_size, self._report_stored)
         name = product.name or str(product.outputs[0].name)
         dequantize = ir.Node(
             "",
@@ -171,7 +173,10 @@ def _is_exact(weight: Array, codes: Array, scales: Array) -> bool:
 
 
 def _quantized_later(
-    weight: LazyTensor, format_: WeightFormat, block_size: int | None, noted: Noted | None
+    weight: LazyTensor,
+    format_: WeightFormat,
+    block_size: int | None,
+    report_stored: ReportStored | None,
 ) -> tuple[LazyTensor, LazyTensor]:
     """Codes and scales of a weight, quantized once for both if they are read in this order."""
     done: list[Array] = []
@@ -179,8 +184,8 @@ def _quantized_later(
     def quantized() -> tuple[Array, Array]:
         array = weight.stored()
         codes, scales = quantize_matrix(array, format_, block_size, weight.dtype.numpy())
-        if noted is not None:
-            noted(weight, _is_exact(array, codes, scales))
+        if report_stored is not None:
+            report_stored(weight, _is_exact(array, codes, scales))
         return codes, scales
 
     def read_codes() -> Array:

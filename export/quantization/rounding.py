@@ -25,15 +25,17 @@ from medusa_trt.export.weight_formats import BITS, Format, WeightFormat
 class Rounding(Protocol):
     """How one family of operators rounds."""
 
-    def weight(self, weight: NDArray[np.float32], format_: WeightFormat) -> NDArray[np.float32]:
+    def round_weight(
+        self, weight: NDArray[np.float32], format_: WeightFormat
+    ) -> NDArray[np.float32]:
         """The matrix (inputs, outputs) that a rounded one stands for."""
         ...
 
-    def inputs(self, x: torch.Tensor, format_: WeightFormat) -> torch.Tensor:
+    def round_inputs(self, x: torch.Tensor, format_: WeightFormat) -> torch.Tensor:
         """What is left of a product's inputs (..., inputs) float32."""
         ...
 
-    def size_bytes(self, num_inputs: int, num_outputs: int, format_: Format) -> int | None:
+    def count_bytes(self, num_inputs: int, num_outputs: int, format_: Format) -> int | None:
         """Bytes of a matrix with its scales; None where it cannot have this format."""
         ...
 
@@ -41,11 +43,13 @@ class Rounding(Protocol):
 class LibraryRounding:
     """The operator library: weights by block, activations to 8 bits by row and block."""
 
-    def weight(self, weight: NDArray[np.float32], format_: WeightFormat) -> NDArray[np.float32]:
+    def round_weight(
+        self, weight: NDArray[np.float32], format_: WeightFormat
+    ) -> NDArray[np.float32]:
         """See `quantize_weight`."""
         return dequantize_weight(quantize_weight(weight, BITS[format_]), *weight.shape)
 
-    def inputs(self, x: torch.Tensor, format_: WeightFormat) -> torch.Tensor:
+    def round_inputs(self, x: torch.Tensor, format_: WeightFormat) -> torch.Tensor:
         """Rounds to 127ths of the largest of each row and block (native/kernels.h)."""
         block = BLOCK_SIZES[BITS[format_]]
         num_inputs = x.shape[-1]
@@ -54,7 +58,7 @@ class LibraryRounding:
         kept: torch.Tensor = (padded * (127 / largest)).round_() * (largest / 127)
         return kept.flatten(-2).narrow(-1, 0, num_inputs)
 
-    def size_bytes(self, num_inputs: int, num_outputs: int, format_: Format) -> int | None:
+    def count_bytes(self, num_inputs: int, num_outputs: int, format_: Format) -> int | None:
         """Codes and scales as they are stored, or float32."""
         if format_ == "fp32":
             return 4 * num_inputs * num_outputs
@@ -66,17 +70,19 @@ class LibraryRounding:
 class StandardRounding:
     """`DequantizeLinear` before a product in half precision: weights alone are rounded."""
 
-    def weight(self, weight: NDArray[np.float32], format_: WeightFormat) -> NDArray[np.float32]:
+    def round_weight(
+        self, weight: NDArray[np.float32], format_: WeightFormat
+    ) -> NDArray[np.float32]:
         """See `quantize_matrix`."""
         half = np.dtype(np.float16)
         block_size = choose_block_size(weight, half) if format_ == "int4" else None
         return dequantize_matrix(*quantize_matrix(weight, format_, block_size, half))
 
-    def inputs(self, x: torch.Tensor, format_: WeightFormat) -> torch.Tensor:
+    def round_inputs(self, x: torch.Tensor, format_: WeightFormat) -> torch.Tensor:
         """As they are."""
         return x
 
-    def size_bytes(self, num_inputs: int, num_outputs: int, format_: Format) -> int | None:
+    def count_bytes(self, num_inputs: int, num_outputs: int, format_: Format) -> int | None:
         """Codes with scales in half precision."""
         if format_ == "fp16":
             return 2 * num_inputs * num_outputs

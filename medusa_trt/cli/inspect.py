@@ -37,12 +37,12 @@ def inspect(arguments: InspectArguments) -> None:
         MedusaError: the folder is no bundle, the bundle is damaged, or the GPU is unknown.
     """
     with require_extra("inspecting graphs", "export"):
-        from medusa_trt.export.inspection import gpu_from_name, graph_facts
+        from medusa_trt.export.inspection import gpu_from_name, read_graph_facts
     from medusa_trt.runtime.bundle import Bundle
 
     gpu = None if arguments.gpu is None else gpu_from_name(arguments.gpu)
     bundle = Bundle.open(arguments.bundle)
-    facts = {graph: graph_facts(bundle, graph) for graph in bundle.manifest.graphs}
+    facts = {graph: read_graph_facts(bundle, graph) for graph in bundle.manifest.graphs}
     estimates = _estimate_sizes(bundle, facts, gpu)
     if arguments.json:
         print(json.dumps(_json_from_bundle(bundle, facts, estimates), indent=2))
@@ -54,7 +54,7 @@ def _estimate_sizes(
     bundle: "Bundle", facts: dict[str, "GraphFacts"], gpu: "Gpu | None"
 ) -> dict[str, float]:
     """Sizes in bytes, and the highest speeds that the bandwidth of a GPU allows."""
-    from medusa_trt.export.inspection import steps_per_s
+    from medusa_trt.export.inspection import estimate_max_steps_per_s
 
     model = bundle.manifest.model
     weights = bundle.manifest.files["weights.data"].size_bytes
@@ -68,8 +68,8 @@ def _estimate_sizes(
     }
     if gpu is not None:
         plain, drafts = facts["verify"].read_bytes, facts["heads"].read_bytes
-        estimates["plain_tokens_per_s"] = steps_per_s(plain, gpu)
-        estimates["medusa_steps_per_s"] = steps_per_s(plain + drafts, gpu)
+        estimates["plain_tokens_per_s"] = estimate_max_steps_per_s(plain, gpu)
+        estimates["medusa_steps_per_s"] = estimate_max_steps_per_s(plain + drafts, gpu)
         estimates["fits_memory"] = float(weights + cache <= gpu.memory_gb * 1e9)
     return estimates
 
@@ -99,7 +99,7 @@ def _print_tables(
     from rich.markup import escape
     from rich.table import Table
 
-    from medusa_trt.export.inspection import tree_lines
+    from medusa_trt.export.inspection import draw_tree
 
     console = new_table_console()
     table = Table(show_header=False, box=None, pad_edge=False)
@@ -124,7 +124,7 @@ def _print_tables(
                         escape(f"{name:<13} {kind:<3} {tensor.name} {tensor.dtype} {tensor.shape}")
                     )
     console.print()
-    console.print("\n".join(tree_lines(bundle)))
+    console.print("\n".join(draw_tree(bundle)))
 
 
 def _rows_from_bundle(bundle: "Bundle", estimates: dict[str, float]) -> list[tuple[str, str]]:

@@ -34,7 +34,7 @@ def test_an_estimate_is_half_the_square_of_the_slope() -> None:
             weight = model.get_parameter(f"{path}.weight")
             unrounded = weight.detach().clone()
             matrix = unrounded.float().numpy().T
-            rounded = StandardRounding().weight(matrix, "int4")
+            rounded = StandardRounding().round_weight(matrix, "int4")
             change = torch.from_numpy(rounded - matrix).T.double()
             step = 1e-2  # not less: the norms compute in single precision all the same
             weight.data = unrounded + step * change

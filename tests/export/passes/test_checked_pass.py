@@ -12,7 +12,7 @@ from support.graph_texts import Arrays, parsed
 
 from medusa_trt.export import passes, quantization
 from medusa_trt.export.passes.chain_linears import ChainLinearsPass
-from medusa_trt.export.passes.checked_pass import CheckedPass, nodes_in_use
+from medusa_trt.export.passes.checked_pass import CheckedPass, find_used_nodes
 from medusa_trt.export.passes.fold_transpose import FoldTransposePass
 from medusa_trt.export.passes.fuse_skip_norm import FuseSkipNormPass
 from medusa_trt.export.passes.match_norm_types import MatchNormTypesPass
@@ -27,7 +27,7 @@ from medusa_trt.export.passes.widen_floats import WidenFloatsPass
 from medusa_trt.export.passes.widen_selection import WidenSelectionPass
 from medusa_trt.export.quantization.quantize_linear import QuantizeLinearPass
 from medusa_trt.export.quantization.quantize_weights import QuantizeWeightsPass
-from medusa_trt.export.weight_formats import one_format
+from medusa_trt.export.weight_formats import use_one_format
 from medusa_trt.export.weights.lazy_tensor import LazyTensor
 from medusa_trt.runtime.engines.operators import DOMAIN
 
@@ -128,8 +128,8 @@ LEFT_OVER: list[tuple[CheckedPass, Callable[[], ir.Model]]] = [
     (WidenFloatsPass(), narrow_selection),
     (NameProductsPass(), named_product),
     (ChainLinearsPass(), two_linears),
-    (QuantizeLinearPass(one_format("int8")), lambda: parsed(PRODUCT, MATRIX)),
-    (QuantizeWeightsPass(one_format("int4")), lambda: parsed(PRODUCT, MATRIX)),
+    (QuantizeLinearPass(use_one_format("int8")), lambda: parsed(PRODUCT, MATRIX)),
+    (QuantizeWeightsPass(use_one_format("int4")), lambda: parsed(PRODUCT, MATRIX)),
 ]
 
 
@@ -159,7 +159,7 @@ SHAPED = [
     (RemoveLayoutPairsPass(), "Reshape"),
     (FuseSkipNormPass(), "Add"),
     (UseFastSelectionPass(), "ArgMax"),
-    (QuantizeLinearPass(one_format("int8")), "MatMul"),
+    (QuantizeLinearPass(use_one_format("int8")), "MatMul"),
 ]
 
 
@@ -206,4 +206,4 @@ def test_a_gated_product_of_two_formats_is_refused() -> None:
 
 def test_nodes_in_use_are_those_that_outputs_depend_on() -> None:
     graph = two_linears(used=False).graph
-    assert [node.name for node in graph if node in nodes_in_use(graph)] == ["first"]
+    assert [node.name for node in graph if node in find_used_nodes(graph)] == ["first"]

@@ -34,7 +34,7 @@ def test_the_librarys_sizes_are_what_is_stored(
     num_inputs: int, num_outputs: int, format_: WeightFormat
 ) -> None:
     stored = quantize_weight(random_matrix(num_inputs, num_outputs), BITS[format_])
-    size = LibraryRounding().size_bytes(num_inputs, num_outputs, format_)
+    size = LibraryRounding().count_bytes(num_inputs, num_outputs, format_)
     assert size == stored.data.nbytes + stored.scales.nbytes
 
 
@@ -47,15 +47,15 @@ def test_standard_sizes_are_what_is_stored(
     matrix = random_matrix(num_inputs, num_outputs).astype(np.float16)
     codes, scales = quantize_matrix(matrix, format_, block_size)
     stored = codes.size * BITS[format_] // 8 + scales.nbytes
-    assert StandardRounding().size_bytes(num_inputs, num_outputs, format_) == stored
+    assert StandardRounding().count_bytes(num_inputs, num_outputs, format_) == stored
 
 
 def test_formats_that_a_matrix_cannot_have() -> None:
-    assert StandardRounding().size_bytes(24, 8, "int4") is None
-    assert StandardRounding().size_bytes(24, 8, "int8") == 24 * 8 + 16
-    assert StandardRounding().size_bytes(24, 8, "fp16") == 24 * 8 * 2
-    assert LibraryRounding().size_bytes(24, 8, "fp32") == 24 * 8 * 4
-    assert LibraryRounding().size_bytes(24, 8, "fp16") is None
+    assert StandardRounding().count_bytes(24, 8, "int4") is None
+    assert StandardRounding().count_bytes(24, 8, "int8") == 24 * 8 + 16
+    assert StandardRounding().count_bytes(24, 8, "fp16") == 24 * 8 * 2
+    assert LibraryRounding().count_bytes(24, 8, "fp32") == 24 * 8 * 4
+    assert LibraryRounding().count_bytes(24, 8, "fp16") is None
 
 
 @pytest.mark.parametrize("format_", LIBRARY_FORMATS)
@@ -65,7 +65,7 @@ def test_inputs_are_rounded_as_the_library_rounds_them(
 ) -> None:
     x = random_matrix(7, num_inputs)
     x[3] = 0
-    found = LibraryRounding().inputs(torch.from_numpy(x)[None], format_)[0]
+    found = LibraryRounding().round_inputs(torch.from_numpy(x)[None], format_)[0]
     expected = quantized_rows(x, BLOCK_SIZES[BITS[format_]])
     np.testing.assert_allclose(found.numpy(), expected, rtol=1e-6)
     assert not np.allclose(found.numpy(), x)
@@ -89,7 +89,7 @@ def test_standard_weights_are_what_dequantize_linear_gives(format_: WeightFormat
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 23)])
     outputs: Any = ReferenceEvaluator(model).run(None, {})
     expected: Array = outputs[0].astype(np.float32)
-    found = StandardRounding().weight(matrix, format_)
+    found = StandardRounding().round_weight(matrix, format_)
     # The operator's result is in half precision.
     np.testing.assert_allclose(found, expected, rtol=1e-3)
     assert np.abs(found - matrix).max() > 1e-3

@@ -7,7 +7,7 @@ from support.command_line import refusal
 
 from medusa_trt.cli.inspect import VERBS
 from medusa_trt.cli.main import main
-from medusa_trt.export.inspection import gpus, tree_lines
+from medusa_trt.export.inspection import draw_tree, load_gpus
 from medusa_trt.runtime import tensors as names
 from medusa_trt.runtime.bundle import Bundle
 
@@ -15,7 +15,7 @@ from medusa_trt.runtime.bundle import Bundle
 def test_the_help_names_gpus() -> None:
     text = " ".join(VERBS["inspect"].new_parser("inspect").format_help().split())
     (shown,) = [part.split(" and others")[0] for part in text.split("on this GPU: ")[1:]]
-    assert set(shown.split(", ")) <= gpus().keys()
+    assert set(shown.split(", ")) <= load_gpus().keys()
 
 
 def test_inspect_prints_json_that_agrees_with_the_bundle(
@@ -38,7 +38,7 @@ def test_inspect_prints_tables_and_the_tree(
     assert main(["inspect", str(tiny_bundle.path), "--tensors"]) == 0
     shown = capsys.readouterr().out
     assert "past_key_values.1.value" in shown and "└─ head 1 #10" in shown
-    lines = tree_lines(tiny_bundle)
+    lines = draw_tree(tiny_bundle)
     assert len(lines) == tiny_bundle.tree.num_nodes
     assert lines[0] == "root" and lines[1] == "├─ head 1 #1"
 
