@@ -1,4 +1,4 @@
-"""Bundles that the tests share, each exported once a run."""
+"""Models, bundles and sessions that the tests share; each process makes them once."""
 
 import shutil
 import signal
@@ -26,7 +26,7 @@ PAPER_HEADS = (
 
 @pytest.fixture
 def interruptible() -> Iterator[None]:
-    """Both signals raise, as they do in a command's process."""
+    """Makes both signals raise, as they do in the process of a command."""
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     raise_interrupts()
     yield
@@ -48,7 +48,7 @@ def base(tiny_model: Path) -> BaseModel:
 
 @pytest.fixture(scope="session")
 def tiny_heads(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Random heads for `tiny_model`: two layers each, own unembeddings."""
+    """Random heads for `tiny_model`, with two layers and an unembedding each."""
     return save_tiny_heads(tmp_path_factory.mktemp("heads") / TINY_HEADS)
 
 
@@ -56,7 +56,7 @@ def tiny_heads(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_export(
     tiny_model: Path, tiny_heads: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[..., Bundle]:
-    """Exports the tiny model with its heads: for a target, with more of `ExportOptions`."""
+    """A function that exports the tiny model with its heads for a target; takes `ExportOptions`."""
 
     def export(target: str, **options: Any) -> Bundle:
         output = tmp_path_factory.mktemp("bundles") / f"tiny-{target}"
@@ -77,7 +77,7 @@ def tiny_bundle(tiny_export: Callable[..., Bundle]) -> Bundle:
 
 @pytest.fixture
 def bundle(tiny_bundle: Bundle, tmp_path: Path) -> Path:
-    """A copy of `tiny_bundle` of one's own."""
+    """A copy of `tiny_bundle` that one test may change."""
     return shutil.copytree(tiny_bundle.path, tmp_path / "tiny")
 
 
@@ -108,9 +108,9 @@ def jetson_bundle(tiny_export: Callable[..., Bundle]) -> Bundle:
 
 @pytest.fixture(scope="session")
 def demo_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """SmolLM2-135M with the paper's form of heads, four of them, so that every tree fits.
+    """SmolLM2-135M in the default precision, with four heads in the paper's form.
 
-    In the default precision, as a user exports it.
+    Four heads are enough for every tree.
     """
     output = tmp_path_factory.mktemp("bundles") / "smollm2-135m"
     return export_bundle(

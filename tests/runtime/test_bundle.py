@@ -59,8 +59,8 @@ def refused(
 
 
 def test_every_file_is_listed(tiny_bundle: Bundle) -> None:
-    found = {path.name for path in tiny_bundle.path.iterdir()}
-    assert found == {names.MANIFEST_FILE, *FILES} == {names.MANIFEST_FILE, *listed(tiny_bundle)}
+    files = {path.name for path in tiny_bundle.path.iterdir()}
+    assert files == {names.MANIFEST_FILE, *FILES} == {names.MANIFEST_FILE, *listed(tiny_bundle)}
     for name, spec in tiny_bundle.manifest.files.items():
         assert spec.size_bytes == (tiny_bundle.path / name).stat().st_size
         assert spec.sha256 == sha256_from_file(tiny_bundle.path / name)
@@ -75,21 +75,21 @@ def test_every_tensor_is_listed_as_onnxruntime_has_it(tiny_bundle: Bundle, graph
     session = onnxruntime.InferenceSession(tiny_bundle.graph_path(graph))
     spec = tiny_bundle.manifest.graphs[graph]
     assert spec.outputs
-    for found, wanted in (
+    for actual, wanted in (
         (session.get_inputs(), spec.inputs),
         (session.get_outputs(), spec.outputs),
     ):
         assert wanted == [
             TensorSpec(value.name, re.sub(r"tensor\((.*)\)", r"\1", value.type), value.shape)
-            for value in found
+            for value in actual
         ]
 
 
 @pytest.mark.parametrize("check_hashes", [False, True])
 def test_a_copy_opens(tiny_bundle: Bundle, copy: Path, check_hashes: bool) -> None:
-    found = Bundle.open(str(copy), check_hashes=check_hashes)
-    assert found.path == copy
-    assert found.manifest == tiny_bundle.manifest and found.tree == tiny_bundle.tree
+    opened = Bundle.open(str(copy), check_hashes=check_hashes)
+    assert opened.path == copy
+    assert opened.manifest == tiny_bundle.manifest and opened.tree == tiny_bundle.tree
 
 
 @pytest.mark.parametrize("where", ["nowhere", ".", "file"])

@@ -27,7 +27,7 @@ def test_candidates_are_the_ranks_of_the_nodes(tree: MedusaTree, top_k: int) -> 
 
 
 def continuation_slowly(tokens: Sequence[int], ngram: int, length: int) -> list[int] | None:
-    """Looks at every earlier place, the latest first; past the end it reads its own result."""
+    """Searches every earlier position, the latest first; beyond the end it reads its own result."""
     for start in reversed(range(len(tokens) - ngram)):
         if tokens[start : start + ngram] == tokens[-ngram:]:
             extended = list(tokens)

@@ -86,8 +86,8 @@ def test_a_hidden_reference_may_be_encoded_in_any_way(
     attribute = b"\x0a\x05value" + field(5, tensor) + b"\xa0\x01\x04"
     path = graph_file(tmp_path, [])
     path.write_bytes(path.read_bytes() + field(7, field(1, node + field(5, attribute))))
-    found = onnx.load(path, load_external_data=False).graph.node[-1].attribute[0].t
-    assert found.external_data[0].key == "location"
+    tensor = onnx.load(path, load_external_data=False).graph.node[-1].attribute[0].t
+    assert tensor.external_data[0].key == "location"
     with pytest.raises(BundleError, match="outside its weights"):
         check_external_data(path, WEIGHTS)
 

@@ -44,9 +44,9 @@ def test_each_reply_is_the_one_its_prompt_gets_alone(
     replies = session.generate_batch(prompts, options)
     assert len(replies) == len(prompts)
     for index, (prompt, reply) in enumerate(zip(prompts, replies, strict=True)):
-        own = replace(options, sampling=replace(sampling, seed=seed + index))
+        prompt_options = replace(options, sampling=replace(sampling, seed=seed + index))
         alone, _ = session_on_table(bundle, seed=seed)
-        expected = alone.generate(prompt, own)
+        expected = alone.generate(prompt, prompt_options)
         assert reply.token_ids == expected.token_ids
         assert reply.text == expected.text
         assert reply.finish_reason == expected.finish_reason

@@ -110,8 +110,8 @@ def test_each_node_has_the_logits_of_its_path(
         with torch.no_grad():
             expected[node] = base_model.model(text, use_cache=False).logits[0, -1].numpy()
     # Single nodes after random tokens are off by up to half in int8; wrong paths are by more.
-    found = compute_agreement(outputs.logits[0], expected)
-    assert found.relative_error <= MAX_RELATIVE_ERROR[demo_bundle.manifest.target.precision]
+    agreement = compute_agreement(outputs.logits[0], expected)
+    assert agreement.relative_error <= MAX_RELATIVE_ERROR[demo_bundle.manifest.target.precision]
     assert np.array_equal(outputs.argmax[0], outputs.logits[0].argmax(-1))
     engine.close()
 

@@ -217,12 +217,12 @@ def test_sessions_on_two_threads_do_not_affect_each_other(tiny_bundle: Bundle) -
     options = GenerationOptions(max_new_tokens=60, ignore_eos=True, tree=chain_tree(3))
     with MedusaSession(tiny_bundle) as session:
         expected = [session.generate(prompt, options).token_ids for prompt in prompts]
-    found: dict[int, list[list[int]]] = {0: [], 1: []}
+    replies: dict[int, list[list[int]]] = {0: [], 1: []}
 
     def work(index: int) -> None:
-        with MedusaSession(tiny_bundle, num_threads=1) as own:
+        with MedusaSession(tiny_bundle, num_threads=1) as session:
             for _ in range(5):
-                found[index].append(own.generate(prompts[index], options).token_ids)
+                replies[index].append(session.generate(prompts[index], options).token_ids)
 
     threads = [threading.Thread(target=work, args=(index,)) for index in (0, 1)]
     for thread in threads:
@@ -230,7 +230,7 @@ def test_sessions_on_two_threads_do_not_affect_each_other(tiny_bundle: Bundle) -
     for thread in threads:
         thread.join()
     for index in (0, 1):
-        assert found[index] == [expected[index]] * 5
+        assert replies[index] == [expected[index]] * 5
 
 
 def test_processors_with_a_tree_give_the_tokens_of_plain_decoding(tiny_bundle: Bundle) -> None:

@@ -1,4 +1,4 @@
-"""Exporting tiny models, and stepping through the bundles."""
+"""Exports tiny models, and runs single steps of their bundles."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -69,7 +69,7 @@ def verify(
 
 
 def prefill(engine: OrtEngine, tokens: NDArray[np.int64], chunk: int) -> NDArray[np.float32]:
-    """Logits of every token, read in chunks."""
+    """Computes the logits of every token, in chunks."""
     pieces = []
     for start in range(0, len(tokens), chunk):
         piece = tokens[start : start + chunk]
@@ -78,19 +78,19 @@ def prefill(engine: OrtEngine, tokens: NDArray[np.int64], chunk: int) -> NDArray
 
 
 def cached(engine: OrtEngine, length: int) -> NDArray[np.float32]:
-    """The first rows of every layer's keys and values."""
+    """Reads the first rows of every layer's keys and values."""
     return engine.cache.to_float32(length)
 
 
 def expected_logits(model: PreTrainedModel, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
-    """The model's own, after the last of these tokens."""
+    """Computes the model's logits after the last of these tokens."""
     with torch.no_grad():
         logits: NDArray[np.float32] = model(torch.from_numpy(tokens)[None]).logits[0, -1].numpy()
     return logits
 
 
 def random_tree(rng: np.random.Generator, num_nodes: int, min_depth: int) -> MedusaTree:
-    """A path of `min_depth` nodes below the root, then grown node by node."""
+    """Makes a path of `min_depth` nodes below the root, and adds random nodes to it."""
     paths: list[tuple[int, ...]] = [(0,) * depth for depth in range(min_depth + 1)]
     while len(paths) < num_nodes:
         parent = paths[rng.integers(len(paths))]
@@ -99,7 +99,7 @@ def random_tree(rng: np.random.Generator, num_nodes: int, min_depth: int) -> Med
 
 
 def path_to(tree: MedusaTree, node: int) -> list[int]:
-    """The nodes from the root to this one."""
+    """Lists the nodes from the root to this one."""
     path = [node]
     while path[0]:
         path.insert(0, int(tree.parents[path[0]]))

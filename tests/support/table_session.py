@@ -1,4 +1,4 @@
-"""Sessions on an engine whose every answer can be predicted."""
+"""Sessions on an engine whose outputs can be predicted."""
 
 import dataclasses
 
@@ -15,6 +15,7 @@ PLAIN = load_tree("plain")
 def session_on_table(
     bundle: Bundle, *, skill: float = 0.7, seed: int = 0, max_length: int = 200, batch_size: int = 1
 ) -> tuple[MedusaSession, TableEngine]:
+    """Opens a session on a `TableEngine`; returns both."""
     heads = bundle.manifest.heads
     engine = TableEngine(
         capacity=max_length + 64,
@@ -29,6 +30,7 @@ def session_on_table(
 
 
 def with_eos(bundle: Bundle, eos_token_ids: list[int]) -> Bundle:
+    """Returns the bundle with other end tokens."""
     model = msgspec.structs.replace(bundle.manifest.model, eos_token_ids=eos_token_ids)
     return dataclasses.replace(
         bundle, manifest=msgspec.structs.replace(bundle.manifest, model=model)

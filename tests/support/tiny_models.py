@@ -21,7 +21,7 @@ CHAT_TEMPLATE = (
 
 
 def llama_config(**changes: object) -> LlamaConfig:
-    """Two layers, four heads of which two are key-value heads."""
+    """Config of a Llama with two layers, four attention heads and two key-value heads."""
     values: dict[str, Any] = {
         "vocab_size": VOCAB_SIZE,
         "hidden_size": HIDDEN_SIZE,
@@ -38,7 +38,7 @@ def llama_config(**changes: object) -> LlamaConfig:
 
 
 def random_model(config: PretrainedConfig, seed: int = 0) -> PreTrainedModel:
-    """A model with random weights, wide enough apart that ties do not occur."""
+    """Makes a model with random weights, which are large enough that logits never tie."""
     torch.manual_seed(seed)
     model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     model.eval()
@@ -46,7 +46,7 @@ def random_model(config: PretrainedConfig, seed: int = 0) -> PreTrainedModel:
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:
-    """One token a byte, then a start and an end token."""
+    """Makes a tokenizer with one token for each byte, a start and an end token."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocab = {symbol: index for index, symbol in enumerate(alphabet)} | {"<s>": 256, "</s>": EOS_ID}
     tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
@@ -58,7 +58,7 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def save_tiny_model(folder: Path, config: PretrainedConfig | None = None, seed: int = 0) -> Path:
-    """Writes a random model and its tokenizer in Hugging Face layout."""
+    """Writes a random model and its tokenizer in the layout of Hugging Face."""
     random_model(config or llama_config(), seed).save_pretrained(folder)
     byte_tokenizer().save_pretrained(folder)
     return folder
@@ -72,7 +72,10 @@ def head_tensors(
     vocab_size: int | None = VOCAB_SIZE,
     seed: int = 1,
 ) -> dict[str, torch.Tensor]:
-    """Random heads with the public keys; no `vocab_size` shares the backbone's unembedding."""
+    """Makes random heads with the public keys.
+
+    Without `vocab_size` the heads use the backbone's unembedding.
+    """
     generator = torch.Generator().manual_seed(seed)
 
     def random(*shape: int) -> torch.Tensor:

@@ -73,12 +73,12 @@ def product(x: Array, quantized: QuantizedWeight, num_outputs: int) -> Array:
     return kept @ dequantize_weight(quantized, x.shape[1], num_outputs).astype(np.float64)
 
 
-def assert_close(found: Array, expected: Array, one_code: float = 0.0) -> None:
+def assert_close(actual: Array, expected: Array, one_code: float = 0.0) -> None:
     """Equal but for rounding, and for `one_code`, what a code that falls the other way makes."""
     limit = 1e-5 * np.abs(expected).max() + 1e-30
-    assert np.abs(found - expected).max() <= limit + 1.5 * one_code
+    assert np.abs(actual - expected).max() <= limit + 1.5 * one_code
     if one_code:
-        assert np.median(np.abs(found - expected)) <= limit
+        assert np.median(np.abs(actual - expected)) <= limit
 
 
 SHAPES = st.tuples(st.integers(1, 40), st.integers(1, 200), st.integers(1, 70))
@@ -100,12 +100,14 @@ def test_linear_is_the_product_of_what_was_rounded(
     norm = rng.uniform(0.5, 1.5, num_inputs).astype(np.float32)
     bias = rng.normal(size=len(quantized.data) * 16).astype(np.float32)
     residual = rng.normal(size=(num_rows, num_outputs)).astype(np.float32)
-    found = linear(x, quantized, num_outputs, activation=1, norm=norm, bias=bias, residual=residual)
+    actual = linear(
+        x, quantized, num_outputs, activation=1, norm=norm, bias=bias, residual=residual
+    )
     normalized = rms_norm(x, norm, EPSILON)
     expected = silu(product(normalized, quantized, num_outputs) + bias[:num_outputs]) + residual
     # The normalization's last bit may move a code.
     one_code = np.abs(normalized).max() / 127 * np.abs(weight).max()
-    assert_close(found, expected, float(one_code))
+    assert_close(actual, expected, float(one_code))
 
 
 @pytest.mark.parametrize("num_rows", [1, 2, 3, 8, 17])
@@ -142,8 +144,8 @@ def test_what_is_not_a_number_stays_in_its_row() -> None:
     x = np.ones((4, 64), np.float32)
     x[2, 5] = np.nan
     quantized = quantize_weight(np.ones((64, 16), np.float32), 8)
-    found = linear(x, quantized, 16)
-    assert np.isfinite(found[[0, 1, 3]]).all()
+    actual = linear(x, quantized, 16)
+    assert np.isfinite(actual[[0, 1, 3]]).all()
 
 
 @pytest.mark.parametrize("bits", [8, 4])
@@ -233,11 +235,11 @@ def test_wrong_shapes_are_refused(
     fits = fits and size > 0 and columns - 16 < num_outputs <= columns
     fits = fits and not (gated and groups % 2)
     try:
-        found = linear(x, quantized, num_outputs, activation=int(gated), gated=gated)
+        actual = linear(x, quantized, num_outputs, activation=int(gated), gated=gated)
     except Exception as error:
         assert not fits, error
     else:
-        assert fits and found.shape == (num_rows, num_outputs)
+        assert fits and actual.shape == (num_rows, num_outputs)
 
 
 @settings(deadline=None, max_examples=40)
@@ -250,9 +252,9 @@ def test_argmax_is_the_first_of_the_largest(
     if with_nan:
         x[0] = np.nan
     model = session("ArgMax", ["x"], {"y": TensorProto.INT64}, {"x": x}, {})
-    found = model.run(None, {"x": x})[0]
+    actual = model.run(None, {"x": x})[0]
     expected = [0 if np.isnan(row).all() else int(np.argmax(row)) for row in x]
-    assert found.tolist() == expected
+    assert actual.tolist() == expected
 
 
 @settings(deadline=None, max_examples=60)
@@ -271,8 +273,8 @@ def test_top_k_is_the_stable_sort_from_the_top(
         with pytest.raises(Exception, match="x has fewer values than are wanted"):
             model.run(None, {"x": x})
         return
-    found = model.run(None, {"x": x})[0]
-    for row, indices in zip(x, found, strict=True):
+    actual = model.run(None, {"x": x})[0]
+    for row, indices in zip(x, actual, strict=True):
         best = [int(i) for i in np.argsort(-row, kind="stable") if not np.isnan(row[i])][:count]
         assert indices.tolist() == best + [0] * (count - len(best))
 

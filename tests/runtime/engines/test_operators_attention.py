@@ -159,8 +159,8 @@ def test_a_node_attends_to_the_past_and_its_ancestors(
                 key = split[b, node, num_heads + head]
                 expected[0, b, head, row] = rotated(key, position, *case.tables)
                 expected[1, b, head, row] = split[b, node, num_heads + kv_heads + head]
-    found = cache.astype(np.float64)
-    assert np.allclose(found, expected, rtol=2**-8, atol=1e-6)
+    actual = cache.astype(np.float64)
+    assert np.allclose(actual, expected, rtol=2**-8, atol=1e-6)
     unchanged = np.ones(case.cache.shape, bool)
     for b in range(batch):
         unchanged[:, b, :, case.past[b] : case.past[b] + nodes] = False
@@ -175,7 +175,7 @@ def test_a_node_attends_to_the_past_and_its_ancestors(
                     split[b, node, head], case.past[b] + case.offsets[node], *case.tables
                 )
                 kv = head * kv_heads // num_heads
-                reference = attended(query, found[0, b, kv], found[1, b, kv], allowed, SCALE)
+                reference = attended(query, actual[0, b, kv], actual[1, b, kv], allowed, SCALE)
                 part = out[b, node, head * size : (head + 1) * size]
                 assert np.allclose(part, reference, atol=limit)
 

@@ -55,11 +55,11 @@ def test_logits_equal_hugging_face(cuda_bundle: Bundle, tmp_path: Path) -> None:
     device = Device()
     engine = device.engine(widen_bundle(cuda_bundle, tmp_path / "wide"), 128, batch_size=2)
     ids = np.random.default_rng(3).integers(0, VOCAB_SIZE, 60).tolist()
-    found = [
+    agreements = [
         compare_on_text(engine, model, ids, chunk=17),
         compare_on_tree(engine, model, [ids[:31], ids[:7]], random_tree(20, 4, seed=5)),
     ]
-    assert all(each.relative_error <= MAX_TWIN_ERROR for each in found), found
+    assert all(agreement.relative_error <= MAX_TWIN_ERROR for agreement in agreements), agreements
     engine.close()
     assert not device.cuda.memory, "memory was not freed"
 
@@ -67,12 +67,12 @@ def test_logits_equal_hugging_face(cuda_bundle: Bundle, tmp_path: Path) -> None:
 def test_replies_equal_those_of_the_cpu_engine(cuda_bundle: Bundle) -> None:
     device = Device()
     with MedusaSession(cuda_bundle, engine=device.engine(cuda_bundle)) as session:
-        found, plain = replies(session, TREE), replies(session, chain_tree(0))
+        actual, plain = replies(session, TREE), replies(session, chain_tree(0))
     assert device.module.executed.count("reduce") > 12
     engine = OrtEngine(cuda_bundle, capacity=384, num_threads=1)
     with MedusaSession(cuda_bundle, engine=engine) as session:
         expected = replies(session, TREE)
-    assert found == expected
+    assert actual == expected
     assert plain == expected
 
 

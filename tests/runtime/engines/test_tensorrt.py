@@ -17,14 +17,14 @@ from medusa_trt.tree_configs import MedusaTree, chain_tree
 
 
 def generate_replies(session: MedusaSession, tree: MedusaTree) -> list[list[int]]:
-    options = GenerationOptions(max_new_tokens=24, ignore_eos=True, tree=tree)
+    greedy = GenerationOptions(max_new_tokens=24, ignore_eos=True, tree=tree)
     sampled = GenerationOptions(
         max_new_tokens=12,
         ignore_eos=True,
         tree=tree,
         sampling=SamplingOptions(temperature=0.8, top_p=0.9, seed=4),
     )
-    return [session.generate(PROMPT, each).token_ids for each in (options, sampled)]
+    return [session.generate(PROMPT, options).token_ids for options in (greedy, sampled)]
 
 
 @pytest.mark.parametrize("fixture", ["trt_engines", "jetson_engines"])

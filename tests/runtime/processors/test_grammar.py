@@ -154,8 +154,8 @@ def text_of(reply: list[int]) -> str:
 def allowed(state: RunningProcessor, vocab_size: int = VOCAB_SIZE) -> list[int]:
     logits = np.zeros(vocab_size, np.float32)
     state.process(logits)
-    found: list[int] = np.flatnonzero(logits > -np.inf).tolist()
-    return found
+    token_ids: list[int] = np.flatnonzero(logits > -np.inf).tolist()
+    return token_ids
 
 
 def ids_of(text: str) -> list[int]:

@@ -1,4 +1,4 @@
-"""Greedy acceptance as one would do it by hand."""
+"""Greedy and typical acceptance by a search of all paths."""
 
 import itertools
 import math
@@ -10,7 +10,11 @@ from medusa_trt.tree_configs import MedusaTree
 def accept_greedy_slowly(
     tree: MedusaTree, tokens: Sequence[int], argmax: Sequence[int]
 ) -> tuple[int, list[int]]:
-    """Tries every node's path; returns the most tokens accepted and the nodes that end so."""
+    """Tries the path to every node.
+
+    Returns:
+        The largest number of accepted tokens, and the nodes whose paths reach it.
+    """
     nodes = [(), *tree.medusa_choices]
     lengths = []
     for node in nodes:
@@ -28,7 +32,11 @@ def accept_typical_slowly(
     posterior_threshold: float,
     posterior_alpha: float,
 ) -> tuple[int, float, list[int]]:
-    """Tries every node's path; the best length, its likelihood, and the nodes that reach both."""
+    """Tries the path to every node.
+
+    Returns:
+        The best length, the log-likelihood of that path, and the nodes whose paths reach both.
+    """
     nodes = [(), *tree.medusa_choices]
     scores = []
     for node in nodes:

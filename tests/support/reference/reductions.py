@@ -1,4 +1,4 @@
-"""What sampling needs of logits, row by row on the host."""
+"""Reductions of logits, row by row on the host."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,7 +30,7 @@ def reductions_from_logits(
     logprobs = scaled - np.log(np.exp(scaled).sum(-1, keepdims=True))
     probs = np.exp(logprobs)
     parents = np.maximum(tree.parents, 0)
-    own = np.take_along_axis(logprobs[:, parents], np.asarray(input_ids)[..., None], -1)
+    node_logprob = np.take_along_axis(logprobs[:, parents], np.asarray(input_ids)[..., None], -1)
     sampled = [
         [token_from_logits(row, sampling, number) for row, number in zip(*pair, strict=True)]
         for pair in zip(logits, uniforms, strict=True)
@@ -38,5 +38,5 @@ def reductions_from_logits(
     return Reductions(
         sampled=np.array(sampled, np.int64),
         entropy=-np.where(probs > 0, probs * logprobs, 0).sum(-1),
-        candidate_logprob=own[..., 0],
+        candidate_logprob=node_logprob[..., 0],
     )

@@ -58,8 +58,8 @@ class _Session:
         self.names = {each.name for each in (*inputs, *outputs)}
 
     def get_providers(self) -> list[str]:
-        own = ["CUDAExecutionProvider"] if self.module.has_libraries else []
-        return [*own, "CPUExecutionProvider"]
+        providers = ["CUDAExecutionProvider"] if self.module.has_libraries else []
+        return [*providers, "CPUExecutionProvider"]
 
     def io_binding(self) -> "_Binding":
         return _Binding(self)

@@ -1,8 +1,8 @@
 """A slow engine whose model is a pseudo-random function of the visible text.
 
-It keeps a list of cached rows as a real engine does, and answers by what a node can see: a wrong
-mask, position, commit or move changes its answers. A step spoils what the one before it returned,
-which a real engine's memory may be used for.
+Like a real engine it keeps a list of cached rows, and its outputs depend on the rows that a node
+attends to: a wrong mask, position, commit or move changes them. A step overwrites the outputs of
+the step before, because a real engine may use the same memory again.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ Row = tuple[int, int]
 
 
 class TableEngine:
-    """An `Engine` whose heads guess the greedy text well or badly."""
+    """An `Engine` whose heads draft the greedy text with probability `skill`."""
 
     prefill_chunk = 128
 
@@ -48,13 +48,13 @@ class TableEngine:
         self._returned: VerifyOutputs | None = None
 
     def logits_after(self, text: Sequence[int]) -> NDArray[np.float32]:
-        """What the model says after a text."""
+        """Computes the logits after a text."""
         values = self._random("model", text).normal(size=self.vocab_size) * 3
         logits: NDArray[np.float32] = values.astype(np.float32)
         return logits
 
     def next_token(self, text: Sequence[int]) -> int:
-        """The greedy continuation of a text."""
+        """Returns the greedy next token after a text."""
         return int(self.logits_after(text).argmax())
 
     def verify(
@@ -72,13 +72,13 @@ class TableEngine:
         self.num_sequence_steps += len(past_lengths)
         if self.num_steps == self.fail_at_step:
             raise EngineError("the device is gone")
-        asked = list(range(tree.num_nodes) if rows is None else rows)
-        shape = (len(past_lengths), len(asked))
+        nodes = list(range(tree.num_nodes) if rows is None else rows)
+        shape = (len(past_lengths), len(nodes))
         hidden = np.empty((*shape, 1), np.float32)
         all_logits = np.empty((*shape, self.vocab_size), np.float32)
         for index, past_length in enumerate(past_lengths):
             texts = self._visible_texts(
-                first_slot + index, input_ids[index], tree, past_length, asked
+                first_slot + index, input_ids[index], tree, past_length, nodes
             )
             for row, text in enumerate(texts):
                 all_logits[index, row] = self.logits_after(text)
@@ -105,15 +105,15 @@ class TableEngine:
         tokens = np.asarray(input_ids)
         shape = tokens.shape
         sampled = np.empty(shape, np.int64)
-        own = np.empty(shape, np.float32)
+        node_logprob = np.empty(shape, np.float32)
         for sequence in range(shape[0]):
             for node in range(shape[1]):
                 row = self._logits[sequence, node]
                 sampled[sequence, node] = token_from_logits(row, sampling, uniforms[sequence, node])
                 parent = max(tree.parents[node], 0)
-                own[sequence, node] = logprobs[sequence, parent, tokens[sequence, node]]
+                node_logprob[sequence, node] = logprobs[sequence, parent, tokens[sequence, node]]
         entropy = -(np.exp(logprobs) * logprobs).sum(-1).astype(np.float32)
-        return Reductions(sampled, entropy, own)
+        return Reductions(sampled, entropy, node_logprob)
 
     def draft(self, hidden: NDArray[np.float32], root_ids: Sequence[int]) -> NDArray[np.int64]:
         return np.stack([self._drafts(list(self._texts[int(state[0])])) for state in hidden])
@@ -137,9 +137,9 @@ class TableEngine:
         input_ids: Iterable[int],
         tree: MedusaTree,
         past_length: int,
-        asked: Sequence[int],
+        nodes: Sequence[int],
     ) -> list[list[int]]:
-        """Writes the step's rows, and reads the text that each asked node sees."""
+        """Writes the rows of the step, and reads the text that each of these nodes attends to."""
         assert past_length + tree.num_nodes <= self.capacity
         rows = self.slots[slot]
         step: list[Row] = [
@@ -149,9 +149,9 @@ class TableEngine:
         past = rows[:past_length]
         rows[past_length : past_length + len(step)] = step
         texts = []
-        for node in asked:
+        for node in nodes:
             seen = [row for row in past if row is not None]
-            assert len(seen) == past_length, "a row that nobody wrote is read"
+            assert len(seen) == past_length, "a row was read before it was written"
             seen += [step[other] for other in np.flatnonzero(tree.attn_mask[node])]
             seen.sort(key=lambda row: row[1])
             assert [position for _, position in seen] == list(range(len(seen)))
@@ -175,6 +175,6 @@ class TableEngine:
         self._texts[len(self._texts)] = text
         return len(self._texts) - 1
 
-    def _random(self, what: str, numbers: Sequence[int]) -> np.random.Generator:
-        data = repr((self.seed, what, [int(number) for number in numbers])).encode()
+    def _random(self, purpose: str, numbers: Sequence[int]) -> np.random.Generator:
+        data = repr((self.seed, purpose, [int(number) for number in numbers])).encode()
         return np.random.default_rng(int.from_bytes(hashlib.sha256(data).digest()[:8]))

@@ -76,14 +76,14 @@ def test_logits_equal_hugging_face(opened: tuple[str, Bundle]) -> None:
     model = random_model(llama_config())
     ids = np.random.default_rng(3).integers(0, VOCAB_SIZE, 300).tolist()
     engine = engine_for(opened, batch_size=2)
-    found = [
+    agreements = [
         compare_on_text(engine, model, ids, chunk=17),
         compare_on_tree(engine, model, [ids[:31]], random_tree(20, 4, seed=5)),
         compare_on_tree(engine, model, [ids[:31], ids[:7]], random_tree(20, 4, seed=5)),
     ]
     engine.close()
     limit = MAX_RELATIVE_ERROR[opened[1].manifest.target.precision]
-    assert all(each.relative_error <= limit for each in found), found
+    assert all(agreement.relative_error <= limit for agreement in agreements), agreements
 
 
 def test_a_recorded_step_repeats_the_first(opened: tuple[str, Bundle]) -> None:
@@ -106,12 +106,12 @@ def test_the_device_draws_what_the_host_draws(opened: tuple[str, Bundle]) -> Non
         uniforms = np.random.default_rng(seed).random(tokens.shape)
         logits = engine.verify(tokens, TREE, [0], logits=True, reductions=True).logits
         assert logits is not None
-        found = engine.reduce(tokens, TREE, sampling, uniforms)
+        actual = engine.reduce(tokens, TREE, sampling, uniforms)
         expected = reductions_from_logits(logits, tokens, TREE, sampling, uniforms)
-        assert np.array_equal(found.sampled, expected.sampled)
-        assert np.allclose(found.entropy, expected.entropy, atol=1e-3)
-        own, wanted = found.candidate_logprob, expected.candidate_logprob
-        assert np.allclose(own[:, 1:], wanted[:, 1:], atol=1e-3)
+        assert np.array_equal(actual.sampled, expected.sampled)
+        assert np.allclose(actual.entropy, expected.entropy, atol=1e-3)
+        logprobs, expected_logprobs = actual.candidate_logprob, expected.candidate_logprob
+        assert np.allclose(logprobs[:, 1:], expected_logprobs[:, 1:], atol=1e-3)
     engine.close()
 
 
@@ -122,7 +122,7 @@ def test_replies_with_a_tree_equal_plain_ones(opened: tuple[str, Bundle]) -> Non
         for tree in (TREE, chain_tree(0))
     ]
     with MedusaSession(bundle, backend=backend, max_length=256) as session:
-        with_tree, plain = (session.generate(PROMPT, each).token_ids for each in options)
+        with_tree, plain = (session.generate(PROMPT, o).token_ids for o in options)
         pairs = enumerate(zip(with_tree, plain, strict=True))
         parting = next((index for index, (left, right) in pairs if left != right), None)
         if parting is None:
