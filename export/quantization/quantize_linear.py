@@ -34,7 +34,7 @@ class QuantizeLinearPass(CheckedPass):
     (`silu(x G) * x U`) and a residual addition. A matrix without a format stays as it is.
     """
 
-    reads_shapes_of = ("MatMul", "Gemm", "Add")
+    reads_shapes_of = ("Add",)
 
     def __init__(
         self, choose_format: ChooseFormat, report_stored: ReportStored | None = None

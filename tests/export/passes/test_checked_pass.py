@@ -159,7 +159,7 @@ SHAPED = [
     (RemoveLayoutPairsPass(), "Reshape"),
     (FuseSkipNormPass(), "Add"),
     (UseFastSelectionPass(), "ArgMax"),
-    (QuantizeLinearPass(use_one_format("int8")), "MatMul"),
+    (QuantizeLinearPass(use_one_format("int8")), "Add"),
 ]
 
 
@@ -172,6 +172,13 @@ def test_a_pass_that_reads_shapes_refuses_a_graph_without(
     graph = ir.Graph([x], node.outputs, nodes=[node], opset_imports={"": 23})
     with pytest.raises(PreconditionError, match=f"shape of {op_type} 'bare'"):
         graph_pass(ir.Model(graph, ir_version=10))
+
+
+def test_a_product_of_two_values_needs_no_shape() -> None:
+    x = ir.val("x", ir.DataType.FLOAT, [8, 8])
+    node = ir.Node("", "MatMul", [x, x])
+    graph = ir.Graph([x], node.outputs, nodes=[node], opset_imports={"": 23})
+    assert not QuantizeLinearPass(use_one_format("int8"))(ir.Model(graph, ir_version=10)).modified
 
 
 @pytest.mark.parametrize("graph_pass", [ChainLinearsPass(), RemoveLayoutPairsPass()])
