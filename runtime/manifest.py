@@ -1,4 +1,4 @@
-"""The manifest of a bundle: sizes, graphs, files and what its export found out."""
+"""The manifest of a bundle: its sizes, graphs and files, and its comparison with the model."""
 
 from typing import Annotated, Literal
 
@@ -121,11 +121,11 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
 
     @property
     def heads_read_root(self) -> bool:
-        """Whether the heads graph takes the root's token besides the hidden state."""
+        """Whether the heads graph reads the root token as well as the hidden state."""
         return any(spec.name == ROOT_IDS for spec in self.graphs["heads"].inputs)
 
     def to_json(self) -> bytes:
-        """The manifest as indented JSON."""
+        """Encodes the manifest as indented JSON."""
         return msgspec.json.format(msgspec.json.encode(self), indent=2)
 
 

@@ -112,7 +112,7 @@ class TextCodec:
         return text
 
     def special_token_id(self, text: str) -> int | None:
-        """The id of a special token, which has no text in a reply; None for any other text."""
+        """Finds the id of a special token, which has no text in a reply; None for other text."""
         token_id: int | None = self._tokenizer.token_to_id(text)
         return token_id if token_id in self._special_ids else None
 

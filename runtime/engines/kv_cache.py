@@ -81,13 +81,6 @@ class KVCache:
                 f"{size_gb:.1f} GB, more memory than there is: give a smaller --max-length"
             ) from error
 
-    def to_float32(self, length: int) -> NDArray[np.float32]:
-        """Copies the first `length` rows of all slots as float32, (..., length, head_dim)."""
-        rows = self.slab[..., :length, :]
-        if rows.dtype == np.uint16:
-            rows = (rows.astype(np.uint32) << 16).view(np.float32)
-        return rows.astype(np.float32)
-
     def fill(self, values: NDArray[np.float32]) -> None:
         """Broadcasts values to the slab; bfloat16 is rounded towards zero."""
         self.slab[...] = values.view(np.uint32) >> 16 if self.slab.dtype == np.uint16 else values

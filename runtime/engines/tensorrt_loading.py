@@ -49,7 +49,7 @@ def load_engines(
     cuda: Cuda,
     batch_size: int,
 ) -> LoadedEngines:
-    """Loads a bundle's engines.
+    """Loads the engines of a bundle, and checks that they fit it and this machine.
 
     Args:
         bundle: the bundle that the engines were built from.
@@ -116,7 +116,7 @@ def _choose_folder(bundle: Bundle, machine: Machine) -> Path:
 
 
 def _refit(module: Any, engine: Any, graph: Path) -> None:
-    """Gives a stripped engine its weights from the ONNX file."""
+    """Loads the weights of a stripped engine from the ONNX file."""
     logger = module.Logger(module.Logger.ERROR)
     refitter = module.Refitter(engine, logger)
     parser = module.OnnxParserRefitter(refitter, logger)

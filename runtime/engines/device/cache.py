@@ -27,7 +27,7 @@ class DeviceCache:
         item_bytes: int,
         in_place: bool,
     ) -> None:
-        """Allocates one slab, or two unless `in_place`."""
+        """Allocates the slabs: one if `in_place`, else two."""
         self._cuda = cuda
         self._num_layers, self._num_kv_heads = num_layers, num_kv_heads
         self._row_bytes = head_dim * item_bytes

@@ -35,7 +35,7 @@ def import_cuda_runtime() -> Any:
 
 
 def read_compute_capability() -> str | None:
-    """Reads the first GPU's, as "8.6"; None without a GPU or without cuda-python."""
+    """Reads the first GPU's compute capability, as "8.6"; None without a GPU or cuda-python."""
     try:
         cuda = Cuda(import_cuda_runtime())
     except EngineError:
