@@ -1,11 +1,36 @@
-"""The processor cores that this process may use."""
+"""The processor cores that this process may use, and the number of threads for them."""
 
 import os
+import warnings
 from math import ceil
 from pathlib import Path
 
+from medusa_trt.errors import EngineError, MedusaWarning
+
+_MAX_THREADS = 512
 _CPUS = Path("/sys/devices/system/cpu")
 _CGROUPS = Path("/sys/fs/cgroup")
+
+
+def choose_num_threads(requested: int | None) -> int:
+    """Chooses the number of threads; by default one for each usable core.
+
+    More threads are allowed, with a warning, because they wait for each other.
+
+    Raises:
+        EngineError: the requested number is out of range.
+    """
+    if requested is not None and not 1 <= requested <= _MAX_THREADS:
+        raise EngineError(f"num_threads is {requested}: it must be 1 to {_MAX_THREADS}")
+    num_cores = count_usable_cores()
+    if requested is not None and requested > num_cores:
+        warnings.warn(
+            f"{requested} threads share {num_cores} usable cores and wait for each other: "
+            f"--threads {num_cores} is faster",
+            MedusaWarning,
+            stacklevel=3,
+        )
+    return requested or num_cores
 
 
 def count_usable_cores() -> int:

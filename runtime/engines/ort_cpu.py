@@ -1,7 +1,6 @@
 """The engine on ONNX Runtime's CPU provider: preallocated buffers, bound once per tree shape."""
 
 import os
-import warnings
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,11 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from medusa_trt.errors import EngineError, MedusaWarning
+from medusa_trt.errors import EngineError
 from medusa_trt.runtime import tensors as names
 from medusa_trt.runtime.bundle import Bundle
 from medusa_trt.runtime.engines.base import Reductions, TokenIds, VerifyOutputs
-from medusa_trt.runtime.engines.cores import count_usable_cores
+from medusa_trt.runtime.engines.cores import choose_num_threads
 from medusa_trt.runtime.engines.kv_cache import KVCache
 from medusa_trt.runtime.engines.operators import require_library
 from medusa_trt.runtime.engines.ort_session import BFLOAT16, make_session_options, open_session
@@ -29,7 +28,6 @@ from medusa_trt.runtime.options import SamplingOptions
 from medusa_trt.tree_configs import MedusaTree
 
 _MAX_BINDINGS = 16
-_MAX_THREADS = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,23 +78,13 @@ class OrtEngine:
                 default enough for the bundle's maximum length and its tree.
             batch_size: number of sequences in one step. Above 1, the bundle's batch form of the
                 verify graph is used if there is one.
-            num_threads: threads for one step; by default as many as `count_usable_cores`. More are
-                allowed, with a warning, because they wait for each other.
+            num_threads: threads for one step; see `choose_num_threads`.
 
         Raises:
-            EngineError: ONNX Runtime is missing or does not accept a graph.
+            EngineError: an argument is out of range, or ONNX Runtime is missing or does not accept
+                a graph.
         """
-        if num_threads is not None and not 1 <= num_threads <= _MAX_THREADS:
-            raise EngineError(f"num_threads is {num_threads}: it must be 1 to {_MAX_THREADS}")
-        num_cores = count_usable_cores()
-        if num_threads is not None and num_threads > num_cores:
-            warnings.warn(
-                f"{num_threads} threads share {num_cores} usable cores and wait for each other: "
-                f"--threads {num_cores} is faster",
-                MedusaWarning,
-                stacklevel=2,
-            )
-        num_threads = num_threads or num_cores
+        num_threads = choose_num_threads(num_threads)
         if batch_size < 1:
             raise EngineError(f"batch_size is {batch_size}: it must be at least 1")
         self._model, self._heads_spec = bundle.manifest.model, bundle.manifest.heads
