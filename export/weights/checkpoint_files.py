@@ -1,4 +1,4 @@
-"""Tensor files: single, sharded or split by ranks; only tensors are ever loaded from a pickle."""
+"""Files of head tensors: single, sharded or split by ranks. A pickle may hold tensors only."""
 
 import json
 import pickle
@@ -34,10 +34,10 @@ _RANK = re.compile(r"rank(\d+)\.safetensors")
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """The tensors of a checkpoint, not loaded before they are asked for.
+    """The tensors of a checkpoint, which are loaded on demand.
 
     Attributes:
-        path: the file that errors name.
+        path: the file to name in errors.
         files: the files of each key, in the checkpoint's order; several hold a tensor's rows in
             turn (TensorRT-LLM's ranks).
         tied: keys that a safetensors file left out because they are another key's tensor.
@@ -49,7 +49,7 @@ class Checkpoint:
     _pickled: dict[Path, dict[str, torch.Tensor]] = field(default_factory=dict)
 
     def load(self, keys: Iterable[str]) -> dict[str, torch.Tensor]:
-        """Loads some of the tensors.
+        """Loads tensors by their keys.
 
         Raises:
             HeadsError: a file is missing, damaged, or lacks keys that its index promises.
@@ -57,11 +57,12 @@ class Checkpoint:
         keys = list(keys)
         parts: dict[str, list[torch.Tensor]] = {key: [] for key in keys}
         for file in dict.fromkeys(file for key in keys for file in self.files[key]):
-            wanted = [key for key in keys if file in self.files[key]]
-            for key, tensor in self._tensors(file, wanted).items():
+            keys_in_file = [key for key in keys if file in self.files[key]]
+            for key, tensor in self._tensors(file, keys_in_file).items():
                 parts[key].append(tensor)
         return {
-            key: torch.cat(found) if len(found) > 1 else found[0] for key, found in parts.items()
+            key: torch.cat(pieces) if len(pieces) > 1 else pieces[0]
+            for key, pieces in parts.items()
         }
 
     def _tensors(self, file: Path, keys: list[str]) -> dict[str, torch.Tensor]:
@@ -77,7 +78,7 @@ class Checkpoint:
         try:
             with safe_open(file, "pt") as opened:
                 return {key: opened.get_tensor(key) for key in keys}
-        except Exception as error:  # a damaged file makes the reader raise almost anything
+        except Exception as error:  # The reader raises almost anything for a damaged file.
             raise _unreadable(file, error) from error
 
 
@@ -106,10 +107,10 @@ def open_checkpoint(path: Path) -> Checkpoint:
 
 
 def json_from_file(path: Path) -> dict[str, object]:
-    """The object in a JSON file.
+    """Reads a JSON file that holds an object.
 
     Raises:
-        HeadsError: it is something else.
+        HeadsError: the file holds something else.
     """
     try:
         content = json.loads(path.read_text("utf-8"))
@@ -121,13 +122,14 @@ def json_from_file(path: Path) -> dict[str, object]:
 
 
 def _open_index(path: Path) -> Checkpoint:
-    found = json_from_file(path).get("weight_map")
-    if not isinstance(found, dict) or not all(isinstance(name, str) for name in found.values()):
+    weight_map = json_from_file(path).get("weight_map")
+    values = weight_map.values() if isinstance(weight_map, dict) else ()
+    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in values):
         raise HeadsError(f"{path} has no weight_map of file names: it is damaged")
-    names = set(found.values())
+    names = set(weight_map.values())
     if outside := [name for name in names if Path(name).name != name]:
         raise HeadsError(f"{path} points outside its folder: {join_names(outside)}")
-    return Checkpoint(path, {key: (path.parent / name,) for key, name in found.items()})
+    return Checkpoint(path, {key: (path.parent / name,) for key, name in weight_map.items()})
 
 
 def _file_from_path(path: Path) -> Path:
@@ -141,19 +143,19 @@ def _file_from_path(path: Path) -> Path:
             f"no heads at {path}: give a .safetensors or .pt file, its folder, or a hub id like "
             "owner/name"
         )
-    found = sorted(file for file in path.iterdir() if file.suffix in (".safetensors", ".pt"))
-    if len(found) == 1:
-        return found[0]
-    several = f", and several files: {join_names(file.name for file in found)}" if found else ""
+    files = sorted(file for file in path.iterdir() if file.suffix in (".safetensors", ".pt"))
+    if len(files) == 1:
+        return files[0]
+    several = f", and several files: {join_names(file.name for file in files)}" if files else ""
     raise HeadsError(f"{path} holds none of {', '.join(FILE_NAMES)}{several}")
 
 
 def _keys_of(file: Path) -> tuple[list[str], dict[str, str]]:
-    """The keys of a safetensors file, and those it left out with the ones they are tied to."""
+    """Reads the keys of a safetensors file, and which left-out key is tied to which key."""
     try:
         with safe_open(file, "pt") as opened:
             keys, metadata = list(opened.keys()), opened.metadata() or {}
-    except Exception as error:  # a damaged file makes the reader raise almost anything
+    except Exception as error:  # The reader raises almost anything for a damaged file.
         raise _unreadable(file, error) from error
     return keys, {left: kept for left, kept in metadata.items() if kept in keys}
 
@@ -161,8 +163,10 @@ def _keys_of(file: Path) -> tuple[list[str], dict[str, str]]:
 def _tensors_from_pickle(file: Path) -> dict[str, torch.Tensor]:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # on the pickle protocol of a file that it refuses
-            mapped = is_zipfile(file)  # an older pickle can only be read whole
+            warnings.simplefilter(
+                "ignore"
+            )  # It warns of the pickle protocol of a file that it refuses.
+            mapped = is_zipfile(file)  # An older pickle can only be read as a whole.
             loaded = torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:
         # The error's own text recommends to run the code in the file.
@@ -170,7 +174,7 @@ def _tensors_from_pickle(file: Path) -> dict[str, torch.Tensor]:
             f"cannot read heads from {file}: it is damaged, or holds more than tensors, which is "
             "not safe to load; save the tensors as .safetensors"
         ) from error
-    except Exception as error:  # a damaged file makes the reader raise almost anything
+    except Exception as error:  # The reader raises almost anything for a damaged file.
         raise _unreadable(file, error) from error
     if not isinstance(loaded, dict) or not all(
         isinstance(key, str) and torch.is_tensor(value) for key, value in loaded.items()

@@ -1,7 +1,7 @@
-"""Weights that are read when they are written: tensors of a graph with a recipe in place of data.
+"""Weights that are read only when they are written: graph tensors with a recipe instead of data.
 
-A recipe is known by its key, so that equal weights of several graphs are found without reading
-them. Nothing is kept after a use: the largest tensor bounds the memory.
+Equal recipes have equal keys, so equal weights of several graphs are found without reading them.
+Nothing stays in memory after a use: the largest tensor bounds the memory of an export.
 """
 
 from collections.abc import Callable, Hashable, Sequence
@@ -15,15 +15,15 @@ Array = NDArray[Any]
 
 
 class LazyTensor(ir.LazyTensor):
-    """A tensor of a graph that is made anew whenever it is asked for.
+    """A tensor of a graph whose data is made anew at each use.
 
     Attributes:
-        key: equal for equal contents.
+        key: identifies the contents; equal contents have equal keys.
         sources: names of the tensors of the traced graph that it is made of.
         stored: gives the array in the type of the file it comes from, which may be narrower than
             the graph's, and may be a view of the file.
-        quantization: how a checkpoint stores it, if it is quantized there; what is made of several
-            tensors has none.
+        quantization: how the checkpoint stores it, if it is quantized there; None for a tensor that
+            is made of several.
     """
 
     def __init__(
@@ -36,12 +36,12 @@ class LazyTensor(ir.LazyTensor):
         sources: Sequence[str] = (),
         quantization: str | None = None,
     ) -> None:
-        """Takes the recipe.
+        """Stores the recipe.
 
         Args:
             stored: makes the array, of this shape.
             shape: of the tensor.
-            key: equal for equal contents.
+            key: see the attribute.
             dtype: in the graph.
             name: of the tensor.
             sources: see the attribute; by default its own name.
@@ -59,11 +59,11 @@ class LazyTensor(ir.LazyTensor):
         return tuple(self.shape.numpy())
 
     def named(self, name: str) -> "LazyTensor":
-        """The same tensor by another name."""
+        """Makes the same tensor with another name."""
         return self._copy(self.dtype, name)
 
     def in_type(self, dtype: ir.DataType) -> "LazyTensor":
-        """The same tensor in a graph of another type."""
+        """Makes the same tensor with another data type in the graph."""
         return self._copy(dtype, self.name)
 
     def _copy(self, dtype: ir.DataType, name: str | None) -> "LazyTensor":
@@ -78,10 +78,10 @@ class LazyTensor(ir.LazyTensor):
 
 
 def as_lazy_tensor(tensor: ir.TensorProtocol) -> LazyTensor:
-    """Any tensor of a graph as a lazy one; one that is in memory is known by its identity."""
+    """Wraps a tensor of a graph; one that is in memory gets its identity as key."""
     if isinstance(tensor, LazyTensor):
         return tensor
-    # The recipe keeps the tensor alive, so that no other can have its identity.
+    # The recipe keeps the tensor alive, so no other tensor can get the same identity.
     key = "memory", id(tensor)
     return LazyTensor(tensor.numpy, tensor.shape.numpy(), key, tensor.dtype, tensor.name)
 
@@ -99,14 +99,14 @@ def transpose_tensor(tensor: ir.TensorProtocol, axes: Sequence[int] = (1, 0)) ->
 
 
 def select_matrix(tensor: ir.TensorProtocol, index: int) -> LazyTensor:
-    """One of the tensors that are stacked along the first axis."""
+    """Selects one of the matrices that are stacked along the first axis."""
     source = as_lazy_tensor(tensor)
     key = ("selected", index, source.key)
     return LazyTensor(lambda: source.stored()[index], source.sizes[1:], key, source.dtype)
 
 
 def stack_tensors(tensors: Sequence[ir.TensorProtocol]) -> LazyTensor:
-    """Along a new first axis."""
+    """Stacks tensors along a new first axis."""
     parts = [as_lazy_tensor(tensor) for tensor in tensors]
     key = ("stacked", tuple(part.key for part in parts))
     return LazyTensor(
@@ -118,7 +118,7 @@ def stack_tensors(tensors: Sequence[ir.TensorProtocol]) -> LazyTensor:
 
 
 def concatenate_tensors(tensors: Sequence[ir.TensorProtocol], axis: int) -> LazyTensor:
-    """Joined along an axis."""
+    """Joins tensors along an axis."""
     parts = [as_lazy_tensor(tensor) for tensor in tensors]
     shape = list(parts[0].sizes)
     shape[axis] = sum(part.sizes[axis] for part in parts)

@@ -1,4 +1,4 @@
-"""A model without weights in memory: each module's are read when it runs, and dropped after."""
+"""Models without weights in memory: those of a module are read when it runs, then dropped."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -22,11 +22,11 @@ _PART_SIZE = 1 << 24
 """Elements of a linear layer that are converted to float32 at a time."""
 
 Weights = Mapping[str, LazyTensor]
-"""A model's parameters by their names, every name of a tied one."""
+"""The weights of a model by parameter name; tied weights appear under each of their names."""
 
 
 def make_empty_model(config: PretrainedConfig) -> PreTrainedModel:
-    """A model whose parameters are on the meta device and whose buffers are as they should be."""
+    """Makes a model with parameters on the meta device and with correct buffers."""
     with init_empty_weights(include_buffers=False), no_init_weights():
         model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     model.tie_weights()
@@ -35,7 +35,7 @@ def make_empty_model(config: PretrainedConfig) -> PreTrainedModel:
 
 
 def weights_in_memory(model: PreTrainedModel) -> Weights:
-    """A loaded model's own parameters."""
+    """Wraps the parameters of a loaded model."""
     first_names: dict[int, str] = {}
     weights = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
@@ -48,14 +48,18 @@ def weights_in_memory(model: PreTrainedModel) -> Weights:
 def in_type(
     model: PreTrainedModel, weights: Weights, dtype: torch.dtype
 ) -> tuple[PreTrainedModel, Weights]:
-    """A model to trace in a type, of whose parameters only the shapes count, and its weights."""
+    """Makes a model of another data type for tracing, with its weights.
+
+    Only the shapes of its parameters matter: tracing does not read their values.
+    """
     kind = ir.DataType.from_numpy(np.dtype(str(dtype).removeprefix("torch.")))
     weights = {name: weight.in_type(kind) for name, weight in weights.items()}
     if model.dtype == dtype:
         return model, weights
     empty: dict[int, object] = {}
-    for each in model.parameters():
-        empty[id(each)] = nn.Parameter(each.to("meta", dtype), requires_grad=False)
+    for parameter in model.parameters():
+        on_meta = parameter.to("meta", dtype)
+        empty[id(parameter)] = nn.Parameter(on_meta, requires_grad=False)
     traced: PreTrainedModel = nn.Module.to(deepcopy(model, empty), dtype)
     return traced, weights
 
@@ -77,15 +81,18 @@ def array_from_tensor(tensor: torch.Tensor) -> Array:
 
 @contextmanager
 def weights_at_hand(model: PreTrainedModel, weights: Weights) -> Iterator[None]:
-    """Lets an empty model run inside the block; a model with its weights in memory runs anyway."""
-    names = {id(each): name for name, each in model.named_parameters()}
+    """Lets a model without weights in memory run inside the block.
+
+    A model with its weights in memory is left as it is.
+    """
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
     handles = []
     in_parts: list[nn.Module] = []
     for module in model.modules():
         empty = {
-            key: (each, names[id(each)])
-            for key, each in module._parameters.items()
-            if each is not None and each.is_meta
+            key: (parameter, names[id(parameter)])
+            for key, parameter in module._parameters.items()
+            if parameter is not None and parameter.is_meta
         }
         if empty and type(module) is nn.Linear and module.weight.numel() > _PART_SIZE:
             by_key = {key: weights[name] for key, (_, name) in empty.items()}
@@ -101,11 +108,11 @@ def weights_at_hand(model: PreTrainedModel, weights: Weights) -> Iterator[None]:
         for handle in handles:
             handle.remove()
         for module in in_parts:
-            del module.forward  # the class has its own
+            del module.forward  # The forward of its class is used again.
 
 
 def _linear_in_parts(weight: LazyTensor, bias: LazyTensor | None, x: torch.Tensor) -> torch.Tensor:
-    """A product with a matrix too large to be converted as a whole, an unembedding's."""
+    """Multiplies by a matrix, such as an unembedding, that is too large to convert as a whole."""
     stored = tensor_from_array(weight.stored())
     rows = max(1, _PART_SIZE // stored.shape[1])
     outputs = torch.cat([nn.functional.linear(x, part.float()) for part in stored.split(rows)], -1)
@@ -123,10 +130,10 @@ class _Loader:
         for key, (_meta, name) in self._empty.items():
             tensor = tensor_from_array(self._weights[name].stored())
             if isinstance(module, nn.Embedding):
-                # A few rows are converted instead of the whole, and the ids count among these.
+                # Only the rows in use are converted; the ids then count within these rows.
                 rows, places = inputs[0].unique(return_inverse=True)
                 tensor, inputs = tensor[rows], (places, *inputs[1:])
-                # It only matters for gradients, and may be no row now.
+                # The padding index matters for gradients only, and may name no row now.
                 self._padding_idx, module.padding_idx = module.padding_idx, None
             module._parameters[key] = nn.Parameter(tensor.float(), requires_grad=False)
         return inputs
@@ -140,22 +147,22 @@ class _Loader:
 
 @contextmanager
 def fake_parameters(module: nn.Module) -> Iterator[FakeTensorMode]:
-    """Gives a module parameters with shapes and no data inside the block, to be traced with."""
+    """Replaces the parameters of a module inside the block by fake ones, without data."""
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     fakes: dict[int, nn.Parameter] = {}
     replaced: list[tuple[nn.Module, str, nn.Parameter]] = []
-    for each in module.modules():
-        for key, own in each._parameters.items():
-            if own is not None:
-                replaced.append((each, key, own))
-    for each, key, own in replaced:
-        if id(own) not in fakes:
+    for submodule in module.modules():
+        for key, parameter in submodule._parameters.items():
+            if parameter is not None:
+                replaced.append((submodule, key, parameter))
+    for submodule, key, parameter in replaced:
+        if id(parameter) not in fakes:
             with mode:
-                fake = torch.empty(own.shape, dtype=own.dtype, device="cpu")
-            fakes[id(own)] = nn.Parameter(fake, requires_grad=False)
-        each._parameters[key] = fakes[id(own)]
+                fake = torch.empty(parameter.shape, dtype=parameter.dtype, device="cpu")
+            fakes[id(parameter)] = nn.Parameter(fake, requires_grad=False)
+        submodule._parameters[key] = fakes[id(parameter)]
     try:
         yield mode
     finally:
-        for each, key, own in replaced:
-            each._parameters[key] = own
+        for submodule, key, parameter in replaced:
+            submodule._parameters[key] = parameter

@@ -1,4 +1,4 @@
-"""One file of weights for all graphs of a bundle, written tensor by tensor."""
+"""The weight file of a bundle: all graphs share it, and it is written tensor by tensor."""
 
 from collections.abc import Hashable
 from hashlib import sha256
@@ -19,15 +19,19 @@ _LINE_BYTES = 64
 
 
 class WeightFile:
-    """Moves weights out of graphs; equal ones of several graphs are written once."""
+    """Moves weights out of graphs into one file; equal weights are written once."""
 
     def __init__(self, path: Path) -> None:
-        """Takes the file to write; `path` does not exist yet."""
+        """Prepares a file to write.
+
+        Args:
+            path: a file that does not exist yet.
+        """
         self._path = path
         self._written: dict[Hashable, ir.ExternalTensor] = {}
 
     def take(self, model: ir.Model) -> None:
-        """Writes a graph's large weights, and lets the graph refer to the file."""
+        """Writes the large weights of a graph; the graph then refers to the file."""
         with self._path.open("ab") as file:
             for value in model.graph.initializers.values():
                 tensor = value.const_value
@@ -67,7 +71,7 @@ def _content(tensor: LazyTensor) -> Hashable:
 
 
 def write_array(file: BinaryIO, array: Array, dtype: np.dtype[Any]) -> None:
-    """Writes an array in a type, converting a part at a time."""
+    """Writes an array as another data type, converting one part at a time."""
     if array.ndim == 0:
         array = array[None]
     row_bytes = max(1, array[:1].size * np.dtype(dtype).itemsize)
