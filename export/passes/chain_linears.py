@@ -7,6 +7,7 @@ import onnx_ir as ir
 from onnx_ir.passes import PassResult, PreconditionError
 
 from medusa_trt.export.passes.checked_pass import CheckedPass
+from medusa_trt.export.passes.rewiring import take_over
 from medusa_trt.runtime.engines.operators import DOMAIN
 
 _MOST_LAYERS = 8
@@ -115,9 +116,7 @@ class _Chain:
         chain.name = self.first.name
         graph.insert_before(self.first, chain)
         for old, new in zip(results, chain.outputs, strict=True):
-            new.name, new.shape, new.type = old.name, old.shape, old.type
-            old.replace_all_uses_with(new, replace_graph_outputs=True)
-            old.name = f"{old.name}.replaced"
+            take_over(old, new)
         graph.remove(self.nodes[::-1], safe=True)
 
 

@@ -3,6 +3,7 @@
 import onnx_ir as ir
 
 from medusa_trt.export.passes.checked_pass import NodePass
+from medusa_trt.export.passes.rewiring import add_initializer, bypass
 from medusa_trt.export.weights.lazy_tensor import transpose_tensor
 
 
@@ -14,7 +15,7 @@ class FoldTransposePass(NodePass[ir.Value]):
     """
 
     def match(self, node: ir.Node) -> ir.Value | None:
-        """The weight that a Transpose alone uses."""
+        """Weight that a Transpose alone uses."""
         weight = node.inputs[0] if node.op_type == "Transpose" and node.domain == "" else None
         if weight is None or not weight.is_initializer() or weight.const_value is None:
             return None
@@ -26,16 +27,7 @@ class FoldTransposePass(NodePass[ir.Value]):
         rank = len(match.const_value.shape)
         default = list(reversed(range(rank)))
         axes = node.attributes["perm"].as_ints() if "perm" in node.attributes else default
-        output = node.outputs[0]
-        tensor = transpose_tensor(match.const_value, list(axes)).named(f"{match.name}.transposed")
-        value = ir.Value(
-            name=tensor.name,
-            shape=ir.Shape(tensor.sizes),
-            type=ir.TensorType(tensor.dtype),
-            const_value=tensor,
-        )
-        graph.register_initializer(value)
-        output.replace_all_uses_with(value)
-        graph.remove(node, safe=True)
+        tensor = transpose_tensor(match.const_value, list(axes))
+        bypass(node, add_initializer(graph, f"{match.name}.transposed", tensor))
         if not match.uses():
             del graph.initializers[match.name]

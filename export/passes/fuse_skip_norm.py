@@ -4,7 +4,7 @@ import onnx_ir as ir
 from onnx_ir.passes import PassResult
 
 from medusa_trt.export.passes.checked_pass import NodePass
-from medusa_trt.export.passes.rewiring import have_same_shape
+from medusa_trt.export.passes.rewiring import have_same_shape, take_over
 
 
 class FuseSkipNormPass(NodePass[ir.Node]):
@@ -19,7 +19,7 @@ class FuseSkipNormPass(NodePass[ir.Node]):
     domain = "com.microsoft"
 
     def match(self, node: ir.Node) -> ir.Node | None:
-        """The Add that can be fused into a normalization."""
+        """Add that can be fused into a normalization."""
         if node.op_type != "RMSNormalization" or node.inputs[0] is None:
             return None
         add = node.inputs[0].producer()
@@ -47,9 +47,7 @@ class FuseSkipNormPass(NodePass[ir.Node]):
         )
         graph.insert_before(node, fused)
         for index, old in ((0, node.outputs[0]), (3, match.outputs[0])):
-            new = fused.outputs[index]
-            new.name, new.shape, new.type = old.name, old.shape, old.type
-            old.replace_all_uses_with(new)
+            take_over(old, fused.outputs[index])
         for unused in fused.outputs[1:3]:
             unused.name = ""
         graph.remove([node, match], safe=True)

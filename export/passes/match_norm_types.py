@@ -3,6 +3,7 @@
 import onnx_ir as ir
 
 from medusa_trt.export.passes.checked_pass import NodePass
+from medusa_trt.export.passes.rewiring import cast_input
 
 
 class MatchNormTypesPass(NodePass[ir.DataType]):
@@ -14,7 +15,7 @@ class MatchNormTypesPass(NodePass[ir.DataType]):
     """
 
     def match(self, node: ir.Node) -> ir.DataType | None:
-        """The type of the weight, where the input has another one."""
+        """Type of the weight, where the input has another one."""
         if node.op_type != "RMSNormalization" or node.domain != "":
             return None
         source, weight = node.inputs[:2]
@@ -24,11 +25,4 @@ class MatchNormTypesPass(NodePass[ir.DataType]):
 
     def rewrite(self, graph: ir.Graph, node: ir.Node, match: ir.DataType) -> None:
         """Inserts a cast."""
-        source = node.inputs[0]
-        assert source is not None
-        cast = ir.Node("", "Cast", [source], [ir.AttrInt64("to", int(match))])
-        wide = cast.outputs[0]
-        wide.name, wide.shape = f"{node.outputs[0].name}.input", source.shape
-        wide.type = ir.TensorType(match)
-        graph.insert_before(node, cast)
-        node.replace_input_with(0, wide)
+        cast_input(graph, node, match, f"{node.outputs[0].name}.input")

@@ -7,7 +7,7 @@ import onnx_ir as ir
 from onnx_ir.passes import PreconditionError
 
 from medusa_trt.export.passes.checked_pass import NodePass
-from medusa_trt.export.passes.rewiring import add_initializer, read_constant
+from medusa_trt.export.passes.rewiring import add_initializer, find_product_weight, read_constant
 from medusa_trt.export.weights.lazy_tensor import LazyTensor, concatenate_tensors
 
 OP_TYPES = ("GroupQueryAttention", "TreeAttention")
@@ -35,7 +35,7 @@ class PackQkvPass(NodePass["list[_Projection]"]):
                 )
 
     def match(self, node: ir.Node) -> "list[_Projection] | None":
-        """The three projections that can be packed."""
+        """Three projections that can be packed."""
         if node.op_type not in OP_TYPES:
             return None
         projections = [
@@ -59,7 +59,7 @@ class _Projection:
 
     product: ir.Node
     source: ir.Value
-    weight: ir.TensorProtocol
+    weight: LazyTensor
     bias: ir.TensorProtocol | None
 
 
@@ -73,10 +73,8 @@ def _projection(value: ir.Value | None) -> _Projection | None:
         node = None if product is None else product.producer()
     if node is None or node.op_type != "MatMul" or node.inputs[0] is None:
         return None
-    weight = read_constant(node.inputs[1])
-    if weight is None or len(weight.shape) != 2:
-        return None
-    if bias is not None and bias.shape[0] != weight.shape[1]:
+    weight = find_product_weight(node)
+    if weight is None or (bias is not None and bias.shape[0] != weight.sizes[1]):
         return None
     return _Projection(node, node.inputs[0], weight, bias)
 
@@ -98,8 +96,8 @@ def _packed(graph: ir.Graph, projections: list[_Projection]) -> ir.Value:
 def _bias_or_zeros(projection: _Projection) -> ir.TensorProtocol:
     if projection.bias is not None:
         return projection.bias
-    num_outputs, dtype = projection.weight.shape.numpy()[1], projection.weight.dtype.numpy()
-    return ir.tensor(np.zeros(num_outputs, dtype))
+    weight = projection.weight
+    return ir.tensor(np.zeros(weight.sizes[1], weight.dtype.numpy()))
 
 
 def _node(

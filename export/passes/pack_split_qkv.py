@@ -8,7 +8,7 @@ import onnx_ir as ir
 from onnx_ir.passes import PassResult
 
 from medusa_trt.export.passes.checked_pass import CheckedPass
-from medusa_trt.export.passes.rewiring import add_initializer
+from medusa_trt.export.passes.rewiring import add_initializer, find_product_weight
 from medusa_trt.export.weights.lazy_tensor import concatenate_tensors
 
 _NUM_PACKED = 3
@@ -37,25 +37,20 @@ def _groups_of_three(graph: ir.Graph) -> list[list[ir.Node]]:
     """Products of one value by constants that are used, three for each value."""
     groups: dict[ir.Value, list[ir.Node]] = defaultdict(list)
     for node in graph:
-        if node.op_type != "MatMul" or node.inputs[0] is None or _weight(node) is None:
+        if node.op_type != "MatMul" or node.inputs[0] is None or find_product_weight(node) is None:
             continue
         if node.outputs[0].uses() or node.outputs[0].is_graph_output():
             groups[node.inputs[0]].append(node)
     return [group for group in groups.values() if len(group) == _NUM_PACKED]
 
 
-def _weight(product: ir.Node) -> ir.TensorProtocol | None:
-    value = product.inputs[1]
-    if value is None or value.const_value is None or len(value.const_value.shape) != 2:
-        return None
-    return value.const_value
-
-
 def _pack(graph: ir.Graph, products: list[ir.Node]) -> None:
-    weights = [weight for product in products if (weight := _weight(product)) is not None]
+    weights = [
+        weight for product in products if (weight := find_product_weight(product)) is not None
+    ]
     name = f"{products[0].name}.packed"
     packed = add_initializer(graph, f"{name}_weight", concatenate_tensors(weights, axis=1))
-    widths = np.array([weight.shape.numpy()[1] for weight in weights])
+    widths = np.array([weight.sizes[1] for weight in weights])
     sizes = add_initializer(graph, f"{name}_sizes", ir.tensor(widths))
     product = ir.Node("", "MatMul", [products[0].inputs[0], packed])
     split = ir.Node(

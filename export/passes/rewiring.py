@@ -1,8 +1,8 @@
-"""What the passes share: comparing shapes, taking a node out, and constants."""
+"""Parts of the passes: comparing shapes, constants, and replacing nodes and values."""
 
 import onnx_ir as ir
 
-from medusa_trt.export.weights.lazy_tensor import as_lazy_tensor
+from medusa_trt.export.weights.lazy_tensor import LazyTensor, as_lazy_tensor, transpose_tensor
 
 
 def have_same_shape(left: ir.Value | None, right: ir.Value | None) -> bool:
@@ -20,7 +20,7 @@ def bypass(node: ir.Node, source: ir.Value) -> None:
 
 
 def read_constant(value: ir.Value | None) -> ir.TensorProtocol | None:
-    """The tensor of a constant, which may not have been read yet."""
+    """Returns the tensor of a constant, without its data where they were not read yet."""
     return None if value is None else value.const_value
 
 
@@ -35,3 +35,35 @@ def add_initializer(graph: ir.Graph, name: str, tensor: ir.TensorProtocol) -> ir
     )
     graph.register_initializer(value)
     return value
+
+
+def find_product_weight(node: ir.Node) -> LazyTensor | None:
+    """Finds the (inputs, outputs) matrix of a product by a constant; None for another node."""
+    if node.op_type not in ("MatMul", "Gemm") or node.domain != "":
+        return None
+    constant = read_constant(node.inputs[1])
+    if constant is None or len(constant.shape) != 2:
+        return None
+    weight, attributes = as_lazy_tensor(constant), node.attributes
+    is_scaled = any(attributes.get_float(name, 1.0) != 1.0 for name in ("alpha", "beta"))
+    if is_scaled or attributes.get_int("transA", 0) != 0:
+        return None
+    return transpose_tensor(weight) if attributes.get_int("transB", 0) else weight
+
+
+def take_over(old: ir.Value, new: ir.Value) -> None:
+    """Gives name, shape, type and users of an old value to a new one."""
+    new.name, new.shape, new.type = old.name, old.shape, old.type
+    old.replace_all_uses_with(new, replace_graph_outputs=True)
+    old.name = f"{old.name}.replaced"
+
+
+def cast_input(graph: ir.Graph, node: ir.Node, dtype: ir.DataType, name: str) -> None:
+    """Casts the first input of a node to another type; `name` becomes that of the cast value."""
+    source = node.inputs[0]
+    cast = ir.Node("", "Cast", [source], [ir.AttrInt64("to", int(dtype))])
+    value = cast.outputs[0]
+    value.name, value.type = name, ir.TensorType(dtype)
+    value.shape = None if source is None else source.shape
+    graph.insert_before(node, cast)
+    node.replace_input_with(0, value)

@@ -3,6 +3,7 @@
 import onnx_ir as ir
 
 from medusa_trt.export.passes.checked_pass import NodePass
+from medusa_trt.export.passes.rewiring import take_over
 from medusa_trt.runtime.engines.operators import DOMAIN
 
 
@@ -17,7 +18,7 @@ class UseFastSelectionPass(NodePass[ir.Node]):
     domain = DOMAIN
 
     def match(self, node: ir.Node) -> ir.Node | None:
-        """The operator of the library that makes the same selection."""
+        """Operator of the library that makes the same selection."""
         value = node.inputs[0] if node.inputs else None
         if node.domain != "" or value is None or value.shape is None:
             return None
@@ -40,8 +41,6 @@ class UseFastSelectionPass(NodePass[ir.Node]):
 
     def rewrite(self, graph: ir.Graph, node: ir.Node, match: ir.Node) -> None:
         """Puts the library's operator in the place of a selection."""
-        old, new = node.outputs[-1], match.outputs[0]
-        new.name, new.shape, new.type = old.name, old.shape, old.type
         graph.insert_before(node, match)
-        old.replace_all_uses_with(new, replace_graph_outputs=True)
+        take_over(node.outputs[-1], match.outputs[0])
         graph.remove(node, safe=True)

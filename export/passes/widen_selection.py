@@ -4,6 +4,7 @@ import onnx_ir as ir
 from onnx_ir.passes import PreconditionError
 
 from medusa_trt.export.passes.checked_pass import NodePass
+from medusa_trt.export.passes.rewiring import cast_input
 
 _OP_TYPES = ("ArgMax", "TopK")
 
@@ -29,23 +30,12 @@ class WidenSelectionPass(NodePass[ir.Value]):
                 )
 
     def match(self, node: ir.Node) -> ir.Value | None:
-        """The bfloat16 numbers that a selection reads."""
+        """Bfloat16 numbers that a selection reads."""
         source = node.inputs[0] if node.op_type in _OP_TYPES else None
         return source if source is not None and source.dtype == ir.DataType.BFLOAT16 else None
 
     def rewrite(self, graph: ir.Graph, node: ir.Node, match: ir.Value) -> None:
         """Widens a selection's input."""
-        cast = ir.Node(
-            "",
-            "Cast",
-            [match],
-            [ir.AttrInt64("to", int(ir.DataType.FLOAT))],
-            name=f"{node.name}.widen",
-        )
-        wide = cast.outputs[0]
-        wide.name, wide.shape = f"{match.name}.wide", match.shape
-        wide.type = ir.TensorType(ir.DataType.FLOAT)
-        graph.insert_before(node, cast)
-        node.replace_input_with(0, wide)
+        cast_input(graph, node, ir.DataType.FLOAT, f"{match.name}.wide")
         if node.op_type == "TopK":
-            node.outputs[0].type = wide.type
+            node.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)

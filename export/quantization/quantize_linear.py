@@ -8,20 +8,17 @@ import onnx_ir as ir
 from onnx_ir.passes import PassResult, PreconditionError
 
 from medusa_trt.export.passes.checked_pass import CheckedPass
-from medusa_trt.export.passes.rewiring import add_initializer, have_same_shape, read_constant
-from medusa_trt.export.quantization.library import (
-    BLOCK_SIZES,
-    LANES,
-    QuantizedWeight,
-    quantize_weight,
+from medusa_trt.export.passes.rewiring import (
+    add_initializer,
+    find_product_weight,
+    have_same_shape,
+    read_constant,
+    take_over,
 )
+from medusa_trt.export.quantization.lazy_quantization import quantize_when_read
+from medusa_trt.export.quantization.library import BLOCK_SIZES, LANES, quantize_weight
 from medusa_trt.export.weight_formats import BITS, ChooseFormat, ReportStored, WeightFormat
-from medusa_trt.export.weights.lazy_tensor import (
-    Array,
-    LazyTensor,
-    as_lazy_tensor,
-    transpose_tensor,
-)
+from medusa_trt.export.weights.lazy_tensor import Array, LazyTensor, as_lazy_tensor
 from medusa_trt.runtime.engines.operators import DOMAIN
 
 _SILU = 1
@@ -79,7 +76,8 @@ class QuantizeLinearPass(CheckedPass):
         return {
             node: format_
             for node in graph
-            if (weight := _weight_of(node)) is not None and (format_ := self._choose_format(weight))
+            if (weight := _find_weight(node)) is not None
+            and (format_ := self._choose_format(weight))
         }
 
 
@@ -88,7 +86,7 @@ def _replace(
 ) -> set[ir.Node]:
     plan = _planned(product)
     num_outputs = plan.weights[0].sizes[1]
-    data, scales = _quantized(_in_turn(plan.weights), bits, report_stored)
+    data, scales = _quantize(_in_turn(plan.weights), bits, report_stored)
     name = product.name or product.outputs[0].name
     inputs: list[ir.Value | None] = [
         plan.source,
@@ -112,11 +110,8 @@ def _replace(
             ir.AttrFloat32("epsilon", plan.epsilon),
         ],
     )
-    old, new = plan.last.outputs[0], linear.outputs[0]
-    new.name, new.shape, new.type = old.name, old.shape, old.type
     graph.insert_before(plan.last, linear)
-    old.replace_all_uses_with(new, replace_graph_outputs=True)
-    old.name = f"{old.name}.replaced"
+    take_over(plan.last.outputs[0], linear.outputs[0])
     return {product, *plan.products}
 
 
@@ -136,7 +131,7 @@ class _Plan:
 
 
 def _planned(product: ir.Node) -> _Plan:
-    weight = _weight_of(product)
+    weight = _find_weight(product)
     assert weight is not None and product.inputs[0] is not None
     plan = _Plan(product.inputs[0], product, [weight], [product])
     plan.last, bias = _with_bias(product, weight.sizes[1])
@@ -167,7 +162,7 @@ def _add_activation(plan: _Plan) -> None:
         return
     other = next(each for each in gated.inputs if each is not silu.outputs[0])
     up = _before_bias(other)
-    up_weight = None if up is None else _weight_of(up)
+    up_weight = None if up is None else _find_weight(up)
     if up is None or up_weight is None or up.inputs[0] is not plan.source:
         return
     last, up_bias = _with_bias(up, up_weight.sizes[1])
@@ -208,26 +203,17 @@ def _before_bias(value: ir.Value | None) -> ir.Node | None:
     node = None if value is None else value.producer()
     if node is not None and node.op_type == "Add":
         products = [each.producer() for each in node.inputs if each is not None]
-        return next((each for each in products if each and _weight_of(each) is not None), None)
+        return next((each for each in products if each and _find_weight(each) is not None), None)
     return node
 
 
-def _weight_of(node: ir.Node) -> LazyTensor | None:
-    """The (inputs, outputs) matrix of a product by a constant."""
-    if node.op_type not in ("MatMul", "Gemm") or node.domain != "":
-        return None
-    weight = _lazy_constant(node.inputs[1])
-    if weight is None or len(weight.sizes) != 2 or weight.dtype != ir.DataType.FLOAT:
-        return None
-    if node.op_type == "MatMul":
-        return weight
-    attributes = node.attributes
-    plain = attributes.get_float("alpha", 1.0) == attributes.get_float("beta", 1.0) == 1.0
+def _find_weight(node: ir.Node) -> LazyTensor | None:
+    """Finds the float32 (inputs, outputs) matrix of a product whose bias is constant, if any."""
+    weight = find_product_weight(node)
     bias = node.inputs[2] if len(node.inputs) > 2 else None
-    known_bias = bias is None or bias.const_value is not None
-    if not plain or attributes.get_int("transA", 0) != 0 or not known_bias:
+    if bias is not None and bias.const_value is None:
         return None
-    return transpose_tensor(weight) if attributes.get_int("transB", 0) == 1 else weight
+    return weight if weight is not None and weight.dtype == ir.DataType.FLOAT else None
 
 
 def _is_plain_norm(node: ir.Node) -> bool:
@@ -278,37 +264,24 @@ def _arrays_in_turn(arrays: list[Array]) -> Array:
     return joined.reshape(*joined.shape[:-3], -1)
 
 
-def _quantized(
+def _quantize(
     weight: LazyTensor, bits: int, report_stored: ReportStored | None
 ) -> tuple[LazyTensor, LazyTensor]:
-    """The data and the scales of a weight, quantized once for both if read in this order."""
+    """Makes the data and the scales of a weight."""
     num_inputs, num_outputs = weight.sizes
-    groups, inputs = -(-num_outputs // LANES), num_inputs + -num_inputs % 64
-    done: list[QuantizedWeight] = []
+    num_groups, padded_inputs = -(-num_outputs // LANES), num_inputs + -num_inputs % 64
 
-    def data() -> Array:
-        done[:] = [quantize_weight(weight.stored(), bits)]
+    def quantize() -> tuple[Array, Array]:
+        quantized = quantize_weight(weight.stored(), bits)
         if report_stored is not None:
-            report_stored(weight, done[0].is_exact)
-        return done[0].data
+            report_stored(weight, quantized.is_exact)
+        return quantized.data, quantized.scales
 
-    def scales() -> Array:
-        quantized = done.pop() if done else quantize_weight(weight.stored(), bits)
-        return quantized.scales
-
-    return (
-        LazyTensor(
-            data,
-            (groups, inputs * LANES * bits // 8),
-            ("codes", bits, weight.key),
-            ir.DataType.UINT8,
-        ),
-        LazyTensor(
-            scales,
-            (groups, inputs // BLOCK_SIZES[bits], LANES),
-            ("scales", bits, weight.key),
-            ir.DataType.FLOAT16,
-        ),
+    return quantize_when_read(
+        quantize,
+        ((num_groups, padded_inputs * LANES * bits // 8), ir.DataType.UINT8),
+        ((num_groups, padded_inputs // BLOCK_SIZES[bits], LANES), ir.DataType.FLOAT16),
+        (bits, weight.key),
     )
 
 

@@ -2,17 +2,19 @@
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
-from onnx_ir.passes import PassResult
 
-from medusa_trt.export.passes.checked_pass import CheckedPass
+from medusa_trt.export.passes.checked_pass import NodePass
+from medusa_trt.export.passes.rewiring import add_initializer, find_product_weight, take_over
 from medusa_trt.export.quantization.exact_scales import find_exact_scales
+from medusa_trt.export.quantization.lazy_quantization import quantize_when_read
 from medusa_trt.export.weight_formats import ChooseFormat, ReportStored, WeightFormat
-from medusa_trt.export.weights.lazy_tensor import LazyTensor, as_lazy_tensor, transpose_tensor
+from medusa_trt.export.weights.lazy_tensor import Array, LazyTensor
 
 _BLOCK_SIZES = (128, 64, 32, 16)
 _MAX_CODE = {"int4": 7.0, "int8": 127.0, "fp8": 448.0}
@@ -27,10 +29,17 @@ _COLUMNS = 64
 _TRIED_COLUMNS = 16
 """Outputs that show, in nearly all matrices, which blocks need no rounding."""
 
-Array = NDArray[Any]
+
+@dataclass(frozen=True, slots=True)
+class _Matrix:
+    """A matrix to quantize; `block_size` is None where each output has one scale."""
+
+    weight: LazyTensor
+    format: WeightFormat
+    block_size: int | None
 
 
-class QuantizeWeightsPass(CheckedPass):
+class QuantizeWeightsPass(NodePass[_Matrix]):
     """Puts constant matrices behind `DequantizeLinear`: quantized weights, float products.
 
     int4 has a scale for a block of inputs, int8 and fp8 (E4M3) one for each output. A matrix is
@@ -41,45 +50,35 @@ class QuantizeWeightsPass(CheckedPass):
     def __init__(
         self, choose_format: ChooseFormat, report_stored: ReportStored | None = None
     ) -> None:
-        """Takes the format of each matrix, and who is told of it."""
+        """Takes the functions that choose a matrix's format and are called when it is stored."""
         super().__init__()
         self._choose_format, self._report_stored = choose_format, report_stored
 
-    def call(self, model: ir.Model) -> PassResult:
-        """Quantizes each weight."""
-        products = [node for node in model.graph if node.op_type in ("MatMul", "Gemm")]
-        modified = [self._quantized(model.graph, node) for node in products]
-        return PassResult(model, any(modified))
-
-    def find_left_over(self, graph: ir.Graph) -> Iterator[ir.Node]:
-        """Finds each product by a matrix that could be quantized."""
-        for node in graph:
-            weight = _weight_of(node) if node.op_type in ("MatMul", "Gemm") else None
-            format_ = None if weight is None else self._choose_format(weight)
-            if weight is None or format_ is None:
-                continue
-            if format_ != "int4" or largest_block_size(weight.sizes[0]) is not None:
-                yield node
-
-    def _quantized(self, graph: ir.Graph, product: ir.Node) -> bool:
-        tensor = _weight_of(product)
-        format_ = None if tensor is None else self._choose_format(tensor)
-        if tensor is None or format_ is None:
-            return False
-        block_size = largest_block_size(tensor.sizes[0]) if format_ == "int4" else None
+    def match(self, node: ir.Node) -> _Matrix | None:
+        """Matrix of a product, with the format that it gets."""
+        weight = find_product_weight(node)
+        format_ = None if weight is None else self._choose_format(weight)
+        if weight is None or format_ is None:
+            return None
+        block_size = largest_block_size(weight.sizes[0]) if format_ == "int4" else None
         if format_ == "int4" and block_size is None:
-            return False
-        if format_ == "int4" and self._report_stored is not None:
+            return None
+        return _Matrix(weight, format_, block_size)
+
+    def rewrite(self, graph: ir.Graph, node: ir.Node, match: _Matrix) -> None:
+        """Quantizes the weight of a product."""
+        weight, block_size = match.weight, match.block_size
+        if match.format == "int4" and self._report_stored is not None:
             # A quantized checkpoint has blocks of its own.
-            block_size = choose_block_size(tensor.stored(), tensor.dtype.numpy())
-        codes, scales = _quantized_later(tensor, format_, block_size, self._report_stored)
-        name = product.name or str(product.outputs[0].name)
+            block_size = choose_block_size(weight.stored(), weight.dtype.numpy())
+        codes, scales = _quantize_later(weight, match.format, block_size, self._report_stored)
+        name = node.name or str(node.outputs[0].name)
         dequantize = ir.Node(
             "",
             "DequantizeLinear",
             [
-                _initializer(graph, f"{name}.codes", codes),
-                _initializer(graph, f"{name}.scales", scales),
+                add_initializer(graph, f"{name}.codes", codes),
+                add_initializer(graph, f"{name}.scales", scales),
             ],
             [ir.AttrInt64("axis", 1)]
             if block_size is None
@@ -87,11 +86,10 @@ class QuantizeWeightsPass(CheckedPass):
             name=f"{name}.dequantize",
         )
         dequantized = dequantize.outputs[0]
-        dequantized.name, dequantized.shape = f"{name}.weight", ir.Shape(tensor.sizes)
-        dequantized.type = ir.TensorType(tensor.dtype)
-        graph.insert_before(product, dequantize)
-        _multiply_by(graph, product, dequantized)
-        return True
+        dequantized.name, dequantized.shape = f"{name}.weight", ir.Shape(weight.sizes)
+        dequantized.type = ir.TensorType(weight.dtype)
+        graph.insert_before(node, dequantize)
+        _multiply_by(graph, node, dequantized)
 
 
 def largest_block_size(num_inputs: int) -> int | None:
@@ -172,35 +170,28 @@ def _is_exact(weight: Array, codes: Array, scales: Array) -> bool:
     )
 
 
-def _quantized_later(
+def _quantize_later(
     weight: LazyTensor,
     format_: WeightFormat,
     block_size: int | None,
     report_stored: ReportStored | None,
 ) -> tuple[LazyTensor, LazyTensor]:
-    """Codes and scales of a weight, quantized once for both if they are read in this order."""
-    done: list[Array] = []
+    """Makes codes and scales of a weight."""
 
-    def quantized() -> tuple[Array, Array]:
+    def quantize() -> tuple[Array, Array]:
         array = weight.stored()
         codes, scales = quantize_matrix(array, format_, block_size, weight.dtype.numpy())
         if report_stored is not None:
             report_stored(weight, _is_exact(array, codes, scales))
         return codes, scales
 
-    def read_codes() -> Array:
-        codes, scales = quantized()
-        done[:] = [scales]
-        return codes
-
     num_inputs, num_outputs = weight.sizes
     shape = (num_inputs // block_size, num_outputs) if block_size else (num_outputs,)
-    key = format_, block_size, weight.dtype, weight.key
-    return (
-        LazyTensor(read_codes, weight.sizes, ("codes", key), _CODE_TYPES[format_]),
-        LazyTensor(
-            lambda: done.pop() if done else quantized()[1], shape, ("scales", key), weight.dtype
-        ),
+    return quantize_when_read(
+        quantize,
+        (weight.sizes, _CODE_TYPES[format_]),
+        (shape, weight.dtype),
+        (format_, block_size, weight.dtype, weight.key),
     )
 
 
@@ -258,22 +249,6 @@ def _stored(scales: Array, dtype: np.dtype[Any]) -> NDArray[np.float32]:
     return np.where(stored == 0, np.float32(1), stored)
 
 
-def _weight_of(product: ir.Node) -> LazyTensor | None:
-    """The (inputs, outputs) matrix of a product by a constant."""
-    value = product.inputs[1]
-    if value is None or value.const_value is None or len(value.const_value.shape) != 2:
-        return None
-    weight = as_lazy_tensor(value.const_value)
-    if product.op_type == "MatMul":
-        return weight
-    attributes = product.attributes
-    if attributes.get_int("transA", 0) or any(
-        attributes.get_float(name, 1.0) != 1.0 for name in ("alpha", "beta")
-    ):
-        return None
-    return transpose_tensor(weight) if attributes.get_int("transB", 0) else weight
-
-
 def _multiply_by(graph: ir.Graph, product: ir.Node, weight: ir.Value) -> None:
     """Lets a product take another weight, as a MatMul and, of a Gemm's bias, an Add."""
     old = product.outputs[0]
@@ -281,21 +256,7 @@ def _multiply_by(graph: ir.Graph, product: ir.Node, weight: ir.Value) -> None:
     nodes[0].outputs[0].type = old.type
     if len(product.inputs) > 2 and product.inputs[2] is not None:
         nodes.append(ir.Node("", "Add", [nodes[0].outputs[0], product.inputs[2]]))
-    new = nodes[-1].outputs[0]
     nodes[0].outputs[0].name = f"{old.name}.product"
-    new.name, new.shape, new.type = old.name, old.shape, old.type
     graph.insert_before(product, nodes)
-    old.replace_all_uses_with(new, replace_graph_outputs=True)
+    take_over(old, nodes[-1].outputs[0])
     graph.remove(product, safe=True)
-
-
-def _initializer(graph: ir.Graph, name: str, tensor: LazyTensor) -> ir.Value:
-    tensor = tensor.named(name)
-    value = ir.Value(
-        name=name,
-        shape=ir.Shape(tensor.sizes),
-        type=ir.TensorType(tensor.dtype),
-        const_value=tensor,
-    )
-    graph.register_initializer(value)
-    return value
