@@ -70,20 +70,7 @@ def write_bundle(folder: Path, parts: ExportParts, progress: Callable[[str], Non
     graph_specs = {name: describe_graph(folder, name) for name in graphs}
     del graphs
     _write_texts(folder, parts)
-    manifest = make_manifest(
-        folder,
-        base=parts.base,
-        heads=parts.heads,
-        tree=parts.tree,
-        target=parts.target,
-        precision=parts.precision,
-        form=parts.forms["verify"],
-        min_rows=parts.min_rows,
-        max_length=parts.max_length,
-        top_k=parts.top_k,
-        graphs=graph_specs,
-    )
-    write_manifest(folder, manifest)
+    write_manifest(folder, make_manifest(folder, parts, graph_specs))
 
 
 def _write_texts(folder: Path, parts: ExportParts) -> None:

@@ -5,10 +5,7 @@ from pathlib import Path
 
 import msgspec
 
-from medusa_trt.export.heads.medusa_heads import MedusaHeads
-from medusa_trt.export.modeling.attention_form import AttentionForm
-from medusa_trt.export.models.base_model import BaseModel
-from medusa_trt.export.targets import Precision, Target
+from medusa_trt.export.preparation import ExportParts
 from medusa_trt.runtime import tensors as names
 from medusa_trt.runtime.bundle import sha256_from_file
 from medusa_trt.runtime.manifest import (
@@ -20,40 +17,19 @@ from medusa_trt.runtime.manifest import (
     ModelSpec,
     TargetSpec,
 )
-from medusa_trt.tree_configs import MedusaTree
 
 _RECORDED_VERSIONS = ("medusa-trt", "torch", "transformers", "onnx", "onnx-ir", "onnxruntime")
 
 
-def make_manifest(
-    folder: Path,
-    *,
-    base: BaseModel,
-    heads: MedusaHeads,
-    tree: MedusaTree,
-    target: Target,
-    precision: Precision,
-    form: type[AttentionForm],
-    min_rows: int,
-    max_length: int,
-    top_k: int,
-    graphs: dict[str, GraphSpec],
-) -> Manifest:
+def make_manifest(folder: Path, parts: ExportParts, graphs: dict[str, GraphSpec]) -> Manifest:
     """Makes the manifest of a bundle that is not compared with its model yet.
 
     Args:
         folder: the bundle's folder, with all files but the manifest.
-        base: the backbone.
-        heads: the heads.
-        tree: the tree.
-        target: the target of the export.
-        precision: how the weights are stored.
-        form: how the verify graph attends.
-        min_rows: see `TargetSpec`.
-        max_length: length of the longest sequence, in tokens.
-        top_k: candidates of each head.
+        parts: what the bundle is made of.
         graphs: the graphs in the folder, by their names in `GRAPH_FILES`.
     """
+    base, target, precision, form = parts.base, parts.target, parts.precision, parts.forms["verify"]
     config = base.model.config
     cache = next(t for t in graphs["verify"].inputs if t.name == names.past_name(0, "key"))
     num_kv_heads, head_dim = cache.shape[1], cache.shape[3]
@@ -68,14 +44,14 @@ def make_manifest(
             vocab_size=config.vocab_size,
             num_kv_heads=num_kv_heads,
             head_dim=head_dim,
-            max_length=max_length,
+            max_length=parts.max_length,
             eos_token_ids=base.eos_token_ids,
         ),
         heads=HeadsSpec(
-            num_heads=heads.num_heads,
-            num_layers=heads.num_layers,
-            top_k=top_k,
-            draft_vocab_size=heads.draft_vocab_size(config.vocab_size),
+            num_heads=parts.heads.num_heads,
+            num_layers=parts.heads.num_layers,
+            top_k=parts.top_k,
+            draft_vocab_size=parts.heads.draft_vocab_size(config.vocab_size),
         ),
         target=TargetSpec(
             name=target.name,
@@ -83,11 +59,11 @@ def make_manifest(
             opset=target.opset,
             cache_dtype=form.cache_dtype or precision.dtype,
             cache_in_place=form.updates_in_place,
-            min_rows=min_rows,
+            min_rows=parts.min_rows,
             operator_library=precision.uses_library,
             prefill_chunk=target.prefill_chunk,
         ),
-        tree_name=tree.name,
+        tree_name=parts.tree.name,
         graphs=graphs,
         verified={},
         versions={name: version(name) for name in _RECORDED_VERSIONS},

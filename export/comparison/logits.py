@@ -1,7 +1,6 @@
 """Comparison of an engine's logits with those of the Hugging Face model."""
 
 from collections.abc import Iterator, Sequence
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -9,9 +8,10 @@ from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
 from medusa_trt.errors import ExportError
+from medusa_trt.export.comparison.segmented_engine import SegmentedEngine
 from medusa_trt.export.modeling.dense_experts import has_experts
 from medusa_trt.runtime.bundle import Bundle
-from medusa_trt.runtime.engines.base import TokenIds, VerifyOutputs
+from medusa_trt.runtime.engines.base import Engine
 from medusa_trt.runtime.manifest import Agreement
 from medusa_trt.tree_configs import MedusaTree, chain_tree
 
@@ -54,22 +54,8 @@ _TREE_DEPTH = 4
 _SEED = 0
 
 
-class Verifier(Protocol):
-    """The part of `Engine` that the comparison uses."""
-
-    @property
-    def batch_size(self) -> int: ...
-
-    def verify(
-        self,
-        input_ids: TokenIds,
-        tree: MedusaTree,
-        past_lengths: Sequence[int],
-        *,
-        rows: Sequence[int] | None = None,
-        first_slot: int = 0,
-        logits: bool = False,
-    ) -> VerifyOutputs: ...
+Verifier = Engine | SegmentedEngine
+"""An engine that can be compared."""
 
 
 def compare_on_text(

@@ -12,6 +12,8 @@ class HeadsModule(nn.Module):
     All heads are computed together, as batched products.
     """
 
+    unembedding: torch.Tensor
+
     def __init__(
         self,
         heads: MedusaHeads,
@@ -59,11 +61,7 @@ class HeadsModule(nn.Module):
         else:
             matrices = [head.unembedding for head in heads.heads if head.unembedding is not None]
             unembedding = torch.stack(matrices).transpose(1, 2).contiguous()
-        self.unembedding = (
-            nn.Parameter(unembedding, requires_grad=False)
-            if unembedding.is_meta
-            else nn.Buffer(unembedding, persistent=False)
-        )
+        self._register_unembedding(unembedding)
         self.unembedding_bias = None if bias is None else nn.Buffer(bias, persistent=False)
         self.token_map = (
             None if heads.token_map is None else nn.Buffer(heads.token_map, persistent=False)
@@ -98,13 +96,8 @@ class HeadsModule(nn.Module):
         if self.has_projection:
             state = state + self._affine("projection", state)
         if self.shared:
-            num_heads = state.shape[0]
-            # With two dimensions all heads are one product, by the matrix that the backbone stores.
-            flat = nn.functional.linear(
-                state.reshape(-1, state.shape[-1]), self.unembedding, self.unembedding_bias
-            )
-            return flat.reshape(num_heads, -1, flat.shape[-1])
-        return self._unembed(state)
+            return self._unembed_shared(state.reshape(-1, state.shape[-1]), state.shape[0])
+        return torch.matmul(state, self.unembedding)
 
     def _with_root(self, hidden: torch.Tensor, root_ids: torch.Tensor | None) -> torch.Tensor:
         """Joins hidden state and root embedding: (B, 2 · hidden_size)."""
@@ -112,18 +105,22 @@ class HeadsModule(nn.Module):
         root = nn.functional.embedding(root_ids, self.embedding)
         return torch.cat([hidden, root.to(hidden.dtype)], -1)
 
-    def _unembed(self, state: torch.Tensor) -> torch.Tensor:
-        """Multiplies (num_heads, B, hidden_size) by the unembedding of each head."""
-        return torch.matmul(state, self.unembedding)
+    def _unembed_shared(self, states: torch.Tensor, num_heads: int) -> torch.Tensor:
+        """Multiplies (num_heads * B, hidden_size) by the matrix that all heads share.
+
+        With two dimensions all heads are one product, by the matrix that the backbone stores.
+        """
+        logits = nn.functional.linear(states, self.unembedding, self.unembedding_bias)
+        return logits.reshape(num_heads, -1, logits.shape[-1])
+
+    def _register_unembedding(self, unembedding: torch.Tensor) -> None:
+        self._register("unembedding", unembedding)
 
     def _stack(self, name: str, maps: list[Linear]) -> None:
         """Registers (num_heads, in, out) weights and (num_heads, 1, out) biases."""
         weight = torch.stack([map_.weight.T for map_ in maps])
-        biases = [
-            torch.zeros(len(map_.weight)) if map_.bias is None else map_.bias for map_ in maps
-        ]
         self._register(f"{name}_weight", weight)
-        self._register(f"{name}_bias", torch.stack(biases)[:, None])
+        self._register(f"{name}_bias", torch.stack(_list_biases(maps))[:, None])
 
     def _register(self, name: str, tensor: torch.Tensor) -> None:
         if tensor.is_meta:  # Its data are read later, and only parameters can be traced without.
@@ -144,26 +141,15 @@ class SeparateHeadsModule(HeadsModule):
     constant matrix.
     """
 
-    def __init__(
-        self,
-        heads: MedusaHeads,
-        shared_unembedding: torch.Tensor,
-        top_k: int,
-        shared_bias: torch.Tensor | None = None,
-        embedding: torch.Tensor | None = None,
-    ) -> None:
-        """Registers the heads' parameters; see `HeadsModule`."""
-        super().__init__(heads, shared_unembedding, top_k, shared_bias, embedding)
-        if not self.shared:
-            self._register_each("unembedding", list(self.unembedding))
-            del self.unembedding
+    def _register_unembedding(self, unembedding: torch.Tensor) -> None:
+        if self.shared:
+            super()._register_unembedding(unembedding)
+        else:
+            self._register_each("unembedding", list(unembedding))
 
     def _stack(self, name: str, maps: list[Linear]) -> None:
         self._register_each(f"{name}_weight", [map_.weight.T for map_ in maps])
-        biases = [
-            torch.zeros(len(map_.weight)) if map_.bias is None else map_.bias for map_ in maps
-        ]
-        self._register_each(f"{name}_bias", biases)
+        self._register_each(f"{name}_bias", _list_biases(maps))
 
     def _register_each(self, name: str, tensors: list[torch.Tensor]) -> None:
         for head, tensor in enumerate(tensors):
@@ -175,10 +161,10 @@ class SeparateHeadsModule(HeadsModule):
         states = [self._state(head, hidden, wide) for head in range(self.num_heads)]
         if not self.shared:
             unembeddings = [getattr(self, f"unembedding_{head}") for head in range(len(states))]
-            return torch.stack([x @ each for x, each in zip(states, unembeddings, strict=True)])
-        # With two dimensions all heads are one product, by the matrix that the backbone stores.
-        flat = nn.functional.linear(torch.cat(states), self.unembedding, self.unembedding_bias)
-        return flat.reshape(self.num_heads, -1, flat.shape[-1])
+            return torch.stack(
+                [state @ matrix for state, matrix in zip(states, unembeddings, strict=True)]
+            )
+        return self._unembed_shared(torch.cat(states), self.num_heads)
 
     def _state(self, head: int, state: torch.Tensor, wide: torch.Tensor | None) -> torch.Tensor:
         """Computes a head's state; `wide` is the hidden state with the root's embedding."""
@@ -194,3 +180,8 @@ class SeparateHeadsModule(HeadsModule):
         weight: torch.Tensor = getattr(self, f"{name}_weight_{head}")
         bias: torch.Tensor = getattr(self, f"{name}_bias_{head}")
         return state @ weight + bias
+
+
+def _list_biases(maps: list[Linear]) -> list[torch.Tensor]:
+    """Lists the bias of each map, zeros where it has none."""
+    return [torch.zeros(len(map_.weight)) if map_.bias is None else map_.bias for map_ in maps]
