@@ -12,21 +12,21 @@ from medusa_trt.export.tensorrt.checks import (
     check_interface,
     check_precision,
     describe_build_error,
-    one_line,
-    with_capacity,
+    join_lines,
+    set_capacity,
 )
 from medusa_trt.export.tensorrt.job import (
     EngineBuild,
     check_capabilities,
     check_options,
-    default_output,
+    choose_output,
     find_product,
+    find_timing_cache,
     read_capability,
-    timing_cache_file,
 )
 from medusa_trt.export.tensorrt.network import make_config, make_profiles, parse_network
 from medusa_trt.export.tensorrt.options import BuildOptions
-from medusa_trt.export.tensorrt.products import progress_class
+from medusa_trt.export.tensorrt.products import make_progress_class
 from medusa_trt.export.tensorrt.tree import merge_spec
 from medusa_trt.files import new_folder, replaced_file
 from medusa_trt.interrupts import num_interrupts, raise_swallowed
@@ -67,14 +67,14 @@ def build_engines(
     check_options(build)
     capabilities = options.compute_capabilities or (read_capability(product),)
     check_capabilities(build, capabilities)
-    output = options.output or default_output(bundle, options, product, capabilities)
+    output = options.output or choose_output(bundle, options, product, capabilities)
     if options.output is not None and not output.absolute().parent.is_dir():
         raise BuildError(f"cannot write {output}: {output.absolute().parent} is not a folder")
     if output.exists() and not options.overwrite:
         raise BuildError(f"{output} exists: give another --output, or --overwrite to replace it")
     if output.exists() and not (output / RECORD_FILE).is_file():
         raise BuildError(f"{output} holds no engines, so it is not overwritten: give another name")
-    cache_file = timing_cache_file(build, output)
+    cache_file = find_timing_cache(build, output)
     if cache_file is not None and cache_file.is_file():
         build.timing_cache = cache_file.read_bytes()
     progress(f"building with {product.name} {module.__version__} for {', '.join(capabilities)}")
@@ -114,7 +114,7 @@ def _build_engine(build: EngineBuild, name: str, folder: Path) -> EngineFile:
     profiles = make_profiles(build, name, spec, is_merged)
     config = make_config(build, builder, profiles, has_weights=name not in WEIGHTLESS_ENGINES)
     last = _Throttle(build.tell)
-    monitor = progress_class(build.module)(
+    monitor = make_progress_class(build.module)(
         lambda phase, share: last(f"  {name}: {phase.lower()}, {share:.0%}")
     )
     config.progress_monitor = monitor
@@ -138,14 +138,14 @@ def _build_engine(build: EngineBuild, name: str, folder: Path) -> EngineFile:
         sha256=sha256_from_file(path),
         graph_sha256=build.bundle.manifest.files[spec.file].sha256,
         profiles=profiles,
-        inputs=[with_capacity(tensor, build.capacity) for tensor in spec.inputs],
-        outputs=[with_capacity(tensor, build.capacity) for tensor in spec.outputs],
+        inputs=[set_capacity(tensor, build.capacity) for tensor in spec.inputs],
+        outputs=[set_capacity(tensor, build.capacity) for tensor in spec.outputs],
     )
 
 
 def _check_warnings(build: EngineBuild, file: str) -> None:
     """Fails for an ignored input, which would be a wrong engine; passes other warnings on."""
-    warnings = [one_line(text) for text in build.logger.warnings]
+    warnings = [join_lines(text) for text in build.logger.warnings]
     build.logger.warnings.clear()
     for text in warnings:
         if "unused" in text.lower():

@@ -8,24 +8,24 @@ from typing import Any
 from medusa_trt.errors import BuildError
 from medusa_trt.export.targets import TARGETS
 from medusa_trt.export.tensorrt.options import BuildOptions, num_cache_rows
-from medusa_trt.export.tensorrt.products import PRODUCTS, ProductSpec, logger_class
+from medusa_trt.export.tensorrt.products import PRODUCTS, ProductSpec, make_logger_class
 from medusa_trt.runtime.bundle import Bundle
 from medusa_trt.runtime.engines.engine_record import ENGINES_FOLDER
 
 
 @dataclass(slots=True)
 class EngineBuild:
-    """What the steps of one build share.
+    """Data that the steps of one build share.
 
     Attributes:
-        bundle: what is built.
-        options: as asked.
+        bundle: the bundle whose engines are built.
+        options: options of the build.
         product: the description of `module`.
         module: `tensorrt` or `tensorrt_rtx`.
-        tell: told each stage, and warnings.
-        logger: TensorRT's, which keeps warnings and errors.
-        timing_cache: what was measured so far.
-        live_cache: the same as the builder has it.
+        tell: called with each stage and each warning.
+        logger: TensorRT's logger, which keeps warnings and errors.
+        timing_cache: kernel timings so far, as bytes.
+        live_cache: the builder's timing cache.
     """
 
     bundle: Bundle
@@ -38,25 +38,25 @@ class EngineBuild:
     live_cache: Any = None
 
     def __post_init__(self) -> None:
-        self.logger = logger_class(self.module)()
+        self.logger = make_logger_class(self.module)()
 
     @property
     def capacity(self) -> int:
-        """Rows of a cache slot."""
+        """Number of rows in a cache slot."""
         length = self.options.max_length or self.bundle.manifest.model.max_length
         return num_cache_rows(length, self.max_tree_nodes)
 
     @property
     def max_tree_nodes(self) -> int:
-        """Most nodes of a step over a tree."""
+        """Largest number of nodes in a step over a tree."""
         return max(self.options.max_tree_nodes, self.bundle.tree.num_nodes)
 
 
 def find_product(bundle: Bundle, options: BuildOptions) -> ProductSpec:
-    """Returns the product that builds a bundle's engines.
+    """Finds the product that builds a bundle's engines.
 
     Raises:
-        BuildError: the bundle is of another kind than the target that is asked for.
+        BuildError: the bundle was exported for another kind of target than the options name.
     """
     bundle_target = bundle.manifest.target.name
     name = options.target or bundle_target
@@ -88,7 +88,7 @@ def check_options(build: EngineBuild) -> None:
     """Refuses options that the product lacks, or that the bundle does not allow.
 
     Raises:
-        BuildError: one, by its name.
+        BuildError: there is such an option; the message names it.
     """
     for name, instead in build.product.unsupported.items():
         if getattr(build.options, name):
@@ -106,7 +106,7 @@ def check_capabilities(build: EngineBuild, capabilities: tuple[str, ...]) -> Non
     """Refuses GPUs that an ahead-of-time build does not know.
 
     Raises:
-        BuildError: one, by its compute capability.
+        BuildError: there is such a GPU; the message names its compute capability.
     """
     if build.product.ahead_of_time:
         known = capability_members(build.module)
@@ -119,7 +119,7 @@ def check_capabilities(build: EngineBuild, capabilities: tuple[str, ...]) -> Non
 
 
 def capability_members(module: Any) -> dict[str, Any]:
-    """The members of `ComputeCapability` by the capability's number."""
+    """Returns the members of `ComputeCapability` by the capability's number."""
     members = module.ComputeCapability.__members__.items()
     return {f"{name[2:-1]}.{name[-1]}": value for name, value in members if name[:2] == "SM"}
 
@@ -128,35 +128,35 @@ def read_capability(product: ProductSpec) -> str:
     """Reads the compute capability of this machine's GPU.
 
     Raises:
-        BuildError: there is none.
+        BuildError: the machine has no GPU.
     """
     from medusa_trt.runtime.engines.device.memory import read_compute_capability
 
-    found = read_compute_capability()
-    if found is not None:
-        return found
+    capability = read_compute_capability()
+    if capability is not None:
+        return capability
     hint = "name the GPU with --compute-capability" if product.ahead_of_time else "run it there"
     raise BuildError(f"this machine has no GPU that CUDA can use: {hint}")
 
 
-def default_output(
+def choose_output(
     bundle: Bundle, options: BuildOptions, product: ProductSpec, capabilities: tuple[str, ...]
 ) -> Path:
-    """A folder in the bundle, named by target and GPUs."""
+    """Chooses a folder in the bundle, named by target and GPUs."""
     target = options.target or bundle.manifest.target.name
-    name = "-".join([target, *(f"sm{each.replace('.', '')}" for each in capabilities)])
+    name = "-".join([target, *(f"sm{capability.replace('.', '')}" for capability in capabilities)])
     return bundle.path / ENGINES_FOLDER / name
 
 
-def timing_cache_file(build: EngineBuild, output: Path) -> Path | None:
-    """Where timings are kept; None where the product keeps none.
+def find_timing_cache(build: EngineBuild, output: Path) -> Path | None:
+    """Finds the file of the timing cache; None where the product has none.
 
     Raises:
         BuildError: the option names no file that can be written.
     """
     if "timing_cache" in build.product.unsupported:
         return None
-    asked = build.options.timing_cache
-    if asked is not None and (asked.is_dir() or not asked.parent.is_dir()):
-        raise BuildError(f"--timing-cache {asked}: give a file in a folder that is there")
-    return asked or output.parent / "timing.cache"
+    file = build.options.timing_cache
+    if file is not None and (file.is_dir() or not file.parent.is_dir()):
+        raise BuildError(f"--timing-cache {file}: give a file in a folder that is there")
+    return file or output.parent / "timing.cache"

@@ -5,7 +5,7 @@ from typing import Any
 import onnx_ir as ir
 
 from medusa_trt.errors import BuildError
-from medusa_trt.export.tensorrt.checks import describe_parser_error, with_capacity
+from medusa_trt.export.tensorrt.checks import describe_parser_error, set_capacity
 from medusa_trt.export.tensorrt.job import EngineBuild, capability_members
 from medusa_trt.export.tensorrt.tree import merge_tree
 from medusa_trt.runtime.engines.engine_record import (
@@ -27,13 +27,16 @@ _WEIGHT_FLAGS = {
 def parse_network(
     build: EngineBuild, builder: Any, spec: GraphSpec, is_merged: bool
 ) -> tuple[Any, Any]:
-    """Returns the network of a graph with its final cache length, and the parser that owns weights.
+    """Parses a graph with its final cache length.
 
     Args:
         build: the build.
-        builder: TensorRT's.
-        spec: the graph's, with the tree merged if it is to be.
-        is_merged: whether the bundle's tree becomes a constant.
+        builder: TensorRT's builder.
+        spec: interface of the graph.
+        is_merged: whether the bundle's tree becomes a constant of the graph.
+
+    Returns:
+        The network, and the parser, which owns the network's weights.
 
     Raises:
         BuildError: TensorRT refuses a node.
@@ -60,9 +63,9 @@ def parse_network(
 
 
 def _allow_decomposition(module: Any, network: Any) -> None:
-    """Lets attention that has no kernel of its own run as several.
+    """Lets TensorRT run attention as several kernels where it has no fused one.
 
-    TensorRT fails otherwise, as with 512 dimensions a head, or one head alone
+    Otherwise it fails, for example with 512 dimensions a head, or with a single head
     (https://docs.nvidia.com/deeplearning/tensorrt/11.0.0/_static/c-api/classnvinfer1_1_1_i_attention.html).
     """
     kind = getattr(module.LayerType, "ATTENTION_INPUT", None)  # from TensorRT 10.14 on
@@ -74,13 +77,13 @@ def _allow_decomposition(module: Any, network: Any) -> None:
 
 
 def make_profiles(build: EngineBuild, name: str, spec: GraphSpec, is_merged: bool) -> list[Profile]:
-    """Returns a profile for each range of shapes that an engine is built for.
+    """Makes a profile for each range of shapes that an engine is built for.
 
     Args:
         build: the build.
-        name: the engine's.
-        spec: its graph's.
-        is_merged: whether the bundle's tree is a constant of it.
+        name: name of the engine.
+        spec: interface of its graph.
+        is_merged: whether the bundle's tree is a constant of the graph.
     """
     batch, nodes = build.options.max_batch_size, build.bundle.tree.num_nodes
     if name == "heads":
@@ -88,7 +91,7 @@ def make_profiles(build: EngineBuild, name: str, spec: GraphSpec, is_merged: boo
     elif name == "reduce":
         ranges = {"reduce": {"num_rows": (1, nodes, batch * build.max_tree_nodes)}}
     else:
-        most = nodes if is_merged else build.max_tree_nodes
+        max_nodes = nodes if is_merged else build.max_tree_nodes
         chunk = build.options.prefill_chunk or build.bundle.manifest.target.prefill_chunk
         chunk = min(chunk, build.capacity)
         read = (2, max(2, build.capacity // 2), build.capacity)
@@ -96,8 +99,8 @@ def make_profiles(build: EngineBuild, name: str, spec: GraphSpec, is_merged: boo
         ranges = {
             TREE_PROFILE: {
                 **shared,
-                "num_nodes": (1, nodes, most),
-                "num_rows": (1, nodes, most),
+                "num_nodes": (1, nodes, max_nodes),
+                "num_rows": (1, nodes, max_nodes),
             },
             PREFILL_PROFILE: {
                 **shared,
@@ -111,7 +114,7 @@ def make_profiles(build: EngineBuild, name: str, spec: GraphSpec, is_merged: boo
     for profile, sizes in ranges.items():
         inputs = {}
         for tensor in spec.inputs:
-            shape = with_capacity(tensor, build.capacity).shape
+            shape = set_capacity(tensor, build.capacity).shape
             if all(isinstance(size, int) for size in shape):
                 continue
             low, opt, high = (
@@ -126,14 +129,14 @@ def make_profiles(build: EngineBuild, name: str, spec: GraphSpec, is_merged: boo
 def make_config(
     build: EngineBuild, builder: Any, profiles: list[Profile], *, has_weights: bool
 ) -> Any:
-    """Returns the builder's options for an engine; `has_weights` adds those on weights."""
+    """Makes the builder's options for an engine; `has_weights` adds the options on weights."""
     options, module = build.options, build.module
     config = builder.create_builder_config()
     for profile in profiles:
-        own = builder.create_optimization_profile()
+        optimization_profile = builder.create_optimization_profile()
         for name, range_ in profile.inputs.items():
-            own.set_shape(name, range_.min, range_.opt, range_.max)
-        config.add_optimization_profile(own)
+            optimization_profile.set_shape(name, range_.min, range_.opt, range_.max)
+        config.add_optimization_profile(optimization_profile)
     for option, flag in (_FLAGS | _WEIGHT_FLAGS if has_weights else _FLAGS).items():
         if getattr(options, option):
             config.set_flag(getattr(module.BuilderFlag, flag))
@@ -158,7 +161,7 @@ def make_config(
 
 
 def _set_timing_cache(build: EngineBuild, config: Any) -> None:
-    """Hands the timings so far to the builder, which needs them until the engine is built."""
+    """Gives the builder the timing cache, which must live until the engine is built."""
     build.live_cache = config.create_timing_cache(build.timing_cache)
     if build.live_cache is not None and config.set_timing_cache(build.live_cache, False):
         return

@@ -63,8 +63,8 @@ PRODUCTS: dict[str, ProductSpec] = {
 }
 
 
-def logger_class(module: Any) -> Any:
-    """A logger that keeps warnings and errors, as a subclass of the module's own."""
+def make_logger_class(module: Any) -> Any:
+    """Makes a logger class for a TensorRT module; the logger keeps warnings and errors."""
 
     class Logger(module.ILogger):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -81,8 +81,8 @@ def logger_class(module: Any) -> Any:
     return Logger
 
 
-def progress_class(module: Any) -> Any:
-    """A progress monitor that tells each phase and the share of its steps that are done."""
+def make_progress_class(module: Any) -> Any:
+    """Makes a class of progress monitors that report each phase and its finished share."""
 
     class Monitor(module.IProgressMonitor):  # type: ignore[misc]
         def __init__(self, tell: Callable[[str, float], None]) -> None:
