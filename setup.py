@@ -10,7 +10,7 @@ from setuptools import Extension, find_packages, setup
 
 FOLDERS = sorted(path.parent.name for path in Path().glob("*/__init__.py"))
 PLACES = {name if name == "medusa_trt" else f"medusa_trt.{name}": name for name in FOLDERS}
-SOURCES = sorted(path.as_posix() for path in Path("native").glob("*.cpp"))
+SOURCES = sorted(path.as_posix() for path in Path("native").rglob("*.cpp"))
 
 setup(
     packages=[
@@ -23,7 +23,7 @@ setup(
         Extension(
             "medusa_trt.runtime.engines._operators",
             SOURCES,
-            depends=[path.as_posix() for path in Path("native").glob("*.[hi]*")],
+            depends=[path.as_posix() for path in Path("native").rglob("*.[hi]*")],
             language="c++",
             extra_compile_args=["-std=c++17", "-O3", "-fvisibility=hidden", "-g0", "-Wno-psabi"],
             # Without a compiler the package still installs, and the runtime says what is missing.

@@ -87,7 +87,7 @@ def sources(*patterns: str) -> set[str]:
 def test_the_source_archive_has_everything_that_a_checkout_needs(archives: Archives) -> None:
     with tarfile.open(archives.source_archive) as file:
         packed = {str(PurePosixPath(*Path(name).parts[1:])) for name in file.getnames()}
-    needed = sources("native/*", "tests/**/*.py", "benchmarks/**/*.py", "docs/**/*.md")
+    needed = sources("native/**/*.*", "tests/**/*.py", "benchmarks/**/*.py", "docs/**/*.md")
     needed |= {"setup.py", "pyproject.toml", "Makefile", "MANIFEST.in", "README.md", "LICENSE"}
     assert needed <= packed, needed - packed
 

@@ -1,4 +1,4 @@
-"""Weights in the form that the operator library's `Linear` reads (native/kernels.h)."""
+"""Weights in the form that the operator library's `Linear` reads (native/kernels/kernels.h)."""
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass

@@ -50,7 +50,7 @@ class LibraryRounding:
         return dequantize_weight(quantize_weight(weight, BITS[format_]), *weight.shape)
 
     def round_inputs(self, x: torch.Tensor, format_: WeightFormat) -> torch.Tensor:
-        """Rounds to 127ths of the largest of each row and block (native/kernels.h)."""
+        """Rounds to 127ths of the largest of each row and block (native/kernels/kernels.h)."""
         block = BLOCK_SIZES[BITS[format_]]
         num_inputs = x.shape[-1]
         padded = torch.nn.functional.pad(x, (0, -num_inputs % block)).unflatten(-1, (-1, block))

@@ -64,7 +64,7 @@ def export_main(argv: Sequence[str] | None = None) -> int:
 def verb_from_name(name: str) -> Verb[Any]:
     """The verb that `HELP` lists by this name."""
     module, _, _ = name.partition(" ")
-    verb: Verb[Any] = import_module(f"medusa_trt.cli.{module}").VERBS[name]
+    verb: Verb[Any] = import_module(f"medusa_trt.cli.verbs.{module}").VERBS[name]
     return verb
 
 

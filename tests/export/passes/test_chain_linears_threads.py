@@ -45,7 +45,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
         return str(target)
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        objects = list(pool.map(compiled, sorted(NATIVE.glob("*.cpp"))))
+        objects = list(pool.map(compiled, sorted(NATIVE.rglob("*.cpp"))))
     path = folder / "operators.so"
     subprocess.run([*COMPILER, "-shared", *objects, "-o", str(path), "-pthread"], check=True)
     return path

@@ -39,7 +39,7 @@ def rows_of(codes: Array, scales: Array) -> set[bytes]:
 
 
 def library_rows(bundle: Bundle) -> set[bytes]:
-    """Of all products of the operator library, read by native/kernels.h's description."""
+    """Of all products of the operator library, read by native/kernels/kernels.h's description."""
     rows = set()
     for node in verify_graph(bundle):
         if node.op_type == "LinearChain":

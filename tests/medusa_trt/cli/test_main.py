@@ -68,7 +68,7 @@ def test_the_whole_help_imports_no_verb_and_no_numpy() -> None:
     code = (
         "import sys\nfrom medusa_trt.cli.main import main\n"
         "try: main(['-h'])\nexcept SystemExit: pass\n"
-        "sys.exit(sorted({'numpy', 'medusa_trt.cli.generate'} & set(sys.modules)) or 0)"
+        "sys.exit(sorted({'numpy', 'medusa_trt.cli.verbs.generate'} & set(sys.modules)) or 0)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 

@@ -15,7 +15,7 @@ from support.tiny_models import HIDDEN_SIZE, VOCAB_SIZE, head_tensors
 from medusa_trt.cli.main import main
 from medusa_trt.export.heads.formats import FORMATS
 
-SHIPPED = Path(__file__).parents[3] / "export/models/shipped" / "smollm2_135m_heads.safetensors"
+SHIPPED = Path(__file__).parents[4] / "export/models/shipped" / "smollm2_135m_heads.safetensors"
 MAP = torch.tensor([3, 299, 0, 17, 5, 21, 8, 30, 11, 2, 26, 14])
 
 

@@ -5,8 +5,8 @@ import json
 import pytest
 from support.command_line import refusal
 
-from medusa_trt.cli.inspect import VERBS
 from medusa_trt.cli.main import main
+from medusa_trt.cli.verbs.inspect import VERBS
 from medusa_trt.export.inspection import draw_tree, load_gpus
 from medusa_trt.runtime import tensors as names
 from medusa_trt.runtime.bundle import Bundle

@@ -10,7 +10,7 @@ import pytest
 from support.command_line import refusal, run
 from support.tiny_models import HIDDEN_SIZE, head_tensors, save_tiny_heads
 
-from medusa_trt.cli.export import export
+from medusa_trt.cli.verbs.export import export
 from medusa_trt.errors import MedusaError
 from medusa_trt.export.comparison import logits as verify
 from medusa_trt.export.options import ExportOptions

@@ -10,7 +10,7 @@ import pytest
 from support.bench_rows import both
 
 from medusa_trt.calibration.bench.measurement import ReplyRow
-from medusa_trt.cli import bench as cli_bench
+from medusa_trt.cli.verbs import bench as cli_bench
 from medusa_trt.errors import MedusaError
 from medusa_trt.runtime.bundle import Bundle
 

@@ -12,8 +12,8 @@ import pytest
 from support.chat_driver import LONG, Driver
 
 from medusa_trt.cli.arguments import SessionArguments
-from medusa_trt.cli.chat import VERBS, leave_on_sigterm
 from medusa_trt.cli.chat_loop import PROMPT
+from medusa_trt.cli.verbs.chat import VERBS, leave_on_sigterm
 from medusa_trt.errors import MedusaError, PromptError
 from medusa_trt.runtime.bundle import Bundle
 from medusa_trt.runtime.options import GenerationOptions, SamplingOptions

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from medusa_trt.cli.main import main
-from medusa_trt.cli.models import VERBS
+from medusa_trt.cli.verbs.models import VERBS
 from medusa_trt.export.models.aliases import load_aliases
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from support.command_line import refusal, run
 
-from medusa_trt.cli.generate import GenerateArguments
 from medusa_trt.cli.main import verb_from_name
+from medusa_trt.cli.verbs.generate import GenerateArguments
 from medusa_trt.runtime.bundle import Bundle
 from medusa_trt.runtime.options import GenerationOptions, SamplingOptions
 

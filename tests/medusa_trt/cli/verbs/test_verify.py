@@ -7,7 +7,7 @@ from support.command_line import refusal
 from support.tiny_models import llama_config, save_tiny_model
 
 from medusa_trt.cli.main import main
-from medusa_trt.cli.verify import VERBS
+from medusa_trt.cli.verbs.verify import VERBS
 from medusa_trt.runtime.bundle import Bundle
 
 

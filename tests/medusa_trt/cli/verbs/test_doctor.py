@@ -2,7 +2,7 @@
 
 import pytest
 
-from medusa_trt.cli.doctor import DoctorArguments, diagnose
+from medusa_trt.cli.verbs.doctor import DoctorArguments, diagnose
 from medusa_trt.runtime.engines.device.memory import read_compute_capability
 
 

@@ -5,7 +5,7 @@ from typing import get_args, get_type_hints
 import pytest
 from support.command_line import refusal
 
-from medusa_trt.cli.deploy import DeployArguments
+from medusa_trt.cli.verbs.deploy import DeployArguments
 from medusa_trt.export.deploy.deployment import KINDS
 
 
