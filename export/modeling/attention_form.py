@@ -6,7 +6,11 @@ from typing import ClassVar, Literal
 import torch
 from torch import nn
 
-from medusa_trt.export.modeling.attention_inputs import AttentionInputs, AttentionMask
+from medusa_trt.export.modeling.attention_inputs import (
+    AttentionCall,
+    AttentionInputs,
+    AttentionMask,
+)
 
 
 class AttentionForm(ABC):
@@ -67,41 +71,24 @@ class AttentionForm(ABC):
         softcap: float | None = None,
         **_: object,
     ) -> tuple[torch.Tensor, None]:
-        """Implements transformers' attention interface.
+        """Implements transformers' attention interface; see `AttentionCall`.
 
-        Args:
-            module: the layer's attention, with its `layer_idx`.
-            query: (B, heads, T, head_dim), without rotation.
-            key: (B, kv_heads, T, head_dim), without rotation.
-            value: (B, kv_heads, T, head_dim).
-            attention_mask: not read, because `mask` stands for it.
-            scaling: factor of the scores.
-            sliding_window: positions that the layer reaches back, itself included; None for all.
-            softcap: bound of the scores; None for no bound.
+        `attention_mask` is not read, because `mask` stands for it.
 
         Returns:
             (B, T, heads, head_dim), and no weights.
         """
         layer = module.layer_idx
         assert isinstance(layer, int)
-        attended = self._attend(layer, query, key, value, sliding_window, float(scaling), softcap)
-        return attended, None
+        call = AttentionCall(layer, query, key, value, float(scaling), sliding_window, softcap)
+        return self._attend(call), None
 
     @abstractmethod
     def _make_mask(self) -> AttentionMask:
         """Makes the mask of the step."""
 
     @abstractmethod
-    def _attend(
-        self,
-        layer: int,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        window: int | None,
-        scaling: float,
-        softcap: float | None,
-    ) -> torch.Tensor:
+    def _attend(self, call: AttentionCall) -> torch.Tensor:
         """Rotates, updates the cache and attends; adds to `presents`; see `__call__`."""
 
     def _cache_of(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:

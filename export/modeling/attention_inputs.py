@@ -38,6 +38,29 @@ class AttentionInputs:
         return self.past_length[:, None] + self.position_offsets
 
 
+@dataclass(frozen=True, slots=True)
+class AttentionCall:
+    """Arguments of one layer's attention over T nodes.
+
+    Attributes:
+        layer: the layer's index.
+        query: (B, heads, T, head_dim), without rotation in a traced step.
+        key: (B, kv_heads, T, head_dim), likewise.
+        value: (B, kv_heads, T, head_dim).
+        scaling: factor of the scores.
+        window: positions that the layer reaches back, itself included; None for all.
+        softcap: bound of the scores; None for no bound.
+    """
+
+    layer: int
+    query: torch.Tensor
+    key: torch.Tensor
+    value: torch.Tensor
+    scaling: float
+    window: int | None
+    softcap: float | None
+
+
 class AttentionMask:
     """Masks of one step; layers with equal windows share a mask.
 

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, eager_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from medusa_trt.export.modeling.attention_inputs import AttentionCall
 from medusa_trt.export.modeling.dense_experts import replaced_experts
 from medusa_trt.export.modeling.rotary import (
     IdentityRotary,
@@ -39,27 +40,15 @@ _REFUSED_OPTIONS = {"s_aux": "attention sinks", "position_bias": "an attention p
 
 
 @dataclass(frozen=True, slots=True)
-class AttentionCall:
-    """Arguments of one attention call.
+class ProbedCall(AttentionCall):
+    """An attention call with what a traced step does not need.
 
     Attributes:
-        layer: the layer's index.
-        query: (1, heads, T, head_dim).
-        key: (1, kv_heads, T, head_dim).
-        value: (1, kv_heads, T, head_dim).
         mask: (1, 1, T, T) additive, or None.
-        window: positions that the layer reaches back, itself included; None for all.
-        softcap: bound of the scores; None for no bound.
         refused: unsupported features that the call needs, in words for users.
     """
 
-    layer: int
-    query: torch.Tensor
-    key: torch.Tensor
-    value: torch.Tensor
     mask: torch.Tensor | None
-    window: int | None
-    softcap: float | None
     refused: tuple[str, ...]
 
 
@@ -80,7 +69,7 @@ def replaced_attention(
 
 def watch_attention(
     model: PreTrainedModel, rotary: nn.Module, mask: torch.Tensor | None
-) -> list[AttentionCall]:
+) -> list[ProbedCall]:
     """Runs a model on a few tokens and records its attention calls.
 
     The replaced attention returns the values alone. So the queries and keys of a layer do not
@@ -91,7 +80,7 @@ def watch_attention(
         rotary: the module that replaces the model's rotary module.
         mask: (1, 1, T, T) mask for the model; for None the model makes its mask.
     """
-    calls: list[AttentionCall] = []
+    calls: list[ProbedCall] = []
 
     def attention(
         module: nn.Module,
@@ -100,6 +89,7 @@ def watch_attention(
         value: torch.Tensor,
         attention_mask: torch.Tensor | None,
         *,
+        scaling: float,
         sliding_window: int | None = None,
         softcap: float | None = None,
         **options: object,
@@ -109,11 +99,8 @@ def watch_attention(
         refused = tuple(
             name for option, name in _REFUSED_OPTIONS.items() if options.get(option) is not None
         )
-        calls.append(
-            AttentionCall(
-                layer, query, key, value, attention_mask, sliding_window, softcap, refused
-            )
-        )
+        arguments = layer, query, key, value, scaling, sliding_window, softcap
+        calls.append(ProbedCall(*arguments, attention_mask, refused))
         output = value.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
         return output.transpose(1, 2).contiguous(), None
 
@@ -128,7 +115,7 @@ def watch_attention(
     return calls
 
 
-def watch_attention_shapes(model: PreTrainedModel, max_length: int) -> list[AttentionCall]:
+def watch_attention_shapes(model: PreTrainedModel, max_length: int) -> list[ProbedCall]:
     """Records the attention calls of a model without data; their tensors have shapes only."""
     rotary = model.base_model.rotary_emb
     assert isinstance(rotary, nn.Module)
@@ -165,7 +152,7 @@ def _short_window(model: PreTrainedModel) -> Iterator[None]:
             model.config.sliding_window = window
 
 
-def _problem_of_calls(model: PreTrainedModel, calls: list[AttentionCall]) -> str | None:
+def _problem_of_calls(model: PreTrainedModel, calls: list[ProbedCall]) -> str | None:
     if [call.layer for call in calls] != list(range(model.config.num_hidden_layers)):
         return "attention other than once in each layer"
     position = torch.arange(_NUM_TOKENS)
@@ -183,7 +170,7 @@ def _problem_of_calls(model: PreTrainedModel, calls: list[AttentionCall]) -> str
 
 
 def _problem_of_rotation(
-    model: PreTrainedModel, rotary: nn.Module, calls: list[AttentionCall]
+    model: PreTrainedModel, rotary: nn.Module, calls: list[ProbedCall]
 ) -> str | None:
     kinds = rotation_types_from_config(model.config)
     if not any(kind is not None for kind in kinds):

@@ -6,7 +6,6 @@ import torch
 from torch import nn
 
 from medusa_trt.export.modeling.attention_inputs import AttentionInputs
-from medusa_trt.export.modeling.grouped_attention import grouped_attention
 from medusa_trt.export.modeling.rotary import RotaryTable, rotate
 from medusa_trt.export.modeling.standard_attention import StandardAttention
 
@@ -68,6 +67,7 @@ class DecomposedAttention(DeviceAttention):
     `ScatterND` copies the cache, so its result may not be bound to the memory it came from.
     """
 
+    has_attention_operator = False
     updates_in_place = False
     node_opset = 18
     min_opset = 18
@@ -96,21 +96,4 @@ class DecomposedAttention(DeviceAttention):
         return rotate(states, cos, sin)
 
     def _update(self, past: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-        return torch.onnx.ops.symbolic(
-            "ScatterND",
-            [past, self._places, rows],
-            {},
-            dtype=past.dtype,
-            shape=past.shape,
-            version=self.node_opset,
-        )
-
-    def _attend_rows(
-        self,
-        query: torch.Tensor,
-        keys: torch.Tensor,
-        values: torch.Tensor,
-        bias: torch.Tensor,
-        scaling: float,
-    ) -> torch.Tensor:
-        return grouped_attention(query, keys, values, bias, scaling)
+        return self._emit("ScatterND", [past, self._places, rows], {}, like=past)

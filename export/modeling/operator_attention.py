@@ -5,7 +5,7 @@ from typing import ClassVar, cast
 import torch
 
 from medusa_trt.export.modeling.attention_form import AttentionForm
-from medusa_trt.export.modeling.attention_inputs import AttentionMask
+from medusa_trt.export.modeling.attention_inputs import AttentionCall, AttentionMask
 from medusa_trt.runtime.engines.operators import DOMAIN
 
 
@@ -37,35 +37,26 @@ class CachedAttention(AttentionForm):
         self._lengths = [total_length - 1, total_length.reshape(())]
         return mask
 
-    def _attend(
-        self,
-        layer: int,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        window: int | None,
-        scaling: float,
-        softcap: float | None,
-    ) -> torch.Tensor:
-        batch, num_heads, num_nodes, head_dim = query.shape
-        past = self._cache_of(layer)
+    def _attend(self, call: AttentionCall) -> torch.Tensor:
+        batch, num_heads, num_nodes, head_dim = call.query.shape
+        past = self._cache_of(call.layer)
         outputs = torch.onnx.ops.symbolic_multi_out(
             self.op_type,
             [
                 *(
                     states.transpose(1, 2).reshape(batch, num_nodes, -1)
-                    for states in (query, key, value)
+                    for states in (call.query, call.key, call.value)
                 ),
                 *past,
-                *self._other_inputs(layer, window),
+                *self._other_inputs(call.layer, call.window),
             ],
             {
                 "num_heads": num_heads,
-                "kv_num_heads": key.shape[1],
-                "scale": scaling,
-                **self._other_attributes(softcap),
+                "kv_num_heads": call.key.shape[1],
+                "scale": call.scaling,
+                **self._other_attributes(call.softcap),
             },
-            dtypes=[query.dtype, past[0].dtype, past[1].dtype],
+            dtypes=[call.query.dtype, past[0].dtype, past[1].dtype],
             shapes=[(batch, num_nodes, num_heads * head_dim), past[0].shape, past[1].shape],
             version=1,
         )

@@ -1,12 +1,13 @@
 """Attention by the standard operators of opset 24."""
 
 from abc import abstractmethod
-from typing import ClassVar
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import torch
 
 from medusa_trt.export.modeling.attention_form import AttentionForm
-from medusa_trt.export.modeling.attention_inputs import AttentionMask
+from medusa_trt.export.modeling.attention_inputs import AttentionCall, AttentionMask
 from medusa_trt.export.modeling.grouped_attention import grouped_attention
 from medusa_trt.export.modeling.rotary import RotaryTable
 from medusa_trt.tree_configs.tree import MASKED
@@ -21,31 +22,26 @@ class StandardAttention(AttentionForm):
 
     node_opset = 23  # The exporter fuses norms at this opset only.
     min_opset = 24
+    has_attention_operator: ClassVar[bool] = True
+    """Whether the opset has an operator for attention."""
+
     masked: ClassVar[float] = MASKED
     """The additive mask's value where a node does not see a row."""
 
-    def _attend(
-        self,
-        layer: int,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        window: int | None,
-        scaling: float,
-        softcap: float | None,
-    ) -> torch.Tensor:
-        table = self._inputs.tables[layer]
-        keys, values = self._updated_rows(layer, self._rotate(key, table), value)
-        bias = self.mask.within(window)
-        rotated = self._rotate(query, table)
-        if softcap is None:
-            attended = self._attend_rows(rotated, keys, values, bias, scaling)
+    def _attend(self, call: AttentionCall) -> torch.Tensor:
+        table = self._inputs.tables[call.layer]
+        keys, values = self._update_rows(call.layer, self._rotate(call.key, table), call.value)
+        bias = self.mask.within(call.window)
+        query = self._rotate(call.query, table)
+        # The operator's own softcap would cap the mask together with the scores.
+        if self.has_attention_operator and call.softcap is None:
+            inputs = [query, keys, values, bias]
+            attended = self._emit("Attention", inputs, {"scale": call.scaling}, like=query)
         else:
-            # The operator's own attribute would cap the mask together with the scores.
-            attended = grouped_attention(rotated, keys, values, bias, scaling, softcap)
+            attended = grouped_attention(query, keys, values, bias, call.scaling, call.softcap)
         return attended.transpose(1, 2)
 
-    def _updated_rows(
+    def _update_rows(
         self, layer: int, key: torch.Tensor, value: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Updates a layer's cache; returns the keys and values that are read."""
@@ -57,39 +53,33 @@ class StandardAttention(AttentionForm):
 
     def _rotate(self, states: torch.Tensor, table: RotaryTable) -> torch.Tensor:
         num_rotated = 2 * table[0].shape[1]
-        return torch.onnx.ops.symbolic(
+        attributes = {"rotary_embedding_dim": num_rotated}
+        return self._emit(
             "RotaryEmbedding",
             [states, *table, self._position_ids],
-            {"rotary_embedding_dim": num_rotated} if num_rotated < states.shape[-1] else {},
-            dtype=states.dtype,
-            shape=states.shape,
-            version=self.node_opset,
+            attributes if num_rotated < states.shape[-1] else {},
+            like=states,
         )
 
     def _update(self, past: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-        return torch.onnx.ops.symbolic(
-            "TensorScatter",
-            [past, rows, self._inputs.past_length],
-            {"axis": -2, "mode": "linear"},
-            dtype=past.dtype,
-            shape=past.shape,
-            version=self.node_opset,
-        )
+        inputs = [past, rows, self._inputs.past_length]
+        return self._emit("TensorScatter", inputs, {"axis": -2, "mode": "linear"}, like=past)
 
-    def _attend_rows(
+    def _emit(
         self,
-        query: torch.Tensor,
-        keys: torch.Tensor,
-        values: torch.Tensor,
-        bias: torch.Tensor,
-        scaling: float,
+        op_type: str,
+        inputs: Sequence[torch.Tensor],
+        attributes: dict[str, Any],
+        *,
+        like: torch.Tensor,
     ) -> torch.Tensor:
+        """Emits a node whose output has the type and shape of `like`."""
         return torch.onnx.ops.symbolic(
-            "Attention",
-            [query, keys, values, bias],
-            {"scale": scaling},
-            dtype=query.dtype,
-            shape=query.shape,
+            op_type,
+            inputs,
+            attributes,
+            dtype=like.dtype,
+            shape=like.shape,
             version=self.node_opset,
         )
 
@@ -173,12 +163,3 @@ class ScatterAttention(StandardAttention):
 
     def _hide_rest(self, nodes: torch.Tensor, is_node: torch.Tensor) -> torch.Tensor:
         return torch.where(is_node, nodes, self.masked)
-
-    def _updated_rows(
-        self, layer: int, key: torch.Tensor, value: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        read = []
-        for past, rows in zip(self._cache_of(layer), (key, value), strict=True):
-            self.presents.append(self._update(past, rows))
-            read.append(self._read_rows(self.presents[-1]))
-        return read[0], read[1]
