@@ -6,7 +6,7 @@
 
 namespace medusa {
 
-// A commit as the runtime describes it, in one piece of memory: the cache is
+// A commit as the runtime describes it, in one block of memory: the cache is
 // (tensors, slots, heads, capacity, row_bytes) from `rows` on.
 struct Commit {
   char* rows;
@@ -14,9 +14,9 @@ struct Commit {
   int64_t slot, past_length, count;
   int64_t nodes[64];  // the first `count`; increasing, each at least its position
 
-  // Row `past_length + nodes[i]` of every head becomes row `past_length + i`. After a step the rows
-  // lie in no cache, and waiting for them is all the time this takes: those of later heads are
-  // fetched beforehand.
+  // Row `past_length + nodes[i]` of every head becomes row `past_length + i`. After a step no
+  // processor cache holds the rows, and nearly all the time is spent waiting for memory. Therefore
+  // the rows of later heads are prefetched.
   void run() const {
     const int64_t head_bytes = capacity * row_bytes;
     for (int64_t unit = -kAhead; unit < tensors * heads; ++unit) {

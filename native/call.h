@@ -1,4 +1,4 @@
-// What an operator's kernel does with ONNX Runtime.
+// Access of an operator's kernel to ONNX Runtime: inputs, outputs, memory and threads.
 #pragma once
 
 #include <atomic>
@@ -19,7 +19,7 @@ using ort::Status;
 
 constexpr int kInvalidArgument = 2;
 
-// A failure on its way to the operator's caller.
+// An error that the caller of the operator will get.
 struct Failure {
   Status* status;
 };
@@ -43,13 +43,13 @@ struct Tensor {
   }
 };
 
-// A place where a test's build makes threads late or short of memory.
+// A point where a build for tests delays threads or makes them run out of memory.
 #ifndef MEDUSA_TEST_POINT
 #define MEDUSA_TEST_POINT(name)
 #endif
 
-// What scratch memory is for. The thread that calls an operator shares its buffers for the call
-// with the threads that help, and takes tasks itself: a task uses `kTask` only.
+// Purpose of scratch memory. The thread that calls an operator shares its call buffers with the
+// threads that help, and runs tasks itself. Therefore a task uses `kTask` only.
 namespace Scratch {
 enum Use { kTask, kInner, kValues, kScales, kOffsets, kNumUses };
 }
@@ -86,7 +86,7 @@ class Call {
  public:
   Call(const Api* api, ort::KernelContext* context) : api_(api), context_(context) {}
 
-  // An input; absent ones have no data.
+  // Returns an input; an absent input has no data.
   Tensor input(size_t index) const {
     size_t count = 0;
     check(api_->input_count(context_, &count));
@@ -106,8 +106,8 @@ class Call {
     return tensor;
   }
 
-  // Calls task(0) ... task(total - 1) on the session's threads. Where one runs out of memory, the
-  // call fails when all have run: exceptions do not get through ONNX Runtime's threads.
+  // Calls task(0) ... task(total - 1) on the session's threads. If a task runs out of memory, the
+  // call fails after all tasks, because exceptions cannot pass through ONNX Runtime's threads.
   template <typename Task>
   void parallel(int64_t total, const Task& task) const {
     if (total == 0) return;

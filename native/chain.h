@@ -1,4 +1,4 @@
-// Linear layers, and what runs them one after the other.
+// Linear layers, and the chain that runs them one after the other.
 #pragma once
 
 #include "call.h"
@@ -69,14 +69,14 @@ struct Layer {
     norm_size = norm ? norm_shape[0] : 0;
   }
 
-  // Whether rows of so many values are its inputs.
+  // Whether the layer takes rows of this many values.
   bool reads(int64_t size) const {
     return size > 0 && size <= weights.inputs && size > weights.inputs - 64 &&
            (norm_size == 0 || norm_size == size);
   }
 
  private:
-  // A fast copy of a constant input; null for one that is absent or computed.
+  // Returns a fast copy of a constant input; null for an input that is absent or computed.
   static HugeMemory::Bytes constant(const Api* api, const ort::KernelInfo* info, size_t index,
                                     size_t item, std::vector<int64_t>* shape) {
     int is_constant = 0;
@@ -91,8 +91,8 @@ struct Layer {
 
 // Layers that run one after the other on the same threads.
 //
-// Waking ONNX Runtime's threads takes about 4 µs, as long as a small layer itself; here they meet
-// between layers without being sent to sleep.
+// Waking ONNX Runtime's threads takes about 4 µs, as long as a small layer. Here the threads wait
+// for each other between layers without going to sleep.
 class Chain {
  public:
   static constexpr size_t kMostLayers = 8;
@@ -148,7 +148,7 @@ class Chain {
                                                : run[static_cast<size_t>(layer.residual)].out;
       run[i].plan(layer, num_rows, added);
     }
-    // More calls than threads: whoever comes when all is done leaves at once.
+    // There are more calls than threads: a call that comes after the work is done returns at once.
     constexpr int64_t kMostThreads = 64;
     std::atomic<int> threads{0};
     call.parallel(kMostThreads, [&](int64_t) {
@@ -191,7 +191,7 @@ class Chain {
       finish = {layer.activation, layer.gated, layer.outputs,
                 reinterpret_cast<const float*>(layer.bias.get()), added, out};
       kernels()->tile_shape(w.bits, num_rows, &tile_rows, &tile_groups);
-      // What is written together: gate and up, or a tile.
+      // Number of groups that are written together: gate and up, or a tile.
       span = layer.gated && tile_groups % 2 ? 2 : tile_groups;
       constexpr int64_t kTasks = 64;  // enough for an even split between threads
       const int64_t spans = (w.groups + span - 1) / span;
@@ -201,7 +201,7 @@ class Chain {
       quantization.begin(quantizes_together ? num_rows : 0);
     }
 
-    // A thread's part; `row` is its own memory for one row.
+    // Does the work of one thread; `row` is the thread's memory for one row.
     void work(const Layer& layer, int64_t num_rows, const Quantized& shared, float* row, int half) {
       if (quantizes_together) {
         quantization.take(half, [&](int64_t index) {
@@ -228,7 +228,7 @@ class Chain {
       });
     }
 
-    // Asks for the weights that a thread will take first, as much as kernels ask for ahead.
+    // Prefetches the first weights of a thread, as many bytes as kernels prefetch.
     void fetch(const Weights& w, int half) const {
       const int64_t group = products.first(half) * spans_a_task * span;
       if (group >= w.groups) return;
@@ -252,7 +252,7 @@ class Chain {
         const int groups = static_cast<int>(w.groups - group < span ? w.groups - group : span);
         for (int64_t row = 0; row < num_rows; row += tile_rows) {
           const int rows = static_cast<int>(num_rows - row < tile_rows ? num_rows - row : tile_rows);
-          // One tile, or several of what fits.
+          // Computes one tile, or several smaller ones.
           for (int first = 0; first < groups; first += tile_groups) {
             const int count = groups - first < tile_groups ? groups - first : tile_groups;
             kernels()->tile(w, x, row, rows, group + first, count, sums + first * rows * kLanes);

@@ -64,7 +64,7 @@ struct Description : ort::Op {
 }  // namespace
 }  // namespace medusa
 
-// What ONNX Runtime calls when a session registers this library.
+// The function that ONNX Runtime calls when a session registers this library.
 extern "C" __attribute__((visibility("default"))) medusa::ort::Status* RegisterCustomOps(
     medusa::ort::SessionOptions* options, const medusa::ort::ApiBase* base) {
   using namespace medusa;
@@ -76,7 +76,7 @@ extern "C" __attribute__((visibility("default"))) medusa::ort::Status* RegisterC
   static const Description<Reduce> reduce;
   const ort::Api* api = base->get_api(ort::kApiVersion);
   if (!api) return nullptr;
-  // Sessions may outlive everything of ours, so the domain is never freed.
+  // Sessions may live longer than this library's objects, so the domain is never freed.
   static ort::OpDomain* domain = nullptr;
   if (!domain) {
     ort::Status* status = api->create_domain("medusa_trt", &domain);

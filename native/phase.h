@@ -1,4 +1,4 @@
-// How threads share the layers of one call.
+// The way in which threads share the layers of one call.
 #pragma once
 
 #include <atomic>
@@ -8,22 +8,23 @@
 namespace medusa {
 namespace {
 
-// Work that threads take piece by piece: one half of them from its first half and the others from
-// the second, so that each reads what lies together, then what is left of the other half.
+// Work that threads take piece by piece. Half of the threads begin with the first half of the
+// pieces and the others with the second half, so that each thread reads neighbouring memory. Then
+// they take the pieces that are left of the other half.
 //
-// Threads run the same phases in the same order; any of them may come late, or never. Four things
-// keep that from mattering:
-// - A thread waits for pieces that were taken, so for threads that run, never for one that is yet
-//   to come. It takes nothing before it has all it needs, memory too, and so finishes what it took.
-// - Who has waited for a phase sees all that its pieces wrote (`done_` is released and acquired),
-//   and no piece of it reads or writes any more.
-// - So memory that pieces of a phase write is free for the next phase's pieces, and only for them:
-//   a late thread, between two pieces, may be any number of phases behind. What it does there goes
-//   to memory of its own, of which no other thread knows.
-// - What threads find on their way, input and counters, lives until the last of them has left.
+// Threads run the same phases in the same order, and a thread may come late or never. Four rules
+// make this safe:
+// - A thread waits only for pieces that were taken, so only for threads that are running. A thread
+//   takes a piece after it has everything that it needs, memory included, so it always finishes it.
+// - A thread that has waited for a phase sees everything that its pieces wrote (`done_` is released
+//   and acquired), and no piece of that phase reads or writes any more.
+// - So the next phase's pieces, and nothing else, may reuse memory that a phase's pieces wrote. A
+//   late thread between two pieces may be any number of phases behind, and writes only to memory
+//   that no other thread knows.
+// - Everything that threads read, inputs and counters, lives until the last thread has left.
 class Phase {
  public:
-  // Before any thread comes.
+  // Called before any thread starts.
   void begin(int64_t total) {
     end_[0] = (total + 1) / 2;
     end_[1] = total;
@@ -31,7 +32,7 @@ class Phase {
     next_[1].count.store(end_[0], std::memory_order_relaxed);
   }
 
-  // Where a thread begins.
+  // The piece at which a thread begins.
   int64_t first(int half) const { return half ? end_[0] : 0; }
 
   bool is_taken() const { return is_taken(0) && is_taken(1); }

@@ -11,7 +11,7 @@
 namespace medusa {
 namespace {
 
-// What sampling and typical acceptance need of rows of logits, each computed by itself.
+// Values that sampling and typical acceptance need, computed from each row of logits by itself.
 //
 // Inputs: logits (R, V) float; candidates, parent_rows (R,) int64; uniforms (R,) double;
 // temperature (1,) float; top_k (1,) int64, 0 for all; top_p, min_p (1,) float.
@@ -80,7 +80,7 @@ class Reduce {
     float top_p, min_p;
   };
 
-  // The token drawn from one row; `log_total` is the logarithm of the sum of exp(x / temperature).
+  // Draws a token from one row; `log_total` is the logarithm of the sum of exp(x / temperature).
   static int64_t reduce(const float* x, int64_t size, const Filter& filter, double uniform,
                         double* log_total, double* entropy) {
     const Kernels* k = kernels();
@@ -100,7 +100,7 @@ class Reduce {
     return drawn(weights, sums, size, parts, uniform);
   }
 
-  // The least logit over temperature that the filters keep, one after the other.
+  // Finds the smallest logit over temperature that passes all filters, one after the other.
   static double threshold(const float* x, const float* weights, int64_t size, const Filter& f,
                           float highest, float* copy) {
     double least = -std::numeric_limits<double>::infinity();
@@ -113,7 +113,7 @@ class Reduce {
       double mass = 0;
       for (int64_t i = 0; i < size; ++i)
         if (x[i] / f.temperature >= least) mass += weights[i];
-      // All tokens with less than this weight together have less than half of what may be left out.
+      // All tokens below this weight together have less than half of the share that may be dropped.
       const double floor = 0.5 * (1 - static_cast<double>(f.top_p)) * mass / static_cast<double>(size);
       float* end = copy;
       for (int64_t i = 0; i < size; ++i) {
@@ -132,7 +132,7 @@ class Reduce {
     return least;
   }
 
-  // The least float that is no less.
+  // Returns the smallest float that is at least this large.
   static float rounded_up(double value) {
     const float nearest = static_cast<float>(value);
     return nearest < value ? std::nextafter(nearest, std::numeric_limits<float>::infinity())
@@ -148,7 +148,7 @@ class Reduce {
     double reached = 0;
     int64_t part = 0;
     while (part + 1 < parts && reached + sums[part] <= target) reached += sums[part++];
-    // Sums over parts are rounded, so the last token of one may be short of its end.
+    // Sums over parts are rounded, so the tokens of a part may add up to less than its sum.
     int64_t last = -1;
     for (int64_t i = part * kPart; i < size; ++i) {
       if (weights[i] <= 0) continue;

@@ -11,9 +11,9 @@ namespace {
 //
 // Inputs: query (B, T, heads * D), or with key and value absent all three in one; key and value
 // (B, T, kv_heads * D); past_key and past_value (B, kv_heads, capacity, D); past_length (B,) int64;
-// position_offsets (T,) int64; tree_mask (T, T), 0 or what hides a node; cos and sin
+// position_offsets (T,) int64; tree_mask (T, T), 0 or a value that hides a node; cos and sin
 // (positions, rotary_dim / 2). The cache is bfloat16.
-// Outputs: attended (B, T, heads * D) and the updated cache, which may be the past's memory.
+// Outputs: attended (B, T, heads * D) and the updated cache, which may share memory with the past.
 class TreeAttention {
  public:
   static constexpr const char* kName = "TreeAttention";
@@ -105,7 +105,7 @@ class TreeAttention {
       for (int64_t j = 0; j < nodes; ++j)
         chain = chain && (j <= t) == (mask.as<float>()[t * nodes + j] > kHidden);
 
-    // Query rows are spread evenly over as few tasks as can take them.
+    // Spreads the query rows evenly over the smallest number of tasks that can hold them.
     const Kernels& best = *kernels();
     const int64_t tasks = (nodes * group + best.query_rows - 1) / best.query_rows;
     const int64_t share = (nodes * group + tasks - 1) / tasks;

@@ -1,4 +1,4 @@
-// What the files for AMX share.
+// Declarations that the files for AMX share.
 #pragma once
 
 #include "kernels.h"
@@ -19,7 +19,7 @@ struct alignas(64) TileConfig {
     row_bytes[tile] = 64;
   }
 
-  // GCC 12 takes the instruction to read 8 bytes, and might drop the stores to the others.
+  // GCC 12 assumes that the instruction reads 8 bytes, and might drop the stores to the others.
   void keep() const { asm volatile("" : : "m"(*this)); }
 };
 

@@ -1,5 +1,6 @@
 // Attention with a query row in each of 8 lanes; see `Attention`. Included by each instruction
-// set's file, inside a namespace of its own: the compiler splits these vectors into what it has.
+// set's file, inside a namespace of its own: the compiler splits these vectors into the registers
+// that it has.
 
 typedef float Lanes __attribute__((vector_size(4 * kQueryLanes), aligned(4 * kQueryLanes), may_alias));
 
@@ -56,7 +57,7 @@ void attend(const Attention& a, int64_t first, int64_t count, float* scratch) {
   }
   int64_t k = 0;
   for (; k + kKeys <= rows; k += kKeys) {
-    // The first to come here waits for memory, so both matrices are asked for early.
+    // The first access waits for memory, so both matrices are prefetched.
     if (first == 0)
       for (int64_t byte = 0; byte < kKeys * size * 2; byte += 64) {
         __builtin_prefetch(reinterpret_cast<const char*>(a.keys + k * size) + byte + kPrefetch);

@@ -1,12 +1,12 @@
 // Attention by AMX in bfloat16, up to 16 query rows at once.
 //
 // Each query row attends to the sequence of its path: the past and then the new nodes that it
-// sees, so that position i of that sequence is the same key in a tree and in plain decoding. What
-// depends on the order of keys, the sum of weights and the sum of weighted values, is a function
+// sees, so that position i of that sequence is the same key in a tree and in plain decoding. The
+// sum of weights and the sum of weighted values, which depend on the order of keys, are functions
 // of that sequence alone. Weighted values are added 32 positions at a time, as one instruction of
 // the tiles does: even positions in one sum, odd ones in another, then both added to the result
 // (Intel SDM, TDPBF16PS, which rounds after each step and flushes denormals). Blocks that reach
-// behind the past, where rows see different nodes, repeat these additions in vectors.
+// beyond the past, where rows see different nodes, repeat these additions with vectors.
 #if defined(__x86_64__) && defined(__linux__)
 #pragma GCC target( \
     "amx-tile,amx-bf16,avx512bf16,avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")
@@ -26,12 +26,12 @@ constexpr int64_t kTileFloats = 256;
 
 int64_t rounded_up(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
 
-// Vectors of what `attend` needs besides its arguments, in scratch memory.
+// Arrays in scratch memory that `attend` needs besides its arguments.
 struct Work {
   int64_t stride;         // of scores, in floats
   float* scores;          // (16, stride), then weights
   uint16_t* weights;      // (16, stride) bfloat16
-  uint16_t* queries;      // 2 * head_dim / 32 tiles: rounded queries, and what rounding left
+  uint16_t* queries;      // 2 * head_dim / 32 tiles: rounded queries, and rounding errors
   uint16_t* padded_keys;  // (16, head_dim): the last keys
   uint16_t* pairs;        // 4 tiles of values
   float* products;        // 2 tiles
@@ -67,8 +67,8 @@ inline __m512i rounded_halves(__m512 x) {
                           _mm512_set1_epi32(static_cast<int>(0xffff0000)));
 }
 
-// Queries as the right side of a product with keys: pairs of dimensions by 16 rows, once rounded
-// and once what rounding left, which together hold 16 bits of precision.
+// Queries as the right side of a product with keys: pairs of dimensions by 16 rows. The rounded
+// queries and their rounding errors together hold 16 bits of precision.
 void load_queries(const Attention& a, int64_t first, int64_t count, const Work& work) {
   const int64_t size = a.head_dim, half = a.rotary_dim / 2;
   int32_t* rounded = reinterpret_cast<int32_t*>(work.queries);
@@ -154,7 +154,7 @@ void score(const Attention& a, int64_t first, int64_t count, const Work& work) {
   }
   for (int64_t k = 0; k < rows; k += kTileKeys) {
     const uint16_t* keys = a.keys + k * size;
-    // The first to come here waits for memory, so both matrices are asked for early.
+    // The first access waits for memory, so both matrices are prefetched.
     if (first == 0)
       for (int64_t byte = 0; byte < kTileKeys * size * 2; byte += 64) {
         __builtin_prefetch(reinterpret_cast<const char*>(keys) + byte + kPrefetch);
@@ -347,14 +347,14 @@ int64_t attend_floats(int64_t rows, int64_t head_dim) {
 
 void attend(const Attention& a, int64_t first, int64_t count, float* scratch) {
   const int64_t size = a.head_dim;
-  if (size % 32 != 0) {  // tiles would be cut
+  if (size % 32 != 0) {  // tiles would be incomplete
     for (int64_t done = 0; done < count; done += kQueryLanes)
       avx512_kernels()->attend(a, first + done,
                                count - done < kQueryLanes ? count - done : kQueryLanes, scratch);
     return;
   }
   const Work work(scratch, a.rows(), size);
-  // The tiles flush denormals; so must what repeats their arithmetic.
+  // The tiles flush denormals, so the vectors that repeat their arithmetic must do it too.
   const unsigned control = _mm_getcsr();
   _mm_setcsr(control | 0x8040);
   load_queries(a, first, count, work);
@@ -363,7 +363,7 @@ void attend(const Attention& a, int64_t first, int64_t count, float* scratch) {
   for (int64_t row = 0; row < count; ++row)
     totals[row] = weigh(a, first + row, work.scores + row * work.stride, work.stride,
                         work.weights + row * work.stride);
-  // Where every node sees all before it, weights of 0 hide the others: no row needs a path.
+  // In a chain every node sees all nodes before it. Weights of 0 hide the others, without a path.
   const int64_t blocks = (a.chain ? a.rows() + kBlock - 1 : a.past) / kBlock;
   add_blocks(a, count, blocks, work);
   _tile_release();

@@ -16,7 +16,7 @@ namespace medusa {
 constexpr int kLanes = 16;       // outputs of a group
 constexpr int kLeastBlock = 32;  // inputs that share a scale, at least
 constexpr int kQueryLanes = 8;   // query rows that attention handles together, in vectors
-// How far ahead of their use weights are fetched, in bytes; 2,048 and 8,192 are slower.
+// Distance at which weights are prefetched, in bytes; 2,048 and 8,192 are slower.
 constexpr int kPrefetch = 4096;
 constexpr int kPart = 256;  // values of a row whose weights are summed together
 constexpr int kMaxTileRows = 16;
@@ -35,18 +35,18 @@ struct Weights {
   int64_t group_bytes() const { return inputs * kLanes * bits / 8; }
 };
 
-// Activations: `values` (rows, inputs); `scales` and `offsets` (rows, blocks). An offset is what
-// the weights' offset adds to a block's product, negated.
+// Activations: `values` (rows, inputs); `scales` and `offsets` (rows, blocks). An offset is the
+// negative of the amount that the weights' offset adds to a block's product.
 struct Rows {
   const int8_t* values;
   const float* scales;
   const int32_t* offsets;
 };
 
-// Attention of one sequence's new nodes to its cache, where their keys and values are already, in
-// bfloat16. A node sees the past and, of the new nodes, those on its path, itself last. A sum over
-// keys is made in the order of the path, and what a node does not see adds exactly zero: a row's
-// result depends neither on the other rows nor on where in the tree the nodes of its path lie.
+// Attention of one sequence's new nodes to its cache, which already holds their keys and values in
+// bfloat16. A node sees the past and the new nodes on its path, itself included. Keys are summed in
+// the order of the path, and hidden nodes add exactly zero. So a row's result depends neither on
+// the other rows nor on the places of its path's nodes in the tree.
 struct Attention {
   int64_t group;        // query heads that share a key and value head
   int64_t head_dim;
@@ -73,7 +73,7 @@ constexpr float kHidden = -1e30f;  // mask values below hide a node
 
 enum Activation { kNone = 0, kSilu = 1, kGeluTanh = 2 };
 
-// How products become results: activation(product + bias) [* (up + bias)] + residual.
+// The steps from products to results: activation(product + bias) [* (up + bias)] + residual.
 struct Finish {
   int activation;
   bool gated;             // groups are gates and what they multiply in turn
@@ -90,24 +90,24 @@ struct Kernels {
   // out (rows, groups * 16).
   void (*tile)(const Weights&, const Rows&, int64_t row, int rows, int64_t group, int groups,
                float* out);
-  // The best tile for so many rows in all.
+  // Returns the best tile shape for this number of rows.
   void (*tile_shape)(int bits, int64_t num_rows, int* rows, int* groups);
   // Quantizes one row of `size` values, zero up to `inputs`; `norm` (size,) or null is the weight
   // of an RMS normalization that comes first; `scratch` (inputs,).
   void (*quantize)(const float* x, const float* norm, float epsilon, int64_t size, int64_t inputs,
                    int block, int zero, float* scratch, int8_t* values, float* scales,
                    int32_t* offsets);
-  // What becomes of the products of `rows` rows with a group, or with a group of gates and the next
-  // one, `up`; their rows are `stride` floats apart.
+  // Turns the products of `rows` rows with a group, or with a group of gates and the next group
+  // `up`, into results; their rows are `stride` floats apart.
   void (*finish)(const Finish&, const float* products, const float* up, int64_t stride, int64_t row,
                  int rows, int64_t group);
-  // The index of the largest of `size` values, the first of equal ones; 0 where all are NaN.
+  // Returns the index of the largest of `size` values, the first of equal ones; 0 if all are NaN.
   int64_t (*argmax)(const float* x, int64_t size);
-  // The indices of the `count` largest values, largest first, of equal ones the first, and 0 where
-  // NaN leaves too few; `best` holds `count` floats.
+  // Finds the indices of the `count` largest values, largest first and the first of equal ones; 0
+  // where NaN leaves too few values. `best` holds `count` floats.
   void (*top_k)(const float* x, int64_t size, int64_t count, float* best, int64_t* indices);
-  // exp(x / temperature - highest) of `size` values into `weights`. Returns their sum; `spread` is
-  // that of their products with their logarithms.
+  // Writes exp(x / temperature - highest) of `size` values to `weights` and returns their sum;
+  // `spread` is the sum of the weights times their logarithms.
   double (*weigh)(const float* x, int64_t size, float temperature, float highest, float* weights,
                   double* spread);
   // Sets the weights of values with x / temperature below `least` to zero, and sums the others over
@@ -132,7 +132,7 @@ const Kernels* avx_vnni_kernels();
 const Kernels* avx512_kernels();
 const Kernels* amx_kernels();  // Linux; null where it does not allow them
 
-// The fastest that this processor runs, or the one named by MEDUSA_TRT_KERNELS.
+// The fastest kernels that this processor runs, or the one named by MEDUSA_TRT_KERNELS.
 const Kernels* kernels();
 
 // The functions below are static, so that each instruction set's file has its own.

@@ -1,6 +1,6 @@
 // Tiles by AMX: one instruction multiplies up to 16 rows by 16 outputs over a block of inputs.
-// What remains is to scale and add the products of each block, so that a step over 8 rows waits
-// for memory and not for arithmetic.
+// Only scaling and adding the products of each block remain, so a step over 8 rows waits for
+// memory and not for arithmetic.
 #if defined(__x86_64__) && defined(__linux__)
 #pragma GCC target("amx-tile,amx-int8,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")
 #pragma GCC optimize("O3,no-math-errno,no-trapping-math,no-signed-zeros")
@@ -13,8 +13,8 @@
 namespace medusa {
 namespace amx {
 
-// Tiles read faster than the first cache's few open requests deliver, so weights are asked for
-// into the second one.
+// Tiles read faster than the few open requests of the first cache deliver. Therefore weights are
+// prefetched to the second cache.
 constexpr int kFarPrefetch = 8192;
 
 // Tiles 0, 1: products (rows, 16); 2, 3: activations (rows, 64); 4, 5: weights (16, 64).
@@ -87,7 +87,7 @@ void tile(const Weights& w, const Rows& x, int64_t row, int64_t group, int group
   _tile_release();
 }
 
-// Few rows are as fast without tiles. 4 bits are faster without: unpacked weights would reach the
+// Few rows are as fast without tiles, and 4 bits are faster: unpacked weights would reach the
 // tiles through memory.
 bool uses_tiles(int bits, int64_t rows) { return bits == 8 && rows > 2; }
 

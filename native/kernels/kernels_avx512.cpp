@@ -26,7 +26,7 @@ inline void quantize_vectors(const float* x, int zero, int8_t* values, float* sc
   __m512i codes[4] = {};
   for (int i = 0; i < Vectors; ++i)
     codes[i] = _mm512_cvtps_epi32(_mm512_mul_ps(parts[i], inverse));
-  // Packing works in quarters, so their order is put right at the end.
+  // Packing works on quarters of a register, so the last step restores their order.
   const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
   const __m512i bytes = _mm512_permutexvar_epi32(
       order, _mm512_packs_epi16(_mm512_packs_epi32(codes[0], codes[1]),

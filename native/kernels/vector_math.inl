@@ -1,4 +1,4 @@
-// Arithmetic on rows, written so that compilers vectorize it for whatever they compile for.
+// Arithmetic on rows, written so that compilers vectorize it for every instruction set.
 // Included by each instruction set's file, inside a namespace of its own.
 
 inline float fast_exp(float x) {
@@ -14,7 +14,7 @@ inline float fast_exp(float x) {
   p = p * f + 2.4022650695910071233e-1f;
   p = p * f + 6.9314718055994530942e-1f;
   p = p * f + 1.0f;
-  // Unsigned, since a row may hold what is not a number: `p` carries that on.
+  // The integer is unsigned because a row may hold NaN, which `p` keeps.
   const uint32_t bits = (static_cast<uint32_t>(static_cast<int32_t>(n)) + 127u) << 23;
   float power;
   __builtin_memcpy(&power, &bits, sizeof power);
@@ -176,11 +176,11 @@ int64_t argmax(const float* x, int64_t size) {
   for (; i < size; ++i) most = x[i] > most ? x[i] : most;
   for (i = 0; i < size; ++i)
     if (x[i] == most) return i;
-  return 0;  // nothing but NaN
+  return 0;  // all values are NaN
 }
 
-// The indices of the `count` largest values, largest first, of equal ones the first; where NaN
-// leaves too few, 0. `best` holds `count` floats.
+// Finds the indices of the `count` largest values, largest first and the first of equal ones; 0
+// where NaN leaves too few values. `best` holds `count` floats.
 void top_k(const float* x, int64_t size, int64_t count, float* best, int64_t* indices) {
   for (int64_t place = 0; place < count; ++place) indices[place] = 0;
   int64_t found = 0;
@@ -220,7 +220,7 @@ double weigh(const float* x, int64_t size, float temperature, float highest, flo
     Floats sums = {}, spreads = {};
     for (; i + kFloats <= end; i += kFloats) {
       const Floats zero = {}, lowest = zero - 1e30f, difference = at(x, i) / temperature - highest;
-      // Minus infinity times a weight of zero is no number.
+      // Minus infinity times a weight of zero would be NaN.
       const Floats logarithm = difference < lowest ? lowest : difference;
       const Floats weight = fast_exp(logarithm);
       *reinterpret_cast<Floats*>(weights + i) = weight;
