@@ -1,4 +1,4 @@
-"""What a bundle is made of, and what it asks of a machine."""
+"""Contents of a bundle, and the memory and bandwidth that it needs."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -23,12 +23,12 @@ class Gpu(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 @dataclass(frozen=True, slots=True)
 class GraphFacts:
-    """One graph.
+    """Facts about one graph.
 
     Attributes:
-        operators: how many nodes of each kind.
-        weight_bytes: of all its weights, shared ones included.
-        read_bytes: of the weights that every step reads whole: all but tables that it looks up.
+        operators: number of nodes of each kind.
+        weight_bytes: bytes of all weights, shared ones included.
+        read_bytes: bytes of the weights that every step reads whole, so without lookup tables.
         precisions: bytes of weights by type.
     """
 
@@ -40,13 +40,13 @@ class GraphFacts:
 
 @cache
 def load_gpus() -> dict[str, Gpu]:
-    """The GPUs known by a short name."""
+    """Loads the table of GPUs by their short names."""
     data = (resources.files("medusa_trt.export") / "gpus.json").read_bytes()
     return msgspec.json.decode(data, type=dict[str, Gpu])
 
 
 def gpu_from_name(name: str) -> Gpu:
-    """Looks a GPU up.
+    """Looks up a GPU.
 
     Raises:
         ExportError: it is not in the table.
@@ -57,7 +57,7 @@ def gpu_from_name(name: str) -> Gpu:
 
 
 def read_graph_facts(bundle: Bundle, graph: str) -> GraphFacts:
-    """Reads a graph, and no weight of it."""
+    """Reads the facts of a graph without its weights."""
     model = ir.load(bundle.graph_path(graph))
     operators = Counter(
         f"{node.domain}.{node.op_type}" if node.domain else node.op_type for node in model.graph
@@ -76,12 +76,12 @@ def read_graph_facts(bundle: Bundle, graph: str) -> GraphFacts:
 
 
 def estimate_max_steps_per_s(read_bytes: int, gpu: Gpu) -> float:
-    """An upper bound: one step reads its weights once, and does nothing else."""
+    """Estimates an upper bound, as if a step only read its weights, and only once."""
     return gpu.bandwidth_gb_s * 1e9 / read_bytes
 
 
 def draw_tree(bundle: Bundle) -> list[str]:
-    """The tree drawn as text, a node a line: which candidate of which head it is."""
+    """Draws the tree as lines of text; each node names its head and its candidate."""
     tree = bundle.tree
     children: dict[int, list[int]] = {}
     for node, parent in enumerate(tree.parents.tolist()):

@@ -141,12 +141,12 @@ def parts_from_options(options: ExportOptions, progress: Callable[[str], None]) 
         if notice := fallback_notice(target, precision, options.precision):
             progress(f"warning: {notice}")
     if options.random_weights:
-        base, heads, tree = _random_parts(options, target, precision, progress)
+        base, heads, tree = _make_random_parts(options, target, precision, progress)
     else:
-        base, heads, tree = _loaded_parts(options, target, progress)
+        base, heads, tree = _load_parts(options, target, progress)
     top_k = max(MIN_TOP_K, tree.top_k)
     tree.check(heads.num_heads, top_k)
-    max_length = _checked_max_length(
+    max_length = _choose_max_length(
         options.max_length, base.model, target, is_random=options.random_weights
     )
     if not options.random_weights:
@@ -180,7 +180,7 @@ def parts_from_options(options: ExportOptions, progress: Callable[[str], None]) 
     )
 
 
-def _loaded_parts(
+def _load_parts(
     options: ExportOptions, target: Target, progress: Callable[[str], None]
 ) -> tuple[BaseModel, MedusaHeads, MedusaTree]:
     source = source_from_name(options.model)
@@ -202,7 +202,7 @@ def _loaded_parts(
     return base, heads, tree
 
 
-def _random_parts(
+def _make_random_parts(
     options: ExportOptions, target: Target, precision: Precision, progress: Callable[[str], None]
 ) -> tuple[BaseModel, MedusaHeads, MedusaTree]:
     from medusa_trt.export.models.random_weights import random_base_model, random_heads
@@ -217,7 +217,7 @@ def _random_parts(
     )
 
 
-def _checked_max_length(
+def _choose_max_length(
     wanted: int | None, model: PreTrainedModel, target: Target, *, is_random: bool
 ) -> int:
     limit = getattr(model.config, "max_position_embeddings", None)

@@ -26,16 +26,16 @@ ChooseFormat = Callable[[LazyTensor], WeightFormat | None]
 """Chooses the format of a product's (inputs, outputs) matrix; None leaves it as it is."""
 
 ReportStored = Callable[[LazyTensor, bool], None]
-"""Called for each stored (inputs, outputs) matrix, with whether nothing of it was rounded."""
+"""Called for each stored (inputs, outputs) matrix, with whether it is stored exactly."""
 
 
 def use_one_format(format_: WeightFormat) -> ChooseFormat:
-    """Gives all weights the same format."""
+    """Makes a function that gives all weights the same format."""
     return lambda _: format_
 
 
 def choose_by_outputs(
     layers: WeightFormat, unembedding: WeightFormat | None, vocab_size: int
 ) -> ChooseFormat:
-    """Gives one format to the layers, and one to the matrix with an output for each token."""
+    """Makes a function that gives one format to the layers and one to the unembedding."""
     return lambda weight: unembedding if weight.sizes[1] == vocab_size else layers

@@ -1,4 +1,4 @@
-"""Layers that follow each other, in one operator."""
+"""The pass that joins consecutive layers to one operator."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -38,7 +38,7 @@ class ChainLinearsPass(CheckedPass):
                 raise PreconditionError(f"Linear {node.name!r} is not used")
 
     def call(self, model: ir.Model) -> PassResult:
-        """Joins what can be joined."""
+        """Joins the layers that can be in one chain."""
         chains: list[_Chain] = []
         for node in model.graph:
             if not _is_linear(node):
@@ -65,7 +65,7 @@ def _is_linear(node: ir.Node) -> bool:
 
 @dataclass(slots=True)
 class _Chain:
-    """Nodes to join; the first decides what comes from outside."""
+    """Nodes to join; the first one decides which values come from outside."""
 
     first: ir.Node
     nodes: list[ir.Node] = field(init=False)
@@ -74,7 +74,7 @@ class _Chain:
         self.nodes = [self.first]
 
     def take(self, node: ir.Node) -> bool:
-        """Adds a node, if it reads nothing else from outside than the first does."""
+        """Adds a node if all that it reads from outside is read by the first node too."""
         source, residual = self._number(node.inputs[0], 0), self._number(_residual(node), 5)
         if source is None or residual is None or len(self.nodes) == _MOST_LAYERS:
             return False
@@ -82,7 +82,10 @@ class _Chain:
         return True
 
     def _number(self, value: ir.Value | None, place: int) -> int | None:
-        """The layer whose output a value is, or what else a chain calls it; None if nothing."""
+        """Finds the number by which a chain names a value: that of a layer, or a constant above.
+
+        None if the value is neither an output of the chain nor one of its own inputs.
+        """
         if value is None:
             return _NONE
         if value is (_residual(self.first) if place else self.first.inputs[0]):
@@ -91,7 +94,7 @@ class _Chain:
         return next((i for i, output in enumerate(outputs) if output is value), None)
 
     def replace(self, graph: ir.Graph) -> None:
-        """Puts one node in the place of all."""
+        """Replaces all nodes by one."""
         inputs = [self.first.inputs[0], _residual(self.first)]
         attributes = [ir.AttrInt64("num_layers", len(self.nodes))]
         inside = set(self.nodes)

@@ -11,7 +11,7 @@ Match = TypeVar("Match")
 
 
 class CheckedPass(InPlacePass):
-    """A pass whose conditions are code: onnx-ir calls `requires` before it and `ensures` after it.
+    """A pass whose conditions run: onnx-ir calls `requires` before it and `ensures` after it.
 
     Attributes:
         reads_in_order: whether a node must come after the nodes that it reads.
@@ -50,10 +50,10 @@ class CheckedPass(InPlacePass):
                 seen.add(node)
 
     def ensures(self, model: ir.Model) -> None:
-        """Checks that nothing is left over, but for nodes whose results nobody reads any more.
+        """Checks that nothing is left over, except for nodes whose results are not read.
 
         Raises:
-            PostconditionError: the pass did not do what it promises.
+            PostconditionError: a node that the outputs need is left over.
         """
         left = list(self.find_left_over(model.graph))
         used = find_used_nodes(model.graph) if left else ()
@@ -75,7 +75,7 @@ class NodePass(CheckedPass, Generic[Match]):
 
     @abc.abstractmethod
     def match(self, node: ir.Node) -> Match | None:
-        """What a rewrite of this node needs to know; None where the node stays as it is."""
+        """Facts that `rewrite` needs about a node; None where the node stays as it is."""
         ...
 
     @abc.abstractmethod

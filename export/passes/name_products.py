@@ -17,7 +17,7 @@ class NameProductsPass(NodePass[str]):
     """
 
     def match(self, node: ir.Node) -> str | None:
-        """The name of a product by a weight that has one, where it is called otherwise."""
+        """Name for a product by a module's weight, where the node has another name."""
         tensor = read_constant(node.inputs[1]) if node.op_type in ("MatMul", "Gemm") else None
         sources = () if tensor is None else as_lazy_tensor(tensor).sources
         if not sources or not sources[0].endswith(_SUFFIX):
@@ -31,7 +31,7 @@ class NameProductsPass(NodePass[str]):
 
 
 def node_name_from_path(path: str) -> str:
-    """The name of the node that multiplies by a module's weight."""
+    """Makes the name of the node that multiplies by a module's weight."""
     parts: list[str] = []
     for part in path.split("."):
         if part.isdigit() and parts:

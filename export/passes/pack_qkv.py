@@ -1,4 +1,4 @@
-"""One product instead of three before attention."""
+"""The pass that packs three products before attention into one."""
 
 from dataclasses import dataclass
 
@@ -103,7 +103,7 @@ def _bias_or_zeros(projection: _Projection) -> ir.TensorProtocol:
 def _node(
     graph: ir.Graph, op_type: str, source: ir.Value, tensor: LazyTensor, origin: ir.Node
 ) -> ir.Node:
-    """An operator on `source` and a new initializer, named after the node it stems from."""
+    """Makes a node of `source` and a new initializer, named after the node that it replaces."""
     kind = "weight" if op_type == "MatMul" else "bias"
     constant = add_initializer(graph, f"{origin.name}.packed_{kind}", tensor)
     node = ir.Node("", op_type, [source, constant])

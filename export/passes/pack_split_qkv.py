@@ -1,4 +1,4 @@
-"""One product instead of three before attention that takes query, key and value apart."""
+"""The pass that packs three products into one whose result is split again."""
 
 from collections import defaultdict
 from collections.abc import Iterator

@@ -10,14 +10,14 @@ from medusa_trt.export.passes.rewiring import bypass, have_same_shape
 class RemoveIdentityRotaryPass(NodePass[ir.Value]):
     """Replaces `x * 1 + rotate_half(x) * 0` by `x`.
 
-    Such nodes remain of a rotary module that returns constant ones and zeros, which stands in for
-    the model's own where attention itself rotates. An Add that is a graph output stays.
+    Such nodes come from `IdentityRotary`, which replaces the model's rotary module where attention
+    itself rotates. An Add that is a graph output stays.
     """
 
     reads_shapes_of = ("Add",)
 
     def match(self, node: ir.Node) -> ir.Value | None:
-        """What an Add can be replaced by."""
+        """Value that can replace an Add."""
         if node.op_type != "Add" or node.outputs[0].is_graph_output():
             return None
         source = _unrotated(node)

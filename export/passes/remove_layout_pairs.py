@@ -16,7 +16,7 @@ class RemoveLayoutPairsPass(NodePass[ir.Value]):
     reads_shapes_of = ("Transpose", "Reshape")
 
     def match(self, node: ir.Node) -> ir.Value | None:
-        """What a node gives back, if it undoes the node before it."""
+        """Value that a node restores, if it undoes the node before it."""
         if node.domain != "" or node.outputs[0].is_graph_output():
             return None
         if node.op_type == "Transpose":
@@ -47,14 +47,14 @@ def _before_reshapes(second: ir.Node) -> ir.Value | None:
 
 
 def _producer(node: ir.Node) -> ir.Node | None:
-    """The node before, if it is of the same kind."""
+    """Finds the node before, if it has the same operator."""
     value = node.inputs[0]
     first = None if value is None else value.producer()
     return first if first is not None and first.op_identifier() == node.op_identifier() else None
 
 
 def _permutation(transpose: ir.Node) -> list[int] | None:
-    """Without the attribute, ONNX reverses the axes."""
+    """Reads the order of the axes; without the attribute, ONNX reverses them."""
     if "perm" in transpose.attributes:
         return list(transpose.attributes["perm"].as_ints())
     shape = transpose.outputs[0].shape

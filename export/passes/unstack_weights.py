@@ -15,7 +15,7 @@ class UnstackWeightsPass(NodePass[int]):
     """
 
     def match(self, node: ir.Node) -> int | None:
-        """The number of the matrix that a Gather takes out of a stack of weights."""
+        """Number of the matrix that a Gather takes out of a stack of weights."""
         if node.op_type != "Gather" or node.domain != "" or (node.attributes.get_int("axis") or 0):
             return None
         stack, index = node.inputs

@@ -1,4 +1,4 @@
-"""The same graph in float32, for engines that lack the narrow types."""
+"""The pass that turns a graph to float32, for engines that lack the narrow types."""
 
 from collections.abc import Iterable, Iterator
 

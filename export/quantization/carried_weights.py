@@ -1,4 +1,4 @@
-"""What becomes of the weights of a quantized checkpoint."""
+"""A record of how the weights of a quantized checkpoint are stored in a bundle."""
 
 from collections import Counter
 from collections.abc import Hashable
@@ -9,26 +9,26 @@ from medusa_trt.export.weights.streamed_model import Weights
 
 
 class CarriedWeights:
-    """Counts the weights that were quantized when they were read, by what is stored of them."""
+    """Counts the weights of a quantized checkpoint by how exactly they are stored."""
 
     def __init__(self, weights: Weights, prefix: str) -> None:
         """Takes the weights of a model.
 
         Args:
-            weights: as they are read.
-            prefix: of their names in the graph.
+            weights: the weights as they are read.
+            prefix: prefix of their names in the graph.
         """
         quantized = {
             prefix + name: weight for name, weight in weights.items() if weight.quantization
         }
-        # Tied weights are one by several names.
-        self._keys: dict[str, Hashable] = {name: each.key for name, each in quantized.items()}
-        self._kinds = sorted({str(each.quantization) for each in quantized.values()})
+        # Tied weights are one tensor with several names.
+        self._keys: dict[str, Hashable] = {name: weight.key for name, weight in quantized.items()}
+        self._kinds = sorted({str(weight.quantization) for weight in quantized.values()})
         self._is_exact: dict[Hashable, bool] = {}
 
     @property
     def report_stored(self) -> ReportStored | None:
-        """To be told of each matrix; None where nothing was quantized."""
+        """Function to call for each stored matrix; None where the checkpoint is not quantized."""
         return self._record if self._keys else None
 
     def _record(self, weight: LazyTensor, is_exact: bool) -> None:
@@ -37,20 +37,20 @@ class CarriedWeights:
                 self._is_exact[self._keys[source]] = is_exact
 
     def describe(self, name: str) -> str | None:
-        """One line for the user, a warning where not all is as it was; None without any.
+        """Describes the weights in one line, a warning if some changed; None if there are none.
 
         Args:
-            name: of the model.
+            name: name of the model.
         """
         counts = Counter(self._is_exact.get(key) for key in set(self._keys.values()))
         if not counts:
             return None
-        said = {
+        texts = {
             True: "carried over exactly",
             False: "dequantized and rounded again",
             None: "dequantized",
         }
-        parts = [f"{counts[kind]} {text}" for kind, text in said.items() if counts[kind]]
+        parts = [f"{counts[kind]} {text}" for kind, text in texts.items() if counts[kind]]
         start = "  " if set(counts) == {True} else "warning: "
         kinds = ", ".join(self._kinds)
         return f"{start}{name} has {counts.total()} matrices in {kinds}: {', '.join(parts)}"

@@ -18,13 +18,13 @@ Floats = NDArray[np.float32]
 def find_exact_scales(
     blocks: Floats, low: int, high: int, dtype: np.dtype[Any], *, negative: bool = False
 ) -> Floats:
-    """The scales by which blocks are whole numbers, bit for bit.
+    """Finds the scales by which blocks are whole numbers, bit for bit.
 
     Args:
         blocks: (..., block) float32.
-        low: the least code, zero or less.
+        low: the smallest code, zero or less.
         high: the largest code.
-        dtype: in which scales are stored.
+        dtype: type of the stored scales.
         negative: whether a scale may be negative.
 
     Returns:
@@ -37,44 +37,44 @@ def find_exact_scales(
     with np.errstate(all="ignore"):
         tried = _common_steps(_by_place(np.abs(blocks[..., :_NUM_TRIED])), limit)
         likely = np.nonzero(~np.isnan(tried).reshape(scales.shape))
-        some = _by_place(blocks[likely])
-        steps = _common_steps(np.abs(some), limit)
-        scales[likely] = _representable(some, steps, low, high, dtype, negative)
+        likely_blocks = _by_place(blocks[likely])
+        steps = _common_steps(np.abs(likely_blocks), limit)
+        scales[likely] = _representable(likely_blocks, steps, low, high, dtype, negative)
     return scales
 
 
 def _by_place(blocks: Floats) -> Floats:
-    """(..., block) → (block, num_blocks), so that blocks lie next to each other in loops."""
+    """Transposes (..., block) to (block, num_blocks), so that loops run over all blocks."""
     first: Floats = np.moveaxis(blocks, -1, 0)
     return np.ascontiguousarray(first.reshape(len(first), -1))
 
 
 def _common_steps(magnitudes: Floats, limit: int) -> Floats:
-    """The greatest common divisor of each column, NaN where it is below the largest over `limit`.
+    """Finds each column's greatest common divisor, NaN where it is below the largest over `limit`.
 
     Euclid's algorithm for all values of a block at once. It is exact where there is a grid, since
     products of a scale and a small integer have few bits; elsewhere it ends soon.
     """
     values, step = magnitudes, magnitudes.max(0)
     least = step / (limit + 0.5)
-    found = np.where(step == 0, np.float32(0), np.float32(np.nan))
+    divisors = np.where(step == 0, np.float32(0), np.float32(np.nan))
     columns = np.arange(len(step))
     while columns.size:
         rest = np.abs(values - np.rint(values / step) * step)
         rest[rest == 0] = np.inf
         smallest = rest.min(0)
         divided = np.flatnonzero(smallest == np.inf)
-        found[columns[divided]] = step[divided]
+        divisors[columns[divided]] = step[divided]
         others = np.flatnonzero((smallest >= least) & (smallest < np.inf))
         columns, values = columns[others], values.take(others, 1)
         step, least = smallest[others], least[others]
-    return found
+    return divisors
 
 
 def _representable(
     blocks: Floats, steps: Floats, low: int, high: int, dtype: np.dtype[Any], negative: bool
 ) -> Floats:
-    """The first of the steps, their halves, thirds and so on that a format holds, or NaN."""
+    """Finds the first of a step, its half, its third and so on that `dtype` holds, or NaN."""
     limit = max(-low, high)
     scales = np.where(steps == 0, np.float32(0), np.float32(np.nan))
     largest = np.abs(blocks).max(0)

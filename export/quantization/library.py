@@ -15,7 +15,7 @@ BLOCK_SIZES = {8: 64, 4: 32}
 """Inputs that share a scale, by bits."""
 
 _CODES = {8: (-127, 127), 4: (-8, 7)}
-"""The least and the largest code, by bits."""
+"""The smallest and the largest code, by bits."""
 
 _INPUTS_MULTIPLE = 64
 _PART_SIZE = 1 << 17
@@ -32,7 +32,7 @@ class QuantizedWeight:
         data: (ceil(N / 16), K' * 16 * bits / 8) uint8, K' being K rounded up to 64.
         scales: (ceil(N / 16), K' / block, 16) float16.
         bits: 8 or 4.
-        is_exact: it stands for the very values that it was made of.
+        is_exact: whether it stands for exactly the values that it was made of.
     """
 
     data: NDArray[np.uint8]
@@ -52,17 +52,17 @@ def quantize_weight(weight: NDArray[np.floating], bits: int) -> QuantizedWeight:
     """
     num_inputs, num_outputs = weight.shape
     num_groups = -(-num_outputs // LANES)
-    padded_inputs = _rounded_up(num_inputs, _INPUTS_MULTIPLE)
+    padded_inputs = _round_up(num_inputs, _INPUTS_MULTIPLE)
     data = np.empty((num_groups, padded_inputs * LANES * bits // 8), np.uint8)
     scales = np.empty((num_groups, padded_inputs // BLOCK_SIZES[bits], LANES), np.float16)
     part = max(1, _PART_SIZE // (padded_inputs * LANES))
 
     def quantize(first: int) -> bool:
         groups = slice(first, min(first + part, num_groups))
-        some = weight[:, groups.start * LANES : groups.stop * LANES]
+        outputs = weight[:, groups.start * LANES : groups.stop * LANES]
         padded = np.zeros(((groups.stop - groups.start) * LANES, padded_inputs), np.float32)
-        padded[: some.shape[1], :num_inputs] = some.T
-        data[groups], scales[groups], is_exact = _quantized_groups(padded, bits)
+        padded[: outputs.shape[1], :num_inputs] = outputs.T
+        data[groups], scales[groups], is_exact = _quantize_groups(padded, bits)
         return is_exact
 
     with ThreadPoolExecutor() as pool:
@@ -71,22 +71,22 @@ def quantize_weight(weight: NDArray[np.floating], bits: int) -> QuantizedWeight:
 
 
 def count_packed_bytes(num_inputs: int, num_outputs: int, bits: int) -> int:
-    """Bytes of a quantized (K, N) matrix with its scales."""
-    num_stored = _rounded_up(num_inputs, _INPUTS_MULTIPLE) * _rounded_up(num_outputs, LANES)
+    """Counts the bytes of a quantized (K, N) matrix with its scales."""
+    num_stored = _round_up(num_inputs, _INPUTS_MULTIPLE) * _round_up(num_outputs, LANES)
     return num_stored * bits // 8 + num_stored // BLOCK_SIZES[bits] * 2
 
 
-def _quantized_groups(
+def _quantize_groups(
     padded: NDArray[np.float32], bits: int
 ) -> tuple[NDArray[np.uint8], NDArray[np.float16], bool]:
-    """Rows are outputs, in whole groups. Data, scales, and whether nothing was rounded."""
+    """Quantizes whole groups of outputs, one a row: data, scales, and whether it is exact."""
     blocks = padded.reshape(len(padded), -1, BLOCK_SIZES[bits])
     low, high = _CODES[bits]
     exact = find_exact_scales(blocks, low, high, np.dtype(np.float16), negative=bits == 4)
     is_rounded = np.isnan(exact)
     scales = exact.astype(np.float16)
     if is_rounded.any():
-        searched = (_scales_of_8_bits if bits == 8 else _scales_of_4_bits)(blocks)
+        searched = (_find_8_bit_scales if bits == 8 else _find_4_bit_scales)(blocks)
         np.copyto(scales, searched, where=is_rounded)
     codes = np.empty_like(blocks)
     _round(blocks, _divisors(scales)[..., None], codes, bits)
@@ -95,7 +95,7 @@ def _quantized_groups(
 
 
 def pack_codes(codes: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
-    """Codes (outputs, blocks, block) in the order of the operator, for whole groups."""
+    """Puts codes (outputs, blocks, block) of whole groups in the order of the operator."""
     groups = len(codes) // LANES
     # (group, k / 4, lane, k % 4): what one dot product instruction reads.
     ordered = codes.reshape(groups, LANES, -1, 4).transpose(0, 2, 1, 3)
@@ -106,7 +106,7 @@ def pack_codes(codes: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
 
 
 def pack_scales(scales: NDArray[np.float16]) -> NDArray[np.float16]:
-    """Scales (outputs, blocks) in the order of the operator, for whole groups."""
+    """Puts scales (outputs, blocks) of whole groups in the order of the operator."""
     grouped = scales.reshape(len(scales) // LANES, LANES, -1)
     return np.ascontiguousarray(grouped.transpose(0, 2, 1))
 
@@ -114,7 +114,7 @@ def pack_scales(scales: NDArray[np.float16]) -> NDArray[np.float16]:
 def dequantize_weight(
     quantized: QuantizedWeight, num_inputs: int, num_outputs: int
 ) -> NDArray[np.float32]:
-    """The (K, N) matrix that a quantized one stands for."""
+    """Computes the (K, N) matrix that a quantized one stands for."""
     groups, bits = len(quantized.data), quantized.bits
     block = BLOCK_SIZES[bits]
     if bits == 8:
@@ -129,13 +129,13 @@ def dequantize_weight(
     return np.ascontiguousarray(weight[:num_outputs, :num_inputs].T)
 
 
-def _scales_of_8_bits(blocks: NDArray[np.float32]) -> NDArray[np.float16]:
+def _find_8_bit_scales(blocks: NDArray[np.float32]) -> NDArray[np.float16]:
     scales: NDArray[np.float16] = (np.abs(blocks).max(-1) / 127).astype(np.float16)
     return scales
 
 
-def _scales_of_4_bits(blocks: NDArray[np.float32]) -> NDArray[np.float16]:
-    """With the largest magnitude near code -8, whichever its sign: the scale may be negative."""
+def _find_4_bit_scales(blocks: NDArray[np.float32]) -> NDArray[np.float16]:
+    """Searches scales that map the value of largest magnitude near -8 or 7; some are negative."""
     largest = np.take_along_axis(blocks, np.abs(blocks).argmax(-1)[..., None], -1)[..., 0]
     best_scales = np.zeros(blocks.shape[:-1], np.float16)
     best_errors = np.full(blocks.shape[:-1], np.inf, np.float32)
@@ -166,9 +166,9 @@ def _round(
 
 
 def _divisors(scales: NDArray[np.float16]) -> NDArray[np.float32]:
-    """The scales as stored, 1 in place of 0."""
+    """Returns the stored scales, with 1 in place of 0."""
     return np.where(scales == 0, 1, scales).astype(np.float32)
 
 
-def _rounded_up(size: int, multiple: int) -> int:
+def _round_up(size: int, multiple: int) -> int:
     return -(-size // multiple) * multiple

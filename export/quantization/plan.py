@@ -19,7 +19,7 @@ PLAN_FILE = "quantization.json"
 
 _REMEDY = "make one for this model with medusa-trt calibrate quantization"
 _WHOLE_ROWS = 2
-"""ONNX Runtime's products depend on the number of rows from two rows on no more."""
+"""From two rows on, ONNX Runtime's products do not depend on the number of rows."""
 
 
 class PlannedSite(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -39,7 +39,7 @@ class QuantizationPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
     sites: tuple[PlannedSite, ...]
 
     def to_json(self) -> bytes:
-        """The plan with a site on each line."""
+        """Writes the plan as JSON with a site on each line."""
         head = msgspec.structs.replace(self, sites=())
         text = msgspec.json.format(msgspec.json.encode(head), indent=2)
         lines = b",\n".join(b"    " + msgspec.json.encode(site) for site in self.sites)
@@ -71,7 +71,7 @@ def plan_from_file(path: Path) -> QuantizationPlan:
 
 
 def precision_from_plan(target: Target, plan: QuantizationPlan) -> Precision:
-    """The target's precision for a plan.
+    """Finds the target's precision for a plan.
 
     Raises:
         ExportError: the plan was made for another target, or has a format that it lacks.
@@ -90,7 +90,7 @@ def precision_from_plan(target: Target, plan: QuantizationPlan) -> Precision:
 
 
 def min_rows_from_plan(target: Target, plan: QuantizationPlan) -> int:
-    """Smallest number of rows from which on products do not depend on their number."""
+    """Finds the smallest number of rows from which on products do not depend on their number."""
     is_rounded_whole = all(is_rounded(site.format) for site in plan.sites)
     return 1 if is_rounded_whole or not target.mixed.uses_library else _WHOLE_ROWS
 
@@ -107,15 +107,16 @@ class PlannedFormats:
         Args:
             plan: the plan.
             model: the model that is traced.
-            prefix: of its parameters' names in the graph.
+            prefix: prefix of its parameters' names in the graph.
 
         Raises:
             ExportError: the model lacks what the plan names.
         """
         self._plan, self._prefix = plan, prefix
-        # Tied weights are one parameter by several names.
+        # Tied weights are one parameter with several names.
         self._ids = {
-            name: id(each) for name, each in model.named_parameters(remove_duplicate=False)
+            name: id(parameter)
+            for name, parameter in model.named_parameters(remove_duplicate=False)
         }
         self._sites: dict[int, PlannedSite] = {}
         for site in plan.sites:
@@ -130,13 +131,13 @@ class PlannedFormats:
         self._problems: list[str] = []
 
     def __call__(self, weight: LazyTensor) -> WeightFormat | None:
-        """The planned format of an (inputs, outputs) matrix."""
+        """Returns the planned format of an (inputs, outputs) matrix."""
         names = [source.removeprefix(self._prefix) for source in weight.sources]
         sites = {self._site(name) for name in names}
         formats = {site.format for site in sites if site is not None}
         if None in sites or len(formats) != 1:
-            said = f"{len(formats)} formats" if formats else "no format"
-            self._problems.append(f"has {said} for {join_names(names)}, a product of the graph")
+            planned = f"{len(formats)} formats" if formats else "no format"
+            self._problems.append(f"has {planned} for {join_names(names)}, a product of the graph")
             return None
         self._met |= {site.name for site in sites if site is not None}
         format_ = formats.pop()
@@ -152,7 +153,7 @@ class PlannedFormats:
         """Compares plan and graph, once the pass has run.
 
         Raises:
-            ExportError: one has what the other lacks; it is named.
+            ExportError: one has a matrix that the other lacks, which is named.
         """
         unmet = [site.name for site in self._plan.sites if site.name not in self._met]
         if unmet:
@@ -162,7 +163,7 @@ class PlannedFormats:
 
 
 def bits_from_plan(plan: QuantizationPlan, whole_bits: int) -> Mapping[str, int]:
-    """Bits of each planned parameter with its scales, by its name: for estimates of size."""
+    """Lists the bits per weight with scales, by parameter name, to estimate sizes."""
     return {
         name: BITS[site.format] + 1 if is_rounded(site.format) else whole_bits
         for site in plan.sites

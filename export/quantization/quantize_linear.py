@@ -1,4 +1,4 @@
-"""Quantized products, with what surrounds them, in one operator each."""
+"""The pass that fuses a quantized product and its neighbours to one operator."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -60,7 +60,7 @@ class QuantizeLinearPass(CheckedPass):
         super().requires(model)
         formats = self._products(model.graph)
         for node in formats:
-            products = _planned(node).products
+            products = _plan_linear(node).products
             if len({formats.get(product) for product in products}) > 1:
                 raise PreconditionError(
                     f"{products[0].name!r} and {products[1].name!r} are one gated product and have "
@@ -72,7 +72,7 @@ class QuantizeLinearPass(CheckedPass):
         return iter(self._products(graph))
 
     def _products(self, graph: ir.Graph) -> dict[ir.Node, WeightFormat]:
-        """The products to rewrite, with the format of each."""
+        """Finds the products to rewrite, with the format of each."""
         return {
             node: format_
             for node in graph
@@ -84,16 +84,16 @@ class QuantizeLinearPass(CheckedPass):
 def _replace(
     graph: ir.Graph, product: ir.Node, bits: int, report_stored: ReportStored | None
 ) -> set[ir.Node]:
-    plan = _planned(product)
+    plan = _plan_linear(product)
     num_outputs = plan.weights[0].sizes[1]
-    data, scales = _quantize(_in_turn(plan.weights), bits, report_stored)
+    data, scales = _quantize(_interleave(plan.weights), bits, report_stored)
     name = product.name or product.outputs[0].name
     inputs: list[ir.Value | None] = [
         plan.source,
         add_initializer(graph, f"{name}.weight", data),
         add_initializer(graph, f"{name}.scales", scales),
         plan.norm_weight,
-        add_initializer(graph, f"{name}.bias", _in_turn(plan.biases)) if plan.biases else None,
+        add_initializer(graph, f"{name}.bias", _interleave(plan.biases)) if plan.biases else None,
         plan.residual,
     ]
     while inputs[-1] is None:
@@ -117,7 +117,7 @@ def _replace(
 
 @dataclass(slots=True)
 class _Plan:
-    """What one operator will compute, and the node whose output it takes over."""
+    """Parts of one fused operator, and the last node that it replaces."""
 
     source: ir.Value
     last: ir.Node
@@ -130,11 +130,11 @@ class _Plan:
     residual: ir.Value | None = None
 
 
-def _planned(product: ir.Node) -> _Plan:
+def _plan_linear(product: ir.Node) -> _Plan:
     weight = _find_weight(product)
     assert weight is not None and product.inputs[0] is not None
     plan = _Plan(product.inputs[0], product, [weight], [product])
-    plan.last, bias = _with_bias(product, weight.sizes[1])
+    plan.last, bias = _find_bias(product, weight.sizes[1])
     if bias is not None:
         plan.biases = [bias]
     _add_activation(plan)
@@ -160,12 +160,12 @@ def _add_activation(plan: _Plan) -> None:
     gated = _only_user(silu)
     if gated is None or gated.op_type != "Mul":
         return
-    other = next(each for each in gated.inputs if each is not silu.outputs[0])
+    other = next(value for value in gated.inputs if value is not silu.outputs[0])
     up = _before_bias(other)
     up_weight = None if up is None else _find_weight(up)
     if up is None or up_weight is None or up.inputs[0] is not plan.source:
         return
-    last, up_bias = _with_bias(up, up_weight.sizes[1])
+    last, up_bias = _find_bias(up, up_weight.sizes[1])
     same_form = up_weight.sizes == plan.weights[0].sizes and (up_bias is None) == (not plan.biases)
     if last.outputs[0] is not other or not same_form or _only_user(last) is not gated:
         return
@@ -185,8 +185,8 @@ def _add_residual(plan: _Plan) -> None:
         plan.last, plan.residual = add, others[0]
 
 
-def _with_bias(product: ir.Node, num_outputs: int) -> tuple[ir.Node, LazyTensor | None]:
-    """The node after which the product has its constant bias, and the bias."""
+def _find_bias(product: ir.Node, num_outputs: int) -> tuple[ir.Node, LazyTensor | None]:
+    """Finds the node after which a product has its constant bias, and the bias."""
     if product.op_type == "Gemm" and len(product.inputs) > 2 and product.inputs[2] is not None:
         return product, _lazy_constant(product.inputs[2])
     add = _only_user(product)
@@ -202,8 +202,10 @@ def _with_bias(product: ir.Node, num_outputs: int) -> tuple[ir.Node, LazyTensor 
 def _before_bias(value: ir.Value | None) -> ir.Node | None:
     node = None if value is None else value.producer()
     if node is not None and node.op_type == "Add":
-        products = [each.producer() for each in node.inputs if each is not None]
-        return next((each for each in products if each and _find_weight(each) is not None), None)
+        products = [value.producer() for value in node.inputs if value is not None]
+        return next(
+            (product for product in products if product and _find_weight(product) is not None), None
+        )
     return node
 
 
@@ -235,17 +237,17 @@ def _is_inner(value: ir.Value) -> bool:
     return not value.is_graph_output()
 
 
-def _in_turn(tensors: list[LazyTensor]) -> LazyTensor:
-    """Two tensors with 16 of their last axis in turn, each padded to full groups; one padded.
+def _interleave(tensors: list[LazyTensor]) -> LazyTensor:
+    """Interleaves two tensors by 16 elements of the last axis, padded to full groups.
 
-    One matrix stays as it is: quantization itself pads it.
+    A single matrix stays as it is, because quantization pads it; a single bias is padded.
     """
     *outer, width = tensors[0].sizes
     if len(tensors) == 1 and (outer or width % LANES == 0):
         return tensors[0]
     width += -width % LANES
     return LazyTensor(
-        lambda: _arrays_in_turn([tensor.stored() for tensor in tensors]),
+        lambda: _interleave_arrays([tensor.stored() for tensor in tensors]),
         (*outer, len(tensors) * width),
         ("in turn", *(tensor.key for tensor in tensors)),
         tensors[0].dtype,
@@ -253,7 +255,7 @@ def _in_turn(tensors: list[LazyTensor]) -> LazyTensor:
     )
 
 
-def _arrays_in_turn(arrays: list[Array]) -> Array:
+def _interleave_arrays(arrays: list[Array]) -> Array:
     padded = []
     for array in arrays:
         missing = -array.shape[-1] % LANES

@@ -27,7 +27,7 @@ _CODE_TYPES = {
 _SHRINKS = np.linspace(1.0, 0.75, 6, dtype=np.float32)
 _COLUMNS = 64
 _TRIED_COLUMNS = 16
-"""Outputs that show, in nearly all matrices, which blocks need no rounding."""
+"""Number of outputs that nearly always show whether blocks need no rounding."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +93,7 @@ class QuantizeWeightsPass(NodePass[_Matrix]):
 
 
 def largest_block_size(num_inputs: int) -> int | None:
-    """Inputs that share a scale at int4; None where no block size divides them."""
+    """Finds how many inputs share a scale at int4; None where no block size divides them."""
     return next((size for size in _BLOCK_SIZES if num_inputs % size == 0), None)
 
 
@@ -113,7 +113,7 @@ def choose_block_size(weight: Array, dtype: np.dtype[Any]) -> int | None:
 
 
 def dequantize_matrix(codes: Array, scales: Array) -> NDArray[np.float32]:
-    """The (K, N) matrix that the result of `quantize_matrix` stands for."""
+    """Computes the (K, N) matrix that the result of `quantize_matrix` stands for."""
     wide = codes.astype(np.float32)
     blocks = wide.reshape(len(scales) if scales.ndim == 2 else 1, -1, wide.shape[1])
     matrix: NDArray[np.float32] = blocks * scales.astype(np.float32).reshape(len(blocks), 1, -1)
@@ -133,9 +133,9 @@ def quantize_matrix(
 
     Args:
         weight: in any floating-point type.
-        format_: of the codes.
+        format_: format of the codes.
         block_size: inputs that share a scale; None for one scale for each output.
-        dtype: of the scales, to which values are rounded first; by default the weight's own.
+        dtype: type of the scales, to which values are rounded first; by default the weight's.
 
     Returns:
         The codes; scales (K / block_size, N) with blocks, (N,) without.
@@ -145,9 +145,10 @@ def quantize_matrix(
     codes = np.empty(weight.shape, _CODE_TYPES[format_].numpy())
     scales = np.empty((num_inputs // (block_size or num_inputs), num_outputs), kind)
 
-    def quantize(some: slice) -> None:
-        columns = _quantized_columns(weight[:, some], format_, block_size, kind)
-        codes[:, some], scales[:, some] = columns
+    def quantize(columns: slice) -> None:
+        codes[:, columns], scales[:, columns] = _quantize_columns(
+            weight[:, columns], format_, block_size, kind
+        )
 
     with ThreadPoolExecutor() as pool:
         list(pool.map(quantize, _parts(num_outputs)))
@@ -155,18 +156,18 @@ def quantize_matrix(
 
 
 def _parts(num_outputs: int) -> Iterator[slice]:
-    """Some outputs at a time, whose temporaries stay in the processor's cache."""
+    """Splits the outputs into parts whose temporary arrays stay in the processor's cache."""
     return (slice(start, start + _COLUMNS) for start in range(0, num_outputs, _COLUMNS))
 
 
 def _is_exact(weight: Array, codes: Array, scales: Array) -> bool:
-    """Whether codes and scales stand for the very values of a weight."""
+    """Whether codes and scales stand for exactly the values of a weight."""
     return all(
         np.array_equal(
-            dequantize_matrix(codes[:, some], scales[..., some]),
-            weight[:, some].astype(np.float32),
+            dequantize_matrix(codes[:, columns], scales[..., columns]),
+            weight[:, columns].astype(np.float32),
         )
-        for some in _parts(weight.shape[1])
+        for columns in _parts(weight.shape[1])
     )
 
 
@@ -195,7 +196,7 @@ def _quantize_later(
     )
 
 
-def _quantized_columns(
+def _quantize_columns(
     weight: Array, format_: WeightFormat, block_size: int | None, dtype: np.dtype[Any]
 ) -> tuple[Array, Array]:
     """Codes (K, n) and scales (K / block_size or 1, n) of some outputs."""
@@ -203,7 +204,7 @@ def _quantized_columns(
     is_rounded = np.isnan(exact)
     shape = len(exact), -1, weight.shape[1]
     blocks = weight.astype(dtype).astype(np.float32).reshape(shape)
-    scales = _searched_scales(blocks, format_, dtype)
+    scales = _search_scales(blocks, format_, dtype)
     if not is_rounded.all():
         blocks = np.where(is_rounded, blocks, weight.astype(np.float32).reshape(shape))
         scales = np.where(is_rounded, scales, _stored(exact, dtype))
@@ -217,7 +218,7 @@ def _quantized_columns(
 def _exact_scales(
     weight: Array, format_: WeightFormat, block_size: int | None, dtype: np.dtype[Any]
 ) -> NDArray[np.float32]:
-    """(K / block_size or 1, n), NaN where a block has to be rounded; see `find_exact_scales`."""
+    """Finds scales (K / block_size or 1, n), NaN where a block has to be rounded."""
     num_blocks = len(weight) // (block_size or len(weight))
     if format_ == "fp8":
         return np.full((num_blocks, weight.shape[1]), np.nan, np.float32)
@@ -226,10 +227,10 @@ def _exact_scales(
     return find_exact_scales(np.moveaxis(blocks, 1, -1), low, high, dtype)
 
 
-def _searched_scales(
+def _search_scales(
     blocks: NDArray[np.float32], format_: WeightFormat, dtype: np.dtype[Any]
 ) -> NDArray[np.float32]:
-    """(blocks, 1, n): of blocks (blocks, block, n)."""
+    """Searches scales (blocks, 1, n) for blocks (blocks, block, n)."""
     largest = np.abs(blocks).max(1, keepdims=True) / _MAX_CODE[format_]
     best = _stored(largest, dtype)
     if format_ == "int4":
@@ -244,13 +245,13 @@ def _searched_scales(
 
 
 def _stored(scales: Array, dtype: np.dtype[Any]) -> NDArray[np.float32]:
-    """The scales as they are stored, 1 in place of 0."""
+    """Returns the stored scales, with 1 in place of 0."""
     stored = scales.astype(dtype).astype(np.float32)
     return np.where(stored == 0, np.float32(1), stored)
 
 
 def _multiply_by(graph: ir.Graph, product: ir.Node, weight: ir.Value) -> None:
-    """Lets a product take another weight, as a MatMul and, of a Gemm's bias, an Add."""
+    """Replaces a product by a MatMul with another weight, and an Add of its bias if any."""
     old = product.outputs[0]
     nodes = [ir.Node("", "MatMul", [product.inputs[0], weight], name=product.name)]
     nodes[0].outputs[0].type = old.type

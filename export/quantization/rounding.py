@@ -1,4 +1,4 @@
-"""What a format makes of a matrix and of what it multiplies, without exporting it."""
+"""The rounding of weights and activations that a format causes, without an export."""
 
 from typing import Protocol
 
@@ -23,20 +23,20 @@ from medusa_trt.export.weight_formats import BITS, Format, WeightFormat
 
 
 class Rounding(Protocol):
-    """How one family of operators rounds."""
+    """Rounding by one family of operators."""
 
     def round_weight(
         self, weight: NDArray[np.float32], format_: WeightFormat
     ) -> NDArray[np.float32]:
-        """The matrix (inputs, outputs) that a rounded one stands for."""
+        """Rounds a matrix (inputs, outputs) and returns the values that remain."""
         ...
 
     def round_inputs(self, x: torch.Tensor, format_: WeightFormat) -> torch.Tensor:
-        """What is left of a product's inputs (..., inputs) float32."""
+        """Rounds the inputs of a product, (..., inputs) float32, and returns what remains."""
         ...
 
     def count_bytes(self, num_inputs: int, num_outputs: int, format_: Format) -> int | None:
-        """Bytes of a matrix with its scales; None where it cannot have this format."""
+        """Counts the bytes of a matrix with its scales; None where the format does not fit it."""
         ...
 
 
@@ -46,7 +46,7 @@ class LibraryRounding:
     def round_weight(
         self, weight: NDArray[np.float32], format_: WeightFormat
     ) -> NDArray[np.float32]:
-        """See `quantize_weight`."""
+        """Rounds like `quantize_weight`."""
         return dequantize_weight(quantize_weight(weight, BITS[format_]), *weight.shape)
 
     def round_inputs(self, x: torch.Tensor, format_: WeightFormat) -> torch.Tensor:
@@ -59,7 +59,7 @@ class LibraryRounding:
         return kept.flatten(-2).narrow(-1, 0, num_inputs)
 
     def count_bytes(self, num_inputs: int, num_outputs: int, format_: Format) -> int | None:
-        """Codes and scales as they are stored, or float32."""
+        """Counts codes and scales, or float32 weights."""
         if format_ == "fp32":
             return 4 * num_inputs * num_outputs
         if format_ == "int8" or format_ == "int4":
@@ -73,17 +73,17 @@ class StandardRounding:
     def round_weight(
         self, weight: NDArray[np.float32], format_: WeightFormat
     ) -> NDArray[np.float32]:
-        """See `quantize_matrix`."""
+        """Rounds like `quantize_matrix`."""
         half = np.dtype(np.float16)
         block_size = choose_block_size(weight, half) if format_ == "int4" else None
         return dequantize_matrix(*quantize_matrix(weight, format_, block_size, half))
 
     def round_inputs(self, x: torch.Tensor, format_: WeightFormat) -> torch.Tensor:
-        """As they are."""
+        """Returns the inputs as they are."""
         return x
 
     def count_bytes(self, num_inputs: int, num_outputs: int, format_: Format) -> int | None:
-        """Codes with scales in half precision."""
+        """Counts codes with scales in half precision."""
         if format_ == "fp16":
             return 2 * num_inputs * num_outputs
         if format_ == "fp32":
@@ -96,5 +96,5 @@ class StandardRounding:
 
 
 def find_rounding(target: Target) -> Rounding:
-    """What the formats do on a target."""
+    """Finds how the formats round on a target."""
     return LibraryRounding() if target.mixed.uses_library else StandardRounding()

@@ -18,8 +18,8 @@ class Site:
 
     Attributes:
         name: unique in the model, as in `layers.3.gate_up`.
-        layer: its index; None outside the layers.
-        kind: what is left of the modules' names, the same in every layer.
+        layer: index of its layer; None outside the layers.
+        kind: common name of the modules, the same in every layer.
         modules: the linear layers' paths in the model, in the order in which they run.
         shapes: (inputs, outputs) of each.
     """
@@ -50,19 +50,21 @@ def sites_from_model(model: PreTrainedModel) -> list[Site]:
     """Finds the sites by running the model on two tokens.
 
     Args:
-        model: able to run. Its linear layers are those of torch.
+        model: a model that can run and has torch's linear layers.
     """
     read: dict[tuple[str, int], list[str]] = {}
-    kept: list[torch.Tensor] = []  # so that no other input can have the identity of one
-    linears = {name: each for name, each in model.named_modules() if isinstance(each, nn.Linear)}
+    alive: list[torch.Tensor] = []  # Keeps the inputs alive, so that no two have the same id.
+    linears = {
+        name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)
+    }
     names = {id(module): name for name, module in linears.items()}
 
     def observe(module: nn.Module, inputs: tuple[torch.Tensor]) -> None:
-        kept.append(inputs[0])
+        alive.append(inputs[0])
         name = names[id(module)]
         read.setdefault((name.rpartition(".")[0], id(inputs[0])), []).append(name)
 
-    handles = [each.register_forward_pre_hook(observe) for each in linears.values()]
+    handles = [module.register_forward_pre_hook(observe) for module in linears.values()]
     try:
         with torch.inference_mode():
             model(torch.zeros(1, 2, dtype=torch.int64), use_cache=False)
@@ -89,7 +91,7 @@ def _site(modules: list[str], linears: dict[str, nn.Linear], unembedding: str) -
 
 
 def _named(sites: list[Site]) -> list[Site]:
-    """Gives each its name, with the parent's where a kind occurs twice in a layer."""
+    """Gives each site its name, with the parent's where a kind occurs twice in a layer."""
     places = [(site.layer, site.kind) for site in sites]
     named = []
     for site, place in zip(sites, places, strict=True):
