@@ -10,6 +10,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from medusa_trt.errors import EngineError
+from medusa_trt.export.passes.rewiring import take_over
 from medusa_trt.runtime import tensors as names
 from medusa_trt.runtime.bundle import Bundle
 from medusa_trt.runtime.engines.base import TokenIds, VerifyOutputs
@@ -202,10 +203,8 @@ def _divide(graph: ir.Graph, node: ir.Node, most_bytes: int) -> None:
         result.name, result.type = f"{tensor.name}.product", old.type
         pieces.append(product)
     joined = ir.node("Concat", [piece.outputs[0] for piece in pieces], {"axis": -1})
-    new = joined.outputs[0]
-    new.name, new.type, new.shape = old.name, old.type, old.shape
     graph.insert_before(node, [*pieces, joined])
-    old.replace_all_uses_with(new, replace_graph_outputs=True)
+    take_over(old, joined.outputs[0])
     graph.remove(node, safe=True)
 
 
