@@ -1,6 +1,7 @@
 """Conversion between text and tokens: the bundle's tokenizer and its chat template."""
 
 import json
+import re
 from codecs import getincrementaldecoder
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -21,7 +22,14 @@ from medusa_trt.runtime import tensors as names
 from medusa_trt.runtime.bundle import Bundle
 from medusa_trt.runtime.token_bytes import ByteDecoder, decoder_from_tokenizer
 
-Message = Mapping[str, str]
+Message = Mapping[str, Any]
+"""A message: "role", "content", and what else the chat template reads.
+
+The content is text, None, or a list of parts as in OpenAI's API: `{"type": "text", "text": …}`.
+"""
+
+_READS_PARTS = re.compile(r"for\s+\w+\s+in\s+\w+(\.content\b|\[['\"]content['\"]\])")
+"""A template that goes through the parts of a message's content."""
 """A message of a conversation, with "role" and "content"."""
 
 _REPLACEMENT = "\ufffd"
@@ -90,14 +98,16 @@ class TextCodec:
             messages: the conversation.
 
         Raises:
-            PromptError: the model has no chat template, or the template refuses the messages.
+            PromptError: the model has no chat template, a message has something else than text, or
+                the template refuses the messages.
         """
         if self._chat_template is None:
             raise PromptError("this model has no chat template: give a plain prompt (--raw)")
+        plain = [_with_plain_content(message, self._chat_template) for message in messages]
         try:
             template = _make_environment().from_string(self._chat_template)
             return template.render(
-                messages=[dict(message) for message in messages],
+                messages=plain,
                 tools=None,
                 documents=None,
                 add_generation_prompt=True,
@@ -119,6 +129,27 @@ class TextCodec:
     def stream(self) -> "TextStream":
         """Makes a decoder for tokens that arrive one after the other."""
         return TextStream(self._tokenizer, self._decoder)
+
+
+def _with_plain_content(message: Message, template: str) -> dict[str, Any]:
+    """The message with text as its content, unless the template reads lists of parts."""
+    content = message.get("content")
+    if content is None:
+        return {**message, "content": ""}
+    if isinstance(content, str):
+        return dict(message)
+    texts = []
+    for part in content if isinstance(content, list) else [content]:
+        kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
+        if kind != "text" or not isinstance(part.get("text"), str):
+            raise PromptError(
+                f"a message holds a part of type {kind!r}: this model reads text, as a string or "
+                'as parts {"type": "text", "text": ...}'
+            )
+        texts.append(part["text"])
+    return (
+        dict(message) if _READS_PARTS.search(template) else {**message, "content": "".join(texts)}
+    )
 
 
 class TextStream:

@@ -75,10 +75,11 @@ def weights_from_checkpoint(
 def _files_of(location: str) -> list[Path] | None:
     """The checkpoint's files, downloaded where the location is a hub id."""
     for single in _NAMES:
-        if index := cached_path(location, f"{single}.index.json"):
-            return _shards(location, index)
+        # transformers too takes a whole file before an index, which may be left from another save.
         if file := cached_path(location, single):
             return [file]
+        if index := cached_path(location, f"{single}.index.json"):
+            return _shards(location, index)
     return None
 
 

@@ -20,10 +20,10 @@ FILE_NAMES = (
     "medusa_lm_head.pt",
     "adapter_model.safetensors",
     "adapter_model.bin",
-    "model.safetensors.index.json",
     "model.safetensors",
-    "pytorch_model.bin.index.json",
+    "model.safetensors.index.json",
     "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
     "rank0.safetensors",
 )
 """Files in which a folder keeps its tensors; the first one that exists is taken."""

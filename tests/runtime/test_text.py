@@ -176,6 +176,33 @@ def test_limits_in_a_tokenizer_do_not_cut_prompts(tiny_bundle: Bundle, tmp_path:
     assert len(codec.encode("eleven byte", add_special_tokens=False)) == 11
 
 
+PARTS = [{"type": "text", "text": "see "}, {"type": "text", "text": "this"}]
+ROLES = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}"
+LISTS = (
+    "{% for m in messages %}{% for part in m['content'] %}<{{ part.text }}>{% endfor %}{% endfor %}"
+)
+
+
+@pytest.mark.parametrize(
+    ("template", "content", "text"),
+    [(ROLES, PARTS, "[user]see this"), (LISTS, PARTS, "<see ><this>"), (ROLES, None, "[user]")],
+)
+def test_content_is_text_whatever_form_it_has(
+    template: str, content: object, text: str, tiny_bundle: Bundle, tmp_path: Path
+) -> None:
+    codec = with_template(tiny_bundle, tmp_path, template)
+    assert codec.render_chat([{"role": "user", "content": content}]) == text
+
+
+@pytest.mark.parametrize("part", [{"type": "image_url", "image_url": {}}, {"type": "text"}, 5])
+def test_parts_that_are_no_text_are_refused_by_name(
+    part: object, tiny_bundle: Bundle, tmp_path: Path
+) -> None:
+    codec = with_template(tiny_bundle, tmp_path, ROLES)
+    with pytest.raises(PromptError, match="a part of type"):
+        codec.render_chat([{"role": "user", "content": [PARTS[0], part]}])
+
+
 def test_text_that_is_no_unicode_is_refused(tiny_bundle: Bundle) -> None:
     with pytest.raises(PromptError, match="character 2"):
         TextCodec(tiny_bundle).encode("ab\udcff")

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from support.tiny_models import llama_config, random_model, save_tiny_model
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from medusa_trt.errors import ExportError
 from medusa_trt.export.models.base_model import load_base_model, open_base_model
@@ -214,3 +214,14 @@ def test_ends_that_are_no_ids_are_found_before_the_work(tiny_heads: Path, tmp_pa
     with pytest.raises(ExportError, match="replies by 'end', which is no token id: correct"):
         export_bundle(options, said.append)
     assert said[-1] == "opening model"
+
+
+def test_a_whole_file_is_taken_before_an_index_of_another_save(tmp_path: Path) -> None:
+    folder = save_tiny_model(tmp_path)
+    expected = logits_of(folder)
+    stale = {"weight_map": {"model.norm.weight": "model-00001-of-00002.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(stale))
+    assert torch.equal(logits_of(folder), expected)
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    with torch.no_grad():
+        assert torch.allclose(model(TOKENS).logits, expected, atol=1e-5)
