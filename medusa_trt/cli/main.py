@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Sequence
 from difflib import get_close_matches
 from importlib import import_module
+from io import TextIOWrapper
 from typing import Any, NoReturn
 
 from medusa_trt import __version__
@@ -71,6 +72,9 @@ def verb_from_name(name: str) -> Verb[Any]:
 def _run(program: str, name: str, words: list[str]) -> int:
     """Runs a verb; whatever a user can cause ends in one line and exit code 2."""
     warnings.showwarning = show_warning
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="replace")  # A terminal may lack a letter of a reply.
     try:
         if name == "" or any(other.startswith(f"{name} ") for other in HELP):
             _answer_without_verb(name, words)

@@ -1,16 +1,19 @@
 """`medusa-trt generate` as a user meets it."""
 
+import os
 import re
 import shutil
 import subprocess
 import sys
+from io import BytesIO
 from pathlib import Path
 
 import pytest
 from support.command_line import refusal, run
 
 from medusa_trt.cli.main import verb_from_name
-from medusa_trt.cli.verbs.generate import GenerateArguments
+from medusa_trt.cli.verbs.generate import GenerateArguments, read_prompt
+from medusa_trt.errors import PromptError
 from medusa_trt.runtime.bundle import Bundle
 from medusa_trt.runtime.options import GenerationOptions, SamplingOptions
 
@@ -49,7 +52,7 @@ def test_generate_prints_text_and_then_statistics(
     assert sampled != text
     assert run(capsys, *seeded, "--tree", "plain")[1] == sampled
     stop = text[3:5]
-    assert run(capsys, *arguments, "--stop", stop)[1] == text[: text.index(stop)]
+    assert run(capsys, *arguments, "--stop", stop)[1] == text[: text.index(stop)] + "\n"
     assert run(capsys, *arguments, "--raw", "--echo")[1].startswith("hello")
 
 
@@ -59,9 +62,37 @@ def test_a_prompt_can_come_from_standard_input(tiny_bundle: Bundle) -> None:
         [*command, "hello", "--max-new-tokens", "9"], capture_output=True, check=True
     )
     piped = subprocess.run(
-        [*command, "-", "--max-new-tokens", "9"], capture_output=True, check=True, input=b"hello"
+        [*command, "-", "--max-new-tokens", "9"],
+        capture_output=True,
+        check=True,
+        input=b"\xef\xbb\xbfhello\n",
     )
     assert piped.stdout == given.stdout
+
+
+def test_a_reply_ends_with_a_line_end_and_one_token_has_no_speed(
+    tiny_bundle: Bundle, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, text, err = run(capsys, "generate", tiny_bundle.path, "hello", "--max-new-tokens", "1")
+    assert text.endswith("\n") and text.count("\n") == 1 + text[:-1].count("\n")
+    assert "1 token in" in err and "tokens/s" not in err
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_a_terminal_without_a_letter_shows_another(encoding: str, tiny_bundle: Bundle) -> None:
+    command = [sys.executable, "-m", "medusa_trt", "generate", str(tiny_bundle.path), "日本 é"]
+    ended = subprocess.run(
+        [*command, "--raw", "--echo", "--max-new-tokens", "2"],
+        capture_output=True,
+        env={**os.environ, "PYTHONIOENCODING": encoding},
+        check=True,
+    )
+    assert ended.stdout.startswith(b"?? ")
+
+
+def test_a_prompt_that_is_no_utf_8_is_refused_with_its_place() -> None:
+    with pytest.raises(PromptError, match="at byte 2"):
+        read_prompt(BytesIO(b"ab\xff"))
 
 
 @pytest.mark.parametrize(
