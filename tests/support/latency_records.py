@@ -1,6 +1,6 @@
 """Step times that are made by hand, and the choice of a tree by them."""
 
-from support.ranks import table_of
+from support.measurements.ranks import table_of
 
 from medusa_trt.calibration.latency.curve import LatencyCurve, LatencyRecord
 from medusa_trt.calibration.options import TreeOptions

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from support.bench_rows import both, report_of
+from support.measurements.bench_rows import both, report_of
 
 
 @pytest.mark.parametrize("suffix", [".svg", ".html"])

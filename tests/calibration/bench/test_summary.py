@@ -3,7 +3,7 @@
 from dataclasses import astuple, replace
 
 import pytest
-from support.bench_rows import GREEDY, both, row
+from support.measurements.bench_rows import GREEDY, both, row
 
 from medusa_trt.calibration.bench.summary import (
     Difference,

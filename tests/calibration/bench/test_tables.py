@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 from rich.console import Console
-from support.bench_rows import both, report_of
+from support.measurements.bench_rows import both, report_of
 
 from medusa_trt.calibration.bench.tables import print_report
 

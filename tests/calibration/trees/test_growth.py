@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from support.ranks import correlated_ranks
+from support.measurements.ranks import correlated_ranks
 from support.reference.tree_program import all_trees, best_length
 
 from medusa_trt.calibration.trees.growth import (

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from support.ranks import table_of
+from support.measurements.ranks import table_of
 
 from medusa_trt.calibration.trees.replay import (
     ABSENT,

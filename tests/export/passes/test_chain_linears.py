@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto
-from support.chain_models import Layer, feeds_of, model_of, opened
+from support.graphs.chain_models import Layer, feeds_of, model_of, opened
 from support.one_operator import session
 
 from medusa_trt.export.passes.chain_linears import ChainLinearsPass

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from onnxruntime.capi.onnxruntime_pybind11_state import Fail
-from support.chain_models import Floats, Layer, feeds_of, model_of, opened
+from support.graphs.chain_models import Floats, Layer, feeds_of, model_of, opened
 
 from medusa_trt.export.passes.chain_linears import ChainLinearsPass
 

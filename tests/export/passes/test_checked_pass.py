@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 from onnx_ir.passes import PassResult, PostconditionError, PreconditionError
-from support.graph_texts import Arrays, parsed
+from support.graphs.graph_texts import Arrays, parsed
 
 from medusa_trt.export import passes, quantization
 from medusa_trt.export.passes.chain_linears import ChainLinearsPass

@@ -3,7 +3,7 @@
 import numpy as np
 import onnx_ir as ir
 import pytest
-from support.graph_texts import Arrays, parsed, rewritten
+from support.graphs.graph_texts import Arrays, parsed, rewritten
 
 from medusa_trt.export.passes.pack_qkv import PackQkvPass
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from support.graph_texts import Arrays, parsed, rewritten
+from support.graphs.graph_texts import Arrays, parsed, rewritten
 
 from medusa_trt.export.passes.remove_identity_rotary import RemoveIdentityRotaryPass
 

@@ -5,7 +5,7 @@ from collections import Counter
 import numpy as np
 import onnx_ir as ir
 import pytest
-from support.graph_texts import Arrays, parsed, rewritten
+from support.graphs.graph_texts import Arrays, parsed, rewritten
 
 from medusa_trt.export.passes.remove_layout_pairs import RemoveLayoutPairsPass
 

@@ -1,7 +1,7 @@
 """The chat: its entries, replies and commands, without a terminal."""
 
 import pytest
-from support.chat_driver import SAMPLED, SHORT, Driver
+from support.terminal.chat_driver import SAMPLED, SHORT, Driver
 
 from medusa_trt.cli.chat_loop import CONTINUATION, PROMPT, Entry, read_entry
 from medusa_trt.errors import PromptError, TreeError

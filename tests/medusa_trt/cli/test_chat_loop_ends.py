@@ -3,7 +3,7 @@
 import signal
 
 import pytest
-from support.chat_driver import LONG, SHORT, Driver
+from support.terminal.chat_driver import LONG, SHORT, Driver
 
 from medusa_trt.errors import EngineError
 from medusa_trt.runtime.bundle import Bundle

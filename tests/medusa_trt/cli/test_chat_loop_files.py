@@ -4,7 +4,7 @@ import dataclasses
 from pathlib import Path
 
 import pytest
-from support.chat_driver import SAMPLED, SHORT, Driver
+from support.terminal.chat_driver import SAMPLED, SHORT, Driver
 
 from medusa_trt.runtime.conversation import Conversation, SavedConversation
 from medusa_trt.runtime.options import GenerationOptions

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.command_line import refusal, run
+from support.terminal.command_line import refusal, run
 
 from medusa_trt.cli import main as cli
 from medusa_trt.cli.parser import Parser, Verb

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from support.bench_rows import both
+from support.measurements.bench_rows import both
 
 from medusa_trt.calibration.bench.measurement import ReplyRow
 from medusa_trt.cli.verbs import bench as cli_bench

@@ -9,7 +9,7 @@ import sys
 import time
 
 import pytest
-from support.chat_driver import LONG, Driver
+from support.terminal.chat_driver import LONG, Driver
 
 from medusa_trt.cli.arguments import SessionArguments
 from medusa_trt.cli.chat_loop import PROMPT

@@ -3,7 +3,7 @@
 from typing import get_args, get_type_hints
 
 import pytest
-from support.command_line import refusal
+from support.terminal.command_line import refusal
 
 from medusa_trt.cli.verbs.deploy import DeployArguments
 from medusa_trt.export.deploy.deployment import KINDS

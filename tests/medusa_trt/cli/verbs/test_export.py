@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
-from support.command_line import refusal, run
+from support.terminal.command_line import refusal, run
 from support.tiny_models import HIDDEN_SIZE, head_tensors, save_tiny_heads
 
 from medusa_trt.cli.verbs.export import export

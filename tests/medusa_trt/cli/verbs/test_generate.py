@@ -9,7 +9,7 @@ from io import BytesIO
 from pathlib import Path
 
 import pytest
-from support.command_line import refusal, run
+from support.terminal.command_line import refusal, run
 
 from medusa_trt.cli.main import verb_from_name
 from medusa_trt.cli.verbs.generate import GenerateArguments, read_prompt

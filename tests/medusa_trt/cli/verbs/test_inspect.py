@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from support.command_line import refusal
+from support.terminal.command_line import refusal
 
 from medusa_trt.cli.main import main
 from medusa_trt.cli.verbs.inspect import VERBS

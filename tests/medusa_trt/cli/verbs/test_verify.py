@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from support.command_line import refusal
+from support.terminal.command_line import refusal
 from support.tiny_models import llama_config, save_tiny_model
 
 from medusa_trt.cli.main import main
