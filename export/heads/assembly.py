@@ -193,7 +193,7 @@ def _checked_ids(token_map: torch.Tensor, source: str) -> torch.Tensor:
     return token_map.long()
 
 
-def equal_layers(tensors: Mapping[HeadKey, torch.Tensor]) -> Iterable[str]:
+def find_equal_layers(tensors: Mapping[HeadKey, torch.Tensor]) -> Iterable[str]:
     """Names blocks of a head that hold the same numbers although they are separate tensors."""
     for key in sorted(key for key in tensors if key[:2] == ("block", "weight") and key.layer):
         first, block = tensors[key._replace(layer=0)], tensors[key]

@@ -11,7 +11,7 @@ _NESTED = ("medusa", "medusa_config")
 _DRAFT_MODEL = "medusa"
 
 
-def contradiction(config: Mapping[str, object], facts: HeadsFacts, path: Path) -> str | None:
+def find_contradiction(config: Mapping[str, object], facts: HeadsFacts, path: Path) -> str | None:
     """One sentence that names what a config says and what the tensors have; None if they agree.
 
     Args:

@@ -8,12 +8,13 @@ from pathlib import Path
 import torch
 
 from medusa_trt.errors import HeadsError
-from medusa_trt.export.heads.assembly import equal_layers, heads_from_keys, tied_error
-from medusa_trt.export.heads.config_check import contradiction
+from medusa_trt.export.heads.assembly import find_equal_layers, heads_from_keys, tied_error
+from medusa_trt.export.heads.config_check import find_contradiction
 from medusa_trt.export.heads.facts import facts_from_heads, replace_unembeddings
 from medusa_trt.export.heads.formats import HeadsFacts
 from medusa_trt.export.heads.key_layouts import (
     TENSORRT_LLM,
+    UNEMBEDDINGS,
     VLLM,
     HeadKey,
     Recognized,
@@ -39,14 +40,14 @@ _SCALE_SUFFIXES = (".weight_scale", ".weights_scaling_factor")
 
 @dataclass(frozen=True, slots=True)
 class LoadedHeads:
-    """Heads with what is known of where they come from.
+    """Heads, and what is known of the file that they come from.
 
     Attributes:
         heads: in float32.
         path: the file that was read.
-        format: the name of the format found, a row of `FORMATS`.
-        facts: what a config would say about them.
-        dtype: most of their weights' type in the file.
+        format: name of its format, a row of `FORMATS`.
+        facts: what a config would state about the heads.
+        dtype: data type of most of their weights in the file.
         num_parameters: of the heads, a common unembedding counted once.
         warnings: what a user should know, a sentence each.
         backbone: the folder of a whole model that they were found in, or None.
@@ -94,8 +95,9 @@ def load_heads(source: str | Path, *, read_all: bool = True) -> LoadedHeads:
     if tied:
         raise tied_error(name, tied)
     config, config_path = _config_beside(checkpoint, recognized)
-    if recognized.layout is VLLM and config.get("original_lm_head") is True:
-        recognized = _with_original_lm_head(recognized)
+    warnings: tuple[str, ...] = ()
+    if recognized.layout is VLLM:
+        recognized, warnings = _read_as_vllm(recognized, checkpoint, config, config_path)
     by_name = checkpoint.load(recognized.names.values())
     tensors = {key: by_name[file_key] for key, file_key in recognized.names.items()}
     unread = {} if read_all else find_unread_matrices(checkpoint, recognized, tensors)
@@ -103,11 +105,12 @@ def load_heads(source: str | Path, *, read_all: bool = True) -> LoadedHeads:
     heads = replace(heads, unread=by_matrix(unread))
     if recognized.layout is VLLM:
         heads = _with_vllm_config(heads, config, config_path)
-    return _described(checkpoint, recognized, tensors, heads, config, config_path)
+    loaded = _describe(checkpoint, recognized, tensors, heads, config, config_path)
+    return replace(loaded, warnings=(*warnings, *loaded.warnings))
 
 
 def holds_heads(source: str | Path) -> bool:
-    """Whether a folder or hub repository holds heads in some layout, by its keys alone.
+    """Checks by its keys whether a folder or hub repository holds heads in some layout.
 
     Raises:
         HeadsError: its files are damaged.
@@ -130,7 +133,7 @@ def holds_heads(source: str | Path) -> bool:
 
 
 def _local_path(source: str | Path) -> Path:
-    """The path itself, or the folder of what has to be downloaded of a repository."""
+    """Gives the path itself, or the folder into which files of a repository were downloaded."""
     if not is_hub_id(str(source)):
         return Path(source)
     folder = folder_from_hub(str(source), ["*.json"])
@@ -162,34 +165,55 @@ def _is_adapter(checkpoint: Checkpoint, recognized: Recognized) -> bool:
     )
 
 
-def _with_original_lm_head(recognized: Recognized) -> Recognized:
-    """Lets all heads use the unembedding of head 0, as vLLM does where it is the only one."""
-    unembeddings = [key for key in recognized.names if key.part == "unembedding"]
-    if len(unembeddings) != 1 or unembeddings[0].head != 0:
-        return recognized
-    names = dict(recognized.names)
-    names[HeadKey("common_unembedding")] = names.pop(unembeddings[0])
-    return replace(recognized, names=names)
+def _read_as_vllm(
+    recognized: Recognized, checkpoint: Checkpoint, config: Mapping[str, object], path: Path
+) -> tuple[Recognized, tuple[str, ...]]:
+    """Chooses the tensors that vLLM uses; what it leaves aside is told, a sentence each.
+
+    With `original_lm_head` all heads use the unembedding of head 0, whatever else is stored. The
+    token map counts only with `truncated_vocab_size` (vllm/model_executor/models/medusa.py).
+    """
+    names, warnings = dict(recognized.names), []
+    first = HeadKey("unembedding", "weight", 0)
+    others = [key for key in names if key.part == "unembedding" and key != first]
+    if config.get("original_lm_head") is True and first in names:
+        names[HeadKey("common_unembedding")] = names.pop(first)
+        for key in others:
+            del names[key]
+        if others:
+            warnings.append(
+                f"{path} says original_lm_head: all heads use the unembedding of head 0, as in vLLM"
+            )
+    token_map = HeadKey("token_map")
+    if token_map in names and config.get("truncated_vocab_size") is None:
+        unembeddings = [name for key, name in names.items() if key.part in UNEMBEDDINGS]
+        shapes = checkpoint.load([names[token_map], *unembeddings[:1]])
+        if any(len(shapes[name]) > len(shapes[names[token_map]]) for name in unembeddings[:1]):
+            del names[token_map]
+            warnings.append(
+                f"{path} has no truncated_vocab_size, so the token map is not used, as in vLLM"
+            )
+    return replace(recognized, names=names), tuple(warnings)
 
 
 def _with_vllm_config(heads: MedusaHeads, config: Mapping[str, object], path: Path) -> MedusaHeads:
-    """Does to vLLM's heads what vLLM does: full unembeddings are cut to the map, logits scaled."""
+    """Cuts full unembeddings to the token map and scales logits, as vLLM does."""
     scale = config.get("logit_scale", 1.0)
     if not isinstance(scale, int | float) or not scale > 0:
         raise HeadsError(f"{path} has logit_scale {scale!r}: expected a number above 0")
     token_map = heads.token_map
 
-    def converted(unembedding: torch.Tensor) -> torch.Tensor:
+    def convert(unembedding: torch.Tensor) -> torch.Tensor:
         if token_map is not None and unembedding.shape[0] > token_map.numel():
             if not 0 <= int(token_map.min()) <= int(token_map.max()) < unembedding.shape[0]:
                 raise HeadsError(f"{path.parent}: token_map names rows that lm_head does not have")
             unembedding = unembedding[token_map]
         return unembedding if scale == 1 else unembedding * scale
 
-    return replace_unembeddings(heads, converted)
+    return replace_unembeddings(heads, convert)
 
 
-def _described(
+def _describe(
     checkpoint: Checkpoint,
     recognized: Recognized,
     tensors: Mapping[HeadKey, torch.Tensor],
@@ -203,7 +227,7 @@ def _described(
         vocab_size if isinstance(vocab_size, int) else None,
         base_model if isinstance(base_model, str) and base_model else None,
     )
-    found = contradiction(config, facts, config_path)
+    contradiction = find_contradiction(config, facts, config_path)
     weights = {key: tensor for key, tensor in tensors.items() if key.kind in ("weight", "bias")}
     counts = Counter[torch.dtype]()
     for key, tensor in weights.items():
@@ -218,7 +242,7 @@ def _described(
         facts=facts,
         dtype=counts.most_common(1)[0][0],
         num_parameters=counts.total(),
-        warnings=(*([found] if found else []), *equal_layers(tensors)),
+        warnings=(*([contradiction] if contradiction else []), *find_equal_layers(tensors)),
         backbone=folder if is_merged else None,
         adapter=folder if is_adapter else None,
         others=recognized.others,
@@ -231,7 +255,7 @@ def _format_name(
     facts: HeadsFacts,
     config: Mapping[str, object],
 ) -> str:
-    """The row of `FORMATS` whose names, file and config these are."""
+    """Finds the row of `FORMATS` that has these names, this file and this config."""
     if recognized.layout in (VLLM, TENSORRT_LLM):
         return recognized.layout.name
     if _is_adapter(checkpoint, recognized):

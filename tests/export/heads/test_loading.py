@@ -230,10 +230,31 @@ def test_a_config_that_contradicts_gives_one_warning(
 
 def test_vllm_options_that_contradict(tmp_path: Path) -> None:
     vllm(tmp_path, content(), tmp_path)
-    change_config(tmp_path, medusa_fc_bias=False, original_lm_head=True, truncated_vocab_size=5)
+    change_config(tmp_path, medusa_fc_bias=False, truncated_vocab_size=5)
     (warning,) = load_heads(tmp_path).warnings
-    for key in ("medusa_fc_bias False", "original_lm_head True", "truncated_vocab_size 5"):
+    for key in ("medusa_fc_bias False", "truncated_vocab_size 5"):
         assert key in warning
+
+
+def test_vllms_original_lm_head_sets_the_other_unembeddings_aside(tmp_path: Path) -> None:
+    tensors = content()
+    vllm(tmp_path, tensors, tmp_path)
+    change_config(tmp_path, original_lm_head=True)
+    loaded = load_heads(tmp_path)
+    assert loaded.facts.unembedding == "common"
+    assert len(loaded.warnings) == 1 and "unembedding of head 0" in loaded.warnings[0]
+    common = tensors["0.1.weight"]
+    assert_drafts_like(loaded.heads, tensors | {"1.1.weight": common})
+
+
+def test_vllm_ignores_a_token_map_without_a_truncated_vocabulary(tmp_path: Path) -> None:
+    tensors = content()
+    vllm(tmp_path, tensors | {"token_map": MAP}, tmp_path, vocab_size=VOCAB_SIZE)
+    change_config(tmp_path, truncated_vocab_size=None)
+    loaded = load_heads(tmp_path)
+    assert loaded.heads.token_map is None
+    assert any("token map is not used" in text for text in loaded.warnings)
+    assert_drafts_like(loaded.heads, tensors)
 
 
 @pytest.mark.parametrize("name", ["vllm", "tensorrt-llm", "modelopt", "peft", "mlc"])
