@@ -195,6 +195,8 @@ def _load_parts(
     tree = load_tree(options.tree or alias_tree or target.default_tree)
     tree.check(heads.num_heads, max(MIN_TOP_K, tree.top_k))
     progress(f"opening {source.name}")
+    if source.adapter is not None:
+        progress(f"  the LoRA weights of {source.adapter} are merged into it")
     base = open_base_model(source)
     for text in base.warnings:
         progress(f"warning: {text}")

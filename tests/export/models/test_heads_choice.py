@@ -28,7 +28,7 @@ from medusa_trt.export.models.base_model import load_base_model
 from medusa_trt.export.models.heads_choice import choose_heads
 from medusa_trt.export.models.source import source_from_name
 from medusa_trt.export.pipeline import ExportOptions, export_bundle
-from medusa_trt.export.preparation import MIN_TOP_K
+from medusa_trt.export.preparation import MIN_TOP_K, parts_from_options
 from medusa_trt.runtime import tensors as names
 from medusa_trt.runtime.bundle import Bundle
 
@@ -261,6 +261,17 @@ def test_an_adapter_changes_the_backbone_that_its_heads_draft_for(
     for key, tensor in tensors.items():
         head, layer, *kinds = key.split(".")
         assert torch.equal(tensor, part_of(read.heads[int(head)], int(layer), kinds))
+
+
+def test_the_export_says_that_an_adapter_is_merged(tiny_model: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "adapter"
+    lora_adapter(folder, tiny_model)
+    told: list[str] = []
+    options = ExportOptions(
+        model=str(folder), tree="plain", precision="fp32", output=tmp_path / "bundle"
+    )
+    parts_from_options(options, told.append)
+    assert f"  the LoRA weights of {folder} are merged into it" in told
 
 
 def test_adapters_that_do_not_fit_are_refused(tiny_model: Path, tmp_path: Path) -> None:
