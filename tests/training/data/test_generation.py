@@ -24,3 +24,19 @@ def test_sampled_text_differs_from_greedy_text_and_between_seeds(base: BaseModel
 
     assert generate(0.0, 0) == generate(0.0, 1)
     assert generate(1.0, 0) == generate(1.0, 0) != generate(1.0, 1)
+
+
+def test_a_batch_does_not_depend_on_what_the_model_generated_before(base: BaseModel) -> None:
+    """Attention rounds by the size of the cache, which transformers keeps if it is given none."""
+    generator = BatchGenerator(base)
+
+    def generate(max_new_tokens: int) -> torch.Tensor:
+        [reply] = generator.continue_texts(
+            [[65, 66, 67]], max_new_tokens=max_new_tokens, temperature=0.0, keep_features=True
+        )
+        assert reply.features is not None
+        return reply.features.hidden
+
+    before = generate(8)
+    generate(16)
+    assert torch.equal(before, generate(8))
