@@ -91,17 +91,6 @@ def get_unembedding(model: PreTrainedModel) -> torch.Tensor:
     return weight
 
 
-def copy_to_save(model: PreTrainedModel) -> PreTrainedModel:
-    """Copies a model, because transformers refuses to save one that was loaded from GGUF."""
-    values = model.config.to_dict()
-    values.pop("quantization_config", None)
-    config = type(model.config).from_dict(values)
-    copy: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=model.dtype)
-    copy.load_state_dict(model.state_dict())
-    copy.generation_config = model.generation_config
-    return copy
-
-
 @contextmanager
 def observe_unembedding(
     model: nn.Module, observe: Callable[[torch.Tensor], torch.Tensor]

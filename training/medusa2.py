@@ -10,8 +10,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import PreTrainedModel
 
 from medusa_trt.export.heads.medusa_heads import MedusaHeads
-from medusa_trt.export.models.base_model import BaseModel
-from medusa_trt.training.backbone import copy_to_save
+from medusa_trt.export.models.base_model import BaseModel, save_model
 from medusa_trt.training.data.rows import Split
 from medusa_trt.training.datasets import PaddedConversations
 from medusa_trt.training.medusa1 import TrainResult, measure_on_backbone, train_heads
@@ -112,16 +111,12 @@ def group_parameters(module: HeadsOnBackbone, options: JointOptions) -> list[dic
     ]
 
 
-def merge_tensors(model: PreTrainedModel, heads: MedusaHeads) -> dict[str, torch.Tensor]:
-    """Merges the tensors of backbone and heads in the layout of FasterDecoding v1.0."""
-    named = tensors_from_heads(heads, model.dtype)
-    return {**model.state_dict(), **{f"{_PREFIX}{key}": value for key, value in named.items()}}
-
-
 def save_combined(
     base: BaseModel, model: PreTrainedModel, heads: MedusaHeads, folder: Path
 ) -> None:
     """Writes backbone, heads and tokenizer as one Hugging Face folder.
+
+    The layout is that of FasterDecoding v1.0.
 
     Args:
         base: the original model, which has the tokenizer.
@@ -129,8 +124,12 @@ def save_combined(
         heads: its heads.
         folder: an empty or new folder.
     """
-    copy = copy_to_save(model)
-    copy.config.medusa_num_heads = heads.num_heads
-    copy.config.medusa_num_layers = heads.num_layers
-    copy.save_pretrained(folder, state_dict=merge_tensors(copy, heads))
+    named = tensors_from_heads(heads, model.dtype)
+    save_model(
+        model,
+        folder,
+        {f"{_PREFIX}{key}": tensor for key, tensor in named.items()},
+        medusa_num_heads=heads.num_heads,
+        medusa_num_layers=heads.num_layers,
+    )
     base.tokenizer.save_pretrained(folder)

@@ -93,14 +93,12 @@ class Workshop:
         """
 
         def make(target: Path) -> None:
-            from medusa_trt.export.models.base_model import load_base_model
-            from medusa_trt.export.models.source import quiet_transformers, source_from_name
-            from medusa_trt.training.backbone import copy_to_save
+            from medusa_trt.export.models.base_model import load_base_model, save_model
+            from medusa_trt.export.models.source import source_from_name
 
             base = load_base_model(source_from_name(model))
-            with quiet_transformers():
-                copy_to_save(base.model).save_pretrained(target)
-                base.tokenizer.save_pretrained(target)
+            save_model(base.model, target)
+            base.tokenizer.save_pretrained(target)
 
         return self._make_once(f"{model}-hf", make)
 

@@ -7,10 +7,9 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 from transformers import PretrainedConfig, PreTrainedModel
-from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
-from medusa_trt.export.models.base_model import load_model
-from medusa_trt.export.models.source import ModelSource, load_config, quiet_transformers
+from medusa_trt.export.models.base_model import load_model, save_model
+from medusa_trt.export.models.source import ModelSource, load_config
 from medusa_trt.export.models.tokenizers import load_tokenizer
 
 _SINGLE_FILE = "model.safetensors"
@@ -60,14 +59,7 @@ class Backbone:
             The file of each tensor; none is called `model.safetensors`, so that readers follow
             the index that is to be written beside them.
         """
-        model = self.model
-        if self.source.gguf_file is not None:
-            # transformers does not save a model that it loaded from GGUF.
-            fresh = AutoModelForCausalLM.from_config(model.config, dtype=model.dtype)
-            fresh.load_state_dict(model.state_dict())
-            model = fresh
-        with quiet_transformers():
-            model.save_pretrained(folder)
+        save_model(self.model, folder)
         tokenizer, _ = load_tokenizer(self.source)
         tokenizer.save_pretrained(folder)
         index = folder / _INDEX_FILE

@@ -1,5 +1,6 @@
 """The backbone with its tokenizer: loaded, or opened without reading its weights."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -33,6 +34,7 @@ from medusa_trt.export.models.unread_tensors import refuse_unread
 from medusa_trt.export.weights.packed_weights import Packing, packing_from_config
 from medusa_trt.export.weights.streamed_model import Weights, make_empty_model, weights_in_memory
 from medusa_trt.export.weights.tensor_source import PLAIN_DTYPES
+from medusa_trt.export.weights.tied_weights import record_ties
 from medusa_trt.files import join_names
 
 STREAMED_GGUF_BYTES = 512 << 20
@@ -178,8 +180,39 @@ def load_model(source: ModelSource, dtype: torch.dtype | Literal["auto"]) -> Pre
                 f"{source.location} has {name} as {parameter.dtype}, which transformers does not "
                 "dequantize here: give the full-precision model"
             )
+    record_ties(model)
     if source.adapter is not None:
         with quiet_transformers():
             model = merge_adapter(model, source.adapter)
     model.eval()
     return model
+
+
+def save_model(
+    model: PreTrainedModel,
+    folder: Path,
+    tensors: Mapping[str, torch.Tensor] | None = None,
+    **changes: object,
+) -> None:
+    """Writes a model in Hugging Face layout, without its tokenizer.
+
+    transformers itself saves neither a model that it loaded from GGUF nor a generation config with
+    a temperature and without sampling, which public checkpoints have.
+
+    Args:
+        model: the model, with its weights in memory.
+        folder: where to write it.
+        tensors: further tensors to write.
+        changes: values to set in the config.
+    """
+    values = model.config.to_dict() | changes
+    values.pop("quantization_config", None)
+    copy = make_empty_model(type(model.config).from_dict(values))
+    state = model.state_dict()
+    copy.load_state_dict(state, assign=True)
+    generation = model.generation_config
+    copy.generation_config = GenerationConfig()
+    with quiet_transformers():
+        copy.save_pretrained(folder, state_dict={**state, **(tensors or {})})
+    if generation is not None:
+        (folder / GENERATION_CONFIG_NAME).write_text(generation.to_json_string(), "utf-8")

@@ -16,6 +16,7 @@ from medusa_trt.export.weights.lazy_tensor import Array, LazyTensor
 from medusa_trt.export.weights.packed_weights import Packing
 from medusa_trt.export.weights.streamed_model import Weights, tensor_from_array
 from medusa_trt.export.weights.tensor_source import PLAIN_DTYPES, TensorSource, open_tensors
+from medusa_trt.export.weights.tied_weights import untie_unequal
 from medusa_trt.files import join_names
 
 _NAMES = ("model.safetensors", "pytorch_model.bin")
@@ -49,6 +50,7 @@ def weights_from_checkpoint(
     buffers = dict(model.named_buffers())
     for name in found.keys() & buffers.keys():
         buffers[name].copy_(tensor_from_array(found[name].stored()))
+    untie_unequal(model, found)
     weights: dict[str, LazyTensor] = {}
     first_names: dict[int, str] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):

@@ -9,13 +9,12 @@ from support.ruled_data import make_ruled_split, quick_options
 from support.tiny_models import VOCAB_SIZE
 from transformers import AutoModelForCausalLM
 
-from medusa_trt.export.heads.head_checkpoint import heads_from_tensors
+from medusa_trt.export.heads.loading import load_heads
 from medusa_trt.export.heads.medusa_heads import embedding_of
 from medusa_trt.export.models.base_model import BaseModel
 from medusa_trt.training.backbone import get_unembedding
 from medusa_trt.training.medusa2 import (
     group_parameters,
-    merge_tensors,
     ramp_weight,
     save_combined,
     train_joint,
@@ -48,9 +47,7 @@ def test_joint_training_saves_a_model_that_is_its_own_teachers_neighbour(
     assert any(not torch.equal(value, before[name]) for name, value in merged.items())
     config = json.loads((tmp_path / "merged" / "config.json").read_text())
     assert (config["medusa_num_heads"], config["medusa_num_layers"]) == (2, 1)
-    tensors = merge_tensors(loaded, result.second.heads)
-    named = {key: value for key, value in tensors.items() if key.startswith("medusa_head.")}
-    heads = heads_from_tensors(named, "merged")
+    heads = load_heads(tmp_path / "merged").heads
     assert torch.equal(
         heads.heads[1].blocks[0].weight, result.second.heads.heads[1].blocks[0].weight
     )

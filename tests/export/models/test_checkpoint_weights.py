@@ -13,7 +13,7 @@ from support.tiny_models import llama_config, random_model, save_tiny_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from medusa_trt.errors import ExportError
-from medusa_trt.export.models.base_model import load_base_model, open_base_model
+from medusa_trt.export.models.base_model import BaseModel, load_base_model, open_base_model
 from medusa_trt.export.models.source import load_config, source_from_name
 from medusa_trt.export.pipeline import ExportOptions, export_bundle
 from medusa_trt.export.weights.streamed_model import weights_at_hand
@@ -225,3 +225,24 @@ def test_a_whole_file_is_taken_before_an_index_of_another_save(tmp_path: Path) -
     model = AutoModelForCausalLM.from_pretrained(folder)
     with torch.no_grad():
         assert torch.allclose(model(TOKENS).logits, expected, atol=1e-5)
+
+
+def different_unembedding(tensors: Tensors) -> None:
+    tensors["lm_head.weight"] = tensors["lm_head.weight"].flip(0).contiguous()
+
+
+@pytest.mark.parametrize("load", [open_base_model, load_base_model])
+@pytest.mark.parametrize("change", [different_unembedding, lambda _: None])
+def test_a_stored_unembedding_is_used_although_the_config_says_tied(
+    load: Callable[[Any], BaseModel], change: Callable[[Tensors], None], tmp_path: Path
+) -> None:
+    def store_both(tensors: Tensors) -> None:
+        tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
+        change(tensors)
+
+    folder = changed_model(tmp_path / "model", store_both, tie_word_embeddings=True)
+    base = load(source_from_name(str(folder)))
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    with torch.no_grad(), weights_at_hand(base.model, base.weights):
+        assert torch.equal(base.model(TOKENS).logits, model(TOKENS).logits)
+    assert base.model.config.tie_word_embeddings == (change is not different_unembedding)
