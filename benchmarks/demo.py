@@ -39,9 +39,10 @@ def main() -> int:
 def compare(session: MedusaSession, console: Console) -> int:
     """Measures both ways in turn, and prints one reply and the medians; returns the exit code."""
     manifest = session.bundle.manifest
+    heads = manifest.require_heads("the demo")
     console.print(
         f"[bold]{manifest.model.name}[/bold] on {manifest.target.name}, "
-        f"{manifest.target.precision}, greedy; {manifest.heads.num_heads} heads, "
+        f"{manifest.target.precision}, greedy; {heads.num_heads} heads, "
         f"tree {manifest.tree_name} with {session.bundle.tree.num_nodes} nodes\n"
     )
     questions = mt_bench_prompts()

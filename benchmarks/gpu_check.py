@@ -250,8 +250,9 @@ def _time_draft_and_reductions(session: MedusaSession, num_rounds: int, console:
     tokens = np.ones((1, tree.num_nodes), np.int64)
     hidden = engine.verify(tokens, tree, [0], reductions=True).hidden[:, 0].copy()
     table = Table("beside the step", "median, ms", "p90, ms")
-    median_ms, p90_ms = _time_ms(lambda: engine.draft(hidden, [0]), num_rounds)
-    table.add_row("heads", f"{median_ms:.2f}", f"{p90_ms:.2f}")
+    if session.bundle.manifest.heads is not None:
+        median_ms, p90_ms = _time_ms(lambda: engine.draft(hidden, [0]), num_rounds)
+        table.add_row("heads", f"{median_ms:.2f}", f"{p90_ms:.2f}")
     uniforms = np.full(tokens.shape, 0.5)
     for sampling in SAMPLING:
         median_ms, p90_ms = _time_ms(

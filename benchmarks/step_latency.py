@@ -130,6 +130,7 @@ def engine_actions(bundle: Bundle, engine: OrtEngine, past: int) -> dict[str, Ca
     for num_nodes in NUM_NODES:
         tree, ids = chain_tree(num_nodes - 1), rng.integers(0, 1000, num_nodes)
         actions[str(num_nodes)] = partial(engine.verify, ids[None], tree, [past])
+    bundle.manifest.require_heads("step_latency.py")
     hidden = np.ones((1, bundle.manifest.model.hidden_size), np.float32)
     actions["heads"] = lambda: engine.draft(hidden, [0])
     actions["host"] = make_host_work(engine, load_tree("mc_sim_7b_63"), past)

@@ -117,13 +117,12 @@ def compare(arguments: Namespace) -> int:
 
 def _choose_trees(session: MedusaSession, specs: list[str] | None) -> list[MedusaTree]:
     """Returns plain decoding and the trees that the heads can fill, each shape once."""
-    heads = session.bundle.manifest.heads
     trees = {load_tree("plain").medusa_choices: load_tree("plain")}
     presets = [load_tree(name) for name in (*_CHAINS, *preset_names())]
     candidates = [session.bundle.tree, *presets] if specs is None else map(load_tree, specs)
     for tree in candidates:
         try:
-            tree.check(heads.num_heads, heads.top_k)
+            session.bundle.manifest.check_tree(tree)
         except TreeError:
             if specs is not None:
                 raise

@@ -5,7 +5,7 @@ measured until then, and the next run continues from there.
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -53,6 +53,7 @@ from medusa_trt.calibration.trees.tree_section import TreeSection
 from medusa_trt.errors import CalibrationError
 from medusa_trt.runtime.bundle import Bundle
 from medusa_trt.runtime.session import MedusaSession
+from medusa_trt.tree_configs import MedusaTree, chain_tree
 
 
 class Calibrator:
@@ -95,6 +96,7 @@ class Calibrator:
             KeyboardInterrupt: Ctrl-C before the first reply.
             MedusaError: a prompt does not fit.
         """
+        self.bundle.manifest.require_heads("calibrate heads")
         prompts = prompts_from_source(settings.prompts, num_prompts)
         records, progress = self._record_ranks(prompts, settings)
         _require_any(records, progress)
@@ -118,8 +120,7 @@ class Calibrator:
             points = missing_points(measurable, log, machine, self._threads)
             progress.total = len(points)
             if points:
-                heads = self.bundle.manifest.heads
-                trees = typical_trees(heads.num_heads, heads.top_k, measurable.sizes)
+                trees = self._make_trees(measurable.sizes)
                 meter = LatencyMeter(session, measurable, trees, machine, self._threads)
                 progress.announce(meter.estimate_s(points))
                 meter.measure(points, log, progress.advance)
@@ -143,6 +144,7 @@ class Calibrator:
             KeyboardInterrupt: Ctrl-C while measuring; the next run continues.
             MedusaError: too little was recorded, or the bundle cannot be written.
         """
+        self.bundle.manifest.require_heads("calibrate tree")
         if not dry_run:
             check_installable(self.bundle)
         settings = self._complete_heads().settings
@@ -177,6 +179,7 @@ class Calibrator:
         Raises:
             MedusaError: a prompt does not fit, or the bundle's tree drafts nothing.
         """
+        self.bundle.manifest.require_heads("calibrate threshold")
         log = RecordLog(self.folder / threshold.THRESHOLD_FILE, threshold.ThresholdRecord)
         prompts = prompts_from_source(settings.prompts, num_prompts)
         rules, tree = threshold.rules_from_options(options), self.bundle.tree
@@ -260,6 +263,13 @@ class Calibrator:
                     progress.announce(num_missing * reply_s)
                     head_ranks.record_ranks(session, prompts, settings, log, progress.advance)
         return [record for record in log if record.settings == settings], progress
+
+    def _make_trees(self, sizes: Collection[int]) -> dict[int, MedusaTree]:
+        """Makes a tree of each size, as the heads may fill it; without heads a chain."""
+        heads = self.bundle.manifest.heads
+        if heads is None:
+            return {size: chain_tree(size - 1) for size in sizes}
+        return typical_trees(heads.num_heads, heads.top_k, sizes)
 
     def _session(self, batch_size: int = 1) -> MedusaSession:
         return MedusaSession(

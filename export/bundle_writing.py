@@ -47,17 +47,18 @@ def write_bundle(folder: Path, parts: ExportParts, progress: Callable[[str], Non
         graphs[name] = trace_verify(module, parts.target.opset, quantize, weights)
     if planned is not None:
         planned.check()
-    progress("tracing the heads graph")
-    graphs["heads"] = trace_heads(
-        parts.heads,
-        model,
-        weights,
-        top_k=parts.top_k,
-        dtype=dtype,
-        opset=parts.target.opset,
-        quantize=make_heads_pass(parts.precision),
-        portable=parts.forms["verify"].is_portable,
-    )
+    if parts.heads is not None:
+        progress("tracing the heads graph")
+        graphs["heads"] = trace_heads(
+            parts.heads,
+            model,
+            weights,
+            top_k=parts.top_k,
+            dtype=dtype,
+            opset=parts.target.opset,
+            quantize=make_heads_pass(parts.precision),
+            portable=parts.forms["verify"].is_portable,
+        )
     del traced
     graphs["reduce"] = REDUCE_FORMS[parts.target.reduce_form(parts.precision)](
         model.config.vocab_size, parts.target.opset

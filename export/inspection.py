@@ -81,7 +81,10 @@ def estimate_max_steps_per_s(read_bytes: int, gpu: Gpu) -> float:
 
 
 def draw_tree(bundle: Bundle) -> list[str]:
-    """Draws the tree as lines of text; each node names its head and its candidate."""
+    """Draws the tree as lines of text; each node names its head and its candidate.
+
+    Without heads, prompt lookup copies the tokens of the tree, which is a chain.
+    """
     tree = bundle.tree
     children: dict[int, list[int]] = {}
     for node, parent in enumerate(tree.parents.tolist()):
@@ -95,7 +98,10 @@ def draw_tree(bundle: Bundle) -> list[str]:
         for child in below:
             is_last = child == below[-1]
             path = paths[child]
-            lines.append(f"{indent}{'└─' if is_last else '├─'} head {len(path)} #{path[-1] + 1}")
+            is_copied = bundle.manifest.heads is None
+            source = "copied token" if is_copied else "head"
+            rank = "" if is_copied else f" #{path[-1] + 1}"
+            lines.append(f"{indent}{'└─' if is_last else '├─'} {source} {len(path)}{rank}")
             draw(child, indent + ("   " if is_last else "│  "))
 
     draw(0, "")

@@ -47,7 +47,9 @@ def make_manifest(folder: Path, parts: ExportParts, graphs: dict[str, GraphSpec]
             max_length=parts.max_length,
             eos_token_ids=base.eos_token_ids,
         ),
-        heads=HeadsSpec(
+        heads=None
+        if parts.heads is None
+        else HeadsSpec(
             num_heads=parts.heads.num_heads,
             num_layers=parts.heads.num_layers,
             top_k=parts.top_k,

@@ -7,6 +7,9 @@ from typing import Annotated
 from medusa_trt.errors import ExportError
 from medusa_trt.types_of_options import check_types
 
+NO_HEADS = "none"
+"""What a user gives as the heads of a bundle without heads."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExportOptions:
@@ -16,10 +19,11 @@ class ExportOptions:
         model: the model: an alias (medusa-trt models lists them), a folder, a .gguf file or a hub
             id.
         output: folder of the bundle (default: the model's name, in the current folder).
-        heads: the head checkpoint in any format: a file, a folder or a hub id (default: the alias's
-            own, or the heads beside the model's weights).
-        tree: the draft tree: a file, or a name such as plain, chain-3 or cartesian-2x3 (default:
-            the alias's own, else the target's).
+        heads: the head checkpoint in any format: a file, a folder or a hub id; none for a bundle
+            that decodes plainly and by prompt lookup (default: the alias's own, or the heads beside
+            the model's weights, else none).
+        tree: the draft tree: a file, or a name such as plain, chain-3 or cartesian-2x3; without
+            heads a chain (default: the alias's own, else the target's).
         precision: format of the weights: int8, int4 or fp32 for ort-cpu; fp16, bf16, int8, int4 or
             fp8 for the other targets, as far as they have kernels for it (default: the target's).
         quantization_plan: a file with a format for each weight, as medusa-trt calibrate
@@ -51,5 +55,5 @@ class ExportOptions:
             raise ExportError("--layers cuts a model with --random-weights only")
         if self.quantization_plan is not None and self.precision is not None:
             raise ExportError("--precision and --quantization-plan exclude each other: give one")
-        if self.random_weights and self.heads is not None:
+        if self.random_weights and self.heads not in (None, NO_HEADS):
             raise ExportError("--random-weights makes its own heads: leave --heads out")

@@ -20,7 +20,7 @@ from medusa_trt.export.modeling.support import (
 from medusa_trt.export.models.base_model import BaseModel, open_base_model
 from medusa_trt.export.models.heads_choice import choose_heads
 from medusa_trt.export.models.source import source_from_name
-from medusa_trt.export.options import ExportOptions
+from medusa_trt.export.options import NO_HEADS, ExportOptions
 from medusa_trt.export.quantization.plan import (
     QuantizationPlan,
     bits_from_plan,
@@ -39,7 +39,7 @@ from medusa_trt.export.weight_formats import BITS
 from medusa_trt.export.weights.streamed_model import weights_at_hand
 from medusa_trt.files import check_output
 from medusa_trt.runtime.tensors import MANIFEST_FILE
-from medusa_trt.tree_configs import MedusaTree, load_tree
+from medusa_trt.tree_configs import MedusaTree, chain_tree, load_tree
 
 MIN_TOP_K = 10
 """Least candidates of each head: the paper's number, so that published trees can be tried."""
@@ -58,8 +58,8 @@ class ExportParts:
 
     Attributes:
         base: the model.
-        heads: heads that fit the model.
-        tree: a tree that the heads can fill.
+        heads: heads that fit the model; None for a bundle without heads.
+        tree: a tree that the heads can fill; without heads a chain, which prompt lookup fills.
         target: where the bundle will run.
         precision: how the weights are stored.
         forms: form of attention of each verify graph, by the graph's name.
@@ -70,7 +70,7 @@ class ExportParts:
     """
 
     base: BaseModel
-    heads: MedusaHeads
+    heads: MedusaHeads | None
     tree: MedusaTree
     target: Target
     precision: Precision
@@ -98,7 +98,8 @@ class ExportParts:
         planned = {} if self.plan is None else bits_from_plan(self.plan, whole)
         embedding_weight = model.get_input_embeddings().weight
         unembedding_weight = model.get_output_embeddings().weight
-        total = sum(size * _with_scales(head, whole) for size in self.heads.sizes)
+        head_sizes = () if self.heads is None else self.heads.sizes
+        total = sum(size * _with_scales(head, whole) for size in head_sizes)
         for name, parameter in model.named_parameters():
             is_layer = parameter.ndim == 2 and parameter is not embedding_weight
             bits = unembedding if parameter is unembedding_weight else layer if is_layer else None
@@ -145,7 +146,6 @@ def parts_from_options(options: ExportOptions, progress: Callable[[str], None]) 
     else:
         base, heads, tree = _load_parts(options, target, progress)
     top_k = max(MIN_TOP_K, tree.top_k)
-    tree.check(heads.num_heads, top_k)
     max_length = _choose_max_length(
         options.max_length, base.model, target, is_random=options.random_weights
     )
@@ -160,12 +160,8 @@ def parts_from_options(options: ExportOptions, progress: Callable[[str], None]) 
     is_slower = precision.uses_library and not forms["verify"].uses_library
     for text in list_notices(base.model, max_length, is_slower=is_slower):
         progress(f"warning: {text}")
-    heads.check_fits(base.model.config.hidden_size, base.model.config.vocab_size)
-    if top_k > (num_tokens := heads.draft_vocab_size(base.model.config.vocab_size)):
-        raise HeadsError(
-            f"the heads offer {num_tokens} tokens, the tree {tree.name} and the runtime need "
-            f"{top_k}: use heads with a larger vocabulary"
-        )
+    if heads is not None:
+        _check_heads(heads, base.model, tree, top_k)
     return ExportParts(
         base=base,
         heads=heads,
@@ -180,20 +176,36 @@ def parts_from_options(options: ExportOptions, progress: Callable[[str], None]) 
     )
 
 
+def _check_heads(heads: MedusaHeads, model: PreTrainedModel, tree: MedusaTree, top_k: int) -> None:
+    vocab_size = model.config.vocab_size
+    heads.check_fits(model.config.hidden_size, vocab_size)
+    if top_k > (num_tokens := heads.draft_vocab_size(vocab_size)):
+        raise HeadsError(
+            f"the heads offer {num_tokens} tokens, the tree {tree.name} and the runtime need "
+            f"{top_k}: use heads with a larger vocabulary"
+        )
+
+
 def _load_parts(
     options: ExportOptions, target: Target, progress: Callable[[str], None]
-) -> tuple[BaseModel, MedusaHeads, MedusaTree]:
+) -> tuple[BaseModel, MedusaHeads | None, MedusaTree]:
     source = source_from_name(options.model)
     check_output(options.output or Path(source.name), options.overwrite, MANIFEST_FILE)
     progress("reading the heads")
     choice = choose_heads(source, options.heads)
-    source, loaded, heads = choice.source, choice.loaded, choice.loaded.heads
-    progress(f"  {heads.num_heads} heads in {loaded.format} format from {loaded.path}")
+    source, heads = choice.source, None if choice.loaded is None else choice.loaded.heads
+    if choice.loaded is not None:
+        loaded = choice.loaded
+        progress(f"  {loaded.heads.num_heads} heads in {loaded.format} format from {loaded.path}")
+    elif options.heads is None:
+        progress(
+            f"  no heads are known for {source.name}: the bundle decodes plainly and by prompt "
+            "lookup; --heads takes a checkpoint, medusa-trt train makes one"
+        )
     for text in choice.warnings:
         progress(f"warning: {text}")
     alias_tree = None if source.alias is None else source.alias.tree
-    tree = load_tree(options.tree or alias_tree or target.default_tree)
-    tree.check(heads.num_heads, max(MIN_TOP_K, tree.top_k))
+    tree = _choose_tree(options.tree, heads, alias_tree or target.default_tree)
     progress(f"opening {source.name}")
     if source.adapter is not None:
         progress(f"  the LoRA weights of {source.adapter} are merged into it")
@@ -204,19 +216,32 @@ def _load_parts(
     return base, heads, tree
 
 
+def _choose_tree(wanted: str | None, heads: MedusaHeads | None, default: str) -> MedusaTree:
+    """Loads the tree of an export; without heads the default is a chain of the same size.
+
+    Raises:
+        TreeError: there is no such tree, or the heads cannot fill it.
+    """
+    tree = load_tree(wanted or default)
+    if heads is not None:
+        tree.check(heads.num_heads, max(MIN_TOP_K, tree.top_k))
+        return tree
+    if wanted is None:
+        return chain_tree(tree.num_nodes - 1)
+    tree.check_without_heads()
+    return tree
+
+
 def _make_random_parts(
     options: ExportOptions, target: Target, precision: Precision, progress: Callable[[str], None]
-) -> tuple[BaseModel, MedusaHeads, MedusaTree]:
+) -> tuple[BaseModel, MedusaHeads | None, MedusaTree]:
     from medusa_trt.export.models.random_weights import random_base_model, random_heads
 
     progress(f"making random weights of {options.model}'s shape")
     dtype = getattr(torch, precision.dtype)
     base = random_base_model(options.model, options.num_layers, dtype)
-    return (
-        base,
-        random_heads(base.model.config, dtype),
-        load_tree(options.tree or target.default_tree),
-    )
+    heads = None if options.heads == NO_HEADS else random_heads(base.model.config, dtype)
+    return base, heads, _choose_tree(options.tree, heads, target.default_tree)
 
 
 def _choose_max_length(

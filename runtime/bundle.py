@@ -77,7 +77,7 @@ class Bundle:
         except OSError as error:
             raise BundleError(f"cannot read {error.filename}: {error.strerror}") from error
         tree = MedusaTree.load(folder / TREE_FILE, name=manifest.tree_name)
-        tree.check(manifest.heads.num_heads, manifest.heads.top_k)
+        manifest.check_tree(tree)
         return cls(folder, manifest, tree)
 
     def graph_path(self, graph: str) -> Path:
@@ -106,12 +106,12 @@ class Bundle:
 
 
 def _list_needed_graphs(manifest: Manifest) -> list[str]:
-    """Lists all graphs; without the batch form if the verify graph takes any batch size."""
+    """Lists the graphs: no batch form if the verify graph takes any batch, heads if there are."""
     verify = manifest.graphs.get("verify")
     reads_positions = verify is not None and CACHE_POSITIONS in {t.name for t in verify.inputs}
-    if manifest.target.operator_library or reads_positions:
-        return [name for name in GRAPH_FILES if name != "verify_batch"]
-    return list(GRAPH_FILES)
+    takes_batch = manifest.target.operator_library or reads_positions
+    needed = {"verify_batch": not takes_batch, "heads": manifest.heads is not None}
+    return [name for name in GRAPH_FILES if needed.get(name, True)]
 
 
 def _check_complete(manifest: Manifest, source: Path) -> None:
@@ -130,21 +130,25 @@ def _check_complete(manifest: Manifest, source: Path) -> None:
 
 def _check_sizes(manifest: Manifest, source: Path) -> None:
     """Checks that the model's sizes, used to allocate memory, equal those of the graphs."""
-    model, heads = manifest.model, manifest.heads
-    verify, drafts = manifest.graphs["verify"], manifest.graphs["heads"]
-    shapes = {spec.name: spec.shape for spec in (*verify.inputs, *verify.outputs, *drafts.outputs)}
+    model, heads, verify = manifest.model, manifest.heads, manifest.graphs["verify"]
+    drafts = () if heads is None else manifest.graphs["heads"].outputs
+    shapes = {spec.name: spec.shape for spec in (*verify.inputs, *verify.outputs, *drafts)}
     num_layers = sum(name.startswith(PAST) for name in shapes) // 2
     compared: list[tuple[str, int, int | str | None]] = [
         ("num_layers", model.num_layers, num_layers)
     ]
-    for name, size, tensor, axis in (
+    sizes = [
         ("num_kv_heads", model.num_kv_heads, past_name(0, "key"), 1),
         ("head_dim", model.head_dim, past_name(0, "key"), 3),
         ("hidden_size", model.hidden_size, HIDDEN, 1),
         ("vocab_size", model.vocab_size, LOGITS, 1),
-        ("num_heads", heads.num_heads, DRAFT_IDS, 1),
-        ("top_k", heads.top_k, DRAFT_IDS, 2),
-    ):
+    ]
+    if heads is not None:
+        sizes += [
+            ("num_heads", heads.num_heads, DRAFT_IDS, 1),
+            ("top_k", heads.top_k, DRAFT_IDS, 2),
+        ]
+    for name, size, tensor, axis in sizes:
         shape = shapes.get(tensor, [])
         compared.append((name, size, shape[axis] if axis < len(shape) else None))
     for name, size, graph_size in compared:

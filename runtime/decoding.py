@@ -69,7 +69,7 @@ class Decoder:
         tree: MedusaTree,
         sampling: SamplingOptions,
         *,
-        top_k: int,
+        top_k: int | None,
         min_rows: int,
         prefill_chunk: int,
         lookup_ngram: int = 0,
@@ -81,7 +81,8 @@ class Decoder:
             engine: runs the graphs.
             tree: the draft tree.
             sampling: the distribution of all sequences.
-            top_k: number of candidates of each head.
+            top_k: number of candidates of each head; None without heads, where the tree is a
+                chain that prompt lookup fills, and a step without such a chain drafts nothing.
             min_rows: smallest number of nodes in a step; a smaller tree is padded with nodes whose
                 outputs are not read.
             prefill_chunk: number of tokens in one prefill step.
@@ -96,11 +97,11 @@ class Decoder:
         self._chain = chain_tree(tree.num_nodes - 1)
         self._lookup_ngram = lookup_ngram if tree.num_nodes > 1 else 0
         self._sampling = sampling
-        self._node_tokens = node_tokens_from_indices(tree.tree_indices(top_k).tolist())
+        self._node_tokens = (
+            None if top_k is None else node_tokens_from_indices(tree.tree_indices(top_k).tolist())
+        )
         self._prefill_chunk, self._is_cancelled = prefill_chunk, is_cancelled
         self._min_rows = min_rows
-        num_unread = max(0, min_rows - tree.num_nodes)
-        self._rows = tuple(range(tree.num_nodes)) if num_unread else None
         self._draft_ids = _Cached(_sequence_integers)
         self._argmax = _Cached(_sequence_integers)
         self._hidden = _Cached(_sequence_states)
@@ -137,9 +138,9 @@ class Decoder:
     def step(self, states: Sequence[SequenceState]) -> list[Added]:
         """Advances the sequences in slots 0 to B - 1 by one verify step."""
         tree, tokens = self._make_drafts(states)
-        step_tree, step_tokens = tree, tokens
-        if self._rows is not None:
-            step_tree = self._pad(tree)
+        step_tree, step_tokens, rows = tree, tokens, None
+        if tree.num_nodes < self._min_rows:
+            step_tree, rows = self._pad(tree), tuple(range(tree.num_nodes))
             num_unread = step_tree.num_nodes - tree.num_nodes
             step_tokens = [[*ids, *[ids[-1]] * num_unread] for ids in tokens]
         first = states[0].chooser
@@ -149,7 +150,7 @@ class Decoder:
             step_tokens,
             step_tree,
             past_lengths,
-            rows=self._rows,
+            rows=rows,
             logits=first.reads_logits,
             reductions=first.needs_reductions,
         )
@@ -167,6 +168,8 @@ class Decoder:
             chains = self._copy_drafts(states)
             if chains is not None:
                 return self._chain, chains
+        if self._node_tokens is None:
+            return _SINGLE, [[token] for token in root_tokens]
         start = perf_counter()
         drafts = self._engine.draft(
             states[0].hidden if len(states) == 1 else np.concatenate([s.hidden for s in states]),

@@ -6,6 +6,7 @@ import msgspec
 
 from medusa_trt.errors import BundleError
 from medusa_trt.runtime.tensors import ROOT_IDS
+from medusa_trt.tree_configs import MedusaTree
 
 FORMAT_VERSION = 1
 
@@ -107,11 +108,11 @@ class FileSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """The content of `manifest.json`."""
+    """The content of `manifest.json`; without heads a bundle decodes plainly and by lookup."""
 
     format_version: int
     model: ModelSpec
-    heads: HeadsSpec
+    heads: HeadsSpec | None
     target: TargetSpec
     tree_name: str
     graphs: dict[str, GraphSpec]
@@ -122,7 +123,32 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     @property
     def heads_read_root(self) -> bool:
         """Whether the heads graph reads the root token as well as the hidden state."""
-        return any(spec.name == ROOT_IDS for spec in self.graphs["heads"].inputs)
+        heads = self.graphs.get("heads")
+        return heads is not None and any(spec.name == ROOT_IDS for spec in heads.inputs)
+
+    def require_heads(self, purpose: str) -> HeadsSpec:
+        """Returns the sizes of the heads; `purpose` names what needs them, in the message.
+
+        Raises:
+            BundleError: the bundle has no heads.
+        """
+        if self.heads is None:
+            raise BundleError(
+                f"{purpose} needs Medusa heads, and this bundle of {self.model.name} has none: "
+                "export the model with --heads"
+            )
+        return self.heads
+
+    def check_tree(self, tree: MedusaTree) -> None:
+        """Checks that the heads can fill a tree; without heads, that prompt lookup can.
+
+        Raises:
+            TreeError: the tree is too deep, or too wide.
+        """
+        if self.heads is not None:
+            tree.check(self.heads.num_heads, self.heads.top_k)
+        else:
+            tree.check_without_heads()
 
     def to_json(self) -> bytes:
         """Encodes the manifest as indented JSON."""

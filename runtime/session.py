@@ -308,12 +308,12 @@ class MedusaSession:
         return _RunningReply(index, prompt_ids, reply, chooser)
 
     def _make_decoder(self, options: GenerationOptions) -> Decoder:
-        target = self.bundle.manifest.target
+        target, heads = self.bundle.manifest.target, self.bundle.manifest.heads
         return Decoder(
             self.engine,
             self._tree(options),
             options.sampling,
-            top_k=self.bundle.manifest.heads.top_k,
+            top_k=None if heads is None else heads.top_k,
             min_rows=target.min_rows,
             prefill_chunk=self.engine.prefill_chunk,
             lookup_ngram=options.lookup_ngram,
@@ -328,8 +328,8 @@ class MedusaSession:
         return min(self.max_length, self.engine.capacity - self._tree(options).num_nodes)
 
     def _check(self, prompt_ids: Sequence[int], options: GenerationOptions) -> None:
-        heads, model = self.bundle.manifest.heads, self.bundle.manifest.model
-        self._tree(options).check(heads.num_heads, heads.top_k)
+        model = self.bundle.manifest.model
+        self.bundle.manifest.check_tree(self._tree(options))
         if not prompt_ids:
             raise PromptError("the prompt is empty: give at least one token")
         limit = self._max_sequence_length(options)

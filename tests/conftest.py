@@ -60,11 +60,8 @@ def tiny_export(
 
     def export(target: str, **options: Any) -> Bundle:
         output = tmp_path_factory.mktemp("bundles") / f"tiny-{target}"
-        return export_bundle(
-            ExportOptions(
-                model=str(tiny_model), heads=tiny_heads, output=output, target=target, **options
-            )
-        )
+        values: dict[str, Any] = {"model": str(tiny_model), "heads": tiny_heads} | options
+        return export_bundle(ExportOptions(output=output, target=target, **values))
 
     return export
 
@@ -73,6 +70,12 @@ def tiny_export(
 def tiny_bundle(tiny_export: Callable[..., Bundle]) -> Bundle:
     """The tiny model exported with its heads and the tree of the paper, unquantized."""
     return tiny_export("ort-cpu", tree="mc_sim_7b_63", precision="fp32")
+
+
+@pytest.fixture(scope="session")
+def headless_bundle(tiny_export: Callable[..., Bundle]) -> Bundle:
+    """The tiny model exported without heads, unquantized."""
+    return tiny_export("ort-cpu", heads="none", tree="chain-3", precision="fp32")
 
 
 @pytest.fixture

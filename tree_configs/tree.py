@@ -199,6 +199,18 @@ class MedusaTree:
                 )
         self._check_top_k(top_k)
 
+    def check_without_heads(self) -> None:
+        """Checks that prompt lookup alone can fill the tree.
+
+        Raises:
+            TreeError: the tree branches.
+        """
+        if self.top_k > 1:
+            raise TreeError(
+                f"tree {self.name!r} branches, and there are no heads: use a chain such as "
+                "chain-5, which prompt lookup fills, or plain"
+            )
+
     def _check_top_k(self, top_k: int) -> None:
         for node in self.medusa_choices:
             if max(node) >= top_k:

@@ -11,6 +11,7 @@ from medusa_trt.calibration.bench.options import BenchOptions, Mode
 from medusa_trt.calibration.prompts import BenchPrompt
 from medusa_trt.calibration.replies import generate_whole_reply
 from medusa_trt.errors import PromptError, TreeError
+from medusa_trt.runtime.bundle import Bundle
 from medusa_trt.runtime.conversation import Conversation
 from medusa_trt.runtime.options import GREEDY, GenerationOptions, SamplingOptions
 from medusa_trt.runtime.session import Generation, MedusaSession, Prompt
@@ -50,6 +51,19 @@ class ReplyRow:
     token_ids: tuple[int, ...]
 
 
+def drop_missing_heads(options: BenchOptions, bundle: Bundle) -> BenchOptions:
+    """Leaves the heads alone out of the default comparison of a bundle without heads.
+
+    Raises:
+        BundleError: the user asks for the heads of such a bundle.
+    """
+    if bundle.manifest.heads is not None or "heads" not in options.compared:
+        return options
+    if options.compared != BenchOptions().compared:
+        bundle.manifest.require_heads("bench --modes heads")
+    return replace(options, compared=tuple(mode for mode in options.compared if mode != "heads"))
+
+
 def check_runnable(
     session: MedusaSession, prompts: Sequence[BenchPrompt], options: BenchOptions
 ) -> None:
@@ -59,8 +73,8 @@ def check_runnable(
         TreeError: the tree drafts nothing, or the heads cannot fill it.
         PromptError: a conversation might not fit into the session; its prompt is named.
     """
-    tree, heads = options.tree or session.bundle.tree, session.bundle.manifest.heads
-    tree.check(heads.num_heads, heads.top_k)
+    tree = options.tree or session.bundle.tree
+    session.bundle.manifest.check_tree(tree)
     if tree.num_nodes == 1:
         raise TreeError(
             f"tree {tree.name} drafts nothing, so there is nothing to compare: choose another one"

@@ -28,9 +28,10 @@ def fit_to_session(session: MedusaSession, options: LatencyOptions) -> LatencyOp
     Raises:
         CalibrationError: the session is too short for a single sample.
     """
-    heads = session.bundle.manifest.heads
-    num_paths = sum(heads.top_k**depth for depth in range(heads.num_heads + 1))
-    max_nodes = min(num_paths, session.engine.capacity - session.max_length)
+    max_nodes = session.engine.capacity - session.max_length
+    if (heads := session.bundle.manifest.heads) is not None:
+        num_paths = sum(heads.top_k**depth for depth in range(heads.num_heads + 1))
+        max_nodes = min(num_paths, max_nodes)
     longest = session.max_length - options.num_tokens - 1
     if longest < 1:
         raise CalibrationError(

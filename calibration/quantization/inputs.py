@@ -82,15 +82,19 @@ class Drafter:
         self._session: MedusaSession | None = None
         digest = hashlib.sha256(repr(bundle.tree.medusa_choices).encode())
         for file in (GRAPH_FILES["heads"], WEIGHTS_FILE):
-            digest.update(bundle.manifest.files[file].sha256.encode())
+            if file in bundle.manifest.files:
+                digest.update(bundle.manifest.files[file].sha256.encode())
         self.digest = digest.hexdigest()
 
     def accept_length(self, hidden: Sequence[NDArray[np.float32]]) -> float:
-        """Tokens a step that heads and tree add on the texts' replies.
+        """Tokens a step that heads and tree add on the texts' replies; 1 without heads.
 
         Args:
             hidden: hidden states that the heads read, (n, hidden_size) float32 for each text.
         """
+        heads = self._bundle.manifest.heads
+        if heads is None:
+            return 1.0
         if self._session is None:
             self._session = self._open_session()
         engine, ranks = self._session.engine, []
@@ -100,8 +104,7 @@ class Drafter:
                 engine.draft(row[None], [root])[0]
                 for row, root in zip(states[:-1], text.token_ids[:-1], strict=True)
             )
-            num_heads = self._bundle.manifest.heads.num_heads
-            ranks.append(ranks_from_drafts(drafts, text.token_ids, num_heads))
+            ranks.append(ranks_from_drafts(drafts, text.token_ids, heads.num_heads))
         table = RankTable.from_replies(ranks)
         return mean_accept_length(table, replay(self._bundle.tree, table).steps)
 

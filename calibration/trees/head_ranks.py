@@ -93,8 +93,9 @@ def rank_reply(
     A step drafts from the hidden state before its root, one row at a time, and so does this.
     """
     text = [*prompt_ids, *token_ids[:-2]]  # The last root's state is the one after this text.
-    num_heads = session.bundle.manifest.heads.num_heads
-    if len(token_ids) < 2:
+    heads = session.bundle.manifest.heads
+    num_heads = 0 if heads is None else heads.num_heads
+    if len(token_ids) < 2 or heads is None:
         return ranks_from_drafts([], token_ids, num_heads)
     states = (
         np.array(row[None])

@@ -56,7 +56,7 @@ class HeadsSection:
         origin: Origin,
     ) -> "HeadsSection":
         """Summarizes replies that were recorded with these settings; at least one of them."""
-        heads = bundle.manifest.heads
+        heads = bundle.manifest.require_heads("calibrate heads")
         table = table_from_records(records, heads.num_heads)
         joint, independent = joint_and_independent(table.ranks)
         return cls(

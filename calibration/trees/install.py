@@ -56,8 +56,7 @@ def install_tree(bundle: Bundle, tree: MedusaTree, folder: Path) -> Bundle:
     from medusa_trt.export.graphs.graph_files import describe_graph
     from medusa_trt.export.graphs.tree_graph import make_tree_graph
 
-    heads = bundle.manifest.heads
-    tree.check(heads.num_heads, heads.top_k)
+    bundle.manifest.check_tree(tree)
     import onnx_ir as ir
 
     try:

@@ -52,7 +52,7 @@ class TreeSection:
         if context is None:
             contexts = [record.context for record in latencies]
             context = min(max(mean_context(ranks), min(contexts)), max(contexts)) if contexts else 1
-        heads = bundle.manifest.heads
+        heads = bundle.manifest.require_heads("a search for a tree")
         choice = choose_tree(
             table_from_records(ranks, heads.num_heads),
             LatencyCurve.from_records(latencies),

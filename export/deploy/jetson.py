@@ -48,7 +48,7 @@ def render_health_check(bundle: Bundle) -> str:
 
 def _graph_values(bundle: Bundle) -> list[_GraphValues]:
     values = []
-    for name in _GRAPHS:
+    for name in filter(bundle.manifest.graphs.__contains__, _GRAPHS):
         spec = bundle.manifest.graphs[name]
         shapes = _shapes(bundle, spec)
         values.append(

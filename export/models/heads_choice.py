@@ -6,6 +6,7 @@ from pathlib import Path
 from medusa_trt.errors import ExportError, HeadsError
 from medusa_trt.export.heads.loading import LoadedHeads, holds_heads, load_heads
 from medusa_trt.export.models.source import ModelSource
+from medusa_trt.export.options import NO_HEADS
 from medusa_trt.export.weights.hub import is_hub_id
 
 
@@ -15,12 +16,12 @@ class HeadsChoice:
 
     Attributes:
         source: the model to load, with the adapter that belongs to the heads.
-        loaded: the heads.
+        loaded: the heads; None for a bundle without heads.
         warnings: what the user should be told, a sentence each.
     """
 
     source: ModelSource
-    loaded: LoadedHeads
+    loaded: LoadedHeads | None
     warnings: tuple[str, ...]
 
 
@@ -30,17 +31,21 @@ def choose_heads(source: ModelSource, asked: str | Path | None) -> HeadsChoice:
     By default they are the alias's, the adapter's, or those that a merged checkpoint holds beside
     its backbone. An adapter's LoRA belongs to the backbone that its heads draft for, so heads out
     of an adapter bring it along. Heads out of a merged checkpoint on another backbone are allowed
-    with a warning: they draft worse, which changes speed and never the reply.
+    with a warning: they draft worse, which changes speed and never the reply. Where no heads are
+    known, there are none.
 
     Args:
         source: the model that was asked for.
-        asked: the heads that were asked for, or None.
+        asked: the heads that were asked for; `NO_HEADS` for none, None for the default.
 
     Raises:
-        HeadsError: no heads are known for the model, or they cannot be read.
+        HeadsError: the heads cannot be read.
         ExportError: the backbone beside the heads is quantized, or cannot be downloaded.
     """
-    loaded = load_heads(asked if asked is not None else _own_heads(source), read_all=False)
+    found = asked if asked is not None else _own_heads(source)
+    if found is None or str(found) == NO_HEADS:
+        return HeadsChoice(source, None, ())
+    loaded = load_heads(found, read_all=False)
     if loaded.adapter is not None:
         if source.adapter is not None and source.adapter.resolve() != loaded.adapter.resolve():
             raise HeadsError(
@@ -63,18 +68,16 @@ def choose_heads(source: ModelSource, asked: str | Path | None) -> HeadsChoice:
     return HeadsChoice(source, loaded, warnings)
 
 
-def _own_heads(source: ModelSource) -> str | Path:
+def _own_heads(source: ModelSource) -> str | Path | None:
+    """The heads that belong to a model; None if none are known."""
     if source.alias is not None and (found := source.alias.heads_source) is not None:
         return found
-    if source.adapter is not None:
+    if source.adapter is not None and holds_heads(source.adapter):
         return source.adapter
     is_folder = source.gguf_file is None and Path(source.location).is_dir()
     if (is_folder or is_hub_id(source.location)) and holds_heads(source.location):
         return source.location
-    raise HeadsError(
-        f"no heads are known for {source.name!r}: give a checkpoint with --heads, or train some "
-        "with medusa-trt train"
-    )
+    return None
 
 
 def _is_backbone(source: ModelSource, asked: str | Path | None, backbone: Path) -> bool:

@@ -99,7 +99,9 @@ def _remove_if_empty(folder: Path) -> None:
 
 
 def _engine_names(build: EngineBuild) -> tuple[str, ...]:
-    return ("verify", *([PREFILL_ENGINE] if build.options.merge_tree else []), "heads", "reduce")
+    prefill = (PREFILL_ENGINE,) if build.options.merge_tree else ()
+    names = ("verify", *prefill, "heads", "reduce")
+    return tuple(name for name in names if graph_of_engine(name) in build.bundle.manifest.graphs)
 
 
 def _build_engine(build: EngineBuild, name: str, folder: Path) -> EngineFile:

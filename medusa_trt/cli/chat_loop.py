@@ -104,8 +104,7 @@ class Chat:
                 "use medusa-trt generate"
             )
         if options.tree is not None:
-            heads = session.bundle.manifest.heads
-            options.tree.check(heads.num_heads, heads.top_k)
+            session.bundle.manifest.check_tree(options.tree)
         self._check_template(conversation.system)
 
     def run(self) -> None:

@@ -79,8 +79,8 @@ class EngineRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
         max_batch_size: largest number of sequences in one step.
         weights_sha256: hash of the bundle's weights file.
         options: options of the build, as information for people.
-        engines: "verify", "heads" and "reduce"; also "prefill" if a tree is merged into the verify
-            engine.
+        engines: "verify" and "reduce", "heads" where there are heads; also "prefill" if a tree is
+            merged into the verify engine.
         medusa_choices: the merged tree; None if the verify engine takes any tree.
     """
 
@@ -168,7 +168,7 @@ def check_engines(record: EngineRecord, folder: Path, bundle: Bundle) -> None:
         EngineError: a file is missing or changed, or the bundle was exported again later.
     """
     for name in _NEEDED_ENGINES:
-        if name not in record.engines:
+        if name in bundle.manifest.graphs and name not in record.engines:
             raise EngineError(f"{folder} has no {name} engine: build the engines again")
     files = bundle.manifest.files
     if files[names.WEIGHTS_FILE].sha256 != record.weights_sha256:

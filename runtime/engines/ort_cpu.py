@@ -105,6 +105,7 @@ class OrtEngine:
         self._sessions = {
             name: _open_session(bundle, graph, num_threads)
             for name, graph in (("verify", verify), ("heads", "heads"), ("reduce", "reduce"))
+            if graph in bundle.manifest.graphs
         }
         inputs = {spec.name for spec in bundle.manifest.graphs[verify].inputs}
         self._reads_positions = names.CACHE_POSITIONS in inputs
@@ -170,6 +171,7 @@ class OrtEngine:
         bound = self._bindings.get(key)
         if bound is None:
             spec = self._heads_spec
+            assert spec is not None  # the decode loop asks no heads that are not there
             shape = (len(hidden), spec.num_heads, spec.top_k)
             inputs: dict[str, NDArray[Any]] = {names.HIDDEN: np.zeros_like(hidden)}
             if self._heads_read_root:

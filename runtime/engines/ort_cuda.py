@@ -91,6 +91,7 @@ class _OrtExecutor:
         self._sessions = {
             graph: _open_session(bundle, graph, module, stream, is_recorded)
             for graph, is_recorded in _IS_RECORDED.items()
+            if graph in bundle.manifest.graphs
         }
 
     def open(self, graph: str, tree: MedusaTree | None) -> "_Binding":

@@ -236,7 +236,7 @@ def test_every_other_file_is_needed(name: str, copy: Path) -> None:
 
 
 def test_a_tree_deeper_than_the_heads_is_refused(tiny_bundle: Bundle, copy: Path) -> None:
-    depth = tiny_bundle.manifest.heads.num_heads + 1
+    depth = tiny_bundle.manifest.require_heads("the test").num_heads + 1
     replace_file(copy, names.TREE_FILE, chain_tree(depth).to_json().encode())
     refused(copy, f"has depth {depth} but there are {depth - 1} heads", error=TreeError)
     replace_file(copy, names.TREE_FILE, b'{"medusa_choices": [[10]]}')

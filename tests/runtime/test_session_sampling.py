@@ -87,7 +87,7 @@ class GuessingEngine(OrtEngine):
 
     def __init__(self, bundle: Bundle, law: dict[tuple[int, ...], float]) -> None:
         super().__init__(bundle, capacity=128)
-        spec = bundle.manifest.heads
+        spec = bundle.manifest.require_heads("guessing")
         self._guesses = np.zeros((1, spec.num_heads, spec.top_k), np.int64)
         for head in range(NUM_TOKENS - 1):
             seen = Counter(tokens[head + 1] for tokens in law)

@@ -16,7 +16,7 @@ def session_on_table(
     bundle: Bundle, *, skill: float = 0.7, seed: int = 0, max_length: int = 200, batch_size: int = 1
 ) -> tuple[MedusaSession, TableEngine]:
     """Opens a session on a `TableEngine`; returns both."""
-    heads = bundle.manifest.heads
+    heads = bundle.manifest.require_heads("the table")
     engine = TableEngine(
         capacity=max_length + 64,
         vocab_size=bundle.manifest.model.vocab_size,

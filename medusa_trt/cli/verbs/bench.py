@@ -72,14 +72,18 @@ def _measure_and_report(
     prompts: Sequence["BenchPrompt"],
     arguments: BenchArguments,
 ) -> int:
-    from medusa_trt.calibration.bench.measurement import check_runnable, warm_up
+    from medusa_trt.calibration.bench.measurement import (
+        check_runnable,
+        drop_missing_heads,
+        warm_up,
+    )
     from medusa_trt.calibration.bench.report import BenchReport, peak_memory_bytes
     from medusa_trt.calibration.bench.summary import select_whole_prompts, summarize
     from medusa_trt.calibration.bench.tables import print_report
     from medusa_trt.calibration.machine import Machine
     from medusa_trt.calibration.progress import Progress
 
-    options = arguments.bench
+    options = drop_missing_heads(arguments.bench, session.bundle)
     check_runnable(session, prompts, options)
     date = datetime.now(timezone.utc).astimezone()
     setup = _describe_setup(session, prompts, arguments)
@@ -159,7 +163,7 @@ def _describe_setup(
         model=manifest.model.name,
         target=manifest.target.name,
         precision=manifest.target.precision,
-        num_heads=manifest.heads.num_heads,
+        num_heads=0 if manifest.heads is None else manifest.heads.num_heads,
         tree=tree.name,
         num_nodes=tree.num_nodes,
         max_depth=int(tree.position_offsets.max()),

@@ -59,15 +59,16 @@ def _estimate_sizes(
     model = bundle.manifest.model
     weights = bundle.manifest.files["weights.data"].size_bytes
     cache = bundle.cache_bytes(model.max_length + bundle.tree.num_nodes)
+    plain = facts["verify"].read_bytes
+    drafts = facts["heads"].read_bytes if "heads" in facts else 0
     estimates: dict[str, float] = {
         "weights_bytes": weights,
         "kv_cache_bytes": cache,
         "total_bytes": weights + cache,
-        "read_bytes_per_step": facts["verify"].read_bytes,
-        "read_bytes_per_draft": facts["heads"].read_bytes,
+        "read_bytes_per_step": plain,
+        "read_bytes_per_draft": drafts,
     }
     if gpu is not None:
-        plain, drafts = facts["verify"].read_bytes, facts["heads"].read_bytes
         estimates["plain_tokens_per_s"] = estimate_max_steps_per_s(plain, gpu)
         estimates["medusa_steps_per_s"] = estimate_max_steps_per_s(plain + drafts, gpu)
         estimates["fits_memory"] = float(weights + cache <= gpu.memory_gb * 1e9)
@@ -134,8 +135,8 @@ def _rows_from_bundle(bundle: "Bundle", estimates: dict[str, float]) -> list[tup
         ("bundle", f"{bundle.path}, {_format(sum(f.size_bytes for f in manifest.files.values()))}"),
         ("model", f"{model.name} ({model.architecture}), {model.num_layers} layers, hidden size "
          f"{model.hidden_size:,}, {model.vocab_size:,} tokens"),
-        ("heads", f"{heads.num_heads}, {heads.num_layers} layers each, "
-         f"{heads.draft_vocab_size:,} tokens"),
+        ("heads", "none: drafts come from prompt lookup alone" if heads is None else
+         f"{heads.num_heads}, {heads.num_layers} layers each, {heads.draft_vocab_size:,} tokens"),
         ("target", f"{target.name}, {target.precision}, opset {target.opset}, cache "
          f"{target.cache_dtype}"),
         ("longest", f"{model.max_length:,} tokens"),

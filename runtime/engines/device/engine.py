@@ -174,7 +174,9 @@ class DeviceEngine:
                 if self._heads_read_root:
                     roots = np.zeros(len(hidden), np.int64)
                     self._bindings.bind_input(bound, names.ROOT_IDS, roots, every_run=True)
-                shape = (len(hidden), self._heads_spec.num_heads, self._heads_spec.top_k)
+                spec = self._heads_spec
+                assert spec is not None  # the decode loop asks no heads that are not there
+                shape = (len(hidden), spec.num_heads, spec.top_k)
                 self._bindings.bind_output(bound, names.DRAFT_IDS, shape, "int64", download=True)
         bound.inputs[names.HIDDEN][...] = hidden
         if self._heads_read_root:

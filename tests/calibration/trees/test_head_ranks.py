@@ -69,7 +69,8 @@ def test_nothing_is_counted_after_the_end_token(tiny_bundle: Bundle) -> None:
     reply = session.generate([1, 2, 3]).token_ids
     assert reply == whole[: whole.index(end) + 1]
     ranks = rank_reply(session, [1, 2, 3], reply)
-    num_heads, num_tokens = tiny_bundle.manifest.heads.num_heads, len(reply)
+    num_heads = tiny_bundle.manifest.require_heads("the test").num_heads
+    num_tokens = len(reply)
     assert head_counts(ranks).tolist() == [num_tokens - 1 - head for head in range(num_heads)]
     text = [1, 2, 3]
     for root in range(num_tokens - 1):

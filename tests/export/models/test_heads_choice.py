@@ -83,7 +83,7 @@ def test_a_truncated_vocabulary_of_vllm_is_exported(tiny_model: Path, tmp_path: 
     vllm(folder, tensors, tiny_model, vocab_size=VOCAB_SIZE)
     bundle, told = export(tiny_model, folder, tmp_path / "bundle")
     assert any(f"2 heads in vllm format from {folder}" in line for line in told)
-    assert bundle.manifest.heads.draft_vocab_size == len(MAP)
+    assert bundle.manifest.require_heads("the test").draft_vocab_size == len(MAP)
     assert_drafts(bundle, tensors, load_file(tiny_model / "model.safetensors"))
 
 
@@ -166,11 +166,6 @@ def test_a_merged_checkpoint_is_exported_with_its_own_backbone(
     assert all(torch.equal(loaded[key], expected[key]) for key in expected)
 
 
-def test_a_model_without_heads_still_needs_them(tiny_model: Path, tmp_path: Path) -> None:
-    with pytest.raises(HeadsError, match=r"no heads are known for .*: give a checkpoint with --he"):
-        export(tiny_model, None, tmp_path / "bundle")
-
-
 def test_a_backbone_that_lacks_weights_is_refused(tiny_model: Path, tmp_path: Path) -> None:
     folder = tmp_path / "model"
     shutil.copytree(tiny_model, folder)
@@ -192,7 +187,9 @@ def test_a_quantized_backbone_is_refused(tiny_model: Path, tmp_path: Path) -> No
     index.write_text(json.dumps(found))
     with pytest.raises(ExportError, match=r"quantized with scales: give the full-precision model"):
         choose_heads(source_from_name(str(folder)), None)
-    assert choose_heads(source_from_name(str(tiny_model)), folder).loaded.heads.num_heads == 2
+    loaded = choose_heads(source_from_name(str(tiny_model)), folder).loaded
+    assert loaded is not None and loaded.heads.num_heads == 2
+    assert choose_heads(source_from_name(str(folder)), "none").loaded is None
 
 
 class Block(nn.Module):
@@ -252,12 +249,14 @@ def test_an_adapter_changes_the_backbone_that_its_heads_draft_for(
     assert num_changed == 4
     for model, heads in ((folder, None), (tiny_model, folder)):
         choice = choose_heads(source_from_name(str(model)), heads)
+        assert choice.loaded is not None
         assert (choice.warnings, choice.loaded.format) == ((), "peft")
         found = load_base_model(choice.source).model.state_dict()
         assert found.keys() == expected.keys()
         for key in expected:
             torch.testing.assert_close(found[key], expected[key], rtol=0, atol=1e-6)
-    read = load_heads(choose_heads(source_from_name(str(folder)), None).loaded.path).heads
+    assert choice.loaded is not None
+    read = load_heads(choice.loaded.path).heads
     for key, tensor in tensors.items():
         head, layer, *kinds = key.split(".")
         assert torch.equal(tensor, part_of(read.heads[int(head)], int(layer), kinds))

@@ -41,7 +41,7 @@ GOOD = ["--model", "model", "--heads", "heads.safetensors"]
         (["--model", "empty"], "no config.json"),
         (["--model", "fake.gguf"], "not a GGUF file"),
         (["--model", "missing.gguf"], "cannot read missing.gguf"),
-        (["--model", "model"], "no heads are known"),
+        (["--model", "model", "--tree", "cartesian-2x2"], "branches, and there are no heads"),
         (["--model", "model", "--heads", "nowhere"], "no heads at nowhere"),
         (["--model", "model", "--heads", "wide.safetensors"], "size 72, the backbone has 64"),
         ([*GOOD, "--tree", "chain-5"], "5 but there are 4 heads"),
