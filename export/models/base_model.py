@@ -18,7 +18,7 @@ from transformers.utils import GENERATION_CONFIG_NAME
 
 from medusa_trt.errors import ExportError
 from medusa_trt.export.models.adapter import merge_adapter
-from medusa_trt.export.models.checkpoint_weights import cached_path, weights_from_checkpoint
+from medusa_trt.export.models.checkpoint_weights import weights_from_checkpoint
 from medusa_trt.export.models.end_tokens import GGUF_FIELDS, end_token_ids
 from medusa_trt.export.models.gguf_tokenizer import tokenizer_fields
 from medusa_trt.export.models.gguf_weights import weights_from_gguf
@@ -31,6 +31,7 @@ from medusa_trt.export.models.source import (
 )
 from medusa_trt.export.models.tokenizers import load_tokenizer
 from medusa_trt.export.models.unread_tensors import refuse_unread
+from medusa_trt.export.weights.hub import find_file
 from medusa_trt.export.weights.packed_weights import Packing, packing_from_config
 from medusa_trt.export.weights.streamed_model import Weights, make_empty_model, weights_in_memory
 from medusa_trt.export.weights.tensor_source import PLAIN_DTYPES
@@ -123,7 +124,7 @@ def _streamed(source: ModelSource) -> tuple[PreTrainedModel, Weights] | None:
     weights = weights_from_checkpoint(model, source.location, packing)
     if weights is None:
         return None
-    if cached_path(source.location, GENERATION_CONFIG_NAME):  # many checkpoints have none
+    if find_file(source.location, GENERATION_CONFIG_NAME):  # many checkpoints have none
         model.generation_config = GenerationConfig.from_pretrained(source.location)
     return model, weights
 

@@ -8,10 +8,10 @@ from pathlib import Path
 from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
-from transformers.utils.hub import cached_file
 
 from medusa_trt.errors import ExportError
 from medusa_trt.export.models.unread_tensors import refuse_unread
+from medusa_trt.export.weights.hub import find_file
 from medusa_trt.export.weights.lazy_tensor import Array, LazyTensor
 from medusa_trt.export.weights.packed_weights import Packing
 from medusa_trt.export.weights.streamed_model import Weights, tensor_from_array
@@ -78,9 +78,9 @@ def _files_of(location: str) -> list[Path] | None:
     """The checkpoint's files, downloaded where the location is a hub id."""
     for single in _NAMES:
         # transformers too takes a whole file before an index, which may be left from another save.
-        if file := cached_path(location, single):
+        if file := find_file(location, single):
             return [file]
-        if index := cached_path(location, f"{single}.index.json"):
+        if index := find_file(location, f"{single}.index.json"):
             return _shards(location, index)
     return None
 
@@ -92,22 +92,10 @@ def _shards(location: str, index: Path) -> list[Path]:
         raise ExportError(f"{index} is damaged: it has no weight_map ({error!r})") from error
     if outside := [name for name in names if Path(str(name)).name != name]:
         raise ExportError(f"{index} points outside its folder: {join_names(map(str, outside))}")
-    files = [cached_path(location, name) for name in names]
+    files = [find_file(location, name) for name in names]
     if missing := [name for name, file in zip(names, files, strict=True) if file is None]:
         raise ExportError(f"{index} lists files that are not there: {join_names(missing)}")
     return [file for file in files if file is not None]
-
-
-def cached_path(location: str, name: str) -> Path | None:
-    """A file of a folder or hub repository, downloaded if need be; None where it has none."""
-    found = cached_file(
-        location,
-        name,
-        _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_gated_repo=True,
-        _raise_exceptions_for_connection_errors=True,
-    )
-    return None if found is None else Path(found)
 
 
 def _tensors_by_parameter(

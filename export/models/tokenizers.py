@@ -7,19 +7,21 @@ model was trained with is the file, so the file is what a bundle gets.
 
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
-from transformers.utils.hub import cached_file
 
 from medusa_trt.errors import ExportError
 from medusa_trt.export.models.gguf_tokenizer import tokenizer_from_gguf
 from medusa_trt.export.models.source import OWN_CODE, ModelSource, name_in_errors
+from medusa_trt.export.weights.hub import find_file
 
+_SENTENCEPIECE_FILE = "tokenizer.model"
 _SAMPLE = (
     "a   1\n\n\tIt's 1234567 x=3.14; don't WE'LL I'd\r\n    def f(x):\n\n        return [x]*2\n"
     "naïve café Straße ΑΒΓ привет สวัสดี 你好，世界。こんにちは 안녕 مرحبا "
-    "😀👩\u200d🚀 e\u0301 \u00a0\u2003 \u200b end "
+    "😀👩\u200d🚀 e\u0301 \u00a0\u2003 \u200b end \n  two spaces first, ﬁ ① ｆｕｌｌ"
 )
 """Text on which tokenizers differ: digits, runs of spaces, contractions, scripts, emoji."""
 
@@ -70,13 +72,15 @@ def tokenizer_from_folder(location: str) -> tuple[PreTrainedTokenizerBase, str |
     Raises:
         ExportError: there is no fast tokenizer, or its files contradict each other.
     """
+    file = find_file(location, "tokenizer.json")
+    if file is None and (model_file := find_file(location, _SENTENCEPIECE_FILE)) is not None:
+        return _tokenizer_from_sentencepiece(location, model_file), None
     loaded: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(location, **OWN_CODE)
-    file = cached_file(location, "tokenizer.json", _raise_exceptions_for_missing_entries=False)
     if file is None:
         if not loaded.is_fast:
             raise ExportError(f"{location} has no fast tokenizer: convert it to tokenizer.json")
         return loaded, None
-    stored = Tokenizer.from_file(file)
+    stored = Tokenizer.from_file(str(file))
     stored.no_truncation()
     stored.no_padding()
     _add_tokens(stored, loaded, location)
@@ -86,7 +90,35 @@ def tokenizer_from_folder(location: str) -> tuple[PreTrainedTokenizerBase, str |
         clean_up_tokenization_spaces=False,
         **loaded.special_tokens_map,
     )
-    return tokenizer, _difference(tokenizer, loaded, Path(file))
+    return tokenizer, _describe_difference(tokenizer, loaded, file)
+
+
+def _tokenizer_from_sentencepiece(location: str, file: Path) -> PreTrainedTokenizerBase:
+    """Converts a model of SentencePiece, as folders without tokenizer.json have it.
+
+    The classes of transformers, such as LlamaTokenizer, read runs of spaces otherwise.
+
+    Raises:
+        ExportError: sentencepiece is not installed, or reads a text otherwise.
+    """
+    try:
+        from sentencepiece import SentencePieceProcessor
+    except ImportError:
+        raise ExportError(f"{file} needs sentencepiece: pip install 'medusa-trt[export]'") from None
+    tokenizer: Any = PreTrainedTokenizerFast.from_pretrained(location, trust_remote_code=False)
+    if "add_bos_token" not in tokenizer.init_kwargs:  # Those that add none say so.
+        tokenizer.add_bos_token = True
+    original = SentencePieceProcessor(model_file=str(file))
+    for text in (_SAMPLE, *_SAMPLE.splitlines(keepends=True)):
+        ids, original_ids = tokenizer.encode(text, add_special_tokens=False), original.encode(text)
+        if ids != original_ids:
+            raise ExportError(
+                f"{file} cannot be converted: {text[:20]!r} comes out as "
+                f"{tokenizer.convert_ids_to_tokens(ids)[:4]}, sentencepiece itself reads "
+                f"{original.id_to_piece(original_ids)[:4]}; give the model with a tokenizer.json"
+            )
+    result: PreTrainedTokenizerBase = tokenizer
+    return result
 
 
 def _add_tokens(stored: Tokenizer, loaded: PreTrainedTokenizerBase, location: str) -> None:
@@ -109,15 +141,15 @@ def _add_tokens(stored: Tokenizer, loaded: PreTrainedTokenizerBase, location: st
         stored.add_tokens([token])
 
 
-def _difference(
+def _describe_difference(
     tokenizer: PreTrainedTokenizerFast, loaded: PreTrainedTokenizerBase, file: Path
 ) -> str | None:
     for text in _SAMPLE.splitlines(keepends=True):
-        own, other = tokenizer.encode(text), loaded.encode(text)
-        if own != other:
+        ids, class_ids = tokenizer.encode(text), loaded.encode(text)
+        if ids != class_ids:
             return (
                 f"{type(loaded).__name__} of transformers reads {text[:20]!r} as "
-                f"{loaded.convert_ids_to_tokens(other)[:4]}, {file.name} as "
-                f"{tokenizer.convert_ids_to_tokens(own)[:4]}: the bundle keeps to the file"
+                f"{loaded.convert_ids_to_tokens(class_ids)[:4]}, {file.name} as "
+                f"{tokenizer.convert_ids_to_tokens(ids)[:4]}: the bundle keeps to the file"
             )
     return None

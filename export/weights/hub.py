@@ -31,3 +31,17 @@ def folder_from_hub(repo_id: str, patterns: Sequence[str]) -> Path:
         raise ExportError(
             f"{repo_id!r} is no local path and cannot be downloaded from the hub: {reason[:200]}"
         ) from error
+
+
+def find_file(location: str, name: str) -> Path | None:
+    """Finds a file of a folder or hub repository, downloaded if need be; None if there is none."""
+    from transformers.utils.hub import cached_file
+
+    file = cached_file(
+        location,
+        name,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_gated_repo=True,
+        _raise_exceptions_for_connection_errors=True,
+    )
+    return None if file is None else Path(file)
