@@ -11,7 +11,12 @@ from pathlib import Path
 
 import msgspec
 
-from medusa_trt.calibration.latency.curve import LATENCY_FILE, LatencyRecord, select_records
+from medusa_trt.calibration.latency.curve import (
+    LATENCY_FILE,
+    LatencyKind,
+    LatencyRecord,
+    select_records,
+)
 from medusa_trt.calibration.latency.measurement import (
     LatencyMeter,
     fit_to_session,
@@ -26,7 +31,7 @@ from medusa_trt.calibration.options import (
     ThresholdOptions,
     TreeOptions,
 )
-from medusa_trt.calibration.origin import Origin
+from medusa_trt.calibration.origin import Origin, digest_bundle
 from medusa_trt.calibration.progress import Progress
 from medusa_trt.calibration.prompts import (
     PACKAGED,
@@ -77,13 +82,16 @@ class Calibrator:
         self.bundle = Bundle.open(path)
         self._threads, self._max_length = threads, max_length
         self._machine = Machine.detect()
-        manifest = self.bundle.manifest
+        manifest, self._digest = self.bundle.manifest, digest_bundle(self.bundle)
+        # All that step times depend on, but for the options of a calibration.
+        self._fingerprint = f"{self._machine.fingerprint}, bundle {self._digest}"
         self._calibration = load_calibration(
             self.folder,
             Calibration(
                 model=manifest.model.name,
                 target=manifest.target.name,
                 precision=manifest.target.precision,
+                bundle=self._digest,
             ),
         )
 
@@ -97,6 +105,7 @@ class Calibrator:
             MedusaError: a prompt does not fit.
         """
         self.bundle.manifest.require_heads("calibrate heads")
+        settings = self._bind(settings)
         prompts = prompts_from_source(settings.prompts, num_prompts)
         records, progress = self._record_ranks(prompts, settings)
         _require_any(records, progress)
@@ -106,25 +115,32 @@ class Calibrator:
         self._save(msgspec.structs.replace(self._calibration, heads=section))
         return section
 
-    def measure_latency(self, options: LatencyOptions) -> LatencySection:
+    def measure_latency(self, options: LatencyOptions, *, again: bool = False) -> LatencySection:
         """Measures step times, and writes their section.
+
+        Args:
+            options: which steps are timed.
+            again: forget what was measured before on this machine.
 
         Raises:
             KeyboardInterrupt: Ctrl-C before the first sample.
             MedusaError: no size or context can be measured.
         """
         log = RecordLog(self.folder / LATENCY_FILE, LatencyRecord)
-        progress, machine = Progress(0, "samples"), self._machine.fingerprint
+        kind = self._latency_kind(options.batch_size)
+        if again:
+            log.forget(lambda record: record.kind == kind)
+        progress = Progress(0, "samples")
         with progress.until_interrupted(), self._session(options.batch_size) as session:
             measurable = fit_to_session(session, options)
-            points = missing_points(measurable, log, machine, self._threads)
+            points = missing_points(measurable, select_records(log, kind))
             progress.total = len(points)
             if points:
                 trees = self._make_trees(measurable.sizes)
-                meter = LatencyMeter(session, measurable, trees, machine, self._threads)
+                meter = LatencyMeter(session, measurable, trees, self._fingerprint, self._threads)
                 progress.announce(meter.estimate_s(points))
                 meter.measure(points, log, progress.advance)
-        records = select_records(log, machine, self._threads, options.batch_size)
+        records = select_records(log, kind)
         _require_any(records, progress)
         section = LatencySection.from_records(
             records, self._threads, options, self._origin(progress)
@@ -133,12 +149,15 @@ class Calibrator:
         self._save(msgspec.structs.replace(self._calibration, latency=(*others, section)))
         return section
 
-    def search_tree(self, options: TreeOptions, *, dry_run: bool = False) -> TreeSection:
+    def search_tree(
+        self, options: TreeOptions, *, dry_run: bool = False, again: bool = False
+    ) -> TreeSection:
         """Searches the best tree and puts it into the bundle; first measures what is missing.
 
         Args:
             options: what to search for.
             dry_run: leave the bundle's tree as it is.
+            again: measure step times again.
 
         Raises:
             KeyboardInterrupt: Ctrl-C while measuring; the next run continues.
@@ -148,18 +167,20 @@ class Calibrator:
         if not dry_run:
             check_installable(self.bundle)
         settings = self._complete_heads().settings
-        self._complete_latency(options.batch_size)
+        warning = self._complete_latency(options.batch_size, again=again).warning
         ranks = RecordLog(self.folder / head_ranks.RANKS_FILE, head_ranks.RankRecord)
         latencies = RecordLog(self.folder / LATENCY_FILE, LatencyRecord)
         section = TreeSection.from_records(
             self.bundle,
             [record for record in ranks if record.settings == settings],
-            select_records(latencies, self._machine.fingerprint, self._threads, options.batch_size),
+            select_records(latencies, self._latency_kind(options.batch_size)),
             settings,
             self._threads,
             options,
             Origin.from_command(self._machine, duration_s=0.0, is_complete=True),
         )
+        if warning is not None:
+            section = replace(section, advice=f"{section.advice} {warning}")
         tree = section.choice.chosen_tree
         if not dry_run:
             if tree != self.bundle.tree:
@@ -180,6 +201,7 @@ class Calibrator:
             MedusaError: a prompt does not fit, or the bundle's tree drafts nothing.
         """
         self.bundle.manifest.require_heads("calibrate threshold")
+        settings = self._bind(settings)
         log = RecordLog(self.folder / threshold.THRESHOLD_FILE, threshold.ThresholdRecord)
         prompts = prompts_from_source(settings.prompts, num_prompts)
         rules, tree = threshold.rules_from_options(options), self.bundle.tree
@@ -226,6 +248,7 @@ class Calibrator:
                 f"comparing with the unquantized model needs {error.name}: pip install "
                 "'medusa-trt[export]'"
             ) from error
+        settings = self._bind(settings)
         prompts = prompts_from_source(settings.prompts, num_prompts)
         base = load_unquantized_model(self.bundle, options.model)
         records, recording = self._record_ranks(prompts, settings)
@@ -297,17 +320,26 @@ class Calibrator:
             _require_complete(section.origin.is_complete)
         return section
 
-    def _complete_latency(self, batch_size: int) -> None:
-        """Measures those step times of this machine that are missing."""
+    def _complete_latency(self, batch_size: int, *, again: bool) -> LatencySection:
+        """The section on step times; those of this machine that are missing are measured first."""
         options = LatencyOptions(batch_size=batch_size)
         for section in self._calibration.latency:
             is_here = section.origin.machine.fingerprint == self._machine.fingerprint
             if is_here and section.kind == (batch_size, self._threads):
                 options = section.options
-                if section.origin.is_complete:
-                    return
+                if section.origin.is_complete and not again:
+                    return section
         print("measuring step times first (medusa-trt calibrate latency)", file=sys.stderr)
-        _require_complete(self.measure_latency(options).origin.is_complete)
+        section = self.measure_latency(options, again=again)
+        _require_complete(section.origin.is_complete)
+        return section
+
+    def _latency_kind(self, batch_size: int) -> LatencyKind:
+        return self._fingerprint, self._threads, batch_size
+
+    def _bind(self, settings: ReplySettings) -> ReplySettings:
+        """Names this bundle in the settings, so that no other one's replies are mixed with its."""
+        return msgspec.structs.replace(settings, bundle=self._digest)
 
     def _save(self, calibration: Calibration) -> None:
         self._calibration = calibration

@@ -8,13 +8,24 @@ from pathlib import Path
 
 from medusa_trt import __version__
 from medusa_trt.runtime.engines.cores import count_usable_cores
+from medusa_trt.runtime.engines.operators import find_library, read_kernels_name
 
 _PACKAGES = ("numpy", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx", "tokenizers")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Machine:
-    """What measurements were made on. This process may use `num_usable_cores` of the cores."""
+    """What measurements were made on.
+
+    Attributes:
+        cpu: name of the processor.
+        num_cores: its logical processors.
+        num_usable_cores: cores that this process may use.
+        memory_bytes: size of its memory.
+        system: the operating system.
+        versions: versions of Python and of what times depend on.
+        kernels: instruction set of the operators; None if they were not built.
+    """
 
     cpu: str
     num_cores: int
@@ -22,6 +33,7 @@ class Machine:
     memory_bytes: int
     system: str
     versions: dict[str, str]
+    kernels: str | None = None
 
     @classmethod
     def detect(cls) -> "Machine":
@@ -40,15 +52,17 @@ class Machine:
             memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
             system=platform.platform(),
             versions=versions,
+            kernels=None if find_library() is None else read_kernels_name(),
         )
 
     @property
     def fingerprint(self) -> str:
-        """What step times depend on beside the bundle: the processor and the engine's version."""
+        """What step times depend on beside the bundle: processor, kernels, versions."""
         engines = (f"{name} {self.versions[name]}" for name in sorted(self.versions))
         prefixes = ("onnxruntime", "tensorrt", "medusa")
         relevant = [text for text in engines if text.startswith(prefixes)]
-        return ", ".join([self.cpu, f"{self.num_usable_cores} cores", *relevant])
+        cores = f"{self.num_usable_cores} cores"
+        return ", ".join([self.cpu, cores, f"kernels {self.kernels}", *relevant])
 
 
 def _cpu_name() -> str:

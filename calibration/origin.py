@@ -1,5 +1,6 @@
 """Where a section of the calibration report comes from."""
 
+import hashlib
 import shlex
 import sys
 from dataclasses import dataclass
@@ -7,6 +8,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from medusa_trt.calibration.machine import Machine
+from medusa_trt.runtime.bundle import Bundle
+from medusa_trt.runtime.tensors import GRAPH_FILES, TREE_FILE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,3 +40,11 @@ class Origin:
             is_complete=is_complete,
             machine=machine,
         )
+
+
+def digest_bundle(bundle: Bundle) -> str:
+    """Digest of all that the measurements of a bundle depend on: its files but for the tree."""
+    files = bundle.manifest.files
+    kept = sorted(files.keys() - {TREE_FILE, GRAPH_FILES["tree"]})
+    text = "".join(f"{name} {files[name].sha256}\n" for name in kept)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,18 +1,19 @@
 """Logs of measurements, one a line: a killed run loses none of its finished measurements."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Generic, TypeVar
 
 import msgspec
 
 from medusa_trt.errors import CalibrationError
+from medusa_trt.files import replaced_file
 
 Record = TypeVar("Record", bound=msgspec.Struct)
 
 
 class RecordLog(Generic[Record]):
-    """A file of JSON lines that only grows. An unfinished last line, left by a kill, is ignored."""
+    """A file of JSON lines. An unfinished last line, left by a kill, is ignored."""
 
     def __init__(self, path: Path, record_type: type[Record]) -> None:
         """Reads the file if it exists.
@@ -56,3 +57,16 @@ class RecordLog(Generic[Record]):
             raise CalibrationError(f"cannot write {self._path}: {error.strerror}") from error
         self._length += len(line)
         self.records.append(record)
+
+    def forget(self, is_void: Callable[[Record], bool]) -> None:
+        """Removes the records for which `is_void` is true, here and in the file.
+
+        Raises:
+            CalibrationError: the file cannot be written.
+        """
+        self.records = [record for record in self.records if not is_void(record)]
+        data = b"".join(msgspec.json.encode(record) + b"\n" for record in self.records)
+        self._length = len(data)
+        if self._path.exists():
+            with replaced_file(self._path, CalibrationError) as temporary:
+                temporary.write_bytes(data)

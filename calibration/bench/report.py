@@ -10,6 +10,7 @@ import msgspec
 from medusa_trt.calibration.bench.measurement import ReplyRow
 from medusa_trt.calibration.bench.summary import Summary
 from medusa_trt.calibration.machine import Machine
+from medusa_trt.calibration.noise import Noise
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +48,7 @@ class BenchReport:
         peak_memory_bytes: peak memory of the whole process.
         setup: what was measured.
         machine: what it was measured on.
+        noise: what disturbed it; its spread is that of plain steps, over prompts.
         summary: the figures.
     """
 
@@ -58,6 +60,7 @@ class BenchReport:
     peak_memory_bytes: int
     setup: BenchSetup
     machine: Machine
+    noise: Noise
     summary: Summary
 
     def to_json(self, rows: Sequence[ReplyRow]) -> bytes:

@@ -13,6 +13,7 @@ import numpy as np
 
 from medusa_trt.calibration.bench.measurement import ReplyRow
 from medusa_trt.calibration.bench.options import Mode
+from medusa_trt.calibration.noise import Noise
 from medusa_trt.calibration.prompts import BenchPrompt
 from medusa_trt.tree_configs import MedusaTree
 
@@ -218,6 +219,22 @@ def speedup_by_prompt(
         return None if speed is None or baseline is None else speed / baseline
 
     return median_by_prompt(rows, speedup)
+
+
+def noise_from_rows(
+    rows: Sequence[ReplyRow], modes: Iterable[Mode], free_cores: float | None, threads: int | None
+) -> Noise:
+    """Finds out how far the time of plain steps in the engine varied, over prompts and rounds."""
+    times = [
+        [
+            row.engine_s / len(row.accept_lengths)
+            for row in _of_mode(rows, mode.name)
+            if row.accept_lengths
+        ]
+        for mode in modes
+        if not mode.drafts
+    ]
+    return Noise.from_samples(free_cores, threads, times)
 
 
 def _mode_summary(

@@ -38,6 +38,8 @@ def print_report(report: BenchReport, console: Console) -> None:
         f"sampling,\nprompt by prompt. Peak memory: {report.peak_memory_bytes / 1e6:.0f} MB.",
         highlight=False,
     )
+    if report.noise.warning is not None:
+        console.print(report.noise.warning, style="yellow", highlight=False, markup=False)
     if summary.differences:
         text = _differences_text(summary.differences)
         console.print(text, style="bold red", highlight=False, markup=False)
@@ -58,7 +60,8 @@ def _header(report: BenchReport) -> str:
         f"\n{setup.model} on {setup.target}, {setup.precision}: {setup.num_heads} heads, "
         f"tree {setup.tree} with {_count(setup.num_nodes, 'node')}, depth {setup.max_depth}\n"
         f"{machine.cpu}, {_count(machine.num_usable_cores, 'core')}, "
-        f"{machine.memory_bytes / 2**30:.0f} GiB; {threads}\n"
+        f"{machine.memory_bytes / 2**30:.0f} GiB; {threads}"
+        f"{f', {machine.kernels} kernels' if machine.kernels else ''}\n"
         f"{_count(report.num_prompts_done, 'prompt')} of {setup.prompts}, "
         f"{_count(num_replies, 'reply', 'replies')} a mode of up to {setup.max_new_tokens} tokens; "
         f"sampled at temperature {setup.temperature:g}, seed {setup.seed}\n"

@@ -21,7 +21,7 @@ class LatencyRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     """One sample: a few steps of a session, and the mean time of one of them.
 
     Attributes:
-        machine: fingerprint of the machine and the engine's version.
+        machine: fingerprint of the machine, its versions and the bundle.
         threads: for one step; None for the engine's choice.
         batch_size: sequences stepped together.
         context: tokens in the cache before the first step.
@@ -30,6 +30,7 @@ class LatencyRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
         num_steps: steps that were measured.
         step_ms: time of a whole step: heads, candidates, verify, acceptance, commit and text.
         engine_ms: the part of it that is spent inside the engine; the rest is the host's.
+        free_cores: cores that other work left meanwhile; see `CoreWatch`.
     """
 
     machine: str
@@ -41,14 +42,21 @@ class LatencyRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     num_steps: int
     step_ms: float
     engine_ms: float
+    free_cores: float | None = None
+
+    @property
+    def kind(self) -> "LatencyKind":
+        """What samples of one curve have in common."""
+        return self.machine, self.threads, self.batch_size
 
 
-def select_records(
-    records: Iterable[LatencyRecord], machine: str, threads: int | None, batch_size: int
-) -> list[LatencyRecord]:
-    """Picks the records of one machine, number of threads and batch size."""
-    kind = (machine, threads, batch_size)
-    return [r for r in records if (r.machine, r.threads, r.batch_size) == kind]
+LatencyKind = tuple[str, int | None, int]
+"""Machine, number of threads and batch size of a record."""
+
+
+def select_records(records: Iterable[LatencyRecord], kind: LatencyKind) -> list[LatencyRecord]:
+    """Picks the records of one kind."""
+    return [record for record in records if record.kind == kind]
 
 
 @dataclass(frozen=True, slots=True)

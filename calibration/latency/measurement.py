@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from medusa_trt.calibration.latency.curve import LatencyRecord, select_records
+from medusa_trt.calibration.latency.curve import LatencyRecord
+from medusa_trt.calibration.noise import CoreWatch
 from medusa_trt.calibration.options import LatencyOptions
 from medusa_trt.calibration.prompts import self_generated_prompts
 from medusa_trt.calibration.records import RecordLog
@@ -45,17 +46,13 @@ def fit_to_session(session: MedusaSession, options: LatencyOptions) -> LatencyOp
     )
 
 
-def missing_points(
-    options: LatencyOptions, records: Iterable[LatencyRecord], machine: str, threads: int | None
-) -> list[Point]:
+def missing_points(options: LatencyOptions, records: Iterable[LatencyRecord]) -> list[Point]:
     """Lists the samples that were not taken yet, round by round, sizes in random order.
 
-    Other work on the machine comes and goes. In rounds it affects every size alike.
+    Other work on the machine comes and goes. In rounds it affects every size alike. The records are
+    of the machine, number of threads and batch size that are to be measured.
     """
-    done = {
-        (record.round, record.context, record.num_nodes)
-        for record in select_records(records, machine, threads, options.batch_size)
-    }
+    done = {(record.round, record.context, record.num_nodes) for record in records}
     return [
         point
         for round_ in range(1, options.rounds + 1)
@@ -93,6 +90,7 @@ class LatencyMeter:
             KeyboardInterrupt: on Ctrl-C; samples that were taken whole are kept.
         """
         for round_, context, num_nodes in points:
+            cores = CoreWatch()
             stats = self._sample(context, num_nodes)
             num_steps = len(stats.accept_lengths)
             log.append(
@@ -106,6 +104,7 @@ class LatencyMeter:
                     num_steps=num_steps,
                     step_ms=1e3 * stats.decode_s / num_steps,
                     engine_ms=1e3 * stats.engine_s / num_steps,
+                    free_cores=cores.free_cores(),
                 )
             )
             advance()

@@ -21,13 +21,15 @@ FORMAT_VERSION = 1
 class Calibration(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """All results. A section is missing until its calibration has run.
 
-    `latency` has a section for each batch size and number of threads.
+    `latency` has a section for each batch size and number of threads. `bundle` is the digest of the
+    bundle that was measured.
     """
 
     format_version: int = FORMAT_VERSION
     model: str
     target: str
     precision: str
+    bundle: str = ""
     heads: HeadsSection | None = None
     latency: tuple[LatencySection, ...] = ()
     tree: TreeSection | None = None
@@ -36,7 +38,7 @@ class Calibration(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
 
 
 def load_calibration(folder: Path, empty: Calibration) -> Calibration:
-    """Reads the results, or returns `empty` where there are none yet.
+    """Reads the results, or returns `empty` where there are none of this bundle yet.
 
     Raises:
         CalibrationError: the file is damaged, or another release has written it.
@@ -56,7 +58,7 @@ def load_calibration(folder: Path, empty: Calibration) -> Calibration:
             f"{path} has format version {calibration.format_version}, this release reads "
             f"{FORMAT_VERSION}: delete it"
         )
-    return calibration
+    return calibration if calibration.bundle == empty.bundle else empty
 
 
 def save_calibration(folder: Path, calibration: Calibration) -> None:

@@ -78,9 +78,14 @@ def _measure_and_report(
         warm_up,
     )
     from medusa_trt.calibration.bench.report import BenchReport, peak_memory_bytes
-    from medusa_trt.calibration.bench.summary import select_whole_prompts, summarize
+    from medusa_trt.calibration.bench.summary import (
+        noise_from_rows,
+        select_whole_prompts,
+        summarize,
+    )
     from medusa_trt.calibration.bench.tables import print_report
     from medusa_trt.calibration.machine import Machine
+    from medusa_trt.calibration.noise import CoreWatch
     from medusa_trt.calibration.progress import Progress
 
     options = drop_missing_heads(arguments.bench, session.bundle)
@@ -90,7 +95,9 @@ def _measure_and_report(
     num_replies = sum(len(prompt.turns) for prompt in prompts) * options.rounds
     progress = Progress(num_replies * len(options.modes), "replies")
     progress.announce(num_replies * warm_up(session, prompts[0], options))
+    cores = CoreWatch()
     rows, is_interrupted = _measure(session, prompts, options, progress)
+    free_cores = cores.free_cores()
     rows = select_whole_prompts(rows, prompts, len(options.modes))
     if not rows:
         raise KeyboardInterrupt
@@ -103,6 +110,7 @@ def _measure_and_report(
         peak_memory_bytes=peak_memory_bytes(),
         setup=setup,
         machine=Machine.detect(),
+        noise=noise_from_rows(rows, options.modes, free_cores, setup.threads),
         summary=summarize(rows, options.modes, options.tree or session.bundle.tree),
     )
     print_report(report, new_table_console())

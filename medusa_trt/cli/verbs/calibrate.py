@@ -99,8 +99,11 @@ class LatencyArguments(CalibrateArguments):
     """Measure the time of a step by its number of nodes and of tokens in the KV cache.
 
     Attributes:
+        again: measure again what was measured before on this machine.
         latency: which steps are timed.
     """
+
+    again: bool = False
 
     latency: Annotated[LatencyOptions, ("sizes", "contexts", "rounds", "batch_size")] = field(
         default_factory=LatencyOptions
@@ -111,14 +114,17 @@ class LatencyArguments(CalibrateArguments):
 class TreeArguments(CalibrateArguments):
     """Choose the draft tree that is fastest on this machine, and make it the bundle's tree.
 
-    Measures the heads and the latency with their defaults, unless they were measured before.
+    Measures the heads and the latency with their defaults, unless they were measured before on this
+    machine with these versions.
 
     Attributes:
         dry_run: leave the bundle's tree as it is.
+        again: measure the latency again, if it was measured before.
         tree: what the tree is searched for.
     """
 
     dry_run: bool = False
+    again: bool = False
     tree: TreeOptions = field(default_factory=TreeOptions)
 
 
@@ -165,15 +171,18 @@ def measure_latency(arguments: LatencyArguments) -> int:
     from medusa_trt.calibration.report.tables import tabulate_latency
 
     calibrator = arguments.open()
-    section = calibrator.measure_latency(arguments.latency)
-    return _report(calibrator, tabulate_latency(section), [], section.origin)
+    section = calibrator.measure_latency(arguments.latency, again=arguments.again)
+    texts = [] if section.warning is None else [section.warning]
+    return _report(calibrator, tabulate_latency(section), texts, section.origin)
 
 
 def search_tree(arguments: TreeArguments) -> int:
     from medusa_trt.calibration.report.tables import tabulate_tree
 
     calibrator = arguments.open()
-    section = calibrator.search_tree(arguments.tree, dry_run=arguments.dry_run)
+    section = calibrator.search_tree(
+        arguments.tree, dry_run=arguments.dry_run, again=arguments.again
+    )
     name = calibrator.bundle.tree.name
     done = f"The bundle's tree is {name}." if section.written else "The bundle was left as it is."
     return _report(calibrator, tabulate_tree(section), [section.advice, done], section.origin)

@@ -3,7 +3,7 @@
 import pytest
 from support.latency_records import latency
 
-from medusa_trt.calibration.latency.curve import LatencyCurve
+from medusa_trt.calibration.latency.curve import LatencyCurve, select_records
 from medusa_trt.errors import CalibrationError
 
 
@@ -30,3 +30,10 @@ def test_times_are_medians_and_interpolated_between_what_was_measured() -> None:
 def test_a_size_that_an_interruption_left_out_somewhere_does_not_count() -> None:
     curve = LatencyCurve.from_records([latency(1, 1, 1), latency(1, 2, 1), latency(9, 1, 1)])
     assert curve.sizes == [1]
+
+
+def test_records_of_another_machine_number_of_threads_or_batch_size_do_not_count() -> None:
+    record = latency(1, 1, 1)
+    assert select_records([record], ("m", None, 1)) == [record]
+    for kind in (("another machine", None, 1), ("m", 2, 1), ("m", None, 2)):
+        assert select_records([record], kind) == []

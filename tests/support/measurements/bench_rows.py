@@ -6,7 +6,7 @@ from typing import Any
 from medusa_trt.calibration.bench.measurement import ReplyRow
 from medusa_trt.calibration.bench.options import BenchOptions
 from medusa_trt.calibration.bench.report import BenchReport, BenchSetup
-from medusa_trt.calibration.bench.summary import summarize
+from medusa_trt.calibration.bench.summary import noise_from_rows, summarize
 from medusa_trt.calibration.machine import Machine
 from medusa_trt.tree_configs import chain_tree
 
@@ -52,8 +52,8 @@ def both(prompt_id: str, plain_s: float, medusa_s: float, **changes: Any) -> lis
     return [replace(reply, **changes) for reply in (plain, medusa)]
 
 
-def report_of(rows: list[ReplyRow]) -> BenchReport:
-    """A report of these measurements."""
+def report_of(rows: list[ReplyRow], free_cores: float | None = None) -> BenchReport:
+    """A report of these measurements, while other work left so many cores."""
     setup = BenchSetup(
         bundle="b",
         model="m",
@@ -81,5 +81,6 @@ def report_of(rows: list[ReplyRow]) -> BenchReport:
         peak_memory_bytes=10**6,
         setup=setup,
         machine=Machine.detect(),
+        noise=noise_from_rows(rows, GREEDY.modes, free_cores, setup.threads),
         summary=summarize(rows, GREEDY.modes, chain_tree(setup.max_depth)),
     )

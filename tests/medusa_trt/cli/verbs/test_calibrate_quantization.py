@@ -10,6 +10,7 @@ import pytest
 import torch
 from support.tiny_models import llama_config, save_tiny_model
 
+from medusa_trt.calibration.origin import digest_bundle
 from medusa_trt.calibration.quantization.estimate import SiteEstimator
 from medusa_trt.calibration.quantization.meter import QuantizationMeter, Text
 from medusa_trt.calibration.quantization.section import QuantizationSection
@@ -20,6 +21,7 @@ from medusa_trt.calibration.report.results import (
 from medusa_trt.cli import main as cli
 from medusa_trt.export.quantization.plan import plan_from_file
 from medusa_trt.export.weight_formats import WeightFormat
+from medusa_trt.runtime.bundle import Bundle
 from medusa_trt.runtime.engines.operators import find_library
 
 SMALL = ("--num-prompts", "3", "--max-new-tokens", "12")
@@ -40,7 +42,8 @@ def calibrate(*words: object) -> int:
 
 
 def section_of(bundle: Path) -> QuantizationSection:
-    empty = Calibration(model="", target="", precision="")
+    digest = digest_bundle(Bundle.open(bundle))
+    empty = Calibration(model="", target="", precision="", bundle=digest)
     found = load_calibration(bundle / "calibration", empty).quantization
     assert found is not None
     return found
