@@ -16,6 +16,7 @@ from medusa_trt.training.data.shards import DataSpec
 from medusa_trt.training.medusa1 import TrainResult
 from medusa_trt.training.options import JointOptions, TrainOptions
 from medusa_trt.training.trainable_heads import tensors_from_heads
+from medusa_trt.tree_configs import HEADS_TREE_FILE
 
 HEADS_FILE = "medusa_lm_head.safetensors"
 
@@ -48,7 +49,7 @@ def save_report(
         specs: descriptions of the training data, one for each folder.
         options: options of training.
     """
-    result.accuracy.tree.save(folder / "tree.json")
+    result.accuracy.tree.save(folder / HEADS_TREE_FILE)
     (folder / "log.json").write_text(json.dumps(result.log, indent=1) + "\n", "utf-8")
     (folder / "README.md").write_text(_format_card(result, title, specs, options), "utf-8")
     save_curves(result.log, folder / "curves.png", title)
@@ -120,7 +121,8 @@ Held-out replies ({accuracy.num_tokens:,} tokens of prompts that were not traine
 {format_accuracy(accuracy)}
 
 {accuracy.tokens_per_step:.3f} tokens per step, the root included, replayed with the tree of
-{accuracy.tree.num_nodes} nodes in `tree.json`. The held-out replies have the temperatures above;
+{accuracy.tree.num_nodes} nodes in `{HEADS_TREE_FILE}`. The held-out replies have the temperatures
+above;
 greedy replies are easier to predict.
 
 {settings}

@@ -1,9 +1,10 @@
 """Draft trees: which candidates of which heads one decode step verifies. Needs only numpy."""
 
 from medusa_trt.tree_configs.presets import cartesian_tree, chain_tree, load_tree, preset_names
-from medusa_trt.tree_configs.tree import PAD_NODE, MedusaTree
+from medusa_trt.tree_configs.tree import HEADS_TREE_FILE, PAD_NODE, MedusaTree
 
 __all__ = [
+    "HEADS_TREE_FILE",
     "PAD_NODE",
     "MedusaTree",
     "cartesian_tree",

@@ -28,6 +28,9 @@ MAX_NODES = 4096
 # Value of the additive mask where a node does not see another: the least float32.
 MASKED = float(np.finfo(np.float32).min)
 
+HEADS_TREE_FILE = "medusa_tree.json"
+"""Name of the file, beside the weights of heads, with the tree that was measured with them."""
+
 # No vocabulary is as large, and `tree_indices` stays far below the limit of int64.
 _MAX_CHILD = 2**31 - 1
 

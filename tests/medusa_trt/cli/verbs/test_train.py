@@ -11,8 +11,10 @@ from transformers import AutoModelForCausalLM
 from medusa_trt.cli.main import main
 from medusa_trt.export.heads.head_checkpoint import heads_from_path
 from medusa_trt.export.models.base_model import BaseModel
+from medusa_trt.training.accuracy import NUM_CANDIDATES
 from medusa_trt.training.data.distillation import generate_data
 from medusa_trt.training.options import DataOptions
+from medusa_trt.tree_configs import load_tree
 
 
 def test_the_command_line_makes_data_and_heads_and_a_joint_model(
@@ -32,7 +34,10 @@ def test_the_command_line_makes_data_and_heads_and_a_joint_model(
     loaded.check_fits(HIDDEN_SIZE, VOCAB_SIZE)
     assert loaded.draft_vocab_size(VOCAB_SIZE) == 64
     names = {path.name for path in (tmp_path / "heads").iterdir()}
-    assert {"README.md", "tree.json", "curves.png", "log.json", "config.json"} <= names
+    assert {"README.md", "curves.png", "log.json", "config.json"} <= names
+    tree = load_tree(str(tmp_path / "heads" / "medusa_tree.json"))
+    tree.check(loaded.num_heads, NUM_CANDIDATES)
+    assert 2 <= tree.num_nodes <= 8
     card = (tmp_path / "heads" / "README.md").read_text()
     assert "seed: 0" in card and "| 3 |" in card
     assert "on 64 tokens" in card  # 4 steps of 16 rows
