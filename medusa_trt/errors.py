@@ -42,6 +42,10 @@ class PromptError(MedusaError):
     """A prompt or an option of a reply cannot be used."""
 
 
+class ProcessorError(PromptError):
+    """A logits processor cannot go on in the middle of a reply; other replies are not affected."""
+
+
 class ExportError(MedusaError):
     """A model cannot be exported, or its bundle differs from the model."""
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from medusa_trt.errors import PromptError
+from medusa_trt.errors import ProcessorError
 from medusa_trt.runtime.acceptance import accept_exact, accept_typical
 from medusa_trt.runtime.engines.base import Reductions
 from medusa_trt.runtime.options import GenerationOptions
@@ -117,7 +117,7 @@ class Chooser:
             for processor in self._processors:
                 processor.process(row)
             if self._processors and np.isneginf(row.max()):
-                raise PromptError(
+                raise ProcessorError(
                     f"the logits processors forbid every token at position "
                     f"{past_length + len(nodes)}: loosen one of them"
                 )

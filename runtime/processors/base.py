@@ -13,7 +13,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from medusa_trt.errors import PromptError
+from medusa_trt.errors import ProcessorError, PromptError
 
 
 class RunningProcessor(Protocol):
@@ -26,7 +26,7 @@ class RunningProcessor(Protocol):
             logits: (vocab,) float32.
 
         Raises:
-            PromptError: the processor names a token beyond the vocabulary, or cannot go on.
+            ProcessorError: the processor names a token beyond the vocabulary, or cannot go on.
         """
         ...
 
@@ -34,7 +34,7 @@ class RunningProcessor(Protocol):
         """Records the token that was chosen at the position processed last.
 
         Raises:
-            PromptError: this processor forbids the token.
+            ProcessorError: this processor forbids the token.
         """
         ...
 
@@ -55,10 +55,10 @@ def check_vocabulary(largest_id: int, logits: NDArray[np.float32]) -> None:
         logits: (vocab,) float32.
 
     Raises:
-        PromptError: the id is beyond the vocabulary.
+        ProcessorError: the id is beyond the vocabulary.
     """
     if largest_id >= len(logits):
-        raise PromptError(
+        raise ProcessorError(
             f"a logits processor names token {largest_id}, the model's tokens end at "
             f"{len(logits) - 1}: use token ids of this model"
         )

@@ -9,7 +9,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from medusa_trt.errors import BundleError, PromptError
+from medusa_trt.errors import BundleError, ProcessorError, PromptError
 from medusa_trt.runtime.processors.base import RunningProcessor, check_vocabulary
 
 if TYPE_CHECKING:
@@ -135,7 +135,7 @@ class _RunningGrammar:
         check_vocabulary(self._largest_eos_id, logits)
         self._fill(self._matcher, self._bitmask)
         if self._matcher.is_error():
-            raise PromptError(
+            raise ProcessorError(
                 f"the grammar cannot go on ({_join_lines(self._matcher.get_error())}): simplify it"
             )
         # Looking up a table row for each octet takes 12 µs for 49,152 tokens, whatever the mask.
@@ -149,7 +149,7 @@ class _RunningGrammar:
 
     def accept(self, token: int) -> None:
         if token >= self._vocab_size or not self._matcher.consume_token(token):
-            raise PromptError(
+            raise ProcessorError(
                 f"the grammar does not allow token {token}, and another logits processor forbids "
                 "the tokens that it allows: remove one of them"
             )

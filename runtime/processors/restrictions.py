@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from medusa_trt.errors import PromptError
+from medusa_trt.errors import ProcessorError, PromptError
 from medusa_trt.runtime.processors.base import (
     RunningProcessor,
     check_token_ids,
@@ -122,7 +122,7 @@ class _RunningForce:
     def accept(self, token: int) -> None:
         if self._position < len(self._token_ids):
             if token != self._token_ids[self._position]:
-                raise PromptError(
+                raise ProcessorError(
                     f"token {self._token_ids[self._position]} is forced at position "
                     f"{self._position} of the reply, but another logits processor forbids it: "
                     "remove one of them"

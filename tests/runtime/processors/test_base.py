@@ -12,7 +12,7 @@ from support.processor_rows import (
     random_rows,
 )
 
-from medusa_trt.errors import PromptError
+from medusa_trt.errors import ProcessorError, PromptError
 from medusa_trt.runtime.processors.base import LogitsProcessor
 from medusa_trt.runtime.processors.penalties import (
     FrequencyPenalty,
@@ -110,6 +110,6 @@ def test_wrong_arguments_are_named(make: Callable[[], LogitsProcessor], message:
 )
 def test_a_token_beyond_the_vocabulary_is_an_error(processor: LogitsProcessor) -> None:
     running = processor.start([1])
-    with pytest.raises(PromptError, match="token 12, the model's tokens end at 11"):
+    with pytest.raises(ProcessorError, match="token 12, the model's tokens end at 11"):
         running.process(np.zeros(VOCAB, np.float32))
     running.process(np.zeros(VOCAB + 1, np.float32))

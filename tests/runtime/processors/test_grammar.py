@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from support.tiny_models import EOS_ID, VOCAB_SIZE, byte_tokenizer
 from tokenizers import Tokenizer, decoders, models, normalizers
 
-from medusa_trt.errors import BundleError, PromptError
+from medusa_trt.errors import BundleError, ProcessorError, PromptError
 from medusa_trt.runtime.processors.base import LogitsProcessor, RunningProcessor
 from medusa_trt.runtime.processors.grammar import Grammar, GrammarKind, GrammarTokenizer
 from medusa_trt.runtime.processors.restrictions import BannedTokens, MinNewTokens
@@ -359,18 +359,18 @@ def test_an_unusable_grammar_is_one_clear_line(kind: GrammarKind, text: str, rea
 
 def test_processors_that_leave_no_token_are_an_error() -> None:
     ban = BannedTokens(token_ids=ids_of("a"))
-    with pytest.raises(PromptError, match="does not allow token 0, and another"):
+    with pytest.raises(ProcessorError, match="does not allow token 0, and another"):
         greedy_reply([grammar("regex", "a"), ban], 0, bias=lambda logits: logits.fill(0))
     minimum = MinNewTokens(num_tokens=5, eos_token_ids=[EOS_ID])
-    with pytest.raises(PromptError, match="does not allow token"):
+    with pytest.raises(ProcessorError, match="does not allow token"):
         greedy_reply([grammar("regex", "a"), minimum], 0)
-    with pytest.raises(PromptError, match="does not allow token 299"):
+    with pytest.raises(ProcessorError, match="does not allow token 299"):
         grammar("regex", "a").start([]).accept(VOCAB_SIZE - 1)
 
 
 def test_an_end_token_beyond_the_models_vocabulary_is_an_error() -> None:
     state = grammar("regex", "a").start([])
-    with pytest.raises(PromptError, match=f"names token {EOS_ID}"):
+    with pytest.raises(ProcessorError, match=f"names token {EOS_ID}"):
         state.process(np.zeros(EOS_ID, np.float32))
 
 

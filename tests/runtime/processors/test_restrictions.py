@@ -16,7 +16,7 @@ from support.processor_rows import (
 )
 from transformers.generation import logits_process as hf
 
-from medusa_trt.errors import PromptError
+from medusa_trt.errors import ProcessorError
 from medusa_trt.runtime.processors.restrictions import BannedTokens, ForcedTokens, MinNewTokens
 
 few_tokens = st.lists(st.integers(0, 2), max_size=20)
@@ -72,5 +72,5 @@ def test_forced_tokens_leave_one_choice_and_then_every_choice(
 def test_a_forced_token_that_another_processor_forbids_is_an_error() -> None:
     running = ForcedTokens(token_ids=[4, 5]).start([])
     running.accept(4)
-    with pytest.raises(PromptError, match="token 5 is forced at position 1"):
+    with pytest.raises(ProcessorError, match="token 5 is forced at position 1"):
         running.accept(0)
