@@ -11,6 +11,7 @@ from medusa_trt.calibration.prompts import mt_bench_prompts, prompts_from_file
 from medusa_trt.export.heads.medusa_heads import MedusaHeads
 from medusa_trt.export.models.base_model import BaseModel
 from medusa_trt.training.accuracy import Accuracy, ranks_from_logits
+from medusa_trt.training.bars import BatchesBar
 from medusa_trt.training.data.conversation import ChatFrame, Conversation
 from medusa_trt.training.data.generation import BatchGenerator
 from medusa_trt.training.data.rows import LabelledTokens, ReplyRows, rows_from_conversations
@@ -42,20 +43,23 @@ def generate_replies(
 ) -> list[LabelledTokens]:
     """Generates the model's greedy replies to user turns, with their hidden states."""
     frame = ChatFrame.from_tokenizer(base.tokenizer)
-    generator = BatchGenerator(base)
     texts = [frame.encode_opening(base.tokenizer, turn) for turn in turns]
+    batches = [texts[first : first + _BATCH_SIZE] for first in range(0, len(texts), _BATCH_SIZE)]
+    continuations = []
+    with BatchesBar("replies", len(batches), max_new_tokens) as bar:
+        generator = BatchGenerator(base, bar.advance)
+        for batch in batches:
+            continuations += generator.continue_texts(
+                batch, max_new_tokens=max_new_tokens, temperature=0.0, keep_features=True
+            )
+            bar.finish_batch()
     replies = []
-    for first in range(0, len(texts), _BATCH_SIZE):
-        batch = texts[first : first + _BATCH_SIZE]
-        continuations = generator.continue_texts(
-            batch, max_new_tokens=max_new_tokens, temperature=0.0, keep_features=True
-        )
-        for text, reply in zip(batch, continuations, strict=True):
-            conversation = Conversation()
-            conversation.add(text)
-            conversation.add(reply.token_ids, turn=1)
-            token_ids, labels = map(torch.tensor, (conversation.token_ids, conversation.turns))
-            replies.append(LabelledTokens(token_ids, labels, reply.features))
+    for text, reply in zip(texts, continuations, strict=True):
+        conversation = Conversation()
+        conversation.add(text)
+        conversation.add(reply.token_ids, turn=1)
+        token_ids, labels = map(torch.tensor, (conversation.token_ids, conversation.turns))
+        replies.append(LabelledTokens(token_ids, labels, reply.features))
     return replies
 
 

@@ -12,6 +12,7 @@ from medusa_trt.export.heads.medusa_heads import MedusaHeads, embedding_of
 from medusa_trt.export.models.base_model import BaseModel
 from medusa_trt.training.accuracy import Accuracy
 from medusa_trt.training.backbone import get_unembedding
+from medusa_trt.training.bars import open_bar
 from medusa_trt.training.data.rows import Split, rows_from_conversations
 from medusa_trt.training.data.shards import load_shards, read_spec
 from medusa_trt.training.datasets import FeatureRows, PaddedConversations
@@ -75,7 +76,13 @@ def load_split(base: BaseModel, folders: Sequence[Path], held_out_fraction: floa
     return Split.from_shards(shards, held_out_fraction)
 
 
-def train_heads(base: BaseModel, split: Split, folder: Path, options: TrainOptions) -> TrainResult:
+def train_heads(
+    base: BaseModel,
+    split: Split,
+    folder: Path,
+    options: TrainOptions,
+    initial: MedusaHeads | None = None,
+) -> TrainResult:
     """Trains heads on a frozen backbone.
 
     The backbone does not run if the data holds hidden states.
@@ -85,9 +92,17 @@ def train_heads(base: BaseModel, split: Split, folder: Path, options: TrainOptio
         split: its own replies.
         folder: folder of the checkpoints; an interrupted run continues from the last one.
         options: options of training.
+        initial: heads to begin with; their shape and draft vocabulary replace those of the options.
+
+    Raises:
+        HeadsError: the given heads do not fit the backbone.
     """
     torch.manual_seed(options.seed)
-    heads = create_heads(base, split, options)
+    if initial is None:
+        heads = create_heads(base, split, options)
+    else:
+        heads = TrainableHeads.from_heads(initial, base.model)
+        options = replace(options, shape=heads.shape)
     module: HeadsOnFeatures | HeadsOnBackbone
     data: FeatureRows | PaddedConversations
     measure: Callable[[], Accuracy]
@@ -107,7 +122,9 @@ def train_heads(base: BaseModel, split: Split, folder: Path, options: TrainOptio
         batch_size = options.batch_size
         states = states_from_backbone(module, data, batch_size)
         measure = partial(measure_on_backbone, module, split, options)
-    num_fit_tokens = _fit_linear_maps(heads, states, options)
+    num_fit_tokens = 0
+    if initial is None:
+        num_fit_tokens = _fit_linear_maps(heads, states, data.num_rows, options)
     run = run_trainer(
         module,
         [{"params": list(heads.parameters()), "lr": options.learning_rate}],
@@ -144,9 +161,15 @@ def _measure_on_features(heads: TrainableHeads, split: Split, options: TrainOpti
 
 
 def _fit_linear_maps(
-    heads: TrainableHeads, states: Iterator[StatesOfRows], options: TrainOptions
+    heads: TrainableHeads, states: Iterator[StatesOfRows], num_rows: int, options: TrainOptions
 ) -> int:
     """Initializes the linear maps of the heads, if they have any, by ridge regression.
+
+    Args:
+        heads: the heads.
+        states: what the maps are fitted to, of `num_rows` reply tokens in all.
+        num_rows: see `states`.
+        options: options of training.
 
     Returns:
         The number of reply tokens that the maps were fitted to.
@@ -159,10 +182,12 @@ def _fit_linear_maps(
         nonlocal num_tokens
         for hidden, rows in _limit_rows(states, _RIDGE_ROWS):
             num_tokens += len(rows)
+            bar.update(min(len(rows), bar.total - bar.n))
             inputs = heads.join_inputs(hidden.float(), rows.token_ids.to(hidden.device))
             yield inputs, hidden, rows.reply_ids.to(hidden.device)
 
-    heads.set_linear_maps(fit_ridge_maps(pieces(), options.shape.num_heads, options.ridge))
+    with open_bar("first maps", min(num_rows, _RIDGE_ROWS), "token") as bar:
+        heads.set_linear_maps(fit_ridge_maps(pieces(), options.shape.num_heads, options.ridge))
     return num_tokens
 
 

@@ -122,8 +122,7 @@ Held-out replies ({accuracy.num_tokens:,} tokens of prompts that were not traine
 
 {accuracy.tokens_per_step:.3f} tokens per step, the root included, replayed with the tree of
 {accuracy.tree.num_nodes} nodes in `{HEADS_TREE_FILE}`. The held-out replies have the temperatures
-above;
-greedy replies are easier to predict.
+above; greedy replies are easier to predict.
 
 {settings}
 """

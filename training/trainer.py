@@ -169,6 +169,7 @@ def _arguments(
         logging_steps=max(1, min(50, every // 4)),
         logging_first_step=True,
         report_to="none",
+        disable_tqdm=False,  # transformers shows no bar where its warnings are off
         remove_unused_columns=False,
         label_names=[],
         dataloader_pin_memory=device.type == "cuda",

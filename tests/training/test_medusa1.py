@@ -55,6 +55,15 @@ def test_each_head_reaches_the_accuracy_that_a_rule_allows(
         assert result.accuracy.tokens_per_step > 3.5
 
 
+def test_training_goes_on_from_given_heads(base: BaseModel, tmp_path: Path) -> None:
+    split = make_ruled_split(base, 0.0, has_features=True)
+    first = train_heads(base, split, tmp_path / "first", quick_options(HeadsShape(num_layers=2)))
+    options = quick_options(HeadsShape(), learning_rate=1e-6, max_steps=1)
+    second = train_heads(base, split, tmp_path / "second", options, first.heads)
+    assert second.heads.num_layers == 2
+    assert second.accuracy.top_1 == first.accuracy.top_1 == (1.0, 1.0, 1.0)
+
+
 def test_heads_learn_the_rule_on_a_running_backbone_that_stays_as_it_is(
     base: BaseModel, tmp_path: Path
 ) -> None:

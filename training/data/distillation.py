@@ -1,7 +1,7 @@
 """Generates self-distillation data: the model's own replies to seed prompts, shard by shard."""
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -55,6 +55,7 @@ def generate_data(
     folder: Path,
     options: DataOptions,
     bundle: Bundle | None = None,
+    on_step: Callable[[], object] = lambda: None,
 ) -> Iterator[Shard | None]:
     """Generates the shards that a folder lacks.
 
@@ -67,6 +68,7 @@ def generate_data(
         folder: the folder of the shards.
         options: number and kind of the conversations.
         bundle: a bundle of the same model, whose engine then writes the replies.
+        on_step: called when each text of a batch has got one more token.
 
     Yields:
         Each new shard once it is written, None for a shard that the folder held already.
@@ -83,7 +85,7 @@ def generate_data(
             f"--num-turns 1 and at most {len(prompts)} conversations"
         )
     longest = max(len(frame.encode_opening(base.tokenizer, turns[0])) for turns in prompts)
-    generator = _make_generator(base, options, bundle, longest)
+    generator = _make_generator(base, options, bundle, longest, on_step)
     write_spec(folder, spec)
     writer = _ShardWriter(base, frame, options, generator)
     for index in range(spec.num_shards):
@@ -208,11 +210,15 @@ def _shard_from_conversations(
 
 
 def _make_generator(
-    base: BaseModel, options: DataOptions, bundle: Bundle | None, longest: int
+    base: BaseModel,
+    options: DataOptions,
+    bundle: Bundle | None,
+    longest: int,
+    on_step: Callable[[], object],
 ) -> Generator:
     """Chooses what writes the replies; `longest` is the token count of the longest first turn."""
     if bundle is None:
-        return BatchGenerator(base)
+        return BatchGenerator(base, on_step)
     spec = bundle.manifest.model
     expected = (base.source.name, base.model.config.hidden_size, base.model.config.vocab_size)
     if (spec.name, spec.hidden_size, spec.vocab_size) != expected:
@@ -231,7 +237,7 @@ def _make_generator(
         batch_size=options.batch_size,
         num_threads=None,
     )
-    return EngineGenerator(engine, base.eos_token_ids)
+    return EngineGenerator(engine, base.eos_token_ids, on_step)
 
 
 def _make_spec(

@@ -1,6 +1,6 @@
 """Batched generation through a bundle's engine: faster, and by the model that will be deployed."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -42,7 +42,14 @@ class _Sequence:
 class EngineGenerator:
     """Continues texts through an engine, one cache slot each; ended texts leave the batch."""
 
-    def __init__(self, engine: Engine, eos_token_ids: Sequence[int]) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        eos_token_ids: Sequence[int],
+        on_step: Callable[[], object] = lambda: None,
+    ) -> None:
+        """Prepares the trees; `on_step` is as in `BatchGenerator`."""
+        self._on_step = on_step
         self._engine, self._eos_ids = engine, frozenset(eos_token_ids)
         self._root, self._chain = chain_tree(0), chain_tree(_CHUNK - 1)
 
@@ -126,6 +133,7 @@ class EngineGenerator:
                 if not sequence.is_ended:
                     sequence.token_ids.append(token)
                     sequence.is_ended = token in self._eos_ids
+            self._on_step()
             left = [sequence for sequence in slots if not sequence.is_ended]
             if not left:
                 break

@@ -78,13 +78,17 @@ class DrawOneToken(LogitsProcessor):
 class BatchGenerator:
     """Continues a batch of texts through transformers' `generate`."""
 
-    def __init__(self, base: BaseModel) -> None:
+    def __init__(self, base: BaseModel, on_step: Callable[[], object] = lambda: None) -> None:
         """Ignores the model's generation config, because its penalties would change the replies.
+
+        Args:
+            base: the model.
+            on_step: called when each text of a batch has got one more token.
 
         Raises:
             TrainingError: the model has no end token.
         """
-        self._model, self._eos_ids = base.model, base.eos_token_ids
+        self._model, self._eos_ids, self._on_step = base.model, base.eos_token_ids, on_step
         if not self._eos_ids:
             raise TrainingError(f"{base.source.name} has no end token: set eos_token_id")
         pad_id = base.tokenizer.pad_token_id
@@ -114,6 +118,7 @@ class BatchGenerator:
             return state
 
         def keep_best(_: torch.nn.Module, __: object, output: object) -> None:
+            self._on_step()
             if keep_features:
                 best.append(select_top_logprobs(cast(torch.Tensor, output.logits[:, -1])))  # type: ignore[attr-defined]
 

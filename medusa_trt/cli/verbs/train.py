@@ -71,9 +71,11 @@ class HeadsArguments(TrainingArguments):
     A run that was interrupted goes on from its last checkpoint.
 
     Attributes:
+        heads: heads to begin with, whose shape and draft vocabulary are kept (default: new ones).
         training: how the heads are trained.
     """
 
+    heads: Annotated[Path | None, "--heads PATH"] = None
     training: TrainOptions = field(default_factory=TrainOptions)
 
 
@@ -124,10 +126,9 @@ def make_data(arguments: DataArguments) -> None:
         MedusaError: the model or the prompts cannot be read, or the folder holds other data.
     """
     _check_packages()
-    from tqdm import tqdm
-
     from medusa_trt.runtime.bundle import Bundle
     from medusa_trt.training.backbone import load_backbone
+    from medusa_trt.training.bars import BatchesBar
     from medusa_trt.training.data.distillation import generate_data, load_seed_prompts
 
     options = arguments.data
@@ -135,16 +136,13 @@ def make_data(arguments: DataArguments) -> None:
     bundle = None if arguments.bundle is None else Bundle.open(arguments.bundle)
     base = load_backbone(arguments.model, quantization=arguments.quantization)
     total = options.num_conversations or len(prompts)
-    num_tokens = 0
-    with tqdm(total=-(-total // options.batch_size), unit="shard", smoothing=0.1) as bar:
-        for shard in generate_data(base, prompts, arguments.output, options, bundle):
-            if shard is None:
-                bar.initial += 1  # An earlier run made it, so it says nothing about the speed.
-            else:
-                num_tokens += int((shard.turns > 0).sum())
-            bar.update()
-            seconds = bar.format_dict["elapsed"]
-            bar.set_postfix_str(f"{num_tokens} tokens, {num_tokens / max(seconds, 1e-9):.0f}/s")
+    num_shards, num_tokens = -(-total // options.batch_size), 0
+    with BatchesBar("data", num_shards, options.num_turns * options.max_new_tokens) as bar:
+        shards = generate_data(base, prompts, arguments.output, options, bundle, bar.advance)
+        for number, shard in enumerate(shards, start=1):
+            num_tokens += 0 if shard is None else int((shard.turns > 0).sum())
+            speed = f"{num_tokens} tokens, {num_tokens / max(bar.elapsed_s, 1e-9):.0f}/s"
+            bar.finish_batch(f"{number} of {num_shards} files, {speed}", is_old=shard is None)
     print(f"wrote {arguments.output}: {num_tokens} new reply tokens", file=sys.stderr)
 
 
@@ -155,6 +153,7 @@ def train_heads_alone(arguments: HeadsArguments) -> None:
         MedusaError: the model or the data cannot be read, or the folder holds another run.
     """
     _check_packages()
+    from medusa_trt.export.heads.head_checkpoint import heads_from_path
     from medusa_trt.training.backbone import load_backbone
     from medusa_trt.training.data.shards import read_spec
     from medusa_trt.training.medusa1 import load_split, train_heads
@@ -163,10 +162,11 @@ def train_heads_alone(arguments: HeadsArguments) -> None:
 
     options = arguments.training
     specs = [read_spec(folder) for folder in arguments.data]
+    heads = None if arguments.heads is None else heads_from_path(arguments.heads)
     check_same_run(arguments.output, specs, options)
     base = load_backbone(arguments.model, quantization=options.quantization)
     split = load_split(base, arguments.data, options.held_out_fraction)
-    result = train_heads(base, split, arguments.output / "checkpoints", options)
+    result = train_heads(base, split, arguments.output / "checkpoints", options, heads)
     with replaced_files(arguments.output, TrainingError) as folder:
         save_heads(result.heads, folder, base.source.name)
         save_report(result, folder, f"Medusa heads for {base.source.name}", specs, options)

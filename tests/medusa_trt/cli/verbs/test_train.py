@@ -26,10 +26,12 @@ def test_the_command_line_makes_data_and_heads_and_a_joint_model(
     make = ["train", "data", str(tiny_model), "--output", data, "--prompts", str(prompts)]
     make += ["--batch-size", "4", "--max-new-tokens", "12", "--temperatures", "1"]
     assert main(make) == 0
+    assert "data: 100%" in capsys.readouterr().err
     train = ["train", "heads", str(tiny_model), "--data", data, "--output", heads]
     train += ["--max-steps", "4", "--batch-rows", "16", "--num-checkpoints", "2"]
     assert main([*train, "--draft-vocab-size", "64"]) == 0
-    assert "tokens a step" in capsys.readouterr().out
+    out, err = capsys.readouterr()
+    assert "tokens a step" in out and "first maps" in err and "4/4 [00:" in err
     loaded = heads_from_path(tmp_path / "heads")
     loaded.check_fits(HIDDEN_SIZE, VOCAB_SIZE)
     assert loaded.draft_vocab_size(VOCAB_SIZE) == 64
