@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from medusa_trt.runtime.bundle import Bundle
+    from medusa_trt.runtime.processors.grammar import Grammar
     from medusa_trt.runtime.session import GenerationOptions, MedusaSession, SamplingOptions
     from medusa_trt.tree_configs import MedusaTree, load_tree
 
@@ -16,6 +17,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Bundle",
     "GenerationOptions",
+    "Grammar",
     "MedusaSession",
     "MedusaTree",
     "SamplingOptions",
@@ -25,6 +27,7 @@ __all__ = [
 _MODULES = {
     "Bundle": "medusa_trt.runtime.bundle",
     "GenerationOptions": "medusa_trt.runtime.session",
+    "Grammar": "medusa_trt.runtime.processors.grammar",
     "MedusaSession": "medusa_trt.runtime.session",
     "MedusaTree": "medusa_trt.tree_configs",
     "SamplingOptions": "medusa_trt.runtime.session",

@@ -5,6 +5,12 @@ from typing import Annotated, Literal
 
 from medusa_trt.errors import PromptError, check_range
 from medusa_trt.runtime.processors.base import LogitsProcessor
+from medusa_trt.runtime.processors.grammar import Grammar
+from medusa_trt.runtime.processors.penalties import (
+    FrequencyPenalty,
+    PresencePenalty,
+    RepetitionPenalty,
+)
 from medusa_trt.tree_configs import MedusaTree, load_tree
 from medusa_trt.types_of_options import check_types
 
@@ -68,7 +74,13 @@ class GenerationOptions:
             token, such as <|im_start|>, is meant as that token.
         stop_ids: token id that ends the reply like an end-of-sequence token; the flag may be
             repeated (default: none).
-        processors: functions that change the logits before a token is chosen, in this order.
+        repetition_penalty: makes the tokens of the prompt and of the reply less likely: divides
+            positive logits and multiplies negative ones; 1 changes nothing.
+        presence_penalty: subtracted from the logit of every token that occurs in the reply.
+        frequency_penalty: subtracted from a token's logit for each time it occurs in the reply.
+        processors: functions that change the logits before a token is chosen, in this order, after
+            the penalties.
+        grammar: what the reply must match; no other token is chosen (default: none).
         logprobs: report the log-probability of each token and of this many alternatives, as the
             model itself gives them: before processors, temperature and filters (default: none).
         echo: begin the text of the reply with the prompt.
@@ -84,7 +96,11 @@ class GenerationOptions:
     posterior_alpha: float = 0.3
     stop: Annotated[tuple[str, ...], "--stop TEXT"] = ()
     stop_ids: Annotated[tuple[int, ...], "--stop-id N"] = ()
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
     processors: tuple[LogitsProcessor, ...] = ()
+    grammar: Grammar | None = None
     logprobs: int | None = None
     echo: bool = False
 
@@ -94,6 +110,8 @@ class GenerationOptions:
         check_range(self, PromptError, "lookup_ngram", 0, _MAX_NGRAM)
         check_range(self, PromptError, "posterior_threshold posterior_alpha", 0, 1)
         check_range(self, PromptError, "logprobs", 0, 20)
+        check_range(self, PromptError, "repetition_penalty", 0.01, 100)
+        check_range(self, PromptError, "presence_penalty frequency_penalty", -2, 2)
         if self.acceptance == "greedy" and self.sampling.temperature > 0:
             raise PromptError(
                 f"greedy acceptance at temperature {self.sampling.temperature}: "
@@ -103,11 +121,24 @@ class GenerationOptions:
             raise PromptError("an empty stop text would end every reply: leave it out")
         if self.stop_ids and min(self.stop_ids) < 0:
             raise PromptError(f"stop_ids has {min(self.stop_ids)}: token ids are 0 or more")
-        if self.rule == "typical" and (self.processors or self.logprobs is not None):
+        changes_logits = bool(self.penalties or self.processors or self.grammar)
+        if self.rule == "typical" and (changes_logits or self.logprobs is not None):
             raise PromptError(
-                "typical acceptance takes no logits processors and reports no logprobs: "
-                "use acceptance sample"
+                "typical acceptance takes no penalties, grammar or logits processors and reports "
+                "no logprobs: use acceptance sample"
             )
+
+    @property
+    def penalties(self) -> tuple[LogitsProcessor, ...]:
+        """The processors of the penalties that change something."""
+        penalties: list[LogitsProcessor] = []
+        if self.repetition_penalty != 1:
+            penalties.append(RepetitionPenalty(penalty=self.repetition_penalty))
+        if self.presence_penalty != 0:
+            penalties.append(PresencePenalty(penalty=self.presence_penalty))
+        if self.frequency_penalty != 0:
+            penalties.append(FrequencyPenalty(penalty=self.frequency_penalty))
+        return tuple(penalties)
 
     @property
     def rule(self) -> AcceptanceName:

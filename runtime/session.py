@@ -131,7 +131,7 @@ class MedusaSession:
 
     def generate(self, prompt: Prompt, options: GenerationOptions | None = None) -> Generation:
         """Generates a reply and returns it whole; see `stream`."""
-        options = options or GenerationOptions()
+        options = self.text.prepare_options(options or GenerationOptions())
         prompt_ids = self.encode(prompt)
         self._check(prompt_ids, options)
         for event in self._stream(prompt_ids, options, streamed=False):
@@ -157,7 +157,7 @@ class MedusaSession:
             EngineError: the engine failed before the first token, is closed or is busy.
             GenerationError: the engine failed later; the error holds what was generated so far.
         """
-        options = options or GenerationOptions()
+        options = self.text.prepare_options(options or GenerationOptions())
         prompt_ids = self.encode(prompt)
         self._check(prompt_ids, options)
         return self._stream(prompt_ids, options)
@@ -178,7 +178,7 @@ class MedusaSession:
             PromptError: a prompt is empty or does not fit into the cache.
             EngineError: the engine failed, is closed or is busy.
         """
-        options = options or GenerationOptions()
+        options = self.text.prepare_options(options or GenerationOptions())
         all_ids = [self.encode(prompt) for prompt in prompts]
         for prompt_ids in all_ids:
             self._check(prompt_ids, options)

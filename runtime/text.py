@@ -4,6 +4,7 @@ import json
 import re
 from codecs import getincrementaldecoder
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from functools import partial
 from typing import Any
@@ -20,6 +21,8 @@ from tokenizers import Tokenizer
 from medusa_trt.errors import BundleError, PromptError
 from medusa_trt.runtime import tensors as names
 from medusa_trt.runtime.bundle import Bundle
+from medusa_trt.runtime.options import GenerationOptions
+from medusa_trt.runtime.processors.grammar import CompiledGrammar, GrammarTokenizer
 from medusa_trt.runtime.token_bytes import ByteDecoder, decoder_from_tokenizer
 
 Message = Mapping[str, Any]
@@ -62,6 +65,8 @@ class TextCodec:
         config = bundle.read_optional(names.TOKENIZER_CONFIG_FILE)
         self._special_tokens = _read_special_tokens(config)
         self._chat_template = bundle.read_optional(names.CHAT_TEMPLATE_FILE)
+        self._eos_token_ids = bundle.manifest.model.eos_token_ids
+        self._grammar_tokenizers: dict[tuple[int, ...], GrammarTokenizer] = {}
 
     @property
     def has_chat_template(self) -> bool:
@@ -125,6 +130,29 @@ class TextCodec:
         """Finds the id of a special token, which has no text in a reply; None for other text."""
         token_id: int | None = self._tokenizer.token_to_id(text)
         return token_id if token_id in self._special_ids else None
+
+    def prepare_options(self, options: GenerationOptions) -> GenerationOptions:
+        """Makes logits processors of the penalties and of the grammar, which needs the tokenizer.
+
+        Raises:
+            PromptError: the grammar cannot be used.
+            BundleError: the tokenizer does not work with grammars.
+        """
+        processors = [*options.penalties, *options.processors]
+        if options.grammar is not None:
+            ends = (*self._eos_token_ids, *options.stop_ids)
+            if ends not in self._grammar_tokenizers:
+                document = self._tokenizer.to_str()
+                self._grammar_tokenizers[ends] = GrammarTokenizer(document, ends)
+            processors.append(CompiledGrammar(options.grammar, self._grammar_tokenizers[ends]))
+        return replace(
+            options,
+            processors=tuple(processors),
+            grammar=None,
+            repetition_penalty=1.0,
+            presence_penalty=0.0,
+            frequency_penalty=0.0,
+        )
 
     def stream(self) -> "TextStream":
         """Makes a decoder for tokens that arrive one after the other."""

@@ -133,8 +133,9 @@ class _Option:
 
     @property
     def is_group(self) -> bool:
-        """Whether the field has options of its own."""
-        return is_dataclass(self.type) and self.note(Callable) is None
+        """Whether the field has options of its own; a dataclass that may be None is one value."""
+        is_value = self.default is None or self.note(Callable) is not None
+        return is_dataclass(self.type) and not is_value
 
 
 def _read_fields(options: type) -> list[_Option]:

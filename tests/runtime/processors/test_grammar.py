@@ -4,8 +4,6 @@ import json
 import re
 import sys
 import tracemalloc
-from collections.abc import Callable, Sequence
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -13,12 +11,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from support.grammars import allowed, grammar, greedy_reply, ids_of, schema_grammar, text_of
 from support.tiny_models import EOS_ID, VOCAB_SIZE, byte_tokenizer
 from tokenizers import Tokenizer, decoders, models, normalizers
 
 from medusa_trt.errors import BundleError, ProcessorError, PromptError
-from medusa_trt.runtime.processors.base import LogitsProcessor, RunningProcessor
-from medusa_trt.runtime.processors.grammar import Grammar, GrammarKind, GrammarTokenizer
+from medusa_trt.runtime.processors.grammar import (
+    CompiledGrammar,
+    Grammar,
+    GrammarKind,
+    GrammarTokenizer,
+)
 from medusa_trt.runtime.processors.restrictions import BannedTokens, MinNewTokens
 
 SHORT_TEXT = {"type": "string", "maxLength": 12}
@@ -106,63 +109,6 @@ def conforms(value: object, schema: dict[str, Any], root: dict[str, Any]) -> boo
     return isinstance(value, types[kind])
 
 
-@cache
-def byte_grammar_tokenizer() -> GrammarTokenizer:
-    return GrammarTokenizer(byte_tokenizer().backend_tokenizer.to_str(), [EOS_ID])
-
-
-def grammar(kind: GrammarKind, text: str) -> Grammar:
-    return Grammar(kind=kind, text=text, tokenizer=byte_grammar_tokenizer())
-
-
-def schema_grammar(schema: dict[str, Any]) -> Grammar:
-    return grammar("json_schema", json.dumps(schema))
-
-
-def greedy_reply(
-    processors: Sequence[LogitsProcessor],
-    seed: int,
-    *,
-    vocab_size: int = VOCAB_SIZE,
-    eos_id: int = EOS_ID,
-    bias: Callable[[NDArray[np.float32]], None] | None = None,
-) -> list[int]:
-    """Greedy decoding where the model is noise; the reply without its end token."""
-    rng = np.random.default_rng(seed)
-    states = [processor.start([1, 2]) for processor in processors]
-    reply: list[int] = []
-    for _ in range(3_000):
-        logits = rng.normal(0, 3, vocab_size).astype(np.float32)
-        if bias is not None:
-            bias(logits)
-        for state in states:
-            state.process(logits)
-        token = int(logits.argmax())
-        for state in states:
-            state.accept(token)
-        if token == eos_id:
-            return reply
-        reply.append(token)
-    raise AssertionError("the reply does not end")
-
-
-def text_of(reply: list[int]) -> str:
-    text: str = byte_tokenizer().backend_tokenizer.decode(reply)
-    return text
-
-
-def allowed(state: RunningProcessor, vocab_size: int = VOCAB_SIZE) -> list[int]:
-    logits = np.zeros(vocab_size, np.float32)
-    state.process(logits)
-    token_ids: list[int] = np.flatnonzero(logits > -np.inf).tolist()
-    return token_ids
-
-
-def ids_of(text: str) -> list[int]:
-    ids: list[int] = byte_tokenizer().backend_tokenizer.encode(text).ids
-    return ids
-
-
 @pytest.mark.parametrize("name", SCHEMAS)
 @settings(deadline=None, max_examples=25)
 @given(seed=st.integers(0, 2**32 - 1))
@@ -223,7 +169,7 @@ def test_the_end_is_allowed_where_the_text_may_stop() -> None:
 
 def test_every_end_token_may_end_the_reply() -> None:
     tokenizer = GrammarTokenizer(byte_tokenizer().backend_tokenizer.to_str(), [EOS_ID, 256])
-    state = Grammar(kind="regex", text="a?", tokenizer=tokenizer).start([])
+    state = CompiledGrammar(Grammar.from_regex("a?"), tokenizer).start([])
     assert allowed(state) == [*ids_of("a"), 256, EOS_ID]
     state.accept(256)
     assert allowed(state) == [256, EOS_ID]
@@ -309,7 +255,7 @@ def test_a_sentencepiece_tokenizer_serves_grammars(seed: int) -> None:
     tokenizer = sentencepiece_tokenizer()
     schema = SCHEMAS["nested"]
     shared = GrammarTokenizer(tokenizer.to_str(), [2])
-    spec = Grammar(kind="json_schema", text=json.dumps(schema), tokenizer=shared)
+    spec = CompiledGrammar(Grammar.from_json_schema(json.dumps(schema)), shared)
     size = tokenizer.get_vocab_size()
     reply = greedy_reply([spec], seed, vocab_size=size, eos_id=2)
     text = tokenizer.decode(reply)
@@ -320,7 +266,7 @@ def test_processing_allocates_nothing_of_the_vocabularys_size() -> None:
     document = json.loads(byte_tokenizer().backend_tokenizer.to_str())
     document["model"]["vocab"] |= {f"zz{index}": 258 + index for index in range(50_000)}
     tokenizer = GrammarTokenizer(json.dumps(document), [EOS_ID])
-    state = Grammar(kind="regex", text=".{1,9}", tokenizer=tokenizer).start([])
+    state = CompiledGrammar(Grammar.from_regex(re.compile(".{1,9}")), tokenizer).start([])
     logits = np.zeros(51_000, np.float32)
     state.process(logits)
     tracemalloc.start()
@@ -374,9 +320,7 @@ def test_an_end_token_beyond_the_models_vocabulary_is_an_error() -> None:
         state.process(np.zeros(EOS_ID, np.float32))
 
 
-@pytest.mark.parametrize(
-    ("text", "eos_token_ids"), [("{}", [1]), ("nope", [1]), (None, []), (None, [400])]
-)
+@pytest.mark.parametrize(("text", "eos_token_ids"), [("{}", [1]), ("nope", [1]), (None, [400])])
 def test_an_unusable_tokenizer_is_one_clear_line(
     text: str | None, eos_token_ids: list[int]
 ) -> None:
@@ -384,6 +328,12 @@ def test_an_unusable_tokenizer_is_one_clear_line(
     with pytest.raises(BundleError, match="tokenizer does not work with grammars") as caught:
         GrammarTokenizer(text, eos_token_ids)
     assert "\n" not in str(caught.value)
+
+
+def test_a_grammar_needs_an_end_token() -> None:
+    text = byte_tokenizer().backend_tokenizer.to_str()
+    with pytest.raises(PromptError, match=r"names no end token.*--stop-id"):
+        GrammarTokenizer(text, [])
 
 
 def test_the_missing_library_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
