@@ -7,6 +7,7 @@ from typing import Annotated
 import msgspec
 
 from medusa_trt.errors import CalibrationError, check_range
+from medusa_trt.export.options import TARGET_FLAG
 from medusa_trt.runtime.options import SamplingOptions
 from medusa_trt.types_of_options import check_types
 
@@ -153,7 +154,7 @@ class QuantizationOptions:
     """
 
     model: str | None = None
-    target: str | None = None
+    target: Annotated[str | None, TARGET_FLAG] = None
     formats: tuple[str, ...] | None = None
     max_kl: float | None = None
     max_megabytes: Annotated[float | None, "--max-size MB"] = None

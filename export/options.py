@@ -10,6 +10,10 @@ from medusa_trt.types_of_options import check_types
 NO_HEADS = "none"
 """What a user gives as the heads of a bundle without heads."""
 
+TARGET_FLAG = "--target {ort-cpu,ort-cuda,tensorrt,tensorrt-rtx,tensorrt-jetson}"
+PRECISION_FLAG = "--precision {int8,int4,fp32,fp16,bf16,fp8}"
+"""How the command line spells these options; `export/targets.py` has the tables."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExportOptions:
@@ -28,8 +32,7 @@ class ExportOptions:
             fp8 for the other targets, as far as they have kernels for it (default: the target's).
         quantization_plan: a file with a format for each weight, as medusa-trt calibrate
             quantization writes it, instead of a precision.
-        target: what will run the bundle: ort-cpu, ort-cuda, tensorrt, tensorrt-rtx or
-            tensorrt-jetson.
+        target: what will run the bundle.
         max_length: longest sequence, in tokens (default: the model's, at most the target's).
         overwrite: replace a bundle that is there.
         random_weights: use the shape of the model (vicuna-7b, vicuna-13b or a config.json) with
@@ -41,9 +44,9 @@ class ExportOptions:
     output: Annotated[Path | None, "--output FOLDER"] = None
     heads: str | Path | None = None
     tree: str | None = None
-    precision: str | None = None
+    precision: Annotated[str | None, PRECISION_FLAG] = None
     quantization_plan: Annotated[Path | None, "--quantization-plan FILE"] = None
-    target: str = "ort-cpu"
+    target: Annotated[str, TARGET_FLAG] = "ort-cpu"
     max_length: int | None = None
     overwrite: bool = False
     random_weights: bool = False

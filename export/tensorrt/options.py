@@ -24,7 +24,7 @@ class BuildOptions:
     """What engines are built, and for which GPUs.
 
     Attributes:
-        target: tensorrt, tensorrt-rtx or tensorrt-jetson (default: the bundle's target).
+        target: the product, and the kind of machine (default: the bundle's target).
         output: folder of the engines (default: a folder in the bundle, named after the target and
             the compute capabilities).
         compute_capabilities: compute capability of a GPU to build for, as 8.6; for tensorrt-rtx the
@@ -49,7 +49,7 @@ class BuildOptions:
         overwrite: replace engines that are there.
     """
 
-    target: str | None = None
+    target: Annotated[str | None, "--target {tensorrt,tensorrt-rtx,tensorrt-jetson}"] = None
     output: Annotated[Path | None, "--output FOLDER"] = None
     compute_capabilities: Annotated[tuple[str, ...], "--compute-capability X.Y"] = ()
     max_length: int | None = None

@@ -9,9 +9,10 @@ A frozen dataclass with its docstring is the only declaration of its options. Fo
   default of None or (), as in "(default: the bundle's)".
 
 `Annotated` says what these cannot. A string spells the flag and the placeholder of its value, as
-"--threads N"; "BUNDLE" is a positional argument, "--stop TEXT" of a tuple may be repeated,
-"--data FOLDER ..." takes several values, and "--[no-]bf16" can be negated. A function makes the
-value from the text. A tuple names the options of a group that are offered.
+"--threads N"; "BUNDLE" is a positional argument, which may be left out if its default is None;
+"--stop TEXT" of a tuple may be repeated, "--data FOLDER ..." takes several values, and
+"--[no-]bf16" can be negated. A function makes the value from the text. A tuple names the options of
+a group that are offered.
 """
 
 import argparse
@@ -185,8 +186,12 @@ def _add_to_group(
         settings = _make_settings(option)
         settings["help"] = _make_help(option, flags).replace("%", "%%")
         if not option.flag.startswith("-"):
+            shown = option.flag + " ..." * option.takes_several
+            if option.default is None:
+                settings |= {"nargs": "?", "default": argparse.SUPPRESS}
+                shown = f"[{shown}]"
             group.add_argument(name, **settings | {"metavar": option.flag})
-            required.append(option.flag + " ..." * option.takes_several)
+            required.append(shown)
             continue
         if option.default is MISSING:
             settings["required"] = True

@@ -72,7 +72,10 @@ class Parser(argparse.ArgumentParser):
         Raises:
             MedusaError: always.
         """
-        raise MedusaError(f"{message.removeprefix('argument ')}: see {self.prog} -h")
+        raise MedusaError(f"{message.removeprefix('argument ')}; {self._say_usage()}")
+
+    def _say_usage(self) -> str:
+        return f"usage: {self.usage} ({self.prog} -h explains it)"
 
     def check_flags(self, words: Sequence[str]) -> None:
         """Checks that there are such options, before argparse misses what a wrong one was to give.
@@ -87,7 +90,8 @@ class Parser(argparse.ArgumentParser):
             if is_flag and not any(flag.startswith(name) for flag in flags):
                 similar = get_close_matches(name, flags, n=1)
                 if similar:
-                    raise MedusaError(f"there is no option {name}: did you mean {similar[0]}?")
+                    hint = f"did you mean {similar[0]}? {self._say_usage()}"
+                    raise MedusaError(f"there is no option {name}: {hint}")
                 self.error(f"there is no option {name}")
 
 

@@ -16,6 +16,7 @@ from medusa_trt.cli.parser import Parser, Verb
 ROOT = Path(__file__).parents[3]
 GROUPS = ["", *dict.fromkeys(name.split()[0] for name in cli.HELP if " " in name)]
 VERBS = [name for name in cli.HELP if name not in GROUPS]
+USAGE = "usage: medusa-trt VERB [options] (medusa-trt -h explains it)"
 WITHOUT_DEFAULT = {"--model", "--quantization-plan", "--stop"}
 """Options without which a thing is not done; `--model` where a format may not need it."""
 
@@ -102,12 +103,12 @@ def test_the_readmes_commands_parse(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "error: give a verb: see medusa-trt -h"),
-        (["train"], "error: give a verb: see medusa-trt train -h"),
+        ([], f"error: give a verb; {USAGE}"),
+        (["train"], f"error: give a verb; {USAGE.replace('medusa-trt', 'medusa-trt train')}"),
         (["genrate"], "error: there is no verb 'genrate': did you mean generate?"),
         (["calibrate", "tre"], "error: there is no verb 'tre': did you mean calibrate tree?"),
         (["fly"], "error: there is no verb 'fly': medusa-trt -h lists the verbs"),
-        (["--verison"], "error: there is no option --verison: did you mean --version?"),
+        (["--verison"], f"error: there is no option --verison: did you mean --version? {USAGE}"),
     ],
 )
 def test_mistakes_in_the_verb(

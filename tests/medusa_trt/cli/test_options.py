@@ -151,6 +151,24 @@ def test_a_wrong_value_is_named_with_what_is_allowed(words: list[str], message: 
     assert str(refused.value) == message
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Letter:
+    """Write.
+
+    Attributes:
+        text: what is written (default: nothing).
+    """
+
+    text: Annotated[str | None, "TEXT"] = None
+
+
+def test_a_positional_argument_may_be_left_out() -> None:
+    verb = Verb(Letter, lambda _: None)
+    assert verb.parse("write", []) == Letter()
+    assert verb.parse("write", ["a"]) == Letter(text="a")
+    assert verb.new_parser("write").format_usage() == "usage: write [TEXT] [options]\n"
+
+
 def test_the_dataclasss_own_error_is_kept() -> None:
     namespace = VERB.new_parser("do").parse_args([*GIVEN, "--rank", "9"])
     with pytest.raises(PromptError):

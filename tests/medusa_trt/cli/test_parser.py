@@ -24,6 +24,10 @@ class Arguments:
     verbose: bool = False
 
 
+USAGE = "usage: greet NAME [options] (greet -h explains it)"
+HINT = f"did you mean --temperature? {USAGE}"
+
+
 def parser_lines() -> list[str]:
     verb = Verb(Arguments, lambda _: None, lambda: "the\n  end")
     return verb.new_parser("greet").format_help().splitlines()
@@ -46,14 +50,20 @@ def test_a_verb_may_have_its_own_verbose() -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "the following arguments are required: NAME: see greet -h"),
-        (["you", "--temperature"], "--temperature: expected one argument: see greet -h"),
-        (["you", "--temprature=1"], "there is no option --temprature: did you mean --temperature?"),
-        (["you", "--xyz"], "there is no option --xyz: see greet -h"),
-        (["--tempature", "1"], "there is no option --tempature: did you mean --temperature?"),
-        (["you", "me"], "unexpected argument 'me': see greet -h"),
-        (["you", "-x"], "unexpected argument '-x': see greet -h"),
-        (["you", "--", "--xyz"], "unexpected argument '--xyz': see greet -h"),
+        ([], f"the following arguments are required: NAME; {USAGE}"),
+        (["you", "--temperature"], f"--temperature: expected one argument; {USAGE}"),
+        (
+            ["you", "--temprature=1"],
+            f"there is no option --temprature: {HINT}",
+        ),
+        (["you", "--xyz"], f"there is no option --xyz; {USAGE}"),
+        (
+            ["--tempature", "1"],
+            f"there is no option --tempature: {HINT}",
+        ),
+        (["you", "me"], f"unexpected argument 'me'; {USAGE}"),
+        (["you", "-x"], f"unexpected argument '-x'; {USAGE}"),
+        (["you", "--", "--xyz"], f"unexpected argument '--xyz'; {USAGE}"),
     ],
 )
 def test_a_mistake_is_one_line(words: list[str], message: str) -> None:

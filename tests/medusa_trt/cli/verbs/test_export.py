@@ -1,5 +1,6 @@
 """`medusa-export` as a user meets it."""
 
+import re
 import signal
 import subprocess
 import sys
@@ -10,10 +11,11 @@ import pytest
 from support.terminal.command_line import refusal, run
 from support.tiny_models import HIDDEN_SIZE, head_tensors, save_tiny_heads
 
+from medusa_trt.cli.main import verb_from_name
 from medusa_trt.cli.verbs.export import export
 from medusa_trt.errors import MedusaError
 from medusa_trt.export.comparison import logits as verify
-from medusa_trt.export.options import ExportOptions
+from medusa_trt.export.options import PRECISION_FLAG, TARGET_FLAG, ExportOptions
 from medusa_trt.export.targets import TARGETS
 from medusa_trt.runtime.bundle import Bundle
 
@@ -114,7 +116,8 @@ def test_the_verb_takes_the_options_of_the_python_api(workplace: Path) -> None:
 
 
 def test_the_help_names_every_target_and_precision() -> None:
-    text = " ".join((ExportOptions.__doc__ or "").split())
-    for target in TARGETS.values():
-        assert target.name in text
-        assert all(precision.name in text for precision in target.precisions)
+    precisions = {precision.name for target in TARGETS.values() for precision in target.precisions}
+    assert set(re.split("[{,}]", TARGET_FLAG)[1:-1]) == set(TARGETS)
+    assert set(re.split("[{,}]", PRECISION_FLAG)[1:-1]) == precisions
+    for verb in ("export", "calibrate quantization"):
+        assert TARGET_FLAG in verb_from_name(verb).new_parser(verb).format_help()
