@@ -18,7 +18,6 @@ a group that are offered.
 import argparse
 import inspect
 import re
-import textwrap
 from collections.abc import Callable
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from functools import partial
@@ -179,7 +178,7 @@ def _add_to_group(
             inner = _read_fields(option.type)
             if offered is not None:
                 inner = [inner_option for inner_option in inner if inner_option.name in offered]
-            description = textwrap.fill(_make_help(option, flags), 78)
+            description = _make_help(option, flags)
             inner_group = parser.add_argument_group(option.name.replace("_", " "), description)
             required += _add_to_group(parser, inner_group, inner, f"{name}.")
             continue

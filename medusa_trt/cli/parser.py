@@ -2,6 +2,7 @@
 
 import argparse
 import inspect
+import re
 import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -34,7 +35,7 @@ class Verb(Generic[Arguments]):
         description, *_ = inspect.cleandoc(self.arguments.__doc__ or "").split("\n\nAttributes:")
         parser = Parser(
             command,
-            textwrap.fill(" ".join(description.split()), 79),
+            " ".join(description.split()),
             "" if self.epilog is None else self.epilog(),
         )
         required = add_options(parser, self.arguments)
@@ -95,8 +96,16 @@ class Parser(argparse.ArgumentParser):
                 self.error(f"there is no option {name}")
 
 
-class _Formatter(argparse.RawDescriptionHelpFormatter):
-    """Formats help without breaking lines inside a flag."""
+class _Formatter(argparse.HelpFormatter):
+    """Formats help without breaking lines inside a flag, and keeps the lines of lists."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        lines = []
+        for line in text.splitlines():
+            entry = re.match(r"\s+\S+\s{2,}", line)
+            rest = " " * len(entry[0]) if entry else ""
+            lines.append(textwrap.fill(indent + line, width, subsequent_indent=indent + rest))
+        return "\n".join(lines)
 
     def _split_lines(self, text: str, width: int) -> list[str]:
         return textwrap.wrap(text, width, break_on_hyphens=False)

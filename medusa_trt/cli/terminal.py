@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -20,7 +20,22 @@ def new_stage_printer() -> Callable[[str], None]:
 
 
 def new_table_console(columns: int = 100) -> "Console":
-    """Makes a console for tables: as wide as the terminal, or `columns` in a file or a pipe."""
-    from rich.console import Console  # takes 0.1 s, which most verbs do not need
+    """Makes a console for tables: as wide as the terminal, or `columns` in a file or a pipe.
 
-    return Console(width=None if sys.stdout.isatty() else columns, highlight=False)
+    Where a table has too little space, its cells go on in further lines.
+    """
+    # This import takes 0.1 s, which most verbs do not need.
+    from rich.console import Console, ConsoleOptions, RenderableType
+    from rich.segment import Segment
+    from rich.table import Table
+
+    class FoldingConsole(Console):
+        def render(
+            self, renderable: RenderableType, options: ConsoleOptions | None = None
+        ) -> Iterable[Segment]:
+            if isinstance(renderable, Table):
+                for column in renderable.columns:
+                    column.overflow = "fold"  # rich would cut the cell
+            return super().render(renderable, options)
+
+    return FoldingConsole(width=None if sys.stdout.isatty() else columns, highlight=False)
