@@ -1,6 +1,11 @@
 """Errors that a user can cause; the command line shows each as one line, and exits with code 2."""
 
 import math
+import re
+import textwrap
+
+_MAX_SENTENCES, _MAX_SENTENCE = 300, 1000
+"""Characters of an error of another library: of several sentences, and of the first one."""
 
 
 class MedusaError(Exception):
@@ -86,3 +91,11 @@ def check_range(
         if value is not None and not (low <= value <= high and math.isfinite(value)):
             allowed = f"at least {low}" if math.isinf(high) else f"between {low} and {high}"
             raise error(f"{name} is {value}: it must be {allowed}")
+
+
+def describe_error(error: BaseException) -> str:
+    """Describes an error of another library in one line of whole sentences."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    ends = [match.end() for match in re.finditer(r"[.!?](?= )|$", text)]
+    end = max((end for end in ends if end <= _MAX_SENTENCES), default=ends[0])
+    return textwrap.shorten(text[:end], _MAX_SENTENCE, placeholder=" …")

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 
-from medusa_trt.errors import MedusaWarning, TrainingError
+from medusa_trt.errors import MedusaWarning, TrainingError, describe_error
 from medusa_trt.export.models.base_model import BaseModel, load_base_model
 from medusa_trt.export.models.source import (
     ModelSource,
@@ -145,7 +145,7 @@ def _load_quantized(
             )
     except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
         raise TrainingError(
-            f"cannot load {source.location} in {quantization}: {' '.join(str(error).split())[:300]}"
+            f"cannot load {source.location} in {quantization}: {describe_error(error)}"
         ) from error
     model: PreTrainedModel = loaded[0]
     if missing := loaded[1]["missing_keys"]:

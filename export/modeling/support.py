@@ -4,7 +4,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from medusa_trt.errors import ExportError, MedusaError
+from medusa_trt.errors import ExportError, MedusaError, describe_error
 from medusa_trt.export.modeling.attention_probe import (
     find_attention_problem,
     watch_attention_shapes,
@@ -46,10 +46,10 @@ def refuse_unsupported(model: PreTrainedModel, max_length: int) -> None:
     except MedusaError:
         raise
     except Exception as error:  # The model's own code may raise any exception.
-        reason = (str(error).strip().split("\n") or [""])[0]
         raise ExportError(
             f"this {model.config.model_type} model does not run ({type(error).__name__}: "
-            f"{reason[:200]}): its config may not fit, or it is of a kind that is not supported"
+            f"{describe_error(error)}): its config may not fit, or it is of a kind that is not "
+            "supported"
         ) from error
     if problem is not None:
         raise ExportError(

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from medusa_trt.errors import ExportError, HeadsError
+from medusa_trt.errors import ExportError, HeadsError, describe_error
 from medusa_trt.export.heads.key_layouts import recognize
 from medusa_trt.export.heads.loading import ADAPTER_CONFIG
 from medusa_trt.export.weights.checkpoint_files import json_from_file, open_checkpoint
@@ -74,9 +74,8 @@ def merge_adapter(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
         adapted = get_peft_model(model, config)
         result: Any = set_peft_model_state_dict(adapted, stored)
     except (RuntimeError, ValueError, KeyError) as error:
-        reason = " ".join(str(error).split())
         raise HeadsError(
-            f"the adapter in {folder} does not fit the model: {reason[:200]}"
+            f"the adapter in {folder} does not fit the model: {describe_error(error)}"
         ) from error
     missing = [key for key in result.missing_keys if "lora_" in key or "modules_to_save" in key]
     unused = _list_unused(stored, result.unexpected_keys)

@@ -20,10 +20,10 @@ from medusa_trt.errors import ExportError
 from medusa_trt.export.models.adapter import merge_adapter
 from medusa_trt.export.models.checkpoint_weights import weights_from_checkpoint
 from medusa_trt.export.models.end_tokens import GGUF_FIELDS, end_token_ids
+from medusa_trt.export.models.gguf import list_parts
 from medusa_trt.export.models.gguf_tokenizer import tokenizer_fields
 from medusa_trt.export.models.gguf_weights import weights_from_gguf
 from medusa_trt.export.models.source import (
-    OWN_CODE,
     ModelSource,
     load_config,
     name_in_errors,
@@ -33,7 +33,12 @@ from medusa_trt.export.models.tokenizers import load_tokenizer
 from medusa_trt.export.models.unread_tensors import refuse_unread
 from medusa_trt.export.weights.hub import find_file
 from medusa_trt.export.weights.packed_weights import Packing, packing_from_config
-from medusa_trt.export.weights.streamed_model import Weights, make_empty_model, weights_in_memory
+from medusa_trt.export.weights.streamed_model import (
+    Weights,
+    load_weights,
+    make_empty_model,
+    weights_in_memory,
+)
 from medusa_trt.export.weights.tensor_source import PLAIN_DTYPES
 from medusa_trt.export.weights.tied_weights import record_ties
 from medusa_trt.files import join_names
@@ -147,7 +152,7 @@ def _packing(config: PretrainedConfig) -> Packing | None:
 
 
 def _streamed_gguf(source: ModelSource, path: Path) -> tuple[PreTrainedModel, Weights] | None:
-    if path.stat().st_size < STREAMED_GGUF_BYTES:
+    if sum(part.stat().st_size for part in list_parts(path)) < STREAMED_GGUF_BYTES:
         return None
     model = make_empty_model(load_config(source))
     weights = weights_from_gguf(model, path)
@@ -158,14 +163,45 @@ def load_model(source: ModelSource, dtype: torch.dtype | Literal["auto"]) -> Pre
     """Loads the weights, with the adapter merged into them; "auto" keeps the file's own type."""
     config = load_config(source)
     _packing(config)  # refuses what transformers would ignore
-    with name_in_errors(source) as gguf:
+    model = None if source.gguf is None else _load_gguf(source, source.gguf, config)
+    if model is None:
+        model = _load_with_transformers(source, config, dtype)
+    record_ties(model)
+    if source.adapter is not None:
+        with quiet_transformers():
+            model = merge_adapter(model, source.adapter)
+    model.eval()
+    return model
+
+
+def _load_gguf(source: ModelSource, path: Path, config: PretrainedConfig) -> PreTrainedModel | None:
+    """Loads a GGUF file as float32; None where transformers has to join its tensors."""
+    with name_in_errors(source):
+        model = make_empty_model(config)
+        weights = weights_from_gguf(model, path)
+        if weights is not None:
+            load_weights(model, weights)
+            return model
+    if len(list_parts(path)) > 1:
+        raise ExportError(
+            f"{config.model_type} models are not read from several files: join those of {path} "
+            "with llama-gguf-split --merge"
+        )
+    return None
+
+
+def _load_with_transformers(
+    source: ModelSource, config: PretrainedConfig, dtype: torch.dtype | Literal["auto"]
+) -> PreTrainedModel:
+    file = {} if source.gguf_file is None else {"gguf_file": source.gguf_file}
+    with name_in_errors(source):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             source.location,
             config=config,
             dtype=dtype,
             output_loading_info=True,
-            **OWN_CODE,
-            **gguf,
+            trust_remote_code=False,
+            **file,
         )
     model: PreTrainedModel = loaded[0]
     info: dict[str, list[str]] = loaded[1]
@@ -181,11 +217,6 @@ def load_model(source: ModelSource, dtype: torch.dtype | Literal["auto"]) -> Pre
                 f"{source.location} has {name} as {parameter.dtype}, which transformers does not "
                 "dequantize here: give the full-precision model"
             )
-    record_ties(model)
-    if source.adapter is not None:
-        with quiet_transformers():
-            model = merge_adapter(model, source.adapter)
-    model.eval()
     return model
 
 

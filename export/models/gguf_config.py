@@ -1,4 +1,4 @@
-"""Fields of a GGUF file that change a model's attention and that transformers does not read.
+"""The config of a GGUF file, with the fields that transformers does not read.
 
 Left unread, rotations, windows and sizes would be the defaults of the architecture, without a word.
 Names of the fields are those of llama.cpp's gguf-py (constants.py).
@@ -6,16 +6,21 @@ Names of the fields are those of llama.cpp's gguf-py (constants.py).
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
-from gguf import GGUFReader, dequantize
-from transformers import PretrainedConfig
-from transformers.modeling_gguf_pytorch_utils import read_field
+import numpy as np
+from gguf import GGUFValueType, GGUFWriter
+from transformers import AutoConfig, PretrainedConfig
 
 from medusa_trt.errors import ExportError
+from medusa_trt.export.models.gguf import GgufModel
 
 ROPE_TENSORS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
 """Divisors of the frequencies: of Llama 3.1 and later, and of LongRoPE."""
+
+_FIELDS_FILE = "fields.gguf"
+_WRITTEN_ANYWAY = {"general.architecture", "split.count", "split.no", "split.tensors.count"}
 
 _KNOWN = {
     "llama", "mistral", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "phi3", "gemma2",
@@ -34,35 +39,69 @@ _SCALED_BY_WIDTH = {("gemma2", 46), ("gemma3_text", 62)}
 knows them by their number of layers (src/models/gemma2.cpp, gemma3.cpp)."""
 
 
-def complete_config(config: PretrainedConfig, path: Path) -> None:
+def config_from_gguf(model: GgufModel) -> PretrainedConfig:
+    """Makes a config of the fields of a GGUF file.
+
+    transformers reads fields from files only, and takes half a minute for a vocabulary of 262
+    thousand tokens. So it gets a file with the fields that make a config and nothing else.
+
+    Raises:
+        ExportError: the file asks for something that the architecture does not have.
+    """
+    with TemporaryDirectory() as folder:
+        _write_fields(model, Path(folder) / _FIELDS_FILE)
+        config: PretrainedConfig = AutoConfig.from_pretrained(folder, gguf_file=_FIELDS_FILE)
+    config.name_or_path = str(model.path)
+    complete_config(config, model)
+    return config
+
+
+def _write_fields(model: GgufModel, path: Path) -> None:
+    """Writes a small GGUF file: no lists of texts, and one number for each tensor."""
+    writer = GGUFWriter(path, model.architecture)
+    for name, value in model.fields.items():
+        if name.startswith("tokenizer.ggml.") or name in _WRITTEN_ANYWAY or value == []:
+            continue
+        kind = GGUFValueType.get_type(value)
+        is_large = kind == GGUFValueType.INT32 and not -(1 << 31) <= value < 1 << 31
+        writer.add_key_value(name, value, GGUFValueType.UINT64 if is_large else kind)
+    if (name := f"{model.architecture}.vocab_size") not in model.fields:
+        writer.add_uint32(name, model.fields.get("tokenizer.ggml.tokens", 0))
+    for tensor in model.tensors:
+        writer.add_tensor(tensor.name, np.zeros(1, np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def complete_config(config: PretrainedConfig, model: GgufModel) -> None:
     """Adds to a config what transformers left out of the file.
 
     Args:
         config: as transformers reads it from the file; it is changed.
-        path: the GGUF file.
+        model: the file.
 
     Raises:
         ExportError: the file asks for something that the architecture does not have.
     """
     if config.model_type not in _KNOWN:
         return
-    reader = GGUFReader(path)
-    architecture = read_field(reader, "general.architecture")[0]
-    fields: dict[str, Any] = {}
-    for key in reader.fields:
-        prefix, _, name = key.partition(".")
-        values = read_field(reader, key) if prefix == architecture else []
-        if len(values) == 1:
-            fields[name] = values[0]
+    prefix = f"{model.architecture}."
+    fields = {
+        name.removeprefix(prefix): value
+        for name, value in model.fields.items()
+        if name.startswith(prefix) and not isinstance(value, list)
+    }
     if refused := [name for name in _REFUSED if fields.get(name)]:
-        raise _unsupported(path, refused[0], fields)
-    _complete_sizes(config, path, fields)
+        raise _unsupported(model.path, refused[0], fields)
+    _complete_sizes(config, model.path, fields)
     factors = {
-        tensor.name: [float(each) for each in dequantize(tensor.data, tensor.tensor_type).ravel()]
-        for tensor in reader.tensors
+        tensor.name: tensor.read().ravel().tolist()
+        for tensor in model.tensors
         if tensor.name in ROPE_TENSORS
     }
-    _complete_rotation(config, path, fields, factors)
+    _complete_rotation(config, model.path, fields, factors)
 
 
 def _complete_sizes(config: PretrainedConfig, path: Path, fields: dict[str, Any]) -> None:

@@ -22,13 +22,12 @@ from tokenizers import (
 from transformers import PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 from transformers.integrations.gguf.gguf_tokenizer_mapping import convert_gguf_tokenizer
-from transformers.integrations.gguf.reader import read_gguf_metadata
 
 from medusa_trt.errors import ExportError
+from medusa_trt.export.models.gguf import read_gguf
 from medusa_trt.export.models.gguf_splits import SPLITTINGS, Splitting
 
 _FIELD = "tokenizer.ggml."
-_LISTS = ("tokens", "token_type", "merges", "scores")
 _NAMED_TOKENS = {
     "bos_token": "bos_token_id",
     "eos_token": "eos_token_id",
@@ -63,15 +62,17 @@ def tokenizer_fields(path: Path) -> dict[str, Any]:
     Raises:
         ExportError: the file has no tokenizer.
     """
-    metadata, _ = read_gguf_metadata(str(path), tuple(_FIELD + name for name in _LISTS))
+    stored = read_gguf(path, with_texts=True).fields
     fields = {
-        key.removeprefix(_FIELD): value for key, value in metadata.items() if key.startswith(_FIELD)
+        name.removeprefix(_FIELD): value
+        for name, value in stored.items()
+        if name.startswith(_FIELD)
     }
     if not isinstance(fields.get("tokens"), list):
         raise ExportError(f"{path} holds no tokenizer: give a file of the whole model")
-    fields["architecture"] = metadata["general.architecture"]
-    fields["name"] = metadata.get("general.name", "")
-    fields["chat_template"] = metadata.get("tokenizer.chat_template")
+    fields["architecture"] = stored["general.architecture"]
+    fields["name"] = stored.get("general.name", "")
+    fields["chat_template"] = stored.get("tokenizer.chat_template")
     return fields
 
 

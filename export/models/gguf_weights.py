@@ -1,20 +1,17 @@
 """A GGUF file's weights by the names of the model's parameters, dequantized when they are used."""
 
-from dataclasses import dataclass
+import math
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from gguf import GGMLQuantizationType, GGUFReader, dequantize
+from gguf import MODEL_ARCH_NAMES, GGMLQuantizationType, get_tensor_name_map
 from transformers import PreTrainedModel
-from transformers.modeling_gguf_pytorch_utils import (
-    TENSOR_PROCESSORS,
-    TensorProcessor,
-    get_gguf_hf_weights_map,
-    read_field,
-)
+from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS, TensorProcessor
 
 from medusa_trt.errors import ExportError
+from medusa_trt.export.models.gguf import GgufTensor, read_gguf
 from medusa_trt.export.models.gguf_config import ROPE_TENSORS
 from medusa_trt.export.weights.lazy_tensor import Array, LazyTensor
 from medusa_trt.export.weights.streamed_model import Weights
@@ -28,11 +25,11 @@ _WHOLE = {
 
 
 def weights_from_gguf(model: PreTrainedModel, path: Path) -> Weights | None:
-    """The weights of a GGUF file of any quantization.
+    """Finds the weights of a GGUF file of any quantization.
 
     Args:
         model: of the file's own config; its weights are not read.
-        path: the file.
+        path: the file, or the first one of several parts.
 
     Returns:
         A tensor for each parameter; None where tensors have to be joined or are missing, which
@@ -41,18 +38,15 @@ def weights_from_gguf(model: PreTrainedModel, path: Path) -> Weights | None:
     Raises:
         ExportError: the file has tensors that the model has no place for.
     """
-    reader = GGUFReader(path)
-    architecture = read_field(reader, "general.architecture")[0]
-    processor_class: Any = TENSOR_PROCESSORS.get(architecture, TensorProcessor)
+    gguf = read_gguf(path)
+    processor_class: Any = TENSOR_PROCESSORS.get(gguf.architecture, TensorProcessor)
     processor = processor_class(model.config.to_dict())
-    try:
-        names = get_gguf_hf_weights_map(model, processor)
-    except NotImplementedError:
+    names = _parameters_by_tensor(model, gguf.architecture, processor)
+    if names is None:
         return None
-    by_parameter: dict[int, str] = {}
     parameters = dict(model.named_parameters(remove_duplicate=False))
-    found: dict[str, LazyTensor] = {}
-    for tensor in reader.tensors:
+    stored: dict[str, LazyTensor] = {}
+    for tensor in gguf.tensors:
         name = names.get(tensor.name)
         if name is None and tensor.name not in ROPE_TENSORS:
             raise ExportError(
@@ -62,47 +56,52 @@ def weights_from_gguf(model: PreTrainedModel, path: Path) -> Weights | None:
         if name not in parameters:
             continue
         shape = tuple(parameters[name].shape)
-        if int(np.prod(shape)) != int(tensor.n_elements):
+        if math.prod(shape) != math.prod(tensor.shape):
             return None
-        source = _Source(
-            path,
-            tensor.name,
-            int(tensor.data_offset),
-            tensor.data.dtype,
-            tensor.data.shape,
-            tensor.tensor_type,
-            processor,
-        )
-        kind = None if tensor.tensor_type in _WHOLE else tensor.tensor_type.name
-        found[name] = LazyTensor(source.read, shape, (str(path), tensor.name), quantization=kind)
-        by_parameter.setdefault(id(parameters[name]), name)
+        read = partial(_read_processed, tensor, processor)
+        kind = None if tensor.kind in _WHOLE else tensor.kind.name
+        stored[name] = LazyTensor(read, shape, (str(path), tensor.name), quantization=kind)
+    first_names: dict[int, str] = {}
+    for name in stored:
+        first_names.setdefault(id(parameters[name]), name)
     weights = {
-        name: found[by_parameter[id(parameter)]]
+        name: stored[first_names[id(parameter)]]
         for name, parameter in parameters.items()
-        if id(parameter) in by_parameter
+        if id(parameter) in first_names
     }
     return weights if weights.keys() == parameters.keys() else None
 
 
-@dataclass(frozen=True, slots=True)
-class _Source:
-    """One tensor of the file; it is read, not mapped, so that its pages do not stay."""
+def _parameters_by_tensor(
+    model: PreTrainedModel, architecture: str, processor: Any
+) -> dict[str, str] | None:
+    """Finds the parameter of each tensor name; None for an architecture that gguf does not know.
 
-    path: Path
-    name: str
-    offset: int
-    dtype: Any
-    shape: tuple[int, ...]
-    kind: Any
-    processor: Any
+    transformers does the same once for each of a model's modules, which takes several seconds.
+    """
+    known = {name: key for key, name in MODEL_ARCH_NAMES.items()}
+    if architecture not in known:
+        return None
+    name_map = get_tensor_name_map(known[architecture], model.config.num_hidden_layers)
+    names: dict[str, str] = {}
+    for parameter in model.state_dict():
+        name = processor.preprocess_name(parameter)
+        stem, dot, suffix = name.rpartition(".")
+        if suffix not in ("weight", "bias"):
+            stem, dot, suffix = name, "", ""
+        # Some files were converted from a model without its unembedding.
+        bare = stem.removeprefix(f"{model.base_model_prefix}.")
+        tensor = name_map.get_name(stem) or name_map.get_name(bare)
+        if tensor is None:
+            processor.perform_fallback_tensor_mapping(names, dot + suffix, "", name)
+        else:
+            names.setdefault(tensor + dot + suffix, name)
+    return names
 
-    def read(self) -> Array:
-        count = int(np.prod(self.shape))
-        data = np.fromfile(self.path, self.dtype, count, offset=self.offset).reshape(self.shape)
-        array: Array = self.processor.process(
-            weights=dequantize(data, self.kind),
-            name=self.name,
-            tensor_key_mapping={},
-            parsed_parameters={},
-        ).weights
-        return np.ascontiguousarray(array)
+
+def _read_processed(tensor: GgufTensor, processor: Any) -> Array:
+    """Reads a tensor and undoes what llama.cpp changed in it."""
+    array: Array = processor.process(
+        weights=tensor.read(), name=tensor.name, tensor_key_mapping={}, parsed_parameters={}
+    ).weights
+    return np.ascontiguousarray(array)

@@ -10,13 +10,19 @@ from pathlib import Path
 from transformers import AutoConfig, PretrainedConfig
 from transformers.utils import logging as transformers_logging
 
-from medusa_trt.errors import ExportError, MedusaError
+from medusa_trt.errors import ExportError, MedusaError, describe_error
 from medusa_trt.export.heads.loading import ADAPTER_CONFIG
 from medusa_trt.export.models.adapter import base_model_from_adapter
 from medusa_trt.export.models.aliases import Alias, load_aliases
-from medusa_trt.export.models.gguf import check_gguf, gguf_from_package
-from medusa_trt.export.models.gguf_config import complete_config
+from medusa_trt.export.models.gguf import (
+    gguf_from_package,
+    list_parts,
+    name_without_part,
+    read_gguf,
+)
+from medusa_trt.export.models.gguf_config import config_from_gguf
 from medusa_trt.export.weights.hub import is_hub_id
+from medusa_trt.files import join_names
 
 OWN_CODE = {"trust_remote_code": False}
 """Code that comes with a model is never run; left open, transformers asks in the terminal."""
@@ -50,8 +56,8 @@ def source_from_name(name: str) -> ModelSource:
     """Finds a model by what a user types.
 
     Args:
-        name: an alias, a folder in Hugging Face layout, the folder of a PEFT adapter, a `.gguf`
-            file, or a hub id `owner/name`.
+        name: an alias, a folder in Hugging Face layout, the folder of a PEFT adapter or of one
+            GGUF file, a GGUF file of any name or one of its parts, or a hub id `owner/name`.
 
     Raises:
         ExportError: nothing by that name, an alias whose package is not installed, or an adapter
@@ -65,22 +71,41 @@ def source_from_name(name: str) -> ModelSource:
         path = gguf_from_package(package.module, package.file, package.requirement)
         return ModelSource(name, str(path.parent), path.name, alias)
     path = Path(name)
-    if path.suffix == ".gguf":
-        path = check_gguf(path)
-        return ModelSource(path.stem, str(path.parent), path.name)
+    if path.is_file() or path.suffix.lower() == ".gguf":
+        return _source_from_gguf(path)
     if path.is_dir():
-        has_config = (path / "config.json").is_file()
-        if not has_config and (path / ADAPTER_CONFIG).is_file():
-            base = source_from_name(base_model_from_adapter(path))
-            return replace(base, name=path.resolve().name, alias=None, adapter=path)
-        if not has_config:
-            raise ExportError(f"{path} is not a model folder: it has no config.json")
-        return ModelSource(path.resolve().name, str(path))
+        return _source_from_folder(path)
     if is_hub_id(name):
         return ModelSource(name.split("/")[1], name)
     raise ExportError(
         f"unknown model {name!r}: give an alias ({', '.join(load_aliases())}), a folder, "
-        "a .gguf file or a hub id like owner/name"
+        "a GGUF file or a hub id like owner/name"
+    )
+
+
+def _source_from_gguf(path: Path) -> ModelSource:
+    first = list_parts(path)[0]
+    return ModelSource(name_without_part(first), str(first.parent), first.name)
+
+
+def _source_from_folder(folder: Path) -> ModelSource:
+    if (folder / "config.json").is_file():
+        return ModelSource(folder.resolve().name, str(folder))
+    if (folder / ADAPTER_CONFIG).is_file():
+        base = source_from_name(base_model_from_adapter(folder))
+        return replace(base, name=folder.resolve().name, alias=None, adapter=folder)
+    files = {
+        list_parts(file)[0]: None
+        for file in sorted(folder.iterdir())
+        if file.suffix.lower() == ".gguf" and not file.name.startswith("mmproj")
+    }
+    if len(files) == 1:
+        return _source_from_gguf(next(iter(files)))
+    if files:
+        names = join_names(file.name for file in files)
+        raise ExportError(f"{folder} holds {len(files)} models: give one of its files, {names}")
+    raise ExportError(
+        f"{folder} is not a model folder: it has neither a config.json nor a .gguf file"
     )
 
 
@@ -90,33 +115,35 @@ def load_config(source: ModelSource) -> PretrainedConfig:
     Raises:
         ExportError: it cannot be read, or is of more than a decoder of text.
     """
-    with name_in_errors(source) as gguf:
-        config: PretrainedConfig = AutoConfig.from_pretrained(source.location, **OWN_CODE, **gguf)
+    config: PretrainedConfig
+    with name_in_errors(source):
         if source.gguf is not None:
-            complete_config(config, source.gguf)
+            config = config_from_gguf(read_gguf(source.gguf))
+        else:
+            config = AutoConfig.from_pretrained(source.location, **OWN_CODE)
     if "text_config" in config.sub_configs:
-        found = "several kinds of input: only models of text alone"
+        reason = "several kinds of input: only models of text alone"
     elif config.is_encoder_decoder:
-        found = "an encoder: only decoders"
+        reason = "an encoder: only decoders"
     else:
         return config
-    raise ExportError(f"{config.model_type} models have {found} are supported")
+    raise ExportError(f"{config.model_type} models have {reason} are supported")
 
 
 @contextmanager
-def name_in_errors(source: ModelSource) -> Iterator[dict[str, str]]:
-    """Names the model in errors of transformers; gives the arguments that a GGUF file needs."""
+def name_in_errors(source: ModelSource) -> Iterator[None]:
+    """Names the model in errors that transformers raises inside the block."""
     try:
         with quiet_transformers():
-            yield {} if source.gguf_file is None else {"gguf_file": source.gguf_file}
+            yield
     except MedusaError:
         raise
-    except Exception as error:  # an odd config makes transformers raise almost anything
-        reason = " ".join(str(error).split()) or type(error).__name__
+    except Exception as error:  # An odd config makes transformers raise almost anything.
+        reason = describe_error(error)
         if "trust_remote_code" in reason:
             reason = "it brings Python code of its own, which is not run"
         place = "/".join(filter(None, (source.location, source.gguf_file)))
-        raise ExportError(f"cannot load model {place!r}: {reason[:300]}") from error
+        raise ExportError(f"cannot load model {place!r}: {reason}") from error
 
 
 @contextmanager

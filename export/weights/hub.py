@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from medusa_trt.errors import ExportError
+from medusa_trt.errors import ExportError, describe_error
 
 
 def is_hub_id(name: str) -> bool:
@@ -27,9 +27,9 @@ def folder_from_hub(repo_id: str, patterns: Sequence[str]) -> Path:
     try:
         return Path(snapshot_download(repo_id, allow_patterns=list(patterns)))
     except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())
         raise ExportError(
-            f"{repo_id!r} is no local path and cannot be downloaded from the hub: {reason[:200]}"
+            f"{repo_id!r} is no local path and cannot be downloaded from the hub: "
+            f"{describe_error(error)}"
         ) from error
 
 

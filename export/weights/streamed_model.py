@@ -45,6 +45,16 @@ def weights_in_memory(model: PreTrainedModel) -> Weights:
     return weights
 
 
+def load_weights(model: PreTrainedModel, weights: Weights) -> None:
+    """Reads all weights of a model into its memory, as float32."""
+    state = {
+        name: tensor_from_array(weights[name].stored()).float()
+        for name, _ in model.named_parameters()
+    }
+    model.load_state_dict(state, assign=True, strict=False)
+    model.tie_weights()
+
+
 def in_type(
     model: PreTrainedModel, weights: Weights, dtype: torch.dtype
 ) -> tuple[PreTrainedModel, Weights]:

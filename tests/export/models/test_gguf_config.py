@@ -14,6 +14,7 @@ from transformers import PretrainedConfig
 
 from medusa_trt.errors import ExportError
 from medusa_trt.export.models.base_model import load_base_model, open_base_model
+from medusa_trt.export.models.gguf import read_gguf
 from medusa_trt.export.models.gguf_config import complete_config
 from medusa_trt.export.models.source import source_from_name
 from medusa_trt.export.weights.streamed_model import weights_at_hand
@@ -101,7 +102,7 @@ def completed(tmp_path: Path, architecture: str, own: PretrainedConfig, add: Add
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    complete_config(own, path)
+    complete_config(own, read_gguf(path))
 
 
 def test_starcoders_base_and_heads(tmp_path: Path) -> None:

@@ -69,12 +69,14 @@ def write_gguf(
     model: PreTrainedModel,
     kind: str,
     add: Callable[[GGUFWriter], None] = lambda _: None,
+    tensors_in_part: int = 0,
 ) -> list[tuple[Codes, Floats]]:
     """Writes a Llama whose layers' products are quantized; their codes and scales.
 
-    `add` may write further fields and tensors.
+    `add` may write further fields and tensors. With `tensors_in_part` several files are written,
+    named as llama.cpp names the parts of a model.
     """
-    writer = GGUFWriter(path, "llama")
+    writer = GGUFWriter(path, "llama", split_max_tensors=tensors_in_part)
     config = model.config
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
