@@ -140,7 +140,7 @@ def name_in_errors(source: ModelSource) -> Iterator[None]:
         raise
     except Exception as error:  # An odd config makes transformers raise almost anything.
         reason = describe_error(error)
-        if "trust_remote_code" in reason:
+        if "trust_remote_code" in str(error):
             reason = "it brings Python code of its own, which is not run"
         place = "/".join(filter(None, (source.location, source.gguf_file)))
         raise ExportError(f"cannot load model {place!r}: {reason}") from error

@@ -40,7 +40,7 @@ GOOD = ["--model", "model", "--heads", "heads.safetensors"]
     ("arguments", "message"),
     [
         (["--model", "vicuna-8b"], "unknown model 'vicuna-8b'"),
-        (["--model", "empty"], "no config.json"),
+        (["--model", "empty"], "neither a config.json"),
         (["--model", "fake.gguf"], "not a GGUF file"),
         (["--model", "missing.gguf"], "cannot read missing.gguf"),
         (["--model", "model", "--tree", "cartesian-2x2"], "branches, and there are no heads"),
