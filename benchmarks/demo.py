@@ -66,7 +66,7 @@ def compare(session: MedusaSession, console: Console) -> int:
     console.print(f"[bold]{escape(question)}[/bold]\n")
     console.print(f"{session.text.decode(shown.token_ids).strip()}\n", markup=False)
     table = Table(title=f"Tokens per second, medians of {OPTIONS.rounds} interleaved rounds")
-    for column in ("question", "plain", "Medusa", "accepted", "speedup"):
+    for column in ("question", "plain", "Medusa", "tokens a step", "speedup"):
         table.add_column(column, justify="left" if column == "question" else "right")
     speedups = []
     for row in summary.categories:
@@ -76,9 +76,11 @@ def compare(session: MedusaSession, console: Console) -> int:
         accepted = f"{row.mean_accept_length:.2f}"
         table.add_row(row.category, *rates, accepted, f"{row.speedup.median:.2f}x")
     console.print(table)
+    (step_ratio,) = (mode.step_ratio.median for mode in summary.modes if mode.step_ratio)
     console.print(
         f"Speedup of Medusa over plain decoding on the same engine: "
-        f"{statistics.geometric_mean(speedups):.2f}x (geometric mean). "
+        f"{statistics.geometric_mean(speedups):.2f}x (geometric mean); a step takes "
+        f"{step_ratio:.2f} times a plain one (median). "
         + (
             "[bold red]The tokens differ: please report this.[/bold red]"
             if summary.differences

@@ -29,7 +29,10 @@ _CHAINS = ("chain-1", "chain-2", "chain-3")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TreeRow:
-    """Medians over the prompts for one tree; `low` and `high` are quartiles of `over_plain`."""
+    """Medians over the prompts for one tree; `low` and `high` are quartiles of `over_plain`.
+
+    `step_over_plain` is the time of a step over that of a plain one, as they follow each other.
+    """
 
     over_plain: float
     tree: str
@@ -38,6 +41,7 @@ class TreeRow:
     low: float
     high: float
     tokens_per_step: float
+    step_over_plain: float
 
 
 @report_errors
@@ -98,7 +102,8 @@ def compare(arguments: Namespace) -> int:
     rows.sort(key=lambda row: row.over_plain, reverse=True)
     console = Console(highlight=False)
     table = Table(title=f"{len(prompts)} prompts of {arguments.prompts}, fastest first")
-    for column in ("tree", "nodes", "tokens/s", "over plain", "quartiles", "tokens per step"):
+    columns = ("tree", "nodes", "tokens/s", "over plain", "quartiles", "tokens a step", "step")
+    for column in columns:
         table.add_column(column, justify="left" if column == "tree" else "right", no_wrap=True)
     for row in rows:
         table.add_row(
@@ -108,6 +113,7 @@ def compare(arguments: Namespace) -> int:
             f"{row.over_plain:.2f}",
             f"{row.low:.2f}-{row.high:.2f}",
             f"{row.tokens_per_step:.2f}",
+            f"{row.step_over_plain:.2f}",
         )
     console.print(table)
     console.print(f"{num_different} replies differ from plain decoding.")
@@ -136,9 +142,10 @@ def _choose_trees(session: MedusaSession, specs: list[str] | None) -> list[Medus
 def _summarize(
     tree: MedusaTree, stats: list[GenerationStats], plain: list[GenerationStats]
 ) -> TreeRow:
-    pairs = zip(stats, plain, strict=True)
+    pairs = list(zip(stats, plain, strict=True))
     ratios = quartiles(reply.tokens_per_s / other.tokens_per_s for reply, other in pairs)
     assert ratios is not None
+    steps = [_step_s(reply) / _step_s(other) for reply, other in pairs]
     return TreeRow(
         over_plain=ratios.median,
         tree=tree.name,
@@ -147,7 +154,12 @@ def _summarize(
         low=ratios.low,
         high=ratios.high,
         tokens_per_step=statistics.fmean(reply.mean_accept_length for reply in stats),
+        step_over_plain=statistics.median(steps),
     )
+
+
+def _step_s(stats: GenerationStats) -> float:
+    return stats.decode_s / len(stats.accept_lengths)
 
 
 if __name__ == "__main__":

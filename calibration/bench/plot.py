@@ -119,17 +119,19 @@ def _draw_speedups(axes: "Axes", modes: Sequence[ModeSummary]) -> None:
         values = sorted(mode.speedup_by_prompt.values())
         if mode.speedup is None:
             continue
-        step = 0.5 / max(1, len(values) - 1)
-        places = [index - 0.25 + step * place for place in range(len(values))]
+        step = 0.4 / max(1, len(values) - 1)
+        places = [index - 0.3 + step * place for place in range(len(values))]
         axes.scatter(places, values, s=14, color=_COLOURS[mode.name], alpha=0.8, linewidths=0)
-        axes.hlines(mode.speedup.median, index - 0.35, index + 0.35, color="#333333", linewidth=2)
+        ends = (index - 0.35, index + 0.15)
+        axes.hlines(mode.speedup.median, *ends, color="#333333", linewidth=2)
         for edge in (mode.speedup.low, mode.speedup.high):
-            axes.hlines(edge, index - 0.35, index + 0.35, color="#333333", linewidth=0.8)
+            axes.hlines(edge, *ends, color="#333333", linewidth=0.8)
         label = f" {mode.speedup.median:.2f}x"
-        axes.text(index + 0.35, mode.speedup.median, label, va="center", fontsize=9)
+        axes.text(ends[1], mode.speedup.median, label, va="center", fontsize=9)
     axes.axhline(1, color="#999999", linewidth=1, linestyle="--")
-    axes.set_xticks(range(len(modes)), [mode.name for mode in modes])
-    axes.set_xlim(-0.6, len(modes) - 0.2)
+    names = [mode.name.replace(" ", "\n") for mode in modes]
+    axes.set_xticks([index - 0.1 for index in range(len(modes))], names)
+    axes.set_xlim(-0.6, len(modes) - 0.4)
     axes.set_title("Speedup over plain decoding with the same sampling", fontsize=10)
 
 
@@ -164,7 +166,7 @@ def _draw_categories(axes: "Axes", categories: Sequence[CategorySummary]) -> Non
     ]
     axes.bar_label(bars, labels, padding=4, fontsize=9)
     axes.axvline(1, color="#999999", linewidth=1, linestyle="--")
-    axes.margins(x=0.25)
+    axes.margins(x=0.35)
     axes.invert_yaxis()
     axes.set_title(f"{categories[0].mode}: speedup at tokens a step, by category", fontsize=10)
 
@@ -173,11 +175,10 @@ def _draw_step_times(axes: "Axes", modes: Sequence[ModeSummary]) -> None:
     names = [mode.name for mode in modes]
     engine_ms = [_ms(mode.engine_us_per_step) for mode in modes]
     host_ms = [_ms(mode.host_us_per_step) for mode in modes]
-    axes.barh(names, engine_ms, color=[_COLOURS[name] for name in names], label="engine")
-    axes.barh(names, host_ms, left=engine_ms, color="#777777", label="host")
+    axes.barh(names, engine_ms, color=[_COLOURS[name] for name in names])
+    axes.barh(names, host_ms, left=engine_ms, color="#777777")
     axes.invert_yaxis()
-    axes.legend(frameon=False, fontsize=9)
-    axes.set_title("Milliseconds of a step: engine, then host", fontsize=10)
+    axes.set_title("Milliseconds of a step: engine, then host in grey", fontsize=10)
 
 
 def _ms(values: Quartiles | None) -> float:

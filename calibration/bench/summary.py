@@ -41,6 +41,8 @@ class ModeSummary:
         tokens_per_s: throughput after the first token.
         speedup: `tokens_per_s` over the baseline's, prompt by prompt.
         speedup_by_prompt: speedup of each prompt.
+        step_ratio: time of a step over the baseline's, prompt by prompt, as they follow each other
+            in a reply; tokens a step over this are the speedup.
         mean_accept_length: tokens that a step adds.
         accept_histogram: number of steps that added 1, 2, ... tokens, up to the largest depth + 1.
         depth_shares: share of steps whose accepted path reached depth 1, 2, ... of the tree or of
@@ -58,6 +60,7 @@ class ModeSummary:
     tokens_per_s: Quartiles | None
     speedup: Quartiles | None
     speedup_by_prompt: dict[str, float]
+    step_ratio: Quartiles | None
     mean_accept_length: float | None
     accept_histogram: tuple[int, ...]
     depth_shares: tuple[float, ...]
@@ -204,21 +207,21 @@ def median_by_prompt(rows: Iterable[ReplyRow], value: _Value) -> dict[str, float
     return {prompt_id: statistics.median(of_rounds) for prompt_id, of_rounds in values.items()}
 
 
-def speedup_by_prompt(
-    rows: Iterable[ReplyRow], baseline_rows: Iterable[ReplyRow]
+def ratio_by_prompt(
+    rows: Iterable[ReplyRow], baseline_rows: Iterable[ReplyRow], value: _Value = tokens_per_s
 ) -> dict[str, float]:
-    """Speedup of each prompt over the baseline in the same round."""
+    """Ratio of each prompt's value to the baseline's in the same round; by default the speedup."""
     baselines: dict[tuple[str, int], list[ReplyRow]] = {}
     for row in baseline_rows:
         baselines.setdefault((row.prompt_id, row.round), []).append(row)
 
-    def speedup(conversation: Sequence[ReplyRow]) -> float | None:
+    def ratio(conversation: Sequence[ReplyRow]) -> float | None:
         first = conversation[0]
-        baseline = tokens_per_s(baselines[first.prompt_id, first.round])
-        speed = tokens_per_s(conversation)
-        return None if speed is None or baseline is None else speed / baseline
+        baseline = value(baselines[first.prompt_id, first.round])
+        own = value(conversation)
+        return None if own is None or baseline is None else own / baseline
 
-    return median_by_prompt(rows, speedup)
+    return median_by_prompt(rows, ratio)
 
 
 def noise_from_rows(
@@ -241,7 +244,9 @@ def _mode_summary(
     rows: Sequence[ReplyRow], mode: Mode, tree: MedusaTree, differences: Iterable[Difference]
 ) -> ModeSummary:
     mode_rows = _of_mode(rows, mode.name)
-    speedups = speedup_by_prompt(mode_rows, _of_mode(rows, mode.baseline)) if mode.baseline else {}
+    baseline = _of_mode(rows, mode.baseline)
+    speedups = ratio_by_prompt(mode_rows, baseline) if mode.baseline else {}
+    step_ratios = ratio_by_prompt(mode_rows, baseline, _step_s) if mode.baseline else {}
     max_depth = (tree.num_nodes - 1 if mode.copies else tree.max_depth) if mode.drafts else 0
     histogram = accept_histogram(mode_rows, max_depth)
     differs = any(difference.mode == mode.name for difference in differences)
@@ -253,6 +258,7 @@ def _mode_summary(
         tokens_per_s=quartiles(median_by_prompt(mode_rows, tokens_per_s).values()),
         speedup=quartiles(speedups.values()),
         speedup_by_prompt=speedups,
+        step_ratio=quartiles(step_ratios.values()),
         mean_accept_length=_mean_accept_length(mode_rows),
         accept_histogram=histogram,
         depth_shares=depth_shares(histogram),
@@ -273,7 +279,7 @@ def _category_summary(rows: Sequence[ReplyRow], mode: Mode, category: str) -> Ca
         num_prompts=len({row.prompt_id for row in mode_rows}),
         baseline_tokens_per_s=_median(median_by_prompt(baseline, tokens_per_s).values()),
         tokens_per_s=_median(median_by_prompt(mode_rows, tokens_per_s).values()),
-        speedup=quartiles(speedup_by_prompt(mode_rows, baseline).values()),
+        speedup=quartiles(ratio_by_prompt(mode_rows, baseline).values()),
         mean_accept_length=_mean_accept_length(mode_rows),
     )
 
@@ -290,6 +296,11 @@ def _of_mode(rows: Iterable[ReplyRow], name: str | None) -> list[ReplyRow]:
 def _mean_accept_length(rows: Iterable[ReplyRow]) -> float | None:
     lengths = [length for row in rows for length in row.accept_lengths]
     return statistics.fmean(lengths) if lengths else None
+
+
+def _step_s(rows: Sequence[ReplyRow]) -> float | None:
+    num_steps = sum(len(row.accept_lengths) for row in rows)
+    return sum(row.decode_s for row in rows) / num_steps if num_steps else None
 
 
 def _engine_us_per_step(rows: Sequence[ReplyRow]) -> float | None:

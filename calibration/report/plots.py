@@ -29,13 +29,13 @@ def plot_heads(section: HeadsSection) -> str:
     for head, accuracies in enumerate(section.top_k_accuracies):
         ks = range(1, len(accuracies) + 1)
         left.plot(ks, accuracies, marker="o", markersize=3, label=f"head {head + 1}")
-    _finish(left, "Share of true tokens among the first k candidates", "k", legend=True)
+    _finish(left, "Share of true tokens among the first k candidates", "k")
     left.set_ylim(0, 1)
     depths = range(1, len(section.joint) + 1)
     right.plot(depths, section.joint, marker="o", label="measured")
     right.plot(depths, section.independent, marker="o", linestyle="--", label="if independent")
     right.set_xticks(list(depths))
-    _finish(right, "First candidates all right down to a depth", "depth", legend=True)
+    _finish(right, "First candidates all right down to a depth", "depth")
     right.set_ylim(bottom=0)
     return _svg(figure)
 
@@ -58,7 +58,7 @@ def plot_latency(section: LatencySection) -> str:
             capsize=2,
             label=f"after {context} tokens",
         )
-    _finish(axes, "Milliseconds of a step", "nodes", legend=True)
+    _finish(axes, "Milliseconds of a step", "nodes")
     axes.set_ylim(bottom=0)
     return _svg(figure)
 
@@ -71,7 +71,7 @@ def plot_tree(section: TreeSection) -> str:
         for predictions, style, label in ((best, "-o", "searched"), (fixed, "x", "fixed trees")):
             values = [p.accept_length if axes is left else p.speedup.median for p in predictions]
             axes.plot([p.num_nodes for p in predictions], values, style, markersize=4, label=label)
-        _finish(axes, title, "nodes", legend=True)
+        _finish(axes, title, "nodes")
     right.fill_between(
         [p.num_nodes for p in best],
         [p.speedup.low for p in best],
@@ -101,8 +101,8 @@ def plot_threshold(section: ThresholdSection) -> str:
                 thresholds, lengths, "-o", color=f"C{colour}", label=f"temperature {temperature:g}"
             )
             axes.axhline(line, color=f"C{colour}", linestyle="--", linewidth=1)
-    _finish(left, "Tokens a step (dashed: the sampler)", "threshold ε", legend=True)
-    _finish(right, "Log-likelihood, nats a token", "threshold ε", legend=True)
+    _finish(left, "Tokens a step (dashed: the sampler)", "threshold ε")
+    _finish(right, "Log-likelihood, nats a token", "threshold ε")
     return _svg(figure)
 
 
@@ -123,38 +123,31 @@ def plot_quantization(section: QuantizationSection) -> str:
         for _, kl in points if not layers else ():
             left.axhline(kl, color="#999999", linestyle="--", linewidth=1, label=kind)
     left.set_yscale("log")
-    _finish(left, f"KL divergence of one matrix in {shown}, nats (estimated)", "layer", legend=True)
+    _finish(left, f"KL divergence of one matrix in {shown}, nats (estimated)", "layer")
     sizes = [point.size_bytes / 1e6 for point in section.frontier]
     right.plot(sizes, [p.predicted_kl for p in section.frontier], label="best, predicted")
     for plan in section.plans:
         if plan.name != UNQUANTIZED:
-            colour = "#4b9a52" if plan.name == PLAN else "#c44e52"
-            right.plot(plan.size_bytes / 1e6, plan.kl, "o", color=colour)
-            right.annotate(
-                plan.name,
-                (plan.size_bytes / 1e6, plan.kl),
-                (6, 4),
-                textcoords="offset points",
-                fontsize=8,
-            )
+            marker = "*" if plan.name == PLAN else "o"
+            right.plot(plan.size_bytes / 1e6, plan.kl, marker, label=plan.name)
     right.set_yscale("log")
-    _finish(right, "KL divergence of plans, nats (points: measured)", "MB", legend=False)
+    _finish(right, "KL divergence of plans, nats (points: measured)", "MB")
     return _svg(figure)
 
 
 def _figure(num_axes: int) -> "tuple[Figure, list[Axes]]":
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(5.2 * num_axes, 3.6), layout="constrained")
+    figure = Figure(figsize=(6 * num_axes, 3.6), layout="constrained")
     return figure, list(figure.subplots(1, num_axes, squeeze=False)[0])
 
 
-def _finish(axes: "Axes", title: str, xlabel: str, *, legend: bool) -> None:
+def _finish(axes: "Axes", title: str, xlabel: str) -> None:
+    """Adds the texts; the legend lies beside the axes, where it covers nothing."""
     axes.set_title(title, fontsize=10)
     axes.set_xlabel(xlabel)
     axes.spines[["top", "right"]].set_visible(False)
-    if legend:
-        axes.legend(frameon=False, fontsize=8)
+    axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
 
 
 def _svg(figure: "Figure") -> str:

@@ -21,4 +21,10 @@ def test_the_report_fits_100_columns(capsys: pytest.CaptureFixture[str]) -> None
     print_report(report_of(rows), console)
     out = capsys.readouterr().out
     assert "\u2026" not in out  # nothing was cut
+    assert "step over" in out and "busy" not in out
     assert "category [7]" in out
+
+
+def test_a_busy_machine_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    print_report(report_of(both("a", 2, 1), free_cores=0.2), Console(width=100))
+    assert "The machine was busy while it was measured: other work" in capsys.readouterr().out
