@@ -86,14 +86,6 @@ def typical_trees(num_heads: int, top_k: int, sizes: Collection[int]) -> dict[in
     }
 
 
-def expected_accept_length(tree: MedusaTree, child_probabilities: ChildProbabilities) -> float:
-    """Expected tokens that a step adds: 1 + the probabilities of the tree's paths."""
-    probability: dict[Node, float] = {(): 1.0}
-    for node in tree.medusa_choices:
-        probability[node] = probability[node[:-1]] * child_probabilities(node[:-1])[node[-1]]
-    return sum(probability.values())
-
-
 def joint_statistics(
     ranks: NDArray[np.int16], accuracies: NDArray[np.float64], prior: float
 ) -> ChildProbabilities:

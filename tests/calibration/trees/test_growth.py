@@ -8,28 +8,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from support.measurements.ranks import correlated_ranks
-from support.reference.tree_program import all_trees, best_length
+from support.reference.tree_program import all_trees, best_length, expected_length
 
 from medusa_trt.calibration.trees.growth import (
     Node,
-    expected_accept_length,
     grow,
     independent_statistics,
     joint_statistics,
     most_frequent_paths,
 )
-from medusa_trt.calibration.trees.head_accuracy import (
-    rank_accuracies,
-)
-from medusa_trt.calibration.trees.replay import (
-    ABSENT,
-    UNKNOWN,
-)
+from medusa_trt.calibration.trees.head_accuracy import rank_accuracies
+from medusa_trt.calibration.trees.replay import ABSENT, UNKNOWN
 from medusa_trt.tree_configs import MedusaTree, load_tree, preset_names
 
 PUBLISHED_TOP_1 = (0.560, 0.316, 0.201, 0.147, 0.118)
-
-
 PUBLISHED_TOP_5 = (0.780, 0.563, 0.417, 0.340, 0.300)
 
 
@@ -55,17 +47,14 @@ probabilities = st.integers(1, 3).flatmap(
 @settings(max_examples=60, deadline=None)
 @given(probabilities, st.integers(1, 5))
 def test_growing_finds_the_best_tree_of_all(rows: list[list[float]], num_nodes: int) -> None:
-    heads = independent_statistics(np.array(rows))
-    lengths = [
-        expected_accept_length(MedusaTree.from_choices(choices), heads)
-        for choices in all_trees(len(rows), len(rows[0]), num_nodes)
-    ]
-    grown = MedusaTree.from_choices(grow(heads, num_nodes))
-    if lengths:
-        assert expected_accept_length(grown, heads) == pytest.approx(max(lengths))
-        assert best_length(rows, num_nodes) == pytest.approx(max(lengths))
+    trees = all_trees(len(rows), len(rows[0]), num_nodes)
+    grown = grow(independent_statistics(np.array(rows)), num_nodes)
+    if trees:
+        longest = max(expected_length(rows, tree) for tree in trees)
+        assert expected_length(rows, grown) == pytest.approx(longest)
+        assert best_length(rows, num_nodes) == pytest.approx(longest)
     else:
-        assert grown.num_nodes < num_nodes and best_length(rows, num_nodes) == -np.inf
+        assert len(grown) + 1 < num_nodes and best_length(rows, num_nodes) == -np.inf
 
 
 @settings(max_examples=40, deadline=None)
@@ -74,12 +63,11 @@ def test_growing_finds_the_best_tree_of_all(rows: list[list[float]], num_nodes: 
     st.integers(1, 20),
 )
 def test_a_dynamic_program_finds_nothing_better(rows: list[list[float]], num_nodes: int) -> None:
-    heads = independent_statistics(np.array(rows))
-    grown = MedusaTree.from_choices(grow(heads, num_nodes))
+    grown = grow(independent_statistics(np.array(rows)), num_nodes)
     best = best_length(rows, num_nodes)
-    assert grown.num_nodes == num_nodes or best == -np.inf
+    assert len(grown) + 1 == num_nodes or best == -np.inf
     if best > -np.inf:
-        assert expected_accept_length(grown, heads) == pytest.approx(best)
+        assert expected_length(rows, grown) == pytest.approx(best)
 
 
 @settings(max_examples=40, deadline=None)
@@ -95,13 +83,12 @@ def test_published_accuracies_reach_the_published_trees() -> None:
     accuracies = published_accuracies()
     np.testing.assert_allclose(accuracies[:, 0], PUBLISHED_TOP_1)
     np.testing.assert_allclose(accuracies[:, :5].sum(axis=1), PUBLISHED_TOP_5)
-    heads = independent_statistics(accuracies)
+    longest = expected_length(accuracies, grow(independent_statistics(accuracies), 64))
     for name in preset_names():
         tree = load_tree(name)
         if not name.startswith("smollm2"):
             assert tree.num_nodes == 64
-            grown = MedusaTree.from_choices(grow(heads, 64))
-            assert expected_accept_length(grown, heads) >= expected_accept_length(tree, heads)
+            assert longest >= expected_length(accuracies, tree.medusa_choices)
 
 
 @given(

@@ -1,7 +1,20 @@
 """Best trees the slow ways: by a dynamic program over sizes and depths, and by trying all trees."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from functools import cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def expected_length(
+    accuracies: Sequence[Sequence[float]] | NDArray[np.float64], paths: Iterable[tuple[int, ...]]
+) -> float:
+    """Tokens that a step adds if the heads are right independently: 1 + each path's probability."""
+    return 1 + sum(
+        math.prod(float(accuracies[head][rank]) for head, rank in enumerate(path)) for path in paths
+    )
 
 
 def best_length(accuracies: Sequence[Sequence[float]], num_nodes: int) -> float:
