@@ -1,6 +1,5 @@
 """What verbs show in a narrow terminal."""
 
-
 import pytest
 from rich.table import Table
 
