@@ -19,6 +19,7 @@ from pathlib import Path
 import msgspec
 
 from medusa_trt.errors import PromptError
+from medusa_trt.files import read_text
 
 PACKAGED, MT_BENCH = "packaged", "mt-bench"
 """Names of the two prompt sets that the package holds; `PACKAGED` are the self-generated ones."""
@@ -107,12 +108,7 @@ def prompts_from_file(path: Path) -> list[BenchPrompt]:
     Raises:
         PromptError: the file cannot be read or has no prompts; a wrong line is named by its number.
     """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise PromptError(f"cannot read the prompts in {path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise PromptError(f"{path} is not UTF-8 text ({error.reason}): convert it") from error
+    text = read_text(path, PromptError)
     if path.suffix in _JSON_SUFFIXES:
         prompts = _prompts_from_json_lines(text, str(path))
     else:

@@ -18,6 +18,35 @@ def join_names(keys: Iterable[str]) -> str:
     return ", ".join(shown[:5]) + (f" and {len(shown) - 5} more" if len(shown) > 5 else "")
 
 
+def decode_text(data: bytes, source: str, error_class: type[MedusaError] = MedusaError) -> str:
+    """Decodes UTF-8; a byte order mark at the beginning is no part of the text.
+
+    Raises:
+        MedusaError: the bytes are not UTF-8; the message calls them `source`.
+    """
+    try:
+        return data.decode().removeprefix("\ufeff")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise error_class(
+            f"{source} is not UTF-8 text at byte {error.start}, in line {line}: convert it to UTF-8"
+        ) from error
+
+
+def read_text(path: Path, error_class: type[MedusaError] = MedusaError) -> str:
+    """Reads a file of UTF-8 text, with or without a byte order mark.
+
+    Raises:
+        MedusaError: the file cannot be read, or is no such text.
+    """
+    try:
+        data = path.read_bytes()
+    except (OSError, ValueError) as error:  # ValueError: a null character in the name
+        reason = getattr(error, "strerror", None) or error
+        raise error_class(f"cannot read {path}: {reason}") from error
+    return decode_text(data, str(path), error_class)
+
+
 @contextmanager
 def replaced_file(path: Path, error_class: type[MedusaError] = MedusaError) -> Iterator[Path]:
     """Gives a temporary path in the same folder; the file there is renamed to `path` at the end.

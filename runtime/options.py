@@ -16,6 +16,9 @@ from medusa_trt.types_of_options import check_types
 
 _MAX_NGRAM = 16
 
+_LEAST_TEMPERATURE = 1e-5
+"""Below it vLLM takes the likeliest token too; far below, the divided logits leave float32."""
+
 AcceptanceName = Literal["greedy", "typical", "sample"]
 
 
@@ -24,7 +27,8 @@ class SamplingOptions:
     """The distribution that tokens are drawn from, in the order of transformers' warpers.
 
     Attributes:
-        temperature: divides the logits; 0 always takes the likeliest token.
+        temperature: divides the logits; 0 always takes the likeliest token, and so does less than
+            1e-5.
         top_k: keep this many of the likeliest tokens, and those as likely as the last of them; 0
             keeps all tokens.
         top_p: of these, keep the fewest tokens whose probabilities together reach this value.
@@ -47,6 +51,8 @@ class SamplingOptions:
             raise PromptError(f"top_p is {self.top_p}: it must be above 0 and at most 1")
         if self.seed is not None and not 0 <= self.seed < 2**64:
             raise PromptError(f"seed is {self.seed}: it must be at least 0 and below 2^64")
+        if 0 < self.temperature < _LEAST_TEMPERATURE:
+            object.__setattr__(self, "temperature", 0.0)
 
 
 GREEDY = SamplingOptions()
@@ -57,7 +63,8 @@ class GenerationOptions:
     """How one reply is made.
 
     Attributes:
-        max_new_tokens: most tokens of the reply (default: as many as fit into the KV cache).
+        max_new_tokens: most tokens of the reply, as far as the KV cache has place for them; in
+            Python None has no other limit.
         ignore_eos: go on after an end-of-sequence token, for benchmarks.
         tree: the draft tree, on the command line its name or file; plain is the tree without drafts
             (default: the bundle's tree).
@@ -86,7 +93,7 @@ class GenerationOptions:
         echo: begin the text of the reply with the prompt.
     """
 
-    max_new_tokens: int | None = None
+    max_new_tokens: int | None = 1024
     ignore_eos: bool = False
     tree: Annotated[MedusaTree | None, load_tree] = None
     lookup_ngram: int = 3

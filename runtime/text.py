@@ -65,6 +65,7 @@ class TextCodec:
         config = bundle.read_optional(names.TOKENIZER_CONFIG_FILE)
         self._special_tokens = _read_special_tokens(config)
         self._chat_template = bundle.read_optional(names.CHAT_TEMPLATE_FILE)
+        self._start_ids = _find_start_ids(self._tokenizer)
         self._eos_token_ids = bundle.manifest.model.eos_token_ids
         self._grammar_tokenizers: dict[tuple[int, ...], GrammarTokenizer] = {}
 
@@ -76,6 +77,8 @@ class TextCodec:
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Encodes a text as token ids, with the model's start token if it has one.
 
+        A text that begins with the start token gets no second one.
+
         Raises:
             PromptError: the text is not valid Unicode.
         """
@@ -86,21 +89,38 @@ class TextCodec:
                 f"the prompt is not valid Unicode at character {error.start}: give UTF-8 text"
             ) from error
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
-        return ids
+        num_start = len(self._start_ids)
+        is_doubled = ids[:num_start] == ids[num_start : 2 * num_start] == self._start_ids
+        return ids[num_start:] if add_special_tokens and is_doubled else ids
 
-    def encode_chat(self, messages: Sequence[Message]) -> list[int]:
+    def encode_chat(
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        variables: Mapping[str, Any] | None = None,
+    ) -> list[int]:
         """Encodes a conversation as token ids, up to the beginning of the model's reply.
 
-        Raises:
-            PromptError: the model has no chat template, or the template refuses the messages.
+        See `render_chat`.
         """
-        return self.encode(self.render_chat(messages), add_special_tokens=False)
+        text = self.render_chat(messages, tools=tools, variables=variables)
+        return self.encode(text, add_special_tokens=False)
 
-    def render_chat(self, messages: Sequence[Message]) -> str:
+    def render_chat(
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        variables: Mapping[str, Any] | None = None,
+    ) -> str:
         """Renders a conversation with the model's chat template.
 
         Args:
-            messages: the conversation.
+            messages: the conversation. Where the last message is the assistant's, the reply goes on
+                with it.
+            tools: the functions that the model may call, as in OpenAI's API.
+            variables: further values that the template reads, such as `enable_thinking`.
 
         Raises:
             PromptError: the model has no chat template, a message has something else than text, or
@@ -109,17 +129,21 @@ class TextCodec:
         if self._chat_template is None:
             raise PromptError("this model has no chat template: give a plain prompt (--raw)")
         plain = [_with_plain_content(message, self._chat_template) for message in messages]
+        begun = _read_begun_reply(plain)
+        values = {
+            **self._special_tokens,
+            "documents": None,
+            **(variables or {}),
+            "messages": plain,
+            "tools": list(tools) if tools else None,
+            "add_generation_prompt": not begun,
+        }
         try:
             template = _make_environment().from_string(self._chat_template)
-            return template.render(
-                messages=plain,
-                tools=None,
-                documents=None,
-                add_generation_prompt=True,
-                **self._special_tokens,
-            )
+            text = template.render(values)
         except Exception as error:  # a template is a program, so it can raise any exception
             raise PromptError(f"the chat template refuses this conversation: {error}") from error
+        return _cut_after(text, begun) if begun else text
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Decodes tokens as text, without special tokens."""
@@ -157,6 +181,31 @@ class TextCodec:
     def stream(self) -> "TextStream":
         """Makes a decoder for tokens that arrive one after the other."""
         return TextStream(self._tokenizer, self._decoder)
+
+
+def _read_begun_reply(messages: Sequence[Message]) -> str:
+    """The text of a last message by the assistant; empty if there is none."""
+    if not messages or messages[-1].get("role") != "assistant":
+        return ""
+    content = messages[-1]["content"]
+    parts = [content] if isinstance(content, str) else [part["text"] for part in content]
+    text = "".join(parts)
+    return text if text.strip() else ""
+
+
+def _cut_after(text: str, begun: str) -> str:
+    """Cuts a rendered conversation behind the begun reply, where its end would follow.
+
+    Templates may strip a message. Source: `continue_final_message` of transformers.
+    """
+    for end in (begun.lstrip(), begun.strip()):
+        head, found, _ = text.rpartition(end)
+        if found:
+            return head + found
+    raise PromptError(
+        "the chat template does not show the last message as it is, so the reply cannot go on with "
+        "it: end with a user's message"
+    )
 
 
 def _with_plain_content(message: Message, template: str) -> dict[str, Any]:
@@ -242,6 +291,14 @@ class _WindowStream:
     def _decode(self) -> str:
         text: str = self._tokenizer.decode(self._token_ids, skip_special_tokens=True)
         return text
+
+
+def _find_start_ids(tokenizer: Tokenizer) -> list[int]:
+    """Finds the tokens that the tokenizer writes before each text."""
+    plain = tokenizer.encode("a", add_special_tokens=False).ids
+    ids: list[int] = tokenizer.encode("a").ids
+    starts = (i for i in range(len(ids)) if ids[i : i + len(plain)] == plain)
+    return ids[: next(starts, 0)]
 
 
 def _read_special_tokens(config: str | None) -> dict[str, str]:

@@ -234,7 +234,10 @@ class Chat:
         self._check_template(saved.conversation.system)
         self.conversation = saved.conversation
         self.options = replace(
-            saved.options, tree=self.options.tree, lookup_ngram=self.options.lookup_ngram
+            self.options,
+            max_new_tokens=saved.options.max_new_tokens,
+            acceptance=saved.options.acceptance,
+            sampling=saved.options.sampling,
         )
         self._last = None
         model = self._session.bundle.manifest.model.name

@@ -7,7 +7,14 @@ from pathlib import Path
 import pytest
 
 from medusa_trt.errors import ExportError, MedusaError, TrainingError
-from medusa_trt.files import check_output, check_space, new_folder, replaced_file, replaced_files
+from medusa_trt.files import (
+    check_output,
+    check_space,
+    new_folder,
+    read_text,
+    replaced_file,
+    replaced_files,
+)
 from medusa_trt.runtime.tensors import MANIFEST_FILE
 
 
@@ -64,6 +71,17 @@ def test_the_caller_chooses_the_class_of_the_error(tmp_path: Path) -> None:
     for write in (replaced_files, lambda path, error: new_folder(path, False, error)):
         with pytest.raises(TrainingError, match="cannot write"), write(missing, TrainingError):
             pass
+
+
+def test_text_that_is_no_utf_8_is_refused_with_its_place(tmp_path: Path) -> None:
+    path = tmp_path / "text"
+    path.write_bytes(b"\xef\xbb\xbfa\nb\xff\n")
+    with pytest.raises(MedusaError, match=r"text is not UTF-8 text at byte 6, in line 2: convert"):
+        read_text(path)
+    path.write_bytes("\ufeffé\r\n".encode())
+    assert read_text(path) == "é\r\n"
+    with pytest.raises(TrainingError, match=r"cannot read .*: No such file"):
+        read_text(tmp_path / "none", TrainingError)
 
 
 def test_a_full_disk_is_found_before_the_work(tmp_path: Path) -> None:

@@ -12,6 +12,13 @@ def test_temperature_zero_is_greedy() -> None:
     assert GenerationOptions(sampling=SamplingOptions(temperature=0.5)).rule == "sample"
 
 
+@pytest.mark.parametrize("temperature", [9e-6, 1e-30, 1e-38, 1e-45, 5e-324])
+def test_a_temperature_that_float32_cannot_divide_by_is_zero(temperature: float) -> None:
+    options = GenerationOptions(sampling=SamplingOptions(temperature=temperature, seed=1))
+    assert options.sampling == SamplingOptions(seed=1) and options.rule == "greedy"
+    assert SamplingOptions(temperature=1e-5).temperature == 1e-5
+
+
 def test_the_papers_thresholds_are_the_defaults() -> None:
     options = GenerationOptions()
     assert (options.posterior_threshold, options.posterior_alpha) == (0.09, 0.3)

@@ -57,7 +57,8 @@ def test_a_file_written_by_hand_is_read(tmp_path: Path) -> None:
     path.write_text(file_text('[{"role":"user","content":"a"},{"role":"assistant","content":"b"}]'))
     conversation = Conversation()
     conversation.add("a", "b")
-    assert SavedConversation.load(path) == SavedConversation("m", GenerationOptions(), conversation)
+    options = GenerationOptions(max_new_tokens=None)
+    assert SavedConversation.load(path) == SavedConversation("m", options, conversation)
 
 
 @pytest.mark.parametrize("content", DAMAGED.values(), ids=DAMAGED.keys())

@@ -100,7 +100,7 @@ def test_an_interrupt_reports_what_was_finished(
     [
         (("--plot", "x.pdf"), "must end in .png, .svg, .html"),
         (("--json", "none/x.json"), "existing folder"),
-        (("--prompts", "none.txt"), "cannot read the prompts"),
+        (("--prompts", "none.txt"), "cannot read none.txt: No such file"),
         (("--num-prompts", "0"), "num_prompts is 0"),
         (("--modes", "greedy,fast"), "--modes is 'greedy,fast': choose from greedy"),
         (("--seed", "-1"), "seed is -1"),

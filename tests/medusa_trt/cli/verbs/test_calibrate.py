@@ -238,7 +238,7 @@ def test_an_interrupt_keeps_what_was_measured(
         (("latency", "--sizes", "0"), "sizes are [0]"),
         (("latency", "--rounds", "0"), "rounds is 0"),
         (("latency", "--batch-size", "0"), "--batch-size is 0"),
-        (("heads", "--prompts", "none.txt"), "cannot read the prompts"),
+        (("heads", "--prompts", "none.txt"), "cannot read none.txt: No such file"),
         (("heads", "--num-prompts", "0"), "num_prompts is 0"),
         (("heads", "--max-new-tokens", "1"), "max_new_tokens is 1"),
         (("heads", "--temperature", "-1"), "temperature is -1"),

@@ -63,7 +63,10 @@ def test_the_command_line_makes_data_and_heads_and_a_joint_model(
         (["data", "unknown-model", "--output", "OUT"], "unknown model"),
         (["data", "MODEL", "--output", "OUT", "--batch-size", "0"], "--batch-size is 0"),
         (["data", "MODEL", "--output", "OUT", "--temperatures", "0,-1"], "temperatures are"),
-        (["data", "MODEL", "--output", "OUT", "--prompts", "NOTHING"], "cannot read the prompts"),
+        (
+            ["data", "MODEL", "--output", "OUT", "--prompts", "NOTHING"],
+            "cannot read NOTHING: No such file",
+        ),
         (
             ["heads", "MODEL", "--data", "X", "--output", "OUT", "--num-heads", "0"],
             "--num-heads is 0",

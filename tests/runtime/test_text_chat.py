@@ -1,0 +1,83 @@
+"""Tools, variables and begun replies in chat templates; start tokens that a prompt has already."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.tiny_models import byte_tokenizer
+from tokenizers import AddedToken, processors
+
+from medusa_trt.errors import PromptError
+from medusa_trt.runtime import tensors as names
+from medusa_trt.runtime.bundle import Bundle
+from medusa_trt.runtime.text import Message, TextCodec
+
+CHATML = (
+    "{% if tools %}{{ tools | tojson }}{% endif %}{% for m in messages %}"
+    "{{ '<|' + m.role + '|>' + m.content + '<|end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>' }}"
+    "{% if enable_thinking is false %}{{ '<think></think>' }}{% endif %}{% endif %}"
+)
+STRIPPING = CHATML.replace("m.content", "(m.content | trim)")
+USER: Message = {"role": "user", "content": "hi"}
+TOOLS = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}]
+
+
+@pytest.fixture
+def opened(bundle: Path) -> Bundle:
+    """A bundle whose files a test may change."""
+    return Bundle.open(bundle)
+
+
+def codec_with(opened: Bundle, template: str) -> TextCodec:
+    (opened.path / names.CHAT_TEMPLATE_FILE).write_text(template)
+    return TextCodec(opened)
+
+
+def expected(messages: list[Message], template: str, **values: Any) -> str:
+    plain = [dict(message) for message in messages]
+    text = byte_tokenizer().apply_chat_template(
+        plain, chat_template=template, tokenize=False, **values
+    )
+    assert isinstance(text, str)
+    return text
+
+
+def test_tools_and_variables_reach_the_template(opened: Bundle) -> None:
+    codec = codec_with(opened, CHATML)
+    text = codec.render_chat([USER], tools=TOOLS, variables={"enable_thinking": False})
+    values: dict[str, Any] = {"tools": TOOLS, "enable_thinking": False}
+    assert text == expected([USER], CHATML, add_generation_prompt=True, **values)
+    assert text.endswith("<think></think>") and '"name": "f"' in text
+
+
+@pytest.mark.parametrize("template", [CHATML, STRIPPING])
+@pytest.mark.parametrize("begun", ["Sure", "Sure ", " Sure: ", "hi", "a\nb"])
+def test_a_reply_goes_on_with_a_last_message_of_the_assistant(
+    opened: Bundle, template: str, begun: str
+) -> None:
+    messages: list[Message] = [USER, {"role": "assistant", "content": begun}]
+    text = codec_with(opened, template).render_chat(messages)
+    assert text == expected(messages, template, continue_final_message=True)
+    parts: list[Message] = [USER, {**messages[1], "content": [{"type": "text", "text": begun}]}]
+    assert codec_with(opened, template).render_chat(parts) == text
+
+
+def test_a_template_that_hides_the_begun_reply_is_named(opened: Bundle) -> None:
+    codec = codec_with(opened, "{{ messages[0].content }}")
+    with pytest.raises(PromptError, match="does not show the last message"):
+        codec.render_chat([USER, {"role": "assistant", "content": "Sure"}])
+
+
+def test_a_start_token_in_the_prompt_is_not_doubled(opened: Bundle) -> None:
+    tokenizer = byte_tokenizer().backend_tokenizer
+    tokenizer.add_special_tokens([AddedToken("<s>", special=True)])
+    start = tokenizer.token_to_id("<s>")
+    tokenizer.post_processor = processors.TemplateProcessing("<s> $A", None, [("<s>", start)])
+    tokenizer.save(str(opened.path / names.TOKENIZER_FILE))
+    codec = TextCodec(opened)
+    (letter,) = codec.encode("a", add_special_tokens=False)
+    assert codec.encode("a") == codec.encode("<s>a") == [start, letter]
+    assert codec.encode("<s><s>a") == [start, start, letter]
+    assert codec.encode("<s><s>a", add_special_tokens=False) == [start, start, letter]
+    assert codec.encode("") == [start]
