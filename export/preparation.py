@@ -11,6 +11,7 @@ from medusa_trt.errors import ExportError, HeadsError
 from medusa_trt.export.heads.medusa_heads import MedusaHeads
 from medusa_trt.export.modeling.attention_form import AttentionForm
 from medusa_trt.export.modeling.attention_forms import choose_attention
+from medusa_trt.export.modeling.rotary import find_longrope_length
 from medusa_trt.export.modeling.support import (
     find_sliding_window,
     list_notices,
@@ -247,16 +248,12 @@ def _make_random_parts(
 def _choose_max_length(
     wanted: int | None, model: PreTrainedModel, target: Target, *, is_random: bool
 ) -> int:
-    limit = getattr(model.config, "max_position_embeddings", None)
-    if limit is None:
-        raise ExportError(
-            f"{model.config.model_type} models have no max_position_embeddings and so no longest "
-            "sequence: they are not supported"
-        )
+    limit = getattr(model.config, "max_position_embeddings", None) or target.max_length
     if wanted is None:
         window = find_sliding_window(model)
         reach = window if window is not None and window >= _LEAST_WINDOW else limit
-        return int(min(limit, target.max_length, reach))
+        short_length = find_longrope_length(model.config) or limit
+        return int(min(limit, target.max_length, reach, short_length))
     if is_random:
         limit = max(limit, _LONGEST_RANDOM)  # Random weights have learned no positions.
     if not 64 <= wanted <= limit:

@@ -119,9 +119,13 @@ def watch_attention_shapes(model: PreTrainedModel, max_length: int) -> list[Prob
     """Records the attention calls of a model without data; their tensors have shapes only."""
     rotary = model.base_model.rotary_emb
     assert isinstance(rotary, nn.Module)
-    fixed = fix_rotary_length(rotary, max_length)
+    # Some rotary modules look at the positions' values, so the model's own cannot run here.
+    kinds = rotation_types_from_config(model.config)
+    tables = make_rotary_tables(fix_rotary_length(rotary, max_length), kinds, 1)
+    rotary_dim = 2 * next(iter(tables.values()))[0].shape[1]
     with fake_parameters(model) as mode, mode:
-        return watch_attention(model, fixed, torch.zeros(1, 1, _NUM_TOKENS, _NUM_TOKENS))
+        mask = torch.zeros(1, 1, _NUM_TOKENS, _NUM_TOKENS)
+        return watch_attention(model, IdentityRotary(rotary_dim), mask)
 
 
 def find_attention_problem(model: PreTrainedModel, max_length: int) -> str | None:

@@ -80,6 +80,17 @@ def rope_parameters_from_config(config: PretrainedConfig) -> list[dict[str, obje
     return by_type or [parameters]
 
 
+def find_longrope_length(config: PretrainedConfig) -> int | None:
+    """Finds the longest text that LongRoPE rotates by its short factors; None without LongRoPE."""
+    lengths = [
+        parameters.get("original_max_position_embeddings")
+        for parameters in rope_parameters_from_config(config)
+        if parameters.get("rope_type") == "longrope"
+        and parameters.get("short_factor") != parameters.get("long_factor")
+    ]
+    return next((length for length in lengths if isinstance(length, int)), None)
+
+
 def make_rotary_tables(
     rotary: nn.Module, kinds: Sequence[str | None], num_positions: int
 ) -> dict[str | None, RotaryTable]:

@@ -10,9 +10,9 @@ from medusa_trt.export.modeling.attention_probe import (
     watch_attention_shapes,
 )
 from medusa_trt.export.modeling.dense_experts import find_experts_problem, has_experts
-from medusa_trt.export.modeling.rotary import rope_parameters_from_config
+from medusa_trt.export.modeling.rotary import find_longrope_length
 
-_LAYER_TYPES = {"full_attention", "sliding_attention"}
+_LAYER_TYPES = {"attention", "full_attention", "sliding_attention"}
 
 
 def find_sliding_window(model: PreTrainedModel) -> int | None:
@@ -46,16 +46,23 @@ def refuse_unsupported(model: PreTrainedModel, max_length: int) -> None:
     except MedusaError:
         raise
     except Exception as error:  # The model's own code may raise any exception.
+        if "meta tensor" in str(error):
+            problem = "weights that are read outside the call of their layer"
+            raise _unsupported(model, problem) from error
         raise ExportError(
             f"this {model.config.model_type} model does not run ({type(error).__name__}: "
             f"{describe_error(error)}): its config may not fit, or it is of a kind that is not "
             "supported"
         ) from error
     if problem is not None:
-        raise ExportError(
-            f"{model.config.model_type} models with {problem} are not supported: "
-            "use a model without it, or open an issue"
-        )
+        raise _unsupported(model, problem)
+
+
+def _unsupported(model: PreTrainedModel, problem: str) -> ExportError:
+    return ExportError(
+        f"{model.config.model_type} models with {problem} are not supported: use a model without "
+        "it, or open an issue"
+    )
 
 
 def list_notices(model: PreTrainedModel, max_length: int, *, is_slower: bool) -> list[str]:
@@ -73,14 +80,16 @@ def list_notices(model: PreTrainedModel, max_length: int, *, is_slower: bool) ->
         if window is not None and not needs_general_attention(model, window):
             text = f"{text}: --max-length {window} would do without its sliding windows"
         texts.append(text)
-    for parameters in rope_parameters_from_config(config):
-        original = parameters.get("original_max_position_embeddings")
-        has_two = parameters.get("short_factor") != parameters.get("long_factor")
-        if parameters.get("rope_type") == "longrope" and isinstance(original, int) and has_two:
-            which = "long" if max_length > original else "short"
+    if (short_length := find_longrope_length(config)) is not None:
+        if max_length > short_length:
             texts.append(
-                f"LongRoPE rotates every text by its {which} factors, as --max-length is "
-                f"{max_length}: the short ones are for {original} tokens at most"
+                f"LongRoPE rotates every text by its long factors, as --max-length is {max_length}:"
+                f" Hugging Face rotates texts of up to {short_length} tokens by the short ones"
+            )
+        else:
+            texts.append(
+                f"LongRoPE rotates by its short factors: --max-length above {short_length} would "
+                "rotate every text by the long ones, other than Hugging Face"
             )
     if has_experts(model):
         texts.append(
@@ -91,15 +100,16 @@ def list_notices(model: PreTrainedModel, max_length: int, *, is_slower: bool) ->
 
 
 def _problem_in_config(model: PreTrainedModel) -> str | None:
-    layer_types = set(getattr(model.config, "layer_types", None) or ()) - _LAYER_TYPES
+    layer_types = set(getattr(model.config, "layer_types", None) or ())
+    other_types = layer_types - _LAYER_TYPES
     rotary = getattr(model.base_model, "rotary_emb", None)
     problem = None
     if not getattr(model, "_supports_attention_backend", False):
         problem = "attention outside the attention interface of transformers"
-    elif model._is_stateful:
+    elif model._is_stateful and not layer_types:
         problem = "a state other than keys and values"
-    elif layer_types:
-        problem = f"layers of another kind than attention ({', '.join(sorted(layer_types))})"
+    elif other_types:
+        problem = f"layers of another kind than attention ({', '.join(sorted(other_types))})"
     elif not isinstance(rotary, nn.Module):
         problem = "positions other than rotary embeddings"
     elif _is_complex(rotary):

@@ -4,6 +4,9 @@ from pathlib import Path
 
 import onnx_ir as ir
 import pytest
+from support.model_families import longrope
+from support.tiny_models import save_tiny_model
+from transformers import AutoConfig
 
 from medusa_trt.errors import ExportError
 from medusa_trt.export.pipeline import ExportOptions, export_bundle
@@ -60,3 +63,34 @@ def test_the_size_of_a_bundle_is_known_before(
             if isinstance(tensor, ir.ExternalTensor) and value.name not in ("cos", "sin"):
                 sizes[tensor.offset] = tensor.nbytes
     assert 0.9 * sum(sizes.values()) <= estimate <= 1.2 * sum(sizes.values())
+
+
+@pytest.mark.parametrize(
+    ("max_length", "expected", "message"),
+    [
+        (None, 128, "by its short factors: --max-length above 128 would rotate every text by the"),
+        (129, 129, "by its long factors, as --max-length is 129: Hugging Face rotates texts of up"),
+    ],
+)
+def test_the_default_length_keeps_to_longropes_short_factors(
+    max_length: int | None, expected: int, message: str, tmp_path: Path
+) -> None:
+    folder = save_tiny_model(tmp_path / "phi3", longrope(128))
+    options = ExportOptions(
+        model=str(folder), heads="none", output=tmp_path / "bundle", max_length=max_length
+    )
+    told: list[str] = []
+    assert parts_from_options(options, told.append).max_length == expected
+    assert any(message in line for line in told)
+
+
+@pytest.mark.parametrize("model_type", ["bloom", "mamba"])
+def test_models_without_a_longest_sequence_are_refused_for_what_they_are(
+    model_type: str, tmp_path: Path
+) -> None:
+    config = AutoConfig.for_model(model_type, vocab_size=300, hidden_size=64, eos_token_id=257)
+    config.num_hidden_layers = 2
+    folder = save_tiny_model(tmp_path / model_type, config)
+    options = ExportOptions(model=str(folder), heads="none", output=tmp_path / "bundle")
+    with pytest.raises(ExportError, match="attention outside the attention interface"):
+        parts_from_options(options, lambda _: None)

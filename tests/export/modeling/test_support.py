@@ -1,5 +1,7 @@
 """Which models are refused, and that a model is left as it was."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -15,11 +17,15 @@ from support.model_families import (
     longrope,
     weighted_model,
 )
-from support.tiny_models import random_model
+from support.tiny_models import VOCAB_SIZE, random_model, save_tiny_model
+from transformers import PreTrainedModel
 
 from medusa_trt.errors import ExportError
 from medusa_trt.export.modeling.rotary import fixed_rotary
-from medusa_trt.export.modeling.support import refuse_unsupported
+from medusa_trt.export.modeling.support import needs_general_attention, refuse_unsupported
+from medusa_trt.export.models.base_model import open_base_model
+from medusa_trt.export.models.source import source_from_name
+from medusa_trt.export.weights.streamed_model import weights_at_hand
 
 
 def test_watching_a_model_leaves_it_as_it_was() -> None:
@@ -83,3 +89,49 @@ def test_norms_between_rotation_and_attention_are_refused_unless_they_commute() 
     refuse_unsupported(random_model(config("hunyuan_v1_dense", head_dim=16)), MAX_LENGTH)
     with pytest.raises(ExportError, match="right before attention"):
         refuse_unsupported(weighted_model(config("hunyuan_v1_dense", head_dim=16)), MAX_LENGTH)
+
+
+def test_a_hybrid_of_attention_layers_alone_is_supported() -> None:
+    """Granite 4.0 micro calls itself stateful and has no recurrent layer."""
+
+    def make(*layer_types: str) -> PreTrainedModel:
+        positions = {"layer_types": list(layer_types), "position_embedding_type": "rope"}
+        return random_model(config("granitemoehybrid", **positions))
+
+    refuse_unsupported(make("attention", "attention"), MAX_LENGTH)
+    with pytest.raises(ExportError, match="layers of another kind than attention"):
+        refuse_unsupported(make("attention", "mamba"), MAX_LENGTH)
+
+
+def test_a_rotary_module_that_looks_at_the_positions_is_watched_without_data() -> None:
+    scaling = {
+        "rope_type": "longrope",
+        "rope_theta": 1e4,
+        "short_factor": [1.0] * 8,
+        "long_factor": [2.0] * 8,
+        "short_mscale": 1.2,
+        "long_mscale": 1.2,
+        "original_max_position_embeddings": 256,
+    }
+    model = random_model(config("phimoe", rope_parameters=scaling))
+    refuse_unsupported(model, MAX_LENGTH)
+    assert not needs_general_attention(model, MAX_LENGTH)
+
+
+def test_weights_that_are_read_past_their_layers_are_named(tmp_path: Path) -> None:
+    layer_types = ["sliding_attention", "full_attention"] * 2
+    gemma = config(
+        "gemma3n_text",
+        head_dim=16,
+        num_hidden_layers=4,
+        layer_types=layer_types,
+        num_kv_shared_layers=2,
+        activation_sparsity_pattern=[0.0] * 4,
+        vocab_size_per_layer_input=VOCAB_SIZE,
+        hidden_size_per_layer_input=16,
+        laurel_rank=8,
+    )
+    base = open_base_model(source_from_name(str(save_tiny_model(tmp_path / "gemma", gemma))))
+    message = "gemma3n_text models with weights that are read outside the call of their layer"
+    with weights_at_hand(base.model, base.weights), pytest.raises(ExportError, match=message):
+        refuse_unsupported(base.model, MAX_LENGTH)
