@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import track
 from rich.table import Table
-from script import add_bundles, make_parser, report_errors
+from script import add_bundles, make_parser, name_busy_machine, report_errors
 
 from medusa_trt.calibration.bench.measurement import measure_replies, warm_up
 from medusa_trt.calibration.bench.options import BenchOptions
@@ -32,7 +32,10 @@ def main() -> int:
     add_bundles(parser)
     parser.add_argument("--threads", type=int, metavar="N", help="threads of the engine")
     arguments = parser.parse_args()
-    with MedusaSession(arguments.bundle, num_threads=arguments.threads) as session:
+    with (
+        MedusaSession(arguments.bundle, num_threads=arguments.threads) as session,
+        name_busy_machine(arguments.threads),
+    ):
         return compare(session, Console(highlight=False))
 
 

@@ -3,12 +3,14 @@
 import argparse
 import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
 
 import msgspec
 
+from medusa_trt.calibration.noise import CoreWatch, Noise
 from medusa_trt.errors import MedusaError
 from medusa_trt.files import replaced_file
 
@@ -67,6 +69,16 @@ def check_threads(threads: Iterable[int]) -> None:
     for number in threads:
         if not 1 <= number <= num_cores:
             raise MedusaError(f"--threads is {number}: this process may use 1 to {num_cores}")
+
+
+@contextmanager
+def name_busy_machine(num_threads: int | None) -> Iterator[None]:
+    """Prints a warning if other work had cores that a measurement wanted."""
+    cores = CoreWatch()
+    yield
+    warning = Noise.from_samples(cores.free_cores(), num_threads, []).warning
+    if warning is not None:
+        print(warning, file=sys.stderr)
 
 
 def check_output(file: Path | None) -> None:

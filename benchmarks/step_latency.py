@@ -24,6 +24,7 @@ from script import (
     check_output,
     check_threads,
     make_parser,
+    name_busy_machine,
     report_errors,
     write_json,
 )
@@ -56,7 +57,8 @@ def main() -> int:
     arguments = parser.parse_args()
     arguments.past, arguments.threads = arguments.past or [256], arguments.threads or [1]
     check(arguments)
-    report = measure(arguments)
+    with name_busy_machine(max(arguments.threads)):
+        report = measure(arguments)
     print_report(report, Console())
     write_json(arguments.json, report)
     return 0

@@ -15,7 +15,15 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
-from script import add_bundles, add_numbers, check_output, make_parser, report_errors, write_json
+from script import (
+    add_bundles,
+    add_numbers,
+    check_output,
+    make_parser,
+    name_busy_machine,
+    report_errors,
+    write_json,
+)
 
 from medusa_trt.calibration.bench.summary import quartiles
 from medusa_trt.calibration.prompts import prompts_from_source
@@ -72,7 +80,8 @@ def main() -> int:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the table to a file")
     arguments = parser.parse_args()
     check_output(arguments.json)
-    return compare(arguments)
+    with name_busy_machine(arguments.threads):
+        return compare(arguments)
 
 
 def compare(arguments: Namespace) -> int:

@@ -5,8 +5,16 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from script import check_output, check_threads, make_parser, report_errors, write_json
+from script import (
+    check_output,
+    check_threads,
+    make_parser,
+    name_busy_machine,
+    report_errors,
+    write_json,
+)
 
+from medusa_trt.calibration.noise import CoreWatch
 from medusa_trt.errors import MedusaError
 
 FOLDER = Path(make_parser.__code__.co_filename).parent
@@ -51,3 +59,16 @@ def test_output_and_threads_are_checked_before_the_work(tmp_path: Path) -> None:
     write_json(None, 1)
     write_json(file, {"tokens": 3})
     assert file.read_text() == '{\n "tokens": 3\n}'
+
+
+@pytest.mark.parametrize(("free_cores", "is_busy"), [(0.3, True), (1.0, False), (None, False)])
+def test_a_busy_machine_is_named(
+    free_cores: float | None,
+    is_busy: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(CoreWatch, "free_cores", lambda _: free_cores)
+    with name_busy_machine(1):
+        pass
+    assert ("machine was busy" in capsys.readouterr().err) == is_busy
