@@ -144,7 +144,7 @@ def _check_reductions(session: MedusaSession, console: Console) -> bool:
     num_equal, entropy_error = 0, 0.0
     for sampling in SAMPLING:
         uniforms = rng.random((1, tree.num_nodes))
-        reductions = engine.reduce(tokens, tree, sampling, uniforms)
+        reductions = engine.reduce(tokens, tree, [sampling], uniforms)
         flat = SamplingOptions(temperature=sampling.temperature)
         for row in range(tree.num_nodes):
             drawn = token_from_logits(logits[0, row], sampling, uniforms[0, row])
@@ -256,7 +256,7 @@ def _time_draft_and_reductions(session: MedusaSession, num_rounds: int, console:
     uniforms = np.full(tokens.shape, 0.5)
     for sampling in SAMPLING:
         median_ms, p90_ms = _time_ms(
-            partial(engine.reduce, tokens, tree, sampling, uniforms), num_rounds
+            partial(engine.reduce, tokens, tree, [sampling], uniforms), num_rounds
         )
         name = f"reductions of {tree.num_nodes} rows, top-k {sampling.top_k}, p {sampling.top_p}"
         table.add_row(name, f"{median_ms:.2f}", f"{p90_ms:.2f}")

@@ -43,6 +43,10 @@ class GenerationError(EngineError):
         self.generation = generation
 
 
+class QueueFullError(MedusaError):
+    """Too many requests wait for a slot."""
+
+
 class PromptError(MedusaError):
     """A prompt or an option of a reply cannot be used."""
 

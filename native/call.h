@@ -95,11 +95,13 @@ class Call {
     return value ? tensor_of(api_, value) : Tensor();
   }
 
+  // Returns an output; one that nothing reads has no data.
   Tensor output(size_t index, const std::vector<int64_t>& shape) const {
     ort::Value* value = nullptr;
     check(api_->output(context_, index, shape.data(), shape.size(), &value));
     Tensor tensor;
     tensor.shape = shape;
+    if (!value) return tensor;
     void* data = nullptr;
     check(api_->data(value, &data));
     tensor.data = static_cast<char*>(data);

@@ -1,6 +1,7 @@
 // Registration of the operators of domain "medusa_trt" with ONNX Runtime.
 #include "cache.h"
 #include "call.h"
+#include "draft_trees.h"
 #include "linear.h"
 #include "reduce.h"
 #include "selection.h"
@@ -95,6 +96,11 @@ extern "C" __attribute__((visibility("default"))) medusa::ort::Status* RegisterC
 extern "C" __attribute__((visibility("default"))) void medusa_trt_commit(
     const medusa::Commit* commit) {
   commit->run();
+}
+
+// Grows the draft trees of a step; see runtime/decoding/growth.py.
+extern "C" __attribute__((visibility("default"))) void medusa_trt_grow(medusa::DraftTrees* trees) {
+  trees->run();
 }
 
 // The name of the kernels in use, for reports.

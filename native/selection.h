@@ -1,6 +1,8 @@
 // The operators ArgMax and TopK.
 #pragma once
 
+#include <cmath>
+
 #include "call.h"
 
 namespace medusa {
@@ -33,17 +35,20 @@ class ArgMax {
   }
 };
 
-// The indices of each row's largest values, largest first; ONNX Runtime's own is slower.
+// The indices of each row's largest values, largest first, and the logarithms of their shares in
+// the row's softmax; ONNX Runtime's own operators are slower.
 //
-// Input: x (..., N) float. Output: (..., count) int64.
+// Input: x (..., N) float. Outputs: (..., count) int64 and, if it is wanted, (..., count) float.
 class TopK {
  public:
   static constexpr const char* kName = "TopK";
-  static constexpr size_t kInputs = 1, kRequiredInputs = 1, kOutputs = 1, kRequiredOutputs = 1;
+  static constexpr size_t kInputs = 1, kRequiredInputs = 1, kOutputs = 2, kRequiredOutputs = 1;
 
   static bool may_lack(size_t) { return false; }
   static ort::ElementType input_type(size_t) { return ort::kFloat; }
-  static ort::ElementType output_type(size_t) { return ort::kInt64; }
+  static ort::ElementType output_type(size_t index) {
+    return index == 0 ? ort::kInt64 : ort::kFloat;
+  }
 
   TopK(const Api* api, const ort::KernelInfo* info) : count_(int_attribute(api, info, "count")) {}
 
@@ -55,10 +60,19 @@ class TopK {
     const int64_t size = shape.back();
     shape.back() = count_;
     const Tensor out = call.output(0, shape);
+    float* logprobs = call.output(1, shape).as<float>();
     call.parallel(out.size() / count_, [&](int64_t row) {
-      kernels()->top_k(x.as<const float>() + row * size, size, count_,
-                       scratch<float>(Scratch::kTask, static_cast<size_t>(count_)),
-                       out.as<int64_t>() + row * count_);
+      const float* values = x.as<const float>() + row * size;
+      int64_t* indices = out.as<int64_t>() + row * count_;
+      float* buffer = scratch<float>(Scratch::kTask, static_cast<size_t>(size));
+      kernels()->top_k(values, size, count_, buffer, indices);
+      if (!logprobs) return;
+      double spread = 0;
+      const float highest = values[indices[0]];
+      const double total = kernels()->weigh(values, size, 1.0f, highest, buffer, &spread);
+      for (int64_t i = 0; i < count_; ++i)
+        logprobs[row * count_ + i] =
+            static_cast<float>(values[indices[i]] - highest - std::log(total));
     });
   }
 

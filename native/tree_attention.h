@@ -11,8 +11,9 @@ namespace {
 //
 // Inputs: query (B, T, heads * D), or with key and value absent all three in one; key and value
 // (B, T, kv_heads * D); past_key and past_value (B, kv_heads, capacity, D); past_length (B,) int64;
-// position_offsets (T,) int64; tree_mask (T, T), 0 or a value that hides a node; cos and sin
-// (positions, rotary_dim / 2). The cache is bfloat16.
+// position_offsets (B, T) int64; tree_mask (B, T, T), 0 or a value that hides a node; cos and sin
+// (positions, rotary_dim / 2). The cache is bfloat16. Bundles of version 0.1 have one tree for all
+// sequences, (T,) and (T, T).
 // Outputs: attended (B, T, heads * D) and the updated cache, which may share memory with the past.
 class TreeAttention {
  public:
@@ -50,7 +51,8 @@ class TreeAttention {
     const int64_t width = (packed ? heads_ + 2 * kv_heads_ : heads_) * size;
     call.require(past_key.shape[0] == batch && past_key.shape[1] == kv_heads_ &&
                      query.shape[2] == width && past_length.size() == batch &&
-                     offsets.size() == nodes && mask.size() == nodes * nodes &&
+                     (offsets.size() == nodes || offsets.size() == batch * nodes) &&
+                     mask.size() == offsets.size() * nodes &&
                      2 * cos.shape[1] <= size,
                  kName, "inputs differ in shape");
     if (!packed) {
@@ -58,11 +60,12 @@ class TreeAttention {
       call.require(key.shape == shape && value.shape == shape, kName, "inputs differ in shape");
     }
     const int64_t* pasts = past_length.as<const int64_t>();
+    const int64_t tree_stride = offsets.size() == nodes ? 0 : nodes;  // from tree to tree
     for (int64_t b = 0; b < batch; ++b) {
       call.require(pasts[b] >= 0 && pasts[b] <= capacity - nodes, kName,
                    "the nodes do not fit the cache");
       for (int64_t t = 0; t < nodes; ++t) {
-        const int64_t position = pasts[b] + offsets.as<const int64_t>()[t];
+        const int64_t position = pasts[b] + offsets.as<const int64_t>()[b * tree_stride + t];
         call.require(position >= 0 && position < cos.shape[0], kName,
                      "a position is outside the rotary table");
       }
@@ -84,7 +87,7 @@ class TreeAttention {
     for (int64_t b = 0; b < batch; ++b)
       for (int64_t t = 0; t < nodes; ++t)
         positions[static_cast<size_t>(b * nodes + t)] =
-            pasts[b] + offsets.as<const int64_t>()[t];
+            pasts[b] + offsets.as<const int64_t>()[b * tree_stride + t];
 
     const auto append = [&](int64_t index) {
       const int64_t b = index / kv_heads_, head = index % kv_heads_;
@@ -100,10 +103,17 @@ class TreeAttention {
     };
     for (int64_t index = 0; index < batch * kv_heads_; ++index) append(index);
 
-    bool chain = true;
-    for (int64_t t = 0; t < nodes; ++t)
-      for (int64_t j = 0; j < nodes; ++j)
-        chain = chain && (j <= t) == (mask.as<float>()[t * nodes + j] > kHidden);
+    const auto is_chain = [&](const float* tree) {
+      for (int64_t t = 0; t < nodes; ++t)
+        for (int64_t j = 0; j < nodes; ++j)
+          if ((j <= t) != (tree[t * nodes + j] > kHidden)) return false;
+      return true;
+    };
+    std::vector<char> chains(static_cast<size_t>(batch));
+    for (int64_t b = 0; b < batch; ++b)
+      chains[static_cast<size_t>(b)] =
+          b > 0 && tree_stride == 0 ? chains[0]
+                                    : is_chain(mask.as<float>() + b * tree_stride * nodes);
 
     // Spreads the query rows evenly over the smallest number of tasks that can hold them.
     const Kernels& best = *kernels();
@@ -123,8 +133,8 @@ class TreeAttention {
       a.scale = scale_;
       a.queries = query.as<float>() + b * nodes * width + head * group * size;
       a.row_stride = width;
-      a.mask = mask.as<float>();
-      a.chain = chain;
+      a.mask = mask.as<float>() + b * tree_stride * nodes;
+      a.chain = chains[static_cast<size_t>(b)];
       a.keys = new_key.as<uint16_t>() + cache;
       a.values = new_value.as<uint16_t>() + cache;
       a.cos = cos.as<float>();

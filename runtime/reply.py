@@ -7,8 +7,8 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from medusa_trt.runtime.choosing import TokenLogprobs
-from medusa_trt.runtime.decoding import Added
+from medusa_trt.runtime.decoding.choosing import TokenLogprobs
+from medusa_trt.runtime.decoding.decoder import Added
 from medusa_trt.runtime.text import TextStream
 
 FinishReason = Literal["stop", "length", "cache_full", "cancelled", "error"]
@@ -24,7 +24,7 @@ class GenerationStats:
         new_tokens: number of tokens in the reply, with a final end-of-sequence token.
         accept_lengths: number of tokens that each verify step added, before the reply was cut at
             its end.
-        prefill_s: seconds until the first token.
+        prefill_s: seconds until the first token, from when a slot was free.
         decode_s: seconds for the tokens after the first.
         engine_s: seconds of `decode_s` spent in engine calls; in a batch, for all its replies.
     """
@@ -97,7 +97,6 @@ class Reply:
         self,
         *,
         num_prompt: int,
-        num_cached: int,
         limit: int,
         limit_reason: FinishReason,
         stop_ids: Sequence[int],
@@ -110,7 +109,6 @@ class Reply:
 
         Args:
             num_prompt: number of tokens in the prompt.
-            num_cached: number of prompt tokens that were in the cache already.
             limit: maximum number of tokens in the reply.
             limit_reason: finish reason of a reply that reaches the limit.
             stop_ids: tokens that end the reply.
@@ -122,7 +120,7 @@ class Reply:
         """
         self.finish_reason: FinishReason | None = None
         self.token_ids: list[int] = []
-        self._num_prompt, self._num_cached = num_prompt, num_cached
+        self._num_prompt, self._num_cached = num_prompt, 0
         self._limit, self._limit_reason = limit, limit_reason
         self._stop_ids, self._stop = frozenset(stop_ids), tuple(stop)
         self._text_stream = text_stream
@@ -134,6 +132,11 @@ class Reply:
         self._accept_lengths: list[int] = []
         self._start_s = self._first_s = time.perf_counter()
         self._first_engine_s = 0.0
+
+    def begin(self, num_cached: int) -> None:
+        """Starts the clock; `num_cached` prompt tokens are in the cache already."""
+        self._num_cached = num_cached
+        self._start_s = self._first_s = time.perf_counter()
 
     def add(self, added: Added, engine_s: float) -> StreamEvent | None:
         """Adds a step's tokens up to the end of the reply, where it sets `finish_reason`.
@@ -172,7 +175,7 @@ class Reply:
             accept_lengths=tuple(self._accept_lengths),
             prefill_s=self._first_s - self._start_s,
             decode_s=time.perf_counter() - self._first_s,
-            engine_s=engine_s - self._first_engine_s,
+            engine_s=engine_s - self._first_engine_s if self.token_ids else 0.0,
         )
         text = self._echo + self._text
         return Generation(self.token_ids, text, self.finish_reason, stats, tuple(self._logprobs))

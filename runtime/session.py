@@ -1,19 +1,22 @@
 """Sessions: they turn prompts into replies, one at a time or as a batch."""
 
 import threading
-from collections.abc import Generator, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections import deque
+from collections.abc import Generator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from medusa_trt.errors import EngineError, GenerationError, PromptError
+from medusa_trt.errors import GenerationError, PromptError
 from medusa_trt.runtime.bundle import Bundle
-from medusa_trt.runtime.choosing import Chooser
-from medusa_trt.runtime.decoding import Added, Decoder, PrefillCancelled, SequenceState
+from medusa_trt.runtime.decoding.choosing import Chooser
+from medusa_trt.runtime.decoding.decoder import Decoder
+from medusa_trt.runtime.decoding.drafting import TokenLookup
+from medusa_trt.runtime.decoding.sequence import SequenceState
 from medusa_trt.runtime.engines.backends import engine_from_backend
 from medusa_trt.runtime.engines.base import Engine
 from medusa_trt.runtime.options import GenerationOptions, SamplingOptions
 from medusa_trt.runtime.reply import FinishReason, Generation, GenerationStats, Reply, StreamEvent
+from medusa_trt.runtime.scheduler import Request, RequestEvent, Scheduler
 from medusa_trt.runtime.text import Message, TextCodec
 from medusa_trt.tree_configs import MedusaTree
 
@@ -34,23 +37,16 @@ _NUM_SPARE_ROWS = 64
 """Cache rows after the longest sequence; the largest published trees have 64 nodes."""
 
 
-@dataclass(slots=True)
-class _RunningReply:
-    """A reply in progress; `index` is the position of its prompt in a batch."""
-
-    index: int
-    prompt_ids: list[int]
-    reply: Reply
-    chooser: Chooser
-    state: SequenceState | None = None
-
-
 class MedusaSession:
     """Generates replies with one bundle on one engine; a context manager that frees the engine.
 
-    The KV cache keeps the last prompt and its reply, so the next prompt is only prefilled from the
-    first token that differs. One reply (or batch) runs at a time; a second one, also from another
-    thread, is refused. Several sessions do not affect each other.
+    The KV cache keeps earlier prompts and replies in its slots, so a prompt is only prefilled from
+    the first token that differs. Replies may be generated at the same time, also from several
+    threads: up to `batch_size` run together, the others wait.
+
+    Attributes:
+        scheduler: runs the requests; a server may use it directly, from one thread.
+        decoder: runs the scheduler's steps.
     """
 
     def __init__(
@@ -72,7 +68,7 @@ class MedusaSession:
                 default the one of the bundle's target.
             max_length: maximum length of prompt and reply together, in tokens; by default what the
                 bundle allows.
-            batch_size: number of sequences in one step of `generate_batch`.
+            batch_size: largest number of replies that run together.
             num_threads: threads for one step; the engine's choice by default.
 
         Raises:
@@ -97,9 +93,16 @@ class MedusaSession:
             batch_size=batch_size,
             num_threads=num_threads,
         )
-        self._cached_ids: list[int] = []
-        self._busy = threading.Lock()
-        self._cancelled = threading.Event()
+        heads, target = self.bundle.manifest.heads, self.bundle.manifest.target
+        self.decoder = Decoder(
+            self.engine,
+            num_heads=0 if heads is None else heads.num_heads,
+            top_k=0 if heads is None else heads.top_k,
+            min_rows=target.min_rows,
+        )
+        self.scheduler = Scheduler(self.engine, self.decoder)
+        self._lock = threading.Lock()
+        self._events: dict[int, deque[RequestEvent]] = {}
 
     def __enter__(self) -> "MedusaSession":
         return self
@@ -112,8 +115,8 @@ class MedusaSession:
         self.engine.close()
 
     def cancel(self) -> None:
-        """Ends the running reply after its current step; another thread or a callback calls it."""
-        self._cancelled.set()
+        """Ends all replies after the current step; another thread or a callback calls it."""
+        self.scheduler.cancel_all()
 
     def encode(self, prompt: Prompt) -> list[int]:
         """Encodes a prompt as token ids; the model's chat template renders messages.
@@ -131,10 +134,9 @@ class MedusaSession:
 
     def generate(self, prompt: Prompt, options: GenerationOptions | None = None) -> Generation:
         """Generates a reply and returns it whole; see `stream`."""
-        options = self.text.prepare_options(options or GenerationOptions())
-        prompt_ids = self.encode(prompt)
-        self._check(prompt_ids, options)
-        for event in self._stream(prompt_ids, options, streamed=False):
+        options = options or GenerationOptions()
+        request = self.make_request(prompt, options, streamed=False)
+        for event in self._stream(request):
             if event.generation is not None:
                 return event.generation
         raise AssertionError("a stream ends with its generation")
@@ -145,7 +147,8 @@ class MedusaSession:
         """Generates a reply, and yields an event for each step.
 
         Closing the iterator, `cancel` and Ctrl-C end the reply; the session stays usable. After
-        `cancel` and Ctrl-C, the last event holds what was generated so far.
+        `cancel` and Ctrl-C, the last event holds what was generated so far. Streams that run at
+        the same time, in one thread or several, share the steps.
 
         Args:
             prompt: text, token ids, or messages.
@@ -154,13 +157,11 @@ class MedusaSession:
         Raises:
             PromptError: the prompt is empty or does not fit into the cache.
             TreeError: the tree needs more heads or candidates than there are.
-            EngineError: the engine failed before the first token, is closed or is busy.
+            EngineError: the engine failed before the first token, or is closed.
             GenerationError: the engine failed later; the error holds what was generated so far.
         """
-        options = self.text.prepare_options(options or GenerationOptions())
-        prompt_ids = self.encode(prompt)
-        self._check(prompt_ids, options)
-        return self._stream(prompt_ids, options)
+        options = options or GenerationOptions()
+        return self._stream(self.make_request(prompt, options))
 
     def generate_batch(
         self, prompts: Sequence[Prompt], options: GenerationOptions | None = None
@@ -176,114 +177,93 @@ class MedusaSession:
 
         Raises:
             PromptError: a prompt is empty or does not fit into the cache.
-            EngineError: the engine failed, is closed or is busy.
+            EngineError: the engine failed before the first token of a reply, or is closed.
+            GenerationError: the engine failed later; see `stream`. The other replies are lost.
         """
-        options = self.text.prepare_options(options or GenerationOptions())
-        all_ids = [self.encode(prompt) for prompt in prompts]
-        for prompt_ids in all_ids:
-            self._check(prompt_ids, options)
-        with self._run_exclusively():
-            return self._run_batch(all_ids, options)
+        options = options or GenerationOptions()
+        requests = [
+            self.make_request(prompt, _add_to_seed(options, index), streamed=False)
+            for index, prompt in enumerate(prompts)
+        ]
+        numbers = [self._add(request) for request in requests]
+        done: list[Generation] = []
+        try:
+            for number in numbers:
+                generation = None
+                while generation is None:
+                    generation = self._next_event(number).generation
+                done.append(generation)
+        finally:
+            for number in numbers[len(done) :]:
+                self._leave(number)
+        return done
 
-    def _stream(
-        self, prompt_ids: list[int], options: GenerationOptions, streamed: bool = True
-    ) -> Generator[StreamEvent, None, None]:
-        with self._run_exclusively():
-            num_cached = _common_length(self._cached_ids, prompt_ids[:-1])
-            del self._cached_ids[num_cached:]
-            running = self._begin(0, prompt_ids, num_cached, options, streamed)
-            decoder = self._make_decoder(options)
-            reply, event = running.reply, None
-            try:
-                while True:
-                    added = self._advance(decoder, running, num_cached)
-                    event = reply.add(added, decoder.engine_s)
-                    if reply.finish_reason is not None:
-                        break
-                    if event is not None:
-                        yield event
-                    if self._cancelled.is_set():
-                        event, reply.finish_reason = None, "cancelled"
-                        break
-            except (KeyboardInterrupt, PrefillCancelled):
-                event, reply.finish_reason = None, "cancelled"
-            except EngineError as error:
-                if not reply.token_ids:
-                    raise
-                partial = reply.finish(decoder.engine_s, "error")
-                raise GenerationError(str(error), partial) from error
-            last = event or StreamEvent([], reply.take_new_text(), 0)
-            yield last._replace(generation=reply.finish(decoder.engine_s))
-
-    def _advance(self, decoder: Decoder, running: _RunningReply, num_cached: int) -> Added:
-        """Runs the prefill or one step, and records which tokens the cache holds."""
-        if running.state is None:
-            running.state, added = decoder.start(0, running.prompt_ids, num_cached, running.chooser)
-            self._cached_ids[:] = running.prompt_ids
-            return added
-        root_token = running.state.root_token
-        added = decoder.step([running.state])[0]
-        self._cached_ids += [root_token, *added[0][:-1]]
-        return added
-
-    def _run_batch(self, all_ids: list[list[int]], options: GenerationOptions) -> list[Generation]:
-        self._cached_ids.clear()
-        decoder = self._make_decoder(options)
-        waiting = [(index, ids, _add_to_seed(options, index)) for index, ids in enumerate(all_ids)]
-        waiting.reverse()
-        active: list[_RunningReply] = []
-        done: dict[int, Generation] = {}
-        while waiting or active:
-            while waiting and len(active) < self.engine.batch_size:
-                index, ids, reply_options = waiting.pop()
-                running = self._begin(index, ids, 0, reply_options)
-                for other in active:
-                    # The prefill overwrites the engine's outputs, of which `hidden` is a view.
-                    assert other.state is not None
-                    other.state.hidden = other.state.hidden.copy()
+    def _stream(self, request: Request) -> Generator[StreamEvent, None, None]:
+        number = self._add(request)
+        try:
+            while True:
                 try:
-                    running.state, added = decoder.start(len(active), ids, 0, running.chooser)
-                except PrefillCancelled:
-                    done[index] = running.reply.finish(decoder.engine_s, "cancelled")
+                    event = self._next_event(number)
+                except KeyboardInterrupt:
+                    self.scheduler.cancel(number)
                     continue
-                running.reply.add(added, decoder.engine_s)
-                active.append(running)
-                self._retire(active, done, decoder)
-            if active:
-                states = [running.state for running in active if running.state is not None]
-                for running, added in zip(active, decoder.step(states), strict=True):
-                    running.reply.add(added, decoder.engine_s)
-                if self._cancelled.is_set():
-                    for running in active:
-                        running.reply.finish_reason = "cancelled"
-                    waiting.clear()
-                self._retire(active, done, decoder)
-        return [done[index] for index in sorted(done)]
+                yield event
+                if event.generation is not None:
+                    return
+        finally:
+            self._leave(number)
 
-    def _retire(
-        self, active: list[_RunningReply], done: dict[int, Generation], decoder: Decoder
-    ) -> None:
-        """Removes finished replies, and moves the sequence of the last slot into the free slot."""
-        for slot in range(len(active) - 1, -1, -1):
-            running = active[slot]
-            if running.reply.finish_reason is None:
-                continue
-            done[running.index] = running.reply.finish(decoder.engine_s)
-            last = active.pop()
-            if last is not running:
-                assert last.state is not None
-                self.engine.move(last.state.slot, slot, last.state.past_length)
-                last.state.slot = slot
-                active[slot] = last
+    def _add(self, request: Request) -> int:
+        with self._lock:
+            number = self.scheduler.add(request)
+            self._events[number] = deque()
+            return number
 
-    def _begin(
-        self,
-        index: int,
-        prompt_ids: list[int],
-        num_cached: int,
-        options: GenerationOptions,
-        streamed: bool = False,
-    ) -> _RunningReply:
+    def _leave(self, number: int) -> None:
+        """Ends a request that nobody reads any more."""
+        if self._events.pop(number, None) is not None:
+            self.scheduler.cancel(number)
+
+    def _next_event(self, number: int) -> StreamEvent:
+        """Runs steps until there is an event of this request; other requests' events are kept.
+
+        Raises:
+            EngineError: the request ended by an error before its first token.
+            GenerationError: it ended by an error later.
+        """
+        events = self._events[number]
+        while not events:
+            with self._lock:
+                if not events:
+                    for result in self.scheduler.step():
+                        queue = self._events.get(result.request_id)
+                        if queue is not None:
+                            queue.append(result)
+        result = events.popleft()
+        if result.error is not None:
+            partial = result.event.generation
+            if partial is None or not partial.token_ids:
+                raise result.error
+            raise GenerationError(str(result.error), partial) from result.error
+        return result.event
+
+    def make_request(
+        self, prompt: Prompt, options: GenerationOptions, *, streamed: bool = True
+    ) -> Request:
+        """Makes a request that can be added to `scheduler` once.
+
+        Args:
+            prompt: text, token ids, or messages.
+            options: see `GenerationOptions`.
+            streamed: whether every step has an event, or the last one alone.
+
+        Raises:
+            PromptError: the prompt is empty or does not fit into the cache.
+            TreeError: the tree needs more heads or candidates than there are.
+        """
+        options = self.text.prepare_options(options)
+        prompt_ids = self.encode(prompt)
+        self._check(prompt_ids, options)
         num_free = self._max_sequence_length(options) - len(prompt_ids)
         limit = min(num_free, options.max_new_tokens or num_free)
         reason: FinishReason = "length" if limit == options.max_new_tokens else "cache_full"
@@ -291,7 +271,6 @@ class MedusaSession:
         special_ids = [self.text.special_token_id(text) for text in options.stop]
         reply = Reply(
             num_prompt=len(prompt_ids),
-            num_cached=num_cached,
             limit=limit,
             limit_reason=reason,
             stop_ids=[
@@ -305,31 +284,30 @@ class MedusaSession:
             streamed=streamed,
         )
         chooser = Chooser(options, prompt_ids, self.engine.capacity + 1)
-        return _RunningReply(index, prompt_ids, reply, chooser)
+        lookup = TokenLookup(prompt_ids, options.lookup_ngram) if options.lookup_ngram else None
+        state = SequenceState(slot=-1, chooser=chooser, tree=self._tree(options), lookup=lookup)
+        return Request(prompt_ids=prompt_ids, reply=reply, chooser=chooser, state=state)
 
-    def _make_decoder(self, options: GenerationOptions) -> Decoder:
-        target, heads = self.bundle.manifest.target, self.bundle.manifest.heads
-        return Decoder(
-            self.engine,
-            self._tree(options),
-            options.sampling,
-            top_k=None if heads is None else heads.top_k,
-            min_rows=target.min_rows,
-            prefill_chunk=self.engine.prefill_chunk,
-            lookup_ngram=options.lookup_ngram,
-            is_cancelled=self._cancelled.is_set,
-        )
+    def _tree(self, options: GenerationOptions) -> MedusaTree | None:
+        """The draft tree; None where a new one is grown at each step.
 
-    def _tree(self, options: GenerationOptions) -> MedusaTree:
+        The tokens of typical acceptance depend on the tree, so it always has a fixed one.
+        """
+        grows = options.tree is None and options.rule != "typical"
+        if grows and self.decoder.drafter.grows_trees:
+            return None
         return options.tree or self.bundle.tree
 
     def _max_sequence_length(self, options: GenerationOptions) -> int:
         """Length of the longest sequence that leaves room for the nodes of a step."""
-        return min(self.max_length, self.engine.capacity - self._tree(options).num_nodes)
+        tree = self._tree(options)
+        num_nodes = self.bundle.manifest.target.min_rows if tree is None else tree.num_nodes
+        return min(self.max_length, self.engine.capacity - num_nodes)
 
     def _check(self, prompt_ids: Sequence[int], options: GenerationOptions) -> None:
         model = self.bundle.manifest.model
-        self.bundle.manifest.check_tree(self._tree(options))
+        if options.tree is not None:
+            self.bundle.manifest.check_tree(options.tree)
         if not prompt_ids:
             raise PromptError("the prompt is empty: give at least one token")
         limit = self._max_sequence_length(options)
@@ -342,20 +320,6 @@ class MedusaSession:
         if not all(0 <= token < model.vocab_size for token in prompt_ids):
             raise PromptError(f"the prompt holds a token id outside 0 to {model.vocab_size - 1}")
 
-    @contextmanager
-    def _run_exclusively(self) -> Iterator[None]:
-        """Refuses a second caller instead of waiting, because it may be the same thread."""
-        if not self._busy.acquire(blocking=False):
-            raise EngineError(
-                "this session is generating another reply: finish or close that stream first, "
-                "or open a second session"
-            )
-        self._cancelled.clear()
-        try:
-            yield
-        finally:
-            self._busy.release()
-
 
 def _add_to_seed(options: GenerationOptions, index: int) -> GenerationOptions:
     seed = options.sampling.seed
@@ -363,11 +327,3 @@ def _add_to_seed(options: GenerationOptions, index: int) -> GenerationOptions:
         return options
     sampling = replace(options.sampling, seed=(seed + index) % 2**64)
     return replace(options, sampling=sampling)
-
-
-def _common_length(left: Sequence[int], right: Sequence[int]) -> int:
-    """Length of the longest common prefix."""
-    for index, (left_id, right_id) in enumerate(zip(left, right, strict=False)):
-        if left_id != right_id:
-            return index
-    return min(len(left), len(right))

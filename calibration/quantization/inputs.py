@@ -101,7 +101,7 @@ class Drafter:
         for states, text in zip(hidden, self._texts, strict=True):
             # A step drafts from the state before its root, one row at a time, and so does this.
             drafts = (
-                engine.draft(row[None], [root])[0]
+                engine.draft(row[None], [root]).ids[0]
                 for row, root in zip(states[:-1], text.token_ids[:-1], strict=True)
             )
             ranks.append(ranks_from_drafts(drafts, text.token_ids, heads.num_heads))

@@ -103,7 +103,7 @@ def rank_reply(
         for row in np.array(chunk.hidden)
     )
     drafts = (
-        session.engine.draft(state, [root])[0]
+        session.engine.draft(state, [root]).ids[0]
         for state, root in zip(states, token_ids[:-1], strict=True)
     )
     return ranks_from_drafts(drafts, token_ids, num_heads)

@@ -53,6 +53,8 @@ class SegmentedEngine:
         has_form = "verify_batch" in bundle.manifest.graphs
         form = "verify_batch" if batch_size > 1 and has_form else "verify"
         self._segments = _split(ir.load(bundle.graph_path(form)), segment_bytes)
+        inputs = {tensor.name: tensor for tensor in bundle.manifest.graphs[form].inputs}
+        self._takes_tree_per_sequence = len(inputs[names.TREE_MASK].shape) == 3
         spec = bundle.manifest.model
         shape = (batch_size, spec.num_kv_heads, capacity, spec.head_dim)
         dtype = bundle.manifest.target.cache_dtype
@@ -76,10 +78,14 @@ class SegmentedEngine:
         del logits
         slots = slice(first_slot, first_slot + len(past_lengths))
         shown = list(range(tree.num_nodes) if rows is None else rows)
+        mask, offsets = tree.additive_mask, np.ascontiguousarray(tree.position_offsets)
+        if self._takes_tree_per_sequence:
+            mask = np.stack([mask] * len(past_lengths))
+            offsets = np.stack([offsets] * len(past_lengths))
         values: dict[str, NDArray[Any]] = {
             names.INPUT_IDS: np.asarray(input_ids, np.int64),
-            names.TREE_MASK: tree.additive_mask,
-            names.POSITION_OFFSETS: np.ascontiguousarray(tree.position_offsets),
+            names.TREE_MASK: mask,
+            names.POSITION_OFFSETS: offsets,
             names.PAST_LENGTH: np.array(past_lengths, np.int64),
             names.ROWS: np.array(shown, np.int64),
             names.CACHE_POSITIONS: np.arange(self.capacity),

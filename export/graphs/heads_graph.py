@@ -60,6 +60,7 @@ def trace_heads(
         top_k,
         None if bias is None else tensor_from_array(bias.stored()).float(),
         torch.empty(embedding.sizes, device="meta"),
+        returns_logprobs=not portable,
     )
     return trace_heads_module(
         module.to(dtype), heads.hidden_size, opset, quantize, weights, portable=portable
@@ -94,7 +95,7 @@ def trace_heads_module(
         inputs,
         opset,
         input_names=[names.HIDDEN, names.ROOT_IDS][: len(inputs)],
-        output_names=[names.DRAFT_IDS],
+        output_names=[names.DRAFT_IDS, names.DRAFT_LOGPROBS][: 1 + module.returns_logprobs],
         dynamic_shapes=({0: batch},) * len(inputs),
         weights=weights or {},
     )

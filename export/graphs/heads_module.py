@@ -21,6 +21,7 @@ class HeadsModule(nn.Module):
         top_k: int,
         shared_bias: torch.Tensor | None = None,
         embedding: torch.Tensor | None = None,
+        returns_logprobs: bool = False,
     ) -> None:
         """Registers the heads' parameters.
 
@@ -32,9 +33,10 @@ class HeadsModule(nn.Module):
             shared_bias: (vocab,) that the backbone adds to its logits, if it does.
             embedding: (vocab, hidden) of the backbone's input, for heads that read the root; may
                 be on the meta device as well.
+            returns_logprobs: whether to return the candidates' log-probabilities.
         """
         super().__init__()
-        self.top_k = top_k
+        self.top_k, self.returns_logprobs = top_k, returns_logprobs
         self.num_heads, self.num_layers = heads.num_heads, heads.num_layers
         self.reads_root = heads.reads_root
         if self.reads_root:
@@ -67,7 +69,9 @@ class HeadsModule(nn.Module):
             None if heads.token_map is None else nn.Buffer(heads.token_map, persistent=False)
         )
 
-    def forward(self, hidden: torch.Tensor, root_ids: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(
+        self, hidden: torch.Tensor, root_ids: torch.Tensor | None = None
+    ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
         """Computes the best candidates of each head.
 
         Args:
@@ -75,11 +79,16 @@ class HeadsModule(nn.Module):
             root_ids: (B,) int64, the tokens decided from `hidden`, for heads that read the root.
 
         Returns:
-            (B, num_heads, top_k) int64 token ids, best first.
+            (B, num_heads, top_k) int64 token ids, best first; with `returns_logprobs` also their
+            log-probabilities (float32) in their head's distribution.
         """
-        logits = self.logits(hidden.to(self.dtype), root_ids)
-        best = logits.topk(self.top_k, dim=-1).indices.transpose(0, 1)
-        return best if self.token_map is None else self.token_map[best]
+        scores = self.logits(hidden.to(self.dtype), root_ids)
+        if self.returns_logprobs:
+            scores = scores.float().log_softmax(-1)
+        logprobs, best = (part.transpose(0, 1) for part in scores.topk(self.top_k, dim=-1))
+        if self.token_map is not None:
+            best = self.token_map[best]
+        return (best, logprobs) if self.returns_logprobs else best
 
     @property
     def dtype(self) -> torch.dtype:

@@ -29,6 +29,8 @@ def trace_verify(
     layers = range(module.shape.num_layers)
     form = module.form
     batch = {0: Dim("batch", min=1, max=1 << 16)} if form.takes_batch else {}
+    trees = batch if form.takes_tree_per_sequence else {}
+    first = len(trees)  # axis of the nodes
     num_nodes = Dim("num_nodes", min=1, max=1 << 20)
     num_rows = Dim("num_rows", min=1, max=1 << 20)
     capacity = Dim("capacity", min=2, max=1 << 30)
@@ -55,8 +57,8 @@ def trace_verify(
             ],
             dynamic_shapes=(
                 {1: num_nodes, **batch},
-                {0: num_nodes, 1: num_nodes},
-                {0: num_nodes},
+                {first: num_nodes, first + 1: num_nodes, **trees},
+                {first: num_nodes, **trees},
                 batch,
                 {0: num_rows},
                 (

@@ -96,8 +96,9 @@ class VerifyModule(nn.Module):
 
         Args:
             input_ids: (B, T) int64; B is 1 unless the form takes a batch.
-            tree_mask: (T, T) additive, 0 where a node sees another.
-            position_offsets: (T,) int64, each node's depth.
+            tree_mask: (T, T) additive, 0 where a node sees another; (B, T, T) if the form
+                `takes_tree_per_sequence`.
+            position_offsets: (T,) int64, each node's depth; (B, T) likewise.
             past_length: (B,) int64.
             rows: (R,) int64, the wanted nodes.
             rest: `cache_positions` (L,) int64 where the form reads them; then key and
@@ -169,10 +170,11 @@ class VerifyModule(nn.Module):
             for _ in range(2 * shape.num_layers)
         ]
         num_nodes, num_rows, num_read = 6, 4, 14
+        trees = (batch,) if self.form.takes_tree_per_sequence else ()
         return (
             torch.zeros(batch, num_nodes, dtype=torch.int64),
-            torch.zeros(num_nodes, num_nodes),
-            torch.zeros(num_nodes, dtype=torch.int64),
+            torch.zeros(*trees, num_nodes, num_nodes),
+            torch.zeros(*trees, num_nodes, dtype=torch.int64),
             torch.tensor([5, 7][:batch]),
             torch.arange(num_rows),
             *([torch.arange(num_read)] if self.form.reads_cache_positions else []),

@@ -21,6 +21,7 @@ class AttentionForm(ABC):
 
     Attributes:
         takes_batch: whether it takes several sequences; if not, they need a graph of another form.
+        takes_tree_per_sequence: whether tree mask and position offsets have a batch axis.
         takes_any_layer: whether it takes capped scores and sliding windows shorter than a sequence.
         uses_library: whether its graph needs the operator library.
         is_portable: whether its graph keeps to standard operators and computes in one type.
@@ -40,6 +41,7 @@ class AttentionForm(ABC):
     """
 
     takes_batch: ClassVar[bool] = True
+    takes_tree_per_sequence: ClassVar[bool] = False
     takes_any_layer: ClassVar[bool] = True
     uses_library: ClassVar[bool] = False
     is_portable: ClassVar[bool] = False

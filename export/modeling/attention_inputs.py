@@ -17,8 +17,9 @@ class AttentionInputs:
         cache: key and value of each layer in turn, (B, kv_heads, capacity, head_dim).
         tables: rotary table of each layer.
         past_length: (B,) int64, cached tokens of each sequence.
-        position_offsets: (T,) int64, each node's depth.
-        tree_mask: (T, T) float32 additive.
+        position_offsets: (T,) int64, each node's depth; (B, T) if the form
+            `takes_tree_per_sequence`.
+        tree_mask: (T, T) float32 additive; (B, T, T) likewise.
         max_length: length of the longest sequence, in tokens.
         cache_positions: (L,) int64, 0 to L - 1: the rows of the cache that are read; None unless
             the form `reads_cache_positions`.

@@ -81,6 +81,7 @@ class TreeAttention(CachedAttention):
     """The operator library's `TreeAttention`, which makes its mask and positions itself."""
 
     takes_batch = True
+    takes_tree_per_sequence = True
     takes_any_layer = False
     uses_library = True
     has_position_per_row = False
@@ -90,7 +91,7 @@ class TreeAttention(CachedAttention):
 
     def _make_mask(self) -> AttentionMask:
         inputs, positions = self._inputs, self._position_ids
-        return AttentionMask(inputs.tree_mask[None, None], positions, positions, inputs.max_length)
+        return AttentionMask(inputs.tree_mask[:, None], positions, positions, inputs.max_length)
 
     def _other_inputs(self, layer: int, window: int | None) -> list[torch.Tensor]:
         assert self.mask.within(window) is self.mask.whole

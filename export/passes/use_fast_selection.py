@@ -11,7 +11,8 @@ class UseFastSelectionPass(NodePass[ir.Node]):
     """Rewrites ArgMax and TopK over the last axis to the operator library's.
 
     ONNX Runtime's ArgMax takes 0.7 ms for 8 rows of 49,152 logits. The pass rewrites an ArgMax of
-    a float tensor that drops the last axis, and a TopK whose values are not used.
+    a float tensor that drops the last axis, a TopK whose values are not used, and a TopK of a
+    LogSoftmax with its values.
     """
 
     reads_shapes_of = ("ArgMax", "TopK")
@@ -31,16 +32,21 @@ class UseFastSelectionPass(NodePass[ir.Node]):
             return None if kept or last else ir.Node(DOMAIN, "ArgMax", [value])
         if node.op_type == "TopK" and attributes.get_int("axis", -1) in last_axes:
             assert node.inputs[1] is not None
-            values, count = node.outputs[0], ir.convenience.get_const_tensor(node.inputs[1])
-            is_unused = not values.uses() and not values.is_graph_output()
-            if count is None or not is_unused or not attributes.get_int("largest", 1):
+            count = ir.convenience.get_const_tensor(node.inputs[1])
+            if count is None or not attributes.get_int("largest", 1):
                 return None
             wanted = ir.AttrInt64("count", int(count.numpy().item()))
-            return ir.Node(DOMAIN, "TopK", [value], [wanted])
+            values = node.outputs[0]
+            if not values.uses() and not values.is_graph_output():
+                return ir.Node(DOMAIN, "TopK", [value], [wanted])
+            softmax = value.producer()
+            if softmax is not None and softmax.op_type == "LogSoftmax":
+                return ir.Node(DOMAIN, "TopK", [softmax.inputs[0]], [wanted], num_outputs=2)
         return None
 
     def rewrite(self, graph: ir.Graph, node: ir.Node, match: ir.Node) -> None:
         """Puts the library's operator in the place of a selection."""
         graph.insert_before(node, match)
-        take_over(node.outputs[-1], match.outputs[0])
+        for old, new in zip(reversed(node.outputs), match.outputs, strict=False):
+            take_over(old, new)
         graph.remove(node, safe=True)

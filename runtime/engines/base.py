@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +12,43 @@ from medusa_trt.tree_configs import MedusaTree
 
 TokenIds = NDArray[np.int64] | Sequence[Sequence[int]]
 """Token ids of B sequences of the same length, (B, N)."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TreeBatch:
+    """A tree of N nodes for each of B sequences, for a single step; see `MedusaTree`.
+
+    Attributes:
+        parents: (B, N) int64, the parent of each node; -1 for the root.
+        position_offsets: (B, N) int64, depth of each node.
+        additive_mask: (B, N, N) float32, 0 where a node sees another and `MASKED` elsewhere.
+    """
+
+    parents: NDArray[np.int64]
+    position_offsets: NDArray[np.int64]
+    additive_mask: NDArray[np.float32]
+
+    @property
+    def num_nodes(self) -> int:
+        """Number of nodes of each tree."""
+        return len(self.parents[0])
+
+
+StepTree = MedusaTree | TreeBatch
+"""The tree of all sequences of a step, or one for each."""
+
+
+class Drafts(NamedTuple):
+    """Candidates of the heads for B sequences; valid until the engine's next `draft`.
+
+    Attributes:
+        ids: (B, num_heads, top_k) int64, each head's most likely tokens, the likeliest first.
+        logprobs: (B, num_heads, top_k) float32, their log-probabilities in the head's distribution;
+            None if the heads graph of the bundle does not compute them.
+    """
+
+    ids: NDArray[np.int64]
+    logprobs: NDArray[np.float32] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,10 +107,15 @@ class Engine(Protocol):
         """Largest number of tokens in one prefill step."""
         ...
 
+    @property
+    def takes_new_trees(self) -> bool:
+        """Whether `verify` takes a `TreeBatch`, and its drafts have log-probabilities."""
+        ...
+
     def verify(
         self,
         input_ids: TokenIds,
-        tree: MedusaTree,
+        tree: StepTree,
         past_lengths: Sequence[int],
         *,
         rows: Sequence[int] | None = None,
@@ -86,7 +128,7 @@ class Engine(Protocol):
         Args:
             input_ids: (B, num_nodes) the nodes' tokens.
             tree: its mask and position offsets say which nodes attend to which; a chain is
-                ordinary text.
+                ordinary text. A `TreeBatch` needs `takes_new_trees`.
             past_lengths: number of valid rows in each of the B sequences' slots.
             rows: nodes to return outputs for; all nodes by default.
             first_slot: slot of the first sequence.
@@ -101,8 +143,8 @@ class Engine(Protocol):
     def reduce(
         self,
         input_ids: TokenIds,
-        tree: MedusaTree,
-        sampling: SamplingOptions,
+        tree: StepTree,
+        samplings: Sequence[SamplingOptions],
         uniforms: NDArray[np.float64],
     ) -> Reductions:
         """Reduces the logits of the last `verify`, which was called with `reductions=True`.
@@ -110,21 +152,18 @@ class Engine(Protocol):
         Args:
             input_ids: (B, R) the tokens of the nodes that the last step returned outputs for.
             tree: R nodes; their parents are read.
-            sampling: the distribution; its temperature is above 0.
+            samplings: the distribution of each sequence. Where the temperature is 0 nothing is
+                reduced, and the outputs mean nothing.
             uniforms: (B, R) in [0, 1).
         """
         ...
 
-    def draft(self, hidden: NDArray[np.float32], root_ids: Sequence[int]) -> NDArray[np.int64]:
+    def draft(self, hidden: NDArray[np.float32], root_ids: Sequence[int]) -> Drafts:
         """Runs the heads for B sequences.
 
         Args:
             hidden: (B, hidden_size), for each sequence the hidden state before its root token.
             root_ids: B tokens, the roots of the trees to draft; some heads read them.
-
-        Returns:
-            (B, num_heads, top_k) int64, each head's most likely tokens, the likeliest first; valid
-            until the next call.
         """
         ...
 
@@ -134,6 +173,10 @@ class Engine(Protocol):
 
     def move(self, source: int, target: int, length: int) -> None:
         """Copies the first `length` rows of one slot into another."""
+        ...
+
+    def exchange(self, first: int, second: int, length: int) -> None:
+        """Exchanges the first `length` rows of two slots."""
         ...
 
     def close(self) -> None:

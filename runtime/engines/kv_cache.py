@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from medusa_trt.errors import EngineError
-from medusa_trt.runtime.engines.operators import load_commit_function
+from medusa_trt.runtime.engines.operators import load_function
 
 _HUGE_PAGE_BYTES = 4 << 20
 """Size from which on numpy asks the operating system for huge pages."""
@@ -50,7 +50,7 @@ class KVCache:
     _native: "_NativeCommit | None" = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        function = load_commit_function()
+        function = load_function("commit")
         native = None if function is None else _NativeCommit(function, self.slab)
         object.__setattr__(self, "_native", native)
 
@@ -130,6 +130,13 @@ class KVCache:
     def move(self, source: int, target: int, length: int) -> None:
         """Copies the first `length` rows of one slot into another."""
         self.slab[:, :, target, :, :length] = self.slab[:, :, source, :, :length]
+
+    def exchange(self, first: int, second: int, length: int) -> None:
+        """Exchanges the first `length` rows of two slots."""
+        for layer in self.slab:
+            rows = layer[:, first, :, :length].copy()
+            layer[:, first, :, :length] = layer[:, second, :, :length]
+            layer[:, second, :, :length] = rows
 
 
 class _NativeCommit:

@@ -47,12 +47,19 @@ def read_kernels_name() -> str:
 
 
 @cache
-def load_commit_function() -> Callable[[ctypes.c_void_p], None] | None:
-    """Loads `medusa_trt_commit` of native/ops.cpp; None if the library was not built."""
+def load_function(name: str) -> Callable[[ctypes.c_void_p], None] | None:
+    """Loads a function of native/ops.cpp that takes one block of memory.
+
+    Args:
+        name: "commit" or "grow".
+
+    Returns:
+        None if the library was not built.
+    """
     path = find_library()
     if path is None:
         return None
     # The call is too short to release the GIL for other threads, as `CDLL` would do.
-    function = ctypes.PyDLL(str(path)).medusa_trt_commit
-    function.restype = None
+    function: Callable[[ctypes.c_void_p], None] = ctypes.PyDLL(str(path))[f"medusa_trt_{name}"]
+    function.restype = None  # type: ignore[attr-defined]
     return function

@@ -12,7 +12,14 @@ from numpy.typing import NDArray
 from medusa_trt.errors import EngineError
 from medusa_trt.runtime import tensors as names
 from medusa_trt.runtime.bundle import Bundle
-from medusa_trt.runtime.engines.base import Reductions, TokenIds, VerifyOutputs
+from medusa_trt.runtime.engines.base import (
+    Drafts,
+    Reductions,
+    StepTree,
+    TokenIds,
+    TreeBatch,
+    VerifyOutputs,
+)
 from medusa_trt.runtime.engines.cores import choose_num_threads
 from medusa_trt.runtime.engines.kv_cache import KVCache
 from medusa_trt.runtime.engines.operators import require_library
@@ -20,14 +27,15 @@ from medusa_trt.runtime.engines.ort_session import BFLOAT16, make_session_option
 from medusa_trt.runtime.engines.reduce_tensors import (
     OUTPUTS,
     allocate_inputs,
-    parent_rows,
-    reductions_from_outputs,
+    copy_outputs,
+    empty_reductions,
+    find_parent_rows,
+    split_by_sampling,
     write_inputs,
 )
 from medusa_trt.runtime.options import SamplingOptions
-from medusa_trt.tree_configs import MedusaTree
 
-_MAX_BINDINGS = 16
+_MAX_BINDINGS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,14 +47,14 @@ class _BoundGraph:
         inputs: buffers to write before a run.
         outputs: buffers that a run writes.
         tree: kept alive, because `id(tree)` is the key of the binding.
-        verify_outputs: of a verify step, on the memory of `outputs`.
+        returned: result of a step, on the memory of `outputs`.
     """
 
     binding: Any
     inputs: dict[str, NDArray[Any]]
     outputs: dict[str, NDArray[Any]]
-    tree: MedusaTree | None
-    verify_outputs: VerifyOutputs | None
+    tree: StepTree | None
+    returned: VerifyOutputs | Drafts | None
 
 
 class OrtEngine:
@@ -59,6 +67,7 @@ class OrtEngine:
         capacity: see `Engine`.
         batch_size: see `Engine`.
         prefill_chunk: see `Engine`.
+        takes_new_trees: see `Engine`.
         cache: the KV cache that the graphs read and write.
     """
 
@@ -107,8 +116,16 @@ class OrtEngine:
             for name, graph in (("verify", verify), ("heads", "heads"), ("reduce", "reduce"))
             if graph in bundle.manifest.graphs
         }
-        inputs = {spec.name for spec in bundle.manifest.graphs[verify].inputs}
+        inputs = {spec.name: spec for spec in bundle.manifest.graphs[verify].inputs}
         self._reads_positions = names.CACHE_POSITIONS in inputs
+        self._takes_tree_per_sequence = len(inputs[names.TREE_MASK].shape) == 3
+        heads = bundle.manifest.graphs.get("heads")
+        self._has_logprobs = heads is not None and names.DRAFT_LOGPROBS in [
+            spec.name for spec in heads.outputs
+        ]
+        self.takes_new_trees = (heads is None or self._has_logprobs) and (
+            batch_size == 1 or self._takes_tree_per_sequence
+        )
         self._heads_read_root = bundle.manifest.heads_read_root
         self._reduce_spec = bundle.manifest.graphs["reduce"]
         self._bindings: dict[tuple[object, ...], _BoundGraph] = {}
@@ -117,7 +134,7 @@ class OrtEngine:
     def verify(
         self,
         input_ids: TokenIds,
-        tree: MedusaTree,
+        tree: StepTree,
         past_lengths: Sequence[int],
         *,
         rows: Sequence[int] | None = None,
@@ -133,39 +150,52 @@ class OrtEngine:
                 f"of {self.capacity} rows: open the session with a larger max_length"
             )
         num_sequences = len(past_lengths)
-        key = ("verify", id(tree), num_sequences, first_slot, None if rows is None else tuple(rows))
+        is_new = isinstance(tree, TreeBatch)
+        tree_key = -tree.num_nodes if is_new else id(tree)
+        key = ("verify", tree_key, num_sequences, first_slot, None if rows is None else tuple(rows))
         bound = self._bindings.get((*key, logits))
         if bound is None:
             shown_rows = range(tree.num_nodes) if rows is None else rows
             bound = self._bind_verify(tree, shown_rows, first_slot, num_sequences, logits)
             self._keep((*key, logits), bound)
+        elif is_new:
+            bound.inputs[names.TREE_MASK][...] = tree.additive_mask
+            bound.inputs[names.POSITION_OFFSETS][...] = tree.position_offsets
         _write_ids(bound.inputs[names.INPUT_IDS], input_ids)
         bound.inputs[names.PAST_LENGTH][:] = past_lengths
         self._run("verify", bound)
         self._last_logits = bound.outputs.get(names.LOGITS)
-        assert bound.verify_outputs is not None
-        return bound.verify_outputs
+        assert isinstance(bound.returned, VerifyOutputs)
+        return bound.returned
 
     def reduce(
         self,
         input_ids: TokenIds,
-        tree: MedusaTree,
-        sampling: SamplingOptions,
+        tree: StepTree,
+        samplings: Sequence[SamplingOptions],
         uniforms: NDArray[np.float64],
     ) -> Reductions:
         """See `Engine.reduce`."""
-        assert self._last_logits is not None and sampling.temperature > 0
-        key = ("reduce", id(tree), self._last_logits.ctypes.data, len(self._last_logits))
-        bound = self._bindings.get(key)
-        if bound is None:
-            bound = self._bind_reduce(tree, self._last_logits)
-            self._keep(key, bound)
-        write_inputs(bound.inputs, input_ids, sampling, uniforms, self._model.vocab_size)
-        self._run("reduce", bound)
-        logits = self._last_logits
-        return reductions_from_outputs(bound.outputs, sampling, uniforms, lambda row: logits[row])
+        assert self._last_logits is not None
+        ids, num_rows = np.asarray(input_ids), uniforms.shape[1]
+        reductions = empty_reductions(uniforms.shape)
+        for share in split_by_sampling(samplings):
+            sampling, sequences = share
+            logits = self._last_logits[sequences.start * num_rows : sequences.stop * num_rows]
+            key = ("reduce", logits.ctypes.data, len(logits))
+            bound = self._bindings.get(key)
+            if bound is None:
+                bound = self._bind_reduce(logits)
+                self._keep(key, bound)
+            parents = find_parent_rows(tree, sequences, num_rows)
+            numbers = uniforms[sequences]
+            vocab_size = self._model.vocab_size
+            write_inputs(bound.inputs, ids[sequences], parents, sampling, numbers, vocab_size)
+            self._run("reduce", bound)
+            copy_outputs(reductions, share, bound.outputs, numbers, logits.__getitem__)
+        return reductions
 
-    def draft(self, hidden: NDArray[np.float32], root_ids: Sequence[int]) -> NDArray[np.int64]:
+    def draft(self, hidden: NDArray[np.float32], root_ids: Sequence[int]) -> Drafts:
         """See `Engine.draft`."""
         key = ("heads", len(hidden))
         bound = self._bindings.get(key)
@@ -176,14 +206,19 @@ class OrtEngine:
             inputs: dict[str, NDArray[Any]] = {names.HIDDEN: np.zeros_like(hidden)}
             if self._heads_read_root:
                 inputs[names.ROOT_IDS] = np.zeros(len(hidden), np.int64)
-            outputs = {names.DRAFT_IDS: np.zeros(shape, np.int64)}
-            bound = self._bind("heads", inputs, outputs)
+            ids = np.zeros(shape, np.int64)
+            outputs: dict[str, NDArray[Any]] = {names.DRAFT_IDS: ids}
+            logprobs = None
+            if self._has_logprobs:
+                outputs[names.DRAFT_LOGPROBS] = logprobs = np.zeros(shape, np.float32)
+            bound = self._bind("heads", inputs, outputs, returned=Drafts(ids, logprobs))
             self._keep(key, bound)
         np.copyto(bound.inputs[names.HIDDEN], hidden)
         if self._heads_read_root:
             bound.inputs[names.ROOT_IDS][:] = root_ids
         self._run("heads", bound)
-        return bound.outputs[names.DRAFT_IDS]
+        assert isinstance(bound.returned, Drafts)
+        return bound.returned
 
     def commit(self, slot: int, past_length: int, nodes: Sequence[int]) -> None:
         """See `Engine.commit`."""
@@ -192,6 +227,10 @@ class OrtEngine:
     def move(self, source: int, target: int, length: int) -> None:
         """See `Engine.move`."""
         self.cache.move(source, target, length)
+
+    def exchange(self, first: int, second: int, length: int) -> None:
+        """See `Engine.exchange`."""
+        self.cache.exchange(first, second, length)
 
     def close(self) -> None:
         """See `Engine.close`."""
@@ -214,16 +253,21 @@ class OrtEngine:
 
     def _bind_verify(
         self,
-        tree: MedusaTree,
+        tree: StepTree,
         rows: Sequence[int],
         first_slot: int,
         num_sequences: int,
         logits: bool,
     ) -> _BoundGraph:
+        num_nodes = tree.num_nodes
+        trees = (num_sequences,) if self._takes_tree_per_sequence else ()
+        mask = np.empty((*trees, num_nodes, num_nodes), np.float32)
+        offsets = np.empty((*trees, num_nodes), np.int64)
+        mask[...], offsets[...] = tree.additive_mask, tree.position_offsets
         inputs: dict[str, NDArray[Any]] = {
-            names.INPUT_IDS: np.zeros((num_sequences, tree.num_nodes), np.int64),
-            names.TREE_MASK: tree.additive_mask,
-            names.POSITION_OFFSETS: np.ascontiguousarray(tree.position_offsets),
+            names.INPUT_IDS: np.zeros((num_sequences, num_nodes), np.int64),
+            names.TREE_MASK: mask,
+            names.POSITION_OFFSETS: offsets,
             names.PAST_LENGTH: np.zeros(num_sequences, np.int64),
             names.ROWS: np.array(rows, np.int64),
         }
@@ -249,23 +293,22 @@ class OrtEngine:
                 outputs[names.present_name(layer, kind)] = view
         return self._bind("verify", inputs, outputs, tree, verify_outputs)
 
-    def _bind_reduce(self, tree: MedusaTree, logits: NDArray[np.float32]) -> _BoundGraph:
+    def _bind_reduce(self, logits: NDArray[np.float32]) -> _BoundGraph:
         num_rows = len(logits)
         inputs: dict[str, NDArray[Any]] = {
             names.LOGITS: logits,
-            names.PARENT_ROWS: parent_rows(tree, num_rows),
             **allocate_inputs(self._reduce_spec, num_rows),
         }
         outputs = {name: np.zeros(num_rows, dtype) for name, dtype in OUTPUTS.items()}
-        return self._bind("reduce", inputs, outputs, tree)
+        return self._bind("reduce", inputs, outputs)
 
     def _bind(
         self,
         graph: str,
         inputs: dict[str, NDArray[Any]],
         outputs: dict[str, NDArray[Any]],
-        tree: MedusaTree | None = None,
-        verify_outputs: VerifyOutputs | None = None,
+        tree: StepTree | None = None,
+        returned: VerifyOutputs | Drafts | None = None,
     ) -> _BoundGraph:
         if graph not in self._sessions:
             raise EngineError("the engine is closed: open a new session")
@@ -275,7 +318,7 @@ class OrtEngine:
                 # A cache of bfloat16 is held as uint16.
                 element_type = BFLOAT16 if array_.dtype == np.uint16 else array_.dtype.type
                 bind(name, "cpu", 0, element_type, array_.shape, array_.ctypes.data)
-        return _BoundGraph(binding, inputs, outputs, tree, verify_outputs)
+        return _BoundGraph(binding, inputs, outputs, tree, returned)
 
 
 def _write_ids(buffer: NDArray[np.int64], input_ids: TokenIds) -> None:

@@ -1,17 +1,17 @@
 """Inputs and outputs of the reduce graph, in all of its forms."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from itertools import groupby
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from medusa_trt.runtime import tensors as names
-from medusa_trt.runtime.engines.base import Reductions, TokenIds
+from medusa_trt.runtime.engines.base import Reductions, StepTree
 from medusa_trt.runtime.manifest import GraphSpec
 from medusa_trt.runtime.options import SamplingOptions
 from medusa_trt.runtime.sampling import token_from_logits
-from medusa_trt.tree_configs import MedusaTree
 
 NUM_SORTED = 1024
 """Number of sorted tokens in the graph; from a larger top-p nucleus, the host draws the token."""
@@ -20,9 +20,6 @@ SHARE_BITS = 31
 """Number of bits of a uniform number in the integer form of the graph."""
 
 _TYPES = {"float": "float32", "double": "float64"}
-_CONSTANT_INPUTS = (names.LOGITS, names.PARENT_ROWS)
-"""Inputs that are bound once for a tree."""
-
 OUTPUTS = {
     names.SAMPLED: "int64",
     names.COVERED: "bool",
@@ -32,40 +29,63 @@ OUTPUTS = {
 """Type of each output, whose shape is (num_rows,)."""
 
 
-def parent_rows(tree: MedusaTree, num_rows: int) -> NDArray[np.int64]:
-    """Row of each node's parent, (num_rows,); a root is its own parent."""
-    starts = np.arange(0, num_rows, tree.num_nodes)
-    rows: NDArray[np.int64] = (starts[:, None] + np.maximum(tree.parents, 0)).reshape(-1)
-    return rows
+Share = tuple[SamplingOptions, slice]
+"""A distribution, and the neighbouring sequences of a step that have it."""
+
+
+def split_by_sampling(samplings: Sequence[SamplingOptions]) -> Iterator[Share]:
+    """Groups neighbouring sequences with equal distributions, without those of temperature 0.
+
+    The graph takes one distribution in a run, so each group is a run. The seed makes no difference.
+    """
+    start = 0
+    for _, group in groupby(samplings, key=_key_of_distribution):
+        members = list(group)
+        if members[0].temperature > 0:
+            yield members[0], slice(start, start + len(members))
+        start += len(members)
+
+
+def _key_of_distribution(sampling: SamplingOptions) -> tuple[float, ...]:
+    return sampling.temperature, sampling.top_k, sampling.top_p, sampling.min_p
+
+
+def find_parent_rows(tree: StepTree, sequences: slice, num_nodes: int) -> NDArray[np.int64]:
+    """Row of each node's parent, (B, R) for these B sequences; a root is its own parent."""
+    parents = tree.parents[sequences] if tree.parents.ndim == 2 else tree.parents
+    starts = np.arange(sequences.stop - sequences.start) * num_nodes
+    return starts[:, None] + np.maximum(parents, 0)
 
 
 def allocate_inputs(spec: GraphSpec, num_rows: int) -> dict[str, NDArray[Any]]:
-    """Allocates arrays for the inputs that change from step to step."""
+    """Allocates arrays for all inputs but the logits."""
     return {
         tensor.name: np.zeros(
             [num_rows if isinstance(size, str) else size for size in tensor.shape],
             _TYPES.get(tensor.dtype, tensor.dtype),
         )
         for tensor in spec.inputs
-        if tensor.name not in _CONSTANT_INPUTS
+        if tensor.name != names.LOGITS
     }
 
 
 def write_inputs(
     arrays: dict[str, NDArray[Any]],
-    input_ids: TokenIds,
+    input_ids: NDArray[np.int64],
+    parent_rows: NDArray[np.int64],
     sampling: SamplingOptions,
     uniforms: NDArray[np.float64],
     vocab_size: int,
 ) -> None:
-    """Writes one step's values into the arrays; a form of the graph may lack some inputs.
+    """Writes one run's values into the arrays; a form of the graph may lack some inputs.
 
-    See `Engine.reduce` for the arguments.
+    See `Engine.reduce` and `find_parent_rows` for the arguments.
     """
     num_sorted = sampling.top_k or (NUM_SORTED if sampling.top_p < 1 else 1)
     is_integer = arrays[names.UNIFORMS].dtype == np.int64
     values = {
-        names.CANDIDATES: np.asarray(input_ids).reshape(-1),
+        names.CANDIDATES: input_ids.reshape(-1),
+        names.PARENT_ROWS: parent_rows.reshape(-1),
         names.UNIFORMS: uniforms.reshape(-1) * (1 << SHARE_BITS if is_integer else 1),
         names.TEMPERATURE: sampling.temperature,
         names.NUM_SORTED: min(num_sorted, vocab_size),
@@ -79,25 +99,35 @@ def write_inputs(
             arrays[name][:] = value
 
 
-def reductions_from_outputs(
+def copy_outputs(
+    reductions: Reductions,
+    share: Share,
     outputs: dict[str, NDArray[Any]],
-    sampling: SamplingOptions,
     uniforms: NDArray[np.float64],
     read_logits: Callable[[int], NDArray[np.float32]],
-) -> Reductions:
-    """Makes the result of `Engine.reduce`; draws the tokens of rows that the graph did not cover.
+) -> None:
+    """Copies the outputs of one run; draws the tokens of rows that the graph did not cover.
 
     Args:
+        reductions: results of all sequences of the step, written here for those of `share`.
+        share: the sequences of this run, and their distribution.
         outputs: outputs of the graph; overwritten.
-        sampling: the distribution.
-        uniforms: (B, R) in [0, 1).
-        read_logits: returns the logits (vocab,) of one of the B × R rows.
+        uniforms: (B, R) of these sequences, in [0, 1).
+        read_logits: returns the logits (vocab,) of one of the B × R rows of this run.
     """
+    sampling, sequences = share
     sampled = outputs[names.SAMPLED]
     for row in np.flatnonzero(~outputs[names.COVERED]).tolist():
         sampled[row] = token_from_logits(read_logits(row), sampling, float(uniforms.flat[row]))
+    reductions.sampled[sequences] = sampled.reshape(uniforms.shape)
+    reductions.entropy[sequences] = outputs[names.ENTROPY].reshape(uniforms.shape)
+    reductions.candidate_logprob[sequences] = outputs[names.CANDIDATE_LOGPROB].reshape(
+        uniforms.shape
+    )
+
+
+def empty_reductions(shape: tuple[int, ...]) -> Reductions:
+    """Makes results of shape (B, R) to be written by `copy_outputs`."""
     return Reductions(
-        sampled=sampled.reshape(uniforms.shape),
-        entropy=outputs[names.ENTROPY].reshape(uniforms.shape),
-        candidate_logprob=outputs[names.CANDIDATE_LOGPROB].reshape(uniforms.shape),
+        np.zeros(shape, np.int64), np.zeros(shape, np.float32), np.zeros(shape, np.float32)
     )

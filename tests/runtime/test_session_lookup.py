@@ -8,6 +8,7 @@ import pytest
 from numpy.typing import NDArray
 
 from medusa_trt.runtime.bundle import Bundle
+from medusa_trt.runtime.engines.base import Drafts
 from medusa_trt.runtime.engines.ort_cpu import OrtEngine
 from medusa_trt.runtime.processors.penalties import LogitBias
 from medusa_trt.runtime.session import GenerationOptions, MedusaSession, SamplingOptions
@@ -21,7 +22,7 @@ class CountingEngine(OrtEngine):
 
     num_drafts = 0
 
-    def draft(self, hidden: NDArray[np.float32], root_ids: Sequence[int]) -> NDArray[np.int64]:
+    def draft(self, hidden: NDArray[np.float32], root_ids: Sequence[int]) -> Drafts:
         self.num_drafts += 1
         return super().draft(hidden, root_ids)
 

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from scipy.stats import chisquare
 
 from medusa_trt.runtime.bundle import Bundle
+from medusa_trt.runtime.engines.base import Drafts
 from medusa_trt.runtime.engines.ort_cpu import OrtEngine
 from medusa_trt.runtime.options import GenerationOptions, SamplingOptions
 from medusa_trt.runtime.sampling import probabilities_from_logits
@@ -87,6 +88,7 @@ class GuessingEngine(OrtEngine):
 
     def __init__(self, bundle: Bundle, law: dict[tuple[int, ...], float]) -> None:
         super().__init__(bundle, capacity=128)
+        self.takes_new_trees = False
         spec = bundle.manifest.require_heads("guessing")
         self._guesses = np.zeros((1, spec.num_heads, spec.top_k), np.int64)
         for head in range(NUM_TOKENS - 1):
@@ -94,8 +96,8 @@ class GuessingEngine(OrtEngine):
             tokens = [token for token, _ in seen.most_common(spec.top_k)]
             self._guesses[0, head, : len(tokens)] = tokens
 
-    def draft(self, hidden: NDArray[np.float32], root_ids: Sequence[int]) -> NDArray[np.int64]:
-        return self._guesses
+    def draft(self, hidden: NDArray[np.float32], root_ids: Sequence[int]) -> Drafts:
+        return Drafts(self._guesses, None)
 
 
 def test_sampling_keeps_the_models_distribution(

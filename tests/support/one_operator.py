@@ -5,6 +5,7 @@ import subprocess
 import sys
 from typing import Any
 
+import onnx_ir as ir
 import onnxruntime as ort
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
@@ -71,3 +72,12 @@ def kernels_here() -> list[str]:
         if shown.stdout.strip() == name:
             found.append(name)
     return found
+
+
+def run_graph(model: ir.Model, feeds: dict[str, Array]) -> list[Array]:
+    """Runs a whole graph with the library's operators."""
+    options = ort.SessionOptions()
+    options.register_custom_ops_library(os.fspath(require_library()))
+    proto = ir.to_proto(model).SerializeToString()
+    outputs: list[Array] = ort.InferenceSession(proto, options).run(None, feeds)
+    return outputs

@@ -13,7 +13,13 @@ PLAIN = load_tree("plain")
 
 
 def session_on_table(
-    bundle: Bundle, *, skill: float = 0.7, seed: int = 0, max_length: int = 200, batch_size: int = 1
+    bundle: Bundle,
+    *,
+    skill: float = 0.7,
+    seed: int = 0,
+    max_length: int = 200,
+    batch_size: int = 1,
+    takes_new_trees: bool = False,
 ) -> tuple[MedusaSession, TableEngine]:
     """Opens a session on a `TableEngine`; returns both."""
     heads = bundle.manifest.require_heads("the table")
@@ -25,6 +31,7 @@ def session_on_table(
         skill=skill,
         seed=seed,
         batch_size=batch_size,
+        takes_new_trees=takes_new_trees,
     )
     return MedusaSession(bundle, engine=engine, max_length=max_length), engine
 

@@ -69,6 +69,25 @@ class DeviceCache:
             length * self._row_bytes,
         )
 
+    def exchange(self, first: int, second: int, length: int) -> None:
+        """See `KVCache.exchange`; goes through memory of one slot of one tensor."""
+        spare = self._cuda.allocate(self._slot_bytes)
+        for tensor in range(2 * self._num_layers):
+            begin = self._slabs[self.current] + tensor * self._tensor_bytes
+            left, right = (begin + slot * self._slot_bytes for slot in (first, second))
+            for target, source in ((spare, left), (left, right), (right, spare)):
+                self._cuda.copy_blocks(
+                    target,
+                    source,
+                    size_bytes=length * self._row_bytes,
+                    num_inner=self._num_kv_heads,
+                    inner_stride=self._head_bytes,
+                    num_outer=1,
+                    outer_stride=self._tensor_bytes,
+                )
+        self._cuda.synchronize()
+        self._cuda.free(spare)
+
     def _copy(self, target: int, source: int, size_bytes: int) -> None:
         self._cuda.copy_blocks(
             target,

@@ -1,6 +1,7 @@
 """The engine on a GPU: memory is bound once for each shape, and a step waits once."""
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -8,7 +9,7 @@ from numpy.typing import NDArray
 from medusa_trt.errors import EngineError
 from medusa_trt.runtime import tensors as names
 from medusa_trt.runtime.bundle import Bundle
-from medusa_trt.runtime.engines.base import Reductions, TokenIds, VerifyOutputs
+from medusa_trt.runtime.engines.base import Drafts, Reductions, StepTree, TokenIds, VerifyOutputs
 from medusa_trt.runtime.engines.device.bindings import Bindings, BoundGraph
 from medusa_trt.runtime.engines.device.cache import DeviceCache
 from medusa_trt.runtime.engines.device.executor import Executor
@@ -16,8 +17,10 @@ from medusa_trt.runtime.engines.device.memory import Cuda
 from medusa_trt.runtime.engines.reduce_tensors import (
     OUTPUTS,
     allocate_inputs,
-    parent_rows,
-    reductions_from_outputs,
+    copy_outputs,
+    empty_reductions,
+    find_parent_rows,
+    split_by_sampling,
     write_inputs,
 )
 from medusa_trt.runtime.manifest import CACHE_ITEM_BYTES
@@ -39,8 +42,10 @@ class DeviceEngine:
         capacity: see `Engine`.
         batch_size: see `Engine`.
         prefill_chunk: see `Engine`.
+        takes_new_trees: see `Engine`; a tree's mask is bound once, or part of the engine.
     """
 
+    takes_new_trees = False
     _capacity_advice = "open the session with a larger max_length"
 
     def __init__(
@@ -86,7 +91,7 @@ class DeviceEngine:
     def verify(
         self,
         input_ids: TokenIds,
-        tree: MedusaTree,
+        tree: StepTree,
         past_lengths: Sequence[int],
         *,
         rows: Sequence[int] | None = None,
@@ -96,6 +101,7 @@ class DeviceEngine:
     ) -> VerifyOutputs:
         """See `Engine.verify`; logits for `reduce` stay on the device."""
         del reductions
+        assert isinstance(tree, MedusaTree), "trees are bound once; see takes_new_trees"
         longest = max(past_lengths) + tree.num_nodes
         if longest > self.capacity:
             raise EngineError(
@@ -143,26 +149,32 @@ class DeviceEngine:
     def reduce(
         self,
         input_ids: TokenIds,
-        tree: MedusaTree,
-        sampling: SamplingOptions,
+        tree: StepTree,
+        samplings: Sequence[SamplingOptions],
         uniforms: NDArray[np.float64],
     ) -> Reductions:
         """See `Engine.reduce`."""
-        address = self._last_logits
-        assert address is not None and sampling.temperature > 0
-        num_rows = uniforms.size
-        key = ("reduce", id(tree), num_rows, address)
-        bound = self._bindings.get(key)
-        if bound is None:
-            with self._bindings.open(key, "reduce", tree) as bound:
-                self._bind_reduce(bound, tree, num_rows, address)
-        write_inputs(bound.inputs, input_ids, sampling, uniforms, self._model.vocab_size)
-        outputs = self._bindings.run(bound)
-        return reductions_from_outputs(
-            outputs, sampling, uniforms, lambda row: self._download_row(address, row)
-        )
+        assert self._last_logits is not None
+        ids, num_rows = np.asarray(input_ids), uniforms.shape[1]
+        row_bytes = self._model.vocab_size * np.dtype(np.float32).itemsize
+        reductions = empty_reductions(uniforms.shape)
+        for share in split_by_sampling(samplings):
+            sampling, sequences = share
+            numbers = uniforms[sequences]
+            address = self._last_logits + sequences.start * num_rows * row_bytes
+            key = ("reduce", numbers.size, address)
+            bound = self._bindings.get(key)
+            if bound is None:
+                with self._bindings.open(key, "reduce") as bound:
+                    self._bind_reduce(bound, numbers.size, address)
+            parents = find_parent_rows(tree, sequences, num_rows)
+            vocab_size = self._model.vocab_size
+            write_inputs(bound.inputs, ids[sequences], parents, sampling, numbers, vocab_size)
+            outputs = self._bindings.run(bound)
+            copy_outputs(reductions, share, outputs, numbers, partial(self._download_row, address))
+        return reductions
 
-    def draft(self, hidden: NDArray[np.float32], root_ids: Sequence[int]) -> NDArray[np.int64]:
+    def draft(self, hidden: NDArray[np.float32], root_ids: Sequence[int]) -> Drafts:
         """See `Engine.draft`."""
         key = ("heads", len(hidden))
         bound = self._bindings.get(key)
@@ -181,8 +193,7 @@ class DeviceEngine:
         bound.inputs[names.HIDDEN][...] = hidden
         if self._heads_read_root:
             bound.inputs[names.ROOT_IDS][:] = root_ids
-        drafts: NDArray[np.int64] = self._bindings.run(bound)[names.DRAFT_IDS]
-        return drafts
+        return Drafts(self._bindings.run(bound)[names.DRAFT_IDS], None)
 
     def commit(self, slot: int, past_length: int, nodes: Sequence[int]) -> None:
         """See `Engine.commit`."""
@@ -191,6 +202,10 @@ class DeviceEngine:
     def move(self, source: int, target: int, length: int) -> None:
         """See `Engine.move`."""
         self._cache.move(source, target, length)
+
+    def exchange(self, first: int, second: int, length: int) -> None:
+        """See `Engine.exchange`."""
+        self._cache.exchange(first, second, length)
 
     def close(self) -> None:
         """See `Engine.close`."""
@@ -233,11 +248,10 @@ class DeviceEngine:
                 bound.executable.bind_input(name, past, shape, self._cache_dtype)
                 bound.executable.bind_output(updated, present, shape, self._cache_dtype)
 
-    def _bind_reduce(self, bound: BoundGraph, tree: MedusaTree, num_rows: int, logits: int) -> None:
+    def _bind_reduce(self, bound: BoundGraph, num_rows: int, logits: int) -> None:
         """Binds the reduce graph to the logits of the last step, at the address `logits`."""
         shape = (num_rows, self._model.vocab_size)
         bound.executable.bind_input(names.LOGITS, logits, shape, "float32")
-        self._bindings.bind_input(bound, names.PARENT_ROWS, parent_rows(tree, num_rows))
         for name, array in allocate_inputs(self._reduce_spec, num_rows).items():
             if name == names.NUM_SORTED:
                 self._bindings.bind_host_input(bound, name, array)

@@ -24,7 +24,7 @@ def test_commit_moves_the_accepted_rows_together(
     slab = np.random.default_rng(0).normal(size=(2, 2, 3, num_heads, capacity, head_dim))
     with pytest.MonkeyPatch.context() as patch:
         if not native:
-            patch.setattr(kv_cache, "load_commit_function", lambda: None)
+            patch.setattr(kv_cache, "load_function", lambda _: None)
         cache = KVCache(slab.astype(np.float32))
     cache.commit(slot, past_length, nodes)
     expected = slab.astype(np.float32)

@@ -86,7 +86,7 @@ def test_steady_steps_replay_a_graph_and_wait_once(cuda_bundle: Bundle) -> None:
         outputs = engine.verify(tokens, TREE, [6 * step])
         assert device.cuda.num_waits == waits + 1
         assert device.module.num_replays == replays + (step >= 2)
-        assert engine.draft(outputs.hidden[:, 0], [0]).shape == (1, 4, 10)
+        assert engine.draft(outputs.hidden[:, 0], [0]).ids.shape == (1, 4, 10)
     # Beyond 256 rows another number of them is read: a graph of its own.
     engine.verify(tokens, TREE, [270])
     engine.verify(tokens, TREE, [270])

@@ -12,10 +12,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medusa_trt.errors import EngineError
-from medusa_trt.runtime.engines.base import Reductions, TokenIds, VerifyOutputs
+from medusa_trt.runtime.engines.base import (
+    Drafts,
+    Reductions,
+    StepTree,
+    TokenIds,
+    TreeBatch,
+    VerifyOutputs,
+)
 from medusa_trt.runtime.options import SamplingOptions
 from medusa_trt.runtime.sampling import token_from_logits
-from medusa_trt.tree_configs import MedusaTree
 
 Row = tuple[int, int]
 
@@ -35,7 +41,9 @@ class TableEngine:
         skill: float,
         seed: int,
         batch_size: int = 1,
+        takes_new_trees: bool = False,
     ) -> None:
+        self.takes_new_trees = takes_new_trees
         self.capacity, self.batch_size = capacity, batch_size
         self.vocab_size = vocab_size
         self.num_heads, self.top_k, self.skill, self.seed = num_heads, top_k, skill, seed
@@ -60,7 +68,7 @@ class TableEngine:
     def verify(
         self,
         input_ids: TokenIds,
-        tree: MedusaTree,
+        tree: StepTree,
         past_lengths: Sequence[int],
         *,
         rows: Sequence[int] | None = None,
@@ -78,7 +86,7 @@ class TableEngine:
         all_logits = np.empty((*shape, self.vocab_size), np.float32)
         for index, past_length in enumerate(past_lengths):
             texts = self._visible_texts(
-                first_slot + index, input_ids[index], tree, past_length, nodes
+                first_slot + index, input_ids[index], *_tree_of(tree, index), past_length, nodes
             )
             for row, text in enumerate(texts):
                 all_logits[index, row] = self.logits_after(text)
@@ -95,28 +103,33 @@ class TableEngine:
     def reduce(
         self,
         input_ids: TokenIds,
-        tree: MedusaTree,
-        sampling: SamplingOptions,
+        tree: StepTree,
+        samplings: Sequence[SamplingOptions],
         uniforms: NDArray[np.float64],
     ) -> Reductions:
         assert self._logits is not None
-        scaled = self._logits.astype(np.float64) / sampling.temperature
-        logprobs = scaled - np.log(np.exp(scaled).sum(-1, keepdims=True))
         tokens = np.asarray(input_ids)
-        shape = tokens.shape
-        sampled = np.empty(shape, np.int64)
-        node_logprob = np.empty(shape, np.float32)
-        for sequence in range(shape[0]):
-            for node in range(shape[1]):
+        sampled = np.full(tokens.shape, -1)
+        entropy, node_logprob = np.full((2, *tokens.shape), np.nan, np.float32)
+        for sequence, sampling in enumerate(samplings):
+            if sampling.temperature == 0:
+                continue
+            parents = _tree_of(tree, sequence)[2]
+            scaled = self._logits[sequence].astype(np.float64) / sampling.temperature
+            logprobs = scaled - np.log(np.exp(scaled).sum(-1, keepdims=True))
+            entropy[sequence] = -(np.exp(logprobs) * logprobs).sum(-1)
+            for node in range(tokens.shape[1]):
                 row = self._logits[sequence, node]
                 sampled[sequence, node] = token_from_logits(row, sampling, uniforms[sequence, node])
-                parent = max(tree.parents[node], 0)
-                node_logprob[sequence, node] = logprobs[sequence, parent, tokens[sequence, node]]
-        entropy = -(np.exp(logprobs) * logprobs).sum(-1).astype(np.float32)
+                token = tokens[sequence, node]
+                node_logprob[sequence, node] = logprobs[max(parents[node], 0), token]
         return Reductions(sampled, entropy, node_logprob)
 
-    def draft(self, hidden: NDArray[np.float32], root_ids: Sequence[int]) -> NDArray[np.int64]:
-        return np.stack([self._drafts(list(self._texts[int(state[0])])) for state in hidden])
+    def draft(self, hidden: NDArray[np.float32], root_ids: Sequence[int]) -> Drafts:
+        ids = np.stack([self._drafts(list(self._texts[int(state[0])])) for state in hidden])
+        shares = 0.5 ** np.arange(1, self.top_k + 1) * self.skill
+        logprobs = np.broadcast_to(np.log(np.maximum(shares, 1e-6)), ids.shape)
+        return Drafts(ids, logprobs.astype(np.float32))
 
     def commit(self, slot: int, past_length: int, nodes: Sequence[int]) -> None:
         rows = self.slots[slot]
@@ -128,6 +141,11 @@ class TableEngine:
         unknown: list[Row | None] = [None] * (self.capacity - length)
         self.slots[target] = self.slots[source][:length] + unknown
 
+    def exchange(self, first: int, second: int, length: int) -> None:
+        unknown: list[Row | None] = [None] * (self.capacity - length)
+        left, right = self.slots[first][:length], self.slots[second][:length]
+        self.slots[first], self.slots[second] = right + unknown, left + unknown
+
     def close(self) -> None:
         self.closed = True
 
@@ -135,16 +153,18 @@ class TableEngine:
         self,
         slot: int,
         input_ids: Iterable[int],
-        tree: MedusaTree,
+        offsets: NDArray[np.int64],
+        mask: NDArray[np.bool_],
+        parents: NDArray[np.int64],
         past_length: int,
         nodes: Sequence[int],
     ) -> list[list[int]]:
         """Writes the rows of the step, and reads the text that each of these nodes attends to."""
-        assert past_length + tree.num_nodes <= self.capacity
+        assert past_length + len(parents) <= self.capacity
         rows = self.slots[slot]
         step: list[Row] = [
             (int(token), past_length + int(offset))
-            for token, offset in zip(input_ids, tree.position_offsets, strict=True)
+            for token, offset in zip(input_ids, offsets, strict=True)
         ]
         past = rows[:past_length]
         rows[past_length : past_length + len(step)] = step
@@ -152,7 +172,7 @@ class TableEngine:
         for node in nodes:
             seen = [row for row in past if row is not None]
             assert len(seen) == past_length, "a row was read before it was written"
-            seen += [step[other] for other in np.flatnonzero(tree.attn_mask[node])]
+            seen += [step[other] for other in np.flatnonzero(mask[node])]
             seen.sort(key=lambda row: row[1])
             assert [position for _, position in seen] == list(range(len(seen)))
             texts.append([token for token, _ in seen])
@@ -178,3 +198,13 @@ class TableEngine:
     def _random(self, purpose: str, numbers: Sequence[int]) -> np.random.Generator:
         data = repr((self.seed, purpose, [int(number) for number in numbers])).encode()
         return np.random.default_rng(int.from_bytes(hashlib.sha256(data).digest()[:8]))
+
+
+def _tree_of(
+    tree: StepTree, sequence: int
+) -> tuple[NDArray[np.int64], NDArray[np.bool_], NDArray[np.int64]]:
+    """Position offsets, mask and parents of a sequence's tree."""
+    if isinstance(tree, TreeBatch):
+        mask = tree.additive_mask[sequence] == 0
+        return tree.position_offsets[sequence], mask, tree.parents[sequence]
+    return tree.position_offsets, tree.attn_mask, tree.parents

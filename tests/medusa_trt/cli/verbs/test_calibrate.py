@@ -15,7 +15,7 @@ from medusa_trt.calibration.origin import digest_bundle
 from medusa_trt.calibration.report.results import Calibration, load_calibration
 from medusa_trt.cli import main as cli
 from medusa_trt.runtime.bundle import Bundle
-from medusa_trt.runtime.drafting import TokenLookup
+from medusa_trt.runtime.decoding.drafting import TokenLookup
 from medusa_trt.runtime.session import GenerationStats, MedusaSession
 from medusa_trt.tree_configs import load_tree
 

@@ -92,7 +92,7 @@ def test_a_recorded_step_repeats_the_first(opened: tuple[str, Bundle]) -> None:
     for tokens in ([[5, 6, 7, 8, 9, 10]], [[11, 12, 13, 14, 15, 16]], [[5, 6, 7, 8, 9, 10]]):
         outputs = engine.verify(tokens, TREE, [0], logits=True)
         assert outputs.logits is not None
-        steps.append((outputs.logits.copy(), engine.draft(outputs.hidden[:, 0], [0]).copy()))
+        steps.append((outputs.logits.copy(), engine.draft(outputs.hidden[:, 0], [0]).ids.copy()))
     engine.close()
     assert np.array_equal(steps[0][0], steps[2][0])
     assert not np.array_equal(steps[0][0], steps[1][0])
@@ -106,7 +106,7 @@ def test_the_device_draws_what_the_host_draws(opened: tuple[str, Bundle]) -> Non
         uniforms = np.random.default_rng(seed).random(tokens.shape)
         logits = engine.verify(tokens, TREE, [0], logits=True, reductions=True).logits
         assert logits is not None
-        actual = engine.reduce(tokens, TREE, sampling, uniforms)
+        actual = engine.reduce(tokens, TREE, [sampling], uniforms)
         expected = reductions_from_logits(logits, tokens, TREE, sampling, uniforms)
         assert np.array_equal(actual.sampled, expected.sampled)
         assert np.allclose(actual.entropy, expected.entropy, atol=1e-3)

@@ -1,6 +1,7 @@
 """The engine on a GPU, with stand-ins that run TensorRT's engines on host memory."""
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from support.reference.reductions import reductions_from_logits
 from medusa_trt.errors import EngineError
 from medusa_trt.export.graphs.integer_reduce import make_integer_reduce
 from medusa_trt.runtime.bundle import Bundle
-from medusa_trt.runtime.engines.base import Reductions, TokenIds, VerifyOutputs
+from medusa_trt.runtime.engines.base import Reductions, StepTree, TokenIds, VerifyOutputs
 from medusa_trt.runtime.engines.tensorrt import TrtEngine
 from medusa_trt.runtime.options import AcceptanceName, GenerationOptions, SamplingOptions
 from medusa_trt.runtime.session import MedusaSession
@@ -32,12 +33,13 @@ class HostReducing(TrtEngine):
     def reduce(
         self,
         input_ids: TokenIds,
-        tree: MedusaTree,
-        sampling: SamplingOptions,
+        tree: StepTree,
+        samplings: Sequence[SamplingOptions],
         uniforms: NDArray[np.float64],
     ) -> Reductions:
         assert self.all_logits is not None
-        return reductions_from_logits(self.all_logits, input_ids, tree, sampling, uniforms)
+        assert isinstance(tree, MedusaTree) and len({*samplings}) == 1
+        return reductions_from_logits(self.all_logits, input_ids, tree, samplings[0], uniforms)
 
 
 SAMPLED: list[tuple[AcceptanceName, SamplingOptions]] = [

@@ -7,11 +7,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medusa_trt.errors import ProcessorError
-from medusa_trt.runtime.acceptance import accept_exact, accept_typical
+from medusa_trt.runtime.decoding.acceptance import AcceptedTree, accept_exact, accept_typical
 from medusa_trt.runtime.engines.base import Reductions
-from medusa_trt.runtime.options import GenerationOptions
+from medusa_trt.runtime.options import GREEDY, GenerationOptions, SamplingOptions
 from medusa_trt.runtime.sampling import token_from_logits, uniforms_from_seed
-from medusa_trt.tree_configs import MedusaTree
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +31,8 @@ class Chooser:
     Attributes:
         reads_logits: whether tokens are chosen one by one from full logits on the host.
         needs_reductions: whether tokens are chosen from the engine's reductions.
+        reduced_sampling: the distribution that the engine reduces logits to; greedy without
+            `needs_reductions`.
     """
 
     def __init__(
@@ -52,14 +53,17 @@ class Chooser:
         )
         self.reads_logits = bool(self._processors) or options.logprobs is not None
         self.needs_reductions = is_sampled and not self.reads_logits
+        self.reduced_sampling: SamplingOptions = (
+            options.sampling if self.needs_reductions else GREEDY
+        )
 
-    def node_uniforms(self, tree: MedusaTree, past_length: int) -> NDArray[np.float64]:
+    def node_uniforms(self, tree: AcceptedTree, past_length: int) -> NDArray[np.float64]:
         """Uniform number of the position after each node, (N,)."""
         return self._uniforms[past_length + 1 :].take(tree.position_offsets)
 
     def accept(
         self,
-        tree: MedusaTree,
+        tree: AcceptedTree,
         tokens: Sequence[int],
         argmax: Sequence[int],
         reductions: Reductions,
@@ -93,7 +97,7 @@ class Chooser:
 
     def walk(
         self,
-        tree: MedusaTree,
+        tree: AcceptedTree,
         tokens: Sequence[int],
         past_length: int,
         logits: NDArray[np.float32],

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.strategies import medusa_trees
 
-from medusa_trt.runtime.drafting import (
+from medusa_trt.runtime.decoding.drafting import (
     TokenLookup,
     node_tokens_from_indices,
     tokens_from_candidates,

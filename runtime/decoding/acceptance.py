@@ -6,11 +6,27 @@ as the path has nodes: its drafts, and the model's token after its last node (th
 
 from collections.abc import Sequence
 from math import exp
+from typing import Protocol
 
-from medusa_trt.tree_configs import MedusaTree
+import numpy as np
+from numpy.typing import NDArray
 
 
-def accept_exact(tree: MedusaTree, tokens: Sequence[int], chosen: Sequence[int]) -> list[int]:
+class AcceptedTree(Protocol):
+    """What acceptance reads of a tree: `MedusaTree` or `GrownTree`."""
+
+    @property
+    def child_ranges(self) -> Sequence[Sequence[int]]:
+        """First child of each node, and the node after its last child."""
+        ...
+
+    @property
+    def position_offsets(self) -> NDArray[np.int64]:
+        """Depth of each node, (N,)."""
+        ...
+
+
+def accept_exact(tree: AcceptedTree, tokens: Sequence[int], chosen: Sequence[int]) -> list[int]:
     """Finds the longest path on which each token was chosen after its parent.
 
     If the chosen tokens are the argmax after each node, this is greedy acceptance. If they are
@@ -37,7 +53,7 @@ def accept_exact(tree: MedusaTree, tokens: Sequence[int], chosen: Sequence[int])
 
 
 def accept_typical(
-    tree: MedusaTree,
+    tree: AcceptedTree,
     candidate_logprob: Sequence[float],
     entropy: Sequence[float],
     *,

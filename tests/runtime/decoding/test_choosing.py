@@ -5,7 +5,7 @@ from typing import Literal
 import numpy as np
 import pytest
 
-from medusa_trt.runtime.choosing import Chooser
+from medusa_trt.runtime.decoding.choosing import Chooser
 from medusa_trt.runtime.engines.base import Reductions
 from medusa_trt.runtime.options import GenerationOptions, SamplingOptions
 from medusa_trt.tree_configs import chain_tree

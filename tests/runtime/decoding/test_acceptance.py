@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from support.reference.acceptance import accept_greedy_slowly, accept_typical_slowly
 from support.strategies import medusa_trees
 
-from medusa_trt.runtime.acceptance import accept_exact, accept_typical
+from medusa_trt.runtime.decoding.acceptance import accept_exact, accept_typical
 from medusa_trt.tree_configs import MedusaTree, chain_tree
 
 

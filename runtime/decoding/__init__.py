@@ -1,0 +1,1 @@
+"""The decode loop: drafting, the steps of many sequences together, and acceptance."""

@@ -1,0 +1,83 @@
+"""The state of one sequence between two steps."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medusa_trt.runtime.decoding.choosing import Chooser
+from medusa_trt.runtime.decoding.drafting import TokenLookup
+from medusa_trt.tree_configs import MedusaTree
+
+_MEMORY = 0.97
+"""Factor by which older drafts count less at each step."""
+
+
+@dataclass(slots=True)
+class DraftRecord:
+    """How good the drafts of one sequence were so far; begins with plausible counts.
+
+    Attributes:
+        copied_right: copied tokens that were right.
+        copied_tried: copied tokens that were compared: up to the first wrong one in each step.
+        accepted: drafts of grown trees that were accepted.
+        expected: number of accepted drafts that the heads' probabilities had predicted.
+    """
+
+    copied_right: float = 3.0
+    copied_tried: float = 4.0
+    accepted: float = 8.0
+    expected: float = 8.0
+
+    @property
+    def copied_share(self) -> float:
+        """Probability that a copied token is right, if those before it were."""
+        return self.copied_right / self.copied_tried
+
+    @property
+    def trust(self) -> float:
+        """Accepted drafts over the expected ones."""
+        return self.accepted / self.expected
+
+    def add_copied(self, copied: Sequence[int], added: Sequence[int]) -> None:
+        """Compares copied tokens with those that a step added."""
+        right = 0
+        for copied_token, token in zip(copied, added, strict=False):
+            if copied_token != token:
+                break
+            right += 1
+        tried = right + (right < min(len(copied), len(added)))
+        self.copied_right = _MEMORY * self.copied_right + right
+        self.copied_tried = _MEMORY * self.copied_tried + tried
+
+    def add_grown(self, accepted: int, expected: float) -> None:
+        """Counts the drafts of a grown tree."""
+        self.accepted = _MEMORY * self.accepted + accepted
+        self.expected = _MEMORY * self.expected + expected
+
+
+@dataclass(slots=True)
+class SequenceState:
+    """The state from which the next step of one sequence starts.
+
+    Attributes:
+        slot: the engine's slot with the cache rows of the sequence.
+        chooser: chooses the tokens, with the acceptance rule and the random numbers.
+        tree: the draft tree; None to grow a new one at each step.
+        lookup: the tokens so far, if drafts may be copied from them.
+        past_length: number of valid rows in the slot.
+        root_token: the token chosen last, which is not yet in the cache.
+        hidden: (1, hidden_size) the hidden state that the heads draft from; None before the last
+            part of the prompt was read.
+        record: how good the drafts were.
+    """
+
+    slot: int
+    chooser: Chooser
+    tree: MedusaTree | None = None
+    lookup: TokenLookup | None = None
+    past_length: int = 0
+    root_token: int = -1
+    hidden: NDArray[np.float32] | None = None
+    record: DraftRecord = field(default_factory=DraftRecord)

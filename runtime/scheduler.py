@@ -1,0 +1,303 @@
+"""The scheduler: requests come and go at any step, and run together in one batch."""
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from heapq import heappop, heappush
+from itertools import count
+from time import perf_counter
+from typing import NamedTuple
+
+from medusa_trt.errors import MedusaError, QueueFullError
+from medusa_trt.runtime.decoding.choosing import Chooser
+from medusa_trt.runtime.decoding.decoder import Added, Decoder
+from medusa_trt.runtime.decoding.sequence import SequenceState
+from medusa_trt.runtime.engines.base import Engine
+from medusa_trt.runtime.reply import FinishReason, Generation, Reply, StreamEvent
+from medusa_trt.runtime.slots import Slots
+
+_LEAST_CHUNK = 16
+"""Smallest number of tokens of a prompt that are read between two steps of running replies."""
+
+_CHUNK_WEIGHT = 0.3
+"""Weight of a new chunk in the running mean of the time that a token of a prompt takes."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Request:
+    """A reply that the scheduler makes.
+
+    Attributes:
+        prompt_ids: the prompt.
+        reply: collects the tokens.
+        chooser: chooses the tokens.
+        state: how it is drafted; its slot is assigned when the prompt is read.
+    """
+
+    prompt_ids: Sequence[int]
+    reply: Reply
+    chooser: Chooser
+    state: SequenceState
+
+
+class RequestEvent(NamedTuple):
+    """What a step did for one request.
+
+    Attributes:
+        request_id: the number that `Scheduler.add` returned.
+        event: the new tokens and text; its `generation` is set in the request's last event.
+        error: why the reply ended early, if it did so by an error.
+    """
+
+    request_id: int
+    event: StreamEvent
+    error: MedusaError | None = None
+
+
+class Scheduler:
+    """Runs requests in one batch: they join and leave at any step.
+
+    A step reads a part of one waiting prompt, then advances all running replies. So running replies
+    never wait longer than for one part. Waiting requests are taken in by priority, then in the
+    order of their arrival. Nothing here is safe to call from two threads at once, but `cancel`.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        decoder: Decoder,
+        *,
+        max_waiting: int | None = None,
+        max_pause_ms: float = 100.0,
+    ) -> None:
+        """Starts without requests.
+
+        Args:
+            engine: has a slot for each request that runs at the same time.
+            decoder: runs the steps on this engine.
+            max_waiting: most requests that wait for a slot; None for any number.
+            max_pause_ms: how long running replies should wait for a part of another prompt; at
+                least `_LEAST_CHUNK` tokens are read.
+        """
+        self._engine, self._decoder = engine, decoder
+        self._max_waiting, self._max_pause_ms = max_waiting, max_pause_ms
+        self._slots = Slots(engine)
+        self._numbers = count()
+        self._waiting: list[tuple[int, int, Request]] = []
+        self._reading: tuple[int, Request] | None = None
+        self._running: list[tuple[int, Request]] = []
+        self._cancelled: deque[int] = deque()
+        self._late_events: list[RequestEvent] = []
+        self._token_ms = 0.0
+
+    @property
+    def num_running(self) -> int:
+        """Number of requests that have a slot."""
+        return len(self._running) + (self._reading is not None)
+
+    @property
+    def num_waiting(self) -> int:
+        """Number of requests that wait for a slot."""
+        return len(self._waiting)
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether `step` has nothing to do."""
+        return not (self.num_running or self._waiting or self._late_events)
+
+    def add(self, request: Request, *, priority: int = 0) -> int:
+        """Adds a request, which joins as soon as a slot is free.
+
+        Args:
+            request: the request.
+            priority: requests of a higher one are taken first.
+
+        Returns:
+            The request's number.
+
+        Raises:
+            QueueFullError: too many requests wait already.
+        """
+        if self._max_waiting is not None and len(self._waiting) >= self._max_waiting:
+            raise QueueFullError(
+                f"{len(self._waiting)} requests wait already, the limit is {self._max_waiting}: "
+                "try again later, or open the session with a larger batch_size"
+            )
+        number = next(self._numbers)
+        heappush(self._waiting, (-priority, number, request))
+        return number
+
+    def cancel(self, request_id: int) -> None:
+        """Ends a request before the next step, with what it has; any thread may call this."""
+        self._cancelled.append(request_id)
+
+    def cancel_all(self) -> None:
+        """Cancels every request that was added; any thread may call this."""
+        current = [number for number, _ in self._running]
+        current += [number for _, number, _ in list(self._waiting)]
+        reading = self._reading
+        if reading is not None:
+            current.append(reading[0])
+        self._cancelled.extend(current)
+
+    def step(self) -> list[RequestEvent]:
+        """Reads a part of a prompt, and advances all running replies by one step.
+
+        Returns:
+            What happened to each request; empty when a part of a prompt was read and nothing runs.
+        """
+        events, self._late_events = self._late_events, []
+        try:
+            if self._cancelled:
+                self._end_cancelled(events)
+            if self._reading is None and self._waiting and self._slots.has_free:
+                self._begin()
+            joins = self._reading is not None and self._read(events)
+            if self._running:
+                self._advance(events)
+            if joins:
+                self._join()
+        except BaseException:
+            # After Ctrl-C in the middle of a step nobody knows which rows are valid.
+            self._end_all("cancelled", None, events)
+            self._late_events = events
+            raise
+        return events
+
+    def _begin(self) -> None:
+        """Takes in the first waiting request; its prompt's known beginning is not read again."""
+        _, number, request = heappop(self._waiting)
+        state = request.state
+        state.slot = self._slots.begin(request.prompt_ids[:-1])
+        state.past_length = len(self._slots.token_ids(state.slot))
+        request.reply.begin(num_cached=state.past_length)
+        self._reading = number, request
+
+    def _read(self, events: list[RequestEvent]) -> bool:
+        """Reads the next part of the prompt; returns whether the request now joins the batch."""
+        assert self._reading is not None
+        number, request = self._reading
+        state, size = request.state, self._engine.prefill_chunk
+        if self._running and self._token_ms:
+            fitting = int(self._max_pause_ms / self._token_ms) // _LEAST_CHUNK * _LEAST_CHUNK
+            size = max(_LEAST_CHUNK, min(size, fitting))
+        begin = state.past_length
+        ids = request.prompt_ids[begin : begin + size]
+        is_last = begin + len(ids) == len(request.prompt_ids)
+        start = perf_counter()
+        try:
+            added = self._decoder.read(state, ids, is_last=is_last)
+        except MedusaError as error:
+            self._reading = None
+            self._slots.end_reading()
+            events.append(self._finish(number, request, "error", error))
+            return False
+        token_ms = 1e3 * (perf_counter() - start) / len(ids)
+        self._token_ms += (_CHUNK_WEIGHT if self._token_ms else 1.0) * (token_ms - self._token_ms)
+        self._slots.token_ids(state.slot).extend(ids)
+        if added is None:
+            return False
+        self._add(number, request, added, events)
+        if request.reply.finish_reason is None:
+            return True
+        self._reading = None
+        self._slots.end_reading()
+        return False
+
+    def _join(self) -> None:
+        if self._reading is None:
+            return
+        self._reading[1].state.slot = self._slots.join()
+        self._running.append(self._reading)
+        self._reading = None
+
+    def _advance(self, events: list[RequestEvent]) -> None:
+        """Runs a step of all running replies, and removes those that end."""
+        states = [request.state for _, request in self._running]
+        roots = [state.root_token for state in states]
+        try:
+            added = self._decoder.step(states)
+        except MedusaError as error:
+            self._end_running("error", error, events)
+            return
+        ended = []
+        for place, (number, request) in enumerate(self._running):
+            tokens = added[place]
+            if isinstance(tokens, MedusaError):
+                events.append(self._finish(number, request, "error", tokens))
+                ended.append(place)
+                continue
+            cached = self._slots.token_ids(request.state.slot)
+            cached.append(roots[place])
+            cached += tokens[0][:-1]
+            self._add(number, request, tokens, events)
+            if request.reply.finish_reason is not None:
+                ended.append(place)
+        for place in reversed(ended):
+            self._leave(place)
+
+    def _leave(self, place: int) -> None:
+        """Removes a running request; the last one takes its slot."""
+        self._slots.end_running(place)
+        last = self._running.pop()
+        if place < len(self._running):
+            last[1].state.slot = place
+            self._running[place] = last
+
+    def _add(self, number: int, request: Request, added: Added, events: list[RequestEvent]) -> None:
+        event = request.reply.add(added, self._decoder.engine_s)
+        if request.reply.finish_reason is not None:
+            generation = request.reply.finish(self._decoder.engine_s)
+            last = event or StreamEvent([], request.reply.take_new_text(), 0)
+            event = last._replace(generation=generation)
+        if event is not None:
+            events.append(RequestEvent(number, event))
+
+    def _finish(
+        self, number: int, request: Request, reason: FinishReason, error: MedusaError | None = None
+    ) -> RequestEvent:
+        """Ends a reply with what it has."""
+        generation: Generation = request.reply.finish(self._decoder.engine_s, reason)
+        event = StreamEvent([], request.reply.take_new_text(), 0, generation)
+        return RequestEvent(number, event, error)
+
+    def _end_cancelled(self, events: list[RequestEvent]) -> None:
+        cancelled = {self._cancelled.popleft() for _ in range(len(self._cancelled))}
+        for place in range(len(self._running) - 1, -1, -1):
+            number, request = self._running[place]
+            if number in cancelled:
+                events.append(self._finish(number, request, "cancelled"))
+                self._leave(place)
+        if self._reading is not None and self._reading[0] in cancelled:
+            events.append(self._finish(*self._reading, "cancelled"))
+            self._reading = None
+            self._slots.end_reading()
+        left = []
+        for entry in sorted(self._waiting):
+            if entry[1] in cancelled:
+                events.append(self._finish(entry[1], entry[2], "cancelled"))
+            else:
+                left.append(entry)
+        self._waiting = left
+
+    def _end_running(
+        self, reason: FinishReason, error: MedusaError | None, events: list[RequestEvent]
+    ) -> None:
+        """Ends all running replies, whose rows may be invalid."""
+        while self._running:
+            number, request = self._running[-1]
+            self._slots.forget(request.state.slot)
+            events.append(self._finish(number, request, reason, error))
+            self._leave(len(self._running) - 1)
+
+    def _end_all(
+        self, reason: FinishReason, error: MedusaError | None, events: list[RequestEvent]
+    ) -> None:
+        """Ends all replies that have a slot."""
+        self._end_running(reason, error, events)
+        if self._reading is not None:
+            number, request = self._reading
+            self._reading = None
+            self._slots.forget(request.state.slot)
+            self._slots.end_reading()
+            events.append(self._finish(number, request, reason, error))
