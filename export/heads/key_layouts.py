@@ -162,21 +162,22 @@ def recognize(keys: Iterable[str], source: str) -> Recognized:
         HeadsError: keys that are unknown, or there twice under several prefixes; the error lists
             them.
     """
-    keys = [key for key in keys if not _FROZEN_COPY.match(key)]
+    stored = {key: strip_wrappers(key) for key in keys}
+    stored = {key: name for key, name in stored.items() if not _FROZEN_COPY.match(name)}
     layout = next(
         layout
         for layout in _LAYOUTS
-        if layout is SEQUENTIAL or any(_is_block(layout, key) for key in keys)
+        if layout is SEQUENTIAL or any(_is_block(layout, name) for name in stored.values())
     )
-    has_backbone = any(_BACKBONE.match(key) for key in keys)
+    has_backbone = any(_BACKBONE.match(name) for name in stored.values())
     prefix = ""
     others: list[str] = []
     unknown: list[str] = []
     names: dict[HeadKey, str] = {}
-    for key in keys:
-        bare = _without_prefix(key)
+    for key, name in stored.items():
+        bare = _without_prefix(name)
         parsed = layout.parse(bare)
-        is_backbone = has_backbone and not _HEAD_PREFIX.match(key)
+        is_backbone = has_backbone and not _HEAD_PREFIX.match(name)
         if parsed is None or (is_backbone and parsed.part == "common_unembedding"):
             (others if is_backbone else unknown).append(key)
         elif parsed in names:
@@ -186,15 +187,21 @@ def recognize(keys: Iterable[str], source: str) -> Recognized:
             )
         else:
             names[parsed] = key
-            prefix = key[: -len(bare)] if parsed.part == "block" else prefix
+            prefix = name[: -len(bare)] if parsed.part == "block" else prefix
     if unknown:
         raise HeadsError(f"{source} has keys that no head layout has: {join_names(unknown)}")
     return Recognized(layout, prefix, names, tuple(others))
 
 
+def strip_wrappers(key: str) -> str:
+    """Strips what torch.compile and DistributedDataParallel put into the names of tensors."""
+    return key.replace("_orig_mod.", "").removeprefix("module.")
+
+
 def is_head_key(key: str) -> bool:
     """Whether a key is part of a head, in any layout."""
-    return not _FROZEN_COPY.match(key) and any(_is_block(layout, key) for layout in _LAYOUTS)
+    name = strip_wrappers(key)
+    return not _FROZEN_COPY.match(name) and any(_is_block(layout, name) for layout in _LAYOUTS)
 
 
 def _without_prefix(key: str) -> str:

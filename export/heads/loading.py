@@ -22,7 +22,7 @@ from medusa_trt.export.heads.key_layouts import (
     recognize,
 )
 from medusa_trt.export.heads.medusa_heads import MedusaHeads
-from medusa_trt.export.heads.unread import by_matrix, find_unread_matrices
+from medusa_trt.export.heads.unread import find_unread_matrices, group_matrices
 from medusa_trt.export.weights.checkpoint_files import (
     FILE_NAMES,
     Checkpoint,
@@ -102,7 +102,7 @@ def load_heads(source: str | Path, *, read_all: bool = True) -> LoadedHeads:
     tensors = {key: by_name[file_key] for key, file_key in recognized.names.items()}
     unread = {} if read_all else find_unread_matrices(checkpoint, recognized, tensors)
     heads = heads_from_keys(recognized, tensors, name, unread)
-    heads = replace(heads, unread=by_matrix(unread))
+    heads = replace(heads, unread=group_matrices(unread))
     if recognized.layout is VLLM:
         heads = _with_vllm_config(heads, config, config_path)
     loaded = _describe(checkpoint, recognized, tensors, heads, config, config_path)

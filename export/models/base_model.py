@@ -31,15 +31,17 @@ from medusa_trt.export.models.source import (
 )
 from medusa_trt.export.models.tokenizers import load_tokenizer
 from medusa_trt.export.models.unread_tensors import refuse_unread
+from medusa_trt.export.weights.checkpoint_files import json_from_file
 from medusa_trt.export.weights.hub import find_file
 from medusa_trt.export.weights.packed_weights import Packing, packing_from_config
 from medusa_trt.export.weights.streamed_model import (
     Weights,
+    array_from_tensor,
     load_weights,
     make_empty_model,
     weights_in_memory,
 )
-from medusa_trt.export.weights.tensor_source import PLAIN_DTYPES
+from medusa_trt.export.weights.tensor_source import PLAIN_DTYPES, refuse_failed
 from medusa_trt.export.weights.tied_weights import record_ties
 from medusa_trt.files import join_names
 
@@ -122,7 +124,7 @@ def _streamed(source: ModelSource) -> tuple[PreTrainedModel, Weights] | None:
     if source.gguf is not None:
         return _streamed_gguf(source, source.gguf)
     config = load_config(source)
-    packing = _packing(config)
+    packing = _read_packing(config, source)
     if packing is None and getattr(config, "quantization_config", None) is not None:
         return None  # transformers knows more methods
     model = make_empty_model(config)
@@ -134,21 +136,36 @@ def _streamed(source: ModelSource) -> tuple[PreTrainedModel, Weights] | None:
     return model, weights
 
 
-def _packing(config: PretrainedConfig) -> Packing | None:
-    found = getattr(config, "quantization_config", None)
-    if found is None:
+def _read_packing(config: PretrainedConfig, source: ModelSource) -> Packing | None:
+    """Reads how a checkpoint packs its weights; None where it does not, or transformers unpacks.
+
+    Raises:
+        ExportError: the method is unknown or not supported.
+    """
+    stated = getattr(config, "quantization_config", None)
+    if stated is None and source.gguf is None:
+        stated = _read_old_quantization(Path(source.location))
+    if stated is None:
         return None
-    as_dict = found if isinstance(found, dict) else found.to_dict()
-    packing = packing_from_config(as_dict)
-    method = str(as_dict.get("quant_method"))
+    values = stated if isinstance(stated, dict) else stated.to_dict()
+    packing = packing_from_config(values)
+    method = str(values.get("quant_method"))
     # transformers ignores a method that it does not know, and the scales with it.
     known = {*AUTO_QUANTIZATION_CONFIG_MAPPING, "bitsandbytes"}
     if packing is None and method not in known:
         raise ExportError(
             f"weights quantized by {method!r} are not supported: give the full-precision model, or "
-            "GPTQ, AWQ, compressed-tensors or GGUF"
+            "GPTQ, AWQ, AutoRound, compressed-tensors or GGUF"
         )
     return packing
+
+
+def _read_old_quantization(folder: Path) -> dict[str, Any] | None:
+    """Reads the file of its own in which AutoGPTQ and AutoAWQ described a quantization."""
+    for name, method in (("quantize_config.json", "gptq"), ("quant_config.json", "awq")):
+        if (folder / name).is_file():
+            return {"quant_method": method, **json_from_file(folder / name)}
+    return None
 
 
 def _streamed_gguf(source: ModelSource, path: Path) -> tuple[PreTrainedModel, Weights] | None:
@@ -162,10 +179,12 @@ def _streamed_gguf(source: ModelSource, path: Path) -> tuple[PreTrainedModel, We
 def load_model(source: ModelSource, dtype: torch.dtype | Literal["auto"]) -> PreTrainedModel:
     """Loads the weights, with the adapter merged into them; "auto" keeps the file's own type."""
     config = load_config(source)
-    _packing(config)  # refuses what transformers would ignore
+    _read_packing(config, source)  # Refuses what transformers would ignore.
     model = None if source.gguf is None else _load_gguf(source, source.gguf, config)
     if model is None:
         model = _load_with_transformers(source, config, dtype)
+    for name, parameter in model.named_parameters():
+        refuse_failed(array_from_tensor(parameter.detach()), f"{source.location}: {name}")
     record_ties(model)
     if source.adapter is not None:
         with quiet_transformers():

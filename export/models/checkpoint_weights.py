@@ -10,17 +10,25 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
 from medusa_trt.errors import ExportError
+from medusa_trt.export.heads.key_layouts import strip_wrappers
 from medusa_trt.export.models.unread_tensors import refuse_unread
 from medusa_trt.export.weights.hub import find_file
 from medusa_trt.export.weights.lazy_tensor import Array, LazyTensor
 from medusa_trt.export.weights.packed_weights import Packing
 from medusa_trt.export.weights.streamed_model import Weights, tensor_from_array
-from medusa_trt.export.weights.tensor_source import PLAIN_DTYPES, TensorSource, open_tensors
+from medusa_trt.export.weights.tensor_source import (
+    PLAIN_DTYPES,
+    TensorSource,
+    open_tensors,
+)
 from medusa_trt.export.weights.tied_weights import untie_unequal
 from medusa_trt.files import join_names
 
 _NAMES = ("model.safetensors", "pytorch_model.bin")
 """File names of weights, by preference; a sharded checkpoint has an index of that name."""
+
+_OLD_NAMES = "gptq_model-*.safetensors"
+"""Names that AutoGPTQ gave to files: `gptq_model-4bit-32g.safetensors`, for example."""
 
 
 def weights_from_checkpoint(
@@ -82,7 +90,8 @@ def _files_of(location: str) -> list[Path] | None:
             return [file]
         if index := find_file(location, f"{single}.index.json"):
             return _shards(location, index)
-    return None
+    files = sorted(Path(location).glob(_OLD_NAMES))
+    return files if len(files) == 1 else None
 
 
 def _shards(location: str, index: Path) -> list[Path]:
@@ -112,14 +121,15 @@ def _tensors_by_parameter(
         with open_tensors(file) as opened:
             facts = {key: (tensor.shape, tensor.dtype) for key, tensor in opened.items()}
         for key, (shape, dtype) in facts.items():
-            layer, _, suffix = key.rpartition(".")
+            bare_key = strip_wrappers(key)
+            layer, _, suffix = bare_key.rpartition(".")
             if packing is not None and suffix in packing.suffixes:
                 packed.setdefault(layer, {})[suffix] = TensorSource(file, key)
                 continue
             name, converted = rename_source_key(
-                key, renamings, converters, model.base_model_prefix, wanted
+                bare_key, renamings, converters, model.base_model_prefix, wanted
             )
-            name = key if key in wanted and name not in wanted else name
+            name = bare_key if bare_key in wanted and name not in wanted else name
             if name not in wanted:
                 unread[name] = TensorSource(file, key)
                 continue
@@ -144,12 +154,13 @@ def _tensors_by_parameter(
         )
         if name in wanted:
             sizes = tuple(wanted[name].shape)
-            read = partial(_unpacked, packing, sources, sizes, f"{location}: {layer}")
-            tensors[name] = LazyTensor(read, sizes, (location, layer), quantization=packing.name)
+            form = packing.of_layer(layer)
+            read = partial(_unpack, form, sources, sizes, f"{location}: {layer}")
+            tensors[name] = LazyTensor(read, sizes, (location, layer), quantization=form.name)
     return tensors
 
 
-def _unpacked(
+def _unpack(
     packing: Packing, sources: Mapping[str, TensorSource], shape: tuple[int, ...], place: str
 ) -> Array:
     tensors = {suffix: source.read() for suffix, source in sources.items()}

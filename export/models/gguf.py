@@ -15,6 +15,7 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, dequantize
 
 from medusa_trt.errors import ExportError
 from medusa_trt.export.weights.lazy_tensor import Array
+from medusa_trt.export.weights.tensor_source import refuse_failed
 
 _MAGIC = b"GGUF"
 _VERSIONS = (2, 3)
@@ -60,6 +61,7 @@ class GgufTensor:
         """Reads the tensor as float32. It is not mapped, so that its pages do not stay."""
         data = np.fromfile(self.path, np.uint8, self.num_bytes, offset=self.offset)
         array: Array = dequantize(data.reshape(*self.shape[:-1], -1), self.kind)
+        refuse_failed(array, f"{self.path}: {self.name}")
         return array
 
     @property

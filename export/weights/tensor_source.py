@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from zipfile import is_zipfile
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 
@@ -15,6 +16,10 @@ from medusa_trt.export.weights.streamed_model import array_from_tensor
 
 PLAIN_DTYPES = {torch.float64, torch.float32, torch.float16, torch.bfloat16}
 """Data types of weights that need no scale."""
+
+
+_CHECKED_SIZE = 1 << 22
+"""Numbers that are looked at together."""
 
 
 class TensorSource:
@@ -27,10 +32,31 @@ class TensorSource:
         """Reads the tensor, in the type that the file has it in.
 
         Raises:
-            ExportError: the file is damaged.
+            ExportError: the file is damaged, or the tensor holds NaN or infinity.
         """
         with open_tensors(self.file, self.key) as opened:
-            return array_from_tensor(opened[self.key].detach())
+            array = array_from_tensor(opened[self.key].detach())
+        refuse_failed(array, f"{self.file}: {self.key}")
+        return array
+
+
+def refuse_failed(array: Array, place: str) -> None:
+    """Refuses weights that are no numbers.
+
+    Args:
+        array: the weights.
+        place: names them in the message.
+
+    Raises:
+        ExportError: they hold NaN or infinity.
+    """
+    if array.dtype.kind in "biu" or array.size == 0:
+        return
+    rows = array.reshape(-1, array.shape[-1]) if array.ndim else array[None]
+    num_rows = max(1, _CHECKED_SIZE // rows.shape[-1])
+    parts = (rows[start : start + num_rows] for start in range(0, len(rows), num_rows))
+    if not all(np.isfinite(part).all() for part in parts):
+        raise ExportError(f"{place} holds NaN or infinity: the training has failed")
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """Checkpoints that are not what their config says, or that bring code along."""
 
 import json
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -13,8 +14,13 @@ from support.tiny_models import llama_config, random_model, save_tiny_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from medusa_trt.errors import ExportError
-from medusa_trt.export.models.base_model import BaseModel, load_base_model, open_base_model
-from medusa_trt.export.models.source import load_config, source_from_name
+from medusa_trt.export.models.base_model import (
+    BaseModel,
+    load_base_model,
+    load_model,
+    open_base_model,
+)
+from medusa_trt.export.models.source import ModelSource, load_config, source_from_name
 from medusa_trt.export.pipeline import ExportOptions, export_bundle
 from medusa_trt.export.weights.streamed_model import weights_at_hand
 
@@ -50,6 +56,10 @@ def in_eight_bits(dtype: torch.dtype, limit: float) -> Callable[[Tensors], None]
 
 def adding(name: str, value: float, *shape: int) -> Callable[[Tensors], None]:
     return lambda tensors: tensors.update({name: torch.full(shape, value)})
+
+
+def source(folder: Path) -> ModelSource:
+    return source_from_name(str(folder))
 
 
 def logits_of(folder: Path) -> torch.Tensor:
@@ -246,3 +256,30 @@ def test_a_stored_unembedding_is_used_although_the_config_says_tied(
     with torch.no_grad(), weights_at_hand(base.model, base.weights):
         assert torch.equal(base.model(TOKENS).logits, model(TOKENS).logits)
     assert base.model.config.tie_word_embeddings == (change is not different_unembedding)
+
+
+@pytest.mark.parametrize("prefix", ["_orig_mod.", "module.", "module._orig_mod."])
+def test_names_of_wrapped_models_are_read(prefix: str, tmp_path: Path) -> None:
+    """torch.compile and DistributedDataParallel save their models with such names."""
+
+    def wrap(tensors: Tensors) -> None:
+        for name in list(tensors):
+            tensors[prefix + name] = tensors.pop(name)
+
+    folder = changed_model(tmp_path / "model", wrap)
+    with torch.no_grad():
+        expected = random_model(llama_config())(TOKENS).logits
+    assert torch.equal(logits_of(folder), expected)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("load", [logits_of, lambda folder: load_model(source(folder), "auto")])
+def test_weights_that_are_no_numbers_are_named(
+    value: float, load: Callable[[Path], object], tmp_path: Path
+) -> None:
+    def spoil(tensors: Tensors) -> None:
+        tensors[f"{QUERY}.weight"][3, 5] = value
+
+    folder = changed_model(tmp_path / "model", spoil)
+    with pytest.raises(ExportError, match=f"{QUERY}.weight holds NaN or infinity: the training"):
+        load(folder)

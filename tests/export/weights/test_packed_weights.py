@@ -47,6 +47,23 @@ def test_packed_checkpoints_are_what_they_stand_for(name: str, tmp_path: Path) -
         assert torch.allclose(base.model(tokens).logits, exact(tokens).logits, atol=1e-4)
 
 
+def test_the_files_of_autogptq_are_read(tmp_path: Path) -> None:
+    """It described the quantization in a file of its own, and named the weights after it."""
+    folder = save_tiny_model(tmp_path / "model")
+    rng = np.random.default_rng(0)
+    key = "model.layers.0.self_attn.q_proj.weight"
+    grid = grid_of(random_model(llama_config()).state_dict()[key].numpy(), 4, rng)
+    pack_checkpoint(folder, METHODS["gptq-4"], {key: grid})
+    config = json.loads((folder / "config.json").read_text())
+    del config["quantization_config"]
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "quantize_config.json").write_text(json.dumps({"bits": 4, "group_size": 32}))
+    (folder / "model.safetensors").rename(folder / "gptq_model-4bit-32g.safetensors")
+    weight = open_base_model(source_from_name(str(folder))).weights[key]
+    assert weight.quantization == "gptq of 4 bits"
+    assert np.array_equal(weight.stored(), grid.exact)
+
+
 SIZED: dict[str, dict[str, Any]] = {
     "gptq-4": {"quant_method": "gptq", "bits": 4, "group_size": 64},
     "awq": {"quant_method": "awq", "bits": 4, "q_group_size": 64},
@@ -155,6 +172,7 @@ def test_codes_of_other_bits_than_the_configs_are_refused(tmp_path: Path) -> Non
     ("config", "message"),
     [
         ({"quant_method": "gptq", "bits": 3}, "gptq weights of 3 bits"),
+        ({"quant_method": "auto-round", "bits": 2}, "gptq weights of 2 bits"),
         ({"quant_method": "awq", "bits": 4, "version": "gemv"}, "'gemv' are not supported"),
         ({**COMPRESSED, "config_groups": {"a": {}, "b": {}}}, "in 2 kinds of groups"),
         ({**COMPRESSED, "config_groups": {"a": {}}, "transform_config": {"u": {}}}, "rotations"),

@@ -134,6 +134,14 @@ class Method:
 
 
 COMPRESSED = {"quant_method": "compressed-tensors", "format": "pack-quantized"}
+
+
+def shifted_gptq_tensors(grid: Grid, bits: int) -> dict[str, Array]:
+    """The second format of GPTQ stores zero points as they are."""
+    return {**gptq_tensors(grid, bits), "qzeros": packed(grid.zeros, bits)}
+
+
+AUTO_ROUND = {"quant_method": "auto-round", "bits": 4, "group_size": 32, "sym": False}
 METHODS = {
     "gptq-4": Method(
         tensors_of=gptq_tensors,
@@ -148,6 +156,31 @@ METHODS = {
         has_order=True,
     ),
     "awq": Method(tensors_of=awq_tensors, bits=4, config={"quant_method": "awq", "bits": 4}),
+    "gptq-8-of-single-layers": Method(
+        tensors_of=gptq_tensors,
+        bits=8,
+        config={
+            "quant_method": "gptq",
+            "bits": 4,
+            "group_size": 128,
+            "dynamic": {"-:.*lm_head": {}, r"+:.*\.layers\.": {"bits": 8, "group_size": 32}},
+        },
+    ),
+    "auto-round": Method(tensors_of=gptq_tensors, bits=4, config=AUTO_ROUND),
+    "auto-round-shifted": Method(
+        tensors_of=shifted_gptq_tensors,
+        bits=4,
+        config={**AUTO_ROUND, "packing_format": "auto_round:gptqmodel"},
+    ),
+    "auto-round-awq": Method(
+        tensors_of=awq_tensors,
+        bits=4,
+        config={
+            **AUTO_ROUND,
+            "packing_format": "auto_round:auto_awq",
+            "extra_config": {"lm_head": {"bits": 16, "data_type": "float"}},
+        },
+    ),
     "compressed-4": Method(
         tensors_of=compressed_tensors,
         bits=4,
