@@ -65,7 +65,7 @@ def _fits(value: object, hint: Any) -> bool:
     if getattr(hint, "_is_protocol", False):
         methods = [name for name in vars(hint) if not name.startswith("_")]
         return all(callable(getattr(value, name, None)) for name in methods)
-    return isinstance(value, hint)
+    return isinstance(value, origin or hint)
 
 
 def _describe(hint: Any) -> str:
@@ -74,4 +74,4 @@ def _describe(hint: Any) -> str:
         return f"one of {', '.join(get_args(hint))}"
     if origin is tuple:
         return f"a sequence of which each is {_describe(get_args(hint)[0])}"
-    return _WORDS.get(hint, f"a {hint.__name__}")
+    return _WORDS.get(hint, f"a {(origin or hint).__name__}")

@@ -1,8 +1,12 @@
 """Arguments that several verbs have."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
+
+from medusa_trt.errors import PromptError
+from medusa_trt.files import read_text
 
 if TYPE_CHECKING:
     from medusa_trt.runtime.session import MedusaSession
@@ -59,3 +63,62 @@ class SessionArguments(EngineArguments):
             num_threads=self.num_threads,
             max_length=self.max_length,
         )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TemplateArguments:
+    """What the chat template gets besides the messages.
+
+    Attributes:
+        system: the system message (default: the chat template's, if it has one).
+        tools: a file with the functions that the model may call, a JSON list as in OpenAI's API
+            (default: none).
+        variables: a further value, as enable_thinking=false; the value is JSON, or else a text; the
+            flag may be repeated (default: none).
+    """
+
+    system: Annotated[str | None, "--system TEXT"] = None
+    tools: Annotated[Path | None, "--tools FILE"] = None
+    variables: Annotated[tuple[str, ...], "--template-variable NAME=VALUE"] = ()
+
+    def read_tools(self) -> tuple[dict[str, Any], ...]:
+        """Reads the file of tools.
+
+        Raises:
+            PromptError: it cannot be read, or holds something else.
+        """
+        tools = [] if self.tools is None else read_json(self.tools)
+        if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
+            raise PromptError(
+                f"{self.tools} holds no list of JSON objects: write one for each tool"
+            )
+        return tuple(tools)
+
+    def read_variables(self) -> dict[str, Any]:
+        """Reads the values.
+
+        Raises:
+            PromptError: one has no name.
+        """
+        variables = {}
+        for pair in self.variables:
+            name, is_set, text = pair.partition("=")
+            if not is_set or not name.isidentifier():
+                raise PromptError(f"--template-variable is {pair!r}: write NAME=VALUE")
+            try:
+                variables[name] = json.loads(text)
+            except ValueError:
+                variables[name] = text
+        return variables
+
+
+def read_json(path: Path) -> Any:
+    """Reads a file of JSON.
+
+    Raises:
+        PromptError: it cannot be read, or is no JSON.
+    """
+    try:
+        return json.loads(read_text(path, PromptError))
+    except ValueError as error:
+        raise PromptError(f"{path} is no JSON ({error}): correct it") from error

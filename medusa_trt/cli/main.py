@@ -80,7 +80,7 @@ def _run(program: str, name: str, words: list[str]) -> int:
             _answer_without_verb(name, words)
         verb = verb_from_name(name)
         command = program if program == "medusa-export" else f"{program} {name}"
-        code = verb.run(verb.parse(command, words))
+        return verb.call(command, words)
     except MedusaError as error:
         if "--verbose" in words:
             traceback.print_exc()
@@ -93,7 +93,6 @@ def _run(program: str, name: str, words: list[str]) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return interrupted_exit_code()
-    return code or 0
 
 
 def show_warning(

@@ -18,7 +18,8 @@ a group that are offered.
 import argparse
 import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from functools import partial
 from types import NoneType, UnionType
@@ -50,22 +51,44 @@ def read_options(options: type[T], namespace: argparse.Namespace, prefix: str = 
         prefix: what the names of these options begin with in the namespace.
 
     Raises:
-        MedusaError: the dataclass refuses a value.
+        MedusaError: the dataclass refuses a value; see `flags_in_errors`.
     """
-    values, flags = {}, {}
+    values = {}
     for option in _read_fields(options):
-        flags[option.name], name = option.flag, prefix + option.name
+        name = prefix + option.name
         if option.is_group:
             values[option.name] = read_options(option.type, namespace, f"{name}.")
         elif hasattr(namespace, name):
             value = getattr(namespace, name)
             values[option.name] = tuple(value) if isinstance(value, list) else value
+    return options(**values)
+
+
+@contextmanager
+def flags_in_errors(options: type) -> Iterator[None]:
+    """Lets errors of a block begin with the flag of an option, where they begin with its name.
+
+    Dataclasses and sessions name fields and arguments of Python; the user has typed flags.
+
+    Raises:
+        MedusaError: as the block does.
+    """
     try:
-        return options(**values)
+        yield
     except MedusaError as error:
-        # The message begins with the name of a field, but the user knows the flag.
         name, *rest = re.split(r"(?= is | are )", str(error), maxsplit=1)
-        raise type(error)("".join([flags.get(name, name), *rest])) from error
+        flags = _read_flags(options)
+        if name not in flags:
+            raise
+        raise type(error)("".join([flags[name], *rest])) from error
+
+
+def _read_flags(options: type) -> dict[str, str]:
+    """The flag of each option by the name of its field, with those of all groups."""
+    flags: dict[str, str] = {}
+    for option in _read_fields(options):
+        flags |= _read_flags(option.type) if option.is_group else {option.name: option.flag}
+    return flags
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from difflib import get_close_matches
 from itertools import takewhile
 from typing import Generic, NoReturn, TypeVar
 
-from medusa_trt.cli.options import add_options, read_options
+from medusa_trt.cli.options import add_options, flags_in_errors, read_options
 from medusa_trt.errors import MedusaError
 
 Arguments = TypeVar("Arguments")
@@ -56,7 +56,18 @@ class Verb(Generic[Arguments]):
         namespace, unknown = parser.parse_known_args(words)
         if unknown:
             parser.error(f"unexpected argument {unknown[0]!r}")
-        return read_options(self.arguments, namespace)
+        with flags_in_errors(self.arguments):
+            return read_options(self.arguments, namespace)
+
+    def call(self, command: str, words: Sequence[str]) -> int:
+        """Reads the arguments, does what they say, and returns the exit code.
+
+        Raises:
+            MedusaError: the words are no valid arguments, or the verb raised it.
+        """
+        arguments = self.parse(command, words)
+        with flags_in_errors(self.arguments):
+            return self.run(arguments) or 0
 
 
 class Parser(argparse.ArgumentParser):

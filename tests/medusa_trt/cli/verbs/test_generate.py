@@ -91,19 +91,31 @@ def test_a_terminal_without_a_letter_shows_another(encoding: str, tiny_bundle: B
 
 
 def test_a_prompt_that_is_no_utf_8_is_refused_with_its_place() -> None:
-    with pytest.raises(PromptError, match="at byte 2"):
-        read_prompt(BytesIO(b"ab\xff"))
+    with pytest.raises(PromptError, match="standard input is not UTF-8 text at byte 5"):
+        read_prompt(BytesIO(b"\xef\xbb\xbfab\xff"))
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["x" * 600], "prompt has"),
+        ([], "give one of PROMPT, --prompt-file"),
+        (["hi", "--batch", "x"], "give one of PROMPT, --prompt-file"),
+        (["--prompt-file", "none.txt"], "cannot read none.txt: No such file"),
+        (["--messages", "none.json"], "cannot read none.json: No such file"),
+        (["hi", "--tools", "none.json"], "cannot read none.json: No such file"),
+        (["hi", "--template-variable", "x"], "is 'x': write NAME=VALUE"),
+        (["hi", "--n", "0"], "n is 0"),
+        (["hi", "--schema", "{}", "--regex", "x"], "schema and regex exclude each other"),
+        (["hi", "--schema", "none.json"], "cannot read none.json: No such file"),
+        (["hi", "--regex", "("], "regular expression cannot be used"),
+        (["hi", "--raw", "--system", "x"], "a raw prompt has no messages, system message"),
+        (["hi", "--repetition-penalty", "0"], "--repetition-penalty is 0"),
         (["", "--raw"], "empty"),
         (["hi", "--max-new-tokens", "0"], "--max-new-tokens is 0"),
-        (["hi", "--threads", "0"], "num_threads is 0"),
-        (["hi", "--threads", "100000"], "num_threads is 100000"),
-        (["hi", "--max-length", "513"], "max_length is 513"),
+        (["hi", "--threads", "0"], "--threads is 0"),
+        (["hi", "--threads", "100000"], "--threads is 100000"),
+        (["hi", "--max-length", "513"], "--max-length is 513"),
         (["hi", "--backend", "gpu"], "unknown backend 'gpu': choose from ort-cpu, ort-cuda"),
         (["hi", "--backend", "ort-cuda"], "exported for ort-cpu: export the model with --target"),
         (["hi", "--tree", "chain-5"], "5 but there are 4 heads"),
