@@ -9,7 +9,7 @@ from typing import Any
 
 from medusa_trt.errors import MedusaError, PromptError
 from medusa_trt.files import read_text
-from medusa_trt.runtime.choosing import TokenLogprobs
+from medusa_trt.runtime.decoding.choosing import TokenLogprobs
 from medusa_trt.runtime.options import GenerationOptions, SamplingOptions
 from medusa_trt.runtime.processors.grammar import Grammar
 from medusa_trt.runtime.reply import Generation
