@@ -10,6 +10,7 @@
 
 #include "kernels/kernels.h"
 #include "ort_abi.h"
+#include "threads.h"
 
 namespace medusa {
 namespace {
@@ -108,26 +109,44 @@ class Call {
     return tensor;
   }
 
-  // Calls task(0) ... task(total - 1) on the session's threads. If a task runs out of memory, the
-  // call fails after all tasks, because exceptions cannot pass through ONNX Runtime's threads.
+  // Calls work(worker) on this thread, and on those of the session's threads that come in time. If
+  // it runs out of memory, the call fails after all threads have left, because exceptions cannot
+  // pass through ONNX Runtime's threads.
+  template <typename Work>
+  void parallel(const Work& work) const {
+    Shared<Work> shared(work);
+    const int64_t allowed = Helpers::shared().allowed(now_ns());
+    if (allowed == 1) {
+      shared.enter();
+    } else {
+      // A call that comes after all work is done returns at once.
+      constexpr int64_t kMostThreads = 64;
+      const int64_t total = allowed == Helpers::kAll ? kMostThreads : allowed;
+      const auto enter = [](void* argument, size_t) {
+        static_cast<Shared<Work>*>(argument)->enter();
+      };
+      check(api_->parallel_for(context_, enter, static_cast<size_t>(total),
+                               static_cast<size_t>(allowed), &shared));
+      shared.report_late_helpers();
+    }
+    if (shared.is_short.load(std::memory_order_relaxed)) throw std::bad_alloc();
+  }
+
+  // Calls task(index, memory) for each index below `total`, on the session's threads; `memory` has
+  // room for so many floats.
   template <typename Task>
-  void parallel(int64_t total, const Task& task) const {
-    if (total == 0) return;
-    if (total == 1) return task(0);
-    struct Section {
-      const Task& task;
-      std::atomic<bool> is_short;
-    } section{task, {false}};
-    const auto call = [](void* argument, size_t index) {
-      Section& own = *static_cast<Section*>(argument);
-      try {
-        own.task(static_cast<int64_t>(index));
-      } catch (const std::bad_alloc&) {
-        own.is_short.store(true, std::memory_order_relaxed);
-      }
+  void for_each(int64_t total, int64_t num_floats, const Task& task) const {
+    Phase phase;
+    phase.begin(total);
+    const auto work = [&](Worker& worker) {
+      float* memory = scratch<float>(Scratch::kTask, static_cast<size_t>(num_floats));
+      worker.take(phase, [&](int64_t index) { task(index, memory); });
+      worker.wait(phase);
     };
-    check(api_->parallel_for(context_, call, static_cast<size_t>(total), 0, &section));
-    if (section.is_short.load(std::memory_order_relaxed)) throw std::bad_alloc();
+    if (total > 1)
+      parallel(work);
+    else if (total == 1)
+      task(0, scratch<float>(Scratch::kTask, static_cast<size_t>(num_floats)));
   }
 
   void require(bool condition, const char* op, const char* what) const {
@@ -136,6 +155,35 @@ class Call {
   }
 
  private:
+  template <typename Work>
+  struct Shared : Section {
+    const Work& work;
+    std::atomic<bool> is_short{false};
+    int64_t left = 0;  // when the caller had done its part
+
+    explicit Shared(const Work& task) : work(task) {}
+
+    void enter() {
+      MEDUSA_TEST_POINT("enter");
+      if (is_closed.load(std::memory_order_relaxed)) return;
+      try {
+        Worker worker(*this);
+        work(worker);
+      } catch (const std::bad_alloc&) {
+        is_short.store(true, std::memory_order_relaxed);
+      }
+      // A thread that has left must not come again, and no other can be of much help.
+      is_closed.store(true, std::memory_order_relaxed);
+      if (std::this_thread::get_id() == caller) left = now_ns();
+    }
+
+    // ONNX Runtime waits for helpers that have come, even if they have nothing to do any more.
+    void report_late_helpers() const {
+      const int64_t now = now_ns();
+      if (left > 0 && now - left > kPatience) report(now, now - left);
+    }
+  };
+
   const Api* api_;
   ort::KernelContext* context_;
 };

@@ -148,18 +148,12 @@ class Chain {
                                                : run[static_cast<size_t>(layer.residual)].out;
       run[i].plan(layer, num_rows, added);
     }
-    // There are more calls than threads: a call that comes after the work is done returns at once.
-    constexpr int64_t kMostThreads = 64;
-    std::atomic<int> threads{0};
-    call.parallel(kMostThreads, [&](int64_t) {
-      MEDUSA_TEST_POINT("enter");
-      if (run[layers.size() - 1].products.is_taken()) return;
+    call.parallel([&](Worker& worker) {
       float* row = scratch<float>(Scratch::kTask, widest);
-      const int half = threads.fetch_add(1, std::memory_order_relaxed) % 2;
       for (size_t i = 0; i < layers.size(); ++i) {
-        run[i].work(layers[i], num_rows, shared, row, half);
-        if (i + 1 < layers.size()) run[i + 1].fetch(layers[i + 1].weights, half);
-        run[i].products.wait();
+        if (!run[i].work(layers[i], num_rows, shared, row, worker)) return;
+        if (i + 1 < layers.size()) run[i + 1].fetch(layers[i + 1].weights, worker.half());
+        if (!worker.wait(run[i].products)) return;
       }
     });
   }
@@ -201,15 +195,17 @@ class Chain {
       quantization.begin(quantizes_together ? num_rows : 0);
     }
 
-    // Does the work of one thread; `row` is the thread's memory for one row.
-    void work(const Layer& layer, int64_t num_rows, const Quantized& shared, float* row, int half) {
+    // Does the work of one thread, and returns false if it must leave; `row` is the thread's memory
+    // for one row.
+    bool work(const Layer& layer, int64_t num_rows, const Quantized& shared, float* row,
+              Worker& worker) {
       if (quantizes_together) {
-        quantization.take(half, [&](int64_t index) {
+        worker.take(quantization, [&](int64_t index) {
           MEDUSA_TEST_POINT("quantize");
           quantize(layer, index, row, shared);
         });
-        quantization.wait();
-        multiply_some(layer.weights, shared, num_rows, half);
+        if (!worker.wait(quantization)) return false;
+        multiply_some(layer.weights, shared, num_rows, worker);
       } else if (!products.is_taken()) {
         MEDUSA_TEST_POINT("quantize alone");
         alignas(64) int8_t values[kAlone];
@@ -217,12 +213,13 @@ class Chain {
         int32_t offsets[kAlone / kLeastBlock];
         const Quantized own = {values, scales, offsets};
         for (int64_t index = 0; index < num_rows; ++index) quantize(layer, index, row, own);
-        multiply_some(layer.weights, own, num_rows, half);
+        multiply_some(layer.weights, own, num_rows, worker);
       }
+      return true;
     }
 
-    void multiply_some(const Weights& w, const Quantized& x, int64_t num_rows, int half) {
-      products.take(half, [&](int64_t task) {
+    void multiply_some(const Weights& w, const Quantized& x, int64_t num_rows, Worker& worker) {
+      worker.take(products, [&](int64_t task) {
         MEDUSA_TEST_POINT("multiply");
         multiply(w, {x.values, x.scales, x.offsets}, num_rows, task);
       });

@@ -1,9 +1,8 @@
-// The way in which threads share the layers of one call.
+// Work that the threads of one call share.
 #pragma once
 
 #include <atomic>
 #include <cstdint>
-#include <thread>
 
 namespace medusa {
 namespace {
@@ -37,23 +36,21 @@ class Phase {
 
   bool is_taken() const { return is_taken(0) && is_taken(1); }
 
+  bool is_done() const { return done_.count.load(std::memory_order_acquire) >= end_[1]; }
+
+  // Returns the number of pieces that this thread did.
   template <typename Task>
-  void take(int half, const Task& task) {
+  int64_t take(int half, const Task& task) {
+    int64_t count = 0;
     for (int turn = 0; turn < 2; ++turn, half = 1 - half)
       while (!is_taken(half)) {
         const int64_t index = next_[half].count.fetch_add(1, std::memory_order_relaxed);
         if (index >= end_[half]) break;
         task(index);
         done_.count.fetch_add(1, std::memory_order_release);
+        ++count;
       }
-  }
-
-  void wait() const {
-    for (int spins = 0; done_.count.load(std::memory_order_acquire) < end_[1];)
-      if (++spins % 256 == 0)
-        std::this_thread::yield();
-      else
-        pause();
+    return count;
   }
 
  private:
@@ -63,12 +60,6 @@ class Phase {
 
   bool is_taken(int half) const {
     return next_[half].count.load(std::memory_order_relaxed) >= end_[half];
-  }
-
-  static void pause() {
-#if defined(__x86_64__)
-    __builtin_ia32_pause();
-#endif
   }
 
   int64_t end_[2] = {0, 0};

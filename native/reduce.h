@@ -57,10 +57,11 @@ class Reduce {
     const Tensor sampled = call.output(0, {rows}), covered = call.output(1, {rows}),
                  entropy = call.output(2, {rows}), logprob = call.output(3, {rows});
     double* normalizers = scratch<double>(Scratch::kInner, static_cast<size_t>(rows));
-    call.parallel(rows, [&](int64_t row) {
+    call.for_each(rows, num_floats(size), [&](int64_t row, float* memory) {
       double log_total = 0, own_entropy = 0;
-      sampled.as<int64_t>()[row] = reduce(logits.as<float>() + row * size, size, filter,
-                                          uniforms.as<double>()[row], &log_total, &own_entropy);
+      sampled.as<int64_t>()[row] =
+          reduce(logits.as<float>() + row * size, size, filter, uniforms.as<double>()[row], memory,
+                 &log_total, &own_entropy);
       normalizers[row] = log_total;
       covered.as<bool>()[row] = true;
       entropy.as<float>()[row] = static_cast<float>(own_entropy);
@@ -80,16 +81,18 @@ class Reduce {
     float top_p, min_p;
   };
 
+  static int64_t num_parts(int64_t size) { return (size + kPart - 1) / kPart; }
+  static int64_t padded(int64_t size) { return (size + 15) / 16 * 16; }
+
+  // Of the memory for one row: its weights, a copy of it, and the sums of its parts as doubles.
+  static int64_t num_floats(int64_t size) { return 2 * padded(size) + 2 * num_parts(size); }
+
   // Draws a token from one row; `log_total` is the logarithm of the sum of exp(x / temperature).
   static int64_t reduce(const float* x, int64_t size, const Filter& filter, double uniform,
-                        double* log_total, double* entropy) {
+                        float* weights, double* log_total, double* entropy) {
     const Kernels* k = kernels();
-    const int64_t parts = (size + kPart - 1) / kPart;
-    const size_t values = static_cast<size_t>(size), sums_at = (values + 15) / 16 * 16;
-    float* weights = scratch<float>(Scratch::kTask,
-                                    2 * sums_at + 2 * static_cast<size_t>(parts));
-    float* copy = weights + sums_at;
-    double* sums = reinterpret_cast<double*>(copy + sums_at);
+    float* copy = weights + padded(size);
+    double* sums = reinterpret_cast<double*>(copy + padded(size));
     const float highest = x[k->argmax(x, size)] / filter.temperature;
     double spread = 0;
     const double total = k->weigh(x, size, filter.temperature, highest, weights, &spread);
@@ -97,7 +100,7 @@ class Reduce {
     *entropy = std::log(total) - spread / total;
     const double least = threshold(x, weights, size, filter, highest, copy);
     k->keep(x, size, filter.temperature, rounded_up(least), weights, sums);
-    return drawn(weights, sums, size, parts, uniform);
+    return drawn(weights, sums, size, num_parts(size), uniform);
   }
 
   // Finds the smallest logit over temperature that passes all filters, one after the other.

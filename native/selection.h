@@ -29,7 +29,7 @@ class ArgMax {
     const int64_t size = shape.back();
     shape.pop_back();
     const Tensor out = call.output(0, shape);
-    call.parallel(out.size(), [&](int64_t row) {
+    call.for_each(out.size(), 0, [&](int64_t row, float*) {
       out.as<int64_t>()[row] = kernels()->argmax(x.as<const float>() + row * size, size);
     });
   }
@@ -61,10 +61,9 @@ class TopK {
     shape.back() = count_;
     const Tensor out = call.output(0, shape);
     float* logprobs = call.output(1, shape).as<float>();
-    call.parallel(out.size() / count_, [&](int64_t row) {
+    call.for_each(out.size() / count_, size, [&](int64_t row, float* buffer) {
       const float* values = x.as<const float>() + row * size;
       int64_t* indices = out.as<int64_t>() + row * count_;
-      float* buffer = scratch<float>(Scratch::kTask, static_cast<size_t>(size));
       kernels()->top_k(values, size, count_, buffer, indices);
       if (!logprobs) return;
       double spread = 0;

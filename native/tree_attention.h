@@ -119,7 +119,8 @@ class TreeAttention {
     const Kernels& best = *kernels();
     const int64_t tasks = (nodes * group + best.query_rows - 1) / best.query_rows;
     const int64_t share = (nodes * group + tasks - 1) / tasks;
-    call.parallel(batch * kv_heads_ * tasks, [&](int64_t task) {
+    const int64_t floats = best.attend_floats(longest + nodes, size);
+    call.for_each(batch * kv_heads_ * tasks, floats, [&](int64_t task, float* memory) {
       const int64_t b = task / (kv_heads_ * tasks), head = task / tasks % kv_heads_;
       const int64_t first = task % tasks * share;
       const int64_t count = nodes * group - first < share ? nodes * group - first : share;
@@ -143,8 +144,7 @@ class TreeAttention {
       a.rotary_dim = rotary_dim;
       a.out = out.as<float>() + b * nodes * heads_ * size + head * group * size;
       a.out_stride = heads_ * size;
-      const int64_t floats = best.attend_floats(longest + nodes, size);
-      best.attend(a, first, count, scratch<float>(Scratch::kTask, static_cast<size_t>(floats)));
+      best.attend(a, first, count, memory);
     });
   }
 

@@ -15,7 +15,9 @@ namespace late_threads {
 struct Trouble {
   std::string point;
   uint64_t one_in = 0;
-  int64_t most_us = 0;  // it sleeps up to so long; or below 0: no memory is left
+  int64_t most_us = 0;  // it sleeps up to so long; below 0: no memory is left
+  bool spares_caller = false;  // the thread that set it sleeps 20 µs only, others `most_us`
+  std::thread::id caller = std::this_thread::get_id();
 };
 
 inline Trouble trouble;  // changed between calls only
@@ -31,10 +33,13 @@ inline uint64_t mixed(uint64_t x) {
 
 inline void pass(const char* point) {
   if (trouble.one_in == 0 || trouble.point != point) return;
+  if (trouble.spares_caller && std::this_thread::get_id() == trouble.caller)
+    return std::this_thread::sleep_for(std::chrono::microseconds(20));
   const uint64_t chance = mixed(visits.fetch_add(1));
   if (chance % trouble.one_in != 0) return;
   if (trouble.most_us < 0) throw std::bad_alloc();
-  const uint64_t length = mixed(chance) % static_cast<uint64_t>(trouble.most_us);
+  const uint64_t most = static_cast<uint64_t>(trouble.most_us);
+  const uint64_t length = trouble.spares_caller ? most : mixed(chance) % most;
   std::this_thread::sleep_for(std::chrono::microseconds(length));
 }
 
@@ -44,8 +49,9 @@ inline void pass(const char* point) {
 
 extern "C" __attribute__((visibility("default"))) void set_trouble(const char* point,
                                                                    uint64_t one_in,
-                                                                   int64_t most_us) {
-  late_threads::trouble = {point, one_in, most_us};
+                                                                   int64_t most_us,
+                                                                   bool spares_caller) {
+  late_threads::trouble = {point, one_in, most_us, spares_caller};
 }
 
 // How often the point was passed since the library was loaded.

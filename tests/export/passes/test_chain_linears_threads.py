@@ -56,19 +56,28 @@ class Trouble:
 
     def __init__(self, library: Path) -> None:
         self._library = ctypes.CDLL(str(library))
-        self._library.set_trouble.argtypes = [ctypes.c_char_p, ctypes.c_uint64, ctypes.c_int64]
+        self._library.set_trouble.argtypes = [
+            ctypes.c_char_p,
+            ctypes.c_uint64,
+            ctypes.c_int64,
+            ctypes.c_bool,
+        ]
         self._library.num_visits.restype = ctypes.c_uint64
 
     def late(self, point: str, one_in: int) -> None:
         """Once in so many visits a thread sleeps, while others do some layers."""
-        self._library.set_trouble(point.encode(), one_in, 200)
+        self._library.set_trouble(point.encode(), one_in, 200, False)
+
+    def late_helpers(self, point: str) -> None:
+        """Each visit costs helpers some milliseconds; the caller is slow enough to get help."""
+        self._library.set_trouble(point.encode(), 1, 5_000, True)
 
     def short(self, one_in: int) -> None:
         """Once in so many requests there is no memory."""
-        self._library.set_trouble(b"allocate", one_in, -1)
+        self._library.set_trouble(b"allocate", one_in, -1, False)
 
     def none(self) -> None:
-        self._library.set_trouble(b"", 0, 0)
+        self._library.set_trouble(b"", 0, 0, False)
 
     @property
     def visits(self) -> int:
@@ -125,6 +134,21 @@ def test_late_threads_of_several_calls_change_nothing(
     with ThreadPoolExecutor(3) as pool:
         for result in pool.map(lambda _: run(), range(100)):
             np.testing.assert_array_equal(result, expected)
+
+
+def test_helpers_that_do_not_run_are_asked_less_often(
+    library: Path, expected: Floats, trouble: Trouble
+) -> None:
+    model = model_of(MIXED, 576, {7})
+    ChainLinearsPass()(model)
+    session, feeds = opened(model, 2, library), feeds_of(model, NUM_ROWS)
+    trouble.late_helpers("multiply")
+    num_helped = 0
+    for _ in range(40):
+        before = trouble.visits
+        np.testing.assert_array_equal(session.run(None, feeds)[0], expected)
+        num_helped += trouble.visits > before
+    assert num_helped < 30
 
 
 def test_a_thread_without_memory_fails_its_call_only(
