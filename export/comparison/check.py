@@ -25,6 +25,9 @@ MAX_WHOLE_BYTES = 768 << 20
 """Most weights of a bundle that is run as a whole; larger bundles are run in parts."""
 
 _SPARE_ROWS = 64
+_LEAST_TEXT_TOKENS = 64
+"""A tokenizer of few words makes fewer tokens of the text, which is then repeated."""
+
 _NUM_TEXT_TOKENS = {False: None, True: 32}
 _NUM_TREE_NODES = {False: NUM_TREE_NODES, True: 8}
 """Sizes by whether the model is large, because a pass over a large one takes a minute."""
@@ -103,7 +106,9 @@ def widen_bundle(bundle: Bundle, folder: Path) -> Bundle:
 def _compare_on_engines(bundle: Bundle, base: BaseModel) -> dict[str, Agreement]:
     is_large = (bundle.path / WEIGHTS_FILE).stat().st_size > MAX_WHOLE_BYTES
     engine_class = SegmentedEngine if is_large else OrtEngine
-    text_ids = base.tokenizer.encode(TEXT)[: _NUM_TEXT_TOKENS[is_large]]
+    text_ids = base.tokenizer.encode(TEXT)
+    text_ids *= -(-_LEAST_TEXT_TOKENS // len(text_ids))
+    text_ids = text_ids[: _NUM_TEXT_TOKENS[is_large]]
     agreements: dict[str, Agreement] = {}
     for batch_size in (1, 2):
         engine = engine_class(bundle, capacity=len(text_ids) + _SPARE_ROWS, batch_size=batch_size)

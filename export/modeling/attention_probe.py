@@ -107,7 +107,7 @@ def watch_attention(
     replaced = replaced_attention(model, rotary, attention)
     with torch.no_grad(), replaced, replaced_experts(model):
         model.base_model(
-            input_ids=torch.arange(_NUM_TOKENS)[None],
+            input_ids=torch.arange(_NUM_TOKENS)[None] % model.config.vocab_size,
             position_ids=torch.arange(_NUM_TOKENS)[None],
             attention_mask=mask,
             use_cache=False,

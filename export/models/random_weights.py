@@ -42,27 +42,37 @@ def load_shapes() -> dict[str, dict[str, object]]:
 
 
 def config_from_name(name: str, num_layers: int | None) -> PretrainedConfig:
-    """The config of a known shape or of a folder, optionally cut to fewer layers.
+    """Makes the config of a known shape or of a config.json, optionally cut to fewer layers.
+
+    Args:
+        name: of the shape, or the path of the file or of its folder.
+        num_layers: how many layers to keep; None for all.
 
     Raises:
         ExportError: there is no such shape or config, or it has not as many layers.
     """
     known = load_shapes()
+    folder = _folder_of(name)
     if name in known:
         values = dict(known[name])
         config = AutoConfig.for_model(str(values.pop("model_type")), **values)
-    elif (Path(name) / "config.json").is_file():
-        config = load_config(ModelSource(name, name))
+    elif (folder / "config.json").is_file():
+        config = load_config(ModelSource(name, str(folder)))
     else:
         raise ExportError(
-            f"no shape is known for {name!r}: give one of {', '.join(known)} or a folder with a "
-            "config.json"
+            f"no shape is known for {name!r}: give one of {', '.join(known)} or a config.json"
         )
     if num_layers is not None:
         if not 1 <= num_layers <= config.num_hidden_layers:
             raise ExportError(f"--layers is {num_layers}: {name} has {config.num_hidden_layers}")
         config = _cut(config, num_layers)
     return config
+
+
+def _folder_of(name: str) -> Path:
+    """Gives the folder of a config.json that may be named itself."""
+    path = Path(name)
+    return path.parent if path.name == "config.json" else path
 
 
 def random_base_model(name: str, num_layers: int | None, dtype: torch.dtype) -> BaseModel:
@@ -82,7 +92,7 @@ def random_base_model(name: str, num_layers: int | None, dtype: torch.dtype) -> 
     with weights_at_hand(small, _random_weights(small, torch.float32)):
         refuse_unsupported(small, _PROBE_LENGTH)
     cut = "" if num_layers is None else f"-{num_layers}-layers"
-    source = ModelSource(f"{Path(name).name}{cut}-random", name)
+    source = ModelSource(f"{_folder_of(name).resolve().name}{cut}-random", name)
     return BaseModel(source, model, byte_tokenizer(), _random_weights(model, dtype))
 
 

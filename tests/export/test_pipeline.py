@@ -10,8 +10,11 @@ from support.tiny_models import (
     TINY_HEADS,
     VOCAB_SIZE,
     byte_tokenizer,
+    llama_config,
     save_tiny_model,
 )
+from tokenizers import Tokenizer, models
+from transformers import PreTrainedTokenizerFast
 
 from medusa_trt.errors import ExportError
 from medusa_trt.export.pipeline import ExportOptions, export_bundle
@@ -35,6 +38,23 @@ def test_the_last_position_still_computes_what_the_model_does(tmp_path: Path) ->
     for length in (MAX_LENGTH, len(text)):
         difference = np.abs(logits[length - 1] - expected_logits(model, text[:length])).max()
         assert difference <= MAX_LOGIT_DIFFERENCE
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_a_vocabulary_of_seven_tokens_is_enough(precision: str, tmp_path: Path) -> None:
+    folder = save_tiny_model(tmp_path / "model", llama_config(vocab_size=7, eos_token_id=2))
+    words = {"a": 0, "<s>": 1, "</s>": 2, "b": 3, "c": 4, "d": 5, "<unk>": 6}
+    PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(models.WordLevel(words, unk_token="<unk>")),
+        eos_token="</s>",
+        unk_token="<unk>",
+    ).save_pretrained(folder)
+    options = ExportOptions(
+        model=str(folder), heads="none", precision=precision, output=tmp_path / "bundle"
+    )
+    bundle = export_bundle(options, lambda _: None)
+    assert bundle.manifest.model.vocab_size == 7
+    assert bundle.manifest.verified["text"].num_positions > 10
 
 
 def test_two_exports_of_a_model_are_equal(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from support.tiny_models import VOCAB_SIZE
+from support.tiny_models import VOCAB_SIZE, llama_config
 
 from medusa_trt.errors import ExportError
 from medusa_trt.export.models.random_weights import random_base_model, random_heads
@@ -47,6 +47,15 @@ def test_random_weights_make_a_bundle_of_the_shape(tiny_model: Path, tmp_path: P
     assert outputs.logits is not None and np.isfinite(outputs.logits).all()
     assert outputs.logits.std() > 0
     engine.close()
+
+
+def test_a_config_is_taken_by_its_file_or_its_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "shape"
+    llama_config().save_pretrained(folder)
+    for place in (folder, folder / "config.json"):
+        base = random_base_model(str(place), 1, torch.float32)
+        assert base.source.name == "shape-1-layers-random"
+        assert base.model.config.num_hidden_layers == 1
 
 
 @pytest.mark.parametrize(
