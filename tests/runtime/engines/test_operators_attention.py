@@ -35,8 +35,8 @@ class Case:
         states: (B, T, (heads + 2 * kv_heads) * D) queries, keys and values of the new nodes.
         cache: (2, B, kv_heads, capacity, D) bfloat16 keys and values.
         past: (B,) valid rows of the cache.
-        offsets: (T,) depths.
-        sees: (T, T) what each node sees of the others.
+        offsets: (T,) depths; (B, T) where each sequence has its own tree.
+        sees: (T, T) what each node sees of the others; (B, T, T) likewise.
         tables: (positions, rotary_dim / 2) cosines and sines.
         heads: of queries, and of keys and values.
     """
@@ -44,10 +44,18 @@ class Case:
     states: Array
     cache: Array
     past: list[int]
-    offsets: list[int]
+    offsets: Array | list[int]
     sees: Array
     tables: tuple[Array, Array]
     heads: tuple[int, int]
+
+
+def random_tree(rng: np.random.Generator, nodes: int, chain: bool) -> Array:
+    """What each node of a random tree, or of a chain, sees of the others."""
+    sees = np.eye(nodes, dtype=bool)
+    for node in range(1, nodes):
+        sees[node] |= sees[node - 1 if chain else int(rng.integers(0, node))]
+    return sees
 
 
 def random_case(
@@ -59,21 +67,19 @@ def random_case(
     size: int,
     capacity: int = 120,
     chain: bool = False,
+    tree_each: bool = False,
 ) -> Case:
-    """A random tree over ragged sequences."""
+    """A random tree, or one for each sequence, over ragged sequences."""
     rng = np.random.default_rng(seed)
     width = (heads[0] + 2 * heads[1]) * size
-    parents = [node - 1 if chain else int(rng.integers(0, max(node, 1))) for node in range(nodes)]
-    sees, offsets = np.eye(nodes, dtype=bool), [0] * nodes
-    for node in range(1, nodes):
-        sees[node] |= sees[parents[node]]
-        offsets[node] = offsets[parents[node]] + 1
+    trees = [random_tree(rng, nodes, chain) for _ in range(batch if tree_each else 1)]
+    sees = np.stack(trees) if tree_each else trees[0]
     angles = rng.normal(size=(capacity + 64, size // 4))
     return Case(
         states=rng.normal(size=(batch, nodes, width)).astype(np.float32),
         cache=rng.normal(size=(2, batch, heads[1], capacity, size)).astype(bfloat16),
         past=rng.integers(0, capacity - nodes, batch, endpoint=True).tolist(),
-        offsets=offsets,
+        offsets=sees.sum(-1) - 1,
         sees=sees,
         tables=(np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)),
         heads=heads,
@@ -136,6 +142,7 @@ HEADS = st.sampled_from([(1, 1), (3, 1), (4, 2), (9, 3), (20, 1)])
     st.booleans(),
     st.booleans(),
     st.booleans(),
+    st.booleans(),
 )
 def test_a_node_attends_to_the_past_and_its_ancestors(
     seed: int,
@@ -146,15 +153,20 @@ def test_a_node_attends_to_the_past_and_its_ancestors(
     packed: bool,
     in_place: bool,
     chain: bool,
+    tree_each: bool,
 ) -> None:
-    case = random_case(seed, batch=batch, nodes=nodes, heads=heads, size=size, chain=chain)
+    case = random_case(
+        seed, batch=batch, nodes=nodes, heads=heads, size=size, chain=chain, tree_each=tree_each
+    )
+    sees = np.broadcast_to(case.sees, (batch, nodes, nodes))
+    offsets = np.broadcast_to(case.offsets, (batch, nodes))
     out, cache = attention(case, packed=packed, in_place=in_place)
     num_heads, kv_heads = heads
     expected = case.cache.astype(np.float64)
     split = case.states.reshape(batch, nodes, -1, size)
     for b in range(batch):
         for node in range(nodes):
-            row, position = case.past[b] + node, case.past[b] + case.offsets[node]
+            row, position = case.past[b] + node, case.past[b] + offsets[b, node]
             for head in range(kv_heads):
                 key = split[b, node, num_heads + head]
                 expected[0, b, head, row] = rotated(key, position, *case.tables)
@@ -169,11 +181,9 @@ def test_a_node_attends_to_the_past_and_its_ancestors(
     limit = 8e-3 if read_kernels_name() == "amx" and size % 32 == 0 else 2e-5
     for b in range(batch):
         for node in range(nodes):
-            allowed = [*range(case.past[b]), *(case.past[b] + np.flatnonzero(case.sees[node]))]
+            allowed = [*range(case.past[b]), *(case.past[b] + np.flatnonzero(sees[b, node]))]
             for head in range(num_heads):
-                query = rotated(
-                    split[b, node, head], case.past[b] + case.offsets[node], *case.tables
-                )
+                query = rotated(split[b, node, head], case.past[b] + offsets[b, node], *case.tables)
                 kv = head * kv_heads // num_heads
                 reference = attended(query, actual[0, b, kv], actual[1, b, kv], allowed, SCALE)
                 part = out[b, node, head * size : (head + 1) * size]
