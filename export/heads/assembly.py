@@ -28,10 +28,9 @@ def heads_from_keys(
             is looked at.
 
     Raises:
-        HeadsError: tensors that are missing, left over, misshapen, tied or not finite; the error
-            lists their keys.
+        HeadsError: tensors that are missing, left over, misshapen or not finite; the error lists
+            their keys.
     """
-    _refuse_ties(recognized, tensors, source)
     tensors = {key: tensor.detach() for key, tensor in tensors.items()}
     token_map = tensors.pop(HeadKey("token_map"), None)
     named = {}
@@ -153,28 +152,6 @@ def _refuse_stray_scales(
                 stray.append(recognized.name(key))
     if stray:
         raise HeadsError(f"{source} has scales that belong to no FP8 weight: {join_names(stray)}")
-
-
-def _refuse_ties(
-    recognized: Recognized, tensors: Mapping[HeadKey, torch.Tensor], source: str
-) -> None:
-    """Refuses blocks that are one tensor under two keys, as `[ResBlock] * L` makes them."""
-    seen: dict[tuple[int, int], str] = {}
-    for key, tensor in tensors.items():
-        if key.part in ("block", "projection", "root_map") and tensor.numel():
-            place = tensor.untyped_storage().data_ptr(), int(tensor.storage_offset())
-            if place in seen:
-                raise tied_error(source, {recognized.name(key): seen[place]})
-            seen[place] = recognized.name(key)
-
-
-def tied_error(source: str, tied: Mapping[str, str]) -> HeadsError:
-    """The error for keys that are another key's tensor."""
-    pairs = join_names(f"{key} = {kept}" for key, kept in tied.items())
-    return HeadsError(
-        f"{source} has tied keys, so its layers were trained as one: {pairs}; train heads whose "
-        "layers are separate, or save a copy under each key"
-    )
 
 
 def _shapes(head: MedusaHead) -> tuple[object, ...]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from medusa_trt.errors import HeadsError
-from medusa_trt.export.heads.assembly import find_equal_layers, heads_from_keys, tied_error
+from medusa_trt.export.heads.assembly import find_equal_layers, heads_from_keys
 from medusa_trt.export.heads.config_check import find_contradiction
 from medusa_trt.export.heads.facts import facts_from_heads, replace_unembeddings
 from medusa_trt.export.heads.formats import HeadsFacts
@@ -81,7 +81,7 @@ def load_heads(source: str | Path, *, read_all: bool = True) -> LoadedHeads:
 
     Raises:
         HeadsError: nothing there, an unsafe or damaged file, or keys that are missing, unknown,
-            tied or misshapen; the error lists them.
+            or misshapen; the error lists them.
         ExportError: a hub id that cannot be downloaded.
     """
     checkpoint = open_checkpoint(_local_path(source))
@@ -91,9 +91,6 @@ def load_heads(source: str | Path, *, read_all: bool = True) -> LoadedHeads:
         raise HeadsError(
             f"{name} holds no Medusa heads, only {len(recognized.others)} tensors of a model"
         )
-    tied = {key: kept for key, kept in checkpoint.tied.items() if is_head_key(key)}
-    if tied:
-        raise tied_error(name, tied)
     config, config_path = _config_beside(checkpoint, recognized)
     warnings: tuple[str, ...] = ()
     if recognized.layout is VLLM:

@@ -38,8 +38,9 @@ def find_unread_matrices(
     unread = {}
     for key, name in names.items():
         (file,) = checkpoint.files[name]
-        read = TensorSource(file, name).read
-        unread[key] = LazyTensor(read, tuple(tensors[key].shape), (str(file), name))
+        source = TensorSource(file, checkpoint.tied.get(name, name))
+        place = str(file), source.key
+        unread[key] = LazyTensor(source.read, tuple(tensors[key].shape), place)
     return unread
 
 

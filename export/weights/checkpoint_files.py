@@ -40,7 +40,8 @@ class Checkpoint:
         path: the file to name in errors.
         files: the files of each key, in the checkpoint's order; several hold a tensor's rows in
             turn (TensorRT-LLM's ranks).
-        tied: keys that a safetensors file left out because they are another key's tensor.
+        tied: keys that a safetensors file left out because they are another key's tensor, with
+            that key.
     """
 
     path: Path
@@ -57,9 +58,10 @@ class Checkpoint:
         keys = list(keys)
         parts: dict[str, list[torch.Tensor]] = {key: [] for key in keys}
         for file in dict.fromkeys(file for key in keys for file in self.files[key]):
-            keys_in_file = [key for key in keys if file in self.files[key]]
-            for key, tensor in self._tensors(file, keys_in_file).items():
-                parts[key].append(tensor)
+            stored = {key: self.tied.get(key, key) for key in keys if file in self.files[key]}
+            tensors = self._tensors(file, list(stored.values()))
+            for key, stored_key in stored.items():
+                parts[key].append(tensors[stored_key])
         return {
             key: torch.cat(pieces) if len(pieces) > 1 else pieces[0]
             for key, pieces in parts.items()
@@ -103,7 +105,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
     if _RANK.fullmatch(path.name):
         ranks = {int(m[1]): f for f in path.parent.iterdir() if (m := _RANK.fullmatch(f.name))}
         files = tuple(ranks[rank] for rank in sorted(ranks))
-    return Checkpoint(path, dict.fromkeys(keys, files), tied)
+    return Checkpoint(path, dict.fromkeys([*keys, *tied], files), tied)
 
 
 def json_from_file(path: Path) -> dict[str, object]:

@@ -296,26 +296,29 @@ def test_errors_use_the_files_own_names(
 
 
 @pytest.mark.parametrize("read_all", [True, False])
-def test_tied_layers_are_refused_and_equal_ones_named(read_all: bool, tmp_path: Path) -> None:
-    # Fault 2 of the reference implementation: `[ResBlock] * L` is one block L times.
+@pytest.mark.parametrize("form", ["pickle", "copies", "safetensors"])
+def test_tied_layers_are_read_and_named(form: str, read_all: bool, tmp_path: Path) -> None:
+    """ModelOpt and FasterDecoding make `[ResBlock] * L`, which is one block L times."""
     tensors = content(num_layers=2)
-    tied = dict(tensors)
     for kind in ("weight", "bias"):
-        tied[f"0.1.linear.{kind}"] = tied[f"0.0.linear.{kind}"]
-    torch.save(tied, tmp_path / "medusa_lm_head.pt")
-    with pytest.raises(HeadsError, match=r"tied keys.*: 0\.1\.linear\.weight = 0\.0\.linear\.wei"):
-        load_heads(tmp_path, read_all=read_all)
-    copied = {key: tensor.clone() for key, tensor in tied.items()}
-    torch.save(copied, tmp_path / "medusa_lm_head.pt")
-    assert load_heads(tmp_path, read_all=read_all).warnings == (
-        "head 0: layers 0 and 1 are equal, as if trained as one",
-    )
-    # safetensors drops one of two tied tensors and says so in its metadata.
-    del copied["0.1.linear.weight"]
-    path = tmp_path / "heads.safetensors"
-    save_file(copied, path, {"format": "pt", "0.1.linear.weight": "0.0.linear.weight"})
-    with pytest.raises(HeadsError, match=r"tied keys.*: 0\.1\.linear\.weight = 0\.0\.linear\.wei"):
-        load_heads(path, read_all=read_all)
+        tensors[f"0.1.linear.{kind}"] = tensors[f"0.0.linear.{kind}"]
+    path = tmp_path / ("heads.safetensors" if form == "safetensors" else "medusa_lm_head.pt")
+    if form == "safetensors":  # It drops one of two tied tensors and says so in its metadata.
+        names = [f"0.1.linear.{kind}" for kind in ("weight", "bias")]
+        stored = {name: tensor for name, tensor in tensors.items() if name not in names}
+        tied = {name: name.replace("0.1", "0.0") for name in names}
+        save_file(stored, path, {"format": "pt", **tied})
+    else:
+        is_copied = form == "copies"
+        torch.save({k: t.clone() if is_copied else t for k, t in tensors.items()}, path)
+    loaded = load_heads(path, read_all=read_all)
+    assert loaded.warnings == ("head 0: layers 0 and 1 are equal, as if trained as one",)
+    for layer in (0, 1):
+        weight = loaded.heads.heads[0].blocks[layer].weight
+        if not read_all:
+            array = loaded.heads.unread[f"block{layer}"][0].stored()
+            weight = torch.from_numpy(array)
+        assert torch.equal(weight, tensors["0.0.linear.weight"])
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
