@@ -27,9 +27,10 @@ def decode_text(data: bytes, source: str, error_class: type[MedusaError] = Medus
     try:
         return data.decode().removeprefix("\ufeff")
     except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
+        num_before = data.count(b"\n", 0, error.start)
+        line = f", in line {num_before + 1}" if num_before else ""
         raise error_class(
-            f"{source} is not UTF-8 text at byte {error.start}, in line {line}: convert it to UTF-8"
+            f"{source} is not UTF-8 text at byte {error.start}{line}: convert it to UTF-8"
         ) from error
 
 

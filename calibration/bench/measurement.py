@@ -146,6 +146,8 @@ def _converse(
         tree=(options.tree or session.bundle.tree) if mode.drafts else _PLAIN,
         sampling=GREEDY if mode.acceptance == "greedy" else sampling,
         acceptance=mode.acceptance,
+        posterior_threshold=options.posterior_threshold,
+        posterior_alpha=options.posterior_alpha,
         lookup_ngram=GenerationOptions().lookup_ngram if mode.copies else 0,
     )
     _forget(session)

@@ -4,7 +4,12 @@ from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
 from medusa_trt.errors import PromptError, check_range
-from medusa_trt.runtime.options import AcceptanceName, SamplingOptions
+from medusa_trt.runtime.options import (
+    POSTERIOR_ALPHA,
+    POSTERIOR_THRESHOLD,
+    AcceptanceName,
+    SamplingOptions,
+)
 from medusa_trt.tree_configs import MedusaTree, load_tree
 from medusa_trt.types_of_options import check_types
 
@@ -66,6 +71,8 @@ class BenchOptions:
         temperature: temperature of sample and typical.
         seed: seed of the first prompt's reply in sample and typical; each further prompt has the
             next number.
+        posterior_threshold: ε of typical acceptance; calibrate threshold recommends one.
+        posterior_alpha: δ of typical acceptance.
         tree: the draft tree, on the command line its name or file (default: the bundle's tree).
     """
 
@@ -74,6 +81,8 @@ class BenchOptions:
     rounds: int = 1
     temperature: float = 0.7
     seed: int = 0
+    posterior_threshold: float = POSTERIOR_THRESHOLD
+    posterior_alpha: float = POSTERIOR_ALPHA
     tree: Annotated[MedusaTree | None, load_tree] = None
 
     def __post_init__(self) -> None:
@@ -81,6 +90,7 @@ class BenchOptions:
         if not self.compared:
             raise PromptError(f"no mode is compared: choose from {', '.join(_MODES)}")
         check_range(self, PromptError, "rounds", 1)
+        check_range(self, PromptError, "posterior_threshold posterior_alpha", 0, 1)
         check_range(self, PromptError, "max_new_tokens", 2)  # speed counts from the first token on
         sampling = SamplingOptions(temperature=self.temperature, seed=self.seed)
         if sampling.temperature == 0 and not set(self.compared) <= {"greedy", "heads"}:

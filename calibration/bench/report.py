@@ -11,6 +11,7 @@ from medusa_trt.calibration.bench.measurement import ReplyRow
 from medusa_trt.calibration.bench.summary import Summary
 from medusa_trt.calibration.machine import Machine
 from medusa_trt.calibration.noise import Noise
+from medusa_trt.runtime.options import POSTERIOR_ALPHA, POSTERIOR_THRESHOLD
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +34,8 @@ class BenchSetup:
     threads: int | None
     temperature: float
     seed: int
+    posterior_threshold: float = POSTERIOR_THRESHOLD
+    posterior_alpha: float = POSTERIOR_ALPHA
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

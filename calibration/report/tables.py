@@ -119,9 +119,11 @@ def text_from_recommendation(recommendation: Recommendation) -> str:
     """Says which acceptance is recommended at a temperature, and why."""
     rule = recommendation.rule
     if rule.posterior_threshold is None:
-        use = "acceptance sample"
+        use = "--acceptance sample"
     else:
         use = (
-            f"acceptance typical, ε = {rule.posterior_threshold:g}, δ = {rule.posterior_alpha:.3g}"
+            f"--acceptance typical --temperature {rule.temperature:g} "
+            f"--posterior-threshold {rule.posterior_threshold:g} "
+            f"--posterior-alpha {rule.posterior_alpha:.3g}"
         )
     return f"Temperature {rule.temperature:g}: {use}; {recommendation.reason}."

@@ -5,10 +5,12 @@ It knows no terminal: a `Console` reads and writes.
 
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from medusa_trt.errors import GenerationError, MedusaError, PromptError
 from medusa_trt.runtime.conversation import Conversation, SavedConversation
@@ -67,6 +69,8 @@ class Chat:
         conversation: Conversation,
         options: GenerationOptions,
         console: Console,
+        tools: Sequence[Mapping[str, Any]] = (),
+        variables: Mapping[str, Any] | None = None,
     ) -> None:
         """Prepares the conversation.
 
@@ -75,6 +79,8 @@ class Chat:
             conversation: the exchanges so far, and the system message.
             options: how each reply is made.
             console: where the chat reads and writes.
+            tools: functions that the model may call, for the chat template.
+            variables: further values for the chat template.
 
         Raises:
             PromptError: the model has no chat template, or the template refuses the system
@@ -84,11 +90,13 @@ class Chat:
         self.conversation, self.options = conversation, options
         self.num_errors = 0
         self._session, self._console = session, console
+        self._encode = partial(session.text.encode_chat, tools=tools, variables=variables)
         self._last: Generation | None = None
         self._has_left = False
         self._commands = {
             "/help": _Command("", "show this list", self._help),
             "/reset": _Command("", "start over; the system message stays", self._reset),
+            "/continue": _Command("", "go on with the last reply", self._continue),
             "/regen": _Command("", "replace the last reply by another one", self._regenerate),
             "/save": _Command("FILE", "write the conversation to FILE", self._save),
             "/load": _Command(
@@ -149,6 +157,12 @@ class Chat:
         if reply is not None:
             self.conversation.add(user, reply)
 
+    def _continue(self, _: str) -> None:
+        begun = self.conversation.last.assistant
+        reply = self._show_reply(self.conversation.messages())
+        if reply is not None:
+            self.conversation.replace_last(begun + reply)
+
     def _regenerate(self, _: str) -> None:
         messages, replaced = self.conversation.messages_of_last(), self.conversation.last.assistant
         sampling = self.options.sampling
@@ -190,7 +204,7 @@ class Chat:
             return generation.text
 
     def _generate(self, messages: list[Message], begin: Callable[[], None]) -> Generation:
-        prompt_ids = self._session.encode(messages)
+        prompt_ids = self._encode(messages)
         try:
             stream = self._session.stream(prompt_ids, self.options)
         except PromptError as error:
@@ -248,7 +262,7 @@ class Chat:
     def _stats(self, _: str) -> None:
         num_tokens = 0
         if self.conversation.exchanges:
-            num_tokens = len(self._session.encode(self.conversation.messages()))
+            num_tokens = len(self._encode(self.conversation.messages()))
         lines = [
             f"conversation: {_count_exchanges(self.conversation)}, {num_tokens} of "
             f"{self._session.max_length} tokens",
@@ -286,7 +300,7 @@ class Chat:
             PromptError: the template refuses it.
         """
         if system is not None:
-            self._session.text.render_chat(Conversation(system).messages("?"))
+            self._encode(Conversation(system).messages("?"))
 
     def _show_error(self, error: MedusaError) -> None:
         self.num_errors += 1

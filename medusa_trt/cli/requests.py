@@ -80,15 +80,11 @@ class Request:
         return self.options
 
     def encode(self, session: MedusaSession) -> list[int]:
-        """Encodes the prompt, and checks as far as possible that the replies can be made.
+        """Encodes the prompt.
 
         Raises:
-            MedusaError: prompt or options cannot be used with this bundle.
+            PromptError: it cannot be used with this bundle.
         """
-        options = self.make_options()
-        session.text.prepare_options(options)
-        if options.tree is not None:
-            session.bundle.manifest.check_tree(options.tree)
         is_chat = session.text.has_chat_template and not self.raw
         if self.prompt is not None and not is_chat:
             if self.system or self.tools or self.template_variables:

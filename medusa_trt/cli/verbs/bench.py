@@ -183,6 +183,8 @@ def _describe_setup(
         threads=arguments.session.num_threads,
         temperature=options.temperature,
         seed=options.seed,
+        posterior_threshold=options.posterior_threshold,
+        posterior_alpha=options.posterior_alpha,
     )
 
 

@@ -7,11 +7,13 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from itertools import count
 from typing import TYPE_CHECKING, Annotated
 
-from medusa_trt.cli.arguments import BundleArguments, SessionArguments
+from medusa_trt.cli.arguments import BundleArguments, SessionArguments, TemplateArguments
 from medusa_trt.cli.parser import Verb
-from medusa_trt.errors import MedusaError
+from medusa_trt.errors import MedusaError, PromptError
+from medusa_trt.files import decode_text
 from medusa_trt.runtime.options import GenerationOptions
 
 if TYPE_CHECKING:
@@ -20,7 +22,10 @@ if TYPE_CHECKING:
 _HIDDEN = dict.fromkeys([*range(9), *range(11, 32), *range(127, 160)])
 """Control characters other than tab and newline: a model must not steer the terminal."""
 
-_OFFERED = ("max_new_tokens", "sampling", "acceptance", "tree", "lookup_ngram")
+_OFFERED = (
+    *("max_new_tokens", "sampling", "acceptance", "posterior_threshold", "posterior_alpha"),
+    *("tree", "lookup_ngram", "repetition_penalty", "presence_penalty", "frequency_penalty"),
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,14 +33,14 @@ class ChatArguments(BundleArguments):
     """Hold a conversation. Lines that begin with / are commands; /help lists them.
 
     Attributes:
-        system: the system message (default: the chat template's, if it has one).
         verbose: show statistics after each reply, and the traceback of an error.
+        template: what the chat template gets besides the messages.
         reply: how replies are made.
         session: how the bundle is run.
     """
 
-    system: Annotated[str | None, "--system TEXT"] = None
     verbose: bool = False
+    template: TemplateArguments = field(default_factory=TemplateArguments)
     reply: Annotated[GenerationOptions, _OFFERED] = field(default_factory=GenerationOptions)
     session: SessionArguments = field(default_factory=SessionArguments)
 
@@ -53,13 +58,15 @@ def chat(arguments: ChatArguments) -> None:
     from medusa_trt.cli.chat_loop import Chat
     from medusa_trt.runtime.conversation import Conversation
 
-    is_terminal = sys.stdin.isatty()
+    is_terminal, template = sys.stdin.isatty(), arguments.template
+    tools, variables = template.read_tools(), template.read_variables()
     with (
         leave_on_sigterm(),
         arguments.session.open(arguments.bundle) as session,
     ):
         console = _new_console(verbose=arguments.verbose)
-        loop = Chat(session, Conversation(arguments.system), arguments.reply, console)
+        conversation = Conversation(template.system)
+        loop = Chat(session, conversation, arguments.reply, console, tools, variables)
         if is_terminal:
             tree = arguments.reply.tree or session.bundle.tree
             console.status(
@@ -74,9 +81,9 @@ def chat(arguments: ChatArguments) -> None:
 def _new_console(*, verbose: bool) -> "Console":
     from medusa_trt.cli.chat_loop import Console
 
-    for stream in (sys.stdin, sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        # What a terminal sends that is no UTF-8 is refused with its entry, and not changed.
+        sys.stdin.reconfigure(errors="surrogateescape")
     shows_colours = sys.stderr.isatty() and not os.environ.get("NO_COLOR")
     cleans = sys.stdout.isatty()
 
@@ -95,7 +102,16 @@ def _new_console(*, verbose: bool) -> "Console":
 def _new_line_reader() -> Callable[[str], str]:
     """Reads lines: edited and with a history in a terminal, without a prompt elsewhere."""
     if not sys.stdin.isatty():
-        return lambda _: input()
+        numbers = count(1)
+
+        def read_piped_line(_: str) -> str:
+            line = sys.stdin.buffer.readline()
+            if not line:
+                raise EOFError
+            source = f"line {next(numbers)} of standard input"
+            return decode_text(line, source, PromptError).removesuffix("\n").removesuffix("\r")
+
+        return read_piped_line
     edits = sys.stdout.isatty()
     if edits:
         with suppress(ImportError):  # not on every platform

@@ -13,7 +13,7 @@ from medusa_trt.cli.arguments import (
     read_json,
 )
 from medusa_trt.cli.parser import Verb
-from medusa_trt.errors import MedusaError, PromptError
+from medusa_trt.errors import GenerationError, MedusaError, PromptError
 from medusa_trt.files import decode_text, read_text
 from medusa_trt.interrupts import interrupted_exit_code
 from medusa_trt.runtime.options import GenerationOptions
@@ -197,32 +197,18 @@ def _answer_batch(session: "MedusaSession", requests: list["Request"], path: Pat
         MedusaError: a request cannot be used with this bundle, or the replies to some failed.
     """
     from medusa_trt.calibration.progress import Progress
-    from medusa_trt.cli.requests import answer_request, describe_replies
 
-    prompts = []
-    for request in requests:
-        try:
-            prompts.append(request.encode(session))
-        except MedusaError as error:
-            raise PromptError(f"line {request.line} of {path}: {error}") from error
+    prompts = [_encode_line(session, request, path) for request in requests]
     progress, num_failed = Progress(len(requests), "requests"), 0
     for index, (request, prompt_ids) in enumerate(zip(requests, prompts, strict=True)):
-        named = {"request": index}
-        try:
-            generations = answer_request(session, request, prompt_ids)
-        except PromptError as error:
-            num_failed += 1
-            failed = {} if request.id is None else {"id": request.id}
-            results = [named | failed | {"error": str(error)}]
-        else:
-            if code := _exit_code(generations):
-                progress.end()
-                print(f"interrupted: {index} of {len(requests)} requests done", file=sys.stderr)
-                return code
-            results = [named | each for each in describe_replies(session, request, generations)]
-            num_failed += any(each["finish_reason"] == "error" for each in results)
+        results, is_cancelled = _answer_line(session, request, prompt_ids)
+        if is_cancelled:
+            progress.end()
+            print(f"interrupted: {index} of {len(requests)} requests done", file=sys.stderr)
+            return interrupted_exit_code()
         for result in results:
-            _print_json(result)
+            _print_json({"request": index} | result)
+        num_failed += any("error" in result for result in results)
         progress.advance()
     progress.end()
     if num_failed:
@@ -230,6 +216,31 @@ def _answer_batch(session: "MedusaSession", requests: list["Request"], path: Pat
             f'requests that failed: {num_failed} of {len(requests)}; see "error" in their results'
         )
     return 0
+
+
+def _encode_line(session: "MedusaSession", request: "Request", path: Path) -> list[int]:
+    """Encodes a request of a file, and checks it whole."""
+    try:
+        prompt_ids = request.encode(session)
+        session.make_request(prompt_ids, request.make_options())
+    except MedusaError as error:
+        raise PromptError(f"line {request.line} of {path}: {error}") from error
+    return prompt_ids
+
+
+def _answer_line(
+    session: "MedusaSession", request: "Request", prompt_ids: list[int]
+) -> tuple[list[dict[str, Any]], bool]:
+    """Makes the results of one request; returns them, and whether a signal ended the replies."""
+    from medusa_trt.cli.requests import answer_request, describe_replies
+
+    try:
+        generations = answer_request(session, request, prompt_ids)
+    except (PromptError, GenerationError) as error:
+        failed: dict[str, Any] = {} if request.id is None else {"id": request.id}
+        return [failed | {"error": str(error)}], False
+    is_cancelled = any(generation.finish_reason == "cancelled" for generation in generations)
+    return list(describe_replies(session, request, generations)), is_cancelled
 
 
 def _print_json(value: dict[str, Any]) -> None:

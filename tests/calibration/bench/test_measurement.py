@@ -1,7 +1,10 @@
 """How a benchmark measures replies."""
 
+from typing import Any
+
 import pytest
 
+from medusa_trt.calibration.bench import measurement
 from medusa_trt.calibration.bench.measurement import check_runnable, measure_replies
 from medusa_trt.calibration.bench.options import BenchOptions
 from medusa_trt.calibration.bench.summary import (
@@ -10,8 +13,9 @@ from medusa_trt.calibration.bench.summary import (
 from medusa_trt.calibration.prompts import (
     BenchPrompt,
 )
+from medusa_trt.calibration.replies import generate_whole_reply
 from medusa_trt.errors import PromptError, TreeError
-from medusa_trt.runtime.session import MedusaSession
+from medusa_trt.runtime.session import Generation, GenerationOptions, MedusaSession
 from medusa_trt.tree_configs import load_tree
 
 
@@ -24,6 +28,24 @@ def test_what_cannot_work_is_refused_before_it_starts(session: MedusaSession) ->
         check_runnable(session, [prompt], BenchOptions(tree=load_tree("plain")))
     with pytest.raises(TreeError):
         check_runnable(session, [prompt], BenchOptions(tree=load_tree("chain-9")))
+
+
+def test_the_thresholds_reach_typical_acceptance(
+    session: MedusaSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used: list[GenerationOptions] = []
+
+    def generate(session: MedusaSession, prompt: Any, options: GenerationOptions) -> Generation:
+        used.append(options)
+        return generate_whole_reply(session, prompt, options)
+
+    monkeypatch.setattr(measurement, "generate_whole_reply", generate)
+    options = BenchOptions(
+        compared=("typical",), max_new_tokens=3, posterior_threshold=0.2, posterior_alpha=0.4
+    )
+    list(measure_replies(session, [BenchPrompt("a", "", ("hello",))], options))
+    (typical,) = [each for each in used if each.rule == "typical"]
+    assert (typical.posterior_threshold, typical.posterior_alpha) == (0.2, 0.4)
 
 
 def test_measuring_interleaves_and_reuses_the_conversation(session: MedusaSession) -> None:

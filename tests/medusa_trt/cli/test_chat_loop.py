@@ -1,14 +1,17 @@
 """The chat: its entries, replies and commands, without a terminal."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import pytest
 from support.terminal.chat_driver import SAMPLED, SHORT, Driver
 
-from medusa_trt.cli.chat_loop import CONTINUATION, PROMPT, Entry, read_entry
+from medusa_trt.cli.chat_loop import CONTINUATION, PROMPT, Chat, Console, Entry, read_entry
 from medusa_trt.errors import PromptError, TreeError
 from medusa_trt.runtime.conversation import Conversation
 from medusa_trt.runtime.options import GenerationOptions
 from medusa_trt.runtime.session import MedusaSession
-from medusa_trt.runtime.text import TextCodec
+from medusa_trt.runtime.text import Message, TextCodec
 from medusa_trt.tree_configs import load_tree
 
 
@@ -84,6 +87,32 @@ def test_a_later_turn_prefills_only_what_is_new(session: MedusaSession) -> None:
     cached = int(driver.details[-1].split(", ")[-1].split()[0])
     assert cached >= first > 0
     assert f"{cached} of them cached" in prompt
+
+
+def test_a_reply_is_gone_on_with(session: MedusaSession) -> None:
+    driver = Driver(session)
+    driver.say("hello", "/continue")
+    messages: list[Message] = [{"role": "user", "content": "hello"}]
+    first = session.generate(messages, SHORT).text
+    second = session.generate([*messages, {"role": "assistant", "content": first}], SHORT).text
+    assert driver.exchanges == [("hello", first + second)] and second
+    (error,) = Driver(session).say("/continue")
+    assert "there is no reply yet" in error
+
+
+def test_tools_and_variables_reach_the_template(session: MedusaSession) -> None:
+    silent = Console(lambda _: "", lambda _: None, lambda _: None)
+    seen: list[dict[str, Any]] = []
+
+    def encode(_: Sequence[Message], **values: Any) -> list[int]:
+        seen.append(values)
+        return [1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(session.text, "encode_chat", encode)
+        chat = Chat(session, Conversation(), SHORT, silent, [{"name": "f"}], {"x": 1})
+        chat.answer(Entry("hello"))
+    assert seen == [{"tools": [{"name": "f"}], "variables": {"x": 1}}]
 
 
 def test_stats_before_a_reply(session: MedusaSession) -> None:

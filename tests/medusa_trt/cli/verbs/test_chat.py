@@ -27,7 +27,11 @@ def test_the_chat_offers_the_options_of_its_replies() -> None:
     arguments = VERBS["chat"].parse("medusa-trt chat", words)
     sampling = SamplingOptions(temperature=0.7)
     assert arguments.reply == GenerationOptions(sampling=sampling, max_new_tokens=9)
-    assert arguments.system == "Be brief." and arguments.session == SessionArguments()
+    assert arguments.template.system == "Be brief." and arguments.session == SessionArguments()
+    more = ["--posterior-threshold", "0.2", "--posterior-alpha", "0.4", "--presence-penalty", "1"]
+    reply = VERBS["chat"].parse("medusa-trt chat", ["bundle", *more]).reply
+    assert (reply.posterior_threshold, reply.posterior_alpha) == (0.2, 0.4)
+    assert reply.presence_penalty == 1
     with pytest.raises(PromptError, match="--temperature is -1"):
         VERBS["chat"].parse("medusa-trt chat", ["bundle", "--temperature", "-1"])
     with pytest.raises(MedusaError, match="there is no option --echo"):
@@ -67,10 +71,16 @@ def test_piped_input_gives_only_replies(session: MedusaSession, tiny_bundle: Bun
 
 def test_piped_statistics_have_no_colours(tiny_bundle: Bundle) -> None:
     words = ("--max-new-tokens", "3", "--verbose", "--temperature", "1", "--seed", "1")
-    run = piped(tiny_bundle, b"caf\xe9\n/stats\n", *words)
+    run = piped(tiny_bundle, "café\n/stats\n", *words)
     assert run.returncode == 0, run.stderr
     assert "tokens/s" in run.stderr and "seed 1" in run.stderr
     assert "\x1b" not in run.stderr and PROMPT not in run.stderr + run.stdout
+
+
+def test_a_line_that_is_no_utf_8_is_refused_with_its_place(tiny_bundle: Bundle) -> None:
+    run = piped(tiny_bundle, b"\xef\xbb\xbfhello\r\ncaf\xe9\nhello\n", "--max-new-tokens", "3")
+    assert run.returncode == 2 and len(run.stdout.splitlines()) >= 2
+    assert run.stderr.startswith("error: line 2 of standard input is not UTF-8 text at byte 3: ")
 
 
 def test_piped_input_that_fails_is_an_error_at_the_end(tiny_bundle: Bundle) -> None:

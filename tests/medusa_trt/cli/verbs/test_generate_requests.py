@@ -7,8 +7,15 @@ from typing import Any
 import pytest
 from support.terminal.command_line import refusal, run
 
+from medusa_trt.errors import ProcessorError
 from medusa_trt.runtime.bundle import Bundle
-from medusa_trt.runtime.session import GenerationOptions, MedusaSession, SamplingOptions
+from medusa_trt.runtime.session import (
+    Generation,
+    GenerationOptions,
+    MedusaSession,
+    Prompt,
+    SamplingOptions,
+)
 
 SHORT = ["--max-new-tokens", "12"]
 USER = {"role": "user", "content": "hello"}
@@ -137,6 +144,8 @@ def test_a_batch_file_has_its_results_in_order(
         ('{"prompt":"a","schema":{"type":"objec"}}', "Invalid type: objec"),
         ('{"prompt":"a","tree":"chain-9"}', "there are 4 heads"),
         ('{"prompt":"a","n":0}', "n is 0"),
+        ('{"prompt":"' + "x" * 600 + '"}', "the prompt has"),
+        ('{"prompt":"","raw":true}', "the prompt is empty"),
         ('{"messages":[{"role":"user","content":{"type":"image"}}]}', "part of type 'image'"),
     ],
 )
@@ -150,15 +159,28 @@ def test_a_wrong_line_is_named_before_any_work(
 
 
 def test_a_request_that_fails_leaves_the_others_alone(
-    tiny_bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny_bundle: Bundle,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     path = tmp_path / "batch.jsonl"
-    lines = [{"prompt": "hello"}, {"prompt": "x" * 600, "id": 7}, {"prompt": "hello"}]
+    lines = [{"prompt": "hello"}, {"prompt": "hello", "id": 7, "seed": 7}, {"prompt": "hello"}]
     path.write_text("\n".join(map(json.dumps, lines)))
+    whole = MedusaSession.generate
+
+    def fail_at_seed_7(
+        session: MedusaSession, prompt: Prompt, options: GenerationOptions
+    ) -> Generation:
+        if options.sampling.seed == 7:
+            raise ProcessorError("the grammar cannot go on")
+        return whole(session, prompt, options)
+
+    monkeypatch.setattr(MedusaSession, "generate", fail_at_seed_7)
     code, out, err = run(capsys, "generate", tiny_bundle.path, "--batch", path, *SHORT)
     found = results(out)
     assert code == 2 and "requests that failed: 1 of 3" in err
-    assert "prompt has" in found[1]["error"] and found[1]["id"] == 7
+    assert found[1] == {"request": 1, "id": 7, "error": "the grammar cannot go on"}
     assert found[0]["text"] == found[2]["text"] != ""
 
 
