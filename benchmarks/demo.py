@@ -15,7 +15,7 @@ from rich.progress import track
 from rich.table import Table
 from script import add_bundles, make_parser, name_busy_machine, report_errors
 
-from medusa_trt.calibration.bench.measurement import measure_replies, warm_up
+from medusa_trt.calibration.bench.measurement import fixed_tree, measure_replies, warm_up
 from medusa_trt.calibration.bench.options import BenchOptions
 from medusa_trt.calibration.bench.summary import summarize
 from medusa_trt.calibration.prompts import mt_bench_prompts, spread_over_categories
@@ -46,7 +46,7 @@ def compare(session: MedusaSession, console: Console) -> int:
     console.print(
         f"[bold]{manifest.model.name}[/bold] on {manifest.target.name}, "
         f"{manifest.target.precision}, greedy; {heads.num_heads} heads, "
-        f"tree {manifest.tree_name} with {session.bundle.tree.num_nodes} nodes\n"
+        "trees grown at each step\n"
     )
     questions = mt_bench_prompts()
     num_categories = len({question.category for question in questions})
@@ -63,7 +63,7 @@ def compare(session: MedusaSession, console: Console) -> int:
         transient=True,
     )
     rows = list(replies)
-    summary = summarize(rows, OPTIONS.modes, session.bundle.tree)
+    summary = summarize(rows, OPTIONS.modes, fixed_tree(session, None))
     shown = next(row for row in rows if row.category == SHOWN_CATEGORY)
     question = next(prompt.turns[0] for prompt in prompts if prompt.id == shown.prompt_id)
     console.print(f"[bold]{escape(question)}[/bold]\n")

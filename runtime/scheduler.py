@@ -140,6 +140,10 @@ class Scheduler:
             current.append(reading[0])
         self._cancelled.extend(current)
 
+    def forget(self) -> None:
+        """Forgets the texts of ended requests, so that no prompt begins like one of them."""
+        self._slots.forget_ended()
+
     def step(self) -> list[RequestEvent]:
         """Reads a part of a prompt, and advances all running replies by one step.
 

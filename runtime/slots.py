@@ -106,6 +106,12 @@ class Slots:
         self._exchange(slot, last)
         return last
 
+    def forget_ended(self) -> None:
+        """Forgets the texts of all ended sequences."""
+        for slot in range(self.num_running, len(self._slots)):
+            if slot != self.reading:
+                self.forget(slot)
+
     def forget(self, slot: int) -> None:
         """Forgets what a slot holds, after a step that failed."""
         self._slots[slot].token_ids.clear()

@@ -15,7 +15,7 @@ from medusa_trt.runtime.bundle import Bundle
 from medusa_trt.runtime.conversation import Conversation
 from medusa_trt.runtime.options import GREEDY, GenerationOptions, SamplingOptions
 from medusa_trt.runtime.session import Generation, MedusaSession, Prompt
-from medusa_trt.tree_configs import load_tree
+from medusa_trt.tree_configs import MedusaTree, load_tree
 
 _WARM_UP_TOKENS = 16
 _PLAIN = load_tree("plain")
@@ -62,6 +62,12 @@ def drop_missing_heads(options: BenchOptions, bundle: Bundle) -> BenchOptions:
     if options.compared != BenchOptions().compared:
         bundle.manifest.require_heads("bench --modes heads")
     return replace(options, compared=tuple(mode for mode in options.compared if mode != "heads"))
+
+
+def fixed_tree(session: MedusaSession, tree: MedusaTree | None) -> MedusaTree | None:
+    """Returns the tree of Medusa's modes; None if the session grows one at each step."""
+    grows = tree is None and session.decoder.drafter.grows_trees
+    return None if grows else tree or session.bundle.tree
 
 
 def check_runnable(

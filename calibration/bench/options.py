@@ -13,6 +13,8 @@ from medusa_trt.runtime.options import (
 from medusa_trt.tree_configs import MedusaTree, load_tree
 from medusa_trt.types_of_options import check_types
 
+MAX_CONCURRENCY = 256
+
 ModeName = Literal["greedy", "heads", "sample", "typical"]
 
 
@@ -73,7 +75,13 @@ class BenchOptions:
             next number.
         posterior_threshold: ε of typical acceptance; calibrate threshold recommends one.
         posterior_alpha: δ of typical acceptance.
-        tree: the draft tree, on the command line its name or file (default: the bundle's tree).
+        tree: the draft tree, on the command line its name or file (default: grown at each step, or
+            the bundle's tree where that cannot be).
+        concurrency: instead of the modes, compare Medusa with plain decoding while this many
+            requests run at the same time, the next one starting when one ends, as 1,2,4,8
+            (default: one request after the other).
+        arrivals: the same with requests that arrive at random, this many a second on average; at
+            most the largest concurrency run together (default: none).
     """
 
     compared: Annotated[tuple[ModeName, ...], "--modes"] = ("greedy", "heads", "sample", "typical")
@@ -84,6 +92,8 @@ class BenchOptions:
     posterior_threshold: float = POSTERIOR_THRESHOLD
     posterior_alpha: float = POSTERIOR_ALPHA
     tree: Annotated[MedusaTree | None, load_tree] = None
+    concurrency: Annotated[tuple[int, ...], "--concurrency"] = ()
+    arrivals: Annotated[tuple[float, ...], "--arrivals"] = ()
 
     def __post_init__(self) -> None:
         check_types(self, PromptError)
@@ -91,6 +101,14 @@ class BenchOptions:
             raise PromptError(f"no mode is compared: choose from {', '.join(_MODES)}")
         check_range(self, PromptError, "rounds", 1)
         check_range(self, PromptError, "posterior_threshold posterior_alpha", 0, 1)
+        for number in self.concurrency:
+            if not 1 <= number <= MAX_CONCURRENCY:
+                raise PromptError(
+                    f"concurrency is {number}: it must be at least 1 and at most {MAX_CONCURRENCY}"
+                )
+        for rate in self.arrivals:
+            if not rate > 0:
+                raise PromptError(f"arrivals is {rate}: it must be above 0, in requests a second")
         check_range(self, PromptError, "max_new_tokens", 2)  # speed counts from the first token on
         sampling = SamplingOptions(temperature=self.temperature, seed=self.seed)
         if sampling.temperature == 0 and not set(self.compared) <= {"greedy", "heads"}:

@@ -77,8 +77,8 @@ def _figure(report: BenchReport) -> "Figure":
     setup, summary = report.setup, report.summary
     figure = Figure(figsize=(11, 7.5), layout="constrained")
     figure.suptitle(
-        f"{setup.model} on {setup.target}, {setup.precision}; tree {setup.tree} with "
-        f"{setup.num_nodes} nodes; {report.num_prompts_done} prompts of {setup.prompts}\n"
+        f"{setup.model} on {setup.target}, {setup.precision}; {setup.tree_text}; "
+        f"{report.num_prompts_done} prompts of {setup.prompts}\n"
         f"{report.machine.cpu}, {report.machine.num_usable_cores} cores",
         fontsize=11,
     )

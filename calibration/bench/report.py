@@ -16,16 +16,17 @@ from medusa_trt.runtime.options import POSTERIOR_ALPHA, POSTERIOR_THRESHOLD
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BenchSetup:
-    """What was measured, as the report shows it. `threads` is None for the engine's choice."""
+    """What was measured, as the report shows it.
+
+    `threads` is None for the engine's choice, `tree` if trees were grown at each step.
+    """
 
     bundle: str
     model: str
     target: str
     precision: str
     num_heads: int
-    tree: str
-    num_nodes: int
-    max_depth: int
+    tree: str | None
     prompts: str
     num_prompts: int
     rounds: int
@@ -36,6 +37,11 @@ class BenchSetup:
     seed: int
     posterior_threshold: float = POSTERIOR_THRESHOLD
     posterior_alpha: float = POSTERIOR_ALPHA
+
+    @property
+    def tree_text(self) -> str:
+        """Describes the draft tree."""
+        return "trees grown at each step" if self.tree is None else f"tree {self.tree}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -103,13 +103,14 @@ class Summary:
     differences: tuple[Difference, ...]
 
 
-def summarize(rows: Sequence[ReplyRow], modes: Sequence[Mode], tree: MedusaTree) -> Summary:
+def summarize(rows: Sequence[ReplyRow], modes: Sequence[Mode], tree: MedusaTree | None) -> Summary:
     """Computes the figures of a benchmark.
 
     Args:
         rows: measured replies: every prompt in every mode, in each round.
         modes: the modes and their baselines.
-        tree: the draft tree. Prompt lookup drafts a chain of as many nodes.
+        tree: the draft tree; None if trees were grown at each step. Prompt lookup drafts a chain
+            of as many nodes.
     """
     differences = find_differences(rows, modes)
     categories = list(dict.fromkeys(row.category for row in rows))
@@ -241,13 +242,21 @@ def noise_from_rows(
 
 
 def _mode_summary(
-    rows: Sequence[ReplyRow], mode: Mode, tree: MedusaTree, differences: Iterable[Difference]
+    rows: Sequence[ReplyRow],
+    mode: Mode,
+    tree: MedusaTree | None,
+    differences: Iterable[Difference],
 ) -> ModeSummary:
     mode_rows = _of_mode(rows, mode.name)
     baseline = _of_mode(rows, mode.baseline)
     speedups = ratio_by_prompt(mode_rows, baseline) if mode.baseline else {}
     step_ratios = ratio_by_prompt(mode_rows, baseline, _step_s) if mode.baseline else {}
-    max_depth = (tree.num_nodes - 1 if mode.copies else tree.max_depth) if mode.drafts else 0
+    max_depth = 0
+    if mode.drafts and tree is None:
+        lengths = (length for row in mode_rows for length in row.accept_lengths)
+        max_depth = max(lengths, default=1) - 1
+    elif mode.drafts and tree is not None:
+        max_depth = tree.num_nodes - 1 if mode.copies else tree.max_depth
     histogram = accept_histogram(mode_rows, max_depth)
     differs = any(difference.mode == mode.name for difference in differences)
     return ModeSummary(

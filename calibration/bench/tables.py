@@ -59,7 +59,7 @@ def _header(report: BenchReport) -> str:
     wanted = f"{_count(setup.num_prompts, 'prompt')}, {_count(setup.rounds, 'round')}"
     return (
         f"\n{setup.model} on {setup.target}, {setup.precision}: {setup.num_heads} heads, "
-        f"tree {setup.tree} with {_count(setup.num_nodes, 'node')}, depth {setup.max_depth}\n"
+        f"{setup.tree_text}\n"
         f"{machine.cpu}, {_count(machine.num_usable_cores, 'core')}, "
         f"{machine.memory_bytes / 2**30:.0f} GiB; {threads}"
         f"{f', {machine.kernels} kernels' if machine.kernels else ''}\n"

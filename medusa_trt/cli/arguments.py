@@ -48,8 +48,8 @@ class SessionArguments(EngineArguments):
 
     backend: Annotated[str | None, "--backend NAME"] = None
 
-    def open(self, bundle: Path) -> "MedusaSession":
-        """Opens a bundle.
+    def open(self, bundle: Path, batch_size: int = 1) -> "MedusaSession":
+        """Opens a bundle for `batch_size` replies at the same time.
 
         Raises:
             MedusaError: the bundle is damaged, or this machine lacks the backend.
@@ -62,6 +62,7 @@ class SessionArguments(EngineArguments):
             backend=self.backend,
             num_threads=self.num_threads,
             max_length=self.max_length,
+            batch_size=batch_size,
         )
 
 

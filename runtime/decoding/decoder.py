@@ -26,7 +26,13 @@ between two engine calls takes 5 us.
 
 
 class Decoder:
-    """Runs the steps of any number of sequences on an engine, each with options of its own."""
+    """Runs the steps of any number of sequences on an engine, each with options of its own.
+
+    Attributes:
+        drafter: makes the trees.
+        num_sequence_steps: sequences in all steps so far.
+        num_rows: nodes of these sequences' trees.
+    """
 
     def __init__(self, engine: Engine, *, num_heads: int, top_k: int, min_rows: int) -> None:
         """Prepares the drafting.
@@ -41,6 +47,7 @@ class Decoder:
         self.drafter = Drafter(engine, num_heads=num_heads, top_k=top_k, min_nodes=min_rows)
         self._engine, self._min_rows = engine, min_rows
         self._verify_s = 0.0
+        self.num_rows = self.num_sequence_steps = 0
         self._viewing: Sequence[SequenceState] = ()
         self._argmax = CachedViews(view_integers)
         self._hidden = CachedViews(view_states)
@@ -105,6 +112,8 @@ class Decoder:
             assert isinstance(tree, MedusaTree)
             rows = range(tree.num_nodes)
             tree, tokens = self._pad(tree), [[*ids, *[ids[-1]] * num_unread] for ids in tokens]
+        self.num_sequence_steps += len(states)
+        self.num_rows += len(states) * plan.tree.num_nodes
         past_lengths = [state.past_length for state in states]
         self._keep_hidden(states)
         start = perf_counter()

@@ -23,6 +23,9 @@ from medusa_trt.tree_configs.tree import MASKED
 _TRIED_NODES = (1, 2, 4, 8, 16, 32)
 """Numbers of nodes whose step times are measured first."""
 
+_CLEARLY_WORSE = 0.85
+"""Share of the best expected tokens per second, below which no larger trees are tried."""
+
 _LONGEST_REST = 32
 """Most steps without heads, after steps in which they did not pay, before they are tried again."""
 
@@ -42,6 +45,7 @@ class StepPlan:
         tokens: N tokens of each sequence.
         copied: copied tokens of each sequence, which may be in its tree or not.
         growth: if trees were grown.
+        is_trial: whether their size was chosen to measure its step time.
     """
 
     tree: StepTree
@@ -49,6 +53,7 @@ class StepPlan:
     tokens: Sequence[Sequence[int]]
     copied: Sequence[Sequence[int]]
     growth: Growth | None = None
+    is_trial: bool = False
 
 
 class Drafter:
@@ -72,7 +77,7 @@ class Drafter:
         self.times = StepTimes()
         self._engine, self._top_k, self._min_nodes = engine, top_k, min_nodes
         self._has_heads = num_heads > 0
-        self._max_ratio = 1.0 + max(4, num_heads)
+        self._tried: dict[int, list[float]] = {}
         self._grower = None
         if engine.takes_new_trees:
             self._grower = TreeGrower(
@@ -113,8 +118,14 @@ class Drafter:
         self, plan: StepPlan, states: Sequence[SequenceState], past: float, step_s: float
     ) -> None:
         """Takes the time of the engine's step; `past` is the mean number of cached tokens."""
-        if self._grower is not None:
-            self.times.add(len(states) * plan.tree.num_nodes, past, 1e3 * step_s)
+        if self._grower is None:
+            return
+        rows, ms = len(states) * plan.tree.num_nodes, 1e3 * step_s
+        self.times.add(rows, past, ms)
+        if plan.is_trial and plan.growth is not None:
+            sums = self._tried.setdefault(rows, [0.0, 0.0])
+            sums[0] += plan.growth.expected
+            sums[1] += ms
 
     def _plan_fixed(self, states: Sequence[SequenceState], tree: MedusaTree) -> StepPlan:
         """One fixed tree for all; where tokens can be copied, a chain of as many nodes."""
@@ -153,10 +164,9 @@ class Drafter:
         longest = max(state.past_length for state in states)
         most = min(self._grower.max_nodes, self._engine.capacity - longest)
         sizes = [size for size in _TRIED_NODES if self._min_nodes <= size <= most]
-        untried = self.times.find_untried([count * size for size in sizes], self._max_ratio)
-        least = self._min_nodes
+        untried, least = self._find_untried(sizes, count), self._min_nodes
         if untried is not None:
-            least = most = untried // count
+            least = most = untried
         copied = [_copy_tokens(state, most - 1) for state in states]
         share = [state.record.copied_share for state in states]
         drafts = None
@@ -177,7 +187,25 @@ class Drafter:
         )
         if drafts is not None and untried is None:
             self._judge_heads(growth, count)
-        return StepPlan(growth.batch, growth.trees, growth.tokens, copied, growth)
+        plan = StepPlan(growth.batch, growth.trees, growth.tokens, copied, growth)
+        plan.is_trial = untried is not None
+        return plan
+
+    def _find_untried(self, sizes: Sequence[int], count: int) -> int | None:
+        """Finds the first number of nodes whose steps are still to be timed, if there is one.
+
+        Larger trees add ever fewer tokens for their time. So none is tried after one that was
+        clearly worse than a smaller one.
+        """
+        best = 0.0
+        for size in sizes:
+            if not self.times.is_timed(count * size):
+                return size
+            expected, ms = self._tried.get(count * size, (0.0, 0.0))
+            if ms and expected / ms < _CLEARLY_WORSE * best:
+                return None
+            best = max(best, expected / ms if ms else 0.0)
+        return None
 
     def _heads_pay(
         self, copied: Sequence[Sequence[int]], share: Sequence[float], is_measuring: bool

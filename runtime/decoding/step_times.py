@@ -1,7 +1,6 @@
 """Step times of an engine by number of rows, learned from the steps themselves."""
 
 from bisect import bisect_left
-from collections.abc import Sequence
 
 MAX_POINTS = 256
 """Largest number of sizes whose times are kept."""
@@ -71,23 +70,9 @@ class StepTimes:
         self.ms[index] += weight * (min(ms, _MAX_OUTLIER * mean_ms) - mean_ms)
         self.past[index] += weight * (past - mean_past)
 
-    def find_untried(self, sizes: Sequence[int], max_ratio: float) -> int | None:
-        """Returns the first of these increasing numbers of rows that needs to be timed.
-
-        Args:
-            sizes: the numbers of rows.
-            max_ratio: sizes after one that takes more than this many times the time of the first
-                are not tried.
-        """
-        for rows in sizes:
-            if self._num_steps.get(rows, 0) <= _NUM_TIMED:
-                return rows
-            if rows in self.rows and self._ms_of(rows) > max_ratio * self._ms_of(sizes[0]):
-                return None
-        return None
-
-    def _ms_of(self, rows: int) -> float:
-        return self.ms[bisect_left(self.rows, rows)]
+    def is_timed(self, rows: int) -> bool:
+        """Whether enough steps of this size were timed."""
+        return self._num_steps.get(rows, 0) > _NUM_TIMED
 
     def _learn_slope(self, work: float, ms: float) -> None:
         products, squares = (_FORGETTING * part for part in self._sums)

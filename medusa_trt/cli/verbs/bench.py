@@ -63,8 +63,35 @@ def bench(arguments: BenchArguments) -> int:
     """
     _check_outputs(arguments)
     prompts = _load_prompts(arguments)
+    options = arguments.bench
+    if options.concurrency or options.arrivals:
+        return _measure_loads(prompts, arguments)
     with arguments.session.open(arguments.bundle) as session:
         return _measure_and_report(session, prompts, arguments)
+
+
+def _measure_loads(prompts: Sequence["BenchPrompt"], arguments: BenchArguments) -> int:
+    """Measures requests that run at the same time, and prints their table."""
+    from medusa_trt.calibration.bench.load import count_requests, list_loads, measure_loads
+    from medusa_trt.calibration.bench.load_table import encode_loads, make_table, summarize_loads
+    from medusa_trt.calibration.progress import Progress
+    from medusa_trt.files import replaced_file
+
+    options = arguments.bench
+    most = max(load.concurrency for load in list_loads(options))
+    with arguments.session.open(arguments.bundle, most) as session:
+        progress = Progress(count_requests(prompts, options), "requests")
+        try:
+            runs = measure_loads(session, prompts, options, progress.advance)
+        finally:
+            progress.end()
+    figures = summarize_loads(runs)
+    new_table_console().print(make_table(figures))
+    if arguments.json is not None:
+        with replaced_file(arguments.json) as temporary:
+            temporary.write_bytes(encode_loads(figures, runs))
+        print(f"wrote {arguments.json}", file=sys.stderr)
+    return EXIT_DIFFERENT if any(row.num_different for row in figures) else 0
 
 
 def _measure_and_report(
@@ -75,6 +102,7 @@ def _measure_and_report(
     from medusa_trt.calibration.bench.measurement import (
         check_runnable,
         drop_missing_heads,
+        fixed_tree,
         warm_up,
     )
     from medusa_trt.calibration.bench.report import BenchReport, peak_memory_bytes
@@ -111,7 +139,7 @@ def _measure_and_report(
         setup=setup,
         machine=Machine.detect(),
         noise=noise_from_rows(rows, options.modes, free_cores, setup.threads),
-        summary=summarize(rows, options.modes, options.tree or session.bundle.tree),
+        summary=summarize(rows, options.modes, fixed_tree(session, options.tree)),
     )
     print_report(report, new_table_console())
     _write(report, rows, arguments)
@@ -162,19 +190,18 @@ def _describe_setup(
     prompts: Sequence["BenchPrompt"],
     arguments: BenchArguments,
 ) -> "BenchSetup":
+    from medusa_trt.calibration.bench.measurement import fixed_tree
     from medusa_trt.calibration.bench.report import BenchSetup
 
     options = arguments.bench
-    manifest, tree = session.bundle.manifest, options.tree or session.bundle.tree
+    manifest, tree = session.bundle.manifest, fixed_tree(session, options.tree)
     return BenchSetup(
         bundle=str(arguments.bundle),
         model=manifest.model.name,
         target=manifest.target.name,
         precision=manifest.target.precision,
         num_heads=0 if manifest.heads is None else manifest.heads.num_heads,
-        tree=tree.name,
-        num_nodes=tree.num_nodes,
-        max_depth=int(tree.position_offsets.max()),
+        tree=None if tree is None else f"{tree.name} with {tree.num_nodes} nodes",
         prompts="MT-bench" if arguments.prompts is None else str(arguments.prompts),
         num_prompts=len(prompts),
         rounds=options.rounds,

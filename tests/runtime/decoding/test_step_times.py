@@ -4,17 +4,6 @@ import numpy as np
 
 from medusa_trt.runtime.decoding.step_times import StepTimes
 
-SIZES = (1, 2, 4, 8)
-
-
-def test_sizes_are_tried_in_order_until_one_cannot_pay() -> None:
-    times, tried = StepTimes(), []
-    while (rows := times.find_untried(SIZES, max_ratio=3.0)) is not None:
-        tried.append(rows)
-        times.add(rows, 0, {1: 10.0, 2: 12.0, 4: 35.0, 8: 99.0}[rows])
-    assert sorted({*tried}) == [1, 2, 4] and tried == sorted(tried)
-    assert times.rows == [1, 2, 4]
-
 
 def test_a_busy_machine_does_not_move_a_time_far() -> None:
     times = StepTimes()

@@ -60,9 +60,7 @@ def report_of(rows: list[ReplyRow], free_cores: float | None = None) -> BenchRep
         target="ort-cpu",
         precision="fp32",
         num_heads=3,
-        tree="t",
-        num_nodes=4,
-        max_depth=2,
+        tree="t with 4 nodes",
         prompts="MT-bench",
         num_prompts=1,
         rounds=1,
@@ -82,5 +80,5 @@ def report_of(rows: list[ReplyRow], free_cores: float | None = None) -> BenchRep
         setup=setup,
         machine=Machine.detect(),
         noise=noise_from_rows(rows, GREEDY.modes, free_cores, setup.threads),
-        summary=summarize(rows, GREEDY.modes, chain_tree(setup.max_depth)),
+        summary=summarize(rows, GREEDY.modes, chain_tree(2)),
     )
