@@ -37,6 +37,14 @@ _DEEPSEEK3 = (
     rf"{_ASCII_MARKS}[A-Za-z]+|[^\r\n\p{{L}}\p{{P}}\p{{S}}]?[\p{{L}}\p{{M}}]+"
     rf"| ?[\p{{P}}\p{{S}}]+[\r\n]*|{_SPACES}"
 )
+_AFMOE_DIGITS = r"\p{N}{1,3}(?=(?:\p{N}{3})*(?!\p{N}))"
+_EAST_ASIAN = (
+    r"["
+    r"\x{4E00}-\x{9FFF}\x{3400}-\x{4DBF}\x{8C48}-\x{FAFF}\x{3040}-\x{309F}\x{30A0}-\x{30FF}"
+    r"\x{FF65}-\x{FF9F}\x{2F00}-\x{2FDF}\x{0E40}-\x{0E7F}\x{0E80}-\x{0EFF}\x{1780}-\x{17FF}"
+    r"\x{1000}-\x{109F}\x{AA60}-\x{AA7F}\x{A9E0}-\x{A9FF}\x{AC00}-\x{D7AF}\x{1100}-\x{11FF}"
+    r"]+"
+)
 _NOT_HAN_UPPER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]"
 _NOT_HAN_LOWER = r"[\p{Ll}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]"
 _KIMI = (
@@ -73,11 +81,14 @@ class Splitting:
         patterns: regular expressions in turn: what one leaves whole, the next one cuts.
         ignores_merges: a piece that is a token stays one, whatever the merges say.
         adds_start: a text begins with the start token, where the file does not say otherwise.
+        is_raw: tokens are texts with \u2581 for a space, as SentencePiece writes them; those of the
+            others are written in the 256 letters that stand for bytes.
     """
 
     patterns: tuple[str, ...]
     ignores_merges: bool = False
     adds_start: bool = False
+    is_raw: bool = False
 
 
 _GPT2_SPLITTING = Splitting((_GPT2,))
@@ -151,6 +162,9 @@ SPLITTINGS: dict[str, Splitting] = {
     "deepseek-coder": Splitting(
         (r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", _IDEOGRAPHS, r"\p{N}")
     ),
+    "afmoe": Splitting((_AFMOE_DIGITS, _EAST_ASIAN, _DEEPSEEK3)),
+    "gemma4": Splitting((r"\n+",), adds_start=True, is_raw=True),
+    "sarvam-moe": Splitting((r"\n+",), is_raw=True),
     "youtu": Splitting(
         (
             r"[\x{AC00}-\x{D7A3}\x{3131}-\x{318E}]+"

@@ -87,8 +87,10 @@ def tokenizer_from_fields(fields: Mapping[str, Any], place: str) -> PreTrainedTo
         ExportError: the tokenizer or its splitting is of a kind that is not known.
     """
     kind = fields.get("model")
-    if kind == "gpt2":
-        tokenizer = _byte_level_tokenizer(fields, place)
+    if kind == "gemma4":  # llama.cpp adds the start token whatever the file says.
+        fields = {**fields, "pre": "gemma4", "add_bos_token": True}
+    if kind in ("gpt2", "gemma4"):
+        tokenizer = _bpe_tokenizer(fields, place)
     elif kind == "llama":
         tokenizer = _sentencepiece_tokenizer(fields)
     else:
@@ -111,19 +113,34 @@ def tokenizer_from_fields(fields: Mapping[str, Any], place: str) -> PreTrainedTo
     )
 
 
-def _byte_level_tokenizer(fields: Mapping[str, Any], place: str) -> Tokenizer:
-    splitting = _splitting(fields, place)
-    vocabulary = _byte_level_vocabulary(fields)
-    merges = [tuple(merge.split(" ", 1)) for merge in fields.get("merges", ())]
-    tokenizer = Tokenizer(models.BPE(vocabulary, merges, ignore_merges=splitting.ignores_merges))
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            *(pre_tokenizers.Split(Regex(text), "isolated") for text in splitting.patterns),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    tokenizer.decoder = decoders.ByteLevel()
+def _bpe_tokenizer(fields: Mapping[str, Any], place: str) -> Tokenizer:
+    splitting = _find_splitting(fields, place)
+    merges = [_split_merge(merge) for merge in fields.get("merges", ())]
+    splits: list[pre_tokenizers.PreTokenizer] = [
+        pre_tokenizers.Split(Regex(text), "isolated") for text in splitting.patterns
+    ]
+    if splitting.is_raw:
+        vocabulary = {token: index for index, token in enumerate(fields["tokens"])}
+        tokenizer = Tokenizer(models.BPE(vocabulary, merges, byte_fallback=True))
+        tokenizer.normalizer = normalizers.Replace(" ", _SPACE)
+        tokenizer.decoder = decoders.Sequence(
+            [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
+        )
+    else:
+        vocabulary = _byte_level_vocabulary(fields)
+        tokenizer = Tokenizer(
+            models.BPE(vocabulary, merges, ignore_merges=splitting.ignores_merges)
+        )
+        splits.append(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False))
+        tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(splits)
     return tokenizer
+
+
+def _split_merge(merge: str) -> tuple[str, str]:
+    """Parts a merge at its space; the first piece may itself begin with one."""
+    place = merge.index(" ", 1)
+    return merge[:place], merge[place + 1 :]
 
 
 def _sentencepiece_tokenizer(fields: Mapping[str, Any]) -> Tokenizer:
@@ -139,7 +156,7 @@ def _sentencepiece_tokenizer(fields: Mapping[str, Any]) -> Tokenizer:
     return tokenizer
 
 
-def _splitting(fields: Mapping[str, Any], place: str) -> Splitting:
+def _find_splitting(fields: Mapping[str, Any], place: str) -> Splitting:
     name = fields.get("pre", "default")
     try:
         return SPLITTINGS[name]
