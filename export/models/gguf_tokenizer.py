@@ -153,6 +153,10 @@ def _sentencepiece_tokenizer(fields: Mapping[str, Any]) -> Tokenizer:
         marks.insert(0, normalizers.Prepend(_SPACE))
     tokenizer.normalizer = normalizers.Sequence(marks)
     tokenizer.pre_tokenizer = None
+    if runs := [len(token) for token, _ in _tokens_and_kinds(fields) if token.strip(" ") == ""]:
+        # Gemma's runs of spaces are words kept whole, the longest first.
+        run = Regex(f"{_SPACE}{{2,{max(runs)}}}")
+        tokenizer.pre_tokenizer = pre_tokenizers.Split(run, "isolated")
     return tokenizer
 
 
@@ -197,7 +201,10 @@ def _add_marked_tokens(tokenizer: Tokenizer, fields: Mapping[str, Any]) -> None:
             rstrip=is_phi3 and token not in _KEEPS_SPACES,
         )
         for token, kind in _tokens_and_kinds(fields)
-        if kind in (_CONTROL, _USER_DEFINED) or (is_phi3 and token == "</s>")
+        if (kind in (_CONTROL, _USER_DEFINED) or (is_phi3 and token == "</s>"))
+        # Gemma's runs of spaces are written with SentencePiece's mark, and merged from it. Added as
+        # they are, they would be new tokens, which the model does not have.
+        and tokenizer.token_to_id(token) is not None
     ]
     tokenizer.add_special_tokens([token for token in added if token.special])
     tokenizer.add_tokens([token for token in added if not token.special])

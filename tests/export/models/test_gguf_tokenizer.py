@@ -123,3 +123,23 @@ def test_sentencepiece_puts_a_space_before_a_text_unless_told_otherwise(
         unknown_token_id=0,
     )
     assert tokenizer.convert_ids_to_tokens(tokenizer.encode("a")) == ["<s>", first]
+
+
+def test_runs_of_spaces_are_tokens_that_the_model_has() -> None:
+    runs = [" " * length for length in (2, 3, 4)]
+    marks = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>"]
+    tokens = [*marks, *(f"<0x{code:02X}>" for code in range(256)), "▁", "a", *runs]
+    tokenizer = tokenizer_of(
+        {"model": "llama", "architecture": "gemma3", "tokens": tokens},
+        token_type=[3, 3, 3, 2, 3] + [6] * 256 + [1] * 2 + [4] * 3,
+        scores=[0.0] * 261 + [-1.0, -2.0, 0.0, 0.0, 0.0],
+        add_space_prefix=False,
+        bos_token_id=2,
+        eos_token_id=1,
+        unknown_token_id=3,
+    )
+    assert tokenizer.backend_tokenizer.get_vocab_size() == len(tokens)
+    four, three, two = len(tokens) - 1, len(tokens) - 2, len(tokens) - 3
+    a = tokens.index("a")
+    assert tokenizer.encode("a       a  a") == [2, a, four, three, a, two, a]
+    assert tokenizer.decode([a, four, a]) == "a    a"
