@@ -21,13 +21,12 @@ from medusa_trt.runtime.manifest import (
 _RECORDED_VERSIONS = ("medusa-trt", "torch", "transformers", "onnx", "onnx-ir", "onnxruntime")
 
 
-def make_manifest(folder: Path, parts: ExportParts, graphs: dict[str, GraphSpec]) -> Manifest:
-    """Makes the manifest of a bundle that is not compared with its model yet.
+def make_manifest(parts: ExportParts, graphs: dict[str, GraphSpec]) -> Manifest:
+    """Makes the manifest of a bundle whose files are not finished yet.
 
     Args:
-        folder: the bundle's folder, with all files but the manifest.
         parts: what the bundle is made of.
-        graphs: the graphs in the folder, by their names in `GRAPH_FILES`.
+        graphs: the graphs that are written, by their names in `GRAPH_FILES`.
     """
     base, target, precision, form = parts.base, parts.target, parts.precision, parts.forms["verify"]
     config = base.model.config
@@ -69,12 +68,17 @@ def make_manifest(folder: Path, parts: ExportParts, graphs: dict[str, GraphSpec]
         graphs=graphs,
         verified={},
         versions={name: version(name) for name in _RECORDED_VERSIONS},
-        files={
-            path.name: FileSpec(path.stat().st_size, sha256_from_file(path))
-            for path in sorted(folder.iterdir())
-            if path.name != names.MANIFEST_FILE
-        },
+        files={},
     )
+
+
+def list_files(folder: Path) -> dict[str, FileSpec]:
+    """Lists the files of a bundle with their sizes and hashes."""
+    return {
+        path.name: FileSpec(path.stat().st_size, sha256_from_file(path))
+        for path in sorted(folder.iterdir())
+        if path.name != names.MANIFEST_FILE
+    }
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:

@@ -1,6 +1,6 @@
 """Comparison of a finished bundle with its model, in the memory that is there."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -8,9 +8,10 @@ import msgspec
 import onnx_ir as ir
 
 from medusa_trt.errors import ExportError
-from medusa_trt.export.comparison.logits import NUM_TREE_NODES, TEXT, compare_logits
+from medusa_trt.export.comparison.logits import NUM_TREE_NODES, compare_logits
+from medusa_trt.export.comparison.passages import NUM_TOKENS, PASSAGES
 from medusa_trt.export.comparison.segmented_engine import SegmentedEngine
-from medusa_trt.export.graphs.graph_files import save_graphs
+from medusa_trt.export.graphs.graph_files import GraphWriter
 from medusa_trt.export.modeling.rotary import fixed_rotary
 from medusa_trt.export.models.base_model import BaseModel, open_base_model
 from medusa_trt.export.models.source import source_from_name
@@ -21,16 +22,19 @@ from medusa_trt.runtime.engines.ort_cpu import OrtEngine
 from medusa_trt.runtime.manifest import Agreement
 from medusa_trt.runtime.tensors import WEIGHTS_FILE
 
-MAX_WHOLE_BYTES = 768 << 20
+MAX_WHOLE_BYTES = 1 << 30
 """Most weights of a bundle that is run as a whole; larger bundles are run in parts."""
+
+_MAX_QUICK_BYTES = 2 << 30
+"""Most weights of a bundle that is compared on all passages; larger ones take minutes for each."""
 
 _SPARE_ROWS = 64
 _LEAST_TEXT_TOKENS = 64
-"""A tokenizer of few words makes fewer tokens of the text, which is then repeated."""
+"""A tokenizer of few words makes fewer tokens of a passage, which is then repeated."""
 
-_NUM_TEXT_TOKENS = {False: None, True: 32}
+_NUM_PASSAGES = {False: len(PASSAGES), True: 1}
 _NUM_TREE_NODES = {False: NUM_TREE_NODES, True: 8}
-"""Sizes by whether the model is large, because a pass over a large one takes a minute."""
+"""Sizes by whether a pass over the model takes long."""
 
 
 def check_bundle(path: Path, model: str) -> Iterator[str]:
@@ -67,24 +71,31 @@ def check_same_sizes(bundle: Bundle, base: BaseModel) -> None:
 
 
 def compare_bundle(
-    bundle: Bundle, base: BaseModel, scratch: Path | None = None
+    bundle: Bundle,
+    base: BaseModel,
+    scratch: Path | None = None,
+    batch_sizes: Sequence[int] = (1, 2),
 ) -> dict[str, Agreement]:
     """Compares one sequence, and two of different lengths, without a large model in memory.
 
     Args:
-        bundle: the bundle.
+        bundle: the bundle; only its verify graphs and weights are read.
         base: its model.
         scratch: folder for a copy in float32, which a bundle in bfloat16 needs.
+        batch_sizes: number of sequences: 1 compares "text" and "tree", 2 compares "batch".
 
     Raises:
         ExportError: the logits differ by more than the precision allows.
     """
     target = bundle.manifest.target
+    agreements: dict[str, Agreement] = {}
     with TemporaryDirectory(dir=scratch) as folder:
         # ONNX Runtime cannot compute in bfloat16. The operator library only stores its cache in it.
         if target.cache_dtype == "bfloat16" and not target.operator_library:
             bundle = widen_bundle(bundle, Path(folder) / "float32")
-        return _compare_on_engines(bundle, base)
+        for batch_size in batch_sizes:
+            agreements |= _compare_sequences(bundle, base, batch_size)
+    return agreements
 
 
 def widen_bundle(bundle: Bundle, folder: Path) -> Bundle:
@@ -93,36 +104,32 @@ def widen_bundle(bundle: Bundle, folder: Path) -> Bundle:
     Only an engine can use the result, because files besides the graphs are left out.
     """
     folder.mkdir()
-    graphs = {}
+    writer = GraphWriter(folder)
     for name, spec in bundle.manifest.graphs.items():
-        graphs[name] = ir.load(bundle.path / spec.file)
-        WidenFloatsPass()(graphs[name])
-    save_graphs(folder, graphs)
+        graph = ir.load(bundle.path / spec.file)
+        WidenFloatsPass()(graph)
+        writer.save(name, graph)
     manifest = bundle.manifest
     target = msgspec.structs.replace(manifest.target, cache_dtype="float32")
     return Bundle(folder, msgspec.structs.replace(manifest, target=target), bundle.tree)
 
 
-def _compare_on_engines(bundle: Bundle, base: BaseModel) -> dict[str, Agreement]:
-    is_large = (bundle.path / WEIGHTS_FILE).stat().st_size > MAX_WHOLE_BYTES
-    engine_class = SegmentedEngine if is_large else OrtEngine
-    text_ids = base.tokenizer.encode(TEXT)
-    text_ids *= -(-_LEAST_TEXT_TOKENS // len(text_ids))
-    text_ids = text_ids[: _NUM_TEXT_TOKENS[is_large]]
-    agreements: dict[str, Agreement] = {}
-    for batch_size in (1, 2):
-        engine = engine_class(bundle, capacity=len(text_ids) + _SPARE_ROWS, batch_size=batch_size)
-        try:
-            with (
-                fixed_rotary(base.model, bundle.manifest.model.max_length),
-                weights_at_hand(base.model, base.weights),
-            ):
-                agreements |= compare_logits(
-                    bundle, engine, base.model, text_ids, _NUM_TREE_NODES[is_large]
-                )
-        finally:
-            engine.close()
-    return agreements
+def _compare_sequences(bundle: Bundle, base: BaseModel, batch_size: int) -> dict[str, Agreement]:
+    size_bytes = (bundle.path / WEIGHTS_FILE).stat().st_size
+    engine_class = SegmentedEngine if size_bytes > MAX_WHOLE_BYTES else OrtEngine
+    is_slow = size_bytes > _MAX_QUICK_BYTES
+    passages = PASSAGES[: _NUM_PASSAGES[is_slow]]
+    texts = [base.tokenizer.encode(passage) for passage in passages]
+    texts = [(ids * -(-_LEAST_TEXT_TOKENS // len(ids)))[:NUM_TOKENS] for ids in texts]
+    engine = engine_class(bundle, capacity=NUM_TOKENS + _SPARE_ROWS, batch_size=batch_size)
+    try:
+        with (
+            fixed_rotary(base.model, bundle.manifest.model.max_length),
+            weights_at_hand(base.model, base.weights),
+        ):
+            return compare_logits(bundle, engine, base.model, texts, _NUM_TREE_NODES[is_slow])
+    finally:
+        engine.close()
 
 
 def describe_agreement(where: str, result: Agreement) -> str:

@@ -1,6 +1,6 @@
 """Graphs as files of a bundle, with one copy of each weight."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 
 import onnx_ir as ir
@@ -10,21 +10,27 @@ from medusa_trt.runtime import tensors as names
 from medusa_trt.runtime.manifest import GraphSpec, TensorSpec
 
 
-def save_graphs(folder: Path, graphs: Mapping[str, ir.Model]) -> None:
-    """Writes the graphs into a bundle's folder.
+class GraphWriter:
+    """Writes graphs into a bundle's folder, one after the other.
 
     Large weights go to one external file. A weight of several graphs is written once: heads that
     share the unembedding, and the batch form of the verify graph, refer to the same bytes. A
     protobuf file cannot hold more than 2 GB, and the heads of a large model are larger.
 
-    Args:
-        folder: the bundle's folder.
-        graphs: the graphs by their names in `GRAPH_FILES`.
+    Attributes:
+        specs: the interfaces of the graphs that were written, by name.
     """
-    weights = WeightFile(folder / names.WEIGHTS_FILE)
-    for name, model in graphs.items():
-        weights.take(model)
-        ir.save(model, folder / names.GRAPH_FILES[name])
+
+    def __init__(self, folder: Path) -> None:
+        """Takes the bundle's folder, which holds no weights yet."""
+        self.specs: dict[str, GraphSpec] = {}
+        self._folder, self._weights = folder, WeightFile(folder / names.WEIGHTS_FILE)
+
+    def save(self, name: str, model: ir.Model) -> None:
+        """Writes a graph; `name` is a key of `GRAPH_FILES`."""
+        self._weights.take(model)
+        ir.save(model, self._folder / names.GRAPH_FILES[name])
+        self.specs[name] = describe_graph(self._folder, name)
 
 
 def describe_graph(folder: Path, graph: str) -> GraphSpec:

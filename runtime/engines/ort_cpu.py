@@ -127,7 +127,7 @@ class OrtEngine:
             batch_size == 1 or self._takes_tree_per_sequence
         )
         self._heads_read_root = bundle.manifest.heads_read_root
-        self._reduce_spec = bundle.manifest.graphs["reduce"]
+        self._reduce_spec = bundle.manifest.graphs.get("reduce")
         self._bindings: dict[tuple[object, ...], _BoundGraph] = {}
         self._last_logits: NDArray[np.float32] | None = None
 
@@ -295,6 +295,7 @@ class OrtEngine:
 
     def _bind_reduce(self, logits: NDArray[np.float32]) -> _BoundGraph:
         num_rows = len(logits)
+        assert self._reduce_spec is not None  # only an unfinished bundle has no such graph
         inputs: dict[str, NDArray[Any]] = {
             names.LOGITS: logits,
             **allocate_inputs(self._reduce_spec, num_rows),

@@ -17,6 +17,7 @@ from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
 from medusa_trt.errors import ExportError
+from medusa_trt.export.comparison import logits
 from medusa_trt.export.pipeline import ExportOptions, export_bundle
 from medusa_trt.runtime import tensors as names
 from medusa_trt.runtime.engines.ort_cpu import OrtEngine
@@ -85,3 +86,20 @@ def test_of_several_chat_templates_the_default_one_is_taken(
         progress=lambda _: None,
     )
     assert bundle.read_optional(names.CHAT_TEMPLATE_FILE) == templates.get("default")
+
+
+def test_a_bundle_that_is_too_far_is_refused_before_the_heads_are_traced(
+    tiny_model: Path, tiny_heads: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(logits.MAX_LOGIT_DIFFERENCE, "fp32", 0.0)
+    told: list[str] = []
+    options = ExportOptions(
+        model=str(tiny_model), heads=tiny_heads, precision="fp32", output=tmp_path / "bundle"
+    )
+    with pytest.raises(ExportError, match=r"the exported text logits differ .*no bundle was"):
+        export_bundle(options, told.append)
+    assert [line for line in told if "graph" in line] == [
+        "tracing the verify graph",
+        "writing the verify graph and its weights",
+    ]
+    assert not list(tmp_path.iterdir())

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from medusa_trt.export.comparison.check import check_bundle
+from medusa_trt.export.comparison.passages import NUM_TOKENS, PASSAGES
 from medusa_trt.export.pipeline import ExportOptions, export_bundle
 
 
@@ -21,6 +22,8 @@ def test_a_bundle_in_bfloat16_is_compared_in_float32(
         ),
         lambda _: None,
     )
-    assert bundle.manifest.verified.keys() == {"text", "tree", "batch"}
+    verified = bundle.manifest.verified
+    assert verified.keys() == {"text", "tree", "batch"}
+    assert verified["text"].num_positions == NUM_TOKENS * len(PASSAGES) == 400
     assert not [path for path in bundle.path.iterdir() if path.is_dir()]
     assert len(list(check_bundle(bundle.path, str(tiny_model)))) == 3

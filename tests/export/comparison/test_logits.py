@@ -20,20 +20,22 @@ from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 from medusa_trt.errors import ExportError
 from medusa_trt.export.comparison.logits import (
     MAX_LOGIT_DIFFERENCE,
-    TEXT,
     compare_logits,
     compute_agreement,
     leaf_paths,
     max_relative_error,
+    merge_agreements,
+    put_text_on_tree,
     random_tree,
 )
+from medusa_trt.export.comparison.passages import PASSAGES
 from medusa_trt.runtime.bundle import Bundle
 from medusa_trt.runtime.engines.base import VerifyOutputs
 from medusa_trt.runtime.engines.ort_cpu import OrtEngine
 from medusa_trt.runtime.manifest import Agreement
 from medusa_trt.tree_configs import chain_tree
 
-TEXT_IDS = list(TEXT.encode())
+TEXT_IDS = list(PASSAGES[0].encode())
 LIMIT = MAX_LOGIT_DIFFERENCE["fp32"]
 LOGITS = np.array([[0, 1, 2], [5, 4, 3], [1, 3, 1], [0, 0, 9]], np.float32)
 
@@ -103,6 +105,28 @@ def test_relative_error_and_divergence_are_what_their_definitions_say() -> None:
     assert result.kl_divergence == pytest.approx(np.mean(entropy(p, q, axis=-1)), rel=1e-3)
 
 
+def test_of_several_texts_every_position_counts_once() -> None:
+    close, far = Agreement(30, 0.5, 0.1, 0.9, 0.02), Agreement(10, 2.0, 0.7, 0.5, 0.1)
+    merged = merge_agreements([close, far])
+    assert (merged.num_positions, merged.max_logit_difference) == (40, 2.0)
+    assert merged.relative_error == pytest.approx(math.sqrt((30 * 0.01 + 10 * 0.49) / 40))
+    assert merged.argmax_agreement == pytest.approx(0.8)
+    assert merged.kl_divergence == pytest.approx(0.04)
+    broken = msgspec.structs.replace(close, max_logit_difference=math.nan)
+    for pair in ([broken, far], [far, broken]):
+        assert math.isnan(merge_agreements(pair).max_logit_difference)
+
+
+@given(st.integers(2, 40), st.integers(0, 1000))
+def test_a_tree_holds_pieces_of_text(num_nodes: int, seed: int) -> None:
+    tree, text = random_tree(num_nodes, 4, seed), list(range(100, 150))
+    tokens = put_text_on_tree(tree, text, np.random.default_rng(seed))
+    assert set(tokens) <= set(text)
+    for node, (first, end) in enumerate(tree.child_ranges):
+        if first < end:
+            assert tokens[first] == 100 + (tokens[node] - 99) % 50
+
+
 @pytest.mark.parametrize("side", [0, 1])
 def test_what_is_not_a_number_shows_in_the_difference(side: int) -> None:
     arrays = [LOGITS.copy(), LOGITS.copy()]
@@ -139,7 +163,7 @@ def test_random_trees_differ_and_branch() -> None:
 def test_a_right_engine_passes(
     tiny_bundle: Bundle, model: PreTrainedModel, engine: WrongEngine, num_tokens: int
 ) -> None:
-    results = compare_logits(tiny_bundle, engine, model, (TEXT_IDS * 3)[:num_tokens])
+    results = compare_logits(tiny_bundle, engine, model, [(TEXT_IDS * 3)[:num_tokens]])
     assert results.keys() == {"text", "tree"}
     assert results["text"].num_positions == min(num_tokens, 511)
     assert results["tree"].num_positions == 24
@@ -176,7 +200,7 @@ def test_wrong_logits_fail(
     engine.branching_only = branching_only
     where = "tree" if branching_only else "text"
     with pytest.raises(ExportError, match=f"^the exported {where} logits differ .*[^\n]*$"):
-        compare_logits(tiny_bundle, engine, model, TEXT_IDS)
+        compare_logits(tiny_bundle, engine, model, [TEXT_IDS])
 
 
 def test_too_few_bits_are_no_fault_to_report(
@@ -192,7 +216,7 @@ def test_too_few_bits_are_no_fault_to_report(
     engine.change = turned
     with pytest.raises(ExportError, match="lose too much in int4: choose another") as caught:
         bundle = Bundle(tiny_bundle.path, manifest, tiny_bundle.tree)
-        compare_logits(bundle, engine, model, TEXT_IDS)
+        compare_logits(bundle, engine, model, [TEXT_IDS])
     assert "inf" not in str(caught.value)
 
 
@@ -201,8 +225,23 @@ def test_rounding_passes(tiny_bundle: Bundle, model: PreTrainedModel, engine: Wr
         logits += LIMIT / 2
 
     engine.change = rounded
-    results = compare_logits(tiny_bundle, engine, model, TEXT_IDS)
+    results = compare_logits(tiny_bundle, engine, model, [TEXT_IDS])
     assert results["text"].max_logit_difference > LIMIT / 3
+
+
+def test_nothing_but_text_is_judged(
+    tiny_bundle: Bundle, model: PreTrainedModel, engine: WrongEngine
+) -> None:
+    seen: set[int] = set()
+    verify = engine.verify
+
+    def record(input_ids: NDArray[np.int64], *args: Any, **options: Any) -> VerifyOutputs:
+        seen.update(np.asarray(input_ids).reshape(-1).tolist())
+        return verify(input_ids, *args, **options)
+
+    engine.verify = record  # type: ignore[method-assign]
+    results = compare_logits(tiny_bundle, engine, model, [TEXT_IDS[:40], TEXT_IDS[40:70]])
+    assert results["text"].num_positions == 70 and seen <= set(TEXT_IDS)
 
 
 def test_an_engine_that_ignores_the_tree_fails(
@@ -210,7 +249,7 @@ def test_an_engine_that_ignores_the_tree_fails(
 ) -> None:
     engine.ignore_tree = True
     with pytest.raises(ExportError, match="exported tree logits"):
-        compare_logits(tiny_bundle, engine, model, TEXT_IDS)
+        compare_logits(tiny_bundle, engine, model, [TEXT_IDS])
 
 
 def test_an_engine_that_forgets_its_cache_fails(
@@ -218,7 +257,7 @@ def test_an_engine_that_forgets_its_cache_fails(
 ) -> None:
     engine.ignore_past = True
     with pytest.raises(ExportError, match="exported text logits"):
-        compare_logits(tiny_bundle, engine, model, TEXT_IDS)
+        compare_logits(tiny_bundle, engine, model, [TEXT_IDS])
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,8 @@ from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from medusa_trt.calibration.quantization.meter import RoundedModel
 from medusa_trt.cli import main as cli
 from medusa_trt.errors import ExportError
-from medusa_trt.export.comparison.logits import TEXT, compute_agreement
+from medusa_trt.export.comparison.logits import compute_agreement
+from medusa_trt.export.comparison.passages import PASSAGES
 from medusa_trt.export.graphs.verify_graph import trace_verify
 from medusa_trt.export.graphs.verify_module import VerifyModule
 from medusa_trt.export.modeling.attention_forms import choose_attention
@@ -201,7 +202,7 @@ def test_a_bundle_computes_what_the_rounded_model_does(
     assert plan_from_file(bundle.path / "quantization.json") == plan
     assert bundle.manifest.verified["text"].kl_divergence > 0
 
-    ids = np.frombuffer(TEXT.encode()[:200], np.uint8).astype(np.int64)
+    ids = np.frombuffer(PASSAGES[0].encode()[:200], np.uint8).astype(np.int64)
     engine = OrtEngine(bundle, capacity=256)
     outputs = engine.verify(ids[None], chain_tree(len(ids) - 1), [0], logits=True)
     assert outputs.logits is not None
