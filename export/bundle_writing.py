@@ -9,6 +9,7 @@ import torch
 from transformers import PreTrainedModel
 
 from medusa_trt.errors import ExportError
+from medusa_trt.export.comparison.encodings import compare_encodings
 from medusa_trt.export.graphs.graph_files import GraphWriter
 from medusa_trt.export.graphs.heads_graph import trace_heads
 from medusa_trt.export.graphs.reduce_forms import REDUCE_FORMS
@@ -41,12 +42,13 @@ def write_bundle(
         compare: see `Compare`; what it raises ends the export.
 
     Raises:
-        ExportError: the model has no tokenizer.json.
+        ExportError: the model has no tokenizer.json, or the runtime reads it otherwise.
     """
     model, opset = parts.base.model, parts.target.opset
     dtype = getattr(torch, parts.precision.dtype)
     traced, weights = in_type(model, parts.base.weights, dtype)
     _write_texts(folder, parts)
+    compare_encodings(_bundle_of_texts(folder, parts), parts.base.tokenizer)
     writer = GraphWriter(folder)
     verified = _write_verify_graphs(folder, parts, traced, weights, writer, progress, compare)
     del traced
@@ -103,6 +105,12 @@ def _write_verify_graphs(
         alone = msgspec.structs.replace(manifest, graphs={name: writer.specs[name]})
         verified |= compare(Bundle(folder, alone, parts.tree), sizes)
     return verified
+
+
+def _bundle_of_texts(folder: Path, parts: ExportParts) -> Bundle:
+    """A bundle that has no graphs yet, to read texts with."""
+    manifest = make_manifest(parts, {})
+    return Bundle(folder, msgspec.structs.replace(manifest, files=list_files(folder)), parts.tree)
 
 
 def _write_texts(folder: Path, parts: ExportParts) -> None:

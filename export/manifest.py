@@ -5,6 +5,7 @@ from pathlib import Path
 
 import msgspec
 
+from medusa_trt.export.graphs.verify_module import cache_shape_from_model
 from medusa_trt.export.preparation import ExportParts
 from medusa_trt.runtime import tensors as names
 from medusa_trt.runtime.bundle import sha256_from_file
@@ -30,9 +31,7 @@ def make_manifest(parts: ExportParts, graphs: dict[str, GraphSpec]) -> Manifest:
     """
     base, target, precision, form = parts.base, parts.target, parts.precision, parts.forms["verify"]
     config = base.model.config
-    cache = next(t for t in graphs["verify"].inputs if t.name == names.past_name(0, "key"))
-    num_kv_heads, head_dim = cache.shape[1], cache.shape[3]
-    assert isinstance(num_kv_heads, int) and isinstance(head_dim, int)
+    cache = cache_shape_from_model(base.model, parts.max_length)
     return Manifest(
         format_version=FORMAT_VERSION,
         model=ModelSpec(
@@ -41,8 +40,8 @@ def make_manifest(parts: ExportParts, graphs: dict[str, GraphSpec]) -> Manifest:
             num_layers=config.num_hidden_layers,
             hidden_size=config.hidden_size,
             vocab_size=config.vocab_size,
-            num_kv_heads=num_kv_heads,
-            head_dim=head_dim,
+            num_kv_heads=cache.num_kv_heads,
+            head_dim=cache.head_dim,
             max_length=parts.max_length,
             eos_token_ids=base.eos_token_ids,
         ),

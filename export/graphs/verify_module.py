@@ -38,6 +38,12 @@ class CacheShape:
     head_dim: int
 
 
+def cache_shape_from_model(model: PreTrainedModel, max_length: int) -> CacheShape:
+    """Finds the sizes of a model's KV cache by what it gives its attention."""
+    calls = watch_attention_shapes(model, max_length)
+    return CacheShape(len(calls), calls[0].key.shape[1], calls[0].key.shape[3])
+
+
 class VerifyModule(nn.Module):
     """Backbone over a tree's nodes: reductions and hidden states of the wanted rows."""
 
@@ -55,8 +61,7 @@ class VerifyModule(nn.Module):
         self.max_length = max_length
         rotary = model.base_model.rotary_emb
         assert isinstance(rotary, nn.Module)
-        calls = watch_attention_shapes(model, max_length)
-        self.shape = CacheShape(len(calls), calls[0].key.shape[1], calls[0].key.shape[3])
+        self.shape = cache_shape_from_model(model, max_length)
         kinds = rotation_types_from_config(model.config)
         num_spare = MAX_NODES if form.has_position_per_row else _ROTARY_SPARE
         tables = make_rotary_tables(

@@ -18,7 +18,7 @@ from medusa_trt.export.models.source import OWN_CODE, ModelSource, name_in_error
 from medusa_trt.export.weights.hub import find_file
 
 _SENTENCEPIECE_FILE = "tokenizer.model"
-_SAMPLE = (
+MIXED_TEXT = (
     "a   1\n\n\tIt's 1234567 x=3.14; don't WE'LL I'd\r\n    def f(x):\n\n        return [x]*2\n"
     "naïve café Straße ΑΒΓ привет สวัสดี 你好，世界。こんにちは 안녕 مرحبا "
     "😀👩\u200d🚀 e\u0301 \u00a0\u2003 \u200b end \n  two spaces first, ﬁ ① ｆｕｌｌ"
@@ -109,7 +109,7 @@ def _tokenizer_from_sentencepiece(location: str, file: Path) -> PreTrainedTokeni
     if "add_bos_token" not in tokenizer.init_kwargs:  # Those that add none say so.
         tokenizer.add_bos_token = True
     original = SentencePieceProcessor(model_file=str(file))
-    for text in (_SAMPLE, *_SAMPLE.splitlines(keepends=True)):
+    for text in (MIXED_TEXT, *MIXED_TEXT.splitlines(keepends=True)):
         ids, original_ids = tokenizer.encode(text, add_special_tokens=False), original.encode(text)
         if ids != original_ids:
             raise ExportError(
@@ -144,7 +144,7 @@ def _add_tokens(stored: Tokenizer, loaded: PreTrainedTokenizerBase, location: st
 def _describe_difference(
     tokenizer: PreTrainedTokenizerFast, loaded: PreTrainedTokenizerBase, file: Path
 ) -> str | None:
-    for text in _SAMPLE.splitlines(keepends=True):
+    for text in MIXED_TEXT.splitlines(keepends=True):
         ids, class_ids = tokenizer.encode(text), loaded.encode(text)
         if ids != class_ids:
             return (
