@@ -32,6 +32,7 @@ from medusa_trt.errors import TreeError
 from medusa_trt.runtime.session import GenerationOptions, GenerationStats, MedusaSession
 from medusa_trt.tree_configs import MedusaTree, load_tree, preset_names
 
+_GROWN = "grown at each step"
 _CHAINS = ("chain-1", "chain-2", "chain-3")
 
 
@@ -39,12 +40,14 @@ _CHAINS = ("chain-1", "chain-2", "chain-3")
 class TreeRow:
     """Medians over the prompts for one tree; `low` and `high` are quartiles of `over_plain`.
 
+    `nodes` is the mean over all steps, which may copy fewer drafts than the tree has.
+
     `step_over_plain` is the time of a step over that of a plain one, as they follow each other.
     """
 
     over_plain: float
     tree: str
-    nodes: int
+    nodes: float
     tokens_per_s: float
     low: float
     high: float
@@ -75,7 +78,8 @@ def main() -> int:
         "--tree",
         action="append",
         metavar="TREE",
-        help="a tree's name or file; may be repeated (default: the bundle's tree and all presets)",
+        help="a tree's name or file; may be repeated (default: the bundle's tree and all presets); "
+        "grown trees are always compared",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the table to a file")
     arguments = parser.parse_args()
@@ -89,25 +93,31 @@ def compare(arguments: Namespace) -> int:
     prompts = prompts_from_source(arguments.prompts, arguments.num_prompts)
     with MedusaSession(arguments.bundle, num_threads=arguments.threads) as session:
         trees = _choose_trees(session, arguments.tree)
-        stats: dict[str, list[GenerationStats]] = {tree.name: [] for tree in trees}
+        stats: dict[str, list[GenerationStats]] = {name: [] for name in trees}
+        nodes: dict[str, list[float]] = {name: [] for name in trees}
+        names = list(trees)
         num_different = 0
         for number, prompt in enumerate(track(prompts, "prompts", console=Console(stderr=True))):
             messages = encode_first_turn(session, prompt)
             texts = {}
             # The first tree starts with colder caches than the last one, so the order rotates.
-            for tree in [*trees[number % len(trees) :], *trees[: number % len(trees)]]:
+            for name in [*names[number % len(names) :], *names[: number % len(names)]]:
                 options = GenerationOptions(
                     max_new_tokens=arguments.max_new_tokens,
-                    tree=tree,
+                    tree=trees[name],
                     lookup_ngram=arguments.lookup_ngram,
                 )
                 session.generate(messages, options)
+                decoder = session.decoder
+                num_rows, num_steps = decoder.num_rows, decoder.num_sequence_steps
                 reply = session.generate(messages, options)
-                texts[tree.name] = reply.token_ids
+                texts[name] = reply.token_ids
                 if reply.stats.new_tokens > 1:
-                    stats[tree.name].append(reply.stats)
+                    stats[name].append(reply.stats)
+                    num_steps = decoder.num_sequence_steps - num_steps
+                    nodes[name].append((decoder.num_rows - num_rows) / num_steps)
             num_different += sum(ids != texts["plain"] for ids in texts.values())
-    rows = [_summarize(tree, stats[tree.name], stats["plain"]) for tree in trees]
+    rows = [_summarize(name, nodes[name], stats[name], stats["plain"]) for name in trees]
     rows.sort(key=lambda row: row.over_plain, reverse=True)
     console = Console(highlight=False)
     table = Table(title=f"{len(prompts)} prompts of {arguments.prompts}, fastest first")
@@ -117,7 +127,7 @@ def compare(arguments: Namespace) -> int:
     for row in rows:
         table.add_row(
             row.tree,
-            str(row.nodes),
+            f"{row.nodes:.1f}",
             f"{row.tokens_per_s:.1f}",
             f"{row.over_plain:.2f}",
             f"{row.low:.2f}-{row.high:.2f}",
@@ -130,8 +140,8 @@ def compare(arguments: Namespace) -> int:
     return 0 if num_different == 0 else 1
 
 
-def _choose_trees(session: MedusaSession, specs: list[str] | None) -> list[MedusaTree]:
-    """Returns plain decoding and the trees that the heads can fill, each shape once."""
+def _choose_trees(session: MedusaSession, specs: list[str] | None) -> dict[str, MedusaTree | None]:
+    """Chooses plain decoding, grown trees, and fixed ones that the heads can fill, by name."""
     trees = {load_tree("plain").medusa_choices: load_tree("plain")}
     presets = [load_tree(name) for name in (*_CHAINS, *preset_names())]
     candidates = [session.bundle.tree, *presets] if specs is None else map(load_tree, specs)
@@ -145,11 +155,12 @@ def _choose_trees(session: MedusaSession, specs: list[str] | None) -> list[Medus
         if tree.name in {other.name for other in trees.values()}:
             tree = replace(tree, name=f"{tree.name} (preset)")  # the bundle has an older version
         trees.setdefault(tree.medusa_choices, tree)
-    return list(trees.values())
+    chosen: dict[str, MedusaTree | None] = {tree.name: tree for tree in trees.values()}
+    return chosen | ({_GROWN: None} if session.decoder.drafter.grows_trees else {})
 
 
 def _summarize(
-    tree: MedusaTree, stats: list[GenerationStats], plain: list[GenerationStats]
+    name: str, nodes: list[float], stats: list[GenerationStats], plain: list[GenerationStats]
 ) -> TreeRow:
     pairs = list(zip(stats, plain, strict=True))
     ratios = quartiles(reply.tokens_per_s / other.tokens_per_s for reply, other in pairs)
@@ -157,8 +168,8 @@ def _summarize(
     steps = [_step_s(reply) / _step_s(other) for reply, other in pairs]
     return TreeRow(
         over_plain=ratios.median,
-        tree=tree.name,
-        nodes=tree.num_nodes,
+        tree=name,
+        nodes=statistics.fmean(nodes),
         tokens_per_s=statistics.median(reply.tokens_per_s for reply in stats),
         low=ratios.low,
         high=ratios.high,

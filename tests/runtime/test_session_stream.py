@@ -273,3 +273,39 @@ def test_a_stop_id_ends_the_reply_like_an_end_token(tiny_bundle: Bundle) -> None
     token = session.text.encode("c", add_special_tokens=False)[0]
     generation = last(forced(session, "abcd", stop_ids=(token,)))
     assert generation.token_ids[-1] == token and generation.finish_reason == "stop"
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_streams_of_several_threads_share_the_steps(tiny_bundle: Bundle, batch_size: int) -> None:
+    session, engine = session_on_table(with_eos(tiny_bundle, []), batch_size=batch_size)
+    options = GenerationOptions(max_new_tokens=20, tree=PLAIN)
+    prompts = [[number, 2, 3] for number in range(6)]
+    expected = [session.generate(prompt, options).token_ids for prompt in prompts]
+    num_alone, engine.num_steps = engine.num_steps, 0
+    replies: dict[int, list[int]] = {}
+
+    def read(index: int) -> None:
+        events = list(session.stream(prompts[index], options))
+        replies[index] = [token for event in events for token in event.token_ids]
+
+    threads = [threading.Thread(target=read, args=(index,)) for index in range(len(prompts))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [replies[index] for index in range(len(prompts))] == expected
+    assert engine.num_steps <= num_alone
+
+
+def test_streams_of_one_thread_may_be_read_in_turn(tiny_bundle: Bundle) -> None:
+    session, engine = session_on_table(with_eos(tiny_bundle, []), batch_size=2)
+    options = GenerationOptions(max_new_tokens=20, tree=PLAIN)
+    expected = [session.generate([number, 2], options).token_ids for number in (1, 2)]
+    engine.num_steps = 0
+    streams = [session.stream([number, 2], options) for number in (1, 2)]
+    tokens: list[list[int]] = [[], []]
+    for events in zip(*streams, strict=True):
+        for index, event in enumerate(events):
+            tokens[index] += event.token_ids
+    assert tokens == expected
+    assert engine.num_steps < 30, "both advance in the same step"
