@@ -12,7 +12,7 @@ import msgspec
 
 from medusa_trt.calibration.noise import CoreWatch, Noise
 from medusa_trt.errors import MedusaError
-from medusa_trt.files import replaced_file
+from medusa_trt.files import check_writable, replaced_file
 
 
 class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
@@ -82,13 +82,13 @@ def name_busy_machine(num_threads: int | None) -> Iterator[None]:
 
 
 def check_output(file: Path | None) -> None:
-    """Checks the folder of an output file before anything is measured.
+    """Checks before anything is measured that an output file can be written.
 
     Raises:
-        MedusaError: the folder does not exist.
+        MedusaError: it cannot.
     """
-    if file is not None and not file.parent.is_dir():
-        raise MedusaError(f"cannot write {file}: its folder does not exist")
+    if file is not None:
+        check_writable(file)
 
 
 def write_json(file: Path | None, value: object) -> None:

@@ -56,6 +56,7 @@ from medusa_trt.calibration.trees.heads_section import HeadsSection
 from medusa_trt.calibration.trees.install import check_installable, finish_install, install_tree
 from medusa_trt.calibration.trees.tree_section import TreeSection
 from medusa_trt.errors import CalibrationError
+from medusa_trt.files import check_writable
 from medusa_trt.runtime.bundle import Bundle
 from medusa_trt.runtime.session import MedusaSession
 from medusa_trt.tree_configs import MedusaTree, chain_tree
@@ -75,11 +76,12 @@ class Calibrator:
             max_length: longest sequence; None for the bundle's.
 
         Raises:
-            MedusaError: the bundle or its calibration is damaged.
+            MedusaError: the bundle or its calibration is damaged, or the results cannot be written.
         """
         self.folder = path / FOLDER
         finish_install(path, self.folder)
         self.bundle = Bundle.open(path)
+        check_writable(self.folder, CalibrationError, is_folder=True)
         self._threads, self._max_length = threads, max_length
         self._machine = Machine.detect()
         manifest, self._digest = self.bundle.manifest, digest_bundle(self.bundle)

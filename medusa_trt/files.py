@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryFile
 
 from medusa_trt.errors import ExportError, MedusaError
 from medusa_trt.interrupts import deferred_interrupts, num_interrupts, raise_swallowed
@@ -162,6 +163,35 @@ def _leftovers(path: Path, kind: str) -> list[Path]:
     ]
 
 
+def check_writable(
+    path: Path, error_class: type[MedusaError] = MedusaError, *, is_folder: bool = False
+) -> None:
+    """Checks before long work that its result can be written, by writing a file without a name.
+
+    Args:
+        path: the file that will be written; its folder must exist.
+        error_class: class of the error.
+        is_folder: whether `path` is a folder, which is made with those above it if it is missing.
+
+    Raises:
+        MedusaError: it cannot be written.
+    """
+    place = path.absolute()
+    try:
+        if is_folder:
+            while not place.exists():
+                place = place.parent
+        elif place.is_dir():
+            raise error_class(f"cannot write {path}: it is a folder, name a file")
+        else:
+            place = place.parent
+        with TemporaryFile(dir=place):
+            pass
+    except OSError as error:
+        reason = f"{place}: {error.strerror or error}"
+        raise error_class(f"cannot write {path} ({reason}): choose another place") from error
+
+
 def check_output(output: Path, overwrite: bool, marker: str) -> None:
     """Checks before long work that a bundle's folder can be written at its end.
 
@@ -176,8 +206,7 @@ def check_output(output: Path, overwrite: bool, marker: str) -> None:
     parent = output.absolute().parent
     if not parent.is_dir():
         raise ExportError(f"cannot write {output}: {parent} is not a folder")
-    if not os.access(parent, os.W_OK):
-        raise ExportError(f"cannot write {output}: {parent} is not writable")
+    check_writable(parent, ExportError, is_folder=True)
     for old in _leftovers(output, "old"):
         # A process was killed after it had renamed the old bundle, before the new one had its name.
         if not output.exists():

@@ -5,13 +5,12 @@ first written to a temporary folder. Renaming it commits the change: from then o
 moved into the bundle, by this process or, if it is killed, by the next calibration.
 """
 
-import os
 from pathlib import Path
 
 import msgspec
 
 from medusa_trt.errors import CalibrationError
-from medusa_trt.files import new_folder
+from medusa_trt.files import check_writable, new_folder
 from medusa_trt.runtime.bundle import Bundle, sha256_from_file
 from medusa_trt.runtime.manifest import FileSpec
 from medusa_trt.runtime.tensors import GRAPH_FILES, MANIFEST_FILE, TREE_FILE
@@ -34,8 +33,7 @@ def check_installable(bundle: Bundle) -> None:
             f"writing the tree's graph needs {error.name}: pip install 'medusa-trt[export]', or "
             "use --dry-run and generate with --tree"
         ) from error
-    if not os.access(bundle.path, os.W_OK):
-        raise CalibrationError(f"cannot write {bundle.path}: change its permissions or --dry-run")
+    check_writable(bundle.path, CalibrationError, is_folder=True)
 
 
 def install_tree(bundle: Bundle, tree: MedusaTree, folder: Path) -> Bundle:

@@ -18,7 +18,7 @@ from medusa_trt.export.heads.key_layouts import HeadKey
 from medusa_trt.export.heads.loading import LoadedHeads, load_heads
 from medusa_trt.export.heads.medusa_heads import MedusaHeads
 from medusa_trt.export.models.source import ModelSource, source_from_name
-from medusa_trt.files import new_folder
+from medusa_trt.files import check_writable, new_folder
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 """Types that heads can be written in."""
@@ -46,6 +46,7 @@ def convert_heads(options: ConvertOptions, progress: Callable[[str], None] = pri
         raise HeadsError(f"unknown type {options.dtype!r}: give one of {', '.join(DTYPES)}")
     if options.output.exists() and not options.overwrite:
         raise HeadsError(f"{options.output} exists: give another --output, or --overwrite")
+    check_writable(options.output.parent, is_folder=True)
     progress(f"reading {options.source}")
     loaded = load_heads(options.source)
     for text in loaded.warnings:

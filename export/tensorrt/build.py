@@ -28,7 +28,7 @@ from medusa_trt.export.tensorrt.network import make_config, make_profiles, parse
 from medusa_trt.export.tensorrt.options import BuildOptions
 from medusa_trt.export.tensorrt.products import make_progress_class
 from medusa_trt.export.tensorrt.tree import merge_spec
-from medusa_trt.files import new_folder, replaced_file
+from medusa_trt.files import check_writable, new_folder, replaced_file
 from medusa_trt.interrupts import num_interrupts, raise_swallowed
 from medusa_trt.runtime import tensors as names
 from medusa_trt.runtime.bundle import Bundle, sha256_from_file
@@ -74,6 +74,7 @@ def build_engines(
         raise BuildError(f"{output} exists: give another --output, or --overwrite to replace it")
     if output.exists() and not (output / RECORD_FILE).is_file():
         raise BuildError(f"{output} holds no engines, so it is not overwritten: give another name")
+    check_writable(output, BuildError, is_folder=True)
     cache_file = find_timing_cache(build, output)
     if cache_file is not None and cache_file.is_file():
         build.timing_cache = cache_file.read_bytes()

@@ -54,7 +54,7 @@ def test_output_and_threads_are_checked_before_the_work(tmp_path: Path) -> None:
     file = tmp_path / "report.json"
     check_output(None)
     check_output(file)
-    with pytest.raises(MedusaError, match="its folder does not exist"):
+    with pytest.raises(MedusaError, match="No such file or directory"):
         check_output(tmp_path / "missing" / "report.json")
     write_json(None, 1)
     write_json(file, {"tokens": 3})

@@ -10,6 +10,7 @@ from medusa_trt.errors import ExportError, MedusaError, TrainingError
 from medusa_trt.files import (
     check_output,
     check_space,
+    check_writable,
     new_folder,
     read_text,
     replaced_file,
@@ -82,6 +83,21 @@ def test_text_that_is_no_utf_8_is_refused_with_its_place(tmp_path: Path) -> None
     assert read_text(path) == "é\r\n"
     with pytest.raises(TrainingError, match=r"cannot read .*: No such file"):
         read_text(tmp_path / "none", TrainingError)
+
+
+def test_a_place_that_cannot_be_written_is_found_before_the_work(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("old")
+    for path in (tmp_path / "new", tmp_path / "file"):
+        check_writable(path)
+    check_writable(tmp_path, is_folder=True)
+    check_writable(tmp_path / "a" / "b", is_folder=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    for path in (tmp_path, tmp_path / "a" / "b", tmp_path / "file" / "b", Path("/proc/new")):
+        with pytest.raises(TrainingError, match=f"cannot write {path}"):
+            check_writable(path, TrainingError)
+    for path in (tmp_path / "file", tmp_path / "file" / "b", Path("/proc/a/b")):
+        with pytest.raises(MedusaError, match=f"cannot write {path} "):
+            check_writable(path, is_folder=True)
 
 
 def test_a_full_disk_is_found_before_the_work(tmp_path: Path) -> None:

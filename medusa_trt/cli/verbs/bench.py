@@ -12,7 +12,7 @@ from medusa_trt.calibration.bench.options import BenchOptions
 from medusa_trt.cli.arguments import BundleArguments, SessionArguments
 from medusa_trt.cli.parser import Verb
 from medusa_trt.cli.terminal import new_table_console
-from medusa_trt.errors import MedusaError
+from medusa_trt.files import check_writable
 from medusa_trt.interrupts import interrupted_exit_code
 
 if TYPE_CHECKING:
@@ -222,8 +222,8 @@ def _check_outputs(arguments: BenchArguments) -> None:
         MedusaError: a file cannot be written, or a plot cannot be drawn.
     """
     for path in (arguments.json, arguments.plot):
-        if path is not None and (path.is_dir() or not path.parent.is_dir()):
-            raise MedusaError(f"cannot write {path}: it must be a file in an existing folder")
+        if path is not None:
+            check_writable(path)
     if arguments.plot is not None:
         from medusa_trt.calibration.bench.plot import check_plot_path
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 from medusa_trt.cli.extras import require_extra
 from medusa_trt.cli.parser import Verb
 from medusa_trt.errors import TrainingError, check_range
-from medusa_trt.files import replaced_files
+from medusa_trt.files import check_writable, replaced_files
 from medusa_trt.training.options import DataOptions, JointOptions, Quantization, TrainOptions
 from medusa_trt.tree_configs import MedusaTree, load_tree
 
@@ -132,6 +132,7 @@ def make_data(arguments: DataArguments) -> None:
     from medusa_trt.training.data.distillation import generate_data, load_seed_prompts
 
     options = arguments.data
+    check_writable(arguments.output, TrainingError, is_folder=True)
     prompts = load_seed_prompts(arguments.prompts)
     bundle = None if arguments.bundle is None else Bundle.open(arguments.bundle)
     base = load_backbone(arguments.model, quantization=arguments.quantization)

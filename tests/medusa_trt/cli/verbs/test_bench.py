@@ -99,7 +99,10 @@ def test_an_interrupt_reports_what_was_finished(
     ("words", "message"),
     [
         (("--plot", "x.pdf"), "must end in .png, .svg, .html"),
-        (("--json", "none/x.json"), "existing folder"),
+        (("--json", "none/x.json"), "cannot write none/x.json .*No such file or directory"),
+        (("--json", "/proc/x.json"), "cannot write /proc/x.json"),
+        (("--plot", "/proc/x.png"), "cannot write /proc/x.png"),
+        (("--json", "."), "it is a folder"),
         (("--prompts", "none.txt"), "cannot read none.txt: No such file"),
         (("--num-prompts", "0"), "num_prompts is 0"),
         (("--modes", "greedy,fast"), "--modes is 'greedy,fast': choose from greedy"),

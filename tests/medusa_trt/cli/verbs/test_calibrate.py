@@ -189,7 +189,7 @@ def test_threshold(
     words = ("--thresholds", "0.05,0.2", "--temperatures", "0.8")
     assert calibrate("threshold", bundle, *words, *SMALL) == 0
     out, err = capsys.readouterr()
-    assert "sampler" in out and "Temperature 0.8: acceptance" in out
+    assert "sampler" in out and "Temperature 0.8: --acceptance" in out
     assert "9 replies, up to about" in err
     section = report(bundle).threshold
     assert section is not None and section.num_prompts == 3
@@ -230,6 +230,16 @@ def test_an_interrupt_keeps_what_was_measured(
     assert [point.num_samples for point in times.points] == [2] * 8
 
 
+@pytest.mark.parametrize("verb", ["heads", "latency", "tree", "threshold", "quantization"])
+def test_a_place_that_cannot_be_written_is_found_before_the_work(
+    verb: str, bundle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (bundle / "calibration").write_text("in the way")
+    assert calibrate(verb, str(bundle)) == cli.EXIT_ERROR
+    err = capsys.readouterr().err
+    assert f"error: cannot write {bundle / 'calibration'}" in err and len(err.splitlines()) == 1
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -239,8 +249,8 @@ def test_an_interrupt_keeps_what_was_measured(
         (("latency", "--rounds", "0"), "rounds is 0"),
         (("latency", "--batch-size", "0"), "--batch-size is 0"),
         (("heads", "--prompts", "none.txt"), "cannot read none.txt: No such file"),
-        (("heads", "--num-prompts", "0"), "num_prompts is 0"),
-        (("heads", "--max-new-tokens", "1"), "max_new_tokens is 1"),
+        (("heads", "--num-prompts", "0"), "--num-prompts is 0"),
+        (("heads", "--max-new-tokens", "1"), "--max-new-tokens is 1"),
         (("heads", "--temperature", "-1"), "temperature is -1"),
         (("tree", "--min-speedup", "0.5"), "--min-speedup is 0.5"),
         (("tree", "--context", "0"), "context is 0"),

@@ -61,11 +61,12 @@ def test_the_command_line_makes_data_and_heads_and_a_joint_model(
     [
         (["heads", "MODEL", "--data", "NOTHING", "--output", "OUT"], "holds no training data"),
         (["data", "unknown-model", "--output", "OUT"], "unknown model"),
+        (["data", "MODEL", "--output", "/proc/data"], "cannot write /proc/data"),
         (["data", "MODEL", "--output", "OUT", "--batch-size", "0"], "--batch-size is 0"),
         (["data", "MODEL", "--output", "OUT", "--temperatures", "0,-1"], "temperatures are"),
         (
             ["data", "MODEL", "--output", "OUT", "--prompts", "NOTHING"],
-            "cannot read NOTHING: No such file",
+            "NOTHING: No such file",
         ),
         (
             ["heads", "MODEL", "--data", "X", "--output", "OUT", "--num-heads", "0"],
