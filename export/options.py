@@ -27,7 +27,8 @@ class ExportOptions:
             that decodes plainly and by prompt lookup (default: the alias's own, or the heads beside
             the model's weights, else none).
         tree: the draft tree: a file, or a name such as plain, chain-3 or cartesian-2x3; without
-            heads a chain (default: the alias's own, else the target's).
+            heads a chain (default: the one beside the heads, else the alias's own, else the
+            target's).
         precision: format of the weights: int8, int4 or fp32 for ort-cpu; fp16, bf16, int8, int4 or
             fp8 for the other targets, as far as they have kernels for it (default: the target's).
         quantization_plan: a file with a format for each weight, as medusa-trt calibrate

@@ -40,7 +40,7 @@ from medusa_trt.export.weight_formats import BITS
 from medusa_trt.export.weights.streamed_model import weights_at_hand
 from medusa_trt.files import check_output
 from medusa_trt.runtime.tensors import MANIFEST_FILE
-from medusa_trt.tree_configs import MedusaTree, chain_tree, load_tree
+from medusa_trt.tree_configs import HEADS_TREE_FILE, MedusaTree, chain_tree, load_tree
 
 MIN_TOP_K = 10
 """Least candidates of each head: the paper's number, so that published trees can be tried."""
@@ -205,8 +205,13 @@ def _load_parts(
         )
     for text in choice.warnings:
         progress(f"warning: {text}")
-    alias_tree = None if source.alias is None else source.alias.tree
-    tree = _choose_tree(options.tree, heads, alias_tree or target.default_tree)
+    beside = None if choice.loaded is None else choice.loaded.path.parent / HEADS_TREE_FILE
+    default = target.default_tree if source.alias is None else source.alias.tree
+    if beside is not None and beside.is_file():
+        default = str(beside)
+    tree = _choose_tree(options.tree, heads, default or target.default_tree)
+    origin = " that lies beside the heads" if str(beside) == (options.tree or default) else ""
+    progress(f"  tree {tree.name}{origin}: {tree.num_nodes} nodes, {tree.max_depth} deep")
     progress(f"opening {source.name}")
     if source.adapter is not None:
         progress(f"  the LoRA weights of {source.adapter} are merged into it")

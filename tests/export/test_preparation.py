@@ -1,17 +1,19 @@
 """What an export knows before the long work."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import onnx_ir as ir
 import pytest
 from support.model_families import longrope
-from support.tiny_models import save_tiny_model
+from support.tiny_models import TINY_HEADS, save_tiny_heads, save_tiny_model
 from transformers import AutoConfig
 
 from medusa_trt.errors import ExportError
 from medusa_trt.export.pipeline import ExportOptions, export_bundle
 from medusa_trt.export.preparation import parts_from_options
 from medusa_trt.runtime.bundle import Bundle
+from medusa_trt.tree_configs import HEADS_TREE_FILE, MedusaTree
 
 
 @pytest.mark.parametrize("max_length", [63, 513])
@@ -94,3 +96,17 @@ def test_models_without_a_longest_sequence_are_refused_for_what_they_are(
     options = ExportOptions(model=str(folder), heads="none", output=tmp_path / "bundle")
     with pytest.raises(ExportError, match="attention outside the attention interface"):
         parts_from_options(options, lambda _: None)
+
+
+def test_the_tree_beside_the_heads_is_the_bundles(tiny_model: Path, tmp_path: Path) -> None:
+    folder = save_tiny_heads(tmp_path / TINY_HEADS).parent
+    tree = MedusaTree.from_choices([(0,), (1,), (1, 0)])
+    tree.save(folder / HEADS_TREE_FILE)
+    told: list[str] = []
+    options = ExportOptions(
+        model=str(tiny_model), heads=folder, precision="fp32", output=tmp_path / "bundle"
+    )
+    assert parts_from_options(options, told.append).tree == tree
+    assert "  tree medusa_tree that lies beside the heads: 4 nodes, 2 deep" in told
+    wanted = parts_from_options(replace(options, tree="chain-2"), told.append).tree
+    assert wanted.name == "chain-2" and "  tree chain-2: 3 nodes, 2 deep" in told
