@@ -2,12 +2,13 @@
 
     python benchmarks/peers.py BUNDLE [--threads 1 --threads 2] [--prompts 20] [--tokens 128]
 
-Every contender is a process in its own environment with pinned packages, which is made below
-build/peers when it is first needed. All get the same token ids (MT-bench's first turns in the
-model's chat template) and generate the same number of tokens greedily; they ignore end tokens.
-They take turns: all answer a prompt before the next one is asked, and only one runs at a time.
-After Ctrl-C or SIGTERM, the prompts that all contenders have answered are reported. The exit
-code is 1 if Medusa changes the tokens.
+The contenders are these runtimes, with each precision that they offer. Each contender is a process
+in a virtual environment with pinned packages, which is made below build/peers when it is first
+needed. All get the same token ids (MT-bench's first turns in the model's chat template) and
+generate the same number of tokens greedily; they ignore end tokens. They take turns: all answer a
+prompt before the next one is sent, and only one runs at a time. After Ctrl-C or SIGTERM, the
+prompts that all contenders have answered are reported. The exit code is 1 if Medusa changes the
+tokens.
 """
 
 import sys
@@ -41,18 +42,19 @@ from medusa_trt.interrupts import interrupted_exit_code, raise_interrupts
 from medusa_trt.runtime.bundle import Bundle
 from medusa_trt.runtime.text import TextCodec
 
-_COLUMNS_OF_FILES = 120
+_FILE_COLUMNS = 120
+"""Width of the tables in characters when the output is not a terminal."""
 
 
 @report_errors
 def main() -> int:
     """Runs the benchmark."""
     arguments = parse_arguments()
-    raise_interrupts()  # ends the contenders too, which would otherwise stay stopped for ever
+    raise_interrupts()  # So that the contenders are ended too: they are stopped between answers.
     try:
         check(arguments)
         report = measure(arguments)
-        print_report(report, Console(width=None if sys.stdout.isatty() else _COLUMNS_OF_FILES))
+        print_report(report, Console(width=None if sys.stdout.isatty() else _FILE_COLUMNS))
         write_json(arguments.json, report)
     except KeyboardInterrupt:
         return interrupted_exit_code()
@@ -65,7 +67,9 @@ def parse_arguments() -> Namespace:
     """Parses the command line."""
     parser = make_parser(__doc__)
     add_bundles(parser, several=True)
-    parser.add_argument("--model", help="model that the others run (default: the bundle's)")
+    parser.add_argument(
+        "--model", help="model that the other runtimes run (default: the one in the bundle)"
+    )
     parser.add_argument(
         "--threads", type=int, action="append", metavar="N", help="may be repeated (default: 1)"
     )
@@ -82,7 +86,7 @@ def parse_arguments() -> Namespace:
         "--folder",
         type=Path,
         default=Path("build/peers"),
-        help="folder of the environments and models",
+        help="folder in which environments and models are made",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything measured")
     return parser.parse_args()
@@ -150,7 +154,7 @@ def run_contenders(
     report: PeerReport,
     folder: Path,
 ) -> None:
-    """Lets every contender answer a prompt before the next one is asked; adds to the report.
+    """Lets every contender answer a prompt before the next one is sent; adds to the report.
 
     A contender that fails is left out with all its replies.
     """

@@ -73,7 +73,7 @@ def check_threads(threads: Iterable[int]) -> None:
 
 @contextmanager
 def name_busy_machine(num_threads: int | None) -> Iterator[None]:
-    """Prints a warning if other work had cores that a measurement wanted."""
+    """Prints a warning if other programs used cores that the measurement needed."""
     cores = CoreWatch()
     yield
     warning = Noise.from_samples(cores.free_cores(), num_threads, []).warning

@@ -1,4 +1,4 @@
-"""What disturbs a measurement of times: other work on the cores, and how far equal steps differ."""
+"""Measures what disturbs timings: other programs on the cores, and how far equal steps differ."""
 
 import os
 import time
@@ -14,8 +14,7 @@ _MAX_MISSING_CORES = 0.1
 _MAX_SPREAD = 0.25
 _PROC_STAT = Path("/proc/stat")
 _BUSY_COLUMNS = (1, 2, 3, 6, 7, 8)
-"""Columns of /proc/stat that count work: user, nice, system, both interrupts, and time that other
-virtual machines took."""
+"""Columns of /proc/stat that count busy time: user, nice, system, irq, softirq and steal."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,9 +22,9 @@ class Noise:
     """What disturbed a measurement.
 
     Attributes:
-        missing_cores: cores, on average, that the threads wanted and other work had; None where the
-            system does not tell.
-        spread: of equal steps, the distance of the quartiles of their times over the median; None
+        missing_cores: mean number of cores that the threads needed and other programs used; None
+            where the system does not count it.
+        spread: interquartile range of the times of equal steps, divided by their median; None
             without steps.
     """
 
@@ -39,15 +38,16 @@ class Noise:
         """Summarizes a measurement.
 
         Args:
-            free_cores: as from `CoreWatch`.
+            free_cores: the result of `CoreWatch.free_cores`.
             num_threads: threads of a step; None for as many as there are cores.
-            groups: times of equal steps, whose spread counts by its median over the groups.
+            groups: the times of equal steps, one group for each kind of step. `spread` becomes the
+                median over the groups.
         """
         quartiles = [np.percentile(times, (25, 50, 75)) for times in groups if len(times)]
         spreads = [(high - low) / median for low, median, high in quartiles if median > 0]
-        wanted = min(num_threads or count_usable_cores(), os.cpu_count() or 1)
+        used_cores = min(num_threads or count_usable_cores(), os.cpu_count() or 1)
         return cls(
-            missing_cores=None if free_cores is None else max(0.0, wanted - free_cores),
+            missing_cores=None if free_cores is None else max(0.0, used_cores - free_cores),
             spread=float(np.median(spreads)) if spreads else None,
         )
 
@@ -56,31 +56,37 @@ class Noise:
         """A sentence about a busy machine, or None for a quiet one."""
         reasons = []
         if self.missing_cores is not None and self.missing_cores > _MAX_MISSING_CORES:
-            reasons.append(f"other work had {self.missing_cores:.1f} of the cores that it uses")
+            reasons.append(f"other programs used {self.missing_cores:.1f} of the cores it needs")
         if self.spread is not None and self.spread > _MAX_SPREAD:
             reasons.append(f"the times of equal steps spread by {100 * self.spread:.0f} %")
         if not reasons:
             return None
-        return f"The machine was busy while it was measured: {' and '.join(reasons)}."
+        return f"The machine was busy during the measurement: {' and '.join(reasons)}."
 
 
 class CoreWatch:
-    """Watches how much of this process's processors other work takes, from its creation on."""
+    """Measures how many of the cores that this process may use are free of other programs.
+
+    The measurement begins when the object is made.
+    """
 
     def __init__(self) -> None:
         self._start = _read_clocks()
 
     def free_cores(self) -> float | None:
-        """Processors, on average, that other work left; None where the system does not tell."""
+        """Mean number of cores without other programs; None where the system does not count it."""
         end = _read_clocks()
         if end is None or self._start is None or end[0] <= self._start[0]:
             return None
-        wall_s, busy_s, own_s = (b - a for a, b in zip(self._start, end, strict=True))
-        return len(os.sched_getaffinity(0)) - (busy_s - own_s) / wall_s
+        wall_s, busy_s, process_s = (b - a for a, b in zip(self._start, end, strict=True))
+        return len(os.sched_getaffinity(0)) - (busy_s - process_s) / wall_s
 
 
 def _read_clocks() -> tuple[float, float, float] | None:
-    """Seconds of the clock, of all work on this process's processors, and of its own work."""
+    """Reads three times in seconds: the clock, the busy time of this process's cores, its CPU time.
+
+    The busy time counts the work of all programs.
+    """
     if not (_PROC_STAT.is_file() and hasattr(os, "sched_getaffinity")):
         return None
     names = {f"cpu{processor}" for processor in os.sched_getaffinity(0)}

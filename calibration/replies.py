@@ -1,4 +1,4 @@
-"""The model's own replies to prompts, and its predictions at every token of them."""
+"""Generates the model's replies to prompts, and runs the model over given texts."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -14,26 +14,29 @@ from medusa_trt.runtime.session import Generation, MedusaSession, Prompt
 from medusa_trt.tree_configs import chain_tree
 
 _PROBE_TOKENS = 16
+"""Length of the short reply that `estimate_reply_s` measures."""
 
 
 def encode_first_turn(session: MedusaSession, prompt: BenchPrompt) -> list[int]:
-    """Token ids of a prompt's first turn, in the model's chat template if it has one."""
+    """Encodes a prompt's first turn, in the model's chat template if it has one."""
     text = prompt.turns[0]
     has_template = session.text.has_chat_template
     return session.encode([{"role": "user", "content": text}] if has_template else text)
 
 
-def check_room(session: MedusaSession, prompts: Sequence[BenchPrompt], max_new_tokens: int) -> None:
-    """Refuses prompts whose replies might not fit into the session.
+def check_prompts_fit(
+    session: MedusaSession, prompts: Sequence[BenchPrompt], max_new_tokens: int
+) -> None:
+    """Checks that each prompt and its longest reply fit into the session.
 
     Raises:
         PromptError: a prompt is too long; the message names it.
     """
     for prompt in prompts:
-        needed = len(encode_first_turn(session, prompt)) + max_new_tokens
-        if needed > session.max_length:
+        length = len(encode_first_turn(session, prompt)) + max_new_tokens
+        if length > session.max_length:
             raise PromptError(
-                f"prompt {prompt.id} needs up to {needed} tokens with its reply, the session holds "
+                f"prompt {prompt.id} needs up to {length} tokens with its reply, the session holds "
                 f"{session.max_length}: lower --max-new-tokens or leave the prompt out"
             )
 
@@ -61,7 +64,8 @@ def estimate_reply_s(
 ) -> float:
     """Estimates the seconds that a reply of `max_new_tokens` and its evaluation take.
 
-    A short reply is measured; `evaluate` gets the token ids of its prompt and its own.
+    A short reply is generated and evaluated, and its time is scaled to the length.
+    `evaluate(prompt_ids, reply_ids)` gets the token ids of the prompt and of that reply.
     """
     prompt_ids = encode_first_turn(session, prompt)
     num_tokens = min(_PROBE_TOKENS, max_new_tokens)
@@ -75,7 +79,9 @@ def estimate_reply_s(
 
 @dataclass(frozen=True, slots=True)
 class TextOutputs:
-    """The model's outputs at R neighbouring tokens of a text. The next step overwrites them.
+    """The model's outputs at R neighbouring tokens of a text.
+
+    The arrays belong to the engine: its next step overwrites them.
 
     Attributes:
         first: position of the first of these tokens in the text.
@@ -104,8 +110,10 @@ def run_over_text(
         ids = list(token_ids[start : start + size])
         rows = range(max(0, first - start), len(ids))
         chain = chain_tree(max(len(ids), target.min_rows) - 1)
+        # Fewer tokens than the graph takes are padded; the outputs of the padding are not read.
+        padded_ids = ids + ids[-1:] * (chain.num_nodes - len(ids))
         outputs = session.engine.verify(
-            [ids + ids[-1:] * (chain.num_nodes - len(ids))],
+            [padded_ids],
             chain,
             [start],
             rows=tuple(rows) or (0,),

@@ -2,8 +2,8 @@
 
 Both are measured. The bandwidth floor is the time to sum as many bytes as the weights and the KV
 cache have, with the same threads and in the same rounds as the steps. For the arithmetic floor, the
-graph's own operator multiplies a matrix that stays in the core's cache; its best time is scaled to
-the size of the graph's matrices. Attention is not included.
+operator that the graph uses multiplies a matrix that stays in the core's cache; its best time is
+scaled to the size of the graph's matrices. Attention is not included.
 """
 
 import os
@@ -23,6 +23,9 @@ from medusa_trt.runtime.bundle import Bundle
 from medusa_trt.runtime.engines.operators import DOMAIN, require_library
 
 _NUM_INPUTS, _NUM_OUTPUTS, _FEW_OUTPUTS = 576, 1024, 16
+"""Sizes of the two matrices that are timed. The time of the one with few outputs is subtracted
+from the time of the other, which removes the fixed cost of a call."""
+
 _OPSET, _ROUNDS = 23, 30
 
 
@@ -58,29 +61,29 @@ def read_products(bundle: Bundle) -> Products:
 
 
 def make_reader(size_bytes: int, threads: int) -> Callable[[], object]:
-    """Makes a function that sums that many bytes with `threads` threads."""
+    """Makes a function that reads and sums `size_bytes` bytes of memory with `threads` threads."""
     parts = np.array_split(np.ones(size_bytes // 8, np.int64), threads)
     pool = ThreadPoolExecutor(threads)
     return lambda: list(pool.map(np.sum, parts))
 
 
 class ArithmeticFloor:
-    """Times of a bundle's matrix products without the wait for memory."""
+    """Measures how long a bundle's matrix products take when the weights are in the CPU cache."""
 
     def __init__(self, products: Products, threads: int) -> None:
         self._products, self._threads = products, threads
 
     def measure_ms(self, num_rows: int) -> float:
         """Measures all products of a step over `num_rows` nodes, in milliseconds."""
-        total = 0.0
+        total_ms = 0.0
         for bits, multiply_adds in self._products.multiply_adds.items():
-            whole, few = (
+            large_ms, small_ms = (
                 _time_best_ms(_make_product(bits, num_outputs, num_rows, self._threads))
                 for num_outputs in (_NUM_OUTPUTS, _FEW_OUTPUTS)
             )
-            measured = _NUM_INPUTS * (_NUM_OUTPUTS - _FEW_OUTPUTS)
-            total += max(0.0, whole - few) * multiply_adds / measured
-        return total
+            num_timed = _NUM_INPUTS * (_NUM_OUTPUTS - _FEW_OUTPUTS)
+            total_ms += max(0.0, large_ms - small_ms) * multiply_adds / num_timed
+        return total_ms
 
 
 def _time_best_ms(action: Callable[[], object]) -> float:
@@ -106,11 +109,11 @@ def _make_product(bits: int, num_outputs: int, num_rows: int, threads: int) -> C
     output = np.zeros((num_rows, num_outputs), np.float32)
     binding.bind_input("x", "cpu", 0, np.float32, rows.shape, rows.ctypes.data)
     binding.bind_output("y", "cpu", 0, np.float32, output.shape, output.ctypes.data)
-    kept = rows, output  # keeps them alive: the binding holds only their addresses
+    arrays = rows, output
 
     def run() -> object:
         session.run_with_iobinding(binding)
-        return kept
+        return arrays  # This reference keeps them in memory: the binding holds only addresses.
 
     return run
 

@@ -9,7 +9,7 @@ import msgspec
 from transformers import PreTrainedModel
 
 from medusa_trt.calibration.quantization.estimate import NUM_SAMPLES, SiteEstimator, SiteKls
-from medusa_trt.calibration.quantization.inputs import Drafter
+from medusa_trt.calibration.quantization.inputs import HeadsMeter
 from medusa_trt.calibration.quantization.meter import Formats, QuantizationMeter, Text
 from medusa_trt.calibration.records import RecordLog
 from medusa_trt.export.quantization.rounding import Rounding
@@ -69,7 +69,7 @@ class QuantizationCosts:
         formats: Sequence[WeightFormat],
         texts: Sequence[Text],
         folder: Path,
-        drafter: Drafter,
+        heads_meter: HeadsMeter,
     ) -> None:
         """Reads the logs in `folder`, which get a record for each text and for each plan.
 
@@ -79,7 +79,7 @@ class QuantizationCosts:
             CalibrationError: a log is damaged.
         """
         self._model, self._sites, self._rounding = model, sites, rounding
-        self._formats, self._texts, self._drafter = tuple(formats), texts, drafter
+        self._formats, self._texts, self._heads_meter = tuple(formats), texts, heads_meter
         self._sites_log = RecordLog(folder / SITES_FILE, SitesRecord)
         self._plans_log = RecordLog(folder / PLANS_FILE, PlanRecord)
         self._basis = _basis(model, texts, rounding)
@@ -126,7 +126,7 @@ class QuantizationCosts:
 
     def known_plan(self, formats: Formats) -> PlanRecord | None:
         """The record of a plan, or None if it was not measured yet."""
-        key = (self._basis, self._drafter.digest, _rounded(formats))
+        key = (self._basis, self._heads_meter.digest, _rounded(formats))
         records = (r for r in self._plans_log if (r.basis, r.drafter, r.formats) == key)
         return next(records, None)
 
@@ -136,11 +136,11 @@ class QuantizationCosts:
         change = self._open_meter().measure(rounded)
         record = PlanRecord(
             basis=self._basis,
-            drafter=self._drafter.digest,
+            drafter=self._heads_meter.digest,
             formats=dict(rounded),
             kl=change.kl,
             agreement=change.agreement,
-            accept_length=self._drafter.accept_length(change.hidden),
+            accept_length=self._heads_meter.measure_accept_length(change.hidden),
         )
         self._plans_log.append(record)
         return record

@@ -1,4 +1,4 @@
-"""Inputs of a quantization's measurements: the unquantized model, texts, heads and tree."""
+"""Collects what the measurement of a quantized model needs: the unquantized model, texts, heads."""
 
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
@@ -46,10 +46,10 @@ def load_unquantized_model(bundle: Bundle, name: str | None) -> BaseModel:
 
     Args:
         bundle: the bundle.
-        name: the model, as `medusa-export --model` takes it; None for the bundle's name of it.
+        name: the model, as `medusa-export --model` takes it; None for the name in the manifest.
 
     Raises:
-        CalibrationError: no model has the bundle's name for it.
+        CalibrationError: `name` is None, and the name in the manifest leads to no model.
         ExportError: the model cannot be loaded, or has other sizes than the bundle.
     """
     bundle_name = bundle.manifest.model.name
@@ -59,16 +59,16 @@ def load_unquantized_model(bundle: Bundle, name: str | None) -> BaseModel:
         if name is not None:
             raise
         raise CalibrationError(
-            f"the bundle's model is called {bundle_name!r}, which is no alias, folder or hub id: "
-            "name the unquantized model with --model"
+            f"the bundle's model is called {bundle_name!r}, which is not an alias, a folder or a "
+            "hub id: name the unquantized model with --model"
         ) from error
     base = load_base_model(source)
     check_same_sizes(bundle, base)
     return base
 
 
-class Drafter:
-    """The bundle's heads and tree on given texts.
+class HeadsMeter:
+    """Measures the acceptance length that a bundle's heads and tree reach on given texts.
 
     Attributes:
         digest: digest of the heads and the tree.
@@ -77,7 +77,7 @@ class Drafter:
     def __init__(
         self, bundle: Bundle, texts: Sequence[Text], open_session: Callable[[], MedusaSession]
     ) -> None:
-        """Hashes heads and tree; `open_session` is called at the first use."""
+        """Hashes heads and tree; `open_session` is called when a session is first needed."""
         self._bundle, self._texts, self._open_session = bundle, texts, open_session
         self._session: MedusaSession | None = None
         digest = hashlib.sha256(repr(bundle.tree.medusa_choices).encode())
@@ -86,8 +86,8 @@ class Drafter:
                 digest.update(bundle.manifest.files[file].sha256.encode())
         self.digest = digest.hexdigest()
 
-    def accept_length(self, hidden: Sequence[NDArray[np.float32]]) -> float:
-        """Tokens a step that heads and tree add on the texts' replies; 1 without heads.
+    def measure_accept_length(self, hidden: Sequence[NDArray[np.float32]]) -> float:
+        """Measures the mean number of tokens that a step adds to a reply; 1 without heads.
 
         Args:
             hidden: hidden states that the heads read, (n, hidden_size) float32 for each text.
@@ -99,7 +99,7 @@ class Drafter:
             self._session = self._open_session()
         engine, ranks = self._session.engine, []
         for states, text in zip(hidden, self._texts, strict=True):
-            # A step drafts from the state before its root, one row at a time, and so does this.
+            # As in decoding, the heads read the state before the root, one row at a time.
             drafts = (
                 engine.draft(row[None], [root]).ids[0]
                 for row, root in zip(states[:-1], text.token_ids[:-1], strict=True)

@@ -1,4 +1,7 @@
-"""Plans: a format for each site. Fixed ones to compare with, and the best one for a budget."""
+"""Makes quantization plans: some fixed ones to compare with, and the best one for a budget.
+
+A plan gives each site, a group of matrices, the format that its weights are stored in.
+"""
 
 from collections.abc import Callable, Sequence
 
@@ -16,15 +19,17 @@ MAX_TRIES = 6
 """Largest number of plans that are measured to find the smallest one within a KL divergence."""
 
 _MIN_KL = 1e-9
+"""Smallest divisor, where the KL divergence of a plan is 0."""
+
 _MARGIN = 0.98
-"""A lowered bound is multiplied by this, so that the next plan does not just miss the budget."""
+"""Factor on a bound that is lowered, so that the next plan is a little below the budget."""
 
 
 def formats_from_names(target: Target, names: Sequence[str] | None) -> tuple[Format, ...]:
-    """Resolves the formats to choose from: the named ones, or the target's candidates for None.
+    """Returns the formats to choose from: the named ones, or the target's candidates for None.
 
     Raises:
-        CalibrationError: the target lacks one of them, or none of them rounds.
+        CalibrationError: the target lacks one of them, or all of them are floating point.
     """
     if names is None:
         return target.candidates
@@ -35,15 +40,21 @@ def formats_from_names(target: Target, names: Sequence[str] | None) -> tuple[For
         )
     formats = tuple(format_ for format_ in target.formats if format_ in names)
     if not any(map(is_rounded, formats)):
-        raise CalibrationError(f"--formats is {','.join(names)}: name one that rounds, as int8")
+        raise CalibrationError(
+            f"--formats is {','.join(names)}: name a format that rounds weights, such as int8"
+        )
     return formats
 
 
 def site_bytes(site: Site, rounding: Rounding, format_: Format) -> int | None:
     """Bytes of a site's matrices; None if one of them cannot have this format."""
-    sizes = [rounding.count_bytes(*shape, format_) for shape in site.shapes]
-    known = [size for size in sizes if size is not None]
-    return sum(known) if len(known) == len(sizes) else None
+    total = 0
+    for shape in site.shapes:
+        size = rounding.count_bytes(*shape, format_)
+        if size is None:
+            return None
+        total += size
+    return total
 
 
 def plan_bytes(sites: Sequence[Site], rounding: Rounding, formats: Formats) -> int:
@@ -54,17 +65,18 @@ def plan_bytes(sites: Sequence[Site], rounding: Rounding, formats: Formats) -> i
 def fixed_plans(
     sites: Sequence[Site], target: Target, rounding: Rounding, formats: Sequence[Format]
 ) -> dict[str, dict[str, Format]]:
-    """Makes the plans to compare with: unrounded, the target's precisions, one format for all.
+    """Makes the plans to compare with.
 
-    A site that cannot have a format stays unrounded. Of equal plans only the first one is kept.
+    They are the unrounded model, each precision of the target, and each format for all sites. A
+    site that cannot have a format stays unrounded. Of equal plans only the first one is kept.
     """
     unrounded = target.formats[-1]
 
     def plan(layers: Format, unembedding: Format) -> dict[str, Format]:
-        wanted = {site: unembedding if site.is_last else layers for site in sites}
+        by_site = {site: unembedding if site.is_last else layers for site in sites}
         return {
             site.name: unrounded if site_bytes(site, rounding, format_) is None else format_
-            for site, format_ in wanted.items()
+            for site, format_ in by_site.items()
         }
 
     plans = {UNQUANTIZED: plan(unrounded, unrounded)}
@@ -86,7 +98,7 @@ def fixed_plans(
 def site_options(
     site: Site, target: Target, rounding: Rounding, formats: Sequence[Format]
 ) -> dict[Format, int]:
-    """Bytes of a site in each format that it can have; only the unrounded one if it has none."""
+    """Bytes of a site in each format that it can have; the unrounded one if there is no other."""
     sizes = {format_: site_bytes(site, rounding, format_) for format_ in formats}
     possible = {format_: size for format_, size in sizes.items() if size is not None}
     unrounded = target.formats[-1]
@@ -100,24 +112,25 @@ def best_plan(
 ) -> dict[str, Format]:
     """Finds the plan with the least KL within a size, or the smallest plan within a KL.
 
-    A KL budget holds for the measured divergence: each measured plan scales the prediction that
-    the next plan is chosen by.
+    Plans are chosen by their predicted KL, but a KL budget limits the measured one. So the chosen
+    plan is measured, the bound on the prediction is scaled by budget / measured KL, and the next
+    plan is chosen with that bound, until the same plan is chosen again.
 
     Args:
-        frontier: the best choices.
+        frontier: the plans that no other plan beats in both size and KL.
         budget: the largest size, or the largest KL divergence.
         measure_kl: measures the KL divergence of a plan.
 
     Raises:
-        CalibrationError: no plan keeps to the budget.
+        CalibrationError: every plan exceeds the budget.
     """
     if budget.max_megabytes is not None:
         index = frontier.within_size(budget.max_megabytes * 1e6)
         if index is None:
             raise CalibrationError(
                 f"--max-size is {budget.max_megabytes:g}: the smallest plan takes "
-                f"{frontier.sizes[0] / 1e6:.1f} MB; raise it, or offer a smaller format with "
-                "--formats"
+                f"{frontier.sizes[0] / 1e6:.1f} MB; raise --max-size, or allow a smaller format "
+                "with --formats"
             )
         return frontier.formats(index)
     assert budget.max_kl is not None
@@ -136,7 +149,7 @@ def best_plan(
     good = [index for index, kl in kls.items() if kl <= budget.max_kl]
     if not good:
         raise CalibrationError(
-            f"--max-kl is {budget.max_kl:g}: the best plan has {kls[last]:.4f} nats a token; raise "
-            "it, or offer a better format with --formats"
+            f"--max-kl is {budget.max_kl:g}: the best plan has {kls[last]:.4f} nats per token; "
+            "raise --max-kl, or allow a more exact format with --formats"
         )
     return frontier.formats(min(good))

@@ -16,7 +16,7 @@ from medusa_trt.calibration.progress import Progress
 from medusa_trt.calibration.prompts import BenchPrompt
 from medusa_trt.calibration.quantization.costs import PlanRecord, QuantizationCosts
 from medusa_trt.calibration.quantization.frontier import Frontier, Option, frontier_from_options
-from medusa_trt.calibration.quantization.inputs import Drafter, texts_from_records
+from medusa_trt.calibration.quantization.inputs import HeadsMeter, texts_from_records
 from medusa_trt.calibration.quantization.meter import Formats, Text
 from medusa_trt.calibration.quantization.plans import (
     MAX_TRIES,
@@ -60,7 +60,7 @@ class QuantizationRun:
         base: BaseModel,
         texts: Sequence[Text],
         folder: Path,
-        drafter: Drafter,
+        heads_meter: HeadsMeter,
         options: QuantizationOptions,
         target: str,
     ) -> None:
@@ -83,7 +83,7 @@ class QuantizationRun:
         }
         rounded = [format_ for format_ in self._formats if is_rounded(format_)]
         self._costs = QuantizationCosts(
-            base.model, self._sites, self._rounding, rounded, texts, folder, drafter
+            base.model, self._sites, self._rounding, rounded, texts, folder, heads_meter
         )
         self._fixed = fixed_plans(self._sites, self._target, self._rounding, self._formats)
         self._missing = self._costs.missing_texts()
@@ -245,8 +245,8 @@ def open_run(
         texts = texts_from_records(session, prompts, records)
     torch.set_num_threads(threads or usual_threads)
     try:
-        with closing(Drafter(bundle, texts, open_session)) as drafter:
+        with closing(HeadsMeter(bundle, texts, open_session)) as heads_meter:
             target = bundle.manifest.target.name
-            yield QuantizationRun(base, texts, folder, drafter, options, target)
+            yield QuantizationRun(base, texts, folder, heads_meter, options, target)
     finally:
         torch.set_num_threads(usual_threads)

@@ -1,4 +1,4 @@
-"""Sections of the calibration report as tables for a terminal of 100 columns."""
+"""Formats the sections of the calibration report as tables for a terminal of 100 columns."""
 
 from collections.abc import Iterable, Sequence
 
@@ -13,12 +13,17 @@ from medusa_trt.calibration.trees.heads_section import HeadsSection
 from medusa_trt.calibration.trees.tree_section import TreeSection
 
 _SHOWN_KS = (1, 2, 3, 5, 10)
+"""The k for which a top-k accuracy is shown."""
 
 
 def tabulate_heads(section: HeadsSection) -> Table:
-    """Lists the accuracies of each head in per cent."""
+    """Lists each head's accuracies in percent.
+
+    "all right %" says how often this head and all heads before it are right together, and "if
+    independent %" how often that would be so if they were right independently of each other.
+    """
     ks = [k for k in _SHOWN_KS if k <= len(section.top_k_accuracies[0])]
-    columns = ["head", "samples", *(f"top-{k} %" for k in ks), "all first %", "if independent %"]
+    columns = ["head", "samples", *(f"top-{k} %" for k in ks), "all right %", "if independent %"]
     rows = [
         [
             str(head + 1),
@@ -50,13 +55,19 @@ def tabulate_latency(section: LatencySection) -> Table:
 def tabulate_tree(section: TreeSection) -> Table:
     """Lists plain decoding, the best tree of each measured size, and the fastest fixed trees."""
     choice = section.choice
-    shown = [choice.plain, *(p for p in choice.by_size if p.is_measured), *choice.fixed[:6]]
+    measured = (prediction for prediction in choice.by_size if prediction.is_measured)
+    predictions = [choice.plain, *measured, *choice.fixed[:6]]
     columns = ["tree", "nodes", "depth", "tokens a step", "step ms", "tokens/s", "speedup (95 %)"]
-    return _table(columns, [_prediction_row(prediction) for prediction in shown])
+    return _table(columns, [_prediction_row(prediction) for prediction in predictions])
 
 
 def tabulate_threshold(section: ThresholdSection) -> Table:
-    """Lists the figures of each rule."""
+    """Lists what was measured for each acceptance rule: typical acceptance, or the sampler.
+
+    "gain (95 %)" is the log-likelihood minus the sampler's; "distinct-2" is the number of different
+    pairs of tokens over the number of pairs; "same %" is the share of tokens that the sampler draws
+    too, from the same random numbers.
+    """
     columns = ["T", "ε", "tokens a step", "nats a token", "gain (95 %)", "distinct-2", "same %"]
     rows = []
     for summary in section.rules:
@@ -76,7 +87,7 @@ def tabulate_threshold(section: ThresholdSection) -> Table:
 
 
 def tabulate_plans(section: QuantizationSection) -> Table:
-    """Lists the figures of each measured plan."""
+    """Lists size, KL divergence and acceptance length of each measured quantization plan."""
     columns = ["plan", "matrices", "MB", "KL predicted", "KL", "same tokens %", "tokens a step"]
     rows = [
         [

@@ -15,7 +15,7 @@ from medusa_trt.calibration.options import ReplySettings, ThresholdOptions
 from medusa_trt.calibration.prompts import BenchPrompt
 from medusa_trt.calibration.records import RecordLog
 from medusa_trt.calibration.replies import (
-    check_room,
+    check_prompts_fit,
     encode_first_turn,
     estimate_reply_s,
     generate_whole_reply,
@@ -122,7 +122,7 @@ def record_replies(
         PromptError: a prompt is too long. No reply is generated then.
     """
     tree = session.bundle.tree
-    check_room(session, prompts, settings.max_new_tokens)
+    check_prompts_fit(session, prompts, settings.max_new_tokens)
     for index, rule in missing:
         prompt = prompts[index]
         prompt_ids = encode_first_turn(session, prompt)

@@ -11,7 +11,7 @@ from medusa_trt.calibration.options import ReplySettings
 from medusa_trt.calibration.prompts import BenchPrompt
 from medusa_trt.calibration.records import RecordLog
 from medusa_trt.calibration.replies import (
-    check_room,
+    check_prompts_fit,
     encode_first_turn,
     estimate_reply_s,
     generate_whole_reply,
@@ -66,7 +66,7 @@ def record_ranks(
         KeyboardInterrupt: on Ctrl-C; finished replies are kept.
         PromptError: a prompt is too long. No reply is generated then.
     """
-    check_room(session, prompts, settings.max_new_tokens)
+    check_prompts_fit(session, prompts, settings.max_new_tokens)
     for index, prompt in missing_prompts(prompts, settings, log):
         prompt_ids = encode_first_turn(session, prompt)
         options = GenerationOptions(

@@ -1,4 +1,4 @@
-"""Removes rotary embeddings by the angle zero."""
+"""Removes rotary embeddings whose angle is zero, which change nothing."""
 
 import numpy as np
 import onnx_ir as ir
@@ -10,25 +10,26 @@ from medusa_trt.export.passes.rewiring import bypass, have_same_shape
 class RemoveIdentityRotaryPass(NodePass[ir.Value]):
     """Replaces `x * 1 + rotate_half(x) * 0` by `x`.
 
-    Such nodes come from `IdentityRotary`, which replaces the model's rotary module where attention
-    itself rotates. An Add that is a graph output stays.
+    Such nodes come from `IdentityRotary`. It replaces the model's rotary module where the attention
+    operator applies the rotary embedding. An Add that is a graph output stays.
     """
 
     reads_shapes_of = ("Add",)
 
     def match(self, node: ir.Node) -> ir.Value | None:
-        """Value that can replace an Add."""
+        """Finds the `x` that can replace an Add; None for another node."""
         if node.op_type != "Add" or node.outputs[0].is_graph_output():
             return None
-        source = _unrotated(node)
+        source = _find_x(node)
         return source if have_same_shape(source, node.outputs[0]) else None
 
     def rewrite(self, graph: ir.Graph, node: ir.Node, match: ir.Value) -> None:
-        """Takes the Add out."""
+        """Gives `x` to the users of the Add, and removes the Add."""
         bypass(node, match)
 
 
-def _unrotated(add: ir.Node) -> ir.Value | None:
+def _find_x(add: ir.Node) -> ir.Value | None:
+    """Returns the x of `x * 1 + y * 0`; None if the Add has other inputs."""
     products = [value.producer() if value is not None else None for value in add.inputs]
     direct, rotated = products
     if direct is None or rotated is None or {direct.op_type, rotated.op_type} != {"Mul"}:
@@ -39,6 +40,7 @@ def _unrotated(add: ir.Node) -> ir.Value | None:
 
 
 def _is_filled(value: ir.Value | None, number: float) -> bool:
+    """Whether a value is a constant whose elements all equal a number."""
     if value is None or value.const_value is None:
         return False
     return bool(np.all(value.const_value.numpy() == number))

@@ -1,4 +1,4 @@
-"""What disturbs a measurement of times."""
+"""Measures what disturbs timings."""
 
 import os
 import time
@@ -26,10 +26,10 @@ def test_other_work_and_spread_are_named() -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="not Linux")
-def test_other_work_is_all_work_of_the_processors_but_the_own(
+def test_other_work_is_all_work_on_the_cores_except_this_process(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In 10 s the own work is 6 s; 13 s are others', 3 of them another virtual machine's."""
+    """In 10 s this process works 6 s and others 13 s, 3 of them in another virtual machine."""
     stat, tick = tmp_path / "stat", os.sysconf("SC_CLK_TCK")
     clock = iter((0.0, 10.0))
     monkeypatch.setattr(noise, "_PROC_STAT", stat)

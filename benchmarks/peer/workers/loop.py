@@ -2,10 +2,11 @@
 
     python loop.py WORKER '{"option": "value"}'
 
-This script runs in the contender's environment, so it imports only the standard library. WORKER is
-a module beside this file. Its `load(**options)` returns the names of packages, whose versions are
-reported, and a function `start(prompt_ids, max_new_tokens)`. `start` returns an iterator over lists
-of tokens, one list for each step. The time starts when `start` has returned.
+A contender is one of the runtimes that `peers.py` compares. This script runs in the contender's
+environment, so it imports only the standard library. WORKER is a module beside this file. Its
+`load(**options)` returns the names of packages, whose versions are reported, and a function
+`start(prompt_ids, max_new_tokens)`. `start` returns an iterator over lists of tokens, one list for
+each step. The time starts when `start` has returned.
 """
 
 import importlib
@@ -21,25 +22,27 @@ from typing import Any, TextIO
 Start = Callable[[Sequence[int], int], Iterable[Sequence[int]]]
 
 WARM_UP_TOKENS = 8
-"""Length of a prompt of zeros before each timed reply. It loads the weights into the CPU caches,
-and it replaces the prefix that a contender may keep, so that every prompt is read as a whole."""
+"""Length of the prompt of zeros that is answered before each timed reply.
+
+It loads the weights into the CPU caches. It also makes contenders that keep the KV cache of the
+last prompt drop it, so that every timed prompt is prefilled as a whole."""
 
 
 def main() -> None:
-    """Sends the versions once the worker is loaded, then answers each line with a line."""
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what libraries print goes to standard error
+    """Loads the worker, sends its versions, then answers each request line with one line."""
+    output = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # Sends the prints of libraries to standard error.
     packages, start = importlib.import_module(sys.argv[1]).load(**json.loads(sys.argv[2]))
     answer(start, [0] * WARM_UP_TOKENS, 2)
-    send(answers, {"versions": {package: metadata.version(package) for package in packages}})
+    send(output, {"versions": {package: metadata.version(package) for package in packages}})
     for line in sys.stdin:
         request = json.loads(line)
         answer(start, [0] * WARM_UP_TOKENS, 2)
-        send(answers, answer(start, request["prompt_ids"], request["max_new_tokens"]))
+        send(output, answer(start, request["prompt_ids"], request["max_new_tokens"]))
 
 
 def answer(start: Start, prompt_ids: Sequence[int], max_new_tokens: int) -> dict[str, Any]:
-    """Generates one reply; returns the fields of `PeerReply` that it measured."""
+    """Generates one reply; returns the fields of `PeerReply` that are measured here."""
     reply = iter(start(prompt_ids, max_new_tokens))
     start_s = time.perf_counter()
     token_ids = list(next(reply))
@@ -59,16 +62,19 @@ def answer(start: Start, prompt_ids: Sequence[int], max_new_tokens: int) -> dict
 
 
 def read_peak_memory_bytes() -> int:
-    """Reads the peak resident memory of this process; getrusage would include the parent's."""
+    """Reads the peak resident memory of this process.
+
+    `getrusage` is not used, since its figure includes the memory of the parent process.
+    """
     status = Path("/proc/self/status").read_text(encoding="utf-8").split("\n")
     (line,) = (line for line in status if line.startswith("VmHWM"))
     return int(line.split()[1]) * 1024
 
 
-def send(answers: TextIO, message: dict[str, Any]) -> None:
+def send(output: TextIO, message: dict[str, Any]) -> None:
     """Writes a message as one line."""
-    answers.write(json.dumps(message) + "\n")
-    answers.flush()
+    output.write(json.dumps(message) + "\n")
+    output.flush()
 
 
 if __name__ == "__main__":

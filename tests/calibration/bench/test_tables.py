@@ -27,4 +27,4 @@ def test_the_report_fits_100_columns(capsys: pytest.CaptureFixture[str]) -> None
 
 def test_a_busy_machine_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     print_report(report_of(both("a", 2, 1), free_cores=0.2), Console(width=100))
-    assert "The machine was busy while it was measured: other work" in capsys.readouterr().out
+    assert "The machine was busy during the measurement: other programs" in capsys.readouterr().out

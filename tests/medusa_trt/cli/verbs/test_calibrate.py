@@ -160,7 +160,7 @@ def test_a_busy_machine_is_named(
     for words in (("latency", bundle, *QUICK), ("heads", bundle, *SMALL), ("tree", bundle)):
         assert calibrate(*words) == 0
         out = " ".join(capsys.readouterr().out.split())
-        told = "busy while it was measured: other work had 0.8 of the cores" in out
+        told = "busy during the measurement: other programs used 0.8 of the cores" in out
         assert told and "calibrate latency --again" in out if words[0] != "heads" else not told
 
 

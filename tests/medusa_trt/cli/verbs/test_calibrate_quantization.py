@@ -199,7 +199,7 @@ def test_other_texts_and_models_are_not_mixed(
         (("--model", "none"), "unknown model 'none'"),
         (("--target", "cloud"), "unknown target 'cloud'"),
         (("--formats", "int4,int3"), "no format 'int3': choose from int4, int8, fp32"),
-        (("--formats", "fp32"), "name one that rounds"),
+        (("--formats", "fp32"), "name a format that rounds weights"),
         (("--max-size", "0.01"), "the smallest plan takes"),
         (("--max-kl", "0.0001"), "the best plan has"),
     ],
