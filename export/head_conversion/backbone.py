@@ -32,8 +32,8 @@ class Backbone:
 
     @cached_property
     def config(self) -> PretrainedConfig:
-        """Its config."""
-        return load_config(self.source)
+        """Its config; an adapter may have changed the size of the vocabulary."""
+        return load_config(self.source) if self.source.adapter is None else self.model.config
 
     @cached_property
     def model(self) -> PreTrainedModel:

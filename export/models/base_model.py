@@ -29,7 +29,7 @@ from medusa_trt.export.models.source import (
     name_in_errors,
     quiet_transformers,
 )
-from medusa_trt.export.models.tokenizers import load_tokenizer
+from medusa_trt.export.models.tokenizers import has_tokenizer_beside, load_tokenizer
 from medusa_trt.export.models.unread_tensors import refuse_unread
 from medusa_trt.export.weights.checkpoint_files import json_from_file
 from medusa_trt.export.weights.hub import find_file
@@ -98,6 +98,13 @@ def load_base_model(source: ModelSource) -> BaseModel:
         for name, tensor in stored.items():
             weights[name].quantization = tensor.quantization
     tokenizer, warnings = load_tokenizer(source)
+    if source.adapter is not None and not has_tokenizer_beside(source):
+        size, size_before = model.config.vocab_size, load_config(source).vocab_size
+        if size > size_before:
+            warnings += (
+                f"the adapter in {source.adapter} has {size} tokens, its model {size_before}, and "
+                "no tokenizer lies beside it: put the one that it was trained with there",
+            )
     return BaseModel(source, model, tokenizer, weights, warnings)
 
 

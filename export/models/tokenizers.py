@@ -42,7 +42,7 @@ def load_tokenizer(source: ModelSource) -> tuple[PreTrainedTokenizerBase, tuple[
             has one of an unknown kind.
     """
     warnings: tuple[str, ...] = ()
-    beside = source.adapter is not None and (source.adapter / "tokenizer_config.json").is_file()
+    beside = has_tokenizer_beside(source)
     with name_in_errors(source):
         if source.gguf is not None and not beside:
             tokenizer: PreTrainedTokenizerBase = tokenizer_from_gguf(source.gguf)
@@ -57,6 +57,11 @@ def load_tokenizer(source: ModelSource) -> tuple[PreTrainedTokenizerBase, tuple[
         path = resources.files("medusa_trt.export.models.shipped") / template
         tokenizer.chat_template = path.read_text("utf-8")
     return tokenizer, warnings
+
+
+def has_tokenizer_beside(source: ModelSource) -> bool:
+    """Whether an adapter has a tokenizer of its own."""
+    return source.adapter is not None and (source.adapter / "tokenizer_config.json").is_file()
 
 
 def tokenizer_from_folder(location: str) -> tuple[PreTrainedTokenizerBase, str | None]:

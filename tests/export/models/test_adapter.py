@@ -6,10 +6,11 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from support.tiny_models import llama_config, save_tiny_model
+from support.tiny_models import byte_tokenizer, llama_config, save_tiny_model
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from medusa_trt.errors import HeadsError
+from medusa_trt.export.head_conversion.backbone import Backbone
 from medusa_trt.export.models.base_model import load_base_model
 from medusa_trt.export.models.source import source_from_name
 
@@ -80,3 +81,20 @@ def test_merged_adapters_compute_what_peft_computes(
     assert model.config.vocab_size == expected.shape[-1]
     is_one = model.get_input_embeddings().weight is model.get_output_embeddings().weight
     assert model.config.tie_word_embeddings == is_one
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_tokens_that_an_adapter_adds_are_known_to_its_tokenizer(tmp_path: Path) -> None:
+    base, folder = tmp_path / "base", tmp_path / "adapter"
+    save_tiny_model(base)
+    save_adapter(folder, base, NUM_TOKENS, **KINDS["layers"])
+    (warning,) = load_base_model(source_from_name(str(folder))).warnings
+    assert "has 305 tokens, its model 300, and no tokenizer lies beside it" in warning
+    tokenizer = byte_tokenizer()
+    missing = NUM_TOKENS - len(tokenizer)
+    tokenizer.add_tokens([f"<tool{index}>" for index in range(missing)])
+    tokenizer.save_pretrained(folder)
+    loaded = load_base_model(source_from_name(str(folder)))
+    assert loaded.warnings == ()
+    assert loaded.tokenizer.encode(f"<tool{missing - 1}>") == [NUM_TOKENS - 1]
+    assert Backbone(source_from_name(str(folder)), "tuned").config.vocab_size == NUM_TOKENS
