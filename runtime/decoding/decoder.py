@@ -77,7 +77,7 @@ class Decoder:
             [state.past_length],
             rows=(last,),
             first_slot=state.slot,
-            logits=is_last and chooser.reads_logits,
+            logits=is_last and state.reads_logits,
             reductions=is_last and chooser.needs_reductions,
         )
         if not is_last:
@@ -123,7 +123,7 @@ class Decoder:
             past_lengths,
             rows=rows,
             first_slot=states[0].slot,
-            logits=any(state.chooser.reads_logits for state in states),
+            logits=any(state.reads_logits for state in states),
             reductions=any(state.chooser.needs_reductions for state in states),
         )
         step_s = perf_counter() - start
@@ -141,6 +141,10 @@ class Decoder:
         result: list[Added | MedusaError] = []
         for index, state in enumerate(states):
             chooser, tree, node_tokens = state.chooser, plan.trees[index], plan.tokens[index]
+            model_logits = None
+            if state.observer is not None:
+                assert outputs.logits is not None
+                model_logits = outputs.logits[index].copy()
             logprobs: tuple[TokenLogprobs, ...] = ()
             if chooser.reads_logits:
                 assert outputs.logits is not None
@@ -159,6 +163,8 @@ class Decoder:
             else:
                 nodes = accept_exact(tree, node_tokens, argmax[index])
                 bonus_token = argmax[index][nodes[-1]]
+            if state.observer is not None and model_logits is not None:
+                state.observer(outputs.hidden[index][nodes], model_logits[nodes])
             self._engine.commit(state.slot, state.past_length, nodes)
             state.past_length += len(nodes)
             state.root_token = bonus_token

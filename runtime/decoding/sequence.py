@@ -1,6 +1,6 @@
 """The state of one sequence between two steps."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -9,6 +9,8 @@ from numpy.typing import NDArray
 from medusa_trt.runtime.decoding.choosing import Chooser
 from medusa_trt.runtime.decoding.drafting import TokenLookup
 from medusa_trt.tree_configs import MedusaTree
+
+Observer = Callable[[NDArray[np.float32], NDArray[np.float32]], None]
 
 _MEMORY = 0.97
 """Factor by which older drafts count less at each step."""
@@ -71,6 +73,8 @@ class SequenceState:
         hidden: (1, hidden_size) the hidden state that the heads draft from; None before the last
             part of the prompt was read.
         record: how good the drafts were.
+        observer: called after each step with what the model computed for the tokens that it added,
+            hidden (n, hidden_size) and logits (n, vocab), before sampling and processors.
     """
 
     slot: int
@@ -81,3 +85,9 @@ class SequenceState:
     root_token: int = -1
     hidden: NDArray[np.float32] | None = None
     record: DraftRecord = field(default_factory=DraftRecord)
+    observer: Observer | None = None
+
+    @property
+    def reads_logits(self) -> bool:
+        """Whether a step must return this sequence's logits to the host."""
+        return self.chooser.reads_logits or self.observer is not None

@@ -14,10 +14,10 @@ from medusa_trt.calibration.prompts import (
 from medusa_trt.errors import TrainingError
 from medusa_trt.export.models.base_model import BaseModel
 from medusa_trt.runtime.bundle import Bundle
-from medusa_trt.runtime.engines.backends import engine_from_backend
+from medusa_trt.runtime.session import MedusaSession
 from medusa_trt.training.backbone import describe_precision
 from medusa_trt.training.data.conversation import ChatFrame, Conversation
-from medusa_trt.training.data.engine_generation import SPARE_ROWS, EngineGenerator
+from medusa_trt.training.data.engine_generation import SessionGenerator
 from medusa_trt.training.data.generation import BatchGenerator, Continuation, Generator
 from medusa_trt.training.data.shards import DataSpec, Features, Shard, shard_path, write_spec
 from medusa_trt.training.options import DataOptions
@@ -230,14 +230,10 @@ def _make_generator(
     # The cache has only the rows that a conversation needs, because the engine uses all of them.
     turn = options.max_new_tokens + _MAX_USER_TOKENS + _MAX_FRAME_TOKENS
     needed = max(longest, _MAX_USER_TOKENS + _MAX_FRAME_TOKENS) + options.num_turns * turn
-    engine = engine_from_backend(
-        None,
-        bundle,
-        capacity=min(needed, spec.max_length) + SPARE_ROWS,
-        batch_size=options.batch_size,
-        num_threads=None,
+    session = MedusaSession(
+        bundle, max_length=min(needed, spec.max_length), batch_size=options.batch_size
     )
-    return EngineGenerator(engine, base.eos_token_ids, on_step)
+    return SessionGenerator(session, base.eos_token_ids, on_step)
 
 
 def _make_spec(
