@@ -4,7 +4,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -68,8 +68,9 @@ def replaced_file(path: Path, error_class: type[MedusaError] = MedusaError) -> I
     except OSError as error:
         raise error_class(f"cannot write {path}: {error.strerror or error}") from error
     finally:
-        with deferred_interrupts():
-            temporary.unlink(missing_ok=True)
+        # A read-only file system raises even where there is no such file.
+        with deferred_interrupts(), suppress(OSError):
+            temporary.unlink()
 
 
 def new_folder(

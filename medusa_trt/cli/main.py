@@ -39,6 +39,7 @@ HELP = {
     "train joint": "train heads and the model together (Medusa-2)",
     "train measure": "measure heads on replies to other prompts",
     "models": "list the models that have a short name",
+    "completion": "print a script for the completion of a shell",
     "doctor": "show what this machine can run, and what to install",
 }
 """One line for each verb; `VERBS` of the verb's module has what it does.

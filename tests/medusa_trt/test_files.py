@@ -1,5 +1,6 @@
 """Files and folders appear whole or not at all, and leftovers of killed processes are removed."""
 
+import errno
 import os
 import shutil
 from pathlib import Path
@@ -98,6 +99,19 @@ def test_a_place_that_cannot_be_written_is_found_before_the_work(tmp_path: Path)
     for path in (tmp_path / "file", tmp_path / "file" / "b", Path("/proc/a/b")):
         with pytest.raises(MedusaError, match=f"cannot write {path} "):
             check_writable(path, is_folder=True)
+
+
+def test_a_read_only_file_system_is_one_clear_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There even the removal of a file that does not exist is refused."""
+
+    def refuse(path: Path, missing_ok: bool = False) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    with pytest.raises(MedusaError, match="cannot write"), replaced_file(tmp_path / "a" / "x"):
+        pass
 
 
 def test_a_full_disk_is_found_before_the_work(tmp_path: Path) -> None:

@@ -1,0 +1,53 @@
+"""What a shell completes, tried in bash itself."""
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from support.terminal.command_line import refusal, run
+
+from medusa_trt.cli.main import HELP
+
+TRY = """
+source "$1"; shift
+COMP_WORDS=("$@"); COMP_CWORD=$(( $# - 1 )); _medusa_trt; echo "${COMPREPLY[*]}"
+"""
+
+
+@pytest.fixture
+def script(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Path:
+    code, out, _ = run(capsys, "completion", "bash")
+    assert code == 0
+    (tmp_path / "completion.sh").write_text(out)
+    return tmp_path / "completion.sh"
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash")
+@pytest.mark.parametrize(
+    ("line", "completed"),
+    [
+        ("medusa-trt gen", "generate"),
+        ("medusa-trt ", " ".join(sorted({name.split()[0] for name in HELP}))),
+        ("medusa-trt calibrate ", "heads latency tree threshold quantization"),
+        ("medusa-trt calibrate tree B --dry", "--dry-run"),
+        ("medusa-trt generate B --acceptance ", "greedy typical sample"),
+        ("medusa-trt generate B hi --json --se", "--seed"),
+        ("/usr/bin/medusa-trt export --target tensorrt-", "tensorrt-rtx tensorrt-jetson"),
+        ("medusa-export --prec", "--precision"),
+        ("medusa-export --precision fp", "fp32 fp16 fp8"),
+        ("medusa-trt generate ", ""),
+        ("medusa-trt generate B --batch ", ""),
+        ("medusa-trt nothing --", ""),
+    ],
+)
+def test_words_are_completed(line: str, completed: str, script: Path) -> None:
+    words = ["bash", "-c", TRY, "bash", str(script), *line.split(" ")]
+    shown = subprocess.run(words, capture_output=True, text=True, check=True)
+    assert shown.stdout == completed + "\n" and shown.stderr == ""
+
+
+def test_zsh_takes_the_same_words(script: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _, out, _ = run(capsys, "completion", "zsh")
+    assert out == "autoload -U +X bashcompinit && bashcompinit\n" + script.read_text()
+    assert "choose from bash, zsh" in refusal(capsys, "completion", "fish")
