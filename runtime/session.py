@@ -269,6 +269,7 @@ class MedusaSession:
         reason: FinishReason = "length" if limit == options.max_new_tokens else "cache_full"
         eos_token_ids = () if options.ignore_eos else self.bundle.manifest.model.eos_token_ids
         special_ids = [self.text.special_token_id(text) for text in options.stop]
+        text_stream = self.text.stream()
         reply = Reply(
             num_prompt=len(prompt_ids),
             limit=limit,
@@ -279,8 +280,8 @@ class MedusaSession:
                 *(token_id for token_id in special_ids if token_id is not None),
             ],
             stop=options.stop,
-            text_stream=self.text.stream(),
-            text=self.text.decode(prompt_ids) if options.echo else "",
+            text_stream=text_stream,
+            text=text_stream.push(prompt_ids) if options.echo else "",
             streamed=streamed,
         )
         chooser = Chooser(options, prompt_ids, self.engine.capacity + 1)

@@ -2,6 +2,8 @@
 
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,12 +12,15 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from support.stand_ins.table_engine import TableEngine
 from support.table_session import PLAIN, session_on_table, with_eos
+from support.tiny_models import sentencepiece_tokenizer
 
 from medusa_trt.errors import GenerationError
 from medusa_trt.runtime.bundle import Bundle
 from medusa_trt.runtime.options import GenerationOptions, SamplingOptions
 from medusa_trt.runtime.processors.base import LogitsProcessor
+from medusa_trt.runtime.processors.grammar import Grammar
 from medusa_trt.runtime.session import Generation, MedusaSession, StreamEvent
+from medusa_trt.runtime.tensors import TOKENIZER_FILE
 from medusa_trt.tree_configs import chain_tree, load_tree
 
 
@@ -210,6 +215,22 @@ def test_echo_begins_with_the_prompt(tiny_bundle: Bundle) -> None:
     events = list(session.stream("hello ", options))
     assert last(events).text.startswith("hello ")
     assert "".join(event.text for event in events) == last(events).text
+
+
+def test_an_echo_and_the_reply_are_one_text(bundle: Path) -> None:
+    """A sentencepiece tokenizer drops the first space of a text, but not the reply's."""
+    opened = Bundle.open(bundle)
+    tokenizer = sentencepiece_tokenizer()
+    tokenizer.no_truncation()
+    tokenizer.save(str(bundle / TOKENIZER_FILE))
+    options = GenerationOptions(max_new_tokens=8, echo=True, ignore_eos=True)
+    with MedusaSession(opened) as session:
+        for prompt in ("true", " tr ue", "a"):
+            grammar = Grammar.from_regex(" po[abc]{3} ue")
+            prompt_ids = session.encode(prompt)
+            reply = session.generate(prompt_ids, replace(options, grammar=grammar))
+            assert reply.text == tokenizer.decode([*prompt_ids, *reply.token_ids])
+            assert reply.text.startswith(f"{prompt} po")
 
 
 def test_sessions_on_two_threads_do_not_affect_each_other(tiny_bundle: Bundle) -> None:

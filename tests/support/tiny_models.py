@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import LlamaConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
@@ -96,3 +96,28 @@ def save_tiny_heads(path: Path, tensors: dict[str, torch.Tensor] | None = None) 
     """Writes heads to a safetensors file."""
     save_file(head_tensors() if tensors is None else tensors, path)
     return path
+
+
+def sentencepiece_tokenizer() -> Tokenizer:
+    """Llama 2's kind: metaspaces, bytes as a fallback, tokens of several characters."""
+    bytes_ = [f"<0x{byte:02X}>" for byte in range(256)]
+    pieces = [*'▁{}[]":,.-0123456789eabckoptrufalsn', '":', '▁"', "▁▁", "tr", "ue", '"po', "é"]
+    vocab = {piece: index for index, piece in enumerate(["<unk>", "<s>", "</s>", *bytes_, *pieces])}
+    merges = [('"', ":"), ("▁", '"'), ("▁", "▁"), ("t", "r"), ("u", "e")]
+    model = models.BPE(vocab=vocab, merges=merges, byte_fallback=True, unk_token="<unk>")
+    tokenizer = Tokenizer(model)
+    tokenizer.add_special_tokens(["<unk>", "<s>", "</s>"])
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+    )
+    tokenizer.decoder = decoders.Sequence(
+        [
+            decoders.Replace("▁", " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            decoders.Strip(" ", 1, 0),
+        ]
+    )
+    tokenizer.enable_truncation(4)
+    tokenizer.enable_padding()
+    return tokenizer

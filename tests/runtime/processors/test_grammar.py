@@ -12,8 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from support.grammars import allowed, grammar, greedy_reply, ids_of, schema_grammar, text_of
-from support.tiny_models import EOS_ID, VOCAB_SIZE, byte_tokenizer
-from tokenizers import Tokenizer, decoders, models, normalizers
+from support.tiny_models import EOS_ID, VOCAB_SIZE, byte_tokenizer, sentencepiece_tokenizer
 
 from medusa_trt.errors import BundleError, ProcessorError, PromptError
 from medusa_trt.runtime.processors.grammar import (
@@ -223,31 +222,6 @@ def test_a_schema_may_choose_compact_json() -> None:
     state = schema_grammar(schema).start([])
     state.accept(ids_of("{")[0])
     assert allowed(state) == ids_of('"')
-
-
-def sentencepiece_tokenizer() -> Tokenizer:
-    """Llama 2's kind: metaspaces, bytes as a fallback, tokens of several characters."""
-    bytes_ = [f"<0x{byte:02X}>" for byte in range(256)]
-    pieces = [*'▁{}[]":,.-0123456789eabckoptrufalsn', '":', '▁"', "▁▁", "tr", "ue", '"po', "é"]
-    vocab = {piece: index for index, piece in enumerate(["<unk>", "<s>", "</s>", *bytes_, *pieces])}
-    merges = [('"', ":"), ("▁", '"'), ("▁", "▁"), ("t", "r"), ("u", "e")]
-    model = models.BPE(vocab=vocab, merges=merges, byte_fallback=True, unk_token="<unk>")
-    tokenizer = Tokenizer(model)
-    tokenizer.add_special_tokens(["<unk>", "<s>", "</s>"])
-    tokenizer.normalizer = normalizers.Sequence(
-        [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
-    )
-    tokenizer.decoder = decoders.Sequence(
-        [
-            decoders.Replace("▁", " "),
-            decoders.ByteFallback(),
-            decoders.Fuse(),
-            decoders.Strip(" ", 1, 0),
-        ]
-    )
-    tokenizer.enable_truncation(4)
-    tokenizer.enable_padding()
-    return tokenizer
 
 
 @pytest.mark.parametrize("seed", range(20))
