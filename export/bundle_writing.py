@@ -21,7 +21,7 @@ from medusa_trt.export.preparation import ExportParts
 from medusa_trt.export.quantization.carried_weights import CarriedWeights
 from medusa_trt.export.quantization.plan import PLAN_FILE, PlannedFormats
 from medusa_trt.export.quantization.rounding_pass import make_heads_pass, make_layers_pass
-from medusa_trt.export.weights.streamed_model import Weights, in_type
+from medusa_trt.export.weights.streamed_model import Weights, convert_model
 from medusa_trt.runtime import tensors as names
 from medusa_trt.runtime.bundle import Bundle
 from medusa_trt.runtime.manifest import Agreement
@@ -46,7 +46,7 @@ def write_bundle(
     """
     model, opset = parts.base.model, parts.target.opset
     dtype = getattr(torch, parts.precision.dtype)
-    traced, weights = in_type(model, parts.base.weights, dtype)
+    traced, weights = convert_model(model, parts.base.weights, dtype)
     _write_texts(folder, parts)
     compare_encodings(_bundle_of_texts(folder, parts), parts.base.tokenizer)
     writer = GraphWriter(folder)

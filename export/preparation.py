@@ -37,7 +37,7 @@ from medusa_trt.export.targets import (
     target_from_name,
 )
 from medusa_trt.export.weight_formats import BITS
-from medusa_trt.export.weights.streamed_model import weights_at_hand
+from medusa_trt.export.weights.streamed_model import supply_weights
 from medusa_trt.files import check_output
 from medusa_trt.runtime.tensors import MANIFEST_FILE
 from medusa_trt.tree_configs import HEADS_TREE_FILE, MedusaTree, chain_tree, load_tree
@@ -151,7 +151,7 @@ def parts_from_options(options: ExportOptions, progress: Callable[[str], None]) 
         options.max_length, base.model, target, is_random=options.random_weights
     )
     if not options.random_weights:
-        with weights_at_hand(base.model, base.weights):
+        with supply_weights(base.model, base.weights):
             refuse_unsupported(base.model, max_length)
     forms = choose_attention(
         target.attention,

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from medusa_trt.errors import TrainingError
-from medusa_trt.export.heads.medusa_heads import MedusaHeads, embedding_of
+from medusa_trt.export.heads.medusa_heads import MedusaHeads, get_embedding
 from medusa_trt.export.models.base_model import BaseModel
 from medusa_trt.training.accuracy import Accuracy
 from medusa_trt.training.backbone import get_unembedding
@@ -145,7 +145,7 @@ def create_heads(base: BaseModel, split: Split, options: TrainOptions) -> Traina
     size = vocab_size if options.draft_vocab_size is None else options.draft_vocab_size
     rows = rows_from_conversations([replace(c, features=None) for c in split.train])
     vocabulary = DraftVocabulary.from_rows(rows, size, vocab_size)
-    heads = TrainableHeads(options.shape, vocabulary, unembedding, embedding_of(base.model))
+    heads = TrainableHeads(options.shape, vocabulary, unembedding, get_embedding(base.model))
     return heads.to(base.model.device)
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from medusa_trt.export.heads.medusa_heads import Linear, MedusaHead, MedusaHeads, embedding_of
+from medusa_trt.export.heads.medusa_heads import Linear, MedusaHead, MedusaHeads, get_embedding
 from medusa_trt.training.backbone import get_unembedding
 from medusa_trt.training.options import HeadsShape
 from medusa_trt.training.targets import DraftVocabulary
@@ -87,7 +87,7 @@ class TrainableHeads(nn.Module):
         unembedding = get_unembedding(model)
         heads.check_fits(unembedding.shape[1], unembedding.shape[0])
         vocabulary = DraftVocabulary(heads.token_map, len(unembedding))
-        trainable = cls(shape_from_heads(heads), vocabulary, unembedding, embedding_of(model))
+        trainable = cls(shape_from_heads(heads), vocabulary, unembedding, get_embedding(model))
         trainable.load_heads(heads)
         return trainable.to(model.device)
 

@@ -16,7 +16,7 @@ from medusa_trt.export.modeling.rotary import fixed_rotary
 from medusa_trt.export.models.base_model import BaseModel, open_base_model
 from medusa_trt.export.models.source import source_from_name
 from medusa_trt.export.passes.widen_floats import WidenFloatsPass
-from medusa_trt.export.weights.streamed_model import weights_at_hand
+from medusa_trt.export.weights.streamed_model import supply_weights
 from medusa_trt.runtime.bundle import Bundle
 from medusa_trt.runtime.engines.ort_cpu import OrtEngine
 from medusa_trt.runtime.manifest import Agreement
@@ -125,7 +125,7 @@ def _compare_sequences(bundle: Bundle, base: BaseModel, batch_size: int) -> dict
     try:
         with (
             fixed_rotary(base.model, bundle.manifest.model.max_length),
-            weights_at_hand(base.model, base.weights),
+            supply_weights(base.model, base.weights),
         ):
             return compare_logits(bundle, engine, base.model, texts, _NUM_TREE_NODES[is_slow])
     finally:

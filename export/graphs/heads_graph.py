@@ -112,9 +112,9 @@ def _unread_parameters(
     for part, tensors in heads.unread.items():
         name = part if part == "unembedding" else f"{part}_weight"
         if part == "unembedding" and len(tensors) == 1:
-            parameters[name] = tensors[0].in_type(dtype)
+            parameters[name] = tensors[0].convert(dtype)
             continue
-        matrices = [transpose_tensor(tensor.in_type(dtype)) for tensor in tensors]
+        matrices = [transpose_tensor(tensor.convert(dtype)) for tensor in tensors]
         if is_stacked:
             parameters[name] = stack_tensors(matrices)
         else:

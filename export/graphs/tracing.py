@@ -63,7 +63,7 @@ def trace_module(
     model = program.model
     for value in model.graph.initializers.values():
         if value.name is not None and value.name in weights:
-            value.const_value = weights[value.name].named(value.name)
+            value.const_value = weights[value.name].rename(value.name)
     _simplify(model)
     for node in model.graph:
         node.metadata_props.clear()

@@ -40,17 +40,17 @@ class Backbone:
         """The whole backbone, with its adapter merged."""
         return load_model(self.source, "auto")
 
-    def unembedding(self) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """The unembedding (vocab, hidden) as float32, and whatever it adds to the logits."""
+    def read_unembedding(self) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Reads the unembedding (vocab, hidden) as float32, and what it adds to the logits."""
         module = self.model.get_output_embeddings()
         bias = getattr(module, "bias", None)
         weight: torch.Tensor = module.weight.detach().float()
         return weight, None if bias is None else bias.detach().float()
 
-    def config_dict(self) -> dict[str, object]:
-        """Its config with every value, as JSON would hold it."""
-        found: dict[str, object] = json.loads(self.config.to_json_string(use_diff=False))
-        return found
+    def make_config_dict(self) -> dict[str, object]:
+        """Makes a dictionary of its config with every value, as JSON would hold it."""
+        values: dict[str, object] = json.loads(self.config.to_json_string(use_diff=False))
+        return values
 
     def save(self, folder: Path) -> dict[str, str]:
         """Writes the whole model with its tokenizer in Hugging Face layout.

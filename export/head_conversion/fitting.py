@@ -13,7 +13,7 @@ from medusa_trt.export.heads.medusa_heads import Linear, MedusaHead, MedusaHeads
 
 
 def fit_heads(heads: MedusaHeads, row: HeadFormat, backbone: Backbone | None) -> MedusaHeads:
-    """Heads as a format holds them: they draft exactly the same tokens.
+    """Makes heads that a format can hold and that draft exactly the same tokens.
 
     Absent biases become zeros where the format's tools read them; a shared unembedding becomes a
     copy of the backbone's, and own ones that equal the backbone's become shared.
@@ -52,14 +52,14 @@ def fit_heads(heads: MedusaHeads, row: HeadFormat, backbone: Backbone | None) ->
         lambda other: other.max_layers is None,
     )
     if row.needs_biases or facts.has_biases:
-        heads = _with_biases(heads)
+        heads = _add_biases(heads)
     if facts.unembedding in row.unembeddings:
         return heads
     if facts.unembedding == "shared":
-        return _with_copied_unembedding(heads, row, backbone)
+        return _copy_unembedding(heads, row, backbone)
     if "own" in row.unembeddings:  # of one in common every head writes a copy
         return heads
-    return _with_shared_unembedding(heads, row, backbone)
+    return _share_unembedding(heads, row, backbone)
 
 
 def _refuse(
@@ -70,18 +70,18 @@ def _refuse(
         raise HeadsError(f"{row.name} cannot hold {what}: convert --to {names}")
 
 
-def _with_biases(heads: MedusaHeads) -> MedusaHeads:
-    def biased(block: Linear) -> Linear:
+def _add_biases(heads: MedusaHeads) -> MedusaHeads:
+    def add_bias(block: Linear) -> Linear:
         zeros = torch.zeros(block.weight.shape[0])
         return block if block.bias is not None else Linear(block.weight, zeros)
 
-    def changed(head: MedusaHead) -> MedusaHead:
-        return replace(head, blocks=tuple(biased(block) for block in head.blocks))
+    def change(head: MedusaHead) -> MedusaHead:
+        return replace(head, blocks=tuple(add_bias(block) for block in head.blocks))
 
-    return replace(heads, heads=tuple(changed(head) for head in heads.heads))
+    return replace(heads, heads=tuple(change(head) for head in heads.heads))
 
 
-def _with_copied_unembedding(
+def _copy_unembedding(
     heads: MedusaHeads, row: HeadFormat, backbone: Backbone | None
 ) -> MedusaHeads:
     if backbone is None:
@@ -89,7 +89,7 @@ def _with_copied_unembedding(
             f"{row.name} holds unembeddings and these heads share the backbone's: give it with "
             "--model, so that it can be copied"
         )
-    weight, bias = backbone.unembedding()
+    weight, bias = backbone.read_unembedding()
     heads.check_fits(weight.shape[1], weight.shape[0])
     if bias is not None and bias.any():
         raise HeadsError(
@@ -101,14 +101,14 @@ def _with_copied_unembedding(
     return replace(heads, heads=tuple(replace(head, unembedding=weight) for head in heads.heads))
 
 
-def _with_shared_unembedding(
+def _share_unembedding(
     heads: MedusaHeads, row: HeadFormat, backbone: Backbone | None
 ) -> MedusaHeads:
-    """Leaves unembeddings out that are the backbone's anyway."""
+    """Leaves out unembeddings that are the backbone's anyway."""
     reason = f"{row.name} holds no unembeddings and these heads have their own"
     if backbone is None:
         raise HeadsError(f"{reason}: give --model, to see whether they are the backbone's")
-    weight, bias = backbone.unembedding()
+    weight, bias = backbone.read_unembedding()
     heads.check_fits(weight.shape[1], weight.shape[0])
     differ = [
         str(index)

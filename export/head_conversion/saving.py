@@ -53,14 +53,14 @@ def convert_heads(options: ConvertOptions, progress: Callable[[str], None] = pri
         progress(f"warning: {text}")
     if loaded.path.parent.resolve() == options.output.resolve():
         raise HeadsError(f"{options.output} is the source: give another --output")
-    backbone = _backbone(options.model, loaded, row)
+    backbone = _find_backbone(options.model, loaded, row)
     if loaded.backbone is not None and row.backbone != "weights":
         progress(
             f"warning: the backbone beside the heads in {loaded.backbone} stays behind: use the "
             "heads with it alone"
         )
-    own = next((name for name, dtype in DTYPES.items() if dtype == loaded.dtype), "float32")
-    dtype = DTYPES[options.dtype or own]
+    stored = next((name for name, dtype in DTYPES.items() if dtype == loaded.dtype), "float32")
+    dtype = DTYPES[options.dtype or stored]
     progress(f"writing {options.output} in {row.name} format")
     save_heads(loaded.heads, row, options.output, backbone, dtype, loaded.facts, options.overwrite)
     return loaded
@@ -92,18 +92,18 @@ def save_heads(
         ExportError: the folder cannot be written.
     """
     heads = fit_heads(heads, row, backbone)
-    facts = _facts(heads, row, backbone, stated)
-    tensors = _named_tensors(heads, row, dtype)
+    facts = _collect_facts(heads, row, backbone, stated)
+    tensors = _name_tensors(heads, row, dtype)
     with new_folder(output, overwrite) as folder:
         weight_map: dict[str, str] = {}
         config: dict[str, object] = {}
         if row.backbone == "weights":
-            assert backbone is not None  # see `_backbone`
+            assert backbone is not None  # see `_find_backbone`
             weight_map = backbone.save(folder)
             config = json.loads((folder / row.config_file).read_text("utf-8"))
         elif row.backbone == "config":
             assert backbone is not None
-            config = backbone.config_dict()
+            config = backbone.make_config_dict()
         if row.file.endswith(".pt"):
             torch.save(tensors, folder / row.file)
         else:
@@ -116,8 +116,8 @@ def save_heads(
         _refuse_to_delete(output, folder)
 
 
-def _backbone(model: str | None, loaded: LoadedHeads, row: HeadFormat) -> Backbone | None:
-    """The backbone that was named, or else the one that the heads come with."""
+def _find_backbone(model: str | None, loaded: LoadedHeads, row: HeadFormat) -> Backbone | None:
+    """Finds the backbone that was named, or else the one that the heads come with."""
     source = None if model is None else source_from_name(model)
     name = model
     has_lora = loaded.adapter is not None and bool(loaded.others)
@@ -135,10 +135,10 @@ def _backbone(model: str | None, loaded: LoadedHeads, row: HeadFormat) -> Backbo
     if source is None and row.backbone is not None:
         needed = "the whole model" if row.backbone == "weights" else "the model's config"
         raise HeadsError(f"{row.name} needs {needed} too: give it with --model")
-    return None if source is None else _checked(source, name or source.name, loaded)
+    return None if source is None else _check_backbone(source, name or source.name, loaded)
 
 
-def _checked(source: ModelSource, name: str, loaded: LoadedHeads) -> Backbone:
+def _check_backbone(source: ModelSource, name: str, loaded: LoadedHeads) -> Backbone:
     if loaded.has_quantized_backbone and Path(source.location) == loaded.backbone:
         raise HeadsError(
             f"the backbone in {loaded.backbone} is quantized with scales: give the full-precision "
@@ -147,7 +147,7 @@ def _checked(source: ModelSource, name: str, loaded: LoadedHeads) -> Backbone:
     return Backbone(source, name)
 
 
-def _facts(
+def _collect_facts(
     heads: MedusaHeads, row: HeadFormat, backbone: Backbone | None, stated: HeadsFacts | None
 ) -> HeadsFacts:
     base_model = backbone.name if backbone else stated.base_model if stated else None
@@ -168,10 +168,10 @@ def _facts(
     return facts
 
 
-def _named_tensors(
+def _name_tensors(
     heads: MedusaHeads, row: HeadFormat, dtype: torch.dtype
 ) -> dict[str, torch.Tensor]:
-    """The tensors by the format's names, each with memory of its own."""
+    """Names the tensors as the format does, each with memory of its own."""
     named: dict[HeadKey, torch.Tensor] = {}
     common = None
     if "common" in row.unembeddings and heads.num_heads > 1:
@@ -195,12 +195,12 @@ def _named_tensors(
         named[HeadKey("common_unembedding")] = common
     tensors = {}
     for key, tensor in named.items():
-        name = row.prefix + row.layout.key(key)
+        name = row.prefix + row.layout.make_key(key)
         tensors[name] = tensor.to(dtype, copy=True).contiguous()
         if not torch.isfinite(tensors[name]).all():
             raise HeadsError(f"{name} has values too large for {dtype}: give another --dtype")
     if heads.token_map is not None:
-        tensors[row.prefix + row.layout.key(HeadKey("token_map"))] = heads.token_map.clone()
+        tensors[row.prefix + row.layout.make_key(HeadKey("token_map"))] = heads.token_map.clone()
     return tensors
 
 

@@ -38,7 +38,7 @@ def heads_from_keys(
         if key.kind in ("weight", "bias"):
             if key in unread and key.part in UNEMBEDDINGS:
                 tensors[key] = tensors[key].to("meta")
-            floats = _as_float(recognized, tensors, key, source)
+            floats = _convert_to_float(recognized, tensors, key, source)
             named[key] = floats.to("meta") if key in unread else floats
     _refuse_stray_scales(recognized, tensors, source)
     common = named.pop(HeadKey("common_unembedding"), None)
@@ -48,9 +48,9 @@ def heads_from_keys(
     assembly = _Assembly(recognized, named, source)
     heads = tuple(assembly.head(index, common) for index in range(len(indices)))
     for index, head in enumerate(heads):
-        if _shapes(head) != _shapes(heads[0]):
+        if _list_shapes(head) != _list_shapes(heads[0]):
             raise HeadsError(f"{source}: head {index} differs from head 0 in its keys or shapes")
-    return MedusaHeads(heads, None if token_map is None else _checked_ids(token_map, source))
+    return MedusaHeads(heads, None if token_map is None else _check_ids(token_map, source))
 
 
 class _Assembly:
@@ -114,10 +114,10 @@ class _Assembly:
         return Linear(weight, bias)
 
 
-def _as_float(
+def _convert_to_float(
     recognized: Recognized, tensors: Mapping[HeadKey, torch.Tensor], key: HeadKey, source: str
 ) -> torch.Tensor:
-    """A tensor as float32, FP8 multiplied with its scale."""
+    """Converts a tensor to float32, FP8 by its scale."""
     tensor, name = tensors[key], recognized.name(key)
     if not tensor.is_floating_point():
         raise HeadsError(f"{source}: {name} is {tensor.dtype}, expected floating point")
@@ -154,7 +154,7 @@ def _refuse_stray_scales(
         raise HeadsError(f"{source} has scales that belong to no FP8 weight: {join_names(stray)}")
 
 
-def _shapes(head: MedusaHead) -> tuple[object, ...]:
+def _list_shapes(head: MedusaHead) -> tuple[object, ...]:
     return (
         len(head.blocks),
         [(map_.weight.shape, map_.bias is None) for map_ in head.maps],
@@ -162,7 +162,7 @@ def _shapes(head: MedusaHead) -> tuple[object, ...]:
     )
 
 
-def _checked_ids(token_map: torch.Tensor, source: str) -> torch.Tensor:
+def _check_ids(token_map: torch.Tensor, source: str) -> torch.Tensor:
     dtype, shape = token_map.dtype, tuple(token_map.shape)
     is_integer = not (dtype.is_floating_point or dtype.is_complex or dtype == torch.bool)
     if not is_integer or len(shape) != 1 or shape[0] == 0:

@@ -12,7 +12,7 @@ _DRAFT_MODEL = "medusa"
 
 
 def find_contradiction(config: Mapping[str, object], facts: HeadsFacts, path: Path) -> str | None:
-    """One sentence that names what a config says and what the tensors have; None if they agree.
+    """Says in a sentence where a config contradicts the tensors; None where they agree.
 
     Args:
         config: as its file has it, in any format.
@@ -20,25 +20,25 @@ def find_contradiction(config: Mapping[str, object], facts: HeadsFacts, path: Pa
         path: the config's, for the sentence.
     """
     wrong = [
-        f"{key} {stated} where the tensors have {found}"
-        for key, stated, found in _statements(config, facts)
-        if stated is not None and stated != found
+        f"{key} {stated} where the tensors have {actual}"
+        for key, stated, actual in _list_statements(config, facts)
+        if stated is not None and stated != actual
     ]
     return f"{path} says {' and '.join(wrong)}: using the tensors" if wrong else None
 
 
-def _statements(
+def _list_statements(
     config: Mapping[str, object], facts: HeadsFacts
 ) -> Iterator[tuple[str, object, object]]:
-    """Each key with its value and with what it should be."""
+    """Lists each key with its value and with what it should be."""
     places: list[tuple[str, Mapping[str, object]]] = [("", config)]
     for name in _NESTED:
         if isinstance(nested := config.get(name), dict):
             places.append((f"{name}.", nested))
     for prefix, place in places:
-        for keys, found in ((_HEADS, facts.num_heads), (_LAYERS, facts.num_layers)):
+        for keys, actual in ((_HEADS, facts.num_heads), (_LAYERS, facts.num_layers)):
             for key in keys:
-                yield prefix + key, place.get(key), found
+                yield prefix + key, place.get(key), actual
     yield "hidden_size", config.get("hidden_size"), facts.hidden_size
     if facts.draft_vocab_size is not None and not facts.has_token_map:
         yield "vocab_size", config.get("vocab_size"), facts.draft_vocab_size

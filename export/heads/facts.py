@@ -45,7 +45,7 @@ def facts_from_heads(
 def replace_unembeddings(
     heads: MedusaHeads, change: Callable[[torch.Tensor], torch.Tensor]
 ) -> MedusaHeads:
-    """Heads with changed unembeddings; a common one stays common."""
+    """Changes the unembeddings of heads; a common one stays common."""
     changed = {
         id(head.unembedding): change(head.unembedding)
         for head in heads.heads

@@ -111,8 +111,8 @@ def _merged(facts: HeadsFacts) -> Json:
 
 
 def _medusa_trt(facts: HeadsFacts) -> Json:
-    found = _medusa(facts) | {"hidden_size": facts.hidden_size}
-    return found if facts.vocab_size is None else found | {"vocab_size": facts.vocab_size}
+    config = _medusa(facts) | {"hidden_size": facts.hidden_size}
+    return config if facts.vocab_size is None else config | {"vocab_size": facts.vocab_size}
 
 
 def _peft(facts: HeadsFacts) -> Json:

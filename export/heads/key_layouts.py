@@ -60,9 +60,9 @@ class KeyLayout:
         """Reads a name without its prefix; None if this layout has no such name."""
         for part, pattern in _patterns(self):
             if match := pattern.fullmatch(name):
-                found = match.groupdict()
-                head, layer = found.get("head"), found.get("layer")
-                kind = found.get("kind") or "weight"
+                fields = match.groupdict()
+                head, layer = fields.get("head"), fields.get("layer")
+                kind = fields.get("kind") or "weight"
                 return HeadKey(
                     part,
                     _SCALES.get(kind, kind),
@@ -71,8 +71,8 @@ class KeyLayout:
                 )
         return None
 
-    def key(self, key: HeadKey) -> str:
-        """The name of a tensor, without a prefix; the layout must have its part."""
+    def make_key(self, key: HeadKey) -> str:
+        """Names a tensor, without a prefix; the layout must have its part."""
         template = getattr(self, key.part)
         assert template is not None
         return str(template.format(head=key.head, layer=key.layer, kind=key.kind))
@@ -145,7 +145,7 @@ class Recognized:
 
     def name(self, key: HeadKey) -> str:
         """Gives the name that a file of this layout gives to a tensor."""
-        return self.names.get(key) or self.prefix + self.layout.key(key)
+        return self.names.get(key) or self.prefix + self.layout.make_key(key)
 
 
 def recognize(keys: Iterable[str], source: str) -> Recognized:
@@ -175,7 +175,7 @@ def recognize(keys: Iterable[str], source: str) -> Recognized:
     unknown: list[str] = []
     names: dict[HeadKey, str] = {}
     for key, name in stored.items():
-        bare = _without_prefix(name)
+        bare = _strip_prefix(name)
         parsed = layout.parse(bare)
         is_backbone = has_backbone and not _HEAD_PREFIX.match(name)
         if parsed is None or (is_backbone and parsed.part == "common_unembedding"):
@@ -204,12 +204,12 @@ def is_head_key(key: str) -> bool:
     return not _FROZEN_COPY.match(name) and any(_is_block(layout, name) for layout in _LAYOUTS)
 
 
-def _without_prefix(key: str) -> str:
+def _strip_prefix(key: str) -> str:
     match = _PREFIX.match(key)
     assert match is not None
     return key[match.end() :]
 
 
 def _is_block(layout: KeyLayout, key: str) -> bool:
-    parsed = layout.parse(_without_prefix(key))
+    parsed = layout.parse(_strip_prefix(key))
     return parsed is not None and parsed.part == "block"

@@ -4,10 +4,11 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from warnings import warn
 
 import torch
 
-from medusa_trt.errors import HeadsError
+from medusa_trt.errors import HeadsError, MedusaWarning
 from medusa_trt.export.heads.assembly import find_equal_layers, heads_from_keys
 from medusa_trt.export.heads.config_check import find_contradiction
 from medusa_trt.export.heads.facts import facts_from_heads, replace_unembeddings
@@ -101,9 +102,17 @@ def load_heads(source: str | Path, *, read_all: bool = True) -> LoadedHeads:
     heads = heads_from_keys(recognized, tensors, name, unread)
     heads = replace(heads, unread=group_matrices(unread))
     if recognized.layout is VLLM:
-        heads = _with_vllm_config(heads, config, config_path)
+        heads = _apply_vllm_config(heads, config, config_path)
     loaded = _describe(checkpoint, recognized, tensors, heads, config, config_path)
     return replace(loaded, warnings=(*warnings, *loaded.warnings))
+
+
+def heads_from_path(path: Path) -> MedusaHeads:
+    """Reads heads as `load_heads` does, and warns of what a user should know."""
+    loaded = load_heads(path)
+    for text in loaded.warnings:
+        warn(text, MedusaWarning, stacklevel=2)
+    return loaded.heads
 
 
 def holds_heads(source: str | Path) -> bool:
@@ -193,7 +202,7 @@ def _read_as_vllm(
     return replace(recognized, names=names), tuple(warnings)
 
 
-def _with_vllm_config(heads: MedusaHeads, config: Mapping[str, object], path: Path) -> MedusaHeads:
+def _apply_vllm_config(heads: MedusaHeads, config: Mapping[str, object], path: Path) -> MedusaHeads:
     """Cuts full unembeddings to the token map and scales logits, as vLLM does."""
     scale = config.get("logit_scale", 1.0)
     if not isinstance(scale, int | float) or not scale > 0:

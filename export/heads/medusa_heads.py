@@ -142,8 +142,8 @@ def _check_token_map(token_ids: list[int], vocab_size: int) -> None:
         raise HeadsError("the heads' token_map holds an id twice: the file is damaged")
 
 
-def embedding_of(model: PreTrainedModel) -> torch.Tensor:
-    """(vocab, hidden) weight that turns tokens to vectors; without a gradient."""
+def get_embedding(model: PreTrainedModel) -> torch.Tensor:
+    """Returns the (vocab, hidden) weight that turns tokens into vectors, detached."""
     weight = model.get_input_embeddings().weight
     assert isinstance(weight, torch.Tensor)
     return weight.detach()

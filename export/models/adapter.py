@@ -26,7 +26,7 @@ _HEADS_MODULES = ("medusa_head", "medusa_heads")
 
 
 def base_model_from_adapter(folder: Path) -> str:
-    """The backbone that an adapter was trained on, as its config names it.
+    """Reads the name of the backbone that an adapter was trained on.
 
     Raises:
         ExportError: the config does not say.
@@ -42,7 +42,7 @@ def base_model_from_adapter(folder: Path) -> str:
 
 
 def merge_adapter(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
-    """The model with an adapter's LoRA weights merged into its own; the heads stay out of it.
+    """Merges an adapter's LoRA weights into a model; the heads stay out of it.
 
     Args:
         model: the backbone; it is changed.

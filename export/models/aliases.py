@@ -44,6 +44,6 @@ class Alias(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 @cache
 def load_aliases() -> dict[str, Alias]:
-    """The models known by a short name."""
+    """Loads the models known by a short name."""
     data = (resources.files("medusa_trt.export.models.shipped") / "models.json").read_bytes()
     return msgspec.json.decode(data, type=dict[str, Alias])

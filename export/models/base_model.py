@@ -119,7 +119,7 @@ def open_base_model(source: ModelSource) -> BaseModel:
         HeadsError: see `load_base_model`.
     """
     with name_in_errors(source):
-        streamed = None if source.adapter is not None else _streamed(source)
+        streamed = None if source.adapter is not None else _open_streamed(source)
     if streamed is None:
         return load_base_model(source)
     model, weights = streamed
@@ -127,9 +127,9 @@ def open_base_model(source: ModelSource) -> BaseModel:
     return BaseModel(source, model, tokenizer, weights, warnings)
 
 
-def _streamed(source: ModelSource) -> tuple[PreTrainedModel, Weights] | None:
+def _open_streamed(source: ModelSource) -> tuple[PreTrainedModel, Weights] | None:
     if source.gguf is not None:
-        return _streamed_gguf(source, source.gguf)
+        return _open_gguf(source, source.gguf)
     config = load_config(source)
     packing = _read_packing(config, source)
     if packing is None and getattr(config, "quantization_config", None) is not None:
@@ -175,7 +175,7 @@ def _read_old_quantization(folder: Path) -> dict[str, Any] | None:
     return None
 
 
-def _streamed_gguf(source: ModelSource, path: Path) -> tuple[PreTrainedModel, Weights] | None:
+def _open_gguf(source: ModelSource, path: Path) -> tuple[PreTrainedModel, Weights] | None:
     if sum(part.stat().st_size for part in list_parts(path)) < STREAMED_GGUF_BYTES:
         return None
     model = make_empty_model(load_config(source))

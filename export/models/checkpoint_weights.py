@@ -34,7 +34,7 @@ _OLD_NAMES = "gptq_model-*.safetensors"
 def weights_from_checkpoint(
     model: PreTrainedModel, location: str, packing: Packing | None = None
 ) -> Weights | None:
-    """The weights of a folder or hub repository in safetensors or PyTorch's files, sharded or not.
+    """Finds the weights of a folder or hub repository, in safetensors or PyTorch's files.
 
     Args:
         model: without weights in memory; buffers that the checkpoint holds are loaded into it.
@@ -49,24 +49,24 @@ def weights_from_checkpoint(
         ExportError: a file is damaged, or weights are missing, misshapen, of a type that needs a
             scale, or left over where the model has none.
     """
-    files = _files_of(location)
+    files = _find_files(location)
     if files is None:
         return None
-    found = _tensors_by_parameter(model, files, location, packing)
-    if found is None:
+    stored = _tensors_by_parameter(model, files, location, packing)
+    if stored is None:
         return None
     buffers = dict(model.named_buffers())
-    for name in found.keys() & buffers.keys():
-        buffers[name].copy_(tensor_from_array(found[name].stored()))
-    untie_unequal(model, found)
+    for name in stored.keys() & buffers.keys():
+        buffers[name].copy_(tensor_from_array(stored[name].stored()))
+    untie_unequal(model, stored)
     weights: dict[str, LazyTensor] = {}
     first_names: dict[int, str] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
-        if name in found:
+        if name in stored:
             first_names.setdefault(id(parameter), name)
     missing = []
     for name, parameter in model.named_parameters(remove_duplicate=False):
-        source = found.get(first_names.get(id(parameter), name))
+        source = stored.get(first_names.get(id(parameter), name))
         if source is None:
             missing.append(name)
         elif source.sizes != tuple(parameter.shape):
@@ -82,19 +82,19 @@ def weights_from_checkpoint(
     return weights
 
 
-def _files_of(location: str) -> list[Path] | None:
-    """The checkpoint's files, downloaded where the location is a hub id."""
+def _find_files(location: str) -> list[Path] | None:
+    """Finds the checkpoint's files, downloaded where the location is a hub id."""
     for single in _NAMES:
         # transformers too takes a whole file before an index, which may be left from another save.
         if file := find_file(location, single):
             return [file]
         if index := find_file(location, f"{single}.index.json"):
-            return _shards(location, index)
+            return _find_shards(location, index)
     files = sorted(Path(location).glob(_OLD_NAMES))
     return files if len(files) == 1 else None
 
 
-def _shards(location: str, index: Path) -> list[Path]:
+def _find_shards(location: str, index: Path) -> list[Path]:
     try:
         names = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
@@ -111,8 +111,8 @@ def _tensors_by_parameter(
     model: PreTrainedModel, files: list[Path], location: str, packing: Packing | None
 ) -> dict[str, LazyTensor] | None:
     mapping = get_model_conversion_mapping(model)
-    renamings = [each for each in mapping if isinstance(each, WeightRenaming)]
-    converters = [each for each in mapping if isinstance(each, WeightConverter)]
+    renamings = [step for step in mapping if isinstance(step, WeightRenaming)]
+    converters = [step for step in mapping if isinstance(step, WeightConverter)]
     wanted = model.state_dict()
     tensors = {}
     packed: dict[str, dict[str, TensorSource]] = {}

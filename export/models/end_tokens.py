@@ -62,7 +62,7 @@ def end_token_ids(
         if token.special
     }
     ids |= {token_id for name, token_id in special.items() if name in END_TOKENS}
-    closing = _closing_token(tokenizer, special)
+    closing = _find_closing_token(tokenizer, special)
     if closing is not None:
         ids.add(closing)
     if special.keys() >= _HARMONY:
@@ -70,8 +70,10 @@ def end_token_ids(
     return sorted(ids)
 
 
-def _closing_token(tokenizer: PreTrainedTokenizerBase, special: Mapping[str, int]) -> int | None:
-    """The special token that the chat template writes directly behind a reply."""
+def _find_closing_token(
+    tokenizer: PreTrainedTokenizerBase, special: Mapping[str, int]
+) -> int | None:
+    """Finds the special token that the chat template writes directly behind a reply."""
     if tokenizer.chat_template is None:
         return None
     messages = [{"role": "user", "content": "abc"}, {"role": "assistant", "content": _REPLY}]

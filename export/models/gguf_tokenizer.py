@@ -153,7 +153,9 @@ def _sentencepiece_tokenizer(fields: Mapping[str, Any]) -> Tokenizer:
         marks.insert(0, normalizers.Prepend(_SPACE))
     tokenizer.normalizer = normalizers.Sequence(marks)
     tokenizer.pre_tokenizer = None
-    if runs := [len(token) for token, _ in _tokens_and_kinds(fields) if token.strip(" ") == ""]:
+    if runs := [
+        len(token) for token, _ in _pair_tokens_with_kinds(fields) if token.strip(" ") == ""
+    ]:
         # Gemma's runs of spaces are words kept whole, the longest first.
         run = Regex(f"{_SPACE}{{2,{max(runs)}}}")
         tokenizer.pre_tokenizer = pre_tokenizers.Split(run, "isolated")
@@ -176,7 +178,7 @@ def _byte_level_vocabulary(fields: Mapping[str, Any]) -> dict[str, int]:
     letters = bytes_to_unicode()
     byte_letters = set(letters.values())
     vocabulary = {}
-    for index, (token, kind) in enumerate(_tokens_and_kinds(fields)):
+    for index, (token, kind) in enumerate(_pair_tokens_with_kinds(fields)):
         is_marked = kind in (_CONTROL, _USER_DEFINED)
         if not is_marked and not set(token) <= byte_letters:
             token = "".join(letters[byte] for byte in token.encode())
@@ -184,7 +186,7 @@ def _byte_level_vocabulary(fields: Mapping[str, Any]) -> dict[str, int]:
     return vocabulary
 
 
-def _tokens_and_kinds(fields: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
+def _pair_tokens_with_kinds(fields: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
     tokens = fields["tokens"]
     return zip(tokens, fields.get("token_type", [_NORMAL] * len(tokens)), strict=True)
 
@@ -200,7 +202,7 @@ def _add_marked_tokens(tokenizer: Tokenizer, fields: Mapping[str, Any]) -> None:
             special=kind == _CONTROL,
             rstrip=is_phi3 and token not in _KEEPS_SPACES,
         )
-        for token, kind in _tokens_and_kinds(fields)
+        for token, kind in _pair_tokens_with_kinds(fields)
         if (kind in (_CONTROL, _USER_DEFINED) or (is_phi3 and token == "</s>"))
         # Gemma's runs of spaces are written with SentencePiece's mark, and merged from it. Added as
         # they are, they would be new tokens, which the model does not have.

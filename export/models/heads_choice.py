@@ -25,7 +25,7 @@ class HeadsChoice:
     warnings: tuple[str, ...]
 
 
-def choose_heads(source: ModelSource, asked: str | Path | None) -> HeadsChoice:
+def choose_heads(source: ModelSource, wanted: str | Path | None) -> HeadsChoice:
     """Reads the heads of an export.
 
     By default they are the alias's, the adapter's, or those that a merged checkpoint holds beside
@@ -36,16 +36,16 @@ def choose_heads(source: ModelSource, asked: str | Path | None) -> HeadsChoice:
 
     Args:
         source: the model that was asked for.
-        asked: the heads that were asked for; `NO_HEADS` for none, None for the default.
+        wanted: the heads that were asked for; `NO_HEADS` for none, None for the default.
 
     Raises:
         HeadsError: the heads cannot be read.
         ExportError: the backbone beside the heads is quantized, or cannot be downloaded.
     """
-    found = asked if asked is not None else _own_heads(source)
-    if found is None or str(found) == NO_HEADS:
+    place = wanted if wanted is not None else _find_heads(source)
+    if place is None or str(place) == NO_HEADS:
         return HeadsChoice(source, None, ())
-    loaded = load_heads(found, read_all=False)
+    loaded = load_heads(place, read_all=False)
     if loaded.adapter is not None:
         if source.adapter is not None and source.adapter.resolve() != loaded.adapter.resolve():
             raise HeadsError(
@@ -55,7 +55,7 @@ def choose_heads(source: ModelSource, asked: str | Path | None) -> HeadsChoice:
         source = replace(source, adapter=loaded.adapter)
     warnings = loaded.warnings
     if loaded.backbone is not None:
-        if not _is_backbone(source, asked, loaded.backbone):
+        if not _is_backbone(source, wanted, loaded.backbone):
             warnings += (
                 f"the heads were trained with the backbone beside them in {loaded.backbone}; on "
                 f"{source.name} they may draft badly: --model {loaded.backbone} uses both",
@@ -68,10 +68,10 @@ def choose_heads(source: ModelSource, asked: str | Path | None) -> HeadsChoice:
     return HeadsChoice(source, loaded, warnings)
 
 
-def _own_heads(source: ModelSource) -> str | Path | None:
-    """The heads that belong to a model; None if none are known."""
-    if source.alias is not None and (found := source.alias.heads_source) is not None:
-        return found
+def _find_heads(source: ModelSource) -> str | Path | None:
+    """Finds the heads that belong to a model; None if none are known."""
+    if source.alias is not None and (place := source.alias.heads_source) is not None:
+        return place
     if source.adapter is not None and holds_heads(source.adapter):
         return source.adapter
     is_folder = source.gguf_file is None and Path(source.location).is_dir()
@@ -80,8 +80,8 @@ def _own_heads(source: ModelSource) -> str | Path | None:
     return None
 
 
-def _is_backbone(source: ModelSource, asked: str | Path | None, backbone: Path) -> bool:
+def _is_backbone(source: ModelSource, wanted: str | Path | None, backbone: Path) -> bool:
     """Whether the model is the one that the heads were found beside."""
-    if asked is None or str(asked) == source.location:
+    if wanted is None or str(wanted) == source.location:
         return True
     return Path(source.location).resolve() == backbone.resolve()

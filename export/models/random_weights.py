@@ -21,7 +21,7 @@ from medusa_trt.export.weights.streamed_model import (
     Weights,
     array_from_tensor,
     make_empty_model,
-    weights_at_hand,
+    supply_weights,
 )
 
 NUM_HEADS = 4
@@ -33,12 +33,12 @@ _PROBE_VOCAB, _PROBE_LENGTH = 64, 1024
 
 
 def load_shapes() -> dict[str, dict[str, object]]:
-    """Configs of known models by name, in transformers' terms."""
+    """Loads the configs of known models by name, in transformers' terms."""
     text = (resources.files("medusa_trt.export.models.shipped") / "model_shapes.json").read_text(
         "utf-8"
     )
-    found: dict[str, dict[str, object]] = json.loads(text)
-    return found
+    shapes: dict[str, dict[str, object]] = json.loads(text)
+    return shapes
 
 
 def config_from_name(name: str, num_layers: int | None) -> PretrainedConfig:
@@ -65,7 +65,7 @@ def config_from_name(name: str, num_layers: int | None) -> PretrainedConfig:
     if num_layers is not None:
         if not 1 <= num_layers <= config.num_hidden_layers:
             raise ExportError(f"--layers is {num_layers}: {name} has {config.num_hidden_layers}")
-        config = _cut(config, num_layers)
+        config = _cut_layers(config, num_layers)
     return config
 
 
@@ -76,7 +76,7 @@ def _folder_of(name: str) -> Path:
 
 
 def random_base_model(name: str, num_layers: int | None, dtype: torch.dtype) -> BaseModel:
-    """A model with random weights in the type that it will compute in, with a byte tokenizer.
+    """Makes a model with random weights in the type that it will compute in, with a byte tokenizer.
 
     The weights are made when they are used: no model is too large.
 
@@ -84,22 +84,22 @@ def random_base_model(name: str, num_layers: int | None, dtype: torch.dtype) -> 
         ExportError: the shape is unknown or not supported.
     """
     config = config_from_name(name, num_layers)
-    probe = _cut(config, 1)
+    probe = _cut_layers(config, 1)
     probe.vocab_size = _PROBE_VOCAB
     probe.pad_token_id = None
     with quiet_transformers():
         small, model = make_empty_model(probe), make_empty_model(config)
-    with weights_at_hand(small, _random_weights(small, torch.float32)):
+    with supply_weights(small, _make_weights(small, torch.float32)):
         refuse_unsupported(small, _PROBE_LENGTH)
     cut = "" if num_layers is None else f"-{num_layers}-layers"
     source = ModelSource(f"{_folder_of(name).resolve().name}{cut}-random", name)
-    return BaseModel(source, model, byte_tokenizer(), _random_weights(model, dtype))
+    return BaseModel(source, model, byte_tokenizer(), _make_weights(model, dtype))
 
 
 def random_heads(config: PretrainedConfig, dtype: torch.dtype) -> MedusaHeads:
-    """Heads as the published ones: one block and an unembedding of their own."""
+    """Makes heads as the published ones: one block and an unembedding of their own."""
     hidden, vocab = config.hidden_size, config.vocab_size
-    numbers = [_numbers(1 + head, dtype) for head in range(NUM_HEADS)]
+    numbers = [_draw_numbers(1 + head, dtype) for head in range(NUM_HEADS)]
     sizes = {"block0": (hidden, hidden), "unembedding": (vocab, hidden)}
 
     def empty(name: str) -> torch.Tensor:
@@ -112,44 +112,44 @@ def random_heads(config: PretrainedConfig, dtype: torch.dtype) -> MedusaHeads:
         ),
         unread={
             name: tuple(
-                _random_tensor(f"head {head} {name}", shape, own)
-                for head, own in enumerate(numbers)
+                _make_tensor(f"head {head} {name}", shape, values)
+                for head, values in enumerate(numbers)
             )
             for name, shape in sizes.items()
         },
     )
 
 
-def _random_weights(model: PreTrainedModel, dtype: torch.dtype) -> Weights:
-    """Random matrices; vectors (norms' weights) are ones."""
-    numbers = _numbers(0, dtype)
+def _make_weights(model: PreTrainedModel, dtype: torch.dtype) -> Weights:
+    """Makes random matrices; vectors (norms' weights) are ones."""
+    numbers = _draw_numbers(0, dtype)
     first_names: dict[int, str] = {}
     return {
-        name: _random_tensor(
+        name: _make_tensor(
             first_names.setdefault(id(parameter), name), tuple(parameter.shape), numbers
         )
         for name, parameter in model.named_parameters(remove_duplicate=False)
     }
 
 
-def _random_tensor(key: str, shape: tuple[int, ...], numbers: Array) -> LazyTensor:
-    return LazyTensor(partial(_filled, shape, numbers), shape, ("random", key))
+def _make_tensor(key: str, shape: tuple[int, ...], numbers: Array) -> LazyTensor:
+    return LazyTensor(partial(_fill_shape, shape, numbers), shape, ("random", key))
 
 
-def _numbers(seed: int, dtype: torch.dtype) -> Array:
+def _draw_numbers(seed: int, dtype: torch.dtype) -> Array:
     generator = torch.Generator().manual_seed(seed)
     return array_from_tensor((_SCALE * torch.randn(_PERIOD, generator=generator)).to(dtype))
 
 
-def _filled(shape: tuple[int, ...], numbers: Array) -> Array:
-    """The numbers over and over; ones for a vector."""
+def _fill_shape(shape: tuple[int, ...], numbers: Array) -> Array:
+    """Repeats the numbers over a matrix; a vector gets ones."""
     if len(shape) == 1:
         return np.ones(shape, numbers.dtype)
     return np.resize(numbers, shape)
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:
-    """One token a byte, and an end token: stands in for a tokenizer that is not at hand."""
+    """Makes a tokenizer of one token a byte and an end token, where no other is at hand."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocab = {symbol: index for index, symbol in enumerate(alphabet)} | {"</s>": len(alphabet)}
     tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
@@ -158,7 +158,7 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>")
 
 
-def _cut(config: PretrainedConfig, num_layers: int) -> PretrainedConfig:
+def _cut_layers(config: PretrainedConfig, num_layers: int) -> PretrainedConfig:
     config = copy.deepcopy(config)
     config.num_hidden_layers = num_layers
     if getattr(config, "layer_types", None):

@@ -38,15 +38,15 @@ def refuse_unread(
         for name, module in model.named_modules()
         if name.rpartition(".")[2].isdigit() or any(True for _ in module.parameters(recurse=False))
     )
-    found = [
+    unread = [
         name
         for name in names
         if name.startswith(layers)
         and not _HARMLESS.search(name)
         and not (name.endswith(".bias") and is_zero(name))
     ]
-    if found:
+    if unread:
         raise ExportError(
             f"{location} has weights that a {model.config.model_type} model of its config does not "
-            f"use: {join_names(found)}; correct the config, or give another model"
+            f"use: {join_names(unread)}; correct the config, or give another model"
         )

@@ -26,7 +26,7 @@ def read_constant(value: ir.Value | None) -> ir.TensorProtocol | None:
 
 def add_initializer(graph: ir.Graph, name: str, tensor: ir.TensorProtocol) -> ir.Value:
     """Adds a constant to a graph."""
-    named = as_lazy_tensor(tensor).named(name)
+    named = as_lazy_tensor(tensor).rename(name)
     value = ir.Value(
         name=name,
         shape=ir.Shape(named.sizes),

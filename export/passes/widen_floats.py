@@ -26,7 +26,7 @@ class WidenFloatsPass(CheckedPass):
             if value.dtype in _NARROW:
                 value.dtype = ir.DataType.FLOAT
                 if value.const_value is not None and value.is_initializer():
-                    value.const_value = as_lazy_tensor(value.const_value).in_type(ir.DataType.FLOAT)
+                    value.const_value = as_lazy_tensor(value.const_value).convert(ir.DataType.FLOAT)
         for node in graph:
             for name, attribute in node.attributes.items():
                 if attribute.type == ir.AttributeType.TENSOR:

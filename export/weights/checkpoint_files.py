@@ -59,7 +59,7 @@ class Checkpoint:
         parts: dict[str, list[torch.Tensor]] = {key: [] for key in keys}
         for file in dict.fromkeys(file for key in keys for file in self.files[key]):
             stored = {key: self.tied.get(key, key) for key in keys if file in self.files[key]}
-            tensors = self._tensors(file, list(stored.values()))
+            tensors = self._load_tensors(file, list(stored.values()))
             for key, stored_key in stored.items():
                 parts[key].append(tensors[stored_key])
         return {
@@ -67,12 +67,12 @@ class Checkpoint:
             for key, pieces in parts.items()
         }
 
-    def _tensors(self, file: Path, keys: list[str]) -> dict[str, torch.Tensor]:
+    def _load_tensors(self, file: Path, keys: list[str]) -> dict[str, torch.Tensor]:
         if not file.is_file():
             raise HeadsError(f"{self.path} lists a file that is not there: {file.name}")
         if file.suffix != ".safetensors" and file not in self._pickled:
-            self._pickled[file] = _tensors_from_pickle(file)
-        present = self._pickled[file].keys() if file in self._pickled else _keys_of(file)[0]
+            self._pickled[file] = _read_pickle(file)
+        present = self._pickled[file].keys() if file in self._pickled else _read_keys(file)[0]
         if missing := set(keys) - set(present):
             raise HeadsError(f"{file} lacks keys that {self.path} lists: {join_names(missing)}")
         if file in self._pickled:
@@ -81,7 +81,7 @@ class Checkpoint:
             with safe_open(file, "pt") as opened:
                 return {key: opened.get_tensor(key) for key in keys}
         except Exception as error:  # The reader raises almost anything for a damaged file.
-            raise _unreadable(file, error) from error
+            raise _make_unreadable_error(file, error) from error
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
@@ -94,13 +94,13 @@ def open_checkpoint(path: Path) -> Checkpoint:
     Raises:
         HeadsError: no such file, a damaged one, or a pickle with more than tensors in it.
     """
-    path = _file_from_path(path)
+    path = _find_file(path)
     if path.name.endswith(_INDEX_SUFFIX):
         return _open_index(path)
     if path.suffix != ".safetensors":
-        tensors = _tensors_from_pickle(path)
+        tensors = _read_pickle(path)
         return Checkpoint(path, dict.fromkeys(tensors, (path,)), {}, {path: tensors})
-    keys, tied = _keys_of(path)
+    keys, tied = _read_keys(path)
     files: tuple[Path, ...] = (path,)
     if _RANK.fullmatch(path.name):
         ranks = {int(m[1]): f for f in path.parent.iterdir() if (m := _RANK.fullmatch(f.name))}
@@ -117,7 +117,7 @@ def json_from_file(path: Path) -> dict[str, object]:
     try:
         content = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
-        raise HeadsError(f"{path} is not JSON: {_first_line(error)}") from error
+        raise HeadsError(f"{path} is not JSON: {_get_first_line(error)}") from error
     if not isinstance(content, dict):
         raise HeadsError(f"{path} is not a JSON object: it holds a {type(content).__name__}")
     return content
@@ -134,7 +134,7 @@ def _open_index(path: Path) -> Checkpoint:
     return Checkpoint(path, {key: (path.parent / name,) for key, name in weight_map.items()})
 
 
-def _file_from_path(path: Path) -> Path:
+def _find_file(path: Path) -> Path:
     if path.is_file():
         return path
     for name in FILE_NAMES:
@@ -152,17 +152,17 @@ def _file_from_path(path: Path) -> Path:
     raise HeadsError(f"{path} holds none of {', '.join(FILE_NAMES)}{several}")
 
 
-def _keys_of(file: Path) -> tuple[list[str], dict[str, str]]:
+def _read_keys(file: Path) -> tuple[list[str], dict[str, str]]:
     """Reads the keys of a safetensors file, and which left-out key is tied to which key."""
     try:
         with safe_open(file, "pt") as opened:
             keys, metadata = list(opened.keys()), opened.metadata() or {}
     except Exception as error:  # The reader raises almost anything for a damaged file.
-        raise _unreadable(file, error) from error
+        raise _make_unreadable_error(file, error) from error
     return keys, {left: kept for left, kept in metadata.items() if kept in keys}
 
 
-def _tensors_from_pickle(file: Path) -> dict[str, torch.Tensor]:
+def _read_pickle(file: Path) -> dict[str, torch.Tensor]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter(
@@ -177,7 +177,7 @@ def _tensors_from_pickle(file: Path) -> dict[str, torch.Tensor]:
             "not safe to load; save the tensors as .safetensors"
         ) from error
     except Exception as error:  # The reader raises almost anything for a damaged file.
-        raise _unreadable(file, error) from error
+        raise _make_unreadable_error(file, error) from error
     if not isinstance(loaded, dict) or not all(
         isinstance(key, str) and torch.is_tensor(value) for key, value in loaded.items()
     ):
@@ -185,10 +185,10 @@ def _tensors_from_pickle(file: Path) -> dict[str, torch.Tensor]:
     return loaded
 
 
-def _unreadable(file: Path, error: Exception) -> HeadsError:
-    reason = f"{type(error).__name__}: {_first_line(error)}"
+def _make_unreadable_error(file: Path, error: Exception) -> HeadsError:
+    reason = f"{type(error).__name__}: {_get_first_line(error)}"
     return HeadsError(f"cannot read heads from {file}: {reason}")
 
 
-def _first_line(error: BaseException) -> str:
+def _get_first_line(error: BaseException) -> str:
     return str(error).strip().split("\n")[0]

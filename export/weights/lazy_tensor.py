@@ -47,7 +47,7 @@ class LazyTensor(ir.LazyTensor):
             sources: see the attribute; by default its own name.
             quantization: see the attribute.
         """
-        super().__init__(self._converted, dtype, ir.Shape(shape), name=name)
+        super().__init__(self._convert, dtype, ir.Shape(shape), name=name)
         self.stored = stored
         self.key = key
         self.sources = tuple(sources) or ((name,) if name else ())
@@ -58,11 +58,11 @@ class LazyTensor(ir.LazyTensor):
         """The shape as numbers."""
         return tuple(self.shape.numpy())
 
-    def named(self, name: str) -> "LazyTensor":
+    def rename(self, name: str) -> "LazyTensor":
         """Makes the same tensor with another name."""
         return self._copy(self.dtype, name)
 
-    def in_type(self, dtype: ir.DataType) -> "LazyTensor":
+    def convert(self, dtype: ir.DataType) -> "LazyTensor":
         """Makes the same tensor with another data type in the graph."""
         return self._copy(dtype, self.name)
 
@@ -71,7 +71,7 @@ class LazyTensor(ir.LazyTensor):
             self.stored, self.sizes, self.key, dtype, name, self.sources, self.quantization
         )
 
-    def _converted(self) -> ir.TensorProtocol:
+    def _convert(self) -> ir.TensorProtocol:
         array = self.stored()
         dtype = self.dtype.numpy()
         return ir.tensor(np.ascontiguousarray(array, dtype), name=self.name)

@@ -96,7 +96,7 @@ def packing_from_config(config: Mapping[str, Any]) -> Packing | None:
         bits, unpack = config.get("bits", config.get("w_bit")), _unpack_awq
         suffixes, optional = ("qweight", "qzeros", "scales"), ()
     elif method == "compressed-tensors" and config.get("format") == "pack-quantized":
-        scheme = _compressed_scheme(config)
+        scheme = _read_compressed_scheme(config)
         bits, size, unpack = scheme.get("num_bits"), scheme.get("group_size"), _unpack_compressed
         suffixes = ("weight_packed", "weight_scale", "weight_shape", "weight_g_idx")
         optional = ("weight_g_idx",)
@@ -127,7 +127,7 @@ def _layer_pattern(name: str) -> str:
     return name.removeprefix("+:") if is_expression else f"{re.escape(name)}$"
 
 
-def _compressed_scheme(config: Mapping[str, Any]) -> Mapping[str, Any]:
+def _read_compressed_scheme(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """Reads the scheme that compressed-tensors names for the weights."""
     groups = list(config.get("config_groups", {}).values())
     schemes: list[dict[str, Any]] = [group.get("weights") or {} for group in groups]
@@ -161,7 +161,7 @@ def _unpack_gptq_v2(tensors: Tensors, packing: Packing) -> Array:
     codes = _unpack_codes(tensors["qweight"].T, packing.bits).T
     zeros = _unpack_codes(tensors["qzeros"], packing.bits)
     scales = tensors["scales"].astype(np.float32)
-    group = _group_of_input(len(codes), len(scales), packing, tensors.get("g_idx"))
+    group = _find_groups(len(codes), len(scales), packing, tensors.get("g_idx"))
     weight: Array = ((codes - zeros[group]) * scales[group]).T
     return weight
 
@@ -175,7 +175,7 @@ def _unpack_awq(tensors: Tensors, packing: Packing) -> Array:
     )
     scales = tensors["scales"].astype(np.float32)
     codes, zeros = codes.reshape(len(codes), -1), zeros.reshape(len(zeros), -1)
-    group = _group_of_input(len(codes), len(scales), packing)
+    group = _find_groups(len(codes), len(scales), packing)
     weight: Array = ((codes - zeros[group]) * scales[group]).T
     return weight
 
@@ -191,17 +191,17 @@ def _unpack_compressed(tensors: Tensors, packing: Packing) -> Array:
     order = tensors.get("weight_g_idx")
     if order is not None and (order < 0).all():  # as it is written where there is no order
         order = None
-    group = _group_of_input(num_inputs, scales.shape[1], packing, order)
+    group = _find_groups(num_inputs, scales.shape[1], packing, order)
     if "weight_zero_point" in tensors:
         zeros = _unpack_codes(tensors["weight_zero_point"].T, packing.bits).T[:num_outputs] - middle
         codes = codes - zeros[:, group]
     return codes * scales[:, group]
 
 
-def _group_of_input(
+def _find_groups(
     num_inputs: int, num_groups: int, packing: Packing, stored: Array | None = None
 ) -> Array:
-    """(K,): which scale each input has. The last group may be smaller than the others.
+    """Finds the scale of each input, (K,). The last group may be smaller than the others.
 
     Raises:
         ExportError: the groups are not those of the config.
@@ -220,7 +220,7 @@ def _group_of_input(
 
 
 def _unpack_codes(packed: Array, bits: int) -> Array:
-    """(rows, n) int32 → (rows, n * 32 / bits) int32, from the low end of each integer."""
+    """Unpacks (rows, n) int32 to (rows, n * 32 / bits) int32, from the low end of each integer."""
     shifts = np.arange(0, 32, bits, dtype=np.uint32)
     unsigned = np.ascontiguousarray(packed).view(np.uint32)
     codes = (unsigned[..., None] >> shifts) & ((1 << bits) - 1)

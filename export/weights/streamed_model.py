@@ -22,7 +22,7 @@ _PART_SIZE = 1 << 24
 """Elements of a linear layer that are converted to float32 at a time."""
 
 Weights = Mapping[str, LazyTensor]
-"""The weights of a model by parameter name; tied weights appear under each of their names."""
+"""Weights of a model by parameter name; tied weights appear under each of their names."""
 
 
 def make_empty_model(config: PretrainedConfig) -> PreTrainedModel:
@@ -55,15 +55,15 @@ def load_weights(model: PreTrainedModel, weights: Weights) -> None:
     model.tie_weights()
 
 
-def in_type(
+def convert_model(
     model: PreTrainedModel, weights: Weights, dtype: torch.dtype
 ) -> tuple[PreTrainedModel, Weights]:
-    """Makes a model of another data type for tracing, with its weights.
+    """Converts a model and its weights to another data type, for tracing.
 
     Only the shapes of its parameters matter: tracing does not read their values.
     """
     kind = ir.DataType.from_numpy(np.dtype(str(dtype).removeprefix("torch.")))
-    weights = {name: weight.in_type(kind) for name, weight in weights.items()}
+    weights = {name: weight.convert(kind) for name, weight in weights.items()}
     if model.dtype == dtype:
         return model, weights
     empty: dict[int, object] = {}
@@ -90,7 +90,7 @@ def array_from_tensor(tensor: torch.Tensor) -> Array:
 
 
 @contextmanager
-def weights_at_hand(model: PreTrainedModel, weights: Weights) -> Iterator[None]:
+def supply_weights(model: PreTrainedModel, weights: Weights) -> Iterator[None]:
     """Lets a model without weights in memory run inside the block.
 
     A model with its weights in memory is left as it is.

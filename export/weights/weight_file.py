@@ -38,7 +38,7 @@ class WeightFile:
                 if tensor is None or tensor.nbytes <= _INLINE_LIMIT_BYTES:
                     continue
                 source = as_lazy_tensor(tensor)
-                key = source.dtype, _content(source)
+                key = source.dtype, _make_content_key(source)
                 if key not in self._written:
                     self._written[key] = self._append(file, source, value.name or "")
                 value.const_value = self._written[key]
@@ -63,8 +63,8 @@ class WeightFile:
         )
 
 
-def _content(tensor: LazyTensor) -> Hashable:
-    """A key that equal weights share: their recipe, or the bytes of weights already in memory."""
+def _make_content_key(tensor: LazyTensor) -> Hashable:
+    """Makes a key that equal weights share: their recipe, or the bytes of those in memory."""
     if isinstance(tensor.key, tuple) and tensor.key[0] == "memory":
         return tensor.sizes, sha256(tensor.tobytes()).digest()
     return tensor.key

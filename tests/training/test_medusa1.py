@@ -11,7 +11,7 @@ from support.ruled_data import NOISE, A, B, V, make_ruled_split, quick_options
 from support.tiny_models import llama_config, save_tiny_model
 
 from medusa_trt.errors import TrainingError
-from medusa_trt.export.heads.medusa_heads import embedding_of
+from medusa_trt.export.heads.medusa_heads import get_embedding
 from medusa_trt.export.models.base_model import BaseModel
 from medusa_trt.training.backbone import describe_precision, get_unembedding, load_backbone
 from medusa_trt.training.data.distillation import generate_data
@@ -111,7 +111,7 @@ def test_heads_learn_on_a_quantized_backbone_that_stays_as_it_is(
         assert torch.equal(base.model(ids).logits, logits)
     packed = {"8bit": torch.int8, "4bit": torch.uint8}[quantization]
     assert base.model.model.layers[1].mlp.up_proj.weight.dtype == packed
-    assert get_unembedding(base.model).dtype == embedding_of(base.model).dtype == torch.float32
+    assert get_unembedding(base.model).dtype == get_embedding(base.model).dtype == torch.float32
     assert describe_precision(base.model) == f"{quantization} float32"
     before = {name: value.clone() for name, value in base.model.named_parameters()}
     split = make_ruled_split(base, 0.0, has_features=False)

@@ -10,7 +10,7 @@ from support.tiny_models import VOCAB_SIZE
 from transformers import AutoModelForCausalLM
 
 from medusa_trt.export.heads.loading import load_heads
-from medusa_trt.export.heads.medusa_heads import embedding_of
+from medusa_trt.export.heads.medusa_heads import get_embedding
 from medusa_trt.export.models.base_model import BaseModel
 from medusa_trt.training.backbone import get_unembedding
 from medusa_trt.training.medusa2 import (
@@ -62,7 +62,7 @@ def adapted_module(base: BaseModel) -> HeadsOnBackbone:
         shape,
         DraftVocabulary(None, VOCAB_SIZE),
         get_unembedding(base.model),
-        embedding_of(base.model),
+        get_embedding(base.model),
     )
     return HeadsOnBackbone(
         adapted,

@@ -7,7 +7,7 @@ from support.reference import training as reference
 from support.reply_rows import VOCAB
 from support.tiny_models import llama_config, random_model
 
-from medusa_trt.export.heads.medusa_heads import embedding_of
+from medusa_trt.export.heads.medusa_heads import get_embedding
 from medusa_trt.training.objectives import HeadsOnBackbone, kl_divergence
 from medusa_trt.training.options import HeadsShape, TrainOptions
 from medusa_trt.training.targets import DraftVocabulary
@@ -21,7 +21,7 @@ def test_padding_and_user_turns_never_enter_the_loss() -> None:
     shape = HeadsShape(num_heads=3, num_layers=2)
     unembedding = model.get_output_embeddings().weight.detach()
     vocabulary = DraftVocabulary(None, VOCAB)
-    heads = TrainableHeads(shape, vocabulary, unembedding, embedding_of(model))
+    heads = TrainableHeads(shape, vocabulary, unembedding, get_embedding(model))
     for parameter in heads.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
     options = TrainOptions(shape=shape, soft_weight=0.0)

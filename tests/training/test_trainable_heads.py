@@ -2,10 +2,10 @@
 
 import pytest
 import torch
+from support.checkpoints.checkpoint_tensors import heads_from_tensors
 from support.ruled_data import V
 
 from medusa_trt.export.graphs.heads_module import HeadsModule
-from medusa_trt.export.heads.head_checkpoint import heads_from_tensors
 from medusa_trt.training.options import HeadsShape
 from medusa_trt.training.targets import DraftVocabulary
 from medusa_trt.training.trainable_heads import TrainableHeads, shape_from_heads, tensors_from_heads

@@ -154,7 +154,7 @@ def train_heads_alone(arguments: HeadsArguments) -> None:
         MedusaError: the model or the data cannot be read, or the folder holds another run.
     """
     _check_packages()
-    from medusa_trt.export.heads.head_checkpoint import heads_from_path
+    from medusa_trt.export.heads.loading import heads_from_path
     from medusa_trt.training.backbone import load_backbone
     from medusa_trt.training.data.shards import read_spec
     from medusa_trt.training.medusa1 import load_split, train_heads
@@ -183,7 +183,7 @@ def train_jointly(arguments: JointArguments) -> None:
     _check_packages(with_adapters=True)
     import torch
 
-    from medusa_trt.export.heads.head_checkpoint import heads_from_path
+    from medusa_trt.export.heads.loading import heads_from_path
     from medusa_trt.training.backbone import load_backbone
     from medusa_trt.training.data.shards import read_spec
     from medusa_trt.training.medusa1 import load_split
@@ -214,7 +214,7 @@ def measure(arguments: MeasureArguments) -> None:
     _check_packages()
     import torch
 
-    from medusa_trt.export.heads.head_checkpoint import heads_from_path
+    from medusa_trt.export.heads.loading import heads_from_path
     from medusa_trt.training.backbone import load_backbone
     from medusa_trt.training.measurement import (
         generate_replies,

@@ -4,6 +4,7 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 import torch
+from support.checkpoints.checkpoint_tensors import heads_from_tensors
 from support.tiny_models import (
     HIDDEN_SIZE,
     VOCAB_SIZE,
@@ -12,7 +13,6 @@ from support.tiny_models import (
 
 from medusa_trt.export.graphs.heads_graph import trace_heads_module
 from medusa_trt.export.graphs.heads_module import HeadsModule
-from medusa_trt.export.heads.head_checkpoint import heads_from_tensors
 from medusa_trt.runtime import tensors as names
 
 

@@ -2,12 +2,9 @@
 
 import warnings
 from pathlib import Path
-from typing import get_args
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from support.checkpoints.head_files import WRITERS, Tensors, all_tensors, config_of
 from support.tiny_models import HIDDEN_SIZE, VOCAB_SIZE, head_tensors
 
@@ -15,14 +12,6 @@ from medusa_trt.errors import HeadsError
 from medusa_trt.export.head_conversion.options import ConvertOptions
 from medusa_trt.export.head_conversion.saving import convert_heads
 from medusa_trt.export.heads.formats import FORMATS
-from medusa_trt.export.heads.key_layouts import (
-    SEQUENTIAL,
-    TENSORRT_LLM,
-    VLLM,
-    HeadKey,
-    KeyLayout,
-    Part,
-)
 from medusa_trt.export.heads.loading import load_heads
 
 OWN = [
@@ -154,31 +143,3 @@ def test_what_a_format_cannot_hold_is_named(to: str, tiny_model: Path, tmp_path:
         with pytest.raises(HeadsError, match=r"tgi-v2 cannot hold 2 layers a head"):
             convert(deep, to, output, tiny_model)
     assert not output.exists()
-
-
-LAYOUT_NAMES = st.builds(
-    HeadKey,
-    st.sampled_from(get_args(Part)),
-    st.sampled_from(["weight", "bias", "weight_scale", "input_scale"]),
-    st.integers(0, 9999),
-    st.integers(0, 9999),
-)
-
-
-@settings(max_examples=300, deadline=None)
-@given(layout=st.sampled_from([SEQUENTIAL, VLLM, TENSORRT_LLM]), key=LAYOUT_NAMES)
-def test_a_layout_reads_the_names_that_it_writes(layout: KeyLayout, key: HeadKey) -> None:
-    template = getattr(layout, key.part)
-    allowed = {"block": 4, "projection": 2, "root_map": 2, "token_map": 1}.get(key.part, 4)
-    kinds = ["weight", "bias", "weight_scale", "input_scale"][:allowed]
-    if "unembedding" in key.part:
-        kinds.remove("bias")
-    if template is None or key.kind not in kinds:
-        return
-    wanted = key._replace(
-        head=key.head if "{head}" in template else None,
-        layer=key.layer if "{layer}" in template else None,
-    )
-    assert layout.parse(layout.key(key)) == wanted
-    assert layout.parse("x." + layout.key(key)) is None
-    assert layout.parse(layout.key(key) + "\n") is None

@@ -2,7 +2,6 @@
 
 import json
 import math
-import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -10,7 +9,14 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from support.checkpoints.head_files import WRITERS, Tensors, all_tensors, vllm, write_json
+from support.checkpoints.head_files import (
+    Tensors,
+    all_tensors,
+    change_config,
+    vllm,
+    write_heads,
+    write_json,
+)
 from support.reference.heads import head_logits
 from support.tiny_models import HIDDEN_SIZE, VOCAB_SIZE, head_tensors
 
@@ -47,17 +53,6 @@ def assert_drafts_like(heads: MedusaHeads, tensors: Mapping[str, torch.Tensor]) 
     assert np.abs(logits(heads) - expected(tensors)).max() <= MAX_LOGIT_DIFFERENCE
 
 
-def written(name: str, folder: Path, tensors: Tensors, model: Path) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    WRITERS[name](folder, tensors, model)
-    return folder
-
-
-def change_config(folder: Path, **values: object) -> None:
-    path = folder / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | values))
-
-
 @pytest.mark.parametrize("per_row", [False, True])
 def test_fp8_weights_of_modelopt_are_multiplied_with_their_scales(
     per_row: bool, tiny_model: Path, tmp_path: Path
@@ -75,7 +70,7 @@ def test_fp8_weights_of_modelopt_are_multiplied_with_their_scales(
         stored[key.replace("weight", "weight_scale")] = scale
         stored[key.replace("weight", "input_scale")] = torch.tensor(0.5)
         tensors[key] = quantized.float() * scale.reshape(-1, 1)
-    folder = written("modelopt", tmp_path / "heads", stored, tiny_model)
+    folder = write_heads("modelopt", tmp_path / "heads", stored, tiny_model)
     loaded = load_heads(folder)
     assert (loaded.format, loaded.dtype, loaded.warnings) == (
         "modelopt",
@@ -104,7 +99,7 @@ def test_scales_without_fp8_weights_and_fp8_without_scales_are_refused(tmp_path:
 
 def test_ranks_of_tensorrt_llm_are_joined(tiny_model: Path, tmp_path: Path) -> None:
     tensors = content()
-    folder = written("tensorrt-llm", tmp_path / "heads", tensors, tiny_model)
+    folder = write_heads("tensorrt-llm", tmp_path / "heads", tensors, tiny_model)
     whole = load_file(folder / "rank0.safetensors")
     whole["transformer.vocab_embedding.weight"] = torch.zeros(4, 2)
     whole["lm_head.weight"] = torch.zeros(4, 2)
@@ -199,43 +194,6 @@ def test_vllm_cuts_full_unembeddings_to_the_map_and_scales_logits(tmp_path: Path
         load_heads(tmp_path)
 
 
-CONTRADICTIONS: dict[str, tuple[dict[str, object], str]] = {
-    "fasterdecoding": ({"medusa_num_heads": 5}, "medusa_num_heads 5 where the tensors have 2"),
-    "tgi-v1": ({"medusa_num_layers": 2}, "medusa_num_layers 2 where the tensors have 1"),
-    "vllm": ({"num_hidden_layers": 4}, "num_hidden_layers 4 where the tensors have 1"),
-    "tensorrt-llm": ({"num_medusa_heads": 3}, "num_medusa_heads 3 where the tensors have 2"),
-    "modelopt": ({"medusa": {"num_medusa_heads": 4}}, r"medusa\.num_medusa_heads 4 where .* 2"),
-    "mlc": ({"hidden_size": 65, "vocab_size": 1}, r"hidden_size 65 .* 64 and vocab_size 1 .* 300"),
-    "rtp-llm": (
-        {"medusa_config": {"medusa_num_layers": 7}},
-        r"medusa_config\.medusa_num_layers 7 where",
-    ),
-    "fasterdecoding-merged": ({"medusa_num_heads": 3}, "medusa_num_heads 3 where"),
-}
-
-
-@pytest.mark.parametrize("name", CONTRADICTIONS)
-def test_a_config_that_contradicts_gives_one_warning(
-    name: str, tiny_model: Path, tmp_path: Path
-) -> None:
-    values, message = CONTRADICTIONS[name]
-    folder = written(name, tmp_path / "heads", content(), tiny_model)
-    change_config(folder, **values)
-    loaded = load_heads(folder)
-    assert (loaded.heads.num_heads, loaded.heads.num_layers) == (2, 1)
-    (warning,) = loaded.warnings
-    assert re.search(message, warning)
-    assert warning.endswith(": using the tensors") and "\n" not in warning
-
-
-def test_vllm_options_that_contradict(tmp_path: Path) -> None:
-    vllm(tmp_path, content(), tmp_path)
-    change_config(tmp_path, medusa_fc_bias=False, truncated_vocab_size=5)
-    (warning,) = load_heads(tmp_path).warnings
-    for key in ("medusa_fc_bias False", "truncated_vocab_size 5"):
-        assert key in warning
-
-
 def test_vllms_original_lm_head_sets_the_other_unembeddings_aside(tmp_path: Path) -> None:
     tensors = content()
     vllm(tmp_path, tensors, tmp_path)
@@ -262,7 +220,7 @@ def test_vllm_ignores_a_token_map_without_a_truncated_vocabulary(tmp_path: Path)
 def test_errors_use_the_files_own_names(
     name: str, what: str, tiny_model: Path, tmp_path: Path
 ) -> None:
-    folder = written(name, tmp_path / "heads", content(), tiny_model)
+    folder = write_heads(name, tmp_path / "heads", content(), tiny_model)
     layers = {"vllm": "blocks.1.layers.0", "tensorrt-llm": "medusa_heads.1.medusa_layers.0.linear"}
     prefixes = {
         "modelopt": "medusa_heads.",
@@ -337,33 +295,6 @@ def test_failed_trainings_are_refused(value: float, tmp_path: Path) -> None:
         load_heads(tmp_path, read_all=False)
 
 
-@pytest.mark.parametrize("vocab_size", [VOCAB_SIZE, None])
-@pytest.mark.parametrize("file", ["heads.safetensors", "heads.pt"])
-def test_matrices_stay_in_their_file(vocab_size: int | None, file: str, tmp_path: Path) -> None:
-    tensors = head_tensors(num_heads=3, num_layers=2, vocab_size=vocab_size)
-    generator = torch.Generator().manual_seed(7)
-    for head in range(3):
-        for name, width in (("projection", HIDDEN_SIZE), ("root_map", 2 * HIDDEN_SIZE)):
-            weight = torch.randn(HIDDEN_SIZE, width, generator=generator)
-            tensors[f"{head}.{name}.weight"] = weight
-            tensors[f"{head}.{name}.bias"] = weight[:, 0].clone()
-    tensors = {key: tensor.half() for key, tensor in tensors.items()}
-    save = save_file if file.endswith(".safetensors") else torch.save
-    save(tensors, tmp_path / file)
-    heads = load_heads(tmp_path, read_all=False).heads
-    keys = {"root_map": "root_map", "block0": "0.linear", "block1": "1.linear"}
-    keys |= {"projection": "projection"} | ({"unembedding": "2"} if vocab_size else {})
-    assert heads.unread.keys() == keys.keys()
-    for name, unread in heads.unread.items():
-        for head, tensor in enumerate(unread):
-            expected = tensors[f"{head}.{keys[name]}.weight"].numpy()
-            assert tensor.stored().dtype == np.float16
-            assert np.array_equal(tensor.stored(), expected)
-    for each in heads.heads:
-        assert all(map_.weight.is_meta for map_ in each.maps)
-        assert each.unembedding is None or each.unembedding.is_meta
-
-
 def test_a_model_without_heads_is_named_as_one(tiny_model: Path, tmp_path: Path) -> None:
     with pytest.raises(HeadsError, match=r"holds no Medusa heads, only \d+ tensors of a model"):
         load_heads(tiny_model)
@@ -387,7 +318,7 @@ def test_old_adapters_with_modules_to_save_in_their_keys(tmp_path: Path) -> None
 
 
 def test_reading_leaves_the_files_alone(tiny_model: Path, tmp_path: Path) -> None:
-    folder = written("modelopt", tmp_path / "heads", content(), tiny_model)
+    folder = write_heads("modelopt", tmp_path / "heads", content(), tiny_model)
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     load_heads(folder)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before

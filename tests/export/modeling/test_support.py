@@ -25,7 +25,7 @@ from medusa_trt.export.modeling.rotary import fixed_rotary
 from medusa_trt.export.modeling.support import needs_general_attention, refuse_unsupported
 from medusa_trt.export.models.base_model import open_base_model
 from medusa_trt.export.models.source import source_from_name
-from medusa_trt.export.weights.streamed_model import weights_at_hand
+from medusa_trt.export.weights.streamed_model import supply_weights
 
 
 def test_watching_a_model_leaves_it_as_it_was() -> None:
@@ -133,5 +133,5 @@ def test_weights_that_are_read_past_their_layers_are_named(tmp_path: Path) -> No
     )
     base = open_base_model(source_from_name(str(save_tiny_model(tmp_path / "gemma", gemma))))
     message = "gemma3n_text models with weights that are read outside the call of their layer"
-    with weights_at_hand(base.model, base.weights), pytest.raises(ExportError, match=message):
+    with supply_weights(base.model, base.weights), pytest.raises(ExportError, match=message):
         refuse_unsupported(base.model, MAX_LENGTH)

@@ -17,7 +17,7 @@ from medusa_trt.export.models.base_model import load_base_model, open_base_model
 from medusa_trt.export.models.gguf import read_gguf
 from medusa_trt.export.models.gguf_config import complete_config
 from medusa_trt.export.models.source import source_from_name
-from medusa_trt.export.weights.streamed_model import weights_at_hand
+from medusa_trt.export.weights.streamed_model import supply_weights
 
 TOKENS = torch.arange(40)[None] * 7
 Add = Callable[[GGUFWriter], None]
@@ -71,7 +71,7 @@ def test_rotations_are_those_of_the_file(
     assert all(parameter.is_meta == is_large for parameter in base.model.parameters())
     expected = random_model(expected_config)
     expected.load_state_dict(load_base_model(source).model.state_dict())
-    with torch.no_grad(), weights_at_hand(base.model, base.weights):
+    with torch.no_grad(), supply_weights(base.model, base.weights):
         assert torch.allclose(base.model(TOKENS).logits, expected(TOKENS).logits, atol=1e-4)
 
 

@@ -20,7 +20,7 @@ from medusa_trt.errors import ExportError
 from medusa_trt.export.models.base_model import open_base_model
 from medusa_trt.export.models.source import source_from_name
 from medusa_trt.export.weights.packed_weights import packing_from_config
-from medusa_trt.export.weights.streamed_model import weights_at_hand
+from medusa_trt.export.weights.streamed_model import supply_weights
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -43,7 +43,7 @@ def test_packed_checkpoints_are_what_they_stand_for(name: str, tmp_path: Path) -
     pack_checkpoint(folder, method, grids)
     base = open_base_model(source_from_name(str(folder)))
     tokens = torch.arange(40)[None]
-    with torch.no_grad(), weights_at_hand(base.model, base.weights):
+    with torch.no_grad(), supply_weights(base.model, base.weights):
         assert torch.allclose(base.model(tokens).logits, exact(tokens).logits, atol=1e-4)
 
 

@@ -2,9 +2,7 @@
 
 from pathlib import Path
 
-import ml_dtypes
 import numpy as np
-import onnx_ir as ir
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -17,15 +15,7 @@ from medusa_trt.export.models.checkpoint_weights import weights_from_checkpoint
 from medusa_trt.export.models.gguf_weights import weights_from_gguf
 from medusa_trt.export.models.source import source_from_name
 from medusa_trt.export.weights import streamed_model
-from medusa_trt.export.weights.lazy_tensor import (
-    Array,
-    LazyTensor,
-    as_lazy_tensor,
-    concatenate_tensors,
-    transpose_tensor,
-)
-from medusa_trt.export.weights.streamed_model import make_empty_model, weights_at_hand
-from medusa_trt.export.weights.weight_file import WeightFile
+from medusa_trt.export.weights.streamed_model import make_empty_model, supply_weights
 
 TOKENS = torch.arange(40)[None] * 7
 
@@ -33,7 +23,7 @@ TOKENS = torch.arange(40)[None] * 7
 def streamed_logits(folder: Path) -> torch.Tensor:
     base = open_base_model(source_from_name(str(folder)))
     assert all(parameter.is_meta for parameter in base.model.parameters())
-    with torch.no_grad(), weights_at_hand(base.model, base.weights):
+    with torch.no_grad(), supply_weights(base.model, base.weights):
         logits: torch.Tensor = base.model(TOKENS).logits
     assert all(parameter.is_meta for parameter in base.model.parameters())
     return logits
@@ -116,60 +106,6 @@ def test_an_index_may_not_point_outside_its_folder(tmp_path: Path) -> None:
         weights_from_checkpoint(make_empty_model(llama_config()), str(folder))
 
 
-def test_recipes_give_what_numpy_does_and_know_equal_ones() -> None:
-    rng = np.random.default_rng(0)
-    arrays = [rng.normal(size=(3, 4)).astype(ml_dtypes.bfloat16) for _ in range(2)]
-    tensors = [
-        LazyTensor(array.view, (3, 4), ("file", index)) for index, array in enumerate(arrays)
-    ]
-    joined = concatenate_tensors([transpose_tensor(tensor) for tensor in tensors], axis=1)
-    expected = np.concatenate([array.T for array in arrays], axis=1).astype(np.float32)
-    assert np.array_equal(joined.numpy(), expected) and joined.sizes == expected.shape
-    assert joined.numpy().dtype == np.float32
-    again = concatenate_tensors([transpose_tensor(tensor) for tensor in tensors], axis=1)
-    assert again.key == joined.key != concatenate_tensors(tensors, axis=1).key
-    assert transpose_tensor(transpose_tensor(tensors[0])).key == tensors[0].key
-
-
-def test_equal_weights_of_several_graphs_are_written_once(tmp_path: Path) -> None:
-    array = np.arange(1000, dtype=np.float16).reshape(40, 25)
-    reads = []
-
-    def stored() -> Array:
-        reads.append(1)
-        return array
-
-    def graph(*tensors: ir.TensorProtocol) -> ir.Model:
-        values = [
-            ir.Value(name=f"w{index}", const_value=tensor) for index, tensor in enumerate(tensors)
-        ]
-        return ir.Model(ir.Graph([], [], nodes=[], initializers=values), ir_version=10)
-
-    tensor = LazyTensor(stored, array.shape, "key")
-    small = ir.tensor(np.zeros(3, np.float32))
-    models = [graph(tensor, small), graph(small, tensor, transpose_tensor(tensor))]
-    weights = WeightFile(tmp_path / "weights.data")
-    for model in models:
-        weights.take(model)
-    assert len(reads) == 2  # once as it is, once transposed
-    found = [value.const_value for model in models for value in model.graph.initializers.values()]
-    assert [isinstance(each, ir.ExternalTensor) for each in found] == [
-        True,
-        False,
-        False,
-        True,
-        True,
-    ]
-    assert found[0] is found[3] and found[3] is not None and found[4] is not None
-    assert np.array_equal(found[3].numpy(), array.astype(np.float32))
-    assert np.array_equal(found[4].numpy(), array.T.astype(np.float32))
-
-
-def test_memory_tensors_are_known_by_identity() -> None:
-    first, second = ir.tensor(np.zeros(3)), ir.tensor(np.zeros(3))
-    assert as_lazy_tensor(first).key == as_lazy_tensor(first).key != as_lazy_tensor(second).key
-
-
 def test_of_an_embedding_the_rows_alone_are_converted(tmp_path: Path) -> None:
     scaled = config("gemma3_text", head_dim=32, pad_token_id=299)
     folder = save_tiny_model(tmp_path / "model", scaled)
@@ -177,7 +113,7 @@ def test_of_an_embedding_the_rows_alone_are_converted(tmp_path: Path) -> None:
     base = open_base_model(source_from_name(str(folder)))
     sizes = []
     embedding = base.model.get_input_embeddings()
-    with torch.no_grad(), weights_at_hand(base.model, base.weights):
+    with torch.no_grad(), supply_weights(base.model, base.weights):
         embedding.register_forward_pre_hook(lambda module, _: sizes.append(len(module.weight)))
         found = base.model(TOKENS).logits
     assert sizes == [TOKENS.numel()] and embedding.padding_idx == 299

@@ -1,7 +1,13 @@
 """Heads in the public layout."""
 
+from collections.abc import Mapping
+
 import torch
 from support.tiny_models import head_tensors
+
+from medusa_trt.export.heads.assembly import heads_from_keys
+from medusa_trt.export.heads.key_layouts import recognize
+from medusa_trt.export.heads.medusa_heads import MedusaHeads
 
 Tensors = dict[str, torch.Tensor]
 HIDDEN = 16
@@ -38,3 +44,10 @@ def tensors(
     if not bias:
         found = {key: tensor for key, tensor in found.items() if not key.endswith(".bias")}
     return found | ({"token_map": MAP} if token_map else {})
+
+
+def heads_from_tensors(tensors: Mapping[str, torch.Tensor], source: str) -> MedusaHeads:
+    """Builds heads from named tensors in any layout, as `load_heads` does from a file."""
+    recognized = recognize(tensors, source)
+    named = {key: tensors[name] for key, name in recognized.names.items()}
+    return heads_from_keys(recognized, named, source)

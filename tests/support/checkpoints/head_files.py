@@ -194,3 +194,16 @@ def config_of(folder: Path) -> dict[str, object]:
     path = adapter if adapter.is_file() else folder / "config.json"
     content: dict[str, object] = json.loads(path.read_text())
     return content
+
+
+def write_heads(name: str, folder: Path, tensors: Tensors, model: Path) -> Path:
+    """Writes heads into a new folder in one of the public formats."""
+    folder.mkdir(parents=True, exist_ok=True)
+    WRITERS[name](folder, tensors, model)
+    return folder
+
+
+def change_config(folder: Path, **values: object) -> None:
+    """Changes values of the config beside the heads."""
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))

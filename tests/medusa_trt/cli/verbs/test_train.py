@@ -9,7 +9,7 @@ from support.tiny_models import HIDDEN_SIZE, VOCAB_SIZE, save_tiny_heads
 from transformers import AutoModelForCausalLM
 
 from medusa_trt.cli.main import main
-from medusa_trt.export.heads.head_checkpoint import heads_from_path
+from medusa_trt.export.heads.loading import heads_from_path
 from medusa_trt.export.models.base_model import BaseModel
 from medusa_trt.training.accuracy import NUM_CANDIDATES
 from medusa_trt.training.data.distillation import generate_data

@@ -1,0 +1,38 @@
+"""Matrices of heads that stay in their file."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from support.tiny_models import HIDDEN_SIZE, VOCAB_SIZE, head_tensors
+
+from medusa_trt.export.heads.loading import load_heads
+
+
+@pytest.mark.parametrize("vocab_size", [VOCAB_SIZE, None])
+@pytest.mark.parametrize("file", ["heads.safetensors", "heads.pt"])
+def test_matrices_stay_in_their_file(vocab_size: int | None, file: str, tmp_path: Path) -> None:
+    tensors = head_tensors(num_heads=3, num_layers=2, vocab_size=vocab_size)
+    generator = torch.Generator().manual_seed(7)
+    for head in range(3):
+        for name, width in (("projection", HIDDEN_SIZE), ("root_map", 2 * HIDDEN_SIZE)):
+            weight = torch.randn(HIDDEN_SIZE, width, generator=generator)
+            tensors[f"{head}.{name}.weight"] = weight
+            tensors[f"{head}.{name}.bias"] = weight[:, 0].clone()
+    tensors = {key: tensor.half() for key, tensor in tensors.items()}
+    save = save_file if file.endswith(".safetensors") else torch.save
+    save(tensors, tmp_path / file)
+    heads = load_heads(tmp_path, read_all=False).heads
+    keys = {"root_map": "root_map", "block0": "0.linear", "block1": "1.linear"}
+    keys |= {"projection": "projection"} | ({"unembedding": "2"} if vocab_size else {})
+    assert heads.unread.keys() == keys.keys()
+    for name, unread in heads.unread.items():
+        for head, tensor in enumerate(unread):
+            expected = tensors[f"{head}.{keys[name]}.weight"].numpy()
+            assert tensor.stored().dtype == np.float16
+            assert np.array_equal(tensor.stored(), expected)
+    for each in heads.heads:
+        assert all(map_.weight.is_meta for map_ in each.maps)
+        assert each.unembedding is None or each.unembedding.is_meta

@@ -1,0 +1,87 @@
+"""Tensors that a model has no place for."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from support.tiny_models import llama_config, random_model, save_tiny_model
+
+from medusa_trt.errors import ExportError
+from medusa_trt.export.models.base_model import (
+    load_base_model,
+    open_base_model,
+)
+from medusa_trt.export.models.source import source_from_name
+from medusa_trt.export.weights.streamed_model import supply_weights
+
+TOKENS = torch.arange(40)[None] * 7
+
+
+QUERY = "model.layers.0.self_attn.q_proj"
+
+
+Tensors = dict[str, torch.Tensor]
+
+
+def changed_model(folder: Path, change: Callable[[Tensors], None], **config: Any) -> Path:
+    """A tiny model whose tensors and config are changed after it was saved."""
+    save_tiny_model(folder)
+    tensors = {
+        name: each.clone() for name, each in random_model(llama_config()).state_dict().items()
+    }
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    saved = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(saved | config))
+    return folder
+
+
+def adding(name: str, value: float, *shape: int) -> Callable[[Tensors], None]:
+    return lambda tensors: tensors.update({name: torch.full(shape, value)})
+
+
+def logits_of(folder: Path) -> torch.Tensor:
+    base = open_base_model(source_from_name(str(folder)))
+    with torch.no_grad(), supply_weights(base.model, base.weights):
+        logits: torch.Tensor = base.model(TOKENS).logits
+    return logits
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes"),
+    [
+        (f"{QUERY}.bias", (64,)),
+        (f"{QUERY}.weight_scale", (1,)),
+        ("model.layers.0.self_attn.q_norm.weight", (16,)),
+        ("lm_head.bias", (300,)),
+    ],
+)
+@pytest.mark.parametrize("load", [open_base_model, load_base_model])
+def test_weights_that_the_config_does_not_mention_are_refused(
+    name: str, sizes: tuple[int, ...], load: Callable[[Any], object], tmp_path: Path
+) -> None:
+    folder = changed_model(tmp_path / "model", adding(name, 2.0, *sizes))
+    with pytest.raises(ExportError, match=f"model of its config does not use: {name}; correct"):
+        load(source_from_name(str(folder)))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        adding(f"{QUERY}.bias", 0.0, 64),
+        adding("model.layers.0.self_attn.rotary_emb.inv_freq", 1.0, 8),
+        adding("model.layers.2.mlp.up_proj.weight", 1.0, 96, 64),
+        adding("vision_tower.patch.bias", 1.0, 8),
+    ],
+)
+def test_what_does_not_belong_to_the_model_changes_nothing(
+    change: Callable[[Tensors], None], tmp_path: Path
+) -> None:
+    folder = changed_model(tmp_path / "model", change)
+    with torch.no_grad():
+        expected = random_model(llama_config())(TOKENS).logits
+    assert torch.equal(logits_of(folder), expected)
