@@ -20,7 +20,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from peer.contenders import Contender, set_up_contenders
-from peer.environments import PeerError, Workshop
+from peer.environments import PeerError, PeerInstaller
 from peer.process import PeerProcess
 from peer.report import PeerReply, PeerReport, is_identical, print_report
 from rich.console import Console
@@ -114,9 +114,9 @@ def measure(arguments: Namespace) -> PeerReport:
     prompts = encode_prompts(bundles[0], arguments.prompts)
     max_length = max(map(len, prompts)) + arguments.tokens
     model = arguments.model or bundles[0].manifest.model.name
-    workshop = Workshop(arguments.folder.resolve(), say)
+    installer = PeerInstaller(arguments.folder.resolve(), say)
     left_out: dict[str, str] = {}
-    contenders = set_up_contenders(workshop, model, bundles, max_length, arguments.only, left_out)
+    contenders = set_up_contenders(installer, model, bundles, max_length, arguments.only, left_out)
     report = PeerReport(
         command=" ".join(["peers.py", *sys.argv[1:]]),
         date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -131,7 +131,7 @@ def measure(arguments: Namespace) -> PeerReport:
     )
     try:
         for threads in arguments.threads or [1]:
-            run_contenders(contenders, threads, prompts, report, workshop.folder)
+            run_contenders(contenders, threads, prompts, report, installer.folder)
     except KeyboardInterrupt:
         drop_incomplete(report)
         if not report.replies:

@@ -35,7 +35,7 @@ class ExportOptions:
             quantization writes it, instead of a precision.
         target: what will run the bundle.
         max_length: longest sequence, in tokens (default: the model's, at most the target's).
-        overwrite: replace a bundle that is there.
+        overwrite: replace a bundle that exists.
         random_weights: use the shape of the model (vicuna-7b, vicuna-13b or a config.json) with
             random weights and heads, for builds and timing. Such a bundle is not compared.
         num_layers: with random weights, export only this many layers (default: all).

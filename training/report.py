@@ -22,8 +22,8 @@ HEADS_FILE = "medusa_lm_head.safetensors"
 
 
 def save_heads(heads: MedusaHeads, folder: Path, model: str) -> None:
-    """Writes heads in the public layout, in float16, with the config that readers check."""
-    # `save_file` would write a file that only its owner may read.
+    """Writes heads in FasterDecoding's layout, as float16, and the config that belongs to it."""
+    # safetensors' `save_file` would make a file that other users cannot read.
     (folder / HEADS_FILE).write_bytes(save(tensors_from_heads(heads, torch.float16)))
     config = {
         "base_model_name_or_path": model,
@@ -46,8 +46,8 @@ def save_report(
         result: the result of training.
         folder: an existing folder.
         title: first line of the card.
-        specs: descriptions of the training data, one for each folder.
-        options: options of training.
+        specs: descriptions of the training data, one for each data folder.
+        options: options of training, which the card lists.
     """
     result.accuracy.tree.save(folder / HEADS_TREE_FILE)
     (folder / "log.json").write_text(json.dumps(result.log, indent=1) + "\n", "utf-8")
@@ -89,7 +89,7 @@ def save_curves(log: list[dict[str, float]], path: Path, title: str) -> None:
 
 
 def format_accuracy(accuracy: Accuracy) -> str:
-    """Formats a Markdown table, in percent."""
+    """Formats the top-k accuracies of the heads as a Markdown table, in percent."""
     lines = ["| head | top-1 | top-5 | top-10 |", "|---|---|---|---|"]
     rows = zip(accuracy.top_1, accuracy.top_5, accuracy.top_10, strict=True)
     for head, values in enumerate(rows, start=1):
@@ -106,7 +106,7 @@ def _format_card(
     accuracy = result.accuracy
     fit = ""
     if result.num_fit_tokens:
-        fit = f" (the initial linear maps: on {result.num_fit_tokens:,})"
+        fit = f" (the initial linear maps were fitted on {result.num_fit_tokens:,} tokens)"
     data = "\n".join(map(_describe_data, specs))
     settings = "\n".join(f"- {name}: {value}" for name, value in asdict(options).items())
     return f"""# {title}
@@ -120,9 +120,10 @@ Held-out replies ({accuracy.num_tokens:,} tokens of prompts that were not traine
 
 {format_accuracy(accuracy)}
 
-{accuracy.tokens_per_step:.3f} tokens per step, the root included, replayed with the tree of
-{accuracy.tree.num_nodes} nodes in `{HEADS_TREE_FILE}`. The held-out replies have the temperatures
-above; greedy replies are easier to predict.
+A step of decoding adds {accuracy.tokens_per_step:.3f} tokens on average, the root included. This
+was computed from the held-out replies and the tree of {accuracy.tree.num_nodes} nodes in
+`{HEADS_TREE_FILE}`. The held-out replies have the temperatures above; greedy replies are easier to
+predict.
 
 {settings}
 """

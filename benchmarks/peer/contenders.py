@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from peer.environments import GENAI, LLAMA_CPP, Workshop
+from peer.environments import GENAI, LLAMA_CPP, PeerInstaller
 
 from medusa_trt.errors import MedusaError
 from medusa_trt.runtime.bundle import Bundle
@@ -35,7 +35,7 @@ class Contender:
 
 
 def set_up_contenders(
-    workshop: Workshop,
+    installer: PeerInstaller,
     model: str,
     bundles: Sequence[Bundle],
     max_length: int,
@@ -45,7 +45,7 @@ def set_up_contenders(
     """Sets up the contenders; one that fails is added to `left_out` with the reason.
 
     Args:
-        workshop: makes environments and models.
+        installer: makes environments and models.
         model: model that the other runtimes run.
         bundles: bundles that this project runs.
         max_length: tokens of the longest prompt with its reply.
@@ -57,9 +57,9 @@ def set_up_contenders(
     """
     rows = {
         **_medusa_rows(bundles),
-        **_llama_cpp_rows(workshop, model, max_length),
-        **_genai_rows(workshop, model, max_length),
-        **_transformers_rows(workshop, model),
+        **_llama_cpp_rows(installer, model, max_length),
+        **_genai_rows(installer, model, max_length),
+        **_transformers_rows(installer, model),
     }
     chosen = {
         name: row
@@ -75,7 +75,7 @@ def set_up_contenders(
         try:
             python, worker, options = row()
         except MedusaError as error:
-            workshop.say(f"{name} left out: {error}")
+            installer.say(f"{name} left out: {error}")
             left_out[name] = str(error)
         else:
             contenders.append(Contender(name=name, python=python, worker=worker, options=options))
@@ -102,13 +102,13 @@ def _medusa_rows(bundles: Sequence[Bundle]) -> dict[str, _Row]:
     return rows
 
 
-def _llama_cpp_rows(workshop: Workshop, model: str, max_length: int) -> dict[str, _Row]:
+def _llama_cpp_rows(installer: PeerInstaller, model: str, max_length: int) -> dict[str, _Row]:
     def row(precision: str, num_lookup: int) -> _Row:
         return lambda: (
-            workshop.python(LLAMA_CPP),
+            installer.install_python(LLAMA_CPP),
             "llama_cpp_worker",
             {
-                "model": str(workshop.gguf_file(model, precision)),
+                "model": str(installer.make_gguf_file(model, precision)),
                 "max_length": max_length,
                 "num_lookup": num_lookup,
             },
@@ -118,25 +118,25 @@ def _llama_cpp_rows(workshop: Workshop, model: str, max_length: int) -> dict[str
     return rows | {"llama.cpp-q4_0-lookup": row("q4_0", _NUM_LOOKUP)}
 
 
-def _genai_rows(workshop: Workshop, model: str, max_length: int) -> dict[str, _Row]:
+def _genai_rows(installer: PeerInstaller, model: str, max_length: int) -> dict[str, _Row]:
     def row(precision: str) -> _Row:
         return lambda: (
-            workshop.python(GENAI),
+            installer.install_python(GENAI),
             "genai_worker",
-            {"model": str(workshop.genai_folder(model, precision)), "max_length": max_length},
+            {"model": str(installer.make_genai_folder(model, precision)), "max_length": max_length},
         )
 
     return {f"onnxruntime-genai-{precision}": row(precision) for precision in ("int4", "fp32")}
 
 
-def _transformers_rows(workshop: Workshop, model: str) -> dict[str, _Row]:
+def _transformers_rows(installer: PeerInstaller, model: str) -> dict[str, _Row]:
     """They run in this project's environment, which has torch and transformers for the export."""
 
     def row(dtype: str) -> _Row:
         return lambda: (
             Path(sys.executable),
             "transformers_worker",
-            {"model": str(workshop.hugging_face_folder(model)), "dtype": dtype},
+            {"model": str(installer.make_hugging_face_folder(model)), "dtype": dtype},
         )
 
     return {"transformers-fp32": row("float32"), "transformers-bf16": row("bfloat16")}

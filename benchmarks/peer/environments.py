@@ -1,7 +1,7 @@
-"""Pinned environments of the contenders of `peers.py`, and the model in their formats.
+"""Installs the contenders of `peers.py`, pinned, and writes the model in their formats.
 
-Everything is made once, below one folder. A folder or file gets its name only when it is complete;
-a complete environment has a marker file.
+Everything is made once, below one folder. A model's file or folder gets its name only when it is
+complete. An environment cannot be renamed: it has a marker file when it is complete.
 """
 
 import os
@@ -59,14 +59,19 @@ GENAI = Environment(
 
 
 @dataclass(frozen=True, slots=True)
-class Workshop:
-    """Makes environments and models below `folder`; `say` reports what takes long."""
+class PeerInstaller:
+    """Makes environments and models below a folder.
+
+    Attributes:
+        folder: the folder.
+        say: prints a line before each step that takes long.
+    """
 
     folder: Path
     say: Callable[[str], None]
 
-    def python(self, environment: Environment) -> Path:
-        """Returns the interpreter of an environment, which is installed first if it is missing.
+    def install_python(self, environment: Environment) -> Path:
+        """Returns the Python interpreter of an environment, after installing it if it is missing.
 
         Raises:
             PeerError: pip cannot install it.
@@ -79,13 +84,13 @@ class Workshop:
             variables = dict(environment.variables)
             self._run([sys.executable, "-m", "venv", str(folder)], environment.name)
             pip = [str(python), "-m", "pip", "install", "--disable-pip-version-check"]
-            if variables:  # pip would take a package from its cache that was compiled without them
+            if variables:  # A package in pip's cache may be compiled without these variables.
                 pip.append("--no-cache-dir")
             self._run([*pip, *environment.requirements], environment.name, variables)
             (folder / _MARKER).touch()
         return python
 
-    def hugging_face_folder(self, model: str) -> Path:
+    def make_hugging_face_folder(self, model: str) -> Path:
         """Writes the model as a folder for transformers and onnxruntime-genai's builder.
 
         Raises:
@@ -102,8 +107,8 @@ class Workshop:
 
         return self._make_once(f"{model}-hf", make)
 
-    def genai_folder(self, model: str, precision: str) -> Path:
-        """Writes the model with onnxruntime-genai's own builder, from the Hugging Face folder.
+    def make_genai_folder(self, model: str, precision: str) -> Path:
+        """Writes the model with onnxruntime-genai's model builder, from the Hugging Face folder.
 
         The builder runs with this project's torch and transformers. For int4 it uses blocks of 32
         and int8 activations (accuracy level 4), ONNX Runtime's fastest.
@@ -111,11 +116,11 @@ class Workshop:
         Raises:
             PeerError: the builder failed.
         """
-        python = self.python(GENAI)
+        python = self.install_python(GENAI)
         (builder,) = python.parents[1].glob(
             "lib/*/site-packages/onnxruntime_genai/models/builder.py"
         )
-        source = self.hugging_face_folder(model)
+        source = self.make_hugging_face_folder(model)
         options = ["--extra_options", "accuracy_level=4", "block_size=32"]
 
         name = f"{model}-genai-{precision}"
@@ -127,15 +132,15 @@ class Workshop:
 
         return self._make_once(name, make)
 
-    def gguf_file(self, model: str, precision: str) -> Path:
-        """Returns the model's GGUF file, or makes one in another precision from it.
+    def make_gguf_file(self, model: str, precision: str) -> Path:
+        """Returns the model's GGUF file, or quantizes it to another precision.
 
         Raises:
             PeerError: the model is not a GGUF file, or llama.cpp cannot quantize it.
         """
         from medusa_trt.export.models.source import source_from_name
 
-        python, source = self.python(LLAMA_CPP), source_from_name(model)
+        python, source = self.install_python(LLAMA_CPP), source_from_name(model)
         if source.gguf_file is None:
             raise PeerError(f"{model} is not a GGUF file")
         original = Path(source.location) / source.gguf_file
@@ -149,12 +154,12 @@ class Workshop:
         return self._make_once(name, make, is_file=True)
 
     def _make_once(self, name: str, make: Callable[[Path], None], *, is_file: bool = False) -> Path:
-        """Returns a file or folder, which is made whole if it is missing."""
+        """Returns a file or folder, after making it under a temporary name if it is missing."""
         path = self.folder / name
         if not path.exists():
             self.say(f"making {name}")
-            place = replaced_file(path) if is_file else new_folder(path, overwrite=False)
-            with place as temporary:
+            output = replaced_file(path) if is_file else new_folder(path, overwrite=False)
+            with output as temporary:
                 make(temporary)
         return path
 

@@ -67,13 +67,13 @@ def deploy(bundle: Bundle, kind: str, output: Path, *, overwrite: bool = False) 
         bundle: the bundle that will run there; the scripts expect it in `bundle/` beside them.
         kind: "jetson", "container" or "triton".
         output: the folder to write; it appears whole or not at all.
-        overwrite: replace files in a folder that is there.
+        overwrite: replace files in a folder that exists.
 
     Returns:
         Paths of the files.
 
     Raises:
-        BuildError: there is no such kind, the bundle was exported for another place, or the
+        BuildError: there is no such kind, the bundle's target does not run there, or the
             folder exists.
         ExportError: it cannot be written.
     """

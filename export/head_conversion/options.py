@@ -1,11 +1,14 @@
-"""Options of a conversion of heads. The command line reads this module: it imports no torch."""
+"""Options of `medusa-trt heads convert`.
+
+The command line reads this module for its help, so the module does not import torch.
+"""
 
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
 DtypeName = Literal["float32", "float16", "bfloat16"]
-"""Types that heads can be written in."""
+"""Data types in which heads can be written."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -15,13 +18,13 @@ class ConvertOptions:
     Attributes:
         source: heads in any format: a file, a folder, a merged checkpoint, a PEFT adapter or a hub
             id.
-        to: name of the format to write, as medusa-trt heads convert -h lists them.
+        to: name of the format to write; medusa-trt heads convert -h lists the names.
         output: folder to write.
         model: the model that the heads belong to, for formats that need its name, its unembedding
             or all its weights: an alias, a folder, a .gguf file or a hub id (default: the model
             that comes with the source).
-        dtype: type of the weights (default: the source's, float32 for FP8).
-        overwrite: replace a folder of heads that is there.
+        dtype: data type of the weights (default: the source's, or float32 if that is FP8).
+        overwrite: replace a folder of heads that exists.
     """
 
     source: Annotated[str, "SOURCE"]

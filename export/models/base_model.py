@@ -1,4 +1,4 @@
-"""The backbone with its tokenizer: loaded, or opened without reading its weights."""
+"""Loads the backbone and its tokenizer, or opens them without reading the weights."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -46,7 +46,8 @@ from medusa_trt.export.weights.tied_weights import record_ties
 from medusa_trt.files import join_names
 
 STREAMED_GGUF_BYTES = 512 << 20
-"""A smaller GGUF file is dequantized once, a larger one a tensor at a time whenever it is used."""
+"""Size from which a GGUF file is opened without reading it: each tensor is dequantized whenever it
+is used. A smaller file is dequantized as a whole, once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,11 +55,11 @@ class BaseModel:
     """A backbone with its tokenizer.
 
     Attributes:
-        source: where it comes from.
-        model: with its weights in memory, or with parameters on the meta device.
-        tokenizer: a fast one.
-        weights: of the model, read when they are used.
-        warnings: what a user should know of how it was read, a sentence each.
+        source: where the files are.
+        model: the backbone; its parameters have data, or they are on the meta device.
+        tokenizer: the tokenizer, which runs in Rust ("fast" in transformers).
+        weights: the weights of the model, which are read when they are used.
+        warnings: sentences for the user about how the model was read.
     """
 
     source: ModelSource
@@ -72,18 +73,18 @@ class BaseModel:
         """All ids that end a reply; see `end_token_ids`.
 
         Raises:
-            ExportError: what the configs name are no ids.
+            ExportError: a config names an end token by something else than an id.
         """
         configs = (self.model.generation_config, self.model.config)
-        stated = [getattr(config, "eos_token_id", None) for config in configs]
+        config_values = [getattr(config, "eos_token_id", None) for config in configs]
         if self.source.gguf is not None:
             fields = tokenizer_fields(self.source.gguf)
-            stated += [fields.get(name) for name in GGUF_FIELDS]
-        return end_token_ids(self.tokenizer, stated, self.source.name)
+            config_values += [fields.get(name) for name in GGUF_FIELDS]
+        return end_token_ids(self.tokenizer, config_values, self.source.name)
 
 
 def load_base_model(source: ModelSource) -> BaseModel:
-    """Loads weights as float32 and the tokenizer.
+    """Loads the tokenizer and the weights, as float32.
 
     Raises:
         ExportError: the model cannot be loaded, lacks weights, or is of a kind that transformers
@@ -109,10 +110,9 @@ def load_base_model(source: ModelSource) -> BaseModel:
 
 
 def open_base_model(source: ModelSource) -> BaseModel:
-    """Opens a backbone without reading its weights, where its files allow that.
+    """Opens a backbone without reading its weights, if each parameter is one tensor of a file.
 
-    They do where each parameter is one tensor of a safetensors, PyTorch or GGUF file; others
-    are loaded.
+    The file may be safetensors, PyTorch or GGUF. Other models are loaded into memory.
 
     Raises:
         ExportError: see `load_base_model`.
@@ -128,12 +128,13 @@ def open_base_model(source: ModelSource) -> BaseModel:
 
 
 def _open_streamed(source: ModelSource) -> tuple[PreTrainedModel, Weights] | None:
+    """Makes the model on the meta device and finds its weights; None if it must be loaded."""
     if source.gguf is not None:
         return _open_gguf(source, source.gguf)
     config = load_config(source)
     packing = _read_packing(config, source)
     if packing is None and getattr(config, "quantization_config", None) is not None:
-        return None  # transformers knows more methods
+        return None  # transformers can dequantize by further methods.
     model = make_empty_model(config)
     weights = weights_from_checkpoint(model, source.location, packing)
     if weights is None:
@@ -144,22 +145,23 @@ def _open_streamed(source: ModelSource) -> tuple[PreTrainedModel, Weights] | Non
 
 
 def _read_packing(config: PretrainedConfig, source: ModelSource) -> Packing | None:
-    """Reads how a checkpoint packs its weights; None where it does not, or transformers unpacks.
+    """Reads how a checkpoint packs its weights; None if they are not packed, or if only
+    transformers can unpack them.
 
     Raises:
         ExportError: the method is unknown or not supported.
     """
-    stated = getattr(config, "quantization_config", None)
-    if stated is None and source.gguf is None:
-        stated = _read_old_quantization(Path(source.location))
-    if stated is None:
+    quantization = getattr(config, "quantization_config", None)
+    if quantization is None and source.gguf is None:
+        quantization = _read_old_quantization(Path(source.location))
+    if quantization is None:
         return None
-    values = stated if isinstance(stated, dict) else stated.to_dict()
+    values = quantization if isinstance(quantization, dict) else quantization.to_dict()
     packing = packing_from_config(values)
     method = str(values.get("quant_method"))
-    # transformers ignores a method that it does not know, and the scales with it.
-    known = {*AUTO_QUANTIZATION_CONFIG_MAPPING, "bitsandbytes"}
-    if packing is None and method not in known:
+    # transformers would ignore a method that it does not know, and would not use the scales.
+    transformers_methods = {*AUTO_QUANTIZATION_CONFIG_MAPPING, "bitsandbytes"}
+    if packing is None and method not in transformers_methods:
         raise ExportError(
             f"weights quantized by {method!r} are not supported: give the full-precision model, or "
             "GPTQ, AWQ, AutoRound, compressed-tensors or GGUF"
@@ -168,7 +170,7 @@ def _read_packing(config: PretrainedConfig, source: ModelSource) -> Packing | No
 
 
 def _read_old_quantization(folder: Path) -> dict[str, Any] | None:
-    """Reads the file of its own in which AutoGPTQ and AutoAWQ described a quantization."""
+    """Reads the separate file in which old AutoGPTQ and AutoAWQ described a quantization."""
     for name, method in (("quantize_config.json", "gptq"), ("quant_config.json", "awq")):
         if (folder / name).is_file():
             return {"quant_method": method, **json_from_file(folder / name)}
@@ -184,9 +186,9 @@ def _open_gguf(source: ModelSource, path: Path) -> tuple[PreTrainedModel, Weight
 
 
 def load_model(source: ModelSource, dtype: torch.dtype | Literal["auto"]) -> PreTrainedModel:
-    """Loads the weights, with the adapter merged into them; "auto" keeps the file's own type."""
+    """Loads the model, with its adapter merged in; `dtype` "auto" keeps the type in the file."""
     config = load_config(source)
-    _read_packing(config, source)  # Refuses what transformers would ignore.
+    _read_packing(config, source)  # Refuses methods that transformers would ignore.
     model = None if source.gguf is None else _load_gguf(source, source.gguf, config)
     if model is None:
         model = _load_with_transformers(source, config, dtype)
@@ -210,8 +212,8 @@ def _load_gguf(source: ModelSource, path: Path, config: PretrainedConfig) -> Pre
             return model
     if len(list_parts(path)) > 1:
         raise ExportError(
-            f"{config.model_type} models are not read from several files: join those of {path} "
-            "with llama-gguf-split --merge"
+            f"{config.model_type} models can be read only from one GGUF file: join the parts of "
+            f"{path} with llama-gguf-split --merge"
         )
     return None
 
@@ -219,7 +221,7 @@ def _load_gguf(source: ModelSource, path: Path, config: PretrainedConfig) -> Pre
 def _load_with_transformers(
     source: ModelSource, config: PretrainedConfig, dtype: torch.dtype | Literal["auto"]
 ) -> PreTrainedModel:
-    file = {} if source.gguf_file is None else {"gguf_file": source.gguf_file}
+    gguf_option = {} if source.gguf_file is None else {"gguf_file": source.gguf_file}
     with name_in_errors(source):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             source.location,
@@ -227,7 +229,7 @@ def _load_with_transformers(
             dtype=dtype,
             output_loading_info=True,
             trust_remote_code=False,
-            **file,
+            **gguf_option,
         )
     model: PreTrainedModel = loaded[0]
     info: dict[str, list[str]] = loaded[1]
@@ -254,8 +256,8 @@ def save_model(
 ) -> None:
     """Writes a model in Hugging Face layout, without its tokenizer.
 
-    transformers itself saves neither a model that it loaded from GGUF nor a generation config with
-    a temperature and without sampling, which public checkpoints have.
+    `save_pretrained` of transformers refuses a model that it loaded from GGUF. It also refuses a
+    generation config that has a temperature but no sampling, as some public checkpoints have.
 
     Args:
         model: the model, with its weights in memory.

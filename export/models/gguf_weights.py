@@ -1,4 +1,4 @@
-"""A GGUF file's weights by the names of the model's parameters, dequantized when they are used."""
+"""Finds the tensors of a GGUF file that belong to a model's parameters, dequantized when used."""
 
 import math
 from functools import partial
@@ -16,7 +16,7 @@ from medusa_trt.export.models.gguf_config import ROPE_TENSORS
 from medusa_trt.export.weights.lazy_tensor import Array, LazyTensor
 from medusa_trt.export.weights.streamed_model import Weights
 
-_WHOLE = {
+_FLOAT_TYPES = {
     GGMLQuantizationType.F16,
     GGMLQuantizationType.BF16,
     GGMLQuantizationType.F32,
@@ -28,7 +28,7 @@ def weights_from_gguf(model: PreTrainedModel, path: Path) -> Weights | None:
     """Finds the weights of a GGUF file of any quantization.
 
     Args:
-        model: of the file's own config; its weights are not read.
+        model: a model that was made from the config in the file; its weights are not read.
         path: the file, or the first one of several parts.
 
     Returns:
@@ -36,7 +36,7 @@ def weights_from_gguf(model: PreTrainedModel, path: Path) -> Weights | None:
         transformers handles in memory.
 
     Raises:
-        ExportError: the file has tensors that the model has no place for.
+        ExportError: the file has tensors that belong to no parameter of the model.
     """
     gguf = read_gguf(path)
     processor_class: Any = TENSOR_PROCESSORS.get(gguf.architecture, TensorProcessor)
@@ -50,8 +50,8 @@ def weights_from_gguf(model: PreTrainedModel, path: Path) -> Weights | None:
         name = names.get(tensor.name)
         if name is None and tensor.name not in ROPE_TENSORS:
             raise ExportError(
-                f"{path} has {tensor.name}, which transformers has no place for in a "
-                f"{model.config.model_type} model: give the model as safetensors"
+                f"{path} has {tensor.name}, which a {model.config.model_type} model in "
+                "transformers does not have: give the model as safetensors"
             )
         if name not in parameters:
             continue
@@ -59,7 +59,7 @@ def weights_from_gguf(model: PreTrainedModel, path: Path) -> Weights | None:
         if math.prod(shape) != math.prod(tensor.shape):
             return None
         read = partial(_read_processed, tensor, processor)
-        kind = None if tensor.kind in _WHOLE else tensor.kind.name
+        kind = None if tensor.kind in _FLOAT_TYPES else tensor.kind.name
         stored[name] = LazyTensor(read, shape, (str(path), tensor.name), quantization=kind)
     first_names: dict[int, str] = {}
     for name in stored:
@@ -77,21 +77,22 @@ def _parameters_by_tensor(
 ) -> dict[str, str] | None:
     """Finds the parameter of each tensor name; None for an architecture that gguf does not know.
 
-    transformers does the same once for each of a model's modules, which takes several seconds.
+    The function in transformers repeats this for each module of the model, which takes several
+    seconds.
     """
-    known = {name: key for key, name in MODEL_ARCH_NAMES.items()}
-    if architecture not in known:
+    architectures = {name: key for key, name in MODEL_ARCH_NAMES.items()}
+    if architecture not in architectures:
         return None
-    name_map = get_tensor_name_map(known[architecture], model.config.num_hidden_layers)
+    name_map = get_tensor_name_map(architectures[architecture], model.config.num_hidden_layers)
     names: dict[str, str] = {}
     for parameter in model.state_dict():
         name = processor.preprocess_name(parameter)
         stem, dot, suffix = name.rpartition(".")
         if suffix not in ("weight", "bias"):
             stem, dot, suffix = name, "", ""
-        # Some files were converted from a model without its unembedding.
-        bare = stem.removeprefix(f"{model.base_model_prefix}.")
-        tensor = name_map.get_name(stem) or name_map.get_name(bare)
+        # A file that was converted from a model without unembedding has names without the prefix.
+        short_stem = stem.removeprefix(f"{model.base_model_prefix}.")
+        tensor = name_map.get_name(stem) or name_map.get_name(short_stem)
         if tensor is None:
             processor.perform_fallback_tensor_mapping(names, dot + suffix, "", name)
         else:
@@ -100,7 +101,7 @@ def _parameters_by_tensor(
 
 
 def _read_processed(tensor: GgufTensor, processor: Any) -> Array:
-    """Reads a tensor and undoes what llama.cpp changed in it."""
+    """Reads a tensor and undoes the changes of llama.cpp's converter, such as permuted rows."""
     array: Array = processor.process(
         weights=tensor.read(), name=tensor.name, tensor_key_mapping={}, parsed_parameters={}
     ).weights

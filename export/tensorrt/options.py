@@ -46,7 +46,7 @@ class BuildOptions:
         refittable: let the weights be replaced later.
         strip_weights: leave the weights out of the engines, which then read the bundle's.
         weight_streaming: let weights stay in the memory of the host.
-        overwrite: replace engines that are there.
+        overwrite: replace engines that exist.
     """
 
     target: Annotated[str | None, "--target {tensorrt,tensorrt-rtx,tensorrt-jetson}"] = None

@@ -1,13 +1,14 @@
-"""The length of numbers in JSON.
+"""Limits the digits of numbers in JSON.
 
-The JSON standard sets no limit, and a model that is unsure can fill the reply with digits.
+The JSON standard sets no limit, and some models repeat digits until the reply is full.
 """
 
 MAX_DIGITS = 20
-"""Longest row of digits before or after the point of a number; 2^64 has 20 digits."""
+"""Largest number of digits before or after the point of a number; 2^64 has 20 digits."""
 
 _MAX_EXPONENT_DIGITS = 2
-"""With 20 digits before the point and this exponent a number is still a finite float64."""
+"""Largest number of digits of an exponent. A number of 20 digits with an exponent of 99 is a finite
+float64."""
 
 
 class DigitCount:
@@ -15,22 +16,22 @@ class DigitCount:
 
     def __init__(self) -> None:
         self._num_digits, self._limit = 0, MAX_DIGITS
-        self._is_text = self._is_escaped = False
+        self._is_in_string = self._is_escaped = False
 
     @property
     def is_full(self) -> bool:
-        """Whether the number has as many digits as it should have."""
+        """Whether the number has as many digits as it may have."""
         return self._num_digits >= self._limit
 
     def add(self, text: bytes) -> None:
-        """Reads on."""
+        """Reads the next bytes of the JSON text."""
         for byte in text:
-            if self._is_text:
-                self._is_text = self._is_escaped or byte != ord('"')
+            if self._is_in_string:
+                self._is_in_string = self._is_escaped or byte != ord('"')
                 self._is_escaped = not self._is_escaped and byte == ord("\\")
             elif 0x30 <= byte <= 0x39:
                 self._num_digits += 1
             elif byte not in b"+-":
                 self._num_digits = 0
                 self._limit = _MAX_EXPONENT_DIGITS if byte in b"eE" else MAX_DIGITS
-                self._is_text = byte == ord('"')
+                self._is_in_string = byte == ord('"')

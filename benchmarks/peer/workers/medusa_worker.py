@@ -9,7 +9,7 @@ from medusa_trt.tree_configs import load_tree
 def load(
     bundle: str, tree: str | None, threads: int
 ) -> tuple[list[str], Callable[[Sequence[int], int], Iterator[list[int]]]]:
-    """Opens the bundle, see `loop.py`; `tree` is None for the bundle's own."""
+    """Opens the bundle with a tree; None for the tree in the bundle. See `loop.py`."""
     session = MedusaSession(bundle, num_threads=threads)
     draft_tree = None if tree is None else load_tree(tree)
 

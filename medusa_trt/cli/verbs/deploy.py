@@ -1,4 +1,4 @@
-"""`medusa-trt deploy`: the files that a device or a container needs beside a bundle."""
+"""`medusa-trt deploy`: writes the files that a device or a container needs to run a bundle."""
 
 import sys
 from dataclasses import dataclass
@@ -12,12 +12,12 @@ from medusa_trt.cli.parser import Verb
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeployArguments(BundleArguments):
-    """Write the files that a device or a container needs beside a bundle to run it.
+    """Write the files that a device or a container needs to run a bundle.
 
     Attributes:
         kind: where the bundle will run.
-        output: folder of the files (default: deploy-KIND).
-        overwrite: replace files that are there.
+        output: folder to write the files to (default: deploy-KIND).
+        overwrite: replace files that exist.
     """
 
     kind: Literal["jetson", "container", "triton"]
@@ -29,7 +29,7 @@ def deploy(arguments: DeployArguments) -> None:
     """Writes the files, and lists them.
 
     Raises:
-        MedusaError: the bundle was exported for another place, or the files cannot be written.
+        MedusaError: the bundle's target does not run there, or the files cannot be written.
     """
     with require_extra("deploying", "export"):
         from medusa_trt.export.deploy.deployment import deploy as write_files

@@ -10,7 +10,7 @@ from medusa_trt.calibration.report import plots
 
 def test_no_text_covers_another_one_or_a_point(monkeypatch: pytest.MonkeyPatch) -> None:
     figures: list[Figure] = []
-    monkeypatch.setattr(plots, "_svg", figures.append)
+    monkeypatch.setattr(plots, "_render_svg", figures.append)
     plots.plot_heads(HEADS)
     plots.plot_latency(LATENCY)
     plots.plot_tree(TREE)

@@ -83,7 +83,7 @@ def test_rotations_are_those_of_the_file(
         (with_scaling("longrope", 4.0, 32), "rope.scaling.type = 'longrope'"),
         (
             lambda writer: writer.add_tensor("blk.0.attn_q.bias", np.ones(64, np.float32)),
-            "has blk.0.attn_q.bias, which transformers has no place for in a llama model",
+            "has blk.0.attn_q.bias, which a llama model in transformers does not have",
         ),
     ],
 )
