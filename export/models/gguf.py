@@ -36,7 +36,7 @@ _NUMBERS = {
     12: "d",
 }
 _STRING, _ARRAY = 8, 9
-"""Types of values by their number in a file (ggml's docs/gguf.md)."""
+"""Types of values by their number in a file (ggml's description of GGUF, version 3)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""What conversion makes of heads that a format does not hold as they are."""
+"""Conversions of heads: the folders that are written, and what is refused."""
 
 import json
 from pathlib import Path
@@ -7,100 +7,25 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
-from safetensors.torch import load_file, save_file
-from support.checkpoints.head_files import WRITERS, Tensors, all_tensors, config_of
+from support.checkpoints.conversions import (
+    MAP,
+    convert,
+    make_content,
+    save_heads_file,
+)
+from support.checkpoints.head_files import all_tensors, config_of
 from support.tiny_models import HIDDEN_SIZE, VOCAB_SIZE, head_tensors, llama_config, save_tiny_model
 from torch import nn
-from transformers import PhiConfig
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
 from medusa_trt.errors import ExportError, HeadsError, MedusaError
 from medusa_trt.export.head_conversion import saving
-from medusa_trt.export.head_conversion.options import ConvertOptions
-from medusa_trt.export.head_conversion.saving import convert_heads
 from medusa_trt.export.heads.loading import load_heads
-
-MAP = torch.tensor([3, 299, 0, 17, 5, 21, 8, 30, 11, 2, 26, 14])
-
-
-def content(*, own: bool = True, **options: int) -> Tensors:
-    vocab_size = VOCAB_SIZE if own else None
-    return head_tensors(num_heads=2, vocab_size=vocab_size, **({"num_layers": 1} | options))
-
-
-def saved(path: Path, tensors: Tensors) -> Path:
-    save_file(tensors, path)
-    return path
-
-
-def convert(source: Path, to: str, output: Path, **options: Any) -> Path:
-    options = {"model": None} | options
-    model = None if options["model"] is None else str(options["model"])
-    values = options | {"model": model}
-    convert_heads(ConvertOptions(source=str(source), to=to, output=output, **values), print)
-    return output
-
-
-def unembedding_of(model: Path) -> torch.Tensor:
-    return load_file(model / "model.safetensors")["lm_head.weight"]
-
-
-@pytest.mark.parametrize("to", ["fasterdecoding", "tensorrt-llm", "mlc"])
-def test_absent_biases_become_zeros_where_tools_read_them(
-    to: str, tiny_model: Path, tmp_path: Path
-) -> None:
-    tensors = {key: t for key, t in content().items() if not key.endswith("bias")}
-    source = saved(tmp_path / "heads.safetensors", tensors)
-    output = convert(source, to, tmp_path / "output", model=tiny_model)
-    biases = {key: t for key, t in all_tensors(output).items() if key.endswith("bias")}
-    assert len(biases) == 2 and not any(bias.any() for bias in biases.values())
-    vllm = convert(source, "vllm", tmp_path / "vllm")
-    assert config_of(vllm)["medusa_fc_bias"] is False
-    assert not any(key.endswith("bias") for key in all_tensors(vllm))
-
-
-@pytest.mark.parametrize("to", ["fasterdecoding", "tgi-v1", "tensorrt-llm", "mlc", "peft"])
-def test_a_shared_unembedding_is_copied_from_the_backbone(
-    to: str, tiny_model: Path, tmp_path: Path
-) -> None:
-    source = saved(tmp_path / "heads.safetensors", content(own=False))
-    with pytest.raises(HeadsError, match=rf"{to} holds unembeddings and these .* with --model"):
-        convert(source, to, tmp_path / "output")
-    output = convert(source, to, tmp_path / "output", model=tiny_model)
-    own = content(own=False) | {f"{h}.1.weight": unembedding_of(tiny_model) for h in range(2)}
-    expected = tmp_path / "expected"
-    expected.mkdir()
-    WRITERS[to](expected, own, tiny_model)
-    found, wanted = all_tensors(output), all_tensors(expected)
-    assert found.keys() == wanted.keys()
-    assert all(torch.equal(found[key], wanted[key]) for key in wanted)
-    # And back: what equals the backbone's need not be stored.
-    back = convert(output, "shared", tmp_path / "back", model=tiny_model)
-    assert all_tensors(back).keys() == content(own=False).keys()
-    assert config_of(back)["version"] == "2"
-
-
-@pytest.mark.parametrize("truncated", [False, True])
-def test_vllm_gets_the_backbones_unembedding_once(
-    truncated: bool, tiny_model: Path, tmp_path: Path
-) -> None:
-    tensors = content(own=False) | ({"token_map": MAP} if truncated else {})
-    source = saved(tmp_path / "heads.safetensors", tensors)
-    output = convert(source, "vllm", tmp_path / "output", model=tiny_model)
-    found, config = all_tensors(output), config_of(output)
-    rows = unembedding_of(tiny_model)
-    assert torch.equal(found["lm_head.weight"], rows[MAP] if truncated else rows)
-    assert not any(key.startswith("lm_heads") for key in found)
-    assert ("token_map" in found) == truncated
-    assert config["original_lm_head"] is True and config["vocab_size"] == VOCAB_SIZE
-    assert config["truncated_vocab_size"] == (len(MAP) if truncated else VOCAB_SIZE)
-    again = load_heads(output)
-    assert (again.facts.unembedding, again.warnings) == ("common", ())
 
 
 def test_vllm_needs_the_vocabulary_of_truncated_heads(tiny_model: Path, tmp_path: Path) -> None:
     tensors = head_tensors(num_heads=2, num_layers=1, vocab_size=len(MAP)) | {"token_map": MAP}
-    source = saved(tmp_path / "heads.safetensors", tensors)
+    source = save_heads_file(tmp_path / "heads.safetensors", tensors)
     with pytest.raises(HeadsError, match=r"vllm states the backbone's vocabulary.*: give --model"):
         convert(source, "vllm", tmp_path / "output")
     output = convert(source, "vllm", tmp_path / "output", model=tiny_model)
@@ -112,40 +37,10 @@ def test_vllm_needs_the_vocabulary_of_truncated_heads(tiny_model: Path, tmp_path
     assert config_of(output)["truncated_vocab_size"] == len(MAP)
 
 
-@pytest.mark.parametrize("to", ["shared", "tgi-v2"])
-def test_other_unembeddings_than_the_backbones_are_not_dropped(
-    to: str, tiny_model: Path, tmp_path: Path
-) -> None:
-    own = content() | {"0.1.weight": unembedding_of(tiny_model)}
-    source = saved(tmp_path / "heads.safetensors", own)
-    with pytest.raises(HeadsError, match=r"give --model, to see whether they are the backbone's"):
-        convert(source, to, tmp_path / "output")
-    with pytest.raises(HeadsError, match=rf"{to} holds no unembeddings .* \(heads 1 differ\)"):
-        convert(source, to, tmp_path / "output", model=tiny_model)
-    assert not (tmp_path / "output").exists()
-
-
-def test_a_bias_on_the_backbones_logits_is_refused_by_name(tmp_path: Path) -> None:
-    config = PhiConfig(
-        vocab_size=VOCAB_SIZE,
-        hidden_size=HIDDEN_SIZE,
-        intermediate_size=96,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-    )
-    folder = save_tiny_model(tmp_path / "phi", config)
-    weights = load_file(folder / "model.safetensors")
-    weights["lm_head.bias"] = torch.arange(VOCAB_SIZE) / 10
-    save_file(weights, folder / "model.safetensors", {"format": "pt"})
-    source = saved(tmp_path / "heads.safetensors", content(own=False))
-    with pytest.raises(HeadsError, match=r"tgi-v1 cannot hold the bias .* adds to its logits"):
-        convert(source, "tgi-v1", tmp_path / "output", model=folder)
-
-
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_weights_keep_their_type_bit_by_bit(dtype: torch.dtype, tmp_path: Path) -> None:
-    tensors = {key: tensor.to(dtype) for key, tensor in content().items()}
-    source = saved(tmp_path / "heads.safetensors", tensors)
+    tensors = {key: tensor.to(dtype) for key, tensor in make_content().items()}
+    source = save_heads_file(tmp_path / "heads.safetensors", tensors)
     output = convert(source, "medusa-trt", tmp_path / "output")
     found = all_tensors(output)
     assert all(found[key].dtype == dtype for key in tensors)
@@ -155,9 +50,9 @@ def test_weights_keep_their_type_bit_by_bit(dtype: torch.dtype, tmp_path: Path) 
 
 
 def test_values_that_a_type_cannot_hold_are_refused(tmp_path: Path) -> None:
-    tensors = content()
+    tensors = make_content()
     tensors["0.0.linear.bias"][3] = 1e5
-    source = saved(tmp_path / "heads.safetensors", tensors)
+    source = save_heads_file(tmp_path / "heads.safetensors", tensors)
     with pytest.raises(HeadsError, match=r"0\.0\.linear\.bias has values too large for torch\.fl"):
         convert(source, "medusa-trt", tmp_path / "output", dtype="float16")
     with pytest.raises(HeadsError, match=r"unknown type 'int8': give one of float32, float16"):
@@ -176,7 +71,7 @@ def test_values_that_a_type_cannot_hold_are_refused(tmp_path: Path) -> None:
     ],
 )
 def test_formats_that_need_the_backbone_say_so(to: str, message: str, tmp_path: Path) -> None:
-    source = saved(tmp_path / "heads.safetensors", content())
+    source = save_heads_file(tmp_path / "heads.safetensors", make_content())
     with pytest.raises(HeadsError, match=f"{to}.*{message}"):
         convert(source, to, tmp_path / "output")
     assert [path.name for path in tmp_path.iterdir()] == ["heads.safetensors"]
@@ -186,7 +81,7 @@ def test_formats_that_need_the_backbone_say_so(to: str, message: str, tmp_path: 
 def test_a_merged_checkpoint_is_a_model_that_transformers_loads(
     to: str, tiny_model: Path, tmp_path: Path
 ) -> None:
-    source = saved(tmp_path / "heads.safetensors", content())
+    source = save_heads_file(tmp_path / "heads.safetensors", make_content())
     output = convert(source, to, tmp_path / "output", model=tiny_model)
     before = AutoModelForCausalLM.from_pretrained(tiny_model).state_dict()
     after = AutoModelForCausalLM.from_pretrained(output).state_dict()
@@ -205,7 +100,7 @@ def test_a_merged_checkpoint_is_a_model_that_transformers_loads(
 def test_a_backbone_left_behind_is_mentioned(
     tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    source = saved(tmp_path / "heads.safetensors", content())
+    source = save_heads_file(tmp_path / "heads.safetensors", make_content())
     merged = convert(source, "fasterdecoding-merged", tmp_path / "merged", model=tiny_model)
     output = convert(merged, "fasterdecoding", tmp_path / "output")
     assert f"the backbone beside the heads in {merged} stays behind" in capsys.readouterr().out
@@ -214,13 +109,13 @@ def test_a_backbone_left_behind_is_mentioned(
 
 def test_heads_of_another_size_than_the_backbone_are_refused(tmp_path: Path) -> None:
     wide = save_tiny_model(tmp_path / "wide", llama_config(hidden_size=32, vocab_size=VOCAB_SIZE))
-    source = saved(tmp_path / "heads.safetensors", content())
+    source = save_heads_file(tmp_path / "heads.safetensors", make_content())
     with pytest.raises(HeadsError, match="size 64, the backbone has 32"):
         convert(source, "fasterdecoding-merged", tmp_path / "output", model=wide)
 
 
 def test_existing_files_are_not_lost(tmp_path: Path) -> None:
-    source = saved(tmp_path / "heads.safetensors", content())
+    source = save_heads_file(tmp_path / "heads.safetensors", make_content())
     output = convert(source, "medusa-trt", tmp_path / "output")
     with pytest.raises(HeadsError, match=r"output exists: give another --output, or --overwrite"):
         convert(source, "vllm", output)
@@ -228,8 +123,8 @@ def test_existing_files_are_not_lost(tmp_path: Path) -> None:
     with pytest.raises(HeadsError, match=r"holds other files \(notes\.txt\)"):
         convert(source, "medusa-trt", output, overwrite=True)
     (output / "notes.txt").unlink()
-    changed = content(seed=9)
-    convert(saved(source, changed), "medusa-trt", output, overwrite=True)
+    changed = make_content(seed=9)
+    convert(save_heads_file(source, changed), "medusa-trt", output, overwrite=True)
     assert torch.equal(all_tensors(output)["0.1.weight"], changed["0.1.weight"])
     with pytest.raises(HeadsError, match=r"output is the source"):
         convert(output, "medusa-trt", output, overwrite=True)
@@ -241,7 +136,7 @@ def test_existing_files_are_not_lost(tmp_path: Path) -> None:
 def test_a_failure_while_writing_leaves_the_old_output(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    source = saved(tmp_path / "heads.safetensors", content())
+    source = save_heads_file(tmp_path / "heads.safetensors", make_content())
     output = convert(source, "medusa-trt", tmp_path / "output")
     before = {path.name: path.read_bytes() for path in output.iterdir()}
 
@@ -258,7 +153,7 @@ def test_a_failure_while_writing_leaves_the_old_output(
 def test_a_quantized_backbone_is_not_taken_for_a_whole_one(
     tiny_model: Path, tmp_path: Path
 ) -> None:
-    source = saved(tmp_path / "heads.safetensors", content())
+    source = save_heads_file(tmp_path / "heads.safetensors", make_content())
     merged = convert(source, "modelopt", tmp_path / "merged", model=tiny_model)
     index = merged / "model.safetensors.index.json"
     found = json.loads(index.read_text())
@@ -270,7 +165,7 @@ def test_a_quantized_backbone_is_not_taken_for_a_whole_one(
 
 
 def test_configs_are_what_the_tools_look_for(tiny_model: Path, tmp_path: Path) -> None:
-    source = saved(tmp_path / "heads.safetensors", content())
+    source = save_heads_file(tmp_path / "heads.safetensors", make_content())
     vllm = config_of(convert(source, "vllm", tmp_path / "vllm"))
     # vLLM renames every key with "num" and "heads" or "layers" in it, so there is one of each.
     assert [key for key in vllm if "num" in key] == ["num_heads", "num_hidden_layers"]
@@ -288,7 +183,7 @@ class Block(nn.Module):
 
 
 def test_peft_itself_loads_the_adapter(tiny_model: Path, tmp_path: Path) -> None:
-    source = saved(tmp_path / "heads.safetensors", content())
+    source = save_heads_file(tmp_path / "heads.safetensors", make_content())
     folder = convert(source, "peft", tmp_path / "adapter", model=tiny_model)
     model: Any = AutoModelForCausalLM.from_pretrained(tiny_model)
     unembeddings = [nn.Linear(HIDDEN_SIZE, VOCAB_SIZE, bias=False) for _ in range(2)]
@@ -296,5 +191,5 @@ def test_peft_itself_loads_the_adapter(tiny_model: Path, tmp_path: Path) -> None
     adapted = PeftModel.from_pretrained(model, str(folder))
     found = adapted.state_dict()
     prefix = "base_model.model.medusa_head.modules_to_save.default."
-    for key, tensor in content().items():
+    for key, tensor in make_content().items():
         assert torch.equal(found[prefix + key], tensor)

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -10,9 +9,8 @@ from support.model_families import config
 from support.tiny_models import llama_config, random_model, save_tiny_model
 
 from medusa_trt.errors import ExportError
-from medusa_trt.export.models.base_model import BaseModel, load_base_model, open_base_model
+from medusa_trt.export.models.base_model import load_base_model, open_base_model
 from medusa_trt.export.models.checkpoint_weights import weights_from_checkpoint
-from medusa_trt.export.models.gguf_weights import weights_from_gguf
 from medusa_trt.export.models.source import source_from_name
 from medusa_trt.export.weights import streamed_model
 from medusa_trt.export.weights.streamed_model import make_empty_model, supply_weights
@@ -61,26 +59,6 @@ def test_a_streamed_model_computes_what_a_loaded_one_does(
         }
         save_file(renamed, folder / "model.safetensors", {"format": "pt"})
     assert torch.equal(streamed_logits(folder), loaded_logits(folder))
-
-
-@pytest.mark.slow
-def test_a_gguf_file_gives_the_weights_that_transformers_reads(base_model: BaseModel) -> None:
-    source, loaded = base_model.source, base_model.model
-    assert source.gguf_file is not None
-    weights = weights_from_gguf(
-        make_empty_model(loaded.config), Path(source.location) / source.gguf_file
-    )
-    assert weights is not None
-    parameters = dict(loaded.named_parameters(remove_duplicate=False))
-    assert weights.keys() == parameters.keys()
-    for name in (
-        "lm_head.weight",
-        "model.norm.weight",
-        "model.layers.3.self_attn.q_proj.weight",
-        "model.layers.3.self_attn.k_proj.weight",
-        "model.layers.29.mlp.down_proj.weight",
-    ):
-        assert np.array_equal(weights[name].stored(), parameters[name].detach().numpy())
 
 
 def test_missing_and_misshapen_weights_are_named(tmp_path: Path) -> None:
