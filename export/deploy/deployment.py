@@ -1,5 +1,6 @@
 """Writes the scripts and pinned requirements that build a bundle's engines and serve them."""
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import resources
@@ -36,17 +37,28 @@ _PACKAGES = {
 }
 """Packages that are pinned to the version installed here."""
 
-_IMAGE = "docker.io/library/python:3.12-slim"
-"""Image of a container. CUDA's libraries and TensorRT come with the requirements."""
+_PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
+_IMAGE = f"docker.io/library/python:{_PYTHON}-slim"
+"""Image of a container, with the Python that runs `deploy`, so a wheel that it builds fits.
 
-_TRITON_IMAGE = "nvcr.io/nvidia/tritonserver:25.09-py3"
+CUDA's libraries and TensorRT come with the requirements."""
+
+_TRITON_IMAGE, _TRITON_PYTHON = "nvcr.io/nvidia/tritonserver:25.09-py3", "3.12"
+"""Triton's image and its Python. From 24.11 on its Python backend works with numpy 2."""
+
 _TRITON_MODEL = "medusa"
 
 _CONTAINED = ("ort-cpu", "ort-cuda", "tensorrt")
 """Targets that run in a container."""
 
-_WHEELS = """Wheels that no package index offers, such as one of medusa-trt itself, go here:
-pip takes them first.
+_WHEELS = """pip takes what lies here before what a package index offers. medusa-trt is on none, so
+build its wheel with Python {python}, that of the image, in a checkout of medusa-trt:
+
+    python{python} -m pip wheel --no-deps --wheel-dir THIS_FOLDER .
+
+A source archive fits every Python, and is compiled in the image where that has a compiler:
+
+    python setup.py sdist --dist-dir THIS_FOLDER
 """
 
 _SCRIPT_MODE = 0o755
@@ -105,7 +117,7 @@ def _jetson(bundle: Bundle) -> dict[str, Artifact]:
 
 def _container(bundle: Bundle) -> dict[str, Artifact]:
     target = _check_target(bundle, "container", _CONTAINED)
-    return _container_artifacts("container", target, _IMAGE, ["bundle"])
+    return _container_artifacts("container", target, _IMAGE, _PYTHON, ["bundle"])
 
 
 def _triton(bundle: Bundle) -> dict[str, Artifact]:
@@ -113,7 +125,9 @@ def _triton(bundle: Bundle) -> dict[str, Artifact]:
     values = {"target": target, "model_name": _TRITON_MODEL}
     model = resources.files("medusa_trt.export.deploy") / "triton_model.py"
     return {
-        **_container_artifacts("triton", target, _TRITON_IMAGE, ["models", "bundle"]),
+        **_container_artifacts(
+            "triton", target, _TRITON_IMAGE, _TRITON_PYTHON, ["models", "bundle"]
+        ),
         f"models/{_TRITON_MODEL}/config.pbtxt": Artifact(
             render_template("triton_config.pbtxt", values)
         ),
@@ -122,7 +136,7 @@ def _triton(bundle: Bundle) -> dict[str, Artifact]:
 
 
 def _container_artifacts(
-    kind: str, target: str, image: str, folders: list[str]
+    kind: str, target: str, image: str, python: str, folders: list[str]
 ) -> dict[str, Artifact]:
     """Returns the files of a container image. Engines fit one GPU, so its start builds them."""
     values = {
@@ -134,7 +148,7 @@ def _container_artifacts(
     }
     return {
         "Containerfile": Artifact(render_template("containerfile", values)),
-        "wheels/README.txt": Artifact(_WHEELS),
+        "wheels/README.txt": Artifact(_WHEELS.format(python=python)),
         "requirements.txt": Artifact(_requirements(target)),
         "start.sh": Artifact(render_template(f"{kind}_start.sh", values), runs=True),
         "health_check.sh": Artifact(render_template(f"{kind}_health_check.sh", values), runs=True),

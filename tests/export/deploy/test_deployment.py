@@ -3,6 +3,7 @@
 import math
 import re
 import subprocess
+import sys
 from importlib.metadata import version
 from pathlib import Path
 
@@ -124,6 +125,33 @@ def test_a_container_copies_what_is_there(trt_bundle: Bundle, tmp_path: Path) ->
     assert (tmp_path / "out" / "wheels").is_dir()
     assert "medusa-trt build bundle" in (tmp_path / "out" / "start.sh").read_text()
     assert "g++" not in text
+
+
+def test_the_image_has_the_python_of_the_wheel(trt_bundle: Bundle, tmp_path: Path) -> None:
+    own = f"{sys.version_info.major}.{sys.version_info.minor}"
+    for kind, python in (("container", own), ("triton", "3.12")):
+        deploy(trt_bundle, kind, tmp_path / kind)
+        text = (tmp_path / kind / "wheels" / "README.txt").read_text()
+        assert f"python{python} -m pip wheel --no-deps --wheel-dir" in text
+        assert "setup.py sdist --dist-dir" in text
+    assert (
+        f"FROM docker.io/library/python:{own}-slim"
+        in (tmp_path / "container" / "Containerfile").read_text()
+    )
+
+
+def test_the_health_check_opens_no_session(trt_bundle: Bundle, tmp_path: Path) -> None:
+    deploy(trt_bundle, "container", tmp_path / "out")
+    script = tmp_path / "out" / "health_check.sh"
+    for name, code in (("/app/medusa-trt", 0), ("/app/start.sh", 1)):
+        command = ["bash", "-c", f"exec -a {name} sleep 60"]
+        with subprocess.Popen(command) as process:
+            try:
+                while b"bash" in Path(f"/proc/{process.pid}/cmdline").read_bytes():
+                    pass
+                assert subprocess.run(["bash", script, str(process.pid)]).returncode == code
+            finally:
+                process.kill()
 
 
 def test_a_container_for_the_cpu_can_compile_the_operators(

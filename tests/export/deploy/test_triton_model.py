@@ -12,8 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.stand_ins.fake_triton import Request, Sender, triton_python_backend_utils
+from support.stand_ins.fake_triton import (
+    WAIT_S,
+    Request,
+    Sender,
+    Tensor,
+    triton_python_backend_utils,
+)
 
+from medusa_trt.errors import EngineError
 from medusa_trt.export.deploy.deployment import deploy
 from medusa_trt.runtime.bundle import Bundle
 from medusa_trt.runtime.options import GenerationOptions
@@ -41,23 +48,32 @@ def repository(tiny_bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) ->
     return output
 
 
+def model_config(repository: Path) -> str:
+    """The config of the model, as Triton gives it."""
+    values = {"bundle": str(repository / "bundle"), "batch_size": "2"}
+    return json.dumps(
+        {"parameters": {name: {"string_value": value} for name, value in values.items()}}
+    )
+
+
 @pytest.fixture(scope="module")
 def model(repository: Path) -> Iterator[Any]:
     """The repository's model, opened on the bundle beside it."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, "triton_python_backend_utils", triton_python_backend_utils())
         module = module_from_file("model", repository / "models/medusa/1/model.py")
-    config = {"parameters": {"bundle": {"string_value": str(repository / "bundle")}}}
     found = module.TritonPythonModel()
-    found.initialize({"model_config": json.dumps(config)})
+    found.initialize({"model_config": model_config(repository)})
+    text = (repository / "models/medusa/config.pbtxt").read_text()
+    found.input_names = set(re.findall(r'input { name: "(\w+)"', text))
     yield found
     found.finalize()
 
 
-def answer(model: Any, cancels_after: int | None = None, **inputs: str | bool) -> Sender:
+def answer(model: Any, cancels_after: int | None = None, **inputs: Any) -> Sender:
     sender = Sender(cancels_after)
-    model.execute([Request(sender, **inputs)])
-    assert sender.is_final
+    model.execute([Request(sender, model.input_names, **inputs)])
+    assert sender.finished.wait(WAIT_S)
     return sender
 
 
@@ -100,8 +116,54 @@ def test_sampling_parameters_reach_the_reply(model: Any) -> None:
 def test_a_client_that_left_ends_the_reply(model: Any) -> None:
     asked = parameters(max_new_tokens=200)
     sender = answer(model, 2, text_input="hello", stream=True, sampling_parameters=asked)
-    assert sender.responses[-1].outputs["finish_reason"][0] == b"cancelled"
-    assert len(sender.responses) < 6
+    assert len(sender.responses) == 2 and "finish_reason" not in sender.responses[-1].outputs
+    again = answer(model, text_input="hello", max_new_tokens=3, ignore_eos=True).responses
+    assert again[0].outputs["num_output_tokens"].tolist() == [3]
+
+
+def test_options_are_inputs_of_their_types(model: Any) -> None:
+    asked: dict[str, Any] = {
+        "max_new_tokens": 12,
+        "ignore_eos": True,
+        "temperature": 0.8,
+        "seed": 3,
+    }
+    typed = answer(model, text_input="hello", **asked).responses[0].outputs
+    as_json = answer(model, text_input="hello", sampling_parameters=json.dumps(asked)).responses[0]
+    assert typed["text_output"] == as_json.outputs["text_output"]
+    text = typed["text_output"][0].decode()
+    assert len(text) > 2
+    stopped = answer(model, text_input="hello", stop=["never", text[2]], **asked).responses[0]
+    assert stopped.outputs["finish_reason"][0] == b"stop"
+    assert stopped.outputs["text_output"][0].decode() == text[: text.index(text[2])]
+
+
+def test_requests_run_together(model: Any) -> None:
+    senders = [Sender(), Sender(), Sender()]
+    names = model.input_names
+    texts = ("hello", "world", "again")
+    asked: dict[str, Any] = {"max_new_tokens": 60, "ignore_eos": True, "stream": True}
+    model.execute(
+        Request(sender, names, text_input=text, **asked)
+        for sender, text in zip(senders, texts, strict=True)
+    )
+    assert all(sender.finished.wait(WAIT_S) for sender in senders)
+    for sender, text in zip(senders, texts, strict=True):
+        pieces = [each.outputs["text_output"][0].decode() for each in sender.responses]
+        alone = answer(model, text_input=text, max_new_tokens=60, ignore_eos=True).responses[0]
+        assert "".join(pieces) == alone.outputs["text_output"][0].decode()
+
+
+def test_a_model_whose_tensors_arrive_changed_is_never_ready(
+    repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    utils = triton_python_backend_utils()
+    monkeypatch.setitem(sys.modules, "triton_python_backend_utils", utils)
+    module = module_from_file("other_model", repository / "models/medusa/1/model.py")
+    first = staticmethod(lambda name, array: Tensor(name, array[:1].repeat(len(array))))
+    monkeypatch.setattr(Tensor, "from_dlpack", first)
+    with pytest.raises(EngineError, match=r"numpy .* does not work with this Triton: pip install"):
+        module.TritonPythonModel().initialize({"model_config": model_config(repository)})
 
 
 @pytest.mark.parametrize(
@@ -119,6 +181,10 @@ def test_a_client_that_left_ends_the_reply(model: Any) -> None:
             "top_p is 'x': it must be a number",
         ),
         ({"text_input": "x" * 600}, "the prompt has 600 tokens"),
+        ({"text_input": "a", "best_of": 3}, "unknown in the request: best_of; known are text_inp"),
+        ({"text_input": "a", "sampling_parameters": '{"stop": [1, 2]}'}, r"stop is \(1, 2\): it"),
+        ({"text_input": "a", "top_p": 2.0}, r"top_p is 2\.0: it must be"),
+        ({"text_input": "a", "seed": 1, "sampling_parameters": '{"seed": 1}'}, "give it once"),
     ],
 )
 def test_mistakes_are_answered_with_one_line(

@@ -1,11 +1,14 @@
 """What a `model.py` sees of Triton: requests, tensors and senders."""
 
+import json
+import threading
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 
 FINAL = 1
+WAIT_S = 60
 
 
 class Tensor:
@@ -14,6 +17,14 @@ class Tensor:
 
     def as_numpy(self) -> Any:
         return self.array
+
+    def to_dlpack(self) -> Any:
+        return self.array
+
+    @staticmethod
+    def from_dlpack(name: str, array: Any) -> "Tensor":
+        """As a backend does that was compiled for this numpy."""
+        return Tensor(name, array.copy())
 
 
 class InferenceResponse:
@@ -27,33 +38,45 @@ class Sender:
 
     def __init__(self, cancels_after: int | None = None) -> None:
         self.responses: list[InferenceResponse] = []
-        self.is_final, self.cancels_after = False, cancels_after
+        self.cancels_after = cancels_after
+        self.finished = threading.Event()
 
     def send(self, response: InferenceResponse | None = None, flags: int = 0) -> None:
-        assert not self.is_final, "a response after the final one"
+        assert not self.finished.is_set(), "a response after the final one"
         if response is not None:
             self.responses.append(response)
-        self.is_final = flags == FINAL
+        if flags == FINAL:
+            self.finished.set()
 
     def is_cancelled(self) -> bool:
         return self.cancels_after is not None and len(self.responses) >= self.cancels_after
 
 
 class Request:
-    """A request as the HTTP endpoint makes it: one-element tensors, text as bytes."""
+    """A request as the HTTP endpoint makes it: flat tensors, text as bytes.
 
-    def __init__(self, sender: Sender, **inputs: str | bool) -> None:
+    Fields that are no inputs of the model are its parameters.
+    """
+
+    def __init__(self, sender: Sender, names: set[str], **fields: Any) -> None:
         self.sender = sender
         self.inputs = {
-            name: Tensor(
-                name,
-                np.array([value.encode()], object) if isinstance(value, str) else np.array([value]),
-            )
-            for name, value in inputs.items()
+            name: Tensor(name, _array(value)) for name, value in fields.items() if name in names
         }
+        self._parameters = {name: value for name, value in fields.items() if name not in names}
+
+    def parameters(self) -> str:
+        return json.dumps(self._parameters | {"triton_enable_empty_final_response": False})
 
     def get_response_sender(self) -> Sender:
         return self.sender
+
+
+def _array(value: Any) -> Any:
+    items = value if isinstance(value, list) else [value]
+    if isinstance(items[0], str):
+        return np.array([item.encode() for item in items], object)
+    return np.array(items)
 
 
 def triton_python_backend_utils() -> ModuleType:
