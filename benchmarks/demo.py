@@ -69,7 +69,7 @@ def compare(session: MedusaSession, console: Console) -> int:
     console.print(f"[bold]{escape(question)}[/bold]\n")
     console.print(f"{session.text.decode(shown.token_ids).strip()}\n", markup=False)
     table = Table(title=f"Tokens per second, medians of {OPTIONS.rounds} interleaved rounds")
-    for column in ("question", "plain", "Medusa", "tokens a step", "speedup"):
+    for column in ("question", "plain", "Medusa", "tokens per step", "speedup"):
         table.add_column(column, justify="left" if column == "question" else "right")
     speedups = []
     for row in summary.categories:

@@ -121,7 +121,7 @@ def compare(arguments: Namespace) -> int:
     rows.sort(key=lambda row: row.over_plain, reverse=True)
     console = Console(highlight=False)
     table = Table(title=f"{len(prompts)} prompts of {arguments.prompts}, fastest first")
-    columns = ("tree", "nodes", "tokens/s", "over plain", "quartiles", "tokens a step", "step")
+    columns = ("tree", "nodes", "tokens/s", "over plain", "quartiles", "tokens per step", "step")
     for column in columns:
         table.add_column(column, justify="left" if column == "tree" else "right", no_wrap=True)
     for row in rows:

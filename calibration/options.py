@@ -111,7 +111,7 @@ class ThresholdOptions:
         alpha: one δ for all values of ε (default: sqrt(ε), as in the Medusa paper).
         temperatures: temperatures to compare them at.
         quality_loss: recommend an ε only if it loses at most this much of the sampler's
-            log-likelihood, in nats a token.
+            log-likelihood, in nats per token.
         diversity_loss: recommend an ε only if it loses at most this much of the sampler's
             distinct-2.
     """
@@ -148,7 +148,7 @@ class QuantizationOptions:
         formats: formats to choose from (default: int4,int8 for ort-cpu; int4,fp16 for ort-cuda;
             int4,int8,fp16 for the other targets).
         max_kl: choose the smallest weights whose KL divergence from the unquantized model, as
-            measured in nats a token, is at most this (default: 0.02, without `max_megabytes`).
+            measured in nats per token, is at most this (default: 0.02, without `max_megabytes`).
         max_megabytes: choose the weights of least KL divergence whose matrices take at most this
             many megabytes (default: no such limit).
     """

@@ -22,7 +22,7 @@ class DataOptions:
         max_new_tokens: most tokens of a reply.
         temperatures: temperatures of the batches, used in turn; 0 takes the likeliest token.
         keep_features: keep hidden states and the model's likeliest tokens, 2 * hidden_size + 48
-            bytes a token. Training on such data does not run the model.
+            bytes per token. Training on such data does not run the model.
         seed: seed of all that is random.
     """
 

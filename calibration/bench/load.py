@@ -25,8 +25,8 @@ class Load:
 
     Attributes:
         concurrency: most requests that run at the same time.
-        arrivals_per_s: requests a second on average, at random (Poisson); None if the next request
-            comes when one ends.
+        arrivals_per_s: mean number of requests per second, at random times (Poisson); None if the
+            next request comes when one ends.
     """
 
     concurrency: int

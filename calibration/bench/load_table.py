@@ -19,7 +19,7 @@ class LoadFigures:
         mode: "plain" or "Medusa".
         num_requests: requests in all rounds.
         tokens_per_s: tokens of all requests over the time of the whole run.
-        tokens_per_s_each: tokens a second of a request after its first token.
+        tokens_per_s_each: tokens per second of a request after its first token.
         first_token_ms: median and 95th percentile.
         between_tokens_ms: median and 95th percentile.
         mean_nodes: nodes of a tree.

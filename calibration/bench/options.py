@@ -108,7 +108,7 @@ class BenchOptions:
                 )
         for rate in self.arrivals:
             if not rate > 0:
-                raise PromptError(f"arrivals is {rate}: it must be above 0, in requests a second")
+                raise PromptError(f"arrivals is {rate}: it must be above 0, in requests per second")
         check_range(self, PromptError, "max_new_tokens", 2)  # speed counts from the first token on
         sampling = SamplingOptions(temperature=self.temperature, seed=self.seed)
         if sampling.temperature == 0 and not set(self.compared) <= {"greedy", "heads"}:

@@ -168,7 +168,7 @@ def _draw_categories(axes: "Axes", categories: Sequence[CategorySummary]) -> Non
     axes.axvline(1, color="#999999", linewidth=1, linestyle="--")
     axes.margins(x=0.35)
     axes.invert_yaxis()
-    axes.set_title(f"{categories[0].mode}: speedup at tokens a step, by category", fontsize=10)
+    axes.set_title(f"{categories[0].mode}: speedup at tokens per step, by category", fontsize=10)
 
 
 def _draw_step_times(axes: "Axes", modes: Sequence[ModeSummary]) -> None:

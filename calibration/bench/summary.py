@@ -42,7 +42,7 @@ class ModeSummary:
         speedup: `tokens_per_s` over the baseline's, prompt by prompt.
         speedup_by_prompt: speedup of each prompt.
         step_ratio: time of a step over the baseline's, prompt by prompt, as they follow each other
-            in a reply; tokens a step over this are the speedup.
+            in a reply; tokens per step over this are the speedup.
         mean_accept_length: tokens that a step adds.
         accept_histogram: number of steps that added 1, 2, ... tokens, up to the largest depth + 1.
         depth_shares: share of steps whose accepted path reached depth 1, 2, ... of the tree or of

@@ -35,7 +35,7 @@ def print_report(report: BenchReport, console: Console) -> None:
         console.print(table)
     console.print(
         "Quartiles are over prompts, in brackets. Speedup: over plain decoding with the same "
-        "sampling,\nprompt by prompt: tokens a step over the time of a step, given against plain "
+        "sampling,\nprompt by prompt: tokens per step over the time of a step, given against plain "
         f"decoding's.\nPeak memory: {report.peak_memory_bytes / 1e6:.0f} MB.",
         highlight=False,
     )

@@ -45,9 +45,9 @@ class PlanRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
         basis: see `SitesRecord`.
         drafter: digest of the heads and the tree.
         formats: formats of the rounded sites, by site.
-        kl: KL divergence from the unquantized model, nats a token.
+        kl: KL divergence from the unquantized model, nats per token.
         agreement: share of next tokens that stay the same.
-        accept_length: tokens a step that heads and tree add on the replies.
+        accept_length: tokens per step that heads and tree add on the replies.
     """
 
     basis: str
@@ -109,7 +109,7 @@ class QuantizationCosts:
         )
 
     def site_kls(self, format_: WeightFormat) -> dict[str, float]:
-        """KL divergence that each site causes alone, nats a token, on the texts that are done.
+        """KL divergence that each site causes alone, nats per token, on the texts that are done.
 
         It is empty if no text is done.
         """

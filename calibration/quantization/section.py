@@ -20,7 +20,7 @@ class FormatCost:
     Attributes:
         format: name of the format.
         size_bytes: size of the site's matrices with their scales.
-        kl: estimated KL divergence from the unquantized model, nats a token.
+        kl: estimated KL divergence from the unquantized model, nats per token.
     """
 
     format: str
@@ -49,9 +49,9 @@ class PlanResult:
         counts: number of sites of each format.
         size_bytes: size of all matrices with their scales.
         predicted_kl: sum of the KL divergences that the sites cause alone.
-        kl: measured KL divergence, nats a token.
+        kl: measured KL divergence, nats per token.
         agreement: share of next tokens that stay the same.
-        accept_length: tokens a step that the bundle's heads and tree add on the replies.
+        accept_length: tokens per step that the bundle's heads and tree add on the replies.
     """
 
     name: str
@@ -116,7 +116,7 @@ def advice_from_plans(plans: Iterable[PlanResult]) -> str:
     by_name.pop(UNQUANTIZED, None)
     text = (
         f"The plan ({text_from_counts(plan.counts)}) takes {plan.size_bytes / 1e6:.1f} MB at a KL "
-        f"divergence of {plan.kl:.4f} nats a token; {plan.agreement:.1%} of the next tokens stay "
+        f"divergence of {plan.kl:.4f} nats per token; {plan.agreement:.1%} of the next tokens stay "
         f"the same, and a step adds {plan.accept_length:.2f} tokens."
     )
     for other in by_name.values():

@@ -102,7 +102,7 @@ def plot_threshold(section: ThresholdSection) -> str:
             )
             axes.axhline(sampler_value, color=f"C{colour}", linestyle="--", linewidth=1)
     _finish(left, "Tokens a step (dashed: the sampler)", "threshold ε")
-    _finish(right, "Log-likelihood, nats a token", "threshold ε")
+    _finish(right, "Log-likelihood, nats per token", "threshold ε")
     return _render_svg(figure)
 
 

@@ -57,7 +57,7 @@ def tabulate_tree(section: TreeSection) -> Table:
     choice = section.choice
     measured = (prediction for prediction in choice.by_size if prediction.is_measured)
     predictions = [choice.plain, *measured, *choice.fixed[:6]]
-    columns = ["tree", "nodes", "depth", "tokens a step", "step ms", "tokens/s", "speedup (95 %)"]
+    columns = ["tree", "nodes", "depth", "tokens per step", "step ms", "tokens/s", "speedup (95 %)"]
     return _table(columns, [_prediction_row(prediction) for prediction in predictions])
 
 
@@ -68,7 +68,7 @@ def tabulate_threshold(section: ThresholdSection) -> Table:
     pairs of tokens over the number of pairs; "same %" is the share of tokens that the sampler draws
     too, from the same random numbers.
     """
-    columns = ["T", "ε", "tokens a step", "nats a token", "gain (95 %)", "distinct-2", "same %"]
+    columns = ["T", "ε", "tokens per step", "nats per token", "gain (95 %)", "distinct-2", "same %"]
     rows = []
     for summary in section.rules:
         threshold, gain = summary.rule.posterior_threshold, summary.logprob_gain
@@ -88,7 +88,7 @@ def tabulate_threshold(section: ThresholdSection) -> Table:
 
 def tabulate_plans(section: QuantizationSection) -> Table:
     """Lists size, KL divergence and acceptance length of each measured quantization plan."""
-    columns = ["plan", "matrices", "MB", "KL predicted", "KL", "same tokens %", "tokens a step"]
+    columns = ["plan", "matrices", "MB", "KL predicted", "KL", "same tokens %", "tokens per step"]
     rows = [
         [
             plan.name,

@@ -18,8 +18,8 @@ class RuleSummary:
     Attributes:
         rule: the rule; its ε is None for the sampler.
         num_replies: number of replies.
-        accept_length: tokens a step.
-        mean_logprob: log-likelihood under the model at temperature 1, nats a token.
+        accept_length: tokens per step.
+        mean_logprob: log-likelihood under the model at temperature 1, nats per token.
         logprob_gain: `mean_logprob` minus the sampler's at this temperature, on the same prompts,
             with its 95 % interval.
         distinct: for n = 1, 2, 3 the number of different n-grams of a reply over the number of all
@@ -107,9 +107,10 @@ def recommend(
 ) -> tuple[Recommendation, ...]:
     """Recommends for each temperature the threshold with the longest acceptance at good quality.
 
-    The quality is good if the replies' log-likelihood is at most `quality_loss` nats a token below
-    the sampler's, and their distinct-2 at most `diversity_loss`. The sampler is recommended if no
-    such threshold accepts more than the sampler does, since the sampler keeps the distribution.
+    The quality is good if the replies' log-likelihood per token is at most `quality_loss` nats
+    below the sampler's, and their distinct-2 at most `diversity_loss` below it. If no such
+    threshold accepts more than the sampler, the sampler is recommended, since it keeps the
+    distribution.
     """
     recommendations = []
     for temperature in dict.fromkeys(summary.rule.temperature for summary in summaries):
@@ -131,7 +132,7 @@ def recommend(
             recommendations.append(Recommendation(sampler.rule, reason))
         else:
             reason = (
-                f"{best.accept_length:.2f} tokens a step, the sampler {sampler.accept_length:.2f}"
+                f"{best.accept_length:.2f} tokens per step, the sampler {sampler.accept_length:.2f}"
             )
             recommendations.append(Recommendation(best.rule, reason))
     return tuple(recommendations)

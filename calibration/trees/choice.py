@@ -1,4 +1,4 @@
-"""Chooses the tree with the most tokens a second: acceptance length over step time."""
+"""Chooses the tree with the most tokens per second: acceptance length over step time."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ class Prediction:
         num_nodes: number of nodes, the root included.
         max_depth: number of heads that it uses.
         is_measured: true if the step time of this size was measured, false if interpolated.
-        accept_length: tokens a step, on replies that the tree was not made from.
+        accept_length: tokens per step, on replies that the tree was not made from.
         step_ms: time of a step.
         tokens_per_s: throughput of all sequences of the batch together.
         speedup: speed over plain decoding's, with its 95 % interval.

@@ -31,7 +31,7 @@ class HeadsSection:
             to it are right.
         independent: the same share, if the heads were right independently of each other.
         tree: name of the bundle's tree.
-        accept_length: tokens a step that this tree adds, by replay.
+        accept_length: tokens per step that this tree adds, by replay.
     """
 
     origin: Origin

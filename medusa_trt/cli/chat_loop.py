@@ -365,7 +365,7 @@ def _line_from_options(options: GenerationOptions) -> str:
             shown.append(f"{name} {value}")
     shown.append(f"acceptance {options.rule}")
     if options.max_new_tokens is not None:
-        shown.append(f"at most {options.max_new_tokens} tokens a reply")
+        shown.append(f"at most {options.max_new_tokens} tokens per reply")
     return ", ".join(shown)
 
 

@@ -6,7 +6,7 @@
 namespace medusa {
 namespace amx {
 
-// Shapes of the tile registers, as the instruction reads them; 64 bytes a row.
+// Shapes of the tile registers, as the instruction reads them; 64 bytes per row.
 struct alignas(64) TileConfig {
   uint8_t palette = 1;
   uint8_t start_row = 0;

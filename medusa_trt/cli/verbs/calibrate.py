@@ -163,7 +163,7 @@ def measure_heads(arguments: HeadsArguments) -> int:
 
     calibrator = arguments.open()
     section = calibrator.measure_heads(settings, arguments.num_prompts)
-    text = f"The bundle's tree adds {section.accept_length:.3f} tokens a step on these replies."
+    text = f"The bundle's tree adds {section.accept_length:.3f} tokens per step on these replies."
     return _report(calibrator, tabulate_heads(section), [text], section.origin)
 
 

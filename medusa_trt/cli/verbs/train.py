@@ -241,7 +241,7 @@ def _print_accuracy(accuracy: "Accuracy") -> None:
 
     print(format_accuracy(accuracy))
     print(
-        f"{accuracy.tokens_per_step:.3f} tokens a step with {accuracy.tree.num_nodes} nodes, "
+        f"{accuracy.tokens_per_step:.3f} tokens per step with {accuracy.tree.num_nodes} nodes, "
         f"on {accuracy.num_tokens} tokens"
     )
 

@@ -52,7 +52,7 @@ def test_summary_of_modes() -> None:
     assert medusa.speedup_by_prompt == {"a": 2, "b": 3, "c": 4}
     assert medusa.speedup == Quartiles(2.5, 3, 3.5)
     assert plain.step_ratio is None and medusa.step_ratio is not None
-    # Two tokens a step, so a prompt that is 2, 3, 4 times as fast has steps of 1, 2/3, 1/2.
+    # Two tokens per step, so a prompt that is 2, 3, 4 times as fast has steps of 1, 2/3, 1/2.
     assert astuple(medusa.step_ratio) == pytest.approx((7 / 12, 2 / 3, 5 / 6))
     assert medusa.mean_accept_length == 2
     assert medusa.accept_histogram == (3, 0, 3, 0)

@@ -119,7 +119,7 @@ def test_stats_before_a_reply(session: MedusaSession) -> None:
     (shown,) = Driver(session, SAMPLED).say("/stats")
     assert shown.splitlines() == [
         f"conversation: 0 exchanges, 0 of {session.max_length} tokens",
-        "sampling: temperature 1, seed 7, acceptance sample, at most 12 tokens a reply",
+        "sampling: temperature 1, seed 7, acceptance sample, at most 12 tokens per reply",
     ]
 
 

@@ -109,7 +109,7 @@ def test_save_and_load_go_on_where_it_was(session: MedusaSession, tmp_path: Path
     (shown,) = other.say("lost", f"/load {path}")
     assert shown == (
         f"read {path} (1 exchange, temperature 1, seed 7, acceptance sample, "
-        "at most 12 tokens a reply)"
+        "at most 12 tokens per reply)"
     )
     assert other.chat.options.tree == load_tree("plain")
     assert other.chat.options.sampling == SAMPLED.sampling

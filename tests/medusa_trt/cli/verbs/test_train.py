@@ -31,7 +31,7 @@ def test_the_command_line_makes_data_and_heads_and_a_joint_model(
     train += ["--max-steps", "4", "--batch-rows", "16", "--num-checkpoints", "2"]
     assert main([*train, "--draft-vocab-size", "64"]) == 0
     out, err = capsys.readouterr()
-    assert "tokens a step" in out and "first maps" in err and "4/4 [00:" in err
+    assert "tokens per step" in out and "first maps" in err and "4/4 [00:" in err
     loaded = heads_from_path(tmp_path / "heads")
     loaded.check_fits(HIDDEN_SIZE, VOCAB_SIZE)
     assert loaded.draft_vocab_size(VOCAB_SIZE) == 64
@@ -49,7 +49,7 @@ def test_the_command_line_makes_data_and_heads_and_a_joint_model(
     measure = ["train", "measure", str(tiny_model), heads, "--prompts", str(prompts)]
     capsys.readouterr()
     assert main([*measure, "--tree", "chain-2"]) == 0
-    assert "tokens a step with 3 nodes" in capsys.readouterr().out
+    assert "tokens per step with 3 nodes" in capsys.readouterr().out
     assert main([*measure, "--tree", "chain-4"]) == 2
     both = ["train", "joint", str(tiny_model), "--data", data, "--output", joint, "--heads", heads]
     assert main([*both, "--max-steps", "2", "--batch-size", "2", "--lora-rank", "2"]) == 0
