@@ -10,12 +10,14 @@ if TYPE_CHECKING:
     from medusa_trt.runtime.bundle import Bundle
     from medusa_trt.runtime.processors.grammar import Grammar
     from medusa_trt.runtime.session import GenerationOptions, MedusaSession, SamplingOptions
+    from medusa_trt.runtime.text import ChatPrompt
     from medusa_trt.tree_configs import MedusaTree, load_tree
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Bundle",
+    "ChatPrompt",
     "GenerationOptions",
     "Grammar",
     "MedusaSession",
@@ -26,6 +28,7 @@ __all__ = [
 
 _MODULES = {
     "Bundle": "medusa_trt.runtime.bundle",
+    "ChatPrompt": "medusa_trt.runtime.text",
     "GenerationOptions": "medusa_trt.runtime.session",
     "Grammar": "medusa_trt.runtime.processors.grammar",
     "MedusaSession": "medusa_trt.runtime.session",

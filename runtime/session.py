@@ -17,7 +17,7 @@ from medusa_trt.runtime.engines.base import Engine
 from medusa_trt.runtime.options import GenerationOptions, SamplingOptions
 from medusa_trt.runtime.reply import FinishReason, Generation, GenerationStats, Reply, StreamEvent
 from medusa_trt.runtime.scheduler import Request, RequestEvent, Scheduler
-from medusa_trt.runtime.text import Message, TextCodec
+from medusa_trt.runtime.text import ChatPrompt, Message, TextCodec
 from medusa_trt.tree_configs import MedusaTree
 
 __all__ = [
@@ -30,8 +30,8 @@ __all__ = [
     "StreamEvent",
 ]
 
-Prompt = str | Sequence[int] | Sequence[Message]
-"""Text, token ids, or the messages of a conversation."""
+Prompt = str | Sequence[int] | Sequence[Message] | ChatPrompt
+"""Text, token ids, or the messages of a conversation, alone or with tools for the template."""
 
 _NUM_SPARE_ROWS = 64
 """Cache rows after the longest sequence; the largest published trees have 64 nodes."""
@@ -127,6 +127,8 @@ class MedusaSession:
         """
         if isinstance(prompt, str):
             return self.text.encode(prompt)
+        if isinstance(prompt, ChatPrompt):
+            return self.text.encode_chat(prompt)
         ids = [item for item in prompt if isinstance(item, int)]
         if len(ids) == len(prompt):
             return ids
@@ -270,6 +272,8 @@ class MedusaSession:
         eos_token_ids = () if options.ignore_eos else self.bundle.manifest.model.eos_token_ids
         special_ids = [self.text.special_token_id(text) for text in options.stop]
         text_stream = self.text.stream()
+        # What follows a text begins with its space, which tokenizers drop at the beginning of one.
+        before = text_stream.push(prompt_ids) if options.echo or _is_begun(prompt) else ""
         reply = Reply(
             num_prompt=len(prompt_ids),
             limit=limit,
@@ -281,7 +285,7 @@ class MedusaSession:
             ],
             stop=options.stop,
             text_stream=text_stream,
-            text=text_stream.push(prompt_ids) if options.echo else "",
+            text=before if options.echo else "",
             streamed=streamed,
         )
         chooser = Chooser(options, prompt_ids, self.engine.capacity + 1)
@@ -320,6 +324,13 @@ class MedusaSession:
             )
         if not all(0 <= token < model.vocab_size for token in prompt_ids):
             raise PromptError(f"the prompt holds a token id outside 0 to {model.vocab_size - 1}")
+
+
+def _is_begun(prompt: Prompt) -> bool:
+    """Whether the prompt ends in the beginning of its reply."""
+    if not isinstance(prompt, str | ChatPrompt):
+        prompt = ChatPrompt(messages=[item for item in prompt if not isinstance(item, int)])
+    return isinstance(prompt, ChatPrompt) and bool(prompt.begun_reply)
 
 
 def _add_to_seed(options: GenerationOptions, index: int) -> GenerationOptions:

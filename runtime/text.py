@@ -4,7 +4,7 @@ import json
 import re
 from codecs import getincrementaldecoder
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import partial
 from typing import Any
@@ -30,6 +30,31 @@ Message = Mapping[str, Any]
 
 The content is text, None, or a list of parts as in OpenAI's API: `{"type": "text", "text": …}`.
 """
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChatPrompt:
+    """A conversation, and what else its chat template reads.
+
+    Attributes:
+        messages: the conversation. Where the last message is the assistant's, the reply goes on
+            with it.
+        tools: the functions that the model may call, as in OpenAI's API.
+        variables: further values that the template reads, such as `enable_thinking`.
+    """
+
+    messages: Sequence[Message]
+    tools: Sequence[Mapping[str, Any]] = ()
+    variables: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def begun_reply(self) -> str:
+        """The text of a last message by the assistant; empty if there is none."""
+        if not self.messages or self.messages[-1].get("role") != "assistant":
+            return ""
+        text: str = _with_plain_content(self.messages[-1], "")["content"]
+        return text if text.strip() else ""
+
 
 _READS_PARTS = re.compile(r"for\s+\w+\s+in\s+\w+(\.content\b|\[['\"]content['\"]\])")
 """A template that goes through the parts of a message's content."""
@@ -93,34 +118,19 @@ class TextCodec:
         is_doubled = ids[:num_start] == ids[num_start : 2 * num_start] == self._start_ids
         return ids[num_start:] if add_special_tokens and is_doubled else ids
 
-    def encode_chat(
-        self,
-        messages: Sequence[Message],
-        *,
-        tools: Sequence[Mapping[str, Any]] | None = None,
-        variables: Mapping[str, Any] | None = None,
-    ) -> list[int]:
+    def encode_chat(self, prompt: ChatPrompt | Sequence[Message]) -> list[int]:
         """Encodes a conversation as token ids, up to the beginning of the model's reply.
 
-        See `render_chat`.
+        Raises:
+            PromptError: see `render_chat`.
         """
-        text = self.render_chat(messages, tools=tools, variables=variables)
-        return self.encode(text, add_special_tokens=False)
+        return self.encode(self.render_chat(prompt), add_special_tokens=False)
 
-    def render_chat(
-        self,
-        messages: Sequence[Message],
-        *,
-        tools: Sequence[Mapping[str, Any]] | None = None,
-        variables: Mapping[str, Any] | None = None,
-    ) -> str:
+    def render_chat(self, prompt: ChatPrompt | Sequence[Message]) -> str:
         """Renders a conversation with the model's chat template.
 
         Args:
-            messages: the conversation. Where the last message is the assistant's, the reply goes on
-                with it.
-            tools: the functions that the model may call, as in OpenAI's API.
-            variables: further values that the template reads, such as `enable_thinking`.
+            prompt: the conversation; messages alone are one without tools and variables.
 
         Raises:
             PromptError: the model has no chat template, a message has something else than text, or
@@ -128,14 +138,16 @@ class TextCodec:
         """
         if self._chat_template is None:
             raise PromptError("this model has no chat template: give a plain prompt (--raw)")
-        plain = [_with_plain_content(message, self._chat_template) for message in messages]
-        begun = _read_begun_reply(plain)
+        if not isinstance(prompt, ChatPrompt):
+            prompt = ChatPrompt(messages=prompt)
+        plain = [_with_plain_content(message, self._chat_template) for message in prompt.messages]
+        begun = prompt.begun_reply
         values = {
             **self._special_tokens,
             "documents": None,
-            **(variables or {}),
+            **prompt.variables,
             "messages": plain,
-            "tools": list(tools) if tools else None,
+            "tools": list(prompt.tools) or None,
             "add_generation_prompt": not begun,
         }
         try:
@@ -181,16 +193,6 @@ class TextCodec:
     def stream(self) -> "TextStream":
         """Makes a decoder for tokens that arrive one after the other."""
         return TextStream(self._tokenizer, self._decoder)
-
-
-def _read_begun_reply(messages: Sequence[Message]) -> str:
-    """The text of a last message by the assistant; empty if there is none."""
-    if not messages or messages[-1].get("role") != "assistant":
-        return ""
-    content = messages[-1]["content"]
-    parts = [content] if isinstance(content, str) else [part["text"] for part in content]
-    text = "".join(parts)
-    return text if text.strip() else ""
 
 
 def _cut_after(text: str, begun: str) -> str:

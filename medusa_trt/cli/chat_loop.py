@@ -5,19 +5,17 @@ It knows no terminal: a `Console` reads and writes.
 
 import os
 import signal
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 from medusa_trt.errors import GenerationError, MedusaError, PromptError
 from medusa_trt.runtime.conversation import Conversation, SavedConversation
 from medusa_trt.runtime.options import GenerationOptions
 from medusa_trt.runtime.reply import Generation, GenerationStats
 from medusa_trt.runtime.session import MedusaSession
-from medusa_trt.runtime.text import Message
+from medusa_trt.runtime.text import ChatPrompt, Message
 
 PROMPT = ">>> "
 CONTINUATION = "... "
@@ -69,8 +67,7 @@ class Chat:
         conversation: Conversation,
         options: GenerationOptions,
         console: Console,
-        tools: Sequence[Mapping[str, Any]] = (),
-        variables: Mapping[str, Any] | None = None,
+        make_prompt: Callable[..., ChatPrompt] = ChatPrompt,
     ) -> None:
         """Prepares the conversation.
 
@@ -79,8 +76,7 @@ class Chat:
             conversation: the exchanges so far, and the system message.
             options: how each reply is made.
             console: where the chat reads and writes.
-            tools: functions that the model may call, for the chat template.
-            variables: further values for the chat template.
+            make_prompt: makes a prompt of `messages`; it may add tools and variables.
 
         Raises:
             PromptError: the model has no chat template, or the template refuses the system
@@ -90,7 +86,7 @@ class Chat:
         self.conversation, self.options = conversation, options
         self.num_errors = 0
         self._session, self._console = session, console
-        self._encode = partial(session.text.encode_chat, tools=tools, variables=variables)
+        self._make_prompt = make_prompt
         self._last: Generation | None = None
         self._has_left = False
         self._commands = {
@@ -204,9 +200,10 @@ class Chat:
             return generation.text
 
     def _generate(self, messages: list[Message], begin: Callable[[], None]) -> Generation:
-        prompt_ids = self._encode(messages)
+        prompt = self._make_prompt(messages=messages)
+        self._session.encode(prompt)
         try:
-            stream = self._session.stream(prompt_ids, self.options)
+            stream = self._session.stream(prompt, self.options)
         except PromptError as error:
             raise PromptError(f"{error} ({self._limits()}), or /reset to start over") from error
         generation = None
@@ -262,7 +259,8 @@ class Chat:
     def _stats(self, _: str) -> None:
         num_tokens = 0
         if self.conversation.exchanges:
-            num_tokens = len(self._encode(self.conversation.messages()))
+            prompt = self._make_prompt(messages=self.conversation.messages())
+            num_tokens = len(self._session.encode(prompt))
         lines = [
             f"conversation: {_count_exchanges(self.conversation)}, {num_tokens} of "
             f"{self._session.max_length} tokens",
@@ -300,7 +298,8 @@ class Chat:
             PromptError: the template refuses it.
         """
         if system is not None:
-            self._encode(Conversation(system).messages("?"))
+            messages = Conversation(system).messages("?")
+            self._session.encode(self._make_prompt(messages=messages))
 
     def _show_error(self, error: MedusaError) -> None:
         self.num_errors += 1

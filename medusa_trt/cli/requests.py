@@ -13,8 +13,8 @@ from medusa_trt.runtime.decoding.choosing import TokenLogprobs
 from medusa_trt.runtime.options import GenerationOptions, SamplingOptions
 from medusa_trt.runtime.processors.grammar import Grammar
 from medusa_trt.runtime.reply import Generation
-from medusa_trt.runtime.session import MedusaSession
-from medusa_trt.runtime.text import Message
+from medusa_trt.runtime.session import MedusaSession, Prompt
+from medusa_trt.runtime.text import ChatPrompt, Message
 from medusa_trt.tree_configs import load_tree
 from medusa_trt.types_of_options import check_types
 
@@ -79,11 +79,11 @@ class Request:
             return replace(self.options, grammar=Grammar.from_regex(self.regex))
         return self.options
 
-    def encode(self, session: MedusaSession) -> list[int]:
-        """Encodes the prompt.
+    def make_prompt(self, session: MedusaSession) -> Prompt:
+        """Makes the prompt for a bundle with a chat template or without one.
 
         Raises:
-            PromptError: it cannot be used with this bundle.
+            PromptError: the bundle has no chat template, and the prompt needs it.
         """
         is_chat = session.text.has_chat_template and not self.raw
         if self.prompt is not None and not is_chat:
@@ -92,15 +92,14 @@ class Request:
                     f"{session.bundle.path} has no chat template, which a system message, tools "
                     "and variables need: leave them out"
                 )
-            return session.encode(self.prompt)
+            return self.prompt
         messages = list(self.messages)
         if self.prompt is not None:
             messages.append({"role": "user", "content": self.prompt})
         if self.system is not None:
             messages.insert(0, {"role": "system", "content": self.system})
-        return session.text.encode_chat(
-            messages, tools=self.tools, variables=self.template_variables
-        )
+        variables = self.template_variables or {}
+        return ChatPrompt(messages=messages, tools=self.tools, variables=variables)
 
 
 def requests_from_file(path: Path, defaults: Request) -> list[Request]:
@@ -162,14 +161,12 @@ def _request_from_values(values: dict[str, Any], defaults: Request) -> Request:
     return replace(kept, **{"prompt": None, "messages": ()} | changed, options=options)
 
 
-def answer_request(
-    session: MedusaSession, request: Request, prompt_ids: Sequence[int]
-) -> list[Generation]:
+def answer_request(session: MedusaSession, request: Request) -> list[Generation]:
     """Makes the replies to one request."""
-    options = request.make_options()
+    prompt, options = request.make_prompt(session), request.make_options()
     if request.n == 1:
-        return [session.generate(prompt_ids, options)]
-    return session.generate_batch([prompt_ids] * request.n, options)
+        return [session.generate(prompt, options)]
+    return session.generate_batch([prompt] * request.n, options)
 
 
 def describe_replies(

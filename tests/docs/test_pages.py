@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import tomllib
 
-from medusa_trt.cli.main import HELP, verb_from_name
+from medusa_trt.cli.verb_table import HELP, verb_from_name
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]

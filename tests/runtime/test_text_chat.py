@@ -4,13 +4,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.tiny_models import byte_tokenizer
+from support.tiny_models import byte_tokenizer, sentencepiece_tokenizer
 from tokenizers import AddedToken, processors
 
 from medusa_trt.errors import PromptError
 from medusa_trt.runtime import tensors as names
 from medusa_trt.runtime.bundle import Bundle
-from medusa_trt.runtime.text import Message, TextCodec
+from medusa_trt.runtime.options import GenerationOptions
+from medusa_trt.runtime.processors.grammar import Grammar
+from medusa_trt.runtime.session import MedusaSession
+from medusa_trt.runtime.text import ChatPrompt, Message, TextCodec
 
 CHATML = (
     "{% if tools %}{{ tools | tojson }}{% endif %}{% for m in messages %}"
@@ -45,7 +48,8 @@ def expected(messages: list[Message], template: str, **values: Any) -> str:
 
 def test_tools_and_variables_reach_the_template(opened: Bundle) -> None:
     codec = codec_with(opened, CHATML)
-    text = codec.render_chat([USER], tools=TOOLS, variables={"enable_thinking": False})
+    prompt = ChatPrompt(messages=[USER], tools=TOOLS, variables={"enable_thinking": False})
+    text = codec.render_chat(prompt)
     values: dict[str, Any] = {"tools": TOOLS, "enable_thinking": False}
     assert text == expected([USER], CHATML, add_generation_prompt=True, **values)
     assert text.endswith("<think></think>") and '"name": "f"' in text
@@ -67,6 +71,21 @@ def test_a_template_that_hides_the_begun_reply_is_named(opened: Bundle) -> None:
     codec = codec_with(opened, "{{ messages[0].content }}")
     with pytest.raises(PromptError, match="does not show the last message"):
         codec.render_chat([USER, {"role": "assistant", "content": "Sure"}])
+
+
+def test_the_reply_that_goes_on_keeps_its_first_space(opened: Bundle) -> None:
+    tokenizer = sentencepiece_tokenizer()
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    tokenizer.save(str(opened.path / names.TOKENIZER_FILE))
+    template = "{% for m in messages %}{{ m.content }}\n{% endfor %}"
+    (opened.path / names.CHAT_TEMPLATE_FILE).write_text(template)
+    options = GenerationOptions(grammar=Grammar.from_regex(" tr"), max_new_tokens=2)
+    begun: list[Message] = [USER, {"role": "assistant", "content": "po"}]
+    with MedusaSession(opened) as session:
+        assert session.generate([USER], options).text == "tr"
+        assert session.generate(begun, options).text == " tr"
+        assert session.generate(ChatPrompt(messages=begun), options).text == " tr"
 
 
 def test_a_start_token_in_the_prompt_is_not_doubled(opened: Bundle) -> None:

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import count
 from typing import TYPE_CHECKING, Annotated
 
@@ -57,16 +58,18 @@ def chat(arguments: ChatArguments) -> None:
     # These imports take long, and wrong options are refused before them.
     from medusa_trt.cli.chat_loop import Chat
     from medusa_trt.runtime.conversation import Conversation
+    from medusa_trt.runtime.text import ChatPrompt
 
     is_terminal, template = sys.stdin.isatty(), arguments.template
     tools, variables = template.read_tools(), template.read_variables()
+    make_prompt = partial(ChatPrompt, tools=tools, variables=variables)
     with (
         leave_on_sigterm(),
         arguments.session.open(arguments.bundle) as session,
     ):
         console = _new_console(verbose=arguments.verbose)
         conversation = Conversation(template.system)
-        loop = Chat(session, conversation, arguments.reply, console, tools, variables)
+        loop = Chat(session, conversation, arguments.reply, console, make_prompt)
         if is_terminal:
             tree = arguments.reply.tree or session.bundle.tree
             console.status(

@@ -6,6 +6,7 @@ from importlib.resources import files
 from typing import Annotated, Literal
 
 from medusa_trt.cli.parser import Verb
+from medusa_trt.cli.verb_table import HELP, verb_from_name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,8 +22,6 @@ class CompletionArguments:
 
 def print_completion(arguments: CompletionArguments) -> None:
     """Prints the script; it knows all words itself, so that no completion starts Python."""
-    from medusa_trt.cli.main import HELP, verb_from_name
-
     groups = {name.split()[0] for name in HELP if " " in name}
     cases = [("", sorted({name.split()[0] for name in HELP}))]
     for group in sorted(groups):

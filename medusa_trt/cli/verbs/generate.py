@@ -129,8 +129,8 @@ def generate(arguments: GenerateArguments) -> int:
 
 
 def _show_stream(session: "MedusaSession", request: "Request") -> int:
-    prompt_ids = request.encode(session)
-    for event in session.stream(prompt_ids, request.make_options()):
+    prompt = request.make_prompt(session)
+    for event in session.stream(prompt, request.make_options()):
         print(event.text, end="", flush=True)
         if event.generation is not None:
             generation = event.generation
@@ -141,7 +141,7 @@ def _show_stream(session: "MedusaSession", request: "Request") -> int:
 def _show_several(session: "MedusaSession", request: "Request") -> int:
     from medusa_trt.cli.requests import answer_request
 
-    generations = answer_request(session, request, request.encode(session))
+    generations = answer_request(session, request)
     for index, generation in enumerate(generations):
         print(f"[{index}] {generation.text}", flush=True)
     return _show_end(session, generations)
@@ -150,7 +150,7 @@ def _show_several(session: "MedusaSession", request: "Request") -> int:
 def _show_json(session: "MedusaSession", request: "Request") -> int:
     from medusa_trt.cli.requests import answer_request, describe_replies
 
-    generations = answer_request(session, request, request.encode(session))
+    generations = answer_request(session, request)
     for described in describe_replies(session, request, generations):
         _print_json(described)
     return _exit_code(generations)
@@ -198,10 +198,14 @@ def _answer_batch(session: "MedusaSession", requests: list["Request"], path: Pat
     """
     from medusa_trt.calibration.progress import Progress
 
-    prompts = [_encode_line(session, request, path) for request in requests]
+    for request in requests:
+        try:
+            session.make_request(request.make_prompt(session), request.make_options())
+        except MedusaError as error:
+            raise PromptError(f"line {request.line} of {path}: {error}") from error
     progress, num_failed = Progress(len(requests), "requests"), 0
-    for index, (request, prompt_ids) in enumerate(zip(requests, prompts, strict=True)):
-        results, is_cancelled = _answer_line(session, request, prompt_ids)
+    for index, request in enumerate(requests):
+        results, is_cancelled = _answer_line(session, request)
         if is_cancelled:
             progress.end()
             print(f"interrupted: {index} of {len(requests)} requests done", file=sys.stderr)
@@ -218,24 +222,12 @@ def _answer_batch(session: "MedusaSession", requests: list["Request"], path: Pat
     return 0
 
 
-def _encode_line(session: "MedusaSession", request: "Request", path: Path) -> list[int]:
-    """Encodes a request of a file, and checks it whole."""
-    try:
-        prompt_ids = request.encode(session)
-        session.make_request(prompt_ids, request.make_options())
-    except MedusaError as error:
-        raise PromptError(f"line {request.line} of {path}: {error}") from error
-    return prompt_ids
-
-
-def _answer_line(
-    session: "MedusaSession", request: "Request", prompt_ids: list[int]
-) -> tuple[list[dict[str, Any]], bool]:
+def _answer_line(session: "MedusaSession", request: "Request") -> tuple[list[dict[str, Any]], bool]:
     """Makes the results of one request; returns them, and whether a signal ended the replies."""
     from medusa_trt.cli.requests import answer_request, describe_replies
 
     try:
-        generations = answer_request(session, request, prompt_ids)
+        generations = answer_request(session, request)
     except (PromptError, GenerationError) as error:
         failed: dict[str, Any] = {} if request.id is None else {"id": request.id}
         return [failed | {"error": str(error)}], False

@@ -1,7 +1,6 @@
 """The chat: its entries, replies and commands, without a terminal."""
 
-from collections.abc import Sequence
-from typing import Any
+from functools import partial
 
 import pytest
 from support.terminal.chat_driver import SAMPLED, SHORT, Driver
@@ -11,7 +10,7 @@ from medusa_trt.errors import PromptError, TreeError
 from medusa_trt.runtime.conversation import Conversation
 from medusa_trt.runtime.options import GenerationOptions
 from medusa_trt.runtime.session import MedusaSession
-from medusa_trt.runtime.text import Message, TextCodec
+from medusa_trt.runtime.text import ChatPrompt, Message, TextCodec
 from medusa_trt.tree_configs import load_tree
 
 
@@ -102,17 +101,20 @@ def test_a_reply_is_gone_on_with(session: MedusaSession) -> None:
 
 def test_tools_and_variables_reach_the_template(session: MedusaSession) -> None:
     silent = Console(lambda _: "", lambda _: None, lambda _: None)
-    seen: list[dict[str, Any]] = []
+    seen: list[ChatPrompt] = []
 
-    def encode(_: Sequence[Message], **values: Any) -> list[int]:
-        seen.append(values)
+    def encode(prompt: ChatPrompt) -> list[int]:
+        seen.append(prompt)
         return [1]
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(session.text, "encode_chat", encode)
-        chat = Chat(session, Conversation(), SHORT, silent, [{"name": "f"}], {"x": 1})
+        make_prompt = partial(ChatPrompt, tools=[{"name": "f"}], variables={"x": 1})
+        chat = Chat(session, Conversation(), SHORT, silent, make_prompt)
         chat.answer(Entry("hello"))
-    assert seen == [{"tools": [{"name": "f"}], "variables": {"x": 1}}]
+    messages = [{"role": "user", "content": "hello"}]
+    prompt = ChatPrompt(messages=messages, tools=[{"name": "f"}], variables={"x": 1})
+    assert seen == [prompt, prompt]
 
 
 def test_stats_before_a_reply(session: MedusaSession) -> None:

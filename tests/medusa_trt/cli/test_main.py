@@ -12,10 +12,11 @@ from support.terminal.command_line import refusal, run
 
 from medusa_trt.cli import main as cli
 from medusa_trt.cli.parser import Parser, Verb
+from medusa_trt.cli.verb_table import HELP, verb_from_name
 
 ROOT = Path(__file__).parents[3]
-GROUPS = ["", *dict.fromkeys(name.split()[0] for name in cli.HELP if " " in name)]
-VERBS = [name for name in cli.HELP if name not in GROUPS]
+GROUPS = ["", *dict.fromkeys(name.split()[0] for name in HELP if " " in name)]
+VERBS = [name for name in HELP if name not in GROUPS]
 USAGE = "usage: medusa-trt VERB [options] (medusa-trt -h explains it)"
 WITHOUT_DEFAULT = {"--model", "--quantization-plan", "--stop"}
 """Options without which a thing is not done; `--model` where a format may not need it."""
@@ -25,7 +26,7 @@ def pages() -> dict[str, Parser]:
     """The help page of each verb and of each list of verbs."""
     pages = {f"medusa-trt {name}".rstrip(): cli.new_listing(name) for name in GROUPS}
     for name in VERBS:
-        pages[f"medusa-trt {name}"] = cli.verb_from_name(name).new_parser(f"medusa-trt {name}")
+        pages[f"medusa-trt {name}"] = verb_from_name(name).new_parser(f"medusa-trt {name}")
     return pages
 
 
@@ -62,7 +63,7 @@ def test_each_verb_is_listed_with_one_line() -> None:
     for name in GROUPS:
         verbs = re.findall(r"^  (\w+)  +\S", cli.new_listing(name).format_help(), re.MULTILINE)
         listed += [f"{name} {verb}".lstrip() for verb in verbs]
-    assert sorted(listed) == sorted(cli.HELP)
+    assert sorted(listed) == sorted(HELP)
 
 
 def test_the_whole_help_imports_no_verb_and_no_numpy() -> None:

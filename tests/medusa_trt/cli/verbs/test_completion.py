@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from support.terminal.command_line import refusal, run
 
-from medusa_trt.cli.main import HELP
+from medusa_trt.cli.verb_table import HELP
 
 TRY = """
 source "$1"; shift

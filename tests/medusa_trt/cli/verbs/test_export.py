@@ -11,7 +11,7 @@ import pytest
 from support.terminal.command_line import refusal, run
 from support.tiny_models import HIDDEN_SIZE, head_tensors, save_tiny_heads
 
-from medusa_trt.cli.main import verb_from_name
+from medusa_trt.cli.verb_table import verb_from_name
 from medusa_trt.cli.verbs.export import export
 from medusa_trt.errors import MedusaError
 from medusa_trt.export.comparison import logits as verify

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from support.terminal.command_line import refusal, run
 
-from medusa_trt.cli.main import verb_from_name
+from medusa_trt.cli.verb_table import verb_from_name
 from medusa_trt.cli.verbs.generate import GenerateArguments, read_prompt
 from medusa_trt.errors import PromptError
 from medusa_trt.runtime.bundle import Bundle
