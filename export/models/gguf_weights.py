@@ -15,6 +15,7 @@ from medusa_trt.export.models.gguf import GgufTensor, read_gguf
 from medusa_trt.export.models.gguf_config import ROPE_TENSORS
 from medusa_trt.export.weights.lazy_tensor import Array, LazyTensor
 from medusa_trt.export.weights.streamed_model import Weights
+from medusa_trt.export.weights.tied_weights import untie_unequal
 
 _FLOAT_TYPES = {
     GGMLQuantizationType.F16,
@@ -61,6 +62,8 @@ def weights_from_gguf(model: PreTrainedModel, path: Path) -> Weights | None:
         read = partial(_read_processed, tensor, processor)
         kind = None if tensor.kind in _FLOAT_TYPES else tensor.kind.name
         stored[name] = LazyTensor(read, shape, (str(path), tensor.name), quantization=kind)
+    untie_unequal(model, stored)
+    parameters = dict(model.named_parameters(remove_duplicate=False))
     first_names: dict[int, str] = {}
     for name in stored:
         first_names.setdefault(id(parameters[name]), name)
