@@ -43,8 +43,8 @@ class Origin:
 
 
 def digest_bundle(bundle: Bundle) -> str:
-    """Digest of all that the measurements of a bundle depend on: its files but for the tree."""
+    """Makes a digest of the files that the measurements of a bundle depend on: all but the tree."""
     files = bundle.manifest.files
-    kept = sorted(files.keys() - {TREE_FILE, GRAPH_FILES["tree"]})
-    text = "".join(f"{name} {files[name].sha256}\n" for name in kept)
+    names = sorted(files.keys() - {TREE_FILE, GRAPH_FILES["tree"]})
+    text = "".join(f"{name} {files[name].sha256}\n" for name in names)
     return hashlib.sha256(text.encode()).hexdigest()[:16]

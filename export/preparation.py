@@ -91,22 +91,22 @@ class ExportParts:
     def size_bytes(self) -> int:
         """Estimated size of the bundle: rounded matrices with their scales, and the rest."""
         precision, model = self.precision, self.base.model
-        whole = 32 if precision.dtype == "float32" else 16
+        float_bits = 32 if precision.dtype == "float32" else 16
         layer, unembedding, head = (
             None if format_ is None else BITS[format_]
             for format_ in (precision.layers, precision.unembedding, precision.heads)
         )
-        planned = {} if self.plan is None else bits_from_plan(self.plan, whole)
+        planned = {} if self.plan is None else bits_from_plan(self.plan, float_bits)
         embedding_weight = model.get_input_embeddings().weight
         unembedding_weight = model.get_output_embeddings().weight
         head_sizes = () if self.heads is None else self.heads.sizes
-        total = sum(size * _with_scales(head, whole) for size in head_sizes)
+        total = sum(size * _with_scales(head, float_bits) for size in head_sizes)
         for name, parameter in model.named_parameters():
             is_layer = parameter.ndim == 2 and parameter is not embedding_weight
             bits = unembedding if parameter is unembedding_weight else layer if is_layer else None
-            total += parameter.numel() * planned.get(name, _with_scales(bits, whole))
+            total += parameter.numel() * planned.get(name, _with_scales(bits, float_bits))
         if embedding_weight is unembedding_weight and unembedding is not None:
-            total += embedding_weight.numel() * whole  # rounded for products, whole to look up
+            total += embedding_weight.numel() * float_bits  # The embedding stays unrounded.
         return total // 8
 
     @property
@@ -116,9 +116,9 @@ class ExportParts:
         return 2 * self.size_bytes if is_widened else 0
 
 
-def _with_scales(bits: int | None, whole: int) -> int:
+def _with_scales(bits: int | None, float_bits: int) -> int:
     """Bits of a weight with its share of a scale; None stands for a weight that stays whole."""
-    return whole if bits is None else bits + 1
+    return float_bits if bits is None else bits + 1
 
 
 def parts_from_options(options: ExportOptions, progress: Callable[[str], None]) -> ExportParts:

@@ -37,8 +37,8 @@ def check_types(options: Any, error: type[MedusaError]) -> None:
             value = tuple(value)
             object.__setattr__(options, field.name, value)
         if not any(_fits(value, part) for part in _parts(hint)):
-            wanted = " or ".join(_describe(part) for part in _parts(hint))
-            raise error(f"{field.name} is {value!r}: it must be {wanted}")
+            type_names = " or ".join(_describe(part) for part in _parts(hint))
+            raise error(f"{field.name} is {value!r}: it must be {type_names}")
 
 
 @cache

@@ -110,8 +110,8 @@ def _list_needed_graphs(manifest: Manifest) -> list[str]:
     verify = manifest.graphs.get("verify")
     reads_positions = verify is not None and CACHE_POSITIONS in {t.name for t in verify.inputs}
     takes_batch = manifest.target.operator_library or reads_positions
-    needed = {"verify_batch": not takes_batch, "heads": manifest.heads is not None}
-    return [name for name in GRAPH_FILES if needed.get(name, True)]
+    is_needed = {"verify_batch": not takes_batch, "heads": manifest.heads is not None}
+    return [name for name in GRAPH_FILES if is_needed.get(name, True)]
 
 
 def _check_complete(manifest: Manifest, source: Path) -> None:

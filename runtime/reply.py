@@ -155,12 +155,12 @@ class Reply:
             self._accept_lengths.append(accept_length)
         else:
             self._first_s, self._first_engine_s = time.perf_counter(), engine_s
-        kept = self._add_tokens(token_ids)
+        added_ids = self._add_tokens(token_ids)
         if logprobs:
-            self._logprobs += logprobs[: len(kept)]
+            self._logprobs += logprobs[: len(added_ids)]
         if self._decodes_late:
             return None
-        return StreamEvent(kept, self.take_new_text(), accept_length)
+        return StreamEvent(added_ids, self.take_new_text(), accept_length)
 
     def finish(self, engine_s: float, reason: FinishReason | None = None) -> Generation:
         """Returns the finished reply; `reason` is given if its tokens did not end it."""
@@ -186,18 +186,18 @@ class Reply:
         if self.finish_reason is None:
             end -= max((_overlap(self._text, text) for text in self._stop), default=0)
         echo, self._unshown_echo = self._unshown_echo, ""
-        shown = echo + self._text[self._num_shown : end]
+        new_text = echo + self._text[self._num_shown : end]
         self._num_shown = end
-        return shown
+        return new_text
 
     def _add_tokens(self, token_ids: list[int]) -> list[int]:
         """Adds tokens up to the one that ends the reply, and returns the added ones."""
-        kept: list[int] = []
+        added_ids: list[int] = []
         for token in token_ids:
-            kept.append(token)
+            added_ids.append(token)
             if token in self._stop_ids:
                 self.finish_reason = "stop"
-            elif len(self.token_ids) + len(kept) == self._limit:
+            elif len(self.token_ids) + len(added_ids) == self._limit:
                 self.finish_reason = self._limit_reason
             if self._stop:
                 before = len(self._text)
@@ -206,9 +206,9 @@ class Reply:
             if self.finish_reason is not None:
                 break
         if not self._stop and not self._decodes_late:
-            self._text += self._text_stream.push(kept)
-        self.token_ids += kept
-        return kept
+            self._text += self._text_stream.push(added_ids)
+        self.token_ids += added_ids
+        return added_ids
 
     def _cut_at_stop_text(self, before: int) -> None:
         """Cuts the text before the first stop text that ends after position `before`."""

@@ -31,10 +31,10 @@ def find_threshold(scaled: NDArray[np.float32], options: SamplingOptions) -> flo
     if 0 < options.top_k < scaled.size:
         threshold = float(np.partition(scaled, -options.top_k)[-options.top_k])
     if options.top_p < 1:
-        kept = np.sort(scaled[scaled >= threshold])[::-1].astype(np.float64)
-        weights = np.exp(kept - highest)
+        k_logits = np.sort(scaled[scaled >= threshold])[::-1].astype(np.float64)
+        weights = np.exp(k_logits - highest)
         before = np.cumsum(weights) - weights
-        threshold = float(kept[before < options.top_p * weights.sum()][-1])
+        threshold = float(k_logits[before < options.top_p * weights.sum()][-1])
     if options.min_p > 0:
         threshold = max(threshold, highest + float(np.log(options.min_p)))
     return threshold

@@ -103,8 +103,10 @@ def medusa_loss(
     """
     columns, correction = targets.columns, None
     if num_sampled is not None and num_sampled < len(unembeddings[0]):
-        kept, correction, places = sample_columns(targets, len(unembeddings[0]), num_sampled)
-        unembeddings = [weight[kept] for weight in unembeddings]
+        kept_columns, correction, places = sample_columns(
+            targets, len(unembeddings[0]), num_sampled
+        )
+        unembeddings = [weight[kept_columns] for weight in unembeddings]
         columns = places[columns]
     counts = targets.exists.sum(0).clamp(min=1)
     total = states.new_zeros((), dtype=torch.float32)
@@ -132,12 +134,14 @@ def sample_columns(
     is_target = torch.zeros(draft_vocab, dtype=torch.bool, device=device)
     is_target[targets.columns[targets.weights > 0]] = True
     is_target[0] = True  # padding of the targets points to column 0
-    others = (~is_target).nonzero()[:, 0]
-    drawn = others[torch.randperm(len(others), device=device)[:num_sampled]]
-    kept = torch.cat([is_target.nonzero()[:, 0], drawn])
-    correction = torch.zeros(len(kept), device=device)
-    if len(drawn):
-        correction[len(kept) - len(drawn) :] = torch.log(torch.tensor(len(others) / len(drawn)))
+    other_columns = (~is_target).nonzero()[:, 0]
+    sampled_columns = other_columns[torch.randperm(len(other_columns), device=device)[:num_sampled]]
+    kept_columns = torch.cat([is_target.nonzero()[:, 0], sampled_columns])
+    correction = torch.zeros(len(kept_columns), device=device)
+    if len(sampled_columns):
+        correction[len(kept_columns) - len(sampled_columns) :] = torch.log(
+            torch.tensor(len(other_columns) / len(sampled_columns))
+        )
     places = torch.zeros(draft_vocab, dtype=torch.int64, device=device)
-    places[kept] = torch.arange(len(kept), device=device)
-    return kept, correction, places
+    places[kept_columns] = torch.arange(len(kept_columns), device=device)
+    return kept_columns, correction, places

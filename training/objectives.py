@@ -131,8 +131,8 @@ class HeadsOnBackbone(nn.Module):
             for name, value in self.model.named_parameters()
             if self._teacher is not None and value.requires_grad
         }
-        kept = {name for name in state if name.startswith("heads.")} | adapter
-        return {name: value for name, value in state.items() if name in kept}
+        saved_names = {name for name in state if name.startswith("heads.")} | adapter
+        return {name: value for name, value in state.items() if name in saved_names}
 
     def train(self, mode: bool = True) -> "HeadsOnBackbone":
         """Keeps the backbone in evaluation mode: dropout would change the teacher."""

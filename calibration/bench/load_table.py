@@ -98,7 +98,7 @@ def _summarize(
     rows = [row for run in runs for row in run.rows]
     gaps = [gap for row in rows for gap in row.gaps_s]
     first = [row.first_token_s for row in rows]
-    each = [1 / np.mean(row.gaps_s) for row in rows if row.gaps_s]
+    rates = [1 / np.mean(row.gaps_s) for row in rows if row.gaps_s]
     speedup, num_different = None, 0
     if plain is not None:
         pairs = zip(runs, plain, strict=True)
@@ -110,7 +110,7 @@ def _summarize(
         mode=mode,
         num_requests=len(rows),
         tokens_per_s=float(np.median([_rate(run) for run in runs])),
-        tokens_per_s_each=float(np.median(each)) if each else 0.0,
+        tokens_per_s_each=float(np.median(rates)) if rates else 0.0,
         first_token_ms=_middle_and_high(first),
         between_tokens_ms=_middle_and_high(gaps),
         mean_nodes=float(np.mean([run.mean_nodes for run in runs])),

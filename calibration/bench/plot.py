@@ -98,16 +98,16 @@ def _figure(report: BenchReport) -> "Figure":
 
 
 def _draw_speed(axes: "Axes", modes: Sequence[ModeSummary]) -> None:
-    shown = [mode.tokens_per_s or Quartiles(0, 0, 0) for mode in modes]
+    speeds = [mode.tokens_per_s or Quartiles(0, 0, 0) for mode in modes]
     names = [mode.name for mode in modes]
-    medians = [values.median for values in shown]
+    medians = [values.median for values in speeds]
     axes.barh(names, medians, color=[_COLOURS[name] for name in names])
     errors = [
-        [values.median - values.low for values in shown],
-        [values.high - values.median for values in shown],
+        [values.median - values.low for values in speeds],
+        [values.high - values.median for values in speeds],
     ]
     axes.errorbar(medians, names, xerr=errors, fmt="none", ecolor="#333333", capsize=3)
-    for place, values in enumerate(shown):
+    for place, values in enumerate(speeds):
         axes.text(values.high, place, f"  {values.median:.1f}", va="center", fontsize=9)
     axes.margins(x=0.15)
     axes.invert_yaxis()

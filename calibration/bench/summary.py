@@ -219,8 +219,8 @@ def ratio_by_prompt(
     def ratio(conversation: Sequence[ReplyRow]) -> float | None:
         first = conversation[0]
         baseline = value(baselines[first.prompt_id, first.round])
-        own = value(conversation)
-        return None if own is None or baseline is None else own / baseline
+        result = value(conversation)
+        return None if result is None or baseline is None else result / baseline
 
     return median_by_prompt(rows, ratio)
 

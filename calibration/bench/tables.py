@@ -56,7 +56,7 @@ def _header(report: BenchReport) -> str:
     setup, machine = report.setup, report.machine
     threads = _count(setup.threads, "thread") if setup.threads else "threads as the engine chooses"
     num_replies = report.summary.modes[0].num_replies
-    wanted = f"{_count(setup.num_prompts, 'prompt')}, {_count(setup.rounds, 'round')}"
+    planned = f"{_count(setup.num_prompts, 'prompt')}, {_count(setup.rounds, 'round')}"
     return (
         f"\n{setup.model} on {setup.target}, {setup.precision}: {setup.num_heads} heads, "
         f"{setup.tree_text}\n"
@@ -66,7 +66,7 @@ def _header(report: BenchReport) -> str:
         f"{_count(report.num_prompts_done, 'prompt')} of {setup.prompts}, "
         f"{_count(num_replies, 'reply', 'replies')} a mode of up to {setup.max_new_tokens} tokens; "
         f"sampled at temperature {setup.temperature:g}, seed {setup.seed}\n"
-        + (f"Interrupted before the end of {wanted}\n" if not report.is_complete else "")
+        + (f"Interrupted before the end of {planned}\n" if not report.is_complete else "")
     )
 
 

@@ -130,17 +130,17 @@ class LatencyCurve:
 
 
 def _neighbours(
-    values: list[int], wanted: int, quantity: str, command: str
+    values: list[int], target: int, quantity: str, command: str
 ) -> tuple[int, int, float]:
-    """The measured values around the wanted one, and its place between them, from 0 to 1."""
-    if not values or not values[0] <= wanted <= values[-1]:
-        measured = f"{values[0]} to {values[-1]}" if values else "none"
+    """Finds the measured values around a target, and its place between them, from 0 to 1."""
+    if not values or not values[0] <= target <= values[-1]:
+        measured_range = f"{values[0]} to {values[-1]}" if values else "none"
         raise CalibrationError(
-            f"{quantity} {wanted} lies outside what was measured ({measured}): run medusa-trt "
-            f"{command}"
+            f"{quantity} {target} lies outside what was measured ({measured_range}): run "
+            f"medusa-trt {command}"
         )
-    index = bisect_left(values, wanted)
-    if values[index] == wanted:
-        return wanted, wanted, 0.0
+    index = bisect_left(values, target)
+    if values[index] == target:
+        return target, target, 0.0
     left, right = values[index - 1], values[index]
-    return left, right, (wanted - left) / (right - left)
+    return left, right, (target - left) / (right - left)

@@ -163,11 +163,11 @@ class QuantizationCosts:
 
     def _known(self, index: int) -> SiteKls:
         """Logged KL divergences of a text, by format and site."""
-        known: SiteKls = {}
+        logged: SiteKls = {}
         for record in self._sites_log:
             if (record.basis, record.text) == (self._basis, index):
-                known |= {name: kls for name, kls in record.kls.items() if name in self._formats}
-        return known
+                logged |= {name: kls for name, kls in record.kls.items() if name in self._formats}
+        return logged
 
     def _rounding_s(self, format_: WeightFormat) -> float:
         """Estimates the seconds to round all matrices, from one of them."""

@@ -83,9 +83,9 @@ def frontier_from_options(sites: Mapping[str, Sequence[Option]]) -> Frontier:
         all_kls = np.concatenate([kls + option.kl for option in options])
         order = np.lexsort((all_kls, all_sizes))
         least_before = np.minimum.accumulate(np.append(np.inf, all_kls[order]))[:-1]
-        kept = order[all_kls[order] < least_before]
-        chosen, parents = np.divmod(kept, len(sizes))
+        unbeaten = order[all_kls[order] < least_before]
+        chosen, parents = np.divmod(unbeaten, len(sizes))
         formats = tuple(option.format for option in options)
         steps.append(_Step(name, formats, parents.astype(np.int32), chosen.astype(np.int8)))
-        sizes, kls = all_sizes[kept], all_kls[kept]
+        sizes, kls = all_sizes[unbeaten], all_kls[unbeaten]
     return Frontier(sizes, kls, tuple(steps))

@@ -61,13 +61,13 @@ class RoundedModel:
 
     def set(self, formats: Formats) -> None:
         """Rounds these sites and no others. A site that keeps its format is not rounded again."""
-        wanted = {name: format_ for name, format_ in formats.items() if is_rounded(format_)}
-        changed = [name for name, present in self._formats.items() if wanted.get(name) != present]
+        rounded = {name: format_ for name, format_ in formats.items() if is_rounded(format_)}
+        changed = [name for name, present in self._formats.items() if rounded.get(name) != present]
         for name in changed:
             del self._formats[name]
             for replacement in self._replacements.pop(name):
                 replacement.undo()
-        for name, format_ in wanted.items():
+        for name, format_ in rounded.items():
             if name not in self._formats:
                 paths = self._sites[name].modules
                 self._replacements[name] = [self._replace(path, format_) for path in paths]

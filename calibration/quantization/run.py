@@ -149,13 +149,13 @@ class QuantizationRun:
         self._kls = self._known_kls()
         points = []
         if self._frontier is not None:
-            shown = np.linspace(0, len(self._frontier) - 1, _FRONTIER_POINTS).round().astype(int)
+            indices = np.linspace(0, len(self._frontier) - 1, _FRONTIER_POINTS).round().astype(int)
             points = [
                 FrontierPoint(
                     size_bytes=int(self._frontier.sizes[index]),
                     predicted_kl=float(self._frontier.kls[index]),
                 )
-                for index in dict.fromkeys(shown.tolist())
+                for index in dict.fromkeys(indices.tolist())
             ]
         return QuantizationSection(
             origin=origin,

@@ -145,7 +145,7 @@ def _rule_summary(
     num_steps = sum(reply.num_steps for reply in replies)
     sums, sampled_sums = _sums(replies), _sums(sampled)
     rng = np.random.default_rng(0)
-    drawn = rng.multinomial(
+    resamples = rng.multinomial(
         len(replies), np.full(len(replies), 1 / len(replies)), NUM_RESAMPLES
     ).astype(np.float64)
     return RuleSummary(
@@ -155,8 +155,8 @@ def _rule_summary(
         mean_logprob=_ratio(sums.sum(axis=0)),
         logprob_gain=Interval.from_bootstrap(
             _ratio(sums.sum(axis=0)) - _ratio(sampled_sums.sum(axis=0)),
-            np.array([_ratio(row) for row in drawn @ sums])
-            - np.array([_ratio(row) for row in drawn @ sampled_sums]),
+            np.array([_ratio(row) for row in resamples @ sums])
+            - np.array([_ratio(row) for row in resamples @ sampled_sums]),
         ),
         distinct=(_distinct(replies, 1), _distinct(replies, 2), _distinct(replies, 3)),
         token_agreement=sum(reply.num_agreeing for reply in replies) / num_tokens,
@@ -174,5 +174,5 @@ def _ratio(sums: Sequence[float] | np.ndarray[tuple[int], np.dtype[np.float64]])
 
 def _distinct(replies: Sequence[ThresholdRecord], n: int) -> float:
     values = [distinct_n(reply.token_ids, n) for reply in replies]
-    known = [value for value in values if value is not None]
-    return float(np.mean(known)) if known else 0.0
+    defined = [value for value in values if value is not None]
+    return float(np.mean(defined)) if defined else 0.0

@@ -173,8 +173,8 @@ class _Predictor:
 def _best_by_size(predictions: Iterable[Prediction]) -> tuple[Prediction, ...]:
     best: dict[int, Prediction] = {}
     for prediction in predictions:
-        known = best.get(prediction.num_nodes)
-        if known is None or prediction.accept_length > known.accept_length:
+        previous = best.get(prediction.num_nodes)
+        if previous is None or prediction.accept_length > previous.accept_length:
             best[prediction.num_nodes] = prediction
     return tuple(best[size] for size in sorted(best))
 

@@ -112,8 +112,10 @@ def joint_statistics(
         row = row_of.get(node)
         if row is None:
             return list(of_head.tolist())
-        seen = counts[row]
-        smoothed: list[float] = ((seen[:top_k] + prior * of_head) / (seen.sum() + prior)).tolist()
+        path_counts = counts[row]
+        smoothed: list[float] = (
+            (path_counts[:top_k] + prior * of_head) / (path_counts.sum() + prior)
+        ).tolist()
         return smoothed
 
     return child_probabilities
@@ -128,10 +130,10 @@ def _child_counts(
         The row of each path, and (num_paths, top_k + 1) counts, whose last column counts the
         positions where no candidate was right.
     """
-    known = (ranks[:, depth] != UNKNOWN) & (ranks[:, :depth] >= 0).all(axis=1)
-    paths, rows = np.unique(ranks[known, :depth], axis=0, return_inverse=True)
+    is_sample = (ranks[:, depth] != UNKNOWN) & (ranks[:, :depth] >= 0).all(axis=1)
+    paths, rows = np.unique(ranks[is_sample, :depth], axis=0, return_inverse=True)
     counts = np.zeros((len(paths), top_k + 1), np.int64)
-    child = ranks[known, depth].astype(np.int64)
+    child = ranks[is_sample, depth].astype(np.int64)
     child[(child < 0) | (child >= top_k)] = top_k
     np.add.at(counts, (rows.reshape(-1), child), 1)
     return {tuple(path): index for index, path in enumerate(paths.tolist())}, counts

@@ -48,8 +48,8 @@ def joint_and_independent(ranks: NDArray[np.int16]) -> tuple[list[float], list[f
     """
     joint, product = [], []
     for depth in range(1, ranks.shape[1] + 1):
-        known = ranks[(ranks[:, :depth] != UNKNOWN).all(axis=1), :depth]
-        first = known == 0
-        joint.append(float(first.all(axis=1).mean()) if len(known) else 0.0)
-        product.append(float(first.mean(axis=0).prod()) if len(known) else 0.0)
+        known_ranks = ranks[(ranks[:, :depth] != UNKNOWN).all(axis=1), :depth]
+        first = known_ranks == 0
+        joint.append(float(first.all(axis=1).mean()) if len(known_ranks) else 0.0)
+        product.append(float(first.mean(axis=0).prod()) if len(known_ranks) else 0.0)
     return joint, product

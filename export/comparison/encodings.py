@@ -32,31 +32,32 @@ def compare_encodings(bundle: Bundle, tokenizer: PreTrainedTokenizerBase) -> Non
     """
     codec = TextCodec(bundle)
     vocab_size = bundle.manifest.model.vocab_size
-    for text, own, expected in _encode_all(codec, tokenizer):
-        if own != expected:
-            place = next(
-                (i for i, (a, b) in enumerate(zip(own, expected, strict=False)) if a != b),
-                min(len(own), len(expected)),
+    for text, bundle_ids, model_ids in _encode_all(codec, tokenizer):
+        if bundle_ids != model_ids:
+            index = next(
+                (i for i, (a, b) in enumerate(zip(bundle_ids, model_ids, strict=False)) if a != b),
+                min(len(bundle_ids), len(model_ids)),
             )
             raise ExportError(
-                f"the bundle reads {text[:60]!r} from token {place} on as "
-                f"{_show(tokenizer, own, place)}, the model's tokenizer as "
-                f"{_show(tokenizer, expected, place)}: please report this model"
+                f"the bundle reads {text[:60]!r} from token {index} on as "
+                f"{_show(tokenizer, bundle_ids, index)}, the model's tokenizer as "
+                f"{_show(tokenizer, model_ids, index)}: please report this model"
             )
-        if max(own, default=0) >= vocab_size:
-            place = next(i for i, token_id in enumerate(own) if token_id >= vocab_size)
+        if max(bundle_ids, default=0) >= vocab_size:
+            index = next(i for i, token_id in enumerate(bundle_ids) if token_id >= vocab_size)
+            token_id = bundle_ids[index]
             raise ExportError(
-                f"the tokenizer reads {text[:60]!r} as token {own[place]} "
-                f"({tokenizer.convert_ids_to_tokens(own[place])!r}), the model has {vocab_size} "
+                f"the tokenizer reads {text[:60]!r} as token {token_id} "
+                f"({tokenizer.convert_ids_to_tokens(token_id)!r}), the model has {vocab_size} "
                 "tokens: give the tokenizer that it was trained with"
             )
         written = tokenizer.decode(
-            own, skip_special_tokens=True, clean_up_tokenization_spaces=False
+            bundle_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
         )
-        if codec.decode(own) != written:
+        if codec.decode(bundle_ids) != written:
             raise ExportError(
-                f"the bundle writes {text[:60]!r} as {codec.decode(own)[:60]!r}: please report "
-                "this model"
+                f"the bundle writes {text[:60]!r} as {codec.decode(bundle_ids)[:60]!r}: "
+                "please report this model"
             )
 
 
@@ -75,12 +76,12 @@ def _encode_all(
             continue
         text = str(rendered)
         try:
-            own = codec.encode_chat(messages)
+            bundle_ids = codec.encode_chat(messages)
         except MedusaError as error:
             raise ExportError(f"{error}; transformers renders it as {text[:60]!r}") from error
-        yield text, own, tokenizer.encode(text, add_special_tokens=False)
+        yield text, bundle_ids, tokenizer.encode(text, add_special_tokens=False)
 
 
-def _show(tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int], place: int) -> str:
-    shown = list(token_ids[place : place + _NUM_SHOWN])
-    return f"{tokenizer.convert_ids_to_tokens(shown)} ({', '.join(map(str, shown))})"
+def _show(tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int], start: int) -> str:
+    excerpt = list(token_ids[start : start + _NUM_SHOWN])
+    return f"{tokenizer.convert_ids_to_tokens(excerpt)} ({', '.join(map(str, excerpt))})"

@@ -77,7 +77,7 @@ class SegmentedEngine:
         """Runs one step; see `Engine.verify`. Logits are always returned."""
         del logits
         slots = slice(first_slot, first_slot + len(past_lengths))
-        shown = list(range(tree.num_nodes) if rows is None else rows)
+        logit_rows = list(range(tree.num_nodes) if rows is None else rows)
         mask, offsets = tree.additive_mask, np.ascontiguousarray(tree.position_offsets)
         if self._takes_tree_per_sequence:
             mask = np.stack([mask] * len(past_lengths))
@@ -87,7 +87,7 @@ class SegmentedEngine:
             names.TREE_MASK: mask,
             names.POSITION_OFFSETS: offsets,
             names.PAST_LENGTH: np.array(past_lengths, np.int64),
-            names.ROWS: np.array(shown, np.int64),
+            names.ROWS: np.array(logit_rows, np.int64),
             names.CACHE_POSITIONS: np.arange(self.capacity),
         }
         for place, cache in self._cache.items():
@@ -100,7 +100,7 @@ class SegmentedEngine:
                 if name in values and name not in read_later:
                     cache[slots] = values.pop(name)
         outputs = [values[name] for name in (names.ARGMAX, names.HIDDEN, names.LOGITS)]
-        shape = (len(past_lengths), len(shown))
+        shape = (len(past_lengths), len(logit_rows))
         argmax, hidden, all_logits = (array.reshape(*shape, *array.shape[1:]) for array in outputs)
         return VerifyOutputs(argmax=argmax, hidden=hidden, logits=all_logits)
 
@@ -217,9 +217,9 @@ def _divide(graph: ir.Graph, node: ir.Node, most_bytes: int) -> None:
 def _weight_bytes(node: ir.Node) -> int:
     """Bytes of memory for a node's weights, dequantized as ONNX Runtime keeps them in a part."""
     tensors = [value.const_value for value in node.inputs if value is not None]
-    made = node.outputs[0].dtype
-    if node.op_type == "DequantizeLinear" and tensors[0] is not None and made is not None:
-        return int(tensors[0].size * made.itemsize)
+    dtype = node.outputs[0].dtype
+    if node.op_type == "DequantizeLinear" and tensors[0] is not None and dtype is not None:
+        return int(tensors[0].size * dtype.itemsize)
     return sum(tensor.nbytes for tensor in tensors if tensor is not None)
 
 

@@ -41,8 +41,8 @@ def _reduce(
     terms = op.Where(op.Greater(probs, 0.0), op.Mul(probs, logprobs), 0.0)
     entropy = op.Neg(op.ReduceSum(terms, last, keepdims=0))
     parents = op.Gather(logprobs, parent_rows, axis=0)
-    own = op.GatherElements(parents, op.Unsqueeze(candidates, last), axis=1)
-    candidate_logprob = op.Squeeze(own, last)
+    candidate_column = op.GatherElements(parents, op.Unsqueeze(candidates, last), axis=1)
+    candidate_logprob = op.Squeeze(candidate_column, last)
 
     top, _ = op.TopK(scaled, num_sorted, axis=-1)
     highest = op.Slice(top, [0], [1], [1])
@@ -50,8 +50,10 @@ def _reduce(
     k_threshold = op.Where(cut_top_k, least, lowest)
 
     # The nucleus: tokens before which the more likely ones do not reach top_p yet.
-    kept = op.Where(op.GreaterOrEqual(scaled, k_threshold), op.Exp(op.Sub(scaled, highest)), 0.0)
-    total = op.ReduceSum(op.Cast(kept, to=_DOUBLE), last)
+    k_weights = op.Where(
+        op.GreaterOrEqual(scaled, k_threshold), op.Exp(op.Sub(scaled, highest)), 0.0
+    )
+    total = op.ReduceSum(op.Cast(k_weights, to=_DOUBLE), last)
     weights = op.Cast(op.Exp(op.Sub(top, highest)), to=_DOUBLE)
     reached = op.CumSum(weights, op.Constant(value_int=1))
     goal = op.Mul(op.Cast(top_p, to=_DOUBLE), total)
@@ -71,9 +73,9 @@ def _reduce(
         to=_DOUBLE,
     )
     cumulative = op.CumSum(mass, op.Constant(value_int=1))
-    whole = op.Slice(cumulative, [-1], [9223372036854775807], [1])
-    drawn = op.Mul(op.Unsqueeze(uniforms, last), whole)
-    passed = op.Cast(op.LessOrEqual(cumulative, drawn), to=_INT64)
+    total_mass = op.Slice(cumulative, [-1], [9223372036854775807], [1])
+    drawn_mass = op.Mul(op.Unsqueeze(uniforms, last), total_mass)
+    passed = op.Cast(op.LessOrEqual(cumulative, drawn_mass), to=_INT64)
     sampled = op.ReduceSum(passed, last, keepdims=0)
     return sampled, covered, entropy, candidate_logprob
 

@@ -81,9 +81,9 @@ class _Writer:
             op("GreaterOrEqual", shifted, threshold),
             op("GreaterOrEqual", weights, min_p),
         )
-        kept = self._fixed(op("Where", is_kept, weights, self._float([0])))
-        drawn, _ = self._shares(self._sum(kept), self._column(uniforms))
-        sampled = self._flat(self._place(kept, self._vocab_size, drawn))
+        kept_weights = self._fixed(op("Where", is_kept, weights, self._float([0])))
+        drawn_mass, _ = self._shares(self._sum(kept_weights), self._column(uniforms))
+        sampled = self._flat(self._place(kept_weights, self._vocab_size, drawn_mass))
         return sampled, self._flat(covered), self._flat(entropy), candidate_logprob
 
     def _entropy(self, shifted: ir.Value, weights: ir.Value) -> tuple[ir.Value, ir.Value]:
@@ -158,8 +158,9 @@ class _Writer:
         high = op("Div", total, unit)
         low = op("Mul", op("Sub", total, op("Mul", high, unit)), share)
         rounded_up = op("Add", low, self._int([(1 << SHARE_BITS) - 1]))
-        whole = op("Mul", high, share)
-        return op("Add", whole, op("Div", low, unit)), op("Add", whole, op("Div", rounded_up, unit))
+        high_share = op("Mul", high, share)
+        least, most = op("Div", low, unit), op("Div", rounded_up, unit)
+        return op("Add", high_share, least), op("Add", high_share, most)
 
     def _fixed(self, weights: ir.Value) -> ir.Value:
         """Weights of at most 1 in fixed point."""

@@ -133,8 +133,8 @@ def _find_backbone(model: str | None, loaded: LoadedHeads, row: HeadFormat) -> B
     if source is not None and has_lora:
         source = replace(source, adapter=loaded.adapter)
     if source is None and row.backbone is not None:
-        needed = "the whole model" if row.backbone == "weights" else "the model's config"
-        raise HeadsError(f"{row.name} needs {needed} too: give it with --model")
+        model_part = "the whole model" if row.backbone == "weights" else "the model's config"
+        raise HeadsError(f"{row.name} needs {model_part} too: give it with --model")
     return None if source is None else _check_backbone(source, name or source.name, loaded)
 
 

@@ -165,8 +165,8 @@ def _problem_of_calls(model: PreTrainedModel, calls: list[ProbedCall]) -> str | 
         if call.refused:
             return call.refused[0]
         reach = _NUM_TOKENS if call.window is None else _WINDOW
-        seen = (distance >= 0) & (distance < reach)
-        if call.mask is None or bool(((call.mask == 0) != seen).any()):
+        is_visible = (distance >= 0) & (distance < reach)
+        if call.mask is None or bool(((call.mask == 0) != is_visible).any()):
             return "an attention mask of their own"
         if not calls[0].key.shape == call.key.shape == call.value.shape:
             return "keys and values of several sizes"

@@ -27,21 +27,23 @@ class UseFastSelectionPass(NodePass[ir.Node]):
             return None
         attributes, last_axes = node.attributes, (-1, len(value.shape) - 1)
         if node.op_type == "ArgMax" and attributes.get_int("axis", 0) in last_axes:
-            kept = attributes.get_int("keepdims", 1)
+            keepdims = attributes.get_int("keepdims", 1)
             last = attributes.get_int("select_last_index", 0)
-            return None if kept or last else ir.Node(DOMAIN, "ArgMax", [value])
+            return None if keepdims or last else ir.Node(DOMAIN, "ArgMax", [value])
         if node.op_type == "TopK" and attributes.get_int("axis", -1) in last_axes:
             assert node.inputs[1] is not None
             count = ir.convenience.get_const_tensor(node.inputs[1])
             if count is None or not attributes.get_int("largest", 1):
                 return None
-            wanted = ir.AttrInt64("count", int(count.numpy().item()))
+            count_attribute = ir.AttrInt64("count", int(count.numpy().item()))
             values = node.outputs[0]
             if not values.uses() and not values.is_graph_output():
-                return ir.Node(DOMAIN, "TopK", [value], [wanted])
+                return ir.Node(DOMAIN, "TopK", [value], [count_attribute])
             softmax = value.producer()
             if softmax is not None and softmax.op_type == "LogSoftmax":
-                return ir.Node(DOMAIN, "TopK", [softmax.inputs[0]], [wanted], num_outputs=2)
+                return ir.Node(
+                    DOMAIN, "TopK", [softmax.inputs[0]], [count_attribute], num_outputs=2
+                )
         return None
 
     def rewrite(self, graph: ir.Graph, node: ir.Node, match: ir.Node) -> None:

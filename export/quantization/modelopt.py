@@ -42,9 +42,11 @@ def arguments_from_plan(plan: QuantizationPlan) -> ModelOptArguments | None:
         ]
     if not nodes["int4"]:
         return None
-    whole = [name for format_, names in nodes.items() if not is_rounded(format_) for name in names]
+    unrounded = [
+        name for format_, names in nodes.items() if not is_rounded(format_) for name in names
+    ]
     return ModelOptArguments(
         # Patterns match the beginning of a name, and so would find layer 10 for layer 1.
-        nodes_to_exclude=tuple(f"{re.escape(name)}$" for name in whole),
+        nodes_to_exclude=tuple(f"{re.escape(name)}$" for name in unrounded),
         layers_8bit=",".join(nodes["int8"]),
     )

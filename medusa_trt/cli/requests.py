@@ -133,8 +133,8 @@ def requests_from_file(path: Path, defaults: Request) -> list[Request]:
 
 
 def _request_from_values(values: dict[str, Any], defaults: Request) -> Request:
-    own = {each.name for each in fields(Request)} - {"options", "line"}
-    names = own | _REPLY | _SAMPLING
+    fields_of_line = {each.name for each in fields(Request)} - {"options", "line"}
+    names = fields_of_line | _REPLY | _SAMPLING
     for name in values:
         if name not in names:
             similar = get_close_matches(name, names, n=1)
@@ -154,11 +154,11 @@ def _request_from_values(values: dict[str, Any], defaults: Request) -> Request:
         defaults.options, sampling=replace(defaults.options.sampling, **sampling), **reply
     )
     has_grammar = bool(values.keys() & {"schema", "regex"})
-    kept = replace(defaults, schema=None, regex=None) if has_grammar else defaults
+    line_defaults = replace(defaults, schema=None, regex=None) if has_grammar else defaults
     if "messages" in values and "system" not in values:
-        kept = replace(kept, system=None)
-    changed = {name: value for name, value in values.items() if name in own}
-    return replace(kept, **{"prompt": None, "messages": ()} | changed, options=options)
+        line_defaults = replace(line_defaults, system=None)
+    changed = {name: value for name, value in values.items() if name in fields_of_line}
+    return replace(line_defaults, **{"prompt": None, "messages": ()} | changed, options=options)
 
 
 def answer_request(session: MedusaSession, request: Request) -> list[Generation]:

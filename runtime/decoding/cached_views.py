@@ -24,13 +24,13 @@ class CachedViews(Generic[_Value]):
 
     def get(self, array: NDArray[Any]) -> _Value:
         """Returns the value of this array, and makes it if the array is another one."""
-        kept = self._kept.get(id(array))
-        if kept is None:
+        entry = self._kept.get(id(array))
+        if entry is None:
             while len(self._kept) >= _MAX_KEPT:
                 self._kept.pop(next(iter(self._kept)))
             # The array is kept too, so that no other one gets its id.
-            kept = self._kept[id(array)] = array, self._make(array)
-        return kept[1]
+            entry = self._kept[id(array)] = array, self._make(array)
+        return entry[1]
 
 
 def view_integers(array: NDArray[np.int64]) -> list[memoryview]:

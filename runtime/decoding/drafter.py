@@ -244,11 +244,11 @@ class Drafter:
 
     def _select(self, tree: MedusaTree) -> NodeTokens:
         """Returns the function that puts candidates on the nodes of a fixed tree."""
-        kept = self._node_tokens.get(id(tree))
-        if kept is None:
+        entry = self._node_tokens.get(id(tree))
+        if entry is None:
             select = node_tokens_from_indices(tree.tree_indices(self._top_k).tolist())
-            kept = self._node_tokens[id(tree)] = tree, select
-        return kept[1]
+            entry = self._node_tokens[id(tree)] = tree, select
+        return entry[1]
 
 
 def _copy_tokens(state: SequenceState, length: int) -> Sequence[int]:

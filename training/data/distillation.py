@@ -229,9 +229,9 @@ def _make_generator(
         )
     # The cache has only the rows that a conversation needs, because the engine uses all of them.
     turn = options.max_new_tokens + _MAX_USER_TOKENS + _MAX_FRAME_TOKENS
-    needed = max(longest, _MAX_USER_TOKENS + _MAX_FRAME_TOKENS) + options.num_turns * turn
+    max_length = max(longest, _MAX_USER_TOKENS + _MAX_FRAME_TOKENS) + options.num_turns * turn
     session = MedusaSession(
-        bundle, max_length=min(needed, spec.max_length), batch_size=options.batch_size
+        bundle, max_length=min(max_length, spec.max_length), batch_size=options.batch_size
     )
     return SessionGenerator(session, base.eos_token_ids, on_step)
 

@@ -71,8 +71,8 @@ class DrawOneToken(LogitsProcessor):
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """Sets all (N, vocab) scores but those of the drawn tokens to minus infinity."""
-        drawn = draw_tokens(scores, self._temperature)
-        return torch.full_like(scores, -torch.inf).scatter_(1, drawn[:, None], 0.0)
+        drawn_ids = draw_tokens(scores, self._temperature)
+        return torch.full_like(scores, -torch.inf).scatter_(1, drawn_ids[:, None], 0.0)
 
 
 class BatchGenerator:

@@ -181,8 +181,8 @@ def _load_prompts(arguments: BenchArguments) -> list["BenchPrompt"]:
         default = len(prompts)
     else:
         prompts, default = mt_bench_prompts(), _MT_BENCH_PROMPTS
-    wanted = default if arguments.num_prompts is None else arguments.num_prompts
-    return spread_over_categories(prompts, wanted)
+    num_prompts = default if arguments.num_prompts is None else arguments.num_prompts
+    return spread_over_categories(prompts, num_prompts)
 
 
 def _describe_setup(

@@ -164,10 +164,10 @@ def _show_end(session: "MedusaSession", generations: list["Generation"]) -> int:
     for generation in generations:
         for entry in generation.logprobs:
             place = describe_logprobs(session, entry)
-            shown = [
+            entries = [
                 f"{token['logprob']:8.4f} {token['text']!r}" for token in [place, *place["top"]]
             ]
-            print("  ".join(shown), file=sys.stderr)
+            print("  ".join(entries), file=sys.stderr)
         print(_line_from_generation(generation), file=sys.stderr)
     return _exit_code(generations)
 
