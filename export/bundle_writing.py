@@ -91,7 +91,7 @@ def _write_verify_graphs(
     for name, form in parts.forms.items():
         progress(f"tracing the {name} graph")
         module = VerifyModule(traced, parts.max_length, form)
-        graph = trace_verify(module, parts.target.opset, quantize, weights)
+        graph = trace_verify(module, parts.target.opset, quantize, weights, progress)
         if planned is not None:
             planned.check()
         progress(f"writing the {name} graph and its weights")

@@ -52,6 +52,9 @@ _LEAST_WINDOW = 1024
 """A sliding window of at least this length becomes the default limit on the sequence length,
 because attention without windows is faster."""
 
+_NUM_SMALL = 1_000_000_000
+"""Models of fewer weights are small: rounding to int4 is known to cost them much."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExportParts:
@@ -161,6 +164,13 @@ def parts_from_options(options: ExportOptions, progress: Callable[[str], None]) 
     is_slower = precision.uses_library and not forms["verify"].uses_library
     for text in list_notices(base.model, max_length, is_slower=is_slower):
         progress(f"warning: {text}")
+    num_weights = sum(parameter.numel() for parameter in base.model.parameters())
+    if precision.layers == "int4" and plan is None and num_weights < _NUM_SMALL:
+        progress(
+            f"warning: a model of {num_weights / 1e6:.0f} million weights may lose much in int4 "
+            "(SmolLM2-135M keeps 70 % of its argmaxes): --precision int8, or medusa-trt calibrate "
+            "quantization on its bundle, which finds the matrices that can take int4"
+        )
     if heads is not None:
         _check_heads(heads, base.model, tree, top_k)
     return ExportParts(

@@ -1,8 +1,9 @@
 """Tracing a torch module to an ONNX graph."""
 
 import logging
+import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
 from io import StringIO
 
@@ -18,6 +19,15 @@ from medusa_trt.export.passes.unstack_weights import UnstackWeightsPass
 from medusa_trt.export.passes.widen_selection import WidenSelectionPass
 from medusa_trt.export.weights.streamed_model import Weights, fake_parameters
 
+Progress = Callable[[str], None]
+"""Is told what begins."""
+
+_STAGES = {
+    "Run decompositions...": "taking its operations apart",
+    "Translate the graph into ONNX...": "writing its operations in ONNX",
+}
+"""Stages of a trace by the lines that torch's exporter prints; the first one follows the code."""
+
 
 def trace_module(
     module: nn.Module,
@@ -28,6 +38,7 @@ def trace_module(
     output_names: list[str],
     dynamic_shapes: tuple[object, ...] | None,
     weights: Weights,
+    progress: Progress = lambda _: None,
 ) -> ir.Model:
     """Traces a module to an ONNX graph.
 
@@ -39,12 +50,17 @@ def trace_module(
         output_names: names of the graph's outputs.
         dynamic_shapes: see `torch.export.export`.
         weights: parameters that are traced without data and read when the graph is written.
+        progress: told each stage after the first one as it begins.
 
     Raises:
         ExportError: torch cannot trace the module.
     """
     try:
-        with torch.no_grad(), _quiet(), fake_parameters(module) if weights else nullcontext():
+        with (
+            torch.no_grad(),
+            _quiet(progress),
+            fake_parameters(module) if weights else nullcontext(),
+        ):
             program = torch.onnx.export(
                 module,
                 inputs,
@@ -54,7 +70,7 @@ def trace_module(
                 output_names=output_names,
                 dynamic_shapes=dynamic_shapes,
                 optimize=False,
-                verbose=False,
+                verbose=True,  # its stages are passed on to `progress`
             )
     except torch.onnx.OnnxExporterError as error:
         reason = str(error.__cause__ or error).strip().split("\n")[0]
@@ -64,6 +80,7 @@ def trace_module(
     for value in model.graph.initializers.values():
         if value.name is not None and value.name in weights:
             value.const_value = weights[value.name].rename(value.name)
+    progress("  simplifying the graph")
     _simplify(model)
     for node in model.graph:
         node.metadata_props.clear()
@@ -72,14 +89,31 @@ def trace_module(
     return model
 
 
+class _StageReader(StringIO):
+    """Takes what the exporter prints, and tells of the stages that it names."""
+
+    def __init__(self, progress: Progress) -> None:
+        super().__init__()
+        self._progress = progress
+        self._stdout, self._stderr = sys.stdout, sys.stderr
+
+    def write(self, text: str) -> int:
+        stage = _STAGES.get(text.strip())
+        if stage is not None:
+            with redirect_stdout(self._stdout), redirect_stderr(self._stderr):
+                self._progress(f"  {stage}")
+        return len(text)
+
+
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Hides the exporter's messages about torchvision and axis names."""
+def _quiet(progress: Progress) -> Iterator[None]:
+    """Hides the exporter's messages about torchvision and axis names, but tells of its stages."""
     logger = logging.getLogger("torch.onnx._internal.exporter._registration")
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings(), redirect_stdout(StringIO()), redirect_stderr(StringIO()):
+        stages = _StageReader(progress)
+        with warnings.catch_warnings(), redirect_stdout(stages), redirect_stderr(StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:

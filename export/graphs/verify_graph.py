@@ -4,7 +4,7 @@ import onnx_ir as ir
 from onnx_ir.passes import InPlacePass
 from torch.export import Dim
 
-from medusa_trt.export.graphs.tracing import trace_module
+from medusa_trt.export.graphs.tracing import Progress, trace_module
 from medusa_trt.export.graphs.verify_module import VerifyModule
 from medusa_trt.export.passes import optimize
 from medusa_trt.export.passes.fuse_skip_norm import FuseSkipNormPass
@@ -17,6 +17,7 @@ def trace_verify(
     opset: int,
     quantize: InPlacePass | None = None,
     weights: Weights | None = None,
+    progress: Progress = lambda _: None,
 ) -> ir.Model:
     """Traces the verify graph; see `VerifyModule.forward` for its inputs and outputs.
 
@@ -25,6 +26,7 @@ def trace_verify(
         opset: opset of the graph; the form of attention may need a newer one.
         quantize: the pass that quantizes the products; None where they stay as they are.
         weights: weights of the model in `module`, read when the graph is written.
+        progress: told each stage after the first one as it begins.
     """
     layers = range(module.shape.num_layers)
     form = module.form
@@ -71,6 +73,7 @@ def trace_verify(
                 ),
             ),
             weights={f"model.{name}": weight for name, weight in (weights or {}).items()},
+            progress=progress,
         )
     optimize(model, quantize, portable=form.is_portable)
     if form.fuses_skip_norm:

@@ -110,3 +110,15 @@ def test_the_tree_beside_the_heads_is_the_bundles(tiny_model: Path, tmp_path: Pa
     assert "  tree medusa_tree that lies beside the heads: 4 nodes, 2 deep" in told
     wanted = parts_from_options(replace(options, tree="chain-2"), told.append).tree
     assert wanted.name == "chain-2" and "  tree chain-2: 3 nodes, 2 deep" in told
+
+
+@pytest.mark.parametrize(("precision", "is_told"), [("int4", True), ("int8", False)])
+def test_int4_of_a_small_model_is_foreseen(
+    precision: str, is_told: bool, tiny_model: Path, tmp_path: Path
+) -> None:
+    told: list[str] = []
+    parts_from_options(
+        ExportOptions(model=str(tiny_model), precision=precision, output=tmp_path / "bundle"),
+        told.append,
+    )
+    assert is_told == any("may lose much in int4" in x and "calibrate quan" in x for x in told)
