@@ -194,7 +194,7 @@ def test_other_texts_and_models_are_not_mixed(
     [
         (("--max-kl", "0"), "--max-kl is 0.0: it must be above 0"),
         (("--max-kl", "0.1", "--max-size", "2"), "exclude each other"),
-        (("--max-new-tokens", "1"), "max_new_tokens is 1"),
+        (("--max-new-tokens", "1"), "--max-new-tokens is 1"),
         ((), "name the unquantized model with --model"),
         (("--model", "none"), "unknown model 'none'"),
         (("--target", "cloud"), "unknown target 'cloud'"),
