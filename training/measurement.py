@@ -74,7 +74,7 @@ def measure_heads(
 
     Args:
         base: the backbone.
-        replies: as from `generate_replies`.
+        replies: replies that `generate_replies` made.
         heads: the heads to measure.
         num_nodes: nodes of the tree, which is made from one half of the replies and replayed on
             the other half.

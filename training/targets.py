@@ -15,7 +15,7 @@ class DraftVocabulary:
 
     Attributes:
         token_map: (draft_vocab,) int64 token ids in ascending order; None for all tokens.
-        vocab_size: the backbone's.
+        vocab_size: size of the backbone's vocabulary.
     """
 
     token_map: torch.Tensor | None

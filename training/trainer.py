@@ -82,7 +82,7 @@ def run_trainer(
     """Trains to the end, starting from the last complete checkpoint in `folder` if there is one.
 
     Args:
-        module: as in `MedusaTrainer`.
+        module: the module to train; see `MedusaTrainer`.
         groups: parameters with their learning rates, as torch optimizers expect them.
         dataset: the data to train on.
         measure: measures the heads on held-out replies.

@@ -49,8 +49,9 @@ class LoadRow:
         load: how requests came.
         mode: "plain" or "Medusa".
         prompt: index of the prompt.
-        first_token_s: from its arrival to its first token.
-        gaps_s: for each later token, the time since the event before over the event's tokens.
+        first_token_s: time from the arrival of the request to its first token.
+        gaps_s: time per token, for each token after the first: the tokens of a step share the time
+            since the step before.
         token_ids: the reply.
     """
 
@@ -69,7 +70,7 @@ class LoadRun:
 
     Attributes:
         rows: the requests.
-        duration_s: from the first arrival to the last token.
+        duration_s: time from the first arrival to the last token.
         mean_nodes: nodes of a sequence's tree, on average over all steps.
     """
 

@@ -22,14 +22,14 @@ class LatencyRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
 
     Attributes:
         machine: fingerprint of the machine, its versions and the bundle.
-        threads: for one step; None for the engine's choice.
+        threads: threads of a step; None if the engine chooses.
         batch_size: sequences stepped together.
         context: tokens in the cache before the first step.
         num_nodes: nodes of the tree, the root included; 1 is plain decoding.
-        round: from 1.
+        round: number of the round, from 1.
         num_steps: steps that were measured.
         step_ms: time of a whole step: heads, candidates, verify, acceptance, commit and text.
-        engine_ms: the part of it that is spent inside the engine; the rest is the host's.
+        engine_ms: the part of it that is spent inside the engine; the rest is spent in Python.
         free_cores: cores that other work left meanwhile; see `CoreWatch`.
     """
 

@@ -82,7 +82,7 @@ def save_heads(
         row: the format.
         output: the folder, which appears at the end.
         backbone: the backbone, if it is known; see `HeadFormat.backbone`.
-        dtype: of the weights.
+        dtype: type of the weights in the file.
         stated: facts of the source, for what the heads do not tell: the backbone's name and
             vocabulary.
         overwrite: replace a folder that holds nothing but such files.

@@ -1,4 +1,4 @@
-"""One row a format: its names, its files, what it can hold and the config that its tools read."""
+"""A table of the formats of heads: names, files, what each can hold, and the config it needs."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,16 +19,17 @@ class HeadsFacts:
     """Facts about heads that a config can state.
 
     Attributes:
-        num_heads: how many.
-        num_layers: residual blocks of each.
+        num_heads: number of heads.
+        num_layers: residual blocks of each head.
         hidden_size: width of the hidden state.
-        vocab_size: the backbone's vocabulary, None if nothing says.
-        draft_vocab_size: tokens that the heads choose from; None: the backbone's vocabulary.
-        has_biases: whether the blocks have them.
+        vocab_size: size of the backbone's vocabulary; None if it is unknown.
+        draft_vocab_size: number of tokens that the heads choose from; None for all.
+        has_biases: whether the residual blocks have biases.
         has_projection: whether a linear map follows the blocks, this project's extension.
         has_root_map: whether they read the root's embedding, this project's extension.
         has_token_map: whether the vocabulary is truncated.
-        unembedding: each head's `own`, one in `common` in the file, or the backbone's `shared`.
+        unembedding: "own" if each head has one, "common" if the file has one for all heads,
+            "shared" if the heads use the backbone's.
         base_model: what `base_model_name_or_path` says, or None.
     """
 
@@ -50,17 +51,17 @@ class HeadFormat:
     """A row: how a format names and stores heads, and what it holds.
 
     Attributes:
-        name: what `--to` calls it.
+        name: the name for `--to`.
         description: one line for help texts.
         file: the file of the tensors; a whole model's shard where `backbone` is "weights".
         config: makes the config from the facts; a base config is merged under it.
         layout: its key layout.
-        prefix: before each of the heads' keys.
+        prefix: text before each key of the heads.
         unembeddings: which it holds; the first one is what others are turned into.
-        needs_biases: its tools read them unasked, so absent ones are written as zeros.
+        needs_biases: whether its tools always read biases; zeros are written if there are none.
         max_layers: most residual blocks of a head, None for any number.
         has_extra_maps: whether it holds a root map and a projection.
-        has_token_map: whether it holds one.
+        has_token_map: whether it holds a token map.
         backbone: what of the backbone its folder needs: nothing, the "config", or the "weights".
         config_file: the config's name.
         needs_base_model: its tools find the backbone by the config's `base_model_name_or_path`.

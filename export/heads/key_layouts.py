@@ -31,9 +31,9 @@ class HeadKey(NamedTuple):
     """The role of a tensor, independent of its name in the file.
 
     Attributes:
-        part: of which part of a head.
+        part: the part of a head that it belongs to.
         kind: `weight`, `bias`, or an FP8 scale of the weight or of the activations.
-        head: which head; None where all share it.
+        head: index of the head; None if all heads share the tensor.
         layer: which block; of an unembedding the number of blocks before it, where the name says
             so, else None.
     """
@@ -155,7 +155,7 @@ def recognize(keys: Iterable[str], source: str) -> Recognized:
     error.
 
     Args:
-        keys: as the file has them.
+        keys: the keys in the file.
         source: names the file in errors.
 
     Raises:

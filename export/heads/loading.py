@@ -44,13 +44,13 @@ class LoadedHeads:
     """Heads, and what is known of the file that they come from.
 
     Attributes:
-        heads: in float32.
+        heads: the heads, as float32.
         path: the file that was read.
         format: name of its format, a row of `FORMATS`.
         facts: what a config would state about the heads.
         dtype: data type of most of their weights in the file.
-        num_parameters: of the heads, a common unembedding counted once.
-        warnings: what a user should know, a sentence each.
+        num_parameters: number of the heads' weights; an unembedding that they share counts once.
+        warnings: sentences that tell the user what differs from the usual case.
         backbone: the folder of a whole model that they were found in, or None.
         adapter: the folder of the PEFT adapter that they were found in, or None.
         others: keys of that model or adapter.
@@ -174,7 +174,7 @@ def _is_adapter(checkpoint: Checkpoint, recognized: Recognized) -> bool:
 def _read_as_vllm(
     recognized: Recognized, checkpoint: Checkpoint, config: Mapping[str, object], path: Path
 ) -> tuple[Recognized, tuple[str, ...]]:
-    """Chooses the tensors that vLLM uses; what it leaves aside is told, a sentence each.
+    """Chooses the tensors that vLLM uses; returns a sentence for each kind that it ignores.
 
     With `original_lm_head` all heads use the unembedding of head 0, whatever else is stored. The
     token map counts only with `truncated_vocab_size` (vllm/model_executor/models/medusa.py).

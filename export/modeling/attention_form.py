@@ -36,7 +36,7 @@ class AttentionForm(ABC):
         node_opset: opset of the operators that it emits.
         min_opset: least opset of the finished graph, which may be newer than the one that the
             exporter fuses norms at.
-        mask: of the step.
+        mask: the attention mask of the step.
         presents: updated key and value caches of the layers that were called.
     """
 

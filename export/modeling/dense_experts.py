@@ -33,8 +33,8 @@ def dense_experts(
     Source: Shazeer et al. 2017, "Outrageously large neural networks", equation 1.
 
     Args:
-        module: with `gate_up_proj` (experts, 2 * inner, hidden) and `down_proj` (experts, hidden,
-            inner).
+        module: a module that has `gate_up_proj` (experts, 2 * inner, hidden) and `down_proj`
+            (experts, hidden, inner).
         hidden_states: (tokens, hidden).
         top_k_index: (tokens, k) int64, the experts of each token.
         top_k_weights: (tokens, k), the share of each of them.

@@ -66,7 +66,7 @@ def _unsupported(model: PreTrainedModel, problem: str) -> ExportError:
 
 
 def list_notices(model: PreTrainedModel, max_length: int, *, is_slower: bool) -> list[str]:
-    """Lists what a user should know of how a model is exported, a sentence each.
+    """Lists sentences that tell the user how the export treats the model.
 
     Args:
         model: the model.

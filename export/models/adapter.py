@@ -30,7 +30,7 @@ def base_model_from_adapter(folder: Path) -> str:
 
     Raises:
         ExportError: the config does not say.
-        HeadsError: the config is no JSON object.
+        HeadsError: the config is not a JSON object.
     """
     name = json_from_file(folder / ADAPTER_CONFIG).get("base_model_name_or_path")
     if not isinstance(name, str) or not name:
@@ -46,7 +46,7 @@ def merge_adapter(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
 
     Args:
         model: the backbone; it is changed.
-        folder: of the adapter.
+        folder: folder of the adapter.
 
     Raises:
         ExportError: peft is not installed, or the adapter is of a kind that cannot be merged.

@@ -19,7 +19,7 @@ class Alias(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A row of `models.json`: where a model is, and what belongs to it.
 
     Attributes:
-        description: for people.
+        description: text for the user.
         package: where the backbone is, or
         repository: its hub id.
         heads: a file of this project or a hub id; None where no public heads are known.

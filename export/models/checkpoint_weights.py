@@ -37,9 +37,9 @@ def weights_from_checkpoint(
     """Finds the weights of a folder or hub repository, in safetensors or PyTorch's files.
 
     Args:
-        model: without weights in memory; buffers that the checkpoint holds are loaded into it.
+        model: a model without weights in memory; the checkpoint's buffers are loaded into it.
         location: a folder or hub id.
-        packing: of its linear layers, if they are quantized.
+        packing: form in which its linear layers are packed; None if they are not quantized.
 
     Returns:
         A tensor for each parameter; None where the checkpoint is of another kind or its tensors

@@ -1,6 +1,6 @@
 """The tokens that end a reply, from all places where a checkpoint names one.
 
-A model that meets an end token which nobody stops at goes on into turns that it invents.
+If generation does not stop at an end token, the model goes on and invents further turns.
 """
 
 from collections.abc import Iterable, Mapping
@@ -34,16 +34,16 @@ def end_token_ids(
     """Collects the ids of all tokens that end a reply.
 
     Args:
-        tokenizer: the model's.
-        stated: what its configs and files name: ids, lists of ids, None.
-        model: for messages.
+        tokenizer: the tokenizer of the model.
+        stated: the values of eos_token_id in configs and files: ids, lists of ids, None.
+        model: name of the model for error messages.
 
     Returns:
-        The ids: those stated, the tokenizer's own, added tokens with a well-known name, and the
+        The ids: those in `stated`, that of the tokenizer, added tokens with a known name, and the
         token that the chat template writes behind a reply. In rising order.
 
     Raises:
-        ExportError: what is stated is no id.
+        ExportError: a value in `stated` is not an id.
     """
     ids: set[int] = set()
     for value in (*stated, tokenizer.eos_token_id):

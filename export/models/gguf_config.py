@@ -79,7 +79,7 @@ def complete_config(config: PretrainedConfig, model: GgufModel) -> None:
     """Adds to a config what transformers left out of the file.
 
     Args:
-        config: as transformers reads it from the file; it is changed.
+        config: the config that transformers reads from the file; it is changed.
         model: the file.
 
     Raises:

@@ -17,7 +17,7 @@ class HeadsChoice:
     Attributes:
         source: the model to load, with the adapter that belongs to the heads.
         loaded: the heads; None for a bundle without heads.
-        warnings: what the user should be told, a sentence each.
+        warnings: sentences to print to the user.
     """
 
     source: ModelSource

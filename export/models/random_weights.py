@@ -45,7 +45,7 @@ def config_from_name(name: str, num_layers: int | None) -> PretrainedConfig:
     """Makes the config of a known shape or of a config.json, optionally cut to fewer layers.
 
     Args:
-        name: of the shape, or the path of the file or of its folder.
+        name: name of the shape, or path of a config.json or of its folder.
         num_layers: how many layers to keep; None for all.
 
     Raises:

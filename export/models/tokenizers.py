@@ -35,7 +35,7 @@ def load_tokenizer(source: ModelSource) -> tuple[PreTrainedTokenizerBase, tuple[
         source: the model.
 
     Returns:
-        The tokenizer, and what a user should know of it, a sentence each.
+        The tokenizer, and sentences that tell the user what differs from the usual case.
 
     Raises:
         ExportError: there is no fast tokenizer, its files contradict each other, or a GGUF file

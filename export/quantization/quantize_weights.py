@@ -132,7 +132,7 @@ def quantize_matrix(
     scales of the others are those of the least squared error among some that clip.
 
     Args:
-        weight: in any floating-point type.
+        weight: the matrix, of any floating-point type.
         format_: format of the codes.
         block_size: inputs that share a scale; None for one scale for each output.
         dtype: type of the scales, to which values are rounded first; by default the weight's.

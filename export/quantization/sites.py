@@ -17,11 +17,11 @@ class Site:
     """Matrices that the export multiplies as one, since they read the same value.
 
     Attributes:
-        name: unique in the model, as in `layers.3.gate_up`.
+        name: a name that is unique in the model, such as `layers.3.gate_up`.
         layer: index of its layer; None outside the layers.
         kind: common name of the modules, the same in every layer.
         modules: the linear layers' paths in the model, in the order in which they run.
-        shapes: (inputs, outputs) of each.
+        shapes: (inputs, outputs) of each matrix.
     """
 
     name: str

@@ -40,11 +40,11 @@ class LazyTensor(ir.LazyTensor):
 
         Args:
             stored: makes the array, of this shape.
-            shape: of the tensor.
+            shape: shape of the tensor.
             key: see the attribute.
-            dtype: in the graph.
-            name: of the tensor.
-            sources: see the attribute; by default its own name.
+            dtype: type of the tensor in the graph.
+            name: name of the tensor.
+            sources: see the attribute; by default the name of the tensor.
             quantization: see the attribute.
         """
         super().__init__(self._convert, dtype, ir.Shape(shape), name=name)

@@ -33,11 +33,11 @@ class Packing:
     """The form in which a checkpoint packs its linear layers.
 
     Attributes:
-        method: what its config calls it.
-        bits: of a code.
-        group_size: inputs that share a scale; None for all of them, or where the config is silent.
-        suffixes: of the tensors that make one weight; the first one is packed.
-        optional: of those that may be missing.
+        method: name of the method in the config.
+        bits: bits of a code.
+        group_size: inputs that share a scale; None if all do, or if the config does not say.
+        suffixes: endings of the names of the tensors that make one weight; the first one is packed.
+        optional: those of the suffixes whose tensors may be missing.
         unpack: (tensors by suffix, this) → (N, K) float32.
         exceptions: bits and group sizes of single layers, by a regular expression for their names.
     """

@@ -66,12 +66,12 @@ def read_options(options: type[T], namespace: argparse.Namespace, prefix: str = 
 
 @contextmanager
 def flags_in_errors(options: type) -> Iterator[None]:
-    """Lets errors of a block begin with the flag of an option, where they begin with its name.
+    """Replaces the name of an option at the beginning of an error by its flag, inside the block.
 
     Dataclasses and sessions name fields and arguments of Python; the user has typed flags.
 
     Raises:
-        MedusaError: as the block does.
+        MedusaError: the block raised it; the message begins with the flag instead of the name.
     """
     try:
         yield

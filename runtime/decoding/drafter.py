@@ -40,11 +40,11 @@ class StepPlan:
     """The trees and tokens of one step for B sequences.
 
     Attributes:
-        tree: for the engine.
-        trees: for acceptance, one for each sequence.
+        tree: the tree or trees as input of the engine.
+        trees: the tree of each sequence, which acceptance reads.
         tokens: N tokens of each sequence.
         copied: copied tokens of each sequence, which may be in its tree or not.
-        growth: if trees were grown.
+        growth: the grown trees; None if the trees were fixed.
         is_trial: whether their size was chosen to measure its step time.
     """
 
@@ -261,7 +261,7 @@ def _join(parts: Sequence[tuple[StepPlan, int]]) -> StepPlan:
     """Joins sequences of different plans; smaller trees are filled up with unread nodes.
 
     Args:
-        parts: for each sequence a plan, and the index of the sequence in it.
+        parts: a plan for each sequence, and the index of the sequence in that plan.
     """
     num_nodes = max(plan.tree.num_nodes for plan, _ in parts)
     nodes = np.arange(num_nodes)

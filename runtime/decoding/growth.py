@@ -43,10 +43,10 @@ class Growth:
     """The trees of a step.
 
     Attributes:
-        batch: for the engine.
-        trees: for acceptance, one for each sequence.
+        batch: the trees as inputs of the engine.
+        trees: the tree of each sequence, which acceptance reads.
         tokens: N tokens of each sequence.
-        gains: for each sequence, the drafts expected to be accepted if `trust` is 1.
+        gains: number of drafts of each sequence that are expected to be accepted if `trust` is 1.
         expected: number of tokens that the step is expected to add, over all sequences.
         step_ms: estimated time of the step.
         plain_ms: estimated time of a step without drafts.
@@ -127,8 +127,8 @@ class TreeGrower:
             roots: the root tokens.
             drafts: the heads' candidates with log-probabilities; None without heads.
             copied: tokens that may follow each root, from prompt lookup; may be empty.
-            copied_share: for each sequence, the probability that a copied token is right.
-            trust: for each sequence, its accepted drafts over those expected so far.
+            copied_share: probability that a copied token is right, for each sequence.
+            trust: accepted drafts divided by expected ones so far, for each sequence.
             times: step times by rows.
             min_nodes: least number of nodes.
             max_nodes: largest number of nodes, at most `self.max_nodes`.

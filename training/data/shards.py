@@ -24,7 +24,7 @@ class DataSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     Attributes:
         format_version: version of this layout.
         model: the backbone's name.
-        hidden_size, vocab_size: the backbone's.
+        hidden_size, vocab_size: sizes of the backbone.
         num_shards: shards of a complete folder, one for each batch of conversations.
         num_conversations: conversations of all shards, at most.
         batch_size: conversations of a shard, at most.

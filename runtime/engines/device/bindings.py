@@ -32,7 +32,7 @@ class BoundGraph:
         pinned: pinned memory to free with the binding.
         graph: the run as a CUDA graph, from the second run on.
         num_runs: number of runs so far.
-        verify_outputs: of a verify step, on the memory of `downloads`.
+        verify_outputs: outputs of a verify step; their arrays are views of `downloads`.
     """
 
     executable: Executable
