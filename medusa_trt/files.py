@@ -20,7 +20,7 @@ def join_names(keys: Iterable[str]) -> str:
 
 
 def decode_text(data: bytes, source: str, error_class: type[MedusaError] = MedusaError) -> str:
-    """Decodes UTF-8; a byte order mark at the beginning is no part of the text.
+    """Decodes UTF-8; a byte order mark at the beginning is not part of the text.
 
     Raises:
         MedusaError: the bytes are not UTF-8; the message calls them `source`.

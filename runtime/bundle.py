@@ -56,7 +56,7 @@ class Bundle:
                 always compared.
 
         Raises:
-            BundleError: the folder is no bundle, or a file is missing, truncated or changed.
+            BundleError: the folder is not a bundle, or a file is missing, truncated or changed.
             TreeError: its tree is malformed, or needs more heads or candidates than there are.
         """
         folder = Path(path)

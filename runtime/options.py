@@ -80,7 +80,7 @@ class GenerationOptions:
             distribution, except at temperature 0 (default: greedy at temperature 0, sample above).
         posterior_threshold: ε of typical acceptance; calibrate threshold recommends one.
         posterior_alpha: δ of typical acceptance.
-        stop: text that ends the reply and is no part of it; the flag may be repeated. A special
+        stop: text that ends the reply and is not part of it; the flag may be repeated. A special
             token, such as <|im_start|>, is meant as that token.
         stop_ids: token id that ends the reply like an end-of-sequence token; the flag may be
             repeated (default: none).

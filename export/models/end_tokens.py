@@ -52,7 +52,7 @@ def end_token_ids(
                 continue
             if type(token_id) is not int:
                 raise ExportError(
-                    f"{model} ends its replies by {token_id!r}, which is no token id: "
+                    f"{model} ends its replies by {token_id!r}, which is not a token id: "
                     "correct eos_token_id in its generation_config.json"
                 )
             ids.add(token_id)

@@ -22,7 +22,7 @@ def refuse_unread(
 
     A bias that the config does not mention, a scale without its quantization or the norm of
     another architecture: without them the model would compute something else. Whatever lies
-    elsewhere, an image encoder or further heads, is no part of the model.
+    elsewhere, an image encoder or further heads, is not part of the model.
 
     Args:
         model: the model.

@@ -7,7 +7,7 @@ from medusa_trt.errors import ExportError, describe_error
 
 
 def is_hub_id(name: str) -> bool:
-    """Whether a name that is no local path reads like `owner/name`."""
+    """Whether a name that is not a local path reads like `owner/name`."""
     is_relative = not name.startswith((".", "/", "~"))
     return name.count("/") == 1 and is_relative and all(name.split("/")) and not Path(name).exists()
 
@@ -28,7 +28,7 @@ def folder_from_hub(repo_id: str, patterns: Sequence[str]) -> Path:
         return Path(snapshot_download(repo_id, allow_patterns=list(patterns)))
     except (OSError, ValueError) as error:
         raise ExportError(
-            f"{repo_id!r} is no local path and cannot be downloaded from the hub: "
+            f"{repo_id!r} is not a local path and cannot be downloaded from the hub: "
             f"{describe_error(error)}"
         ) from error
 

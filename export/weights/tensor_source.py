@@ -41,7 +41,7 @@ class TensorSource:
 
 
 def refuse_failed(array: Array, place: str) -> None:
-    """Refuses weights that are no numbers.
+    """Refuses weights that are not numbers.
 
     Args:
         array: the weights.

@@ -117,9 +117,9 @@ def read_json(path: Path) -> Any:
     """Reads a file of JSON.
 
     Raises:
-        PromptError: it cannot be read, or is no JSON.
+        PromptError: it cannot be read, or is not JSON.
     """
     try:
         return json.loads(read_text(path, PromptError))
     except ValueError as error:
-        raise PromptError(f"{path} is no JSON ({error}): correct it") from error
+        raise PromptError(f"{path} is not JSON ({error}): correct it") from error

@@ -33,7 +33,7 @@ class Console:
     Attributes:
         read_line: shows a prompt and returns a line without its end; EOFError at the end.
         write: shows a piece of a reply.
-        status: shows a line that is no part of a reply.
+        status: shows a line that is not part of a reply.
         details: shows the statistics of a reply; None if they are not wanted.
     """
 

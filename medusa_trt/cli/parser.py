@@ -49,7 +49,7 @@ class Verb(Generic[Arguments]):
         """Reads the arguments.
 
         Raises:
-            MedusaError: the words are no valid arguments.
+            MedusaError: the words are not valid arguments.
         """
         parser = self.new_parser(command)
         parser.check_flags(words)
@@ -63,7 +63,7 @@ class Verb(Generic[Arguments]):
         """Reads the arguments, does what they say, and returns the exit code.
 
         Raises:
-            MedusaError: the words are no valid arguments, or the verb raised it.
+            MedusaError: the words are not valid arguments, or the verb raised it.
         """
         arguments = self.parse(command, words)
         with flags_in_errors(self.arguments):

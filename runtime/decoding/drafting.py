@@ -30,8 +30,8 @@ def tokens_from_candidates(
         node_tokens: made by `node_tokens_from_indices`.
 
     Returns:
-        N tokens for each of the B sequences. They are no array, because a numpy call between two
-        engine calls costs more than a loop over so few numbers (docs/decisions/decoding.md).
+        N tokens for each of the B sequences, as lists: between two engine calls, a numpy call
+        costs more than a loop over so few numbers (docs/decisions/decoding.md).
     """
     return [
         node_tokens([root_token, *candidates[index].tolist()])

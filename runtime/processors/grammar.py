@@ -124,7 +124,7 @@ class Grammar:
         document = make() if callable(make) else schema
         if not isinstance(document, Mapping | bool):
             raise PromptError(
-                f"{schema!r} is no JSON schema: give a dict, JSON, or a Pydantic model"
+                f"{schema!r} is not a JSON schema: give a dict, JSON, or a Pydantic model"
             )
         try:
             return cls(kind="json_schema", text=msgspec.json.encode(document).decode())

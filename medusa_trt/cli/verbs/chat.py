@@ -49,8 +49,8 @@ class ChatArguments(BundleArguments):
 def chat(arguments: ChatArguments) -> None:
     """Chats until the user leaves.
 
-    Replies go to standard output, everything else to standard error. Input that is no terminal is
-    read to its end, an entry a line.
+    Replies go to standard output, everything else to standard error. If the input is not a
+    terminal, it is read to its end, and each line is an entry.
 
     Raises:
         MedusaError: the chat cannot start, or entries of a file or a pipe failed.
@@ -85,7 +85,7 @@ def _new_console(*, verbose: bool) -> "Console":
     from medusa_trt.cli.chat_loop import Console
 
     if isinstance(sys.stdin, io.TextIOWrapper):
-        # What a terminal sends that is no UTF-8 is refused with its entry, and not changed.
+        # An entry that is not UTF-8 is refused as a whole, and not changed.
         sys.stdin.reconfigure(errors="surrogateescape")
     shows_colours = sys.stderr.isatty() and not os.environ.get("NO_COLOR")
     cleans = sys.stdout.isatty()

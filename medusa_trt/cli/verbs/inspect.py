@@ -34,7 +34,7 @@ def inspect(arguments: InspectArguments) -> None:
     """Checks the hashes of a bundle, and prints what the bundle holds.
 
     Raises:
-        MedusaError: the folder is no bundle, the bundle is damaged, or the GPU is unknown.
+        MedusaError: the folder is not a bundle, the bundle is damaged, or the GPU is unknown.
     """
     with require_extra("inspecting graphs", "export"):
         from medusa_trt.export.inspection import gpu_from_name, read_graph_facts

@@ -151,7 +151,7 @@ def test_ends_that_are_no_ids_are_found_before_the_work(tiny_heads: Path, tmp_pa
     options = ExportOptions(
         model=str(folder), heads=tiny_heads, tree="chain-2", output=tmp_path / "bundle"
     )
-    with pytest.raises(ExportError, match="replies by 'end', which is no token id: correct"):
+    with pytest.raises(ExportError, match="replies by 'end', which is not a token id: correct"):
         export_bundle(options, said.append)
     assert said[-1] == "opening model"
 

@@ -48,5 +48,5 @@ def test_harmony_ends_messages_by_a_token_that_ends_no_turn() -> None:
 
 @pytest.mark.parametrize("value", ["</s>", 2.5, True, [1, "x"]])
 def test_what_is_no_id_is_refused(value: object) -> None:
-    with pytest.raises(ExportError, match="no token id"):
+    with pytest.raises(ExportError, match="not a token id"):
         end_token_ids(tokenizer_with(), [value], "x")

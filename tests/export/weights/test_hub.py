@@ -63,7 +63,7 @@ def test_heads_on_the_hub(
     loaded = load_heads("owner/heads")
     assert (loaded.format, loaded.heads.num_heads, hub.files) == (name, 2, files)
     with pytest.raises(
-        ExportError, match=r"'owner/nothing' is no local path and cannot .* hub: cannot reach o"
+        ExportError, match=r"'owner/nothing' is not a local path and cannot .* hub: cannot reach o"
     ):
         load_heads("owner/nothing")
 

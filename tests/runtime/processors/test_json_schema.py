@@ -168,5 +168,5 @@ def test_a_schema_comes_from_pydantic_or_a_dict(source: object) -> None:
 
 @pytest.mark.parametrize("source", [5, None, [1], {"const": object()}])
 def test_what_is_no_schema_is_refused(source: object) -> None:
-    with pytest.raises(PromptError, match=r"is no JSON schema|cannot be used"):
+    with pytest.raises(PromptError, match=r"is not a JSON schema|cannot be used"):
         Grammar.from_json_schema(source)
