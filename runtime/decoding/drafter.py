@@ -29,8 +29,8 @@ _CLEARLY_WORSE = 0.85
 _LONGEST_REST = 32
 """Most steps without heads, after steps in which they did not pay, before they are tried again."""
 
-_HEADS_WEIGHT = 0.1
-"""Weight of a new step in the running means of the heads' time and gain."""
+_GAIN_WEIGHT = 0.1
+"""Weight of a new step in the running mean of the heads' gain."""
 
 _NO_TOKENS: Sequence[int] = ()
 
@@ -86,8 +86,8 @@ class Drafter:
                 top_k=top_k,
                 max_nodes=MAX_NODES,
             )
-        self._heads_ms, self._heads_gain = 0.0, 1.0
-        self._rest = self._rest_length = 0
+        self._heads_times, self._heads_gain = StepTimes(), 1.0
+        self._rest = self._rest_length = self._num_skipped = 0
         self._draft_ids = CachedViews(view_integers)
         self._node_tokens: dict[int, tuple[MedusaTree, NodeTokens]] = {}
 
@@ -173,7 +173,7 @@ class Drafter:
         if most > 1 and self._has_heads and self._heads_pay(copied, share, untried is not None):
             start = self.engine_s
             drafts = self._run_heads(states, roots)
-            self._heads_ms += _HEADS_WEIGHT * (1e3 * (self.engine_s - start) - self._heads_ms)
+            self._heads_times.add(count, past, 1e3 * (self.engine_s - start))
         growth = self._grower.grow(
             roots,
             drafts,
@@ -211,8 +211,10 @@ class Drafter:
         self, copied: Sequence[Sequence[int]], share: Sequence[float], is_measuring: bool
     ) -> bool:
         """Whether to run the heads: not while they rest, nor beside copies likely to be right."""
-        if is_measuring:
+        if is_measuring or self._num_skipped >= _LONGEST_REST:
+            self._rest = self._num_skipped = 0
             return True
+        self._num_skipped += 1
         if self._rest:
             self._rest -= 1
             return False
@@ -220,13 +222,16 @@ class Drafter:
             1.0 - part if tokens else 1.0 for tokens, part in zip(copied, share, strict=True)
         ) / len(copied)
         plain_ms = self.times.ms[0] if self.times.ms else 0.0
-        return doubt * self._heads_gain * plain_ms > self._heads_ms
+        pays = doubt * self._heads_gain * plain_ms > self._heads_times.least_ms
+        if pays:
+            self._num_skipped = 0
+        return pays
 
     def _judge_heads(self, growth: Growth, count: int) -> None:
         """Lets the heads rest if plain decoding would have been faster with the time they took."""
         gain = (growth.expected - count) / count
-        self._heads_gain += _HEADS_WEIGHT * (gain - self._heads_gain)
-        with_heads = growth.expected / (growth.step_ms + self._heads_ms)
+        self._heads_gain += _GAIN_WEIGHT * (gain - self._heads_gain)
+        with_heads = growth.expected / (growth.step_ms + self._heads_times.least_ms)
         if with_heads >= count / growth.plain_ms:
             self._rest_length = 0
             return

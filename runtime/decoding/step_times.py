@@ -70,6 +70,11 @@ class StepTimes:
         self.ms[index] += weight * (min(ms, _MAX_OUTLIER * mean_ms) - mean_ms)
         self.past[index] += weight * (past - mean_past)
 
+    @property
+    def least_ms(self) -> float:
+        """The smallest of the times; 0 before there is one."""
+        return min(self.ms, default=0.0)
+
     def is_timed(self, rows: int) -> bool:
         """Whether enough steps of this size were timed."""
         return self._num_steps.get(rows, 0) > _NUM_TIMED

@@ -1,5 +1,6 @@
 """Which trees a step gets: trials of sizes, heads that rest, and plans of different kinds."""
 
+import time
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -103,3 +104,17 @@ def test_sequences_with_trees_of_their_own_are_joined() -> None:
     unread = plan.tree.additive_mask[2] == 0
     assert np.array_equal(unread[:, 0], np.ones(fixed.num_nodes, bool))
     assert unread.sum() == 2 * fixed.num_nodes - 1
+
+
+def test_one_slow_run_of_the_heads_does_not_end_their_use() -> None:
+    heads = Heads((0.6, 0.2, 0.1, 0.05))
+    draft = heads.draft
+
+    def slow_once(hidden: NDArray[np.float32], root_ids: Sequence[int]) -> Drafts:
+        if heads.num_drafts == 30:
+            time.sleep(0.3)  # as long as thirty steps
+        return draft(hidden, root_ids)
+
+    heads.draft = slow_once  # type: ignore[method-assign]
+    run(heads, lambda nodes: 10 + nodes, 200)
+    assert heads.num_drafts > 150
