@@ -22,6 +22,8 @@ def test_trees_are_compared_with_plain_decoding(
     assert trees.main() == 0
     assert "0 replies differ" in capsys.readouterr().out
     rows = json.loads(file.read_bytes())
-    assert {row["tree"]: row["nodes"] for row in rows} == {"plain": 1, "chain-2": 3}
+    nodes = {row["tree"]: row["nodes"] for row in rows}
+    assert nodes.pop("grown at each step") >= 1
+    assert nodes == {"plain": 1, "chain-2": 3}
     assert rows == sorted(rows, key=lambda row: -row["over_plain"])
     assert all(row["low"] <= row["over_plain"] <= row["high"] for row in rows)

@@ -55,7 +55,8 @@ def test_replay_is_exact_on_a_real_engine(tiny_bundle: Bundle, temperature: floa
     with MedusaSession(tiny_bundle, num_threads=1) as session:
         prompt = session.encode("a longer prompt, so that it takes more than one chunk " * 4)
         sampling = SamplingOptions(temperature=temperature, seed=3)
-        reply = session.generate(prompt, GenerationOptions(max_new_tokens=60, sampling=sampling))
+        options = GenerationOptions(max_new_tokens=60, tree=tiny_bundle.tree, sampling=sampling)
+        reply = session.generate(prompt, options)
         ranks = rank_reply(session, prompt, reply.token_ids)
     steps = replay(tiny_bundle.tree, RankTable.from_replies([ranks])).steps
     assert steps.tolist() == [len(reply.stats.accept_lengths)]

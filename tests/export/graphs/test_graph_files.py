@@ -58,7 +58,7 @@ def test_the_graphs_have_the_interface_of_the_manifest(tiny_bundle: Bundle) -> N
     outputs += [names.present_name(*place) for place in cache]
     expected = {
         "verify": (inputs, outputs),
-        "heads": ([names.HIDDEN], [names.DRAFT_IDS]),
+        "heads": ([names.HIDDEN], [names.DRAFT_IDS, names.DRAFT_LOGPROBS]),
         "tree": ([], [names.TREE_MASK, names.POSITION_OFFSETS]),
     }
     for graph, interface in expected.items():

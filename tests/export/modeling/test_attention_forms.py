@@ -97,7 +97,9 @@ def check_greedy_reply(bundle: Bundle, model: PreTrainedModel) -> None:
     while len(expected) < MAX_LENGTH and expected[-1] not in bundle.manifest.model.eos_token_ids:
         expected = np.append(expected, expected_logits(model, expected).argmax())
     with MedusaSession(bundle) as session:
-        options = GenerationOptions(max_new_tokens=MAX_LENGTH - NUM_PROMPT, lookup_ngram=0)
+        options = GenerationOptions(
+            max_new_tokens=MAX_LENGTH - NUM_PROMPT, tree=bundle.tree, lookup_ngram=0
+        )
         reply = session.generate(prompt.tolist(), options)
     assert reply.token_ids == expected[NUM_PROMPT:].tolist()
     assert set(reply.stats.accept_lengths[:-1]) == {2}
