@@ -149,7 +149,7 @@ def _converse(
     sampling = SamplingOptions(temperature=options.temperature, seed=seed)
     generation_options = GenerationOptions(
         max_new_tokens=options.max_new_tokens,
-        tree=(options.tree or session.bundle.tree) if mode.drafts else _PLAIN,
+        tree=options.tree if mode.drafts else _PLAIN,
         sampling=GREEDY if mode.acceptance == "greedy" else sampling,
         acceptance=mode.acceptance,
         posterior_threshold=options.posterior_threshold,

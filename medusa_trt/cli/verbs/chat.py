@@ -71,9 +71,12 @@ def chat(arguments: ChatArguments) -> None:
         conversation = Conversation(template.system)
         loop = Chat(session, conversation, arguments.reply, console, make_prompt)
         if is_terminal:
-            tree = arguments.reply.tree or session.bundle.tree
+            tree = arguments.reply.tree
+            trees = "trees grown at each step" if tree is None else f"tree {tree.name}"
+            if tree is None and not session.decoder.drafter.grows_trees:
+                trees = f"tree {session.bundle.tree.name}"
             console.status(
-                f"{session.bundle.manifest.model.name}, tree {tree.name}, "
+                f"{session.bundle.manifest.model.name}, {trees}, "
                 f"up to {session.max_length} tokens; /help lists the commands"
             )
         loop.run()
