@@ -93,6 +93,7 @@ class GenerationOptions:
         grammar: what the reply must match; no other token is chosen (default: none).
         logprobs: report the log-probability of each token and of this many alternatives, as the
             model itself gives them: before processors, temperature and filters (default: none).
+        prompt_logprobs: report them also of the prompt's tokens, all of which are then read again.
         echo: begin the text of the reply with the prompt.
     """
 
@@ -112,6 +113,7 @@ class GenerationOptions:
     processors: tuple[LogitsProcessor, ...] = ()
     grammar: Grammar | None = None
     logprobs: int | None = None
+    prompt_logprobs: bool = False
     echo: bool = False
 
     def __post_init__(self) -> None:
@@ -127,6 +129,8 @@ class GenerationOptions:
                 f"greedy acceptance at temperature {self.sampling.temperature}: "
                 "use temperature 0, or acceptance sample or typical"
             )
+        if self.prompt_logprobs and self.logprobs is None:
+            raise PromptError("prompt_logprobs needs logprobs: say how many alternatives to report")
         if not all(self.stop):
             raise PromptError("an empty stop text would end every reply: leave it out")
         if self.stop_ids and min(self.stop_ids) < 0:

@@ -59,6 +59,7 @@ class Generation:
             "cache_full", "cancelled" or "error".
         stats: counts and times.
         logprobs: one for each token, if requested.
+        prompt_logprobs: one for each token of the prompt but the first, if requested.
     """
 
     token_ids: list[int]
@@ -66,6 +67,7 @@ class Generation:
     finish_reason: FinishReason
     stats: GenerationStats
     logprobs: tuple[TokenLogprobs, ...] = ()
+    prompt_logprobs: tuple[TokenLogprobs, ...] = ()
 
 
 class StreamEvent(NamedTuple):
@@ -103,6 +105,7 @@ class Reply:
         stop: Sequence[str],
         text_stream: TextStream,
         text: str = "",
+        prompt_logprobs: Sequence[TokenLogprobs] = (),
         streamed: bool = True,
     ) -> None:
         """Begins an empty reply.
@@ -115,6 +118,7 @@ class Reply:
             stop: texts that end the reply.
             text_stream: decodes the tokens.
             text: text before the first token (an echo of the prompt).
+            prompt_logprobs: of the prompt's tokens; grows while the prompt is read.
             streamed: whether events need text. Without events and stop texts all tokens are decoded
                 at the end, because decoding takes a quarter of a step's host time.
         """
@@ -129,6 +133,7 @@ class Reply:
         self._text = ""
         self._num_shown = 0
         self._logprobs: list[TokenLogprobs] = []
+        self._prompt_logprobs = prompt_logprobs
         self._accept_lengths: list[int] = []
         self._start_s = self._first_s = time.perf_counter()
         self._first_engine_s = 0.0
@@ -178,7 +183,14 @@ class Reply:
             engine_s=engine_s - self._first_engine_s if self.token_ids else 0.0,
         )
         text = self._echo + self._text
-        return Generation(self.token_ids, text, self.finish_reason, stats, tuple(self._logprobs))
+        return Generation(
+            self.token_ids,
+            text,
+            self.finish_reason,
+            stats,
+            tuple(self._logprobs),
+            tuple(self._prompt_logprobs),
+        )
 
     def take_new_text(self) -> str:
         """Returns the new text that no stop text can remove any more; all of it after the end."""

@@ -172,7 +172,9 @@ class Scheduler:
         """Takes in the first waiting request; its prompt's known beginning is not read again."""
         _, number, request = heappop(self._waiting)
         state = request.state
-        state.slot = self._slots.begin(request.prompt_ids[:-1])
+        # Of a beginning that is not read again, nothing gives the log-probabilities.
+        scores_prompt = request.chooser.prompt_logprobs is not None
+        state.slot = self._slots.begin(() if scores_prompt else request.prompt_ids[:-1])
         state.past_length = len(self._slots.token_ids(state.slot))
         request.reply.begin(num_cached=state.past_length)
         self._reading = number, request

@@ -274,6 +274,7 @@ class MedusaSession:
         text_stream = self.text.stream()
         # What follows a text begins with its space, which tokenizers drop at the beginning of one.
         before = text_stream.push(prompt_ids) if options.echo or _is_begun(prompt) else ""
+        chooser = Chooser(options, prompt_ids, self.engine.capacity + 1)
         reply = Reply(
             num_prompt=len(prompt_ids),
             limit=limit,
@@ -286,9 +287,9 @@ class MedusaSession:
             stop=options.stop,
             text_stream=text_stream,
             text=before if options.echo else "",
+            prompt_logprobs=() if chooser.prompt_logprobs is None else chooser.prompt_logprobs,
             streamed=streamed,
         )
-        chooser = Chooser(options, prompt_ids, self.engine.capacity + 1)
         lookup = TokenLookup(prompt_ids, options.lookup_ngram) if options.lookup_ngram else None
         state = SequenceState(slot=-1, chooser=chooser, tree=self._tree(options), lookup=lookup)
         return Request(prompt_ids=prompt_ids, reply=reply, chooser=chooser, state=state)

@@ -183,10 +183,9 @@ def describe_replies(
             "finish_reason": generation.finish_reason,
             "token_ids": generation.token_ids,
         }
-        if generation.logprobs:
-            described["logprobs"] = [
-                describe_logprobs(session, entry) for entry in generation.logprobs
-            ]
+        for name in ("logprobs", "prompt_logprobs"):
+            if entries := getattr(generation, name):
+                described[name] = [describe_logprobs(session, entry) for entry in entries]
         times = asdict(stats) | {
             "tokens_per_s": stats.tokens_per_s,
             "mean_accept_length": stats.mean_accept_length,

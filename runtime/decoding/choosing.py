@@ -33,6 +33,8 @@ class Chooser:
         needs_reductions: whether tokens are chosen from the engine's reductions.
         reduced_sampling: the distribution that the engine reduces logits to; greedy without
             `needs_reductions`.
+        prompt_logprobs: of the prompt's tokens that were read, after the first one, which nothing
+            predicts; None if they are not requested.
     """
 
     def __init__(
@@ -51,11 +53,25 @@ class Chooser:
         self._uniforms = uniforms_from_seed(
             options.sampling.seed, num_positions if is_sampled else 1
         )
+        self._prompt_ids = prompt_ids
+        self.prompt_logprobs: list[TokenLogprobs] | None = [] if options.prompt_logprobs else None
         self.reads_logits = bool(self._processors) or options.logprobs is not None
         self.needs_reductions = is_sampled and not self.reads_logits
         self.reduced_sampling: SamplingOptions = (
             options.sampling if self.needs_reductions else GREEDY
         )
+
+    def score_prompt(self, past_length: int, logits: NDArray[np.float32]) -> None:
+        """Adds the log-probabilities of the prompt's tokens that follow on some of its tokens.
+
+        Args:
+            past_length: position of the first of these tokens.
+            logits: (num_tokens, vocab) float32, one row for each of them.
+        """
+        assert self.prompt_logprobs is not None and self._options.logprobs is not None
+        following = self._prompt_ids[past_length + 1 : past_length + 1 + len(logits)]
+        for row, token in zip(logits, following, strict=False):
+            self.prompt_logprobs.append(_compute_logprobs(row, token, self._options.logprobs))
 
     def node_uniforms(self, tree: AcceptedTree, past_length: int) -> NDArray[np.float64]:
         """Uniform number of the position after each node, (N,)."""
@@ -141,7 +157,10 @@ class Chooser:
 def _compute_logprobs(logits: NDArray[np.float32], token: int, num_top: int) -> TokenLogprobs:
     shifted = logits.astype(np.float64) - logits.max()
     logprobs = shifted - np.log(np.exp(shifted).sum())
-    best = np.argsort(-logprobs, kind="stable")[:num_top]
+    # A full sort of 49,152 values takes 4 ms.
+    least = np.partition(logprobs, -num_top)[-num_top] if num_top else np.inf
+    likely = np.flatnonzero(logprobs >= least)
+    best = likely[np.argsort(-logprobs[likely], kind="stable")][:num_top]
     return TokenLogprobs(
         token, float(logprobs[token]), tuple((int(i), float(logprobs[i])) for i in best)
     )

@@ -71,15 +71,22 @@ class Decoder:
         self._keep_hidden(())
         chooser, last = state.chooser, len(ids) - 1
         tree = self._pad(chain_tree(last))
+        scores_prompt = chooser.prompt_logprobs is not None
         outputs = self._engine.verify(
             np.resize(np.array(ids, np.int64), (1, tree.num_nodes)),
             tree,
             [state.past_length],
-            rows=(last,),
+            rows=range(last + 1) if scores_prompt else (last,),
             first_slot=state.slot,
-            logits=is_last and state.reads_logits,
+            logits=scores_prompt or (is_last and state.reads_logits),
             reductions=is_last and chooser.needs_reductions,
         )
+        if scores_prompt:
+            assert outputs.logits is not None
+            chooser.score_prompt(state.past_length, outputs.logits[0])
+            outputs = VerifyOutputs(
+                outputs.argmax[:, last:], outputs.hidden[:, last:], outputs.logits[:, last:]
+            )
         if not is_last:
             state.past_length += len(ids)
             return None

@@ -14,7 +14,7 @@ from support.stand_ins.table_engine import TableEngine
 from support.table_session import PLAIN, session_on_table, with_eos
 from support.tiny_models import sentencepiece_tokenizer
 
-from medusa_trt.errors import GenerationError
+from medusa_trt.errors import GenerationError, PromptError
 from medusa_trt.runtime.bundle import Bundle
 from medusa_trt.runtime.options import GenerationOptions, SamplingOptions
 from medusa_trt.runtime.processors.base import LogitsProcessor
@@ -207,6 +207,39 @@ def test_logprobs_are_the_models_own(tiny_bundle: Bundle, temperature: float) ->
         best = np.argsort(-expected)[:3]
         assert [item for item, _ in entry.top] == best.tolist()
         text.append(token)
+
+
+@pytest.mark.parametrize("length", [1, 2, 128, 129, 150])
+def test_the_prompts_logprobs_are_the_models_own(tiny_bundle: Bundle, length: int) -> None:
+    session, engine = session_on_table(with_eos(tiny_bundle, []))
+    prompt = [(7 * i) % 250 for i in range(length)]
+    plain = session.generate(prompt, GenerationOptions(max_new_tokens=5, logprobs=2))
+    options = GenerationOptions(max_new_tokens=5, logprobs=2, prompt_logprobs=True)
+    reply = session.generate(prompt, options)
+    assert reply.token_ids == plain.token_ids
+    assert reply.logprobs == plain.logprobs and plain.prompt_logprobs == ()
+    assert [entry.token for entry in reply.prompt_logprobs] == prompt[1:]
+    for position, entry in enumerate(reply.prompt_logprobs, start=1):
+        logits = engine.logits_after(prompt[:position]).astype(np.float64)
+        expected = logits - np.log(np.exp(logits).sum())
+        assert entry.logprob == pytest.approx(expected[entry.token], abs=1e-5)
+        assert [item for item, _ in entry.top] == np.argsort(-expected)[:2].tolist()
+
+
+def test_prompt_logprobs_beside_other_replies_change_nothing(tiny_bundle: Bundle) -> None:
+    options = GenerationOptions(max_new_tokens=8, logprobs=1, prompt_logprobs=True)
+    with MedusaSession(tiny_bundle, num_threads=1, batch_size=3) as session:
+        alone = [session.generate(text, options) for text in ("first text", "second", "third one")]
+        together = session.generate_batch(["first text", "second", "third one"], options)
+    assert [each.token_ids for each in together] == [each.token_ids for each in alone]
+    for each, other in zip(together, alone, strict=True):
+        for entry, expected in zip(each.prompt_logprobs, other.prompt_logprobs, strict=True):
+            assert entry.logprob == pytest.approx(expected.logprob, abs=1e-4)
+
+
+def test_prompt_logprobs_need_logprobs() -> None:
+    with pytest.raises(PromptError, match="prompt_logprobs needs logprobs"):
+        GenerationOptions(prompt_logprobs=True)
 
 
 def test_echo_begins_with_the_prompt(tiny_bundle: Bundle) -> None:
