@@ -93,6 +93,7 @@ class Reply:
     Attributes:
         finish_reason: None while the reply grows.
         token_ids: the tokens so far.
+        logprobs: their log-probabilities, if requested.
     """
 
     def __init__(
@@ -132,7 +133,7 @@ class Reply:
         self._echo = self._unshown_echo = text
         self._text = ""
         self._num_shown = 0
-        self._logprobs: list[TokenLogprobs] = []
+        self.logprobs: list[TokenLogprobs] = []
         self._prompt_logprobs = prompt_logprobs
         self._accept_lengths: list[int] = []
         self._start_s = self._first_s = time.perf_counter()
@@ -162,7 +163,7 @@ class Reply:
             self._first_s, self._first_engine_s = time.perf_counter(), engine_s
         added_ids = self._add_tokens(token_ids)
         if logprobs:
-            self._logprobs += logprobs[: len(added_ids)]
+            self.logprobs += logprobs[: len(added_ids)]
         if self._decodes_late:
             return None
         return StreamEvent(added_ids, self.take_new_text(), accept_length)
@@ -188,7 +189,7 @@ class Reply:
             text,
             self.finish_reason,
             stats,
-            tuple(self._logprobs),
+            tuple(self.logprobs),
             tuple(self._prompt_logprobs),
         )
 

@@ -162,6 +162,13 @@ class TextCodec:
         text: str = self._tokenizer.decode(list(token_ids), skip_special_tokens=True)
         return text
 
+    def token_bytes(self, token_id: int) -> bytes:
+        """The bytes of one token, which may be a part of a character; of a special one its name."""
+        if token_id in self._special_ids or self._decoder is None:
+            name: str | None = self._tokenizer.id_to_token(token_id)
+            return (name or "").encode()
+        return self._decoder.decode([token_id])
+
     def special_token_id(self, text: str) -> int | None:
         """Finds the id of a special token, which has no text in a reply; None for other text."""
         token_id: int | None = self._tokenizer.token_to_id(text)
