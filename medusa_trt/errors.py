@@ -47,6 +47,10 @@ class QueueFullError(MedusaError):
     """Too many requests wait for a slot."""
 
 
+class ServingError(MedusaError):
+    """The server cannot be started as it was asked to."""
+
+
 class PromptError(MedusaError):
     """A prompt or an option of a reply cannot be used."""
 

@@ -9,6 +9,7 @@ HELP = {
     "export": "make a bundle from a model and its Medusa heads",
     "generate": "reply to a prompt",
     "chat": "hold a conversation in the terminal",
+    "serve": "answer requests over HTTP, as OpenAI's API does",
     "bench": "compare the speed of Medusa with that of plain decoding",
     "calibrate": "measure this machine, and choose the best tree for it",
     "calibrate heads": "measure how often the heads' drafts are right",

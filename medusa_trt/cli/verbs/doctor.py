@@ -37,6 +37,7 @@ _PURPOSES = (
         ("torch", "transformers", "onnx", "onnx_ir", "onnxscript", "safetensors", "gguf"),
     ),
     _Purpose("train heads, merge adapters", "train", ("peft",)),
+    _Purpose("serve replies over HTTP", "serve", ("fastapi", "uvicorn", "prometheus_client")),
     _Purpose("constrain replies by a grammar", "grammar", ("llguidance",)),
     _Purpose(
         "decode on a GPU with ONNX Runtime", "ort-cuda", ("onnxruntime-gpu", "cuda"), needs_gpu=True

@@ -1,0 +1,120 @@
+"""What chat and completions share: options from fields, tokens as text, usage, reasons."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from medusa_trt.errors import MedusaError
+from medusa_trt.runtime.options import GenerationOptions, SamplingOptions
+from medusa_trt.runtime.processors.grammar import Grammar
+from medusa_trt.runtime.processors.penalties import LogitBias
+from medusa_trt.runtime.reply import FinishReason, Generation
+from medusa_trt.runtime.session import MedusaSession
+from medusa_trt.serving.errors import ApiError, error_from_medusa
+from medusa_trt.serving.metrics import count_accepted
+from medusa_trt.serving.schemas import JsonObjectFormat, JsonSchemaFormat, ReplyFields
+from medusa_trt.tree_configs import MedusaTree, load_tree
+
+LEAST_LOGPROB = -9999.0
+"""Stands for minus infinity, which JSON cannot hold, as in OpenAI's API."""
+
+_FINISH: dict[FinishReason, str] = {"stop": "stop", "length": "length", "cache_full": "length"}
+
+
+def options_from_fields(
+    body: ReplyFields,
+    session: MedusaSession,
+    *,
+    max_new_tokens: int | None,
+    logprobs: int | None,
+    prompt_logprobs: bool = False,
+) -> GenerationOptions:
+    """Makes the options of a reply.
+
+    Raises:
+        ApiError: fields contradict each other, or one cannot be used.
+    """
+    if body.stream_options is not None and not body.stream:
+        raise _refuse("stream_options", "it needs stream: true")
+    stop = body.stop or []
+    biases = {int(token): bias for token, bias in (body.logit_bias or {}).items()}
+    vocab_size = session.bundle.manifest.model.vocab_size
+    if biases and max(biases) >= vocab_size:
+        raise _refuse("logit_bias", f"token {max(biases)} is beyond the last, {vocab_size - 1}")
+    try:
+        return GenerationOptions(
+            max_new_tokens=max_new_tokens,
+            ignore_eos=body.ignore_eos,
+            tree=_load_tree(body.tree),
+            lookup_ngram=body.lookup_ngram,
+            sampling=SamplingOptions(
+                temperature=body.temperature,
+                top_k=body.top_k,
+                top_p=body.top_p,
+                min_p=body.min_p,
+                seed=body.seed,
+            ),
+            acceptance=body.acceptance,
+            posterior_threshold=body.posterior_threshold,
+            posterior_alpha=body.posterior_alpha,
+            stop=(stop,) if isinstance(stop, str) else tuple(stop),
+            repetition_penalty=body.repetition_penalty,
+            presence_penalty=body.presence_penalty,
+            frequency_penalty=body.frequency_penalty,
+            processors=(LogitBias(biases=biases),) if biases else (),
+            grammar=_make_grammar(body),
+            logprobs=logprobs,
+            prompt_logprobs=prompt_logprobs,
+        )
+    except MedusaError as error:
+        raise error_from_medusa(error, list(type(body).model_fields)) from error
+
+
+def _load_tree(name: str | None) -> MedusaTree | None:
+    if name is None:
+        return None
+    if name.endswith(".json"):  # This would read a file of the server.
+        raise _refuse("tree", f"{name!r} is a file: give the name of a tree, such as chain-4")
+    return load_tree(name)
+
+
+def _make_grammar(body: ReplyFields) -> Grammar | None:
+    grammars = {}
+    if body.regex is not None:
+        grammars["regex"] = Grammar.from_regex(body.regex)
+    if body.grammar is not None:
+        grammars["grammar"] = Grammar.from_lark(body.grammar)
+    if isinstance(body.response_format, JsonObjectFormat):
+        grammars["response_format"] = Grammar.from_json_schema({"type": "object"})
+    if isinstance(body.response_format, JsonSchemaFormat):
+        schema = body.response_format.json_schema.schema_
+        grammars["response_format"] = Grammar.from_json_schema(schema)
+    if len(grammars) > 1:
+        raise _refuse(next(iter(grammars)), f"{' and '.join(grammars)} exclude each other")
+    return next(iter(grammars.values()), None)
+
+
+def _refuse(param: str, reason: str) -> ApiError:
+    return ApiError(400, f"{param}: {reason}", param=param, code="invalid_value")
+
+
+def describe_finish(generation: Generation | None) -> str | None:
+    """The reason by which a reply ended, in OpenAI's words; None while it grows."""
+    return None if generation is None else _FINISH[generation.finish_reason]
+
+
+def describe_usage(generations: Sequence[Generation], num_choices: int) -> dict[str, Any]:
+    """Counts the tokens of all replies; a prompt counts once for its `num_choices` replies."""
+    stats = [generation.stats for generation in generations]
+    prompt_tokens = sum(each.prompt_tokens for each in stats[::num_choices])
+    new_tokens = sum(each.new_tokens for each in stats)
+    return {
+        "prompt_tokens": prompt_tokens,
+        "completion_tokens": new_tokens,
+        "total_tokens": prompt_tokens + new_tokens,
+        "prompt_tokens_details": {
+            "cached_tokens": sum(each.cached_tokens for each in stats[::num_choices])
+        },
+        "completion_tokens_details": {
+            "accepted_prediction_tokens": sum(map(count_accepted, stats)),
+        },
+    }

@@ -1,0 +1,127 @@
+"""The server: it listens, and ends in order after SIGTERM or Ctrl-C."""
+
+import asyncio
+import signal
+import socket
+import sys
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from ipaddress import ip_address
+from types import FrameType
+
+import uvicorn
+from fastapi import FastAPI
+
+from medusa_trt.errors import MedusaWarning, ServingError
+from medusa_trt.runtime.session import MedusaSession
+from medusa_trt.serving.app import make_app
+from medusa_trt.serving.options import ServingOptions
+
+_SEND_S = 5.0
+"""Seconds that replies get to tell their clients that the grace period is over."""
+
+
+class Server(uvicorn.Server):
+    """A uvicorn server that lets running replies end, and whose process then exits with 0."""
+
+    def __init__(self, app: FastAPI, options: ServingOptions) -> None:
+        """Prepares the server.
+
+        Args:
+            app: made by `make_app`.
+            options: the grace period.
+        """
+        super().__init__(
+            uvicorn.Config(
+                app,
+                access_log=False,
+                log_level="warning",
+                lifespan="on",
+                timeout_graceful_shutdown=int(options.grace_s + _SEND_S) + 1,
+            )
+        )
+        self._service, self._options = app.state.service, options
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Ends the server; see `ServingOptions.grace_s`."""
+        self._service.is_draining = True
+        loop = asyncio.get_running_loop()
+        timer = loop.call_later(self._options.grace_s, self._service.worker.cancel_all, "shutdown")
+        await super().shutdown(sockets)
+        timer.cancel()
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Ends the server at a signal; uvicorn's own would raise it again at the end."""
+        if threading.current_thread() is not threading.main_thread():
+            yield  # Only the main thread gets signals.
+            return
+        numbers = (signal.SIGINT, signal.SIGTERM)
+        previous = {number: signal.signal(number, self._end) for number in numbers}
+        try:
+            yield
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+
+    def _end(self, number: int, frame: FrameType | None) -> None:
+        """Ends the server; a second Ctrl-C does not wait for replies."""
+        if self.should_exit and number == signal.SIGINT:
+            self._service.worker.cancel_all("shutdown")
+            self.force_exit = True
+        self.should_exit = True
+
+
+def open_socket(options: ServingOptions) -> socket.socket:
+    """Starts to listen, before the long work of opening a bundle.
+
+    Raises:
+        ServingError: the address cannot be used.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            options.host, options.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        opened = socket.socket(family, kind, protocol)
+        opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        opened.bind(address)
+    except OSError as error:
+        raise ServingError(
+            f"cannot listen on {options.host} port {options.port} ({error.strerror}): choose "
+            "another --host or --port"
+        ) from error
+    return opened
+
+
+def warn_if_open(options: ServingOptions, address: str) -> None:
+    """Warns if other machines can use the server without a key."""
+    if options.api_key_file is None and not ip_address(address).is_loopback:
+        warnings.warn(
+            f"everybody who reaches {address} can use this server: give --api-key-file, or leave "
+            "--host out",
+            MedusaWarning,
+            stacklevel=2,
+        )
+
+
+def serve(session: MedusaSession, options: ServingOptions, opened: socket.socket) -> None:
+    """Answers requests until SIGTERM or Ctrl-C.
+
+    Args:
+        session: has `max_sequences` slots.
+        options: the limits and the keys.
+        opened: made by `open_socket`.
+
+    Raises:
+        ServingError: the file of keys cannot be read.
+    """
+    app = make_app(session, options)
+    host, port, *_ = opened.getsockname()
+    shown = f"[{host}]" if ":" in host else host
+    print(f"{app.state.service.model_name} on http://{shown}:{port}", file=sys.stderr, flush=True)
+    # While this thread makes a reply's text, the scheduler's waits for the interpreter between two
+    # steps: at most so long, and not 5 ms.
+    sys.setswitchinterval(0.0005)
+    Server(app, options).run(sockets=[opened])

@@ -1,0 +1,177 @@
+"""Routes over plain HTTP: fields that are refused, tokens, log-probabilities of prompts, states."""
+
+import json
+from typing import Any
+
+import pytest
+from support.live_server import LiveServer
+
+from medusa_trt.runtime.options import GenerationOptions
+from medusa_trt.runtime.session import MedusaSession
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"temperature": 3}, "temperature"),
+        ({"temperature": "1"}, "temperature"),
+        ({"top_p": 0}, "top_p"),
+        ({"n": 0}, "n"),
+        ({"n": 100}, "n"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"max_tokens": 3, "max_completion_tokens": 4}, "max_tokens"),
+        ({"seed": -1}, "seed"),
+        ({"stop": [""]}, "stop.0"),
+        ({"stop": 5}, "stop"),
+        ({"top_logprobs": 2}, "top_logprobs"),
+        ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
+        ({"presence_penalty": 2.5}, "presence_penalty"),
+        ({"logit_bias": {"x": 1}}, "logit_bias"),
+        ({"logit_bias": {"999999": 1}}, "logit_bias"),
+        ({"logit_bias": {"1": 101}}, "logit_bias.1"),
+        ({"best_of": 2}, "best_of"),
+        ({"not-a name": 2}, "not-a name"),
+        ({"stream_options": {"include_usage": True}}, "stream_options"),
+        ({"stream": True, "stream_options": {"usage": True}}, "stream_options.usage"),
+        ({"response_format": {"type": "xml"}}, "response_format"),
+        ({"regex": "("}, None),
+        ({"regex": "a", "grammar": 'start: "a"'}, "regex"),
+        ({"tree": "no-such-tree"}, None),
+        ({"tree": "/etc/passwd.json"}, "tree"),
+        ({"lookup_ngram": 17}, "lookup_ngram"),
+        ({"acceptance": "greedy"}, None),
+        ({"acceptance": "typical", "logprobs": True}, None),
+        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
+        ({"messages": []}, "messages"),
+        ({"messages": [{"role": "user", "content": "hello", "mood": 1}]}, "messages.0.mood"),
+        ({"messages": [{"role": "user", "content": "h" * 600}]}, None),
+    ],
+)
+def test_what_cannot_be_used_is_refused_by_name(
+    live: LiveServer, fields: dict[str, Any], param: str | None
+) -> None:
+    reply = live.chat(**fields)
+    error = reply.json()["error"]
+    assert reply.status_code == 400, error
+    assert error["param"] == param, error
+    assert error["type"] == "invalid_request_error" and error["code"]
+    assert error.keys() == {"message", "type", "param", "code"}
+    assert "\n" not in error["message"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"{", "no JSON at character 1"),
+        (b"[1]", "no JSON object"),
+        (b'"text"', "no JSON object"),
+        (b"", "no JSON object"),
+        (b"\xff\xfe", "no JSON at character 0"),
+        (b"[" * 100_000, "parsing the body"),
+        (b'{"prompt": NaN}', "prompt"),
+        (b'{"\\ud800": 1, "prompt": "a"}', "name of a field"),
+        (b'{"prompt": "\\ud800"}', "not valid Unicode"),
+    ],
+)
+def test_a_malformed_body_is_a_clients_error(
+    live: LiveServer, content: bytes, message: str
+) -> None:
+    headers = {"content-type": "application/json"}
+    reply = live.client.post("/v1/completions", content=content, headers=headers)
+    assert reply.status_code == 400
+    assert message in reply.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"), [("GET", "/x", 404), ("PUT", "/health", 405)]
+)
+def test_wrong_paths_have_errors_of_the_same_shape(
+    live: LiveServer, method: str, path: str, status: int
+) -> None:
+    reply = live.client.request(method, path)
+    assert reply.status_code == status
+    assert reply.json()["error"]["code"]
+
+
+def test_an_echo_has_the_logprobs_of_the_prompt(live: LiveServer, offline: MedusaSession) -> None:
+    """This is how lm-eval asks."""
+    ids = offline.encode("a prompt")
+    fields = {"prompt": [ids, ids[:4]], "max_tokens": 1, "logprobs": 1, "echo": True}
+    for choice, prompt in zip(
+        live.complete(**fields, temperature=0).json()["choices"], (ids, ids[:4]), strict=True
+    ):
+        options = GenerationOptions(max_new_tokens=1, logprobs=1, prompt_logprobs=True)
+        expected = offline.generate(prompt, options)
+        logprobs = choice["logprobs"]
+        assert choice["text"] == offline.text.decode(prompt) + expected.text
+        assert len(logprobs["tokens"]) == len(prompt) + 1 == len(logprobs["text_offset"])
+        assert logprobs["token_logprobs"][0] is None and logprobs["top_logprobs"][0] is None
+        entries = [*expected.prompt_logprobs, *expected.logprobs]
+        for position, entry in enumerate(entries, start=1):
+            assert logprobs["token_logprobs"][position] == pytest.approx(entry.logprob, abs=1e-4)
+            best = max(logprobs["top_logprobs"][position].values())
+            assert best == pytest.approx(max(entry.top[0][1], entry.logprob), abs=1e-4)
+
+
+def test_an_echo_without_new_tokens(live: LiveServer) -> None:
+    reply = live.complete(prompt="abc", max_tokens=0, echo=True, logprobs=0).json()
+    assert reply["choices"][0]["text"] == "abc"
+    assert reply["choices"][0]["logprobs"]["tokens"][-3:] == ["a", "b", "c"]
+    assert reply["usage"]["completion_tokens"] == 0
+
+
+def test_a_streamed_echo_is_the_same_as_a_whole_one(live: LiveServer) -> None:
+    fields = {"prompt": ["abc", "de"], "max_tokens": 9, "echo": True, "logprobs": 2}
+    whole = live.complete(**fields, temperature=0).json()
+    streamed = live.complete(**fields, temperature=0, stream=True)
+    assert streamed.headers["content-type"].startswith("text/event-stream")
+    *events, done = [line[6:] for line in streamed.text.split("\n\n") if line]
+    assert done == "[DONE]"
+    for index, choice in enumerate(whole["choices"]):
+        chunks = [
+            part
+            for event in events
+            for part in json.loads(event)["choices"]
+            if part["index"] == index
+        ]
+        assert "".join(part["text"] for part in chunks) == choice["text"]
+        for name in ("tokens", "token_logprobs"):
+            joined = [value for part in chunks for value in part["logprobs"][name]]
+            assert joined == pytest.approx(choice["logprobs"][name], abs=1e-4)
+        assert chunks[-1]["finish_reason"] == choice["finish_reason"]
+
+
+def test_tokens_and_text(live: LiveServer, offline: MedusaSession) -> None:
+    reply = live.client.post("/tokenize", json={"prompt": "hällo"}).json()
+    assert reply["tokens"] == offline.encode("hällo") and reply["count"] == len(reply["tokens"])
+    back = live.client.post("/detokenize", json={"tokens": reply["tokens"]}).json()
+    assert back == {"prompt": "hällo"}
+    messages = [{"role": "user", "content": [{"type": "text", "text": "hello"}]}]
+    chat = live.client.post("/tokenize", json={"messages": messages}).json()
+    assert chat["tokens"] == offline.encode(messages)
+    beyond = live.client.post("/detokenize", json={"tokens": [10**6]})
+    assert beyond.status_code == 400 and beyond.json()["error"]["param"] == "tokens"
+
+
+def test_states_and_models(live: LiveServer) -> None:
+    assert live.client.get("/health").json() == {"status": "ok"}
+    assert live.client.get("/ready").json() == {"status": "ready"}
+    (model,) = live.client.get("/v1/models").json()["data"]
+    assert live.client.get(f"/v1/models/{model['id']}").json() == model
+    assert live.client.get("/v1/models/other").status_code == 404
+    paths = live.client.get("/openapi.json").json()["paths"]
+    assert {"/v1/chat/completions", "/v1/completions", "/metrics"} <= paths.keys()
+
+
+def test_the_log_has_counts_and_no_text(live: LiveServer) -> None:
+    reply = live.chat(
+        messages=[{"role": "user", "content": "secret"}], max_tokens=3, user="me", seed=1
+    )
+    wrong = live.complete(prompt={"secret": 1})
+    lines = {line["request"]: line for line in live.log}
+    first, second = (lines[each.headers["x-request-id"]] for each in (reply, wrong))
+    assert first["status"] == 200 and first["user"] == "me"
+    assert first["completion_tokens"] == reply.json()["usage"]["completion_tokens"]
+    assert first["prompt_tokens"] == reply.json()["usage"]["prompt_tokens"]
+    assert second["status"] == 400 and second["error"].startswith("invalid_value prompt")
+    assert "secret" not in json.dumps(live.log)
