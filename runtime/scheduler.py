@@ -9,7 +9,6 @@ from time import perf_counter
 from typing import NamedTuple
 
 from medusa_trt.errors import MedusaError, QueueFullError
-from medusa_trt.runtime.decoding.choosing import Chooser
 from medusa_trt.runtime.decoding.decoder import Added, Decoder
 from medusa_trt.runtime.decoding.sequence import SequenceState
 from medusa_trt.runtime.engines.base import Engine
@@ -30,13 +29,11 @@ class Request:
     Attributes:
         prompt_ids: the prompt.
         reply: collects the tokens.
-        chooser: chooses the tokens.
-        state: how it is drafted; its slot is assigned when the prompt is read.
+        state: how tokens are drafted and chosen; its slot is assigned when the prompt is read.
     """
 
     prompt_ids: Sequence[int]
     reply: Reply
-    chooser: Chooser
     state: SequenceState
 
 
@@ -173,7 +170,7 @@ class Scheduler:
         _, number, request = heappop(self._waiting)
         state = request.state
         # Of a beginning that is not read again, nothing gives the log-probabilities.
-        scores_prompt = request.chooser.prompt_logprobs is not None
+        scores_prompt = request.state.chooser.prompt_logprobs is not None
         state.slot = self._slots.begin(() if scores_prompt else request.prompt_ids[:-1])
         state.past_length = len(self._slots.token_ids(state.slot))
         request.reply.begin(num_cached=state.past_length)

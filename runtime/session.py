@@ -292,7 +292,7 @@ class MedusaSession:
         )
         lookup = TokenLookup(prompt_ids, options.lookup_ngram) if options.lookup_ngram else None
         state = SequenceState(slot=-1, chooser=chooser, tree=self._tree(options), lookup=lookup)
-        return Request(prompt_ids=prompt_ids, reply=reply, chooser=chooser, state=state)
+        return Request(prompt_ids=prompt_ids, reply=reply, state=state)
 
     def _tree(self, options: GenerationOptions) -> MedusaTree | None:
         """The draft tree; None where a new one is grown at each step.

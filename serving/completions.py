@@ -134,7 +134,7 @@ class CompletionReplies:
             logprobs = self._describe_logprobs(
                 request.reply.logprobs[start : shown_tokens[index]],
                 echoed,
-                request.chooser.prompt_logprobs or (),
+                request.state.chooser.prompt_logprobs or (),
                 offsets[index],
             )
             offsets[index] += len(text)

@@ -103,13 +103,20 @@ class Decoder:
         Returns:
             For each sequence the tokens added, or the error by which none could be chosen.
         """
-        if self._engine.takes_new_trees:
+        if self._engine.takes_new_trees and self._fit_together(states):
             return self._step(states)
         # Each run of neighbours with the same tree is a step of its own.
         added: list[Added | MedusaError] = []
         for _, group in groupby(states, key=lambda state: id(state.tree)):
             added += self._step(list(group))
         return added
+
+    def _fit_together(self, states: Sequence[SequenceState]) -> bool:
+        """Whether the largest fixed tree of these sequences fits behind the longest of them."""
+        if len(states) == 1:
+            return True
+        largest = max((s.tree.num_nodes for s in states if s.tree is not None), default=0)
+        return max(s.past_length for s in states) + largest <= self._engine.capacity
 
     def _step(self, states: Sequence[SequenceState]) -> list[Added | MedusaError]:
         plan = self.drafter.plan(states)

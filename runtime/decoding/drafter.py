@@ -221,8 +221,9 @@ class Drafter:
         doubt = sum(
             1.0 - part if tokens else 1.0 for tokens, part in zip(copied, share, strict=True)
         ) / len(copied)
-        plain_ms = self.times.ms[0] if self.times.ms else 0.0
-        pays = doubt * self._heads_gain * plain_ms > self._heads_times.least_ms
+        count = len(copied)
+        plain_ms = self.times.ms_of(count * self._min_nodes)
+        pays = doubt * self._heads_gain * plain_ms > self._heads_times.ms_of(count)
         if pays:
             self._num_skipped = 0
         return pays
@@ -231,7 +232,7 @@ class Drafter:
         """Lets the heads rest if plain decoding would have been faster with the time they took."""
         gain = (growth.expected - count) / count
         self._heads_gain += _GAIN_WEIGHT * (gain - self._heads_gain)
-        with_heads = growth.expected / (growth.step_ms + self._heads_times.least_ms)
+        with_heads = growth.expected / (growth.step_ms + self._heads_times.ms_of(count))
         if with_heads >= count / growth.plain_ms:
             self._rest_length = 0
             return

@@ -70,10 +70,9 @@ class StepTimes:
         self.ms[index] += weight * (min(ms, _MAX_OUTLIER * mean_ms) - mean_ms)
         self.past[index] += weight * (past - mean_past)
 
-    @property
-    def least_ms(self) -> float:
-        """The smallest of the times; 0 before there is one."""
-        return min(self.ms, default=0.0)
+    def ms_of(self, rows: int) -> float:
+        """Time of this size, or of the next larger or largest one; 0 before there is one."""
+        return self.ms[min(bisect_left(self.rows, rows), len(self.rows) - 1)] if self.rows else 0.0
 
     def is_timed(self, rows: int) -> bool:
         """Whether enough steps of this size were timed."""

@@ -16,7 +16,7 @@ from medusa_trt.runtime.options import GenerationOptions, SamplingOptions
 from medusa_trt.runtime.processors.penalties import RepetitionPenalty
 from medusa_trt.runtime.reply import Generation
 from medusa_trt.runtime.scheduler import Scheduler
-from medusa_trt.tree_configs import load_tree
+from medusa_trt.tree_configs import MedusaTree, load_tree
 
 BEGINNINGS = ([1, 2, 3] * 10, [4, 5] * 12, [6])
 
@@ -191,6 +191,27 @@ def test_an_engine_error_ends_the_running_requests_and_the_others_go_on(
             assert isinstance(error, EngineError) and generation.finish_reason == "error"
         else:
             assert generation.token_ids == alone.token_ids
+
+
+def test_a_tree_too_large_for_a_neighbours_slot_steps_alone(tiny_bundle: Bundle) -> None:
+    session, engine = session_on_table(
+        with_eos(tiny_bundle, []), batch_size=2, takes_new_trees=True
+    )
+    large = MedusaTree.from_choices([[0], *([0, child] for child in range(9))])
+    engine.capacity = 200 + 4
+    prompts = [([1, 2, 3] * 60, load_tree("plain")), ([4, 5], large)]
+    numbers = {}
+    for prompt, tree in prompts:
+        options = GenerationOptions(max_new_tokens=19, tree=tree, lookup_ngram=0)
+        numbers[session.scheduler.add(session.make_request(prompt, options))] = prompt, options
+    ends = {}
+    while not session.scheduler.is_idle:
+        for number, event, error in session.scheduler.step():
+            assert error is None
+            if event.generation is not None:
+                ends[number] = event.generation.token_ids
+    for number, (prompt, options) in numbers.items():
+        assert ends[number] == session.generate(prompt, options).token_ids
 
 
 class Failing:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from support.checkpoints.changed_model import Tensors, changed_model
 from support.tiny_models import llama_config, random_model, save_tiny_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -23,20 +23,6 @@ from medusa_trt.export.weights.streamed_model import supply_weights
 
 TOKENS = torch.arange(40)[None] * 7
 QUERY = "model.layers.0.self_attn.q_proj"
-Tensors = dict[str, torch.Tensor]
-
-
-def changed_model(folder: Path, change: Callable[[Tensors], None], **config: Any) -> Path:
-    """A tiny model whose tensors and config are changed after it was saved."""
-    save_tiny_model(folder)
-    tensors = {
-        name: each.clone() for name, each in random_model(llama_config()).state_dict().items()
-    }
-    change(tensors)
-    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
-    saved = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(saved | config))
-    return folder
 
 
 def in_eight_bits(dtype: torch.dtype, limit: float) -> Callable[[Tensors], None]:

@@ -1,14 +1,13 @@
 """Tensors that a model has no place for."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
-from support.tiny_models import llama_config, random_model, save_tiny_model
+from support.checkpoints.changed_model import Tensors, changed_model
+from support.tiny_models import llama_config, random_model
 
 from medusa_trt.errors import ExportError
 from medusa_trt.export.models.base_model import (
@@ -22,22 +21,6 @@ TOKENS = torch.arange(40)[None] * 7
 
 
 QUERY = "model.layers.0.self_attn.q_proj"
-
-
-Tensors = dict[str, torch.Tensor]
-
-
-def changed_model(folder: Path, change: Callable[[Tensors], None], **config: Any) -> Path:
-    """A tiny model whose tensors and config are changed after it was saved."""
-    save_tiny_model(folder)
-    tensors = {
-        name: each.clone() for name, each in random_model(llama_config()).state_dict().items()
-    }
-    change(tensors)
-    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
-    saved = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(saved | config))
-    return folder
 
 
 def adding(name: str, value: float, *shape: int) -> Callable[[Tensors], None]:

@@ -1,6 +1,5 @@
 """Tensors in files of weights."""
 
-import json
 import math
 import os
 from collections.abc import Callable
@@ -9,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from support.checkpoints.changed_model import Tensors, changed_model
 from support.tiny_models import llama_config, random_model, save_tiny_model
 
 from medusa_trt.errors import ExportError
@@ -24,22 +23,6 @@ TOKENS = torch.arange(40)[None] * 7
 
 
 QUERY = "model.layers.0.self_attn.q_proj"
-
-
-Tensors = dict[str, torch.Tensor]
-
-
-def changed_model(folder: Path, change: Callable[[Tensors], None], **config: Any) -> Path:
-    """A tiny model whose tensors and config are changed after it was saved."""
-    save_tiny_model(folder)
-    tensors = {
-        name: each.clone() for name, each in random_model(llama_config()).state_dict().items()
-    }
-    change(tensors)
-    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
-    saved = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(saved | config))
-    return folder
 
 
 def source(folder: Path) -> ModelSource:
