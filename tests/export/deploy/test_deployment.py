@@ -147,7 +147,8 @@ def test_the_health_check_opens_no_session(trt_bundle: Bundle, tmp_path: Path) -
         command = ["bash", "-c", f"exec -a {name} sleep 60"]
         with subprocess.Popen(command) as process:
             try:
-                while b"bash" in Path(f"/proc/{process.pid}/cmdline").read_bytes():
+                command_line = Path(f"/proc/{process.pid}/cmdline")  # empty for a moment of exec
+                while not command_line.read_bytes().startswith(name.encode()):
                     pass
                 assert subprocess.run(["bash", script, str(process.pid)]).returncode == code
             finally:
