@@ -1,6 +1,7 @@
 """Compares the speed of this project with llama.cpp, onnxruntime-genai and transformers.
 
     python benchmarks/peers.py BUNDLE [--threads 1 --threads 2] [--prompts 20] [--tokens 128]
+    python benchmarks/peers.py BUNDLE --concurrency 4 --concurrency 8 [--rounds 3] [--prompts 16]
 
 The contenders are these runtimes, with each precision that they offer. Each contender is a process
 in a virtual environment with pinned packages, which is made below build/peers when it is first
@@ -9,18 +10,24 @@ generate the same number of tokens greedily; they ignore end tokens. They take t
 prompt before the next one is sent, and only one runs at a time. After Ctrl-C or SIGTERM, the
 prompts that all contenders have answered are reported. The exit code is 1 if Medusa changes the
 tokens.
+
+With --concurrency, a contender answers all prompts in its turn, N of them at the same time in one
+batch: a request joins when another's reply has ended. onnxruntime-genai begins the next N when all
+replies have ended, since it has no such batches on a CPU. Contenders that take one request at a
+time are left out.
 """
 
 import sys
 from argparse import Namespace
 from collections import Counter
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
 
 from peer.contenders import Contender, set_up_contenders
 from peer.environments import PeerError, PeerInstaller
+from peer.load import PeerLoad
 from peer.process import PeerProcess
 from peer.report import PeerReply, PeerReport, is_identical, print_report
 from rich.console import Console
@@ -74,7 +81,17 @@ def parse_arguments() -> Namespace:
         "--threads", type=int, action="append", metavar="N", help="may be repeated (default: 1)"
     )
     add_numbers(
-        parser, ("--prompts", 20, "prompts to answer"), ("--tokens", 128, "tokens of every reply")
+        parser,
+        ("--prompts", 20, "prompts to answer"),
+        ("--tokens", 128, "tokens of every reply"),
+        ("--rounds", 3, "turns of every contender, with --concurrency"),
+    )
+    parser.add_argument(
+        "--concurrency",
+        type=int,
+        action="append",
+        metavar="N",
+        help="requests at the same time, instead of one after the other; may be repeated",
     )
     parser.add_argument(
         "--only",
@@ -97,6 +114,8 @@ def check(arguments: Namespace) -> None:
     check_threads(arguments.threads or ())
     if arguments.tokens < 2:
         raise MedusaError(f"--tokens is {arguments.tokens}: it must be at least 2")
+    if min(arguments.concurrency or [1]) < 1 or arguments.rounds < 1:
+        raise MedusaError("--concurrency and --rounds must be at least 1")
     check_output(arguments.json)
     try:
         arguments.folder.mkdir(parents=True, exist_ok=True)
@@ -128,13 +147,23 @@ def measure(arguments: Namespace) -> PeerReport:
         left_out=left_out,
         is_complete=True,
         replies=[],
+        loads=[],
     )
     try:
         for threads in arguments.threads or [1]:
-            run_contenders(contenders, threads, prompts, report, installer.folder)
+            for concurrency in arguments.concurrency or [None]:
+                running = start_contenders(
+                    contenders, threads, report, installer.folder, concurrency
+                )
+                with running as processes:
+                    if concurrency is None:
+                        run_contenders(processes, threads, prompts, report)
+                    else:
+                        for round_ in range(arguments.rounds):
+                            run_loads(processes, threads, concurrency, round_, prompts, report)
     except KeyboardInterrupt:
         drop_incomplete(report)
-        if not report.replies:
+        if not (report.replies or report.loads):
             raise
         report.is_complete = False
     return report
@@ -147,30 +176,41 @@ def encode_prompts(bundle: Bundle, num_prompts: int) -> list[list[int]]:
     return [text.encode_chat([{"role": "user", "content": prompt.turns[0]}]) for prompt in prompts]
 
 
-def run_contenders(
+@contextmanager
+def start_contenders(
     contenders: Sequence[Contender],
     threads: int,
-    prompts: Sequence[list[int]],
     report: PeerReport,
     folder: Path,
-) -> None:
-    """Lets every contender answer a prompt before the next one is sent; adds to the report.
-
-    A contender that fails is left out with all its replies.
-    """
+    concurrency: int | None,
+) -> Iterator[dict[str, PeerProcess]]:
+    """Starts a process for each contender; those that fail are left out."""
     with ExitStack() as stack:
         running: dict[str, PeerProcess] = {}
         for contender in contenders:
             if contender.name in report.left_out:
                 continue
             try:
-                process = PeerProcess(contender, threads, folder / f"{contender.name}.log")
+                if concurrency is not None and not contender.takes_several:
+                    raise PeerError("it takes one request at a time")
+                log = folder / f"{contender.name}.log"
+                process = PeerProcess(contender, threads, log, concurrency)
                 running[contender.name] = stack.enter_context(process)
                 report.versions[contender.name] = process.versions
             except PeerError as error:
                 leave_out(contender.name, error, report)
-        progress = Progress(len(running) * len(prompts), f"replies, threads {threads}")
-        stack.callback(progress.end)
+        yield running
+
+
+def run_contenders(
+    running: dict[str, PeerProcess], threads: int, prompts: Sequence[list[int]], report: PeerReport
+) -> None:
+    """Lets every contender answer a prompt before the next one is sent; adds to the report.
+
+    A contender that fails is left out with all its replies.
+    """
+    progress = Progress(len(running) * len(prompts), f"replies, threads {threads}")
+    try:
         for index, prompt in enumerate(prompts):
             for name, process in list(running.items()):
                 try:
@@ -182,14 +222,52 @@ def run_contenders(
                     running.pop(name)
                     leave_out(name, error, report)
                 progress.advance()
+    finally:
+        progress.end()
+
+
+def run_loads(
+    running: dict[str, PeerProcess],
+    threads: int,
+    concurrency: int,
+    round_: int,
+    prompts: Sequence[list[int]],
+    report: PeerReport,
+) -> None:
+    """Lets every contender answer all prompts once, several at a time; adds to the report."""
+    names = list(running) if round_ % 2 == 0 else list(running)[::-1]
+    progress = Progress(len(names), f"contenders, {concurrency} at a time, round {round_ + 1}")
+    try:
+        for name in names:
+            try:
+                replies = running[name].answer_many(prompts, report.num_tokens)
+                load = PeerLoad(
+                    contender=name,
+                    threads=threads,
+                    concurrency=concurrency,
+                    round=round_,
+                    **replies,
+                )
+                report.loads.append(load)
+            except PeerError as error:
+                running.pop(name)
+                leave_out(name, error, report)
+            progress.advance()
+    finally:
+        progress.end()
 
 
 def drop_incomplete(report: PeerReport) -> None:
-    """Keeps only the prompts that every contender has answered, after an interruption."""
+    """Keeps only what every contender has answered, after an interruption."""
     names = {reply.contender for reply in report.replies}
     answered = Counter((reply.threads, reply.prompt) for reply in report.replies)
     report.replies[:] = [
         reply for reply in report.replies if answered[reply.threads, reply.prompt] == len(names)
+    ]
+    rounds = Counter((load.threads, load.concurrency, load.round) for load in report.loads)
+    most = max(rounds.values(), default=0)
+    report.loads[:] = [
+        load for load in report.loads if rounds[load.threads, load.concurrency, load.round] == most
     ]
 
 
@@ -198,6 +276,7 @@ def leave_out(name: str, error: PeerError, report: PeerReport) -> None:
     say(f"{name} left out: {error}")
     report.left_out[name] = str(error)
     report.replies[:] = [reply for reply in report.replies if reply.contender != name]
+    report.loads[:] = [load for load in report.loads if load.contender != name]
 
 
 def say(text: str) -> None:

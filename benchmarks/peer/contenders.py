@@ -26,12 +26,14 @@ class Contender:
         python: interpreter of its environment.
         worker: name of a module in `workers`.
         options: arguments of the worker's `load`, without the number of threads.
+        takes_several: whether the worker has a `load_many` that takes these options.
     """
 
     name: str
     python: Path
     worker: str
     options: dict[str, Any]
+    takes_several: bool = False
 
 
 def set_up_contenders(
@@ -78,7 +80,16 @@ def set_up_contenders(
             installer.say(f"{name} left out: {error}")
             left_out[name] = str(error)
         else:
-            contenders.append(Contender(name=name, python=python, worker=worker, options=options))
+            several = worker != "transformers_worker" and not options.get("num_lookup")
+            contenders.append(
+                Contender(
+                    name=name,
+                    python=python,
+                    worker=worker,
+                    options=options,
+                    takes_several=several,
+                )
+            )
     if not contenders:
         raise MedusaError("no contender could be set up: see the lines above")
     return contenders

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -18,13 +19,22 @@ class PeerProcess:
     Between answers a signal stops the process, so that none of its threads can use a core.
     """
 
-    def __init__(self, contender: Contender, threads: int, log: Path) -> None:
+    def __init__(
+        self, contender: Contender, threads: int, log: Path, concurrency: int | None = None
+    ) -> None:
         """Starts the process and waits until it is ready.
+
+        Args:
+            contender: what the process runs.
+            threads: its number of threads.
+            log: file for its standard error.
+            concurrency: most requests at the same time, for `answer_many`; None for `answer`.
 
         Raises:
             PeerError: the process cannot start.
         """
-        options = json.dumps({**contender.options, "threads": threads})
+        several = {} if concurrency is None else {"concurrency": concurrency}
+        options = json.dumps({**contender.options, "threads": threads, **several})
         self._log, self._file = log, log.open("wb")
         self._process = subprocess.Popen(
             [str(contender.python), str(WORKERS / "loop.py"), contender.worker, options],
@@ -57,7 +67,22 @@ class PeerProcess:
         Raises:
             PeerError: the process died, or the reply has another number of tokens.
         """
-        request = {"prompt_ids": prompt_ids, "max_new_tokens": max_new_tokens}
+        reply = self._ask({"prompts": [prompt_ids], "max_new_tokens": max_new_tokens})
+        _check_length(reply["token_ids"], max_new_tokens)
+        return reply
+
+    def answer_many(self, prompts: Sequence[list[int]], max_new_tokens: int) -> dict[str, Any]:
+        """Asks for replies to all prompts, see `loop.answer_many`.
+
+        Raises:
+            PeerError: the process died, or a reply has another number of tokens.
+        """
+        replies = self._ask({"prompts": prompts, "max_new_tokens": max_new_tokens})
+        for token_ids in replies["token_ids"]:
+            _check_length(token_ids, max_new_tokens)
+        return replies
+
+    def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
         self._process.send_signal(signal.SIGCONT)
         assert self._process.stdin is not None
         try:
@@ -67,8 +92,6 @@ class PeerProcess:
             raise PeerError(self._describe_death()) from error
         reply = self._read()
         self._stop()
-        if (num_tokens := len(reply["token_ids"])) != max_new_tokens:
-            raise PeerError(f"{num_tokens} tokens instead of {max_new_tokens}")
         return reply
 
     def _stop(self) -> None:
@@ -94,3 +117,8 @@ class PeerProcess:
         for file in (self._process.stdin, self._process.stdout, self._file):
             if file is not None:
                 file.close()
+
+
+def _check_length(token_ids: Sequence[int], max_new_tokens: int) -> None:
+    if len(token_ids) != max_new_tokens:
+        raise PeerError(f"{len(token_ids)} tokens instead of {max_new_tokens}")

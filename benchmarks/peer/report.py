@@ -4,6 +4,7 @@ import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from peer.load import PeerLoad, count_different, print_loads
 from rich.console import Console
 from rich.table import Table
 
@@ -62,7 +63,8 @@ class PeerReport:
         versions: versions of each contender's packages.
         left_out: contenders that failed or could not be set up, with the reason.
         is_complete: false after an interruption.
-        replies: all measured replies.
+        replies: all measured replies, of one request at a time.
+        loads: all measured rounds of several requests at the same time.
     """
 
     command: str
@@ -75,6 +77,7 @@ class PeerReport:
     left_out: dict[str, str]
     is_complete: bool
     replies: list[PeerReply]
+    loads: list[PeerLoad]
 
     def select(self, contender: str, threads: int) -> list[PeerReply]:
         """Selects a contender's replies, in the order of the prompts."""
@@ -114,8 +117,9 @@ def print_report(report: PeerReport, console: Console) -> None:
     )
     for threads in sorted({reply.threads for reply in report.replies}):
         _print_table(report, threads, console)
+    print_loads(report.loads, console)
     if not report.is_complete:
-        console.print("interrupted: only the prompts that all contenders had answered")
+        console.print("interrupted: only what all contenders had answered")
     for name, reason in report.left_out.items():
         console.print(f"left out: {name}: {reason}", markup=False)
 
@@ -168,7 +172,7 @@ def count_equal_replies(report: PeerReport, name: str, threads: int) -> tuple[in
 def is_identical(report: PeerReport) -> bool:
     """Whether all replies of Medusa have the tokens of plain decoding."""
     runs = {(reply.contender, reply.threads) for reply in report.replies}
-    return all(
+    return count_different(report.loads) == 0 and all(
         count_equal_replies(report, *run)[1] == 0 for run in runs if run[0].endswith(_MEDUSA)
     )
 

@@ -17,6 +17,7 @@ def make_report(replies: list[PeerReply]) -> PeerReport:
         left_out={"absent": "not [here]"},
         is_complete=True,
         replies=replies,
+        loads=[],
     )
 
 

@@ -16,16 +16,7 @@ def load(
     The vocabulary's last token, which hardly occurs, replaces the end-of-sequence token, so that
     every reply has the requested length.
     """
-    manifest = json.loads((Path(model) / "genai_config.json").read_bytes())
-    config = onnxruntime_genai.Config(model)
-    config.clear_providers()
-    session_options = {"intra_op_num_threads": threads}
-    overlay = {
-        "eos_token_id": manifest["model"]["vocab_size"] - 1,
-        "decoder": {"session_options": session_options},
-    }
-    config.overlay(json.dumps({"model": overlay}))
-    network = onnxruntime_genai.Model(config)
+    network = _load(model, threads)
 
     def start(prompt_ids: Sequence[int], max_new_tokens: int) -> Iterator[list[int]]:
         params = onnxruntime_genai.GeneratorParams(network)
@@ -36,6 +27,21 @@ def load(
     return ["onnxruntime-genai", "onnxruntime"], start
 
 
+def _load(model: str, threads: int) -> "onnxruntime_genai.Model":
+    manifest = json.loads((Path(model) / "genai_config.json").read_bytes())
+    config = onnxruntime_genai.Config(model)
+    config.clear_providers()
+    session_options = {"intra_op_num_threads": threads}
+    last = manifest["model"]["vocab_size"] - 1
+    overlay = {
+        "eos_token_id": last,
+        "pad_token_id": last,
+        "decoder": {"session_options": session_options},
+    }
+    config.overlay(json.dumps({"model": overlay}))
+    return onnxruntime_genai.Model(config)
+
+
 def generate_tokens(
     generator: "onnxruntime_genai.Generator", prompt_ids: Sequence[int], max_new_tokens: int
 ) -> Iterator[list[int]]:
@@ -44,3 +50,32 @@ def generate_tokens(
     for _ in range(max_new_tokens):
         generator.generate_next_token()
         yield [int(generator.get_next_tokens()[0])]
+
+
+def load_many(
+    model: str, max_length: int, threads: int, concurrency: int
+) -> tuple[list[str], Callable[[Sequence[Sequence[int]], int], Iterator[dict[int, list[int]]]]]:
+    """Loads the model for static batches, see `loop.py`.
+
+    On the CPU, onnxruntime-genai begins a batch when the one before has ended.
+    """
+    network = _load(model, threads)
+    pad = json.loads((Path(model) / "genai_config.json").read_bytes())["model"]["vocab_size"] - 1
+
+    def start(
+        prompts: Sequence[Sequence[int]], max_new_tokens: int
+    ) -> Iterator[dict[int, list[int]]]:
+        for first in range(0, len(prompts), concurrency):
+            batch = prompts[first : first + concurrency]
+            params = onnxruntime_genai.GeneratorParams(network)
+            params.set_search_options(do_sample=False, max_length=max_length, batch_size=len(batch))
+            generator = onnxruntime_genai.Generator(network, params)
+            length = max(map(len, batch))
+            rows = [[*prompt, *[pad] * (length - len(prompt))] for prompt in batch]
+            generator.append_tokens(np.array(rows, np.int32))
+            for _ in range(max_new_tokens):
+                generator.generate_next_token()
+                tokens = generator.get_next_tokens()
+                yield {first + row: [int(token)] for row, token in enumerate(tokens)}
+
+    return ["onnxruntime-genai", "onnxruntime"], start

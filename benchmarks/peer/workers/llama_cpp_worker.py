@@ -14,9 +14,9 @@ _UBATCH = 512
 
 
 class _Context:
-    """One sequence in a llama.cpp context."""
+    """A llama.cpp context with one sequence or several, each with `max_length` positions."""
 
-    def __init__(self, model: str, max_length: int, threads: int) -> None:
+    def __init__(self, model: str, max_length: int, threads: int, num_sequences: int = 1) -> None:
         llama_cpp.llama_backend_init()
         self._model = llama_cpp.llama_model_load_from_file(
             model.encode(), llama_cpp.llama_model_default_params()
@@ -24,32 +24,41 @@ class _Context:
         if not self._model:
             raise RuntimeError(f"llama.cpp cannot load {model}")
         params = llama_cpp.llama_context_default_params()
-        params.n_ctx, params.n_batch, params.n_ubatch = max_length, max_length, _UBATCH
+        num_rows = max_length * num_sequences
+        params.n_ctx, params.n_batch, params.n_ubatch = num_rows, num_rows, _UBATCH
+        params.n_seq_max = num_sequences
         params.n_threads = params.n_threads_batch = threads
         self._context = llama_cpp.llama_init_from_model(self._model, params)
         self._memory = llama_cpp.llama_get_memory(self._context)
-        self._batch = llama_cpp.llama_batch_init(max_length, 0, 1)
+        self._batch = llama_cpp.llama_batch_init(num_rows, 0, 1)
         vocab = llama_cpp.llama_model_get_vocab(self._model)
         self._vocab_size = llama_cpp.llama_vocab_n_tokens(vocab)
 
-    def cut(self, length: int) -> None:
-        """Removes everything from position `length` on."""
-        llama_cpp.llama_memory_seq_rm(self._memory, 0, length, -1)
+    def cut(self, length: int, sequence: int = 0) -> None:
+        """Removes everything of a sequence from position `length` on."""
+        llama_cpp.llama_memory_seq_rm(self._memory, sequence, length, -1)
 
     def argmax(self, token_ids: Sequence[int], past: int, num_rows: int) -> list[int]:
         """Evaluates tokens after `past` others; returns the next token at the last rows."""
-        batch, num_tokens = self._batch, len(token_ids)
-        batch.n_tokens = num_tokens
-        for index, token in enumerate(token_ids):
-            batch.token[index], batch.pos[index] = token, past + index
-            batch.n_seq_id[index], batch.seq_id[index][0] = 1, 0
-            batch.logits[index] = index >= num_tokens - num_rows
+        is_wanted = [False] * (len(token_ids) - num_rows) + [True] * num_rows
+        rows = enumerate(zip(token_ids, is_wanted, strict=True), past)
+        return self.evaluate([(token, position, 0, wanted) for position, (token, wanted) in rows])
+
+    def evaluate(self, rows: Sequence[tuple[int, int, int, bool]]) -> list[int]:
+        """Evaluates rows of token, position, sequence and whether its next token is wanted."""
+        batch = self._batch
+        batch.n_tokens = len(rows)
+        for index, (token, position, sequence, is_wanted) in enumerate(rows):
+            batch.token[index], batch.pos[index] = token, position
+            batch.n_seq_id[index], batch.seq_id[index][0] = 1, sequence
+            batch.logits[index] = is_wanted
         if llama_cpp.llama_decode(self._context, batch) != 0:
-            raise RuntimeError(f"llama.cpp cannot evaluate {num_tokens} tokens after {past}")
+            raise RuntimeError(f"llama.cpp cannot evaluate {len(rows)} tokens")
         best = []
-        for index in range(num_tokens - num_rows, num_tokens):
-            row = llama_cpp.llama_get_logits_ith(self._context, index)
-            best.append(int(np.ctypeslib.as_array(row, (self._vocab_size,)).argmax()))
+        for index, row in enumerate(rows):
+            if row[3]:
+                logits = llama_cpp.llama_get_logits_ith(self._context, index)
+                best.append(int(np.ctypeslib.as_array(logits, (self._vocab_size,)).argmax()))
         return best
 
 
@@ -102,3 +111,48 @@ def generate_with_lookup(
         past, left = past + len(best), left - len(best)
         context.cut(past)
         yield best
+
+
+def load_many(
+    model: str, max_length: int, threads: int, num_lookup: int, concurrency: int
+) -> tuple[list[str], Callable[[Sequence[Sequence[int]], int], Iterator[dict[int, list[int]]]]]:
+    """Loads the model for several sequences, see `loop.py`."""
+    if num_lookup:
+        raise ValueError("several sequences with prompt lookup are not implemented")
+    context = _Context(model, max_length, threads, concurrency)
+
+    def start(
+        prompts: Sequence[Sequence[int]], max_new_tokens: int
+    ) -> Iterator[dict[int, list[int]]]:
+        return generate_many(context, prompts, max_new_tokens, concurrency)
+
+    return ["llama-cpp-python"], start
+
+
+def generate_many(
+    context: _Context, prompts: Sequence[Sequence[int]], max_new_tokens: int, concurrency: int
+) -> Iterator[dict[int, list[int]]]:
+    """Yields one token for each running sequence and step, by the index of its prompt.
+
+    As in llama.cpp's server, a new prompt is read in the same step in which others advance.
+    """
+    free, waiting = list(range(concurrency)), list(range(len(prompts)))
+    sequences: dict[int, int] = {}
+    replies: list[list[int]] = [[] for _ in prompts]
+    while waiting or sequences:
+        rows = []
+        for prompt, sequence in sequences.items():
+            reply = replies[prompt]
+            rows.append((reply[-1], len(prompts[prompt]) + len(reply) - 1, sequence, True))
+        while waiting and free:
+            sequences[waiting[0]] = sequence = free.pop(0)
+            ids = prompts[waiting.pop(0)]
+            context.cut(0, sequence)
+            last = len(ids) - 1
+            rows += [(token, index, sequence, index == last) for index, token in enumerate(ids)]
+        step = dict(zip(sequences, context.evaluate(rows), strict=True))
+        yield {prompt: [token] for prompt, token in step.items()}
+        for prompt, token in step.items():
+            replies[prompt].append(token)
+            if len(replies[prompt]) == max_new_tokens:
+                free.append(sequences.pop(prompt))

@@ -7,6 +7,11 @@ environment, so it imports only the standard library. WORKER is a module beside 
 `load(**options)` returns the names of packages, whose versions are reported, and a function
 `start(prompt_ids, max_new_tokens)`. `start` returns an iterator over lists of tokens, one list for
 each step. The time starts when `start` has returned.
+
+If the options name a `concurrency`, the module's `load_many(**options)` is called instead. Its
+function `start(prompts, max_new_tokens)` answers all prompts, at most that many at the same time,
+in their order. It returns an iterator with a dictionary for each step: the new tokens by the index
+of the prompt.
 """
 
 import importlib
@@ -14,12 +19,13 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any, TextIO
 
 Start = Callable[[Sequence[int], int], Iterable[Sequence[int]]]
+StartMany = Callable[[Sequence[Sequence[int]], int], Iterable[Mapping[int, Sequence[int]]]]
 
 WARM_UP_TOKENS = 8
 """Length of the prompt of zeros that is answered before each timed reply.
@@ -32,13 +38,22 @@ def main() -> None:
     """Loads the worker, sends its versions, then answers each request line with one line."""
     output = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # Sends the prints of libraries to standard error.
-    packages, start = importlib.import_module(sys.argv[1]).load(**json.loads(sys.argv[2]))
-    answer(start, [0] * WARM_UP_TOKENS, 2)
+    options, worker = json.loads(sys.argv[2]), importlib.import_module(sys.argv[1])
+    concurrency = options.get("concurrency")
+    packages, start = (worker.load if concurrency is None else worker.load_many)(**options)
+
+    def reply(prompts: Sequence[Sequence[int]], max_new_tokens: int) -> dict[str, Any]:
+        if concurrency is None:
+            return answer(start, prompts[0], max_new_tokens)
+        return answer_many(start, prompts, max_new_tokens)
+
+    warm_up = [[0] * WARM_UP_TOKENS] * (concurrency or 1)
+    reply(warm_up, 2)
     send(output, {"versions": {package: metadata.version(package) for package in packages}})
     for line in sys.stdin:
         request = json.loads(line)
-        answer(start, [0] * WARM_UP_TOKENS, 2)
-        send(output, answer(start, request["prompt_ids"], request["max_new_tokens"]))
+        reply(warm_up, 2)
+        send(output, reply(request["prompts"], request["max_new_tokens"]))
 
 
 def answer(start: Start, prompt_ids: Sequence[int], max_new_tokens: int) -> dict[str, Any]:
@@ -57,6 +72,27 @@ def answer(start: Start, prompt_ids: Sequence[int], max_new_tokens: int) -> dict
         "first_token_s": first_s - start_s,
         "decode_s": end_s - first_s,
         "num_steps": num_steps,
+        "peak_memory_bytes": read_peak_memory_bytes(),
+    }
+
+
+def answer_many(
+    start: StartMany, prompts: Sequence[Sequence[int]], max_new_tokens: int
+) -> dict[str, Any]:
+    """Answers many prompts; returns the fields of `PeerLoad` that are measured here."""
+    steps = iter(start(prompts, max_new_tokens))
+    start_s = time.perf_counter()
+    tokens: list[list[int]] = [[] for _ in prompts]
+    times: list[list[float]] = [[] for _ in prompts]
+    for step in steps:
+        now = time.perf_counter() - start_s
+        for index, token_ids in step.items():
+            tokens[index] += [int(token) for token in token_ids]
+            times[index] += [now] * len(token_ids)
+    return {
+        "token_ids": tokens,
+        "token_times_s": times,
+        "duration_s": time.perf_counter() - start_s,
         "peak_memory_bytes": read_peak_memory_bytes(),
     }
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 
+from medusa_trt.runtime.scheduler import Request
 from medusa_trt.runtime.session import GenerationOptions, MedusaSession
 from medusa_trt.tree_configs import load_tree
 
@@ -18,3 +19,34 @@ def load(
         return (event.token_ids for event in session.stream(prompt_ids, options))
 
     return ["medusa-trt", "onnxruntime", "numpy"], start
+
+
+def load_many(
+    bundle: str, tree: str | None, threads: int, concurrency: int
+) -> tuple[list[str], Callable[[Sequence[Sequence[int]], int], Iterator[dict[int, list[int]]]]]:
+    """Opens the bundle for several requests in one batch, which join and leave at any step."""
+    session = MedusaSession(bundle, num_threads=threads, batch_size=concurrency)
+    draft_tree = None if tree is None else load_tree(tree)
+
+    def start(
+        prompts: Sequence[Sequence[int]], max_new_tokens: int
+    ) -> Iterator[dict[int, list[int]]]:
+        options = GenerationOptions(max_new_tokens=max_new_tokens, ignore_eos=True, tree=draft_tree)
+        requests = [session.make_request(prompt, options) for prompt in prompts]
+        session.scheduler.forget()  # Rows of earlier prompts would be used again.
+        return run_requests(session, requests)
+
+    return ["medusa-trt", "onnxruntime", "numpy"], start
+
+
+def run_requests(
+    session: MedusaSession, requests: Sequence[Request]
+) -> Iterator[dict[int, list[int]]]:
+    """Runs all requests; yields the new tokens of each step by the request's index."""
+    scheduler = session.scheduler
+    indices = {scheduler.add(request): index for index, request in enumerate(requests)}
+    while not scheduler.is_idle:
+        events = scheduler.step()
+        if error := next((event.error for event in events if event.error is not None), None):
+            raise error
+        yield {indices[event.request_id]: event.event.token_ids for event in events}

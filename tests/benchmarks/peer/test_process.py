@@ -18,6 +18,13 @@ def load(threads, first, extra=0):
             yield rest[:2]
             rest = rest[2:]
     return ["pip"], start
+
+def load_many(threads, first, concurrency):
+    def start(prompts, max_new_tokens):
+        for begin in range(0, len(prompts), concurrency):
+            for _ in range(max_new_tokens):
+                yield {begin + row: [first] for row in range(len(prompts[begin:][:concurrency]))}
+    return ["pip"], start
 """
 
 
@@ -68,3 +75,12 @@ def test_a_reply_of_another_length_is_refused(worker: Path) -> None:
         pytest.raises(PeerError, match="7 tokens instead of 6"),
     ):
         process.answer([1], 6)
+
+
+def test_a_process_answers_several_prompts(worker: Path) -> None:
+    with PeerProcess(contender(first=5), 1, worker / "log", concurrency=2) as process:
+        replies = process.answer_many([[1], [2], [3]], 4)
+        assert replies["token_ids"] == [[5] * 4] * 3
+        first, second, third = replies["token_times_s"]
+        assert first == second == sorted(first)
+        assert first[-1] < third[0] <= third[-1] <= replies["duration_s"]
