@@ -15,7 +15,7 @@ from rich.progress import track
 from rich.table import Table
 from script import add_bundles, make_parser, name_busy_machine, report_errors
 
-from medusa_trt.calibration.bench.measurement import fixed_tree, measure_replies, warm_up
+from medusa_trt.calibration.bench.measurement import measure_replies, warm_up
 from medusa_trt.calibration.bench.options import BenchOptions
 from medusa_trt.calibration.bench.summary import summarize
 from medusa_trt.calibration.prompts import mt_bench_prompts, spread_over_categories
@@ -63,7 +63,7 @@ def compare(session: MedusaSession, console: Console) -> int:
         transient=True,
     )
     rows = list(replies)
-    summary = summarize(rows, OPTIONS.modes, fixed_tree(session, None))
+    summary = summarize(rows, OPTIONS.modes)
     shown = next(row for row in rows if row.category == SHOWN_CATEGORY)
     question = next(prompt.turns[0] for prompt in prompts if prompt.id == shown.prompt_id)
     console.print(f"[bold]{escape(question)}[/bold]\n")

@@ -115,9 +115,14 @@ def warm_up(session: MedusaSession, prompt: BenchPrompt, options: BenchOptions) 
 
 
 def measure_replies(
-    session: MedusaSession, prompts: Sequence[BenchPrompt], options: BenchOptions
+    session: MedusaSession,
+    prompts: Sequence[BenchPrompt],
+    options: BenchOptions,
+    modes: Sequence[Mode] = (),
 ) -> Iterator[ReplyRow]:
     """Generates every conversation in every mode, and yields each reply as it is measured.
+
+    Without `modes` they are those of the options.
 
     Raises:
         KeyboardInterrupt: on Ctrl-C; the last conversation may be incomplete in some modes.
@@ -126,7 +131,7 @@ def measure_replies(
     for round_ in range(options.rounds):
         for index, prompt in enumerate(prompts):
             seed = (options.seed + index) % 2**64
-            for mode in _order(options.modes, index, round_):
+            for mode in _order(modes or options.modes, index, round_):
                 yield from _converse(session, prompt, mode, options, seed, round_=round_ + 1)
 
 
@@ -149,7 +154,7 @@ def _converse(
     sampling = SamplingOptions(temperature=options.temperature, seed=seed)
     generation_options = GenerationOptions(
         max_new_tokens=options.max_new_tokens,
-        tree=options.tree if mode.drafts else _PLAIN,
+        tree=(mode.tree or options.tree) if mode.drafts else _PLAIN,
         sampling=GREEDY if mode.acceptance == "greedy" else sampling,
         acceptance=mode.acceptance,
         posterior_threshold=options.posterior_threshold,

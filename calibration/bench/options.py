@@ -30,6 +30,7 @@ class Mode:
         baseline: name of the mode of plain decoding with the same sampling, with which this mode is
             compared; None for plain decoding itself.
         is_lossless: whether the mode's tokens must equal the baseline's.
+        tree: the draft tree of this mode; None for the benchmark's.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Mode:
     copies: bool = False
     baseline: str | None = None
     is_lossless: bool = False
+    tree: MedusaTree | None = None
 
 
 _GREEDY_PLAIN = Mode(name="greedy plain", acceptance="greedy")

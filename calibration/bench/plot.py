@@ -136,7 +136,7 @@ def _draw_speedups(axes: "Axes", modes: Sequence[ModeSummary]) -> None:
 
 
 def _draw_accept_histogram(axes: "Axes", modes: Sequence[ModeSummary]) -> None:
-    width, longest = 0.8 / len(modes), longest_step(modes)
+    width, longest = 0.8 / max(1, len(modes)), longest_step(modes)
     for index, mode in enumerate(modes):
         counts = mode.accept_histogram[:longest]
         shares = [100 * count / max(1, mode.num_steps) for count in counts]

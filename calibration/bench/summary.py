@@ -15,7 +15,6 @@ from medusa_trt.calibration.bench.measurement import ReplyRow
 from medusa_trt.calibration.bench.options import Mode
 from medusa_trt.calibration.noise import Noise
 from medusa_trt.calibration.prompts import BenchPrompt
-from medusa_trt.tree_configs import MedusaTree
 
 _Value = Callable[[Sequence[ReplyRow]], float | None]
 
@@ -44,9 +43,8 @@ class ModeSummary:
         step_ratio: time of a step over the baseline's, prompt by prompt, as they follow each other
             in a reply; tokens per step over this are the speedup.
         mean_accept_length: tokens that a step adds.
-        accept_histogram: number of steps that added 1, 2, ... tokens, up to the largest depth + 1.
-        depth_shares: share of steps whose accepted path reached depth 1, 2, ... of the tree or of
-            the chain that prompt lookup drafts.
+        accept_histogram: number of steps that added 1, 2, ... tokens, up to the longest step.
+        depth_shares: share of steps whose accepted path reached depth 1, 2, ...
         engine_us_per_step: microseconds of a step inside the engine: verify, heads and sampling.
         host_us_per_step: microseconds of the rest: candidates, acceptance, commit and text.
         first_token_ms: milliseconds to the first token in the first turn, in the second, ...
@@ -103,19 +101,17 @@ class Summary:
     differences: tuple[Difference, ...]
 
 
-def summarize(rows: Sequence[ReplyRow], modes: Sequence[Mode], tree: MedusaTree | None) -> Summary:
+def summarize(rows: Sequence[ReplyRow], modes: Sequence[Mode]) -> Summary:
     """Computes the figures of a benchmark.
 
     Args:
         rows: measured replies: every prompt in every mode, in each round.
         modes: the modes and their baselines.
-        tree: the draft tree; None if trees were grown at each step. Prompt lookup drafts a chain
-            of as many nodes.
     """
     differences = find_differences(rows, modes)
     categories = list(dict.fromkeys(row.category for row in rows))
     return Summary(
-        tuple(_mode_summary(rows, mode, tree, differences) for mode in modes),
+        tuple(_mode_summary(rows, mode, differences) for mode in modes),
         tuple(
             _category_summary([row for row in rows if row.category == category], mode, category)
             for category in categories
@@ -152,9 +148,7 @@ def find_differences(rows: Iterable[ReplyRow], modes: Iterable[Mode]) -> tuple[D
 
 def longest_step(modes: Iterable[ModeSummary]) -> int:
     """Most tokens that a step of any mode added; 1 if there was no step."""
-    histograms = [mode.accept_histogram for mode in modes]
-    lengths = (n for counts in histograms for n, count in enumerate(counts, start=1) if count)
-    return max(lengths, default=1)
+    return max((len(mode.accept_histogram) for mode in modes), default=1)
 
 
 def quartiles(values: Iterable[float]) -> Quartiles | None:
@@ -166,11 +160,10 @@ def quartiles(values: Iterable[float]) -> Quartiles | None:
     return Quartiles(low, median, high)
 
 
-def accept_histogram(rows: Iterable[ReplyRow], max_depth: int) -> tuple[int, ...]:
-    """Counts the steps that added 1, 2, ... max_depth + 1 tokens."""
+def accept_histogram(rows: Iterable[ReplyRow]) -> tuple[int, ...]:
+    """Counts the steps that added 1, 2, ... tokens, up to the longest step."""
     counts = Counter(length for row in rows for length in row.accept_lengths)
-    assert not counts or max(counts) <= max_depth + 1
-    return tuple(counts[length] for length in range(1, max_depth + 2))
+    return tuple(counts[length] for length in range(1, max(counts, default=1) + 1))
 
 
 def depth_shares(histogram: Sequence[int]) -> tuple[float, ...]:
@@ -242,22 +235,13 @@ def noise_from_rows(
 
 
 def _mode_summary(
-    rows: Sequence[ReplyRow],
-    mode: Mode,
-    tree: MedusaTree | None,
-    differences: Iterable[Difference],
+    rows: Sequence[ReplyRow], mode: Mode, differences: Iterable[Difference]
 ) -> ModeSummary:
     mode_rows = _of_mode(rows, mode.name)
     baseline = _of_mode(rows, mode.baseline)
     speedups = ratio_by_prompt(mode_rows, baseline) if mode.baseline else {}
     step_ratios = ratio_by_prompt(mode_rows, baseline, _step_s) if mode.baseline else {}
-    max_depth = 0
-    if mode.drafts and tree is None:
-        lengths = (length for row in mode_rows for length in row.accept_lengths)
-        max_depth = max(lengths, default=1) - 1
-    elif mode.drafts and tree is not None:
-        max_depth = tree.num_nodes - 1 if mode.copies else tree.max_depth
-    histogram = accept_histogram(mode_rows, max_depth)
+    histogram = accept_histogram(mode_rows)
     differs = any(difference.mode == mode.name for difference in differences)
     return ModeSummary(
         name=mode.name,

@@ -27,7 +27,7 @@ def print_report(report: BenchReport, console: Console) -> None:
     """Prints the tables, and in red the replies of lossless modes that differ."""
     summary = report.summary
     console.print(_header(report), highlight=False, markup=False, soft_wrap=True)
-    tables = [_mode_table(summary.modes), _accept_table(summary.modes)]
+    tables = [tabulate_modes(summary.modes), _accept_table(summary.modes)]
     categories = main_categories(summary)
     if len(categories) > 1:
         tables.append(_category_table(categories))
@@ -70,7 +70,8 @@ def _header(report: BenchReport) -> str:
     )
 
 
-def _mode_table(modes: Sequence[ModeSummary]) -> Table:
+def tabulate_modes(modes: Sequence[ModeSummary]) -> Table:
+    """Lists the figures of each mode."""
     table = _table(
         "mode",
         "tokens/s",

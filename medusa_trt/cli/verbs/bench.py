@@ -102,7 +102,6 @@ def _measure_and_report(
     from medusa_trt.calibration.bench.measurement import (
         check_runnable,
         drop_missing_heads,
-        fixed_tree,
         warm_up,
     )
     from medusa_trt.calibration.bench.report import BenchReport, peak_memory_bytes
@@ -139,7 +138,7 @@ def _measure_and_report(
         setup=setup,
         machine=Machine.detect(),
         noise=noise_from_rows(rows, options.modes, free_cores, setup.threads),
-        summary=summarize(rows, options.modes, fixed_tree(session, options.tree)),
+        summary=summarize(rows, options.modes),
     )
     print_report(report, new_table_console())
     _write(report, rows, arguments)

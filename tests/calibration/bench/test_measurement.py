@@ -63,4 +63,4 @@ def test_measuring_interleaves_and_reuses_the_conversation(session: MedusaSessio
     assert orders == [names, [*names[1:], names[0]], names[::-1], [names[0], *names[:0:-1]]]
     assert all(row.cached_tokens == 0 for row in rows if row.turn == 1)
     assert all(row.cached_tokens > 5 for row in rows if row.turn == 2)
-    assert summarize(rows, options.modes, session.bundle.tree).differences == ()
+    assert summarize(rows, options.modes).differences == ()

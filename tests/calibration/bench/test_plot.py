@@ -9,7 +9,6 @@ from support.measurements.bench_rows import both, report_of, row
 
 from medusa_trt.calibration.bench.options import BenchOptions
 from medusa_trt.calibration.bench.summary import summarize
-from medusa_trt.tree_configs import chain_tree
 
 
 @pytest.mark.parametrize("suffix", [".svg", ".html"])
@@ -39,5 +38,5 @@ def test_no_text_covers_another_one_or_a_point(num_categories: int) -> None:
         for index in range(16)
         for place, mode in enumerate(modes)
     ]
-    summary = summarize(rows, modes, chain_tree(3))
+    summary = summarize(rows, modes)
     check_texts_apart(_figure(replace(report_of(both("a", 2, 1)), summary=summary)))

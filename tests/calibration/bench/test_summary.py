@@ -18,7 +18,6 @@ from medusa_trt.calibration.bench.summary import (
 from medusa_trt.calibration.prompts import (
     BenchPrompt,
 )
-from medusa_trt.tree_configs import chain_tree
 
 
 def test_quartiles() -> None:
@@ -29,10 +28,10 @@ def test_quartiles() -> None:
 
 
 def test_histogram_and_depths() -> None:
-    histogram = accept_histogram([row("m", lengths=(1, 3, 1)), row("m", lengths=(2,))], 3)
-    assert histogram == (2, 1, 1, 0)
-    assert depth_shares(histogram) == (0.5, 0.25, 0.0)
-    assert accept_histogram([row("m", lengths=())], 2) == (0, 0, 0)
+    histogram = accept_histogram([row("m", lengths=(1, 3, 1)), row("m", lengths=(2,))])
+    assert histogram == (2, 1, 1)
+    assert depth_shares(histogram) == (0.5, 0.25)
+    assert accept_histogram([row("m", lengths=())]) == (0,)
     assert depth_shares((0, 0, 0)) == (0, 0)
     assert depth_shares((9,)) == ()
 
@@ -44,7 +43,7 @@ def test_speed_pools_turns() -> None:
 
 def test_summary_of_modes() -> None:
     rows = both("a", 2, 1) + both("b", 3, 1) + both("c", 4, 1)
-    plain, medusa = summarize(rows, GREEDY.modes, chain_tree(3)).modes
+    plain, medusa = summarize(rows, GREEDY.modes).modes
     assert plain.tokens_per_s is not None
     assert astuple(plain.tokens_per_s) == pytest.approx((7 / 6, 4 / 3, 5 / 3))
     assert plain.speedup is None and plain.same_tokens is None
@@ -55,8 +54,8 @@ def test_summary_of_modes() -> None:
     # Two tokens per step, so a prompt that is 2, 3, 4 times as fast has steps of 1, 2/3, 1/2.
     assert astuple(medusa.step_ratio) == pytest.approx((7 / 12, 2 / 3, 5 / 6))
     assert medusa.mean_accept_length == 2
-    assert medusa.accept_histogram == (3, 0, 3, 0)
-    assert medusa.depth_shares == (0.5, 0.5, 0)
+    assert medusa.accept_histogram == (3, 0, 3)
+    assert medusa.depth_shares == (0.5, 0.5)
     assert (medusa.num_replies, medusa.new_tokens, medusa.num_steps) == (3, 15, 6)
     assert medusa.engine_us_per_step == Quartiles(250_000, 250_000, 250_000)
     assert medusa.host_us_per_step == Quartiles(250_000, 250_000, 250_000)
@@ -69,7 +68,7 @@ def test_a_prompts_figure_is_the_median_of_its_rounds() -> None:
         for round_, plain_s in enumerate((2, 10, 3), start=1)
         for reply in both("a", plain_s, 1, round=round_)
     ]
-    _, medusa = summarize(rows, GREEDY.modes, chain_tree(2)).modes
+    _, medusa = summarize(rows, GREEDY.modes).modes
     assert medusa.speedup_by_prompt == {"a": 3}
 
 
@@ -79,7 +78,7 @@ def test_time_to_the_first_token_is_given_for_each_turn() -> None:
         *both("a", 1, 1, turn=2, prefill_s=0.02),
         *both("b", 1, 1, prefill_s=0.3),
     ]
-    plain, _ = summarize(rows, GREEDY.modes, chain_tree(2)).modes
+    plain, _ = summarize(rows, GREEDY.modes).modes
     first, second = plain.first_token_ms
     assert first is not None and second is not None
     assert astuple(first) == pytest.approx((150, 200, 250))
@@ -88,7 +87,7 @@ def test_time_to_the_first_token_is_given_for_each_turn() -> None:
 
 def test_summary_by_category() -> None:
     rows = [*both("a", 2, 1), *both("b", 4, 1), *both("c", 6, 1, category="y")]
-    x, y = summarize(rows, GREEDY.modes, chain_tree(2)).categories
+    x, y = summarize(rows, GREEDY.modes).categories
     assert (x.category, x.mode, x.num_prompts) == ("x", "greedy Medusa", 2)
     assert x.speedup == Quartiles(2.5, 3, 3.5)
     assert (x.tokens_per_s, x.baseline_tokens_per_s) == (4, 1.5)
@@ -100,7 +99,7 @@ def test_differences_name_the_first_turn_and_spoil_the_mode() -> None:
     rows = both("a", 1, 1) + both("a", 1, 1, turn=2) + both("a", 1, 1, turn=3) + both("b", 1, 1)
     for index in (3, 5):
         rows[index] = replace(rows[index], token_ids=(1, 2, 9, 4, 5))
-    summary = summarize(rows, GREEDY.modes, chain_tree(2))
+    summary = summarize(rows, GREEDY.modes)
     assert summary.differences == (Difference("greedy Medusa", "a", 2, 1),)
     assert summary.modes[1].same_tokens is False
 
@@ -109,10 +108,10 @@ def test_replies_without_steps_have_no_figures() -> None:
     rows = [
         replace(reply, token_ids=(1,), new_tokens=1, accept_lengths=()) for reply in both("a", 0, 0)
     ]
-    plain, medusa = summarize(rows, GREEDY.modes, chain_tree(2)).modes
+    plain, medusa = summarize(rows, GREEDY.modes).modes
     assert plain.tokens_per_s is None and medusa.speedup is None
     assert medusa.mean_accept_length is None and medusa.engine_us_per_step is None
-    assert medusa.depth_shares == (0, 0)
+    assert medusa.depth_shares == ()
 
 
 def test_an_interruption_keeps_whole_conversations() -> None:

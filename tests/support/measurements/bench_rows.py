@@ -8,7 +8,6 @@ from medusa_trt.calibration.bench.options import BenchOptions
 from medusa_trt.calibration.bench.report import BenchReport, BenchSetup
 from medusa_trt.calibration.bench.summary import noise_from_rows, summarize
 from medusa_trt.calibration.machine import Machine
-from medusa_trt.tree_configs import chain_tree
 
 GREEDY = BenchOptions(compared=("greedy",))
 
@@ -80,5 +79,5 @@ def report_of(rows: list[ReplyRow], free_cores: float | None = None) -> BenchRep
         setup=setup,
         machine=Machine.detect(),
         noise=noise_from_rows(rows, GREEDY.modes, free_cores, setup.threads),
-        summary=summarize(rows, GREEDY.modes, chain_tree(2)),
+        summary=summarize(rows, GREEDY.modes),
     )
