@@ -55,7 +55,7 @@ from medusa_trt.calibration.trees.growth import typical_trees
 from medusa_trt.calibration.trees.heads_section import HeadsSection
 from medusa_trt.calibration.trees.install import check_installable, finish_install, install_tree
 from medusa_trt.calibration.trees.tree_section import TreeSection
-from medusa_trt.errors import CalibrationError
+from medusa_trt.errors import CalibrationError, require_extra
 from medusa_trt.files import check_writable
 from medusa_trt.runtime.bundle import Bundle
 from medusa_trt.runtime.session import MedusaSession
@@ -242,14 +242,10 @@ class Calibrator:
             MedusaError: the unquantized model cannot be loaded, no plan keeps to the budget, or
                 torch is not installed.
         """
-        try:
+        purpose = "comparing with the unquantized model"
+        with require_extra(purpose, "export", error_class=CalibrationError):
             from medusa_trt.calibration.quantization.inputs import load_unquantized_model
             from medusa_trt.calibration.quantization.run import open_run
-        except ImportError as error:
-            raise CalibrationError(
-                f"comparing with the unquantized model needs {error.name}: pip install "
-                "'medusa-trt[export]'"
-            ) from error
         settings = self._bind(settings)
         prompts = prompts_from_source(settings.prompts, num_prompts)
         base = load_unquantized_model(self.bundle, options.model)

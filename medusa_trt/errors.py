@@ -3,6 +3,8 @@
 import math
 import re
 import textwrap
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 _MAX_SENTENCES, _MAX_SENTENCE = 300, 1000
 """Characters of an error of another library: of several sentences, and of the first one."""
@@ -99,6 +101,29 @@ def check_range(
         if value is not None and not (low <= value <= high and math.isfinite(value)):
             allowed = f"at least {low}" if math.isinf(high) else f"between {low} and {high}"
             raise error(f"{name} is {value}: it must be {allowed}")
+
+
+@contextmanager
+def require_extra(
+    purpose: str, *extras: str, error_class: type[MedusaError] = MedusaError, otherwise: str = ""
+) -> Iterator[None]:
+    """Runs a block of imports.
+
+    Args:
+        purpose: what the packages are needed for, as "exporting".
+        extras: the extras of medusa-trt that bring them; the user may choose one.
+        error_class: what is raised.
+        otherwise: what else the user may do, as "leave out --plot".
+
+    Raises:
+        MedusaError: a package is missing; the message says what to install.
+    """
+    try:
+        yield
+    except ImportError as error:
+        commands = " or ".join(f"pip install 'medusa-trt[{extra}]'" for extra in extras)
+        advice = f", or {otherwise}" if otherwise else ""
+        raise error_class(f"{purpose} needs {error.name or error}: {commands}{advice}") from error
 
 
 def describe_error(error: BaseException) -> str:

@@ -14,7 +14,7 @@ from medusa_trt.calibration.bench.summary import (
     longest_step,
 )
 from medusa_trt.calibration.bench.tables import main_categories
-from medusa_trt.errors import MedusaError
+from medusa_trt.errors import MedusaError, require_extra
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -39,12 +39,8 @@ def check_plot_path(path: Path) -> None:
     """
     if path.suffix not in _SUFFIXES:
         raise MedusaError(f"cannot draw {path}: its name must end in {', '.join(_SUFFIXES)}")
-    try:
+    with require_extra("drawing", "bench", otherwise="leave out --plot"):
         import matplotlib.figure  # noqa: F401
-    except ImportError as error:
-        raise MedusaError(
-            "drawing needs matplotlib: pip install 'medusa-trt[bench]', or leave out --plot"
-        ) from error
 
 
 def save_plot(report: BenchReport, path: Path) -> None:

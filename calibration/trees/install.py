@@ -9,7 +9,7 @@ from pathlib import Path
 
 import msgspec
 
-from medusa_trt.errors import CalibrationError
+from medusa_trt.errors import CalibrationError, require_extra
 from medusa_trt.files import check_writable, new_folder
 from medusa_trt.runtime.bundle import Bundle, sha256_from_file
 from medusa_trt.runtime.manifest import FileSpec
@@ -26,13 +26,11 @@ def check_installable(bundle: Bundle) -> None:
         CalibrationError: onnx-ir, which writes the tree's graph, is not installed, or the bundle
             cannot be written.
     """
-    try:
+    otherwise = "use --dry-run and generate with --tree"
+    with require_extra(
+        "writing a tree's graph", "export", error_class=CalibrationError, otherwise=otherwise
+    ):
         import medusa_trt.export.graphs.graph_files  # noqa: F401
-    except ImportError as error:
-        raise CalibrationError(
-            f"writing the tree's graph needs {error.name}: pip install 'medusa-trt[export]', or "
-            "use --dry-run and generate with --tree"
-        ) from error
     check_writable(bundle.path, CalibrationError, is_folder=True)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from medusa_trt.errors import EngineError
+from medusa_trt.errors import EngineError, require_extra
 from medusa_trt.runtime import tensors as names
 from medusa_trt.runtime.bundle import Bundle
 from medusa_trt.runtime.engines.base import (
@@ -331,12 +331,8 @@ def _write_ids(buffer: NDArray[np.int64], input_ids: TokenIds) -> None:
 
 
 def _open_session(bundle: Bundle, graph: str, num_threads: int) -> Any:
-    try:
+    with require_extra("decoding", "ort-cpu", error_class=EngineError):
         import onnxruntime
-    except ImportError as error:
-        raise EngineError(
-            "onnxruntime is not installed: pip install 'medusa-trt[ort-cpu]'"
-        ) from error
     options = make_session_options(onnxruntime)
     if bundle.manifest.target.operator_library:
         options.register_custom_ops_library(os.fspath(require_library()))

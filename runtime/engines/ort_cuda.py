@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from medusa_trt.errors import EngineError
+from medusa_trt.errors import EngineError, require_extra
 from medusa_trt.runtime.bundle import Bundle
 from medusa_trt.runtime.engines.device.engine import DeviceEngine
 from medusa_trt.runtime.engines.device.memory import Cuda, close_on_error, import_cuda_runtime
@@ -171,12 +171,8 @@ def _open_session(bundle: Bundle, graph: str, module: Any, stream: int, is_recor
 
 
 def _import_onnxruntime() -> Any:
-    try:
+    with require_extra("decoding", "ort-cuda", error_class=EngineError):
         module = import_module("onnxruntime")
-    except ImportError as error:
-        raise EngineError(
-            "onnxruntime-gpu is not installed: pip install 'medusa-trt[ort-cuda]'"
-        ) from error
     if _PROVIDER not in module.get_available_providers():
         raise EngineError(
             f"this onnxruntime has no {_PROVIDER}: pip uninstall onnxruntime, then "

@@ -4,7 +4,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from medusa_trt.errors import EngineError
+from medusa_trt.errors import EngineError, require_extra
 from medusa_trt.runtime.bundle import Bundle
 from medusa_trt.runtime.engines.device.engine import DeviceEngine
 from medusa_trt.runtime.engines.device.memory import Cuda, close_on_error, import_cuda_runtime
@@ -44,7 +44,9 @@ class TrtEngine(DeviceEngine):
         Raises:
             EngineError: a library, a GPU or engines that fit this machine are missing.
         """
-        module = module if module is not None else _import_product(product)
+        if module is None:
+            with require_extra("decoding", product, error_class=EngineError):
+                module = import_module(MODULES[product])
         device = Cuda(cuda if cuda is not None else import_cuda_runtime())
         with close_on_error(device):
             loaded = load_engines(bundle, folder, product, module, device, batch_size)
@@ -182,12 +184,3 @@ def _check_sizes(
             f"batch_size is {batch_size}: these engines take 1 to {max_batch_size}"
             + ("; build with a larger --max-batch-size" if in_place else "")
         )
-
-
-def _import_product(product: Product) -> Any:
-    try:
-        return import_module(MODULES[product])
-    except ImportError as error:
-        raise EngineError(
-            f"{product} is not installed: pip install 'medusa-trt[{product}]'"
-        ) from error

@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from medusa_trt.errors import BundleError, ProcessorError, PromptError
+from medusa_trt.errors import BundleError, ProcessorError, PromptError, require_extra
 from medusa_trt.runtime.processors.base import RunningProcessor, check_vocabulary
 from medusa_trt.runtime.processors.json_numbers import DigitCount
 from medusa_trt.runtime.processors.json_schema import simplify_schema
@@ -57,12 +57,8 @@ class GrammarTokenizer:
             PromptError: llguidance is not installed, or there is no end token.
             BundleError: the tokenizer is damaged, or llguidance does not support it.
         """
-        try:
+        with require_extra("a grammar", "grammar", error_class=PromptError):
             from llguidance import LLTokenizer
-        except ImportError as error:
-            raise PromptError(
-                "a grammar needs llguidance: pip install 'medusa-trt[grammar]'"
-            ) from error
         if not eos_token_ids:
             raise PromptError(
                 "this model names no end token, which a reply with a grammar ends with: "

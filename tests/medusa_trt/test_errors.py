@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from medusa_trt.errors import BuildError, check_range
+from medusa_trt.errors import BuildError, MedusaError, check_range, require_extra
 
 
 @dataclass
@@ -41,3 +41,15 @@ def test_another_value_is_named_with_its_range(options: Options, message: str) -
 def test_an_infinite_number_is_refused_where_there_is_no_greatest() -> None:
     with pytest.raises(BuildError, match="share is inf: it must be at least 0"):
         check_range(Options(share=math.inf), BuildError, "share", 0)
+
+
+def test_a_missing_package_names_the_extras() -> None:
+    with (
+        pytest.raises(MedusaError) as refused,
+        require_extra("building", "tensorrt", "tensorrt-rtx"),
+    ):
+        import no_such_package  # type: ignore[import-not-found]  # noqa: F401
+    assert str(refused.value) == (
+        "building needs no_such_package: pip install 'medusa-trt[tensorrt]' or "
+        "pip install 'medusa-trt[tensorrt-rtx]'"
+    )

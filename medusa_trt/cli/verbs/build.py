@@ -3,9 +3,9 @@
 from dataclasses import dataclass, field
 
 from medusa_trt.cli.arguments import BundleArguments
-from medusa_trt.cli.extras import require_extra
 from medusa_trt.cli.parser import Verb
 from medusa_trt.cli.terminal import new_stage_printer
+from medusa_trt.errors import require_extra
 from medusa_trt.export.tensorrt.options import BuildOptions
 
 

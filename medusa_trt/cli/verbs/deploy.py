@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from medusa_trt.cli.arguments import BundleArguments
-from medusa_trt.cli.extras import require_extra
 from medusa_trt.cli.parser import Verb
+from medusa_trt.errors import require_extra
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,8 +1,8 @@
 """`medusa-export` and `medusa-trt export`: a model and its heads become a bundle."""
 
-from medusa_trt.cli.extras import require_extra
 from medusa_trt.cli.parser import Verb
 from medusa_trt.cli.terminal import new_stage_printer
+from medusa_trt.errors import require_extra
 from medusa_trt.export.options import ExportOptions
 
 

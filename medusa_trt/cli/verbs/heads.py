@@ -7,9 +7,9 @@ import textwrap
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
-from medusa_trt.cli.extras import require_extra
 from medusa_trt.cli.parser import Verb
 from medusa_trt.cli.terminal import new_table_console
+from medusa_trt.errors import require_extra
 from medusa_trt.export.head_conversion.options import ConvertOptions
 from medusa_trt.export.heads.formats import FORMATS
 

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
 from medusa_trt.cli.arguments import BundleArguments
-from medusa_trt.cli.extras import require_extra
 from medusa_trt.cli.parser import Verb
 from medusa_trt.cli.terminal import new_table_console
+from medusa_trt.errors import require_extra
 
 if TYPE_CHECKING:
     from medusa_trt.export.inspection import Gpu, GraphFacts

@@ -3,9 +3,9 @@
 import json
 from dataclasses import dataclass
 
-from medusa_trt.cli.extras import require_extra
 from medusa_trt.cli.parser import Verb
 from medusa_trt.cli.terminal import new_table_console
+from medusa_trt.errors import require_extra
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

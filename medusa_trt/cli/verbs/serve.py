@@ -3,8 +3,8 @@
 from dataclasses import dataclass, field
 
 from medusa_trt.cli.arguments import BundleArguments, SessionArguments
-from medusa_trt.cli.extras import require_extra
 from medusa_trt.cli.parser import Verb
+from medusa_trt.errors import require_extra
 from medusa_trt.serving.options import ServingOptions
 
 

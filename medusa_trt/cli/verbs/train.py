@@ -6,9 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from medusa_trt.cli.extras import require_extra
 from medusa_trt.cli.parser import Verb
-from medusa_trt.errors import TrainingError, check_range
+from medusa_trt.errors import TrainingError, check_range, require_extra
 from medusa_trt.files import check_writable, replaced_files
 from medusa_trt.training.options import DataOptions, JointOptions, Quantization, TrainOptions
 from medusa_trt.tree_configs import MedusaTree, load_tree

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from medusa_trt.cli.arguments import BundleArguments
-from medusa_trt.cli.extras import require_extra
 from medusa_trt.cli.parser import Verb
+from medusa_trt.errors import require_extra
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

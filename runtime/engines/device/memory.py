@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from medusa_trt.errors import EngineError
+from medusa_trt.errors import EngineError, require_extra
 
 _MODULE = "cuda.bindings.runtime"
 _ADVICE = {
@@ -25,13 +25,10 @@ def import_cuda_runtime() -> Any:
     Raises:
         EngineError: cuda-python is not installed.
     """
-    try:
-        return import_module(_MODULE)
-    except ImportError as error:
-        raise EngineError(
-            "cuda-python is not installed: pip install 'medusa-trt[ort-cuda]', "
-            "'medusa-trt[tensorrt]' or 'medusa-trt[tensorrt-rtx]'"
-        ) from error
+    extras = "ort-cuda", "tensorrt", "tensorrt-rtx"
+    with require_extra("decoding on a GPU", *extras, error_class=EngineError):
+        module = import_module(_MODULE)
+    return module
 
 
 def read_compute_capability() -> str | None:

@@ -14,5 +14,5 @@ def test_a_session_chooses_the_backend(trt_bundle: Bundle) -> None:
         assert len(session.generate("hello", options).token_ids) == 4
     with pytest.raises(EngineError, match="unknown backend 'cpu': choose from ort-cpu, ort-cuda"):
         MedusaSession(trt_bundle, backend="cpu")
-    with pytest.raises(EngineError, match=r"not installed|CUDA|no engines"):
+    with pytest.raises(EngineError, match=r"needs|CUDA|no engines"):
         MedusaSession(trt_bundle)
