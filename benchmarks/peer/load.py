@@ -1,15 +1,36 @@
 """Contenders of `peers.py` that answer several requests at the same time, and their table."""
 
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import ne
+from typing import Protocol
 
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 
 _MEDUSA = "-medusa"
+
+
+class LoadRound(Protocol):
+    """What the table shows of a round of requests, some at the same time."""
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Tokens of all replies over the time of the round."""
+
+    @property
+    def first_token_s(self) -> list[float]:
+        """Seconds from each request to its first token."""
+
+    @property
+    def between_tokens_s(self) -> list[float]:
+        """Mean seconds between the tokens of each reply."""
+
+    @property
+    def peak_memory_bytes(self) -> int:
+        """Largest resident memory so far."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,7 +93,10 @@ def print_loads(loads: Sequence[PeerLoad], console: Console) -> None:
         for load in loads:
             if (load.threads, load.concurrency) == (threads, concurrency):
                 rounds.setdefault(load.contender, []).append(load)
-        console.print(_make_table(threads, concurrency, rounds))
+        title = f"{concurrency} at the same time, {threads} thread{'s' if threads > 1 else ''}"
+        medusa = [name for name in rounds if name.endswith(_MEDUSA)]
+        fastest = max(medusa, key=lambda name: _speed(rounds[name]), default=None)
+        console.print(make_load_table(title, rounds, fastest))
     num_medusa = sum(len(load.token_ids) for load in loads if load.contender.endswith(_MEDUSA))
     if num_medusa:
         num_equal = num_medusa - count_different(loads)
@@ -94,29 +118,32 @@ def count_different(loads: Sequence[PeerLoad]) -> int:
     return num_different
 
 
-def _make_table(threads: int, concurrency: int, rounds: dict[str, list[PeerLoad]]) -> Table:
-    speed = {name: _middle(load.tokens_per_s for load in rounds[name]) for name in rounds}
-    fastest = max(
-        (name for name in rounds if name.endswith(_MEDUSA)), key=speed.__getitem__, default=None
-    )
-    table = Table(
-        title=f"{concurrency} at the same time, {threads} thread{'s' if threads > 1 else ''}, "
-        f"medians of {max(map(len, rounds.values()))} rounds"
-    )
+def make_load_table(
+    title: str, rounds: Mapping[str, Sequence[LoadRound]], reference: str | None
+) -> Table:
+    """Makes a table with a line for each contender, the fastest first.
+
+    Args:
+        title: what was measured.
+        rounds: the rounds of each contender.
+        reference: the contender whose speed is divided by that of the others; None for none.
+    """
+    table = Table(title=f"{title}, medians of {max(map(len, rounds.values()))} rounds")
     table.add_column("contender", no_wrap=True)
-    for title in (
+    for column in (
         "tok/s in all",
-        "fastest Medusa",
+        f"{reference}, times as fast" if reference else "",
         "first token ms: median, 95 %",
         "between tokens ms: median, 95 %",
         "peak MB",
     ):
-        table.add_column(title, justify="right")
-    for name in sorted(rounds, key=speed.__getitem__, reverse=True):
+        table.add_column(column, justify="right")
+    for name in sorted(rounds, key=lambda name: _speed(rounds[name]), reverse=True):
+        speed = _speed(rounds[name])
         table.add_row(
             name,
-            f"{speed[name]:.0f}",
-            f"{speed[fastest] / speed[name]:.2f}x" if fastest else "",
+            f"{speed:.0f}",
+            f"{_speed(rounds[reference]) / speed:.2f}x" if reference else "",
             _spread(rounds[name], lambda load: load.first_token_s),
             _spread(rounds[name], lambda load: load.between_tokens_s),
             f"{max(load.peak_memory_bytes for load in rounds[name]) / 1e6:.0f}",
@@ -124,11 +151,11 @@ def _make_table(threads: int, concurrency: int, rounds: dict[str, list[PeerLoad]
     return table
 
 
-def _middle(values: Iterable[float]) -> float:
-    return statistics.median(values)
+def _speed(rounds: Sequence[LoadRound]) -> float:
+    return statistics.median(load.tokens_per_s for load in rounds)
 
 
-def _spread(loads: Sequence[PeerLoad], choose: Callable[[PeerLoad], list[float]]) -> str:
-    seconds = [value for load in loads for value in choose(load)]
+def _spread(rounds: Sequence[LoadRound], choose: Callable[[LoadRound], list[float]]) -> str:
+    seconds = [value for load in rounds for value in choose(load)]
     middle, high = 1e3 * np.percentile(seconds, (50, 95))
     return f"{middle:.1f}, {high:.1f}"

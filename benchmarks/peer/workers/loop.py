@@ -97,12 +97,12 @@ def answer_many(
     }
 
 
-def read_peak_memory_bytes() -> int:
-    """Reads the peak resident memory of this process.
+def read_peak_memory_bytes(process: Path = Path("/proc/self")) -> int:
+    """Reads the peak resident memory of a process, given its folder below /proc.
 
     `getrusage` is not used, since its figure includes the memory of the parent process.
     """
-    status = Path("/proc/self/status").read_text(encoding="utf-8").split("\n")
+    status = (process / "status").read_text(encoding="utf-8").split("\n")
     (line,) = (line for line in status if line.startswith("VmHWM"))
     return int(line.split()[1]) * 1024
 
