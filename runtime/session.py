@@ -2,11 +2,11 @@
 
 import threading
 from collections import deque
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from medusa_trt.errors import GenerationError, PromptError
+from medusa_trt.errors import GenerationError, MedusaError, PromptError
 from medusa_trt.runtime.bundle import Bundle
 from medusa_trt.runtime.decoding.choosing import Chooser
 from medusa_trt.runtime.decoding.decoder import Decoder
@@ -103,6 +103,7 @@ class MedusaSession:
         self.scheduler = Scheduler(self.engine, self.decoder)
         self._lock = threading.Lock()
         self._events: dict[int, deque[RequestEvent]] = {}
+        self._num_cancels = 0
 
     def __enter__(self) -> "MedusaSession":
         return self
@@ -116,6 +117,7 @@ class MedusaSession:
 
     def cancel(self) -> None:
         """Ends all replies after the current step; another thread or a callback calls it."""
+        self._num_cancels += 1
         self.scheduler.cancel_all()
 
     def encode(self, prompt: Prompt) -> list[int]:
@@ -184,21 +186,59 @@ class MedusaSession:
         """
         options = options or GenerationOptions()
         requests = [
-            self.make_request(prompt, _add_to_seed(options, index), streamed=False)
+            self.make_request(prompt, add_to_seed(options, index), streamed=False)
             for index, prompt in enumerate(prompts)
         ]
-        numbers = [self._add(request) for request in requests]
         done: list[Generation] = []
-        try:
-            for number in numbers:
-                generation = None
-                while generation is None:
-                    generation = self._next_event(number).generation
-                done.append(generation)
-        finally:
-            for number in numbers[len(done) :]:
-                self._leave(number)
+        for result in self.answer(requests):
+            if isinstance(result, MedusaError):
+                raise result
+            done.append(result)
         return done
+
+    def answer(
+        self, requests: Iterable[Request]
+    ) -> Generator[Generation | MedusaError, None, None]:
+        """Yields the results of requests in their order, while `batch_size` of them run together.
+
+        A reply that ends before an earlier one waits for its turn. A request is taken from the
+        iterable shortly before it can run. Closing the iterator and Ctrl-C end all of them.
+
+        Args:
+            requests: made by `make_request` with `streamed` false.
+
+        Yields:
+            The reply, or the error that ended it: an EngineError before its first token, and later
+            a GenerationError.
+        """
+        source, pending, num_cancels = iter(requests), deque[int](), self._num_cancels
+        try:
+            while True:
+                while self.scheduler.num_waiting < self.engine.batch_size:
+                    if (request := next(source, None)) is None:
+                        break
+                    pending.append(self._add(request))
+                    if self._num_cancels != num_cancels:
+                        self.scheduler.cancel(pending[-1])
+                if not pending:
+                    return
+                self._run_step(pending[0])
+                if (result := self._take_result(pending[0])) is not None:
+                    self._leave(pending.popleft())
+                    yield result
+        finally:
+            for number in pending:
+                self._leave(number)
+
+    def _take_result(self, number: int) -> Generation | MedusaError | None:
+        """Takes the events of a request; returns its reply or error, or None before its end."""
+        try:
+            while self._events[number]:
+                if (generation := self._take_event(number).generation) is not None:
+                    return generation
+        except MedusaError as error:
+            return error
+        return None
 
     def _stream(self, request: Request) -> Generator[StreamEvent, None, None]:
         number = self._add(request)
@@ -233,15 +273,23 @@ class MedusaSession:
             EngineError: the request ended by an error before its first token.
             GenerationError: it ended by an error later.
         """
-        events = self._events[number]
-        while not events:
-            with self._lock:
-                if not events:
-                    for result in self.scheduler.step():
-                        queue = self._events.get(result.request_id)
-                        if queue is not None:
-                            queue.append(result)
-        result = events.popleft()
+        while not self._events[number]:
+            self._run_step(number)
+        return self._take_event(number)
+
+    def _run_step(self, number: int) -> None:
+        """Runs a step unless there is an event of this request; keeps the events of the others."""
+        with self._lock:
+            if self._events[number]:
+                return
+            for result in self.scheduler.step():
+                queue = self._events.get(result.request_id)
+                if queue is not None:
+                    queue.append(result)
+
+    def _take_event(self, number: int) -> StreamEvent:
+        """Takes the next event of a request; raises what `_next_event` raises."""
+        result = self._events[number].popleft()
         if result.error is not None:
             partial = result.event.generation
             if partial is None or not partial.token_ids:
@@ -334,7 +382,8 @@ def _is_begun(prompt: Prompt) -> bool:
     return isinstance(prompt, ChatPrompt) and bool(prompt.begun_reply)
 
 
-def _add_to_seed(options: GenerationOptions, index: int) -> GenerationOptions:
+def add_to_seed(options: GenerationOptions, index: int) -> GenerationOptions:
+    """Makes the options of reply `index` of several, which are drawn with different seeds."""
     seed = options.sampling.seed
     if seed is None or index == 0:
         return options

@@ -1,7 +1,7 @@
 """Requests: prompts with the options of their replies, from arguments or from a batch file."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from difflib import get_close_matches
 from pathlib import Path
@@ -9,11 +9,12 @@ from typing import Any
 
 from medusa_trt.errors import MedusaError, PromptError
 from medusa_trt.files import read_text
+from medusa_trt.runtime import scheduler
 from medusa_trt.runtime.decoding.choosing import TokenLogprobs
 from medusa_trt.runtime.options import GenerationOptions, SamplingOptions
 from medusa_trt.runtime.processors.grammar import Grammar
 from medusa_trt.runtime.reply import Generation
-from medusa_trt.runtime.session import MedusaSession, Prompt
+from medusa_trt.runtime.session import MedusaSession, Prompt, add_to_seed
 from medusa_trt.runtime.text import ChatPrompt, Message
 from medusa_trt.tree_configs import load_tree
 from medusa_trt.types_of_options import check_types
@@ -101,6 +102,21 @@ class Request:
         variables = self.template_variables or {}
         return ChatPrompt(messages=messages, tools=self.tools, variables=variables)
 
+    def make_replies(self, session: MedusaSession) -> Iterator[scheduler.Request]:
+        """Makes what the session's scheduler takes, for each of the `n` replies.
+
+        Raises:
+            PromptError: the request cannot be used with this bundle.
+        """
+        prompt, options = self.make_prompt(session), self.make_options()
+        for index in range(self.n):
+            yield session.make_request(prompt, add_to_seed(options, index), streamed=False)
+
+    def describe_place(self, reply: int) -> dict[str, Any]:
+        """Describes what a result belongs to: the user's name of the request, and the reply."""
+        place: dict[str, Any] = {} if self.id is None else {"id": self.id}
+        return place | ({"reply": reply} if self.n > 1 else {})
+
 
 def requests_from_file(path: Path, defaults: Request) -> list[Request]:
     """Reads a batch file.
@@ -169,34 +185,29 @@ def answer_request(session: MedusaSession, request: Request) -> list[Generation]
     return session.generate_batch([prompt] * request.n, options)
 
 
-def describe_replies(
-    session: MedusaSession, request: Request, generations: Sequence[Generation]
-) -> Iterator[dict[str, Any]]:
-    """Describes each reply to a request as a JSON object."""
-    for index, generation in enumerate(generations):
-        stats = generation.stats
-        described: dict[str, Any] = {} if request.id is None else {"id": request.id}
-        if request.n > 1:
-            described["reply"] = index
-        described |= {
-            "text": generation.text,
-            "finish_reason": generation.finish_reason,
-            "token_ids": generation.token_ids,
-        }
-        for name in ("logprobs", "prompt_logprobs"):
-            if entries := getattr(generation, name):
-                described[name] = [describe_logprobs(session, entry) for entry in entries]
-        times = asdict(stats) | {
-            "tokens_per_s": stats.tokens_per_s,
-            "mean_accept_length": stats.mean_accept_length,
-        }
-        del times["accept_lengths"]
-        yield described | {
-            "stats": {
-                name: round(value, 6) if isinstance(value, float) else value
-                for name, value in times.items()
-            }
-        }
+def describe_reply(
+    session: MedusaSession, request: Request, reply: int, generation: Generation
+) -> dict[str, Any]:
+    """Describes a reply to a request as a JSON object."""
+    stats = generation.stats
+    described = request.describe_place(reply) | {
+        "text": generation.text,
+        "finish_reason": generation.finish_reason,
+        "token_ids": generation.token_ids,
+    }
+    for name in ("logprobs", "prompt_logprobs"):
+        if entries := getattr(generation, name):
+            described[name] = [describe_logprobs(session, entry) for entry in entries]
+    times = asdict(stats) | {
+        "tokens_per_s": stats.tokens_per_s,
+        "mean_accept_length": stats.mean_accept_length,
+    }
+    del times["accept_lengths"]
+    described["stats"] = {
+        name: round(value, 6) if isinstance(value, float) else value
+        for name, value in times.items()
+    }
+    return described
 
 
 def describe_logprobs(session: MedusaSession, entry: TokenLogprobs) -> dict[str, Any]:
@@ -206,3 +217,8 @@ def describe_logprobs(session: MedusaSession, entry: TokenLogprobs) -> dict[str,
         return {"token_id": token, "text": session.text.decode([token]), "logprob": logprob}
 
     return describe(entry.token, entry.logprob) | {"top": [describe(*pair) for pair in entry.top]}
+
+
+def print_json(value: dict[str, Any]) -> None:
+    """Prints an object on a line of its own."""
+    print(json.dumps(value, ensure_ascii=False), flush=True)

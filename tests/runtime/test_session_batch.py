@@ -1,5 +1,6 @@
 """Several sequences in one engine: each gets the reply it gets alone."""
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -12,7 +13,8 @@ from medusa_trt.errors import EngineError, PromptError
 from medusa_trt.runtime.bundle import Bundle
 from medusa_trt.runtime.engines.ort_cpu import OrtEngine
 from medusa_trt.runtime.options import GenerationOptions, SamplingOptions
-from medusa_trt.runtime.session import MedusaSession
+from medusa_trt.runtime.scheduler import Request
+from medusa_trt.runtime.session import Generation, MedusaSession
 from medusa_trt.tree_configs import chain_tree, load_tree
 
 PROMPTS = ("hello", "a longer prompt than the others " * 4, "x", "another, of some length", "last")
@@ -119,6 +121,52 @@ def test_both_forms_of_the_verify_graph_agree_on_ragged_batches(tiny_bundle: Bun
     assert np.array_equal(again.logits[1:], outputs.logits[1:])
     assert np.abs(again.logits[0] - expected[0]).max() < 1e-4
     batch.close()
+
+
+def test_results_come_in_order_while_later_requests_run(tiny_bundle: Bundle) -> None:
+    session, _ = session_on_table(with_eos(tiny_bundle, []), batch_size=2)
+    lengths, taken = [2, 9, 30, 5, 1, 3, 4], []
+
+    def make_requests() -> Iterator[Request]:
+        for index, length in enumerate(lengths):
+            taken.append(index)
+            options = GenerationOptions(max_new_tokens=length, tree=PLAIN)
+            yield session.make_request([index + 1], options, streamed=False)
+
+    found, seen = [], []
+    for result in session.answer(make_requests()):
+        assert isinstance(result, Generation)
+        found.append(len(result.token_ids))
+        seen.append(len(taken))
+    assert found == lengths and taken == list(range(7))
+    assert seen[0] < 7, "requests are taken shortly before they run"
+    assert not session._events and session.scheduler.is_idle
+
+
+def test_leaving_and_cancelling_end_all_requests(tiny_bundle: Bundle) -> None:
+    session, engine = session_on_table(with_eos(tiny_bundle, []), batch_size=2)
+    options = GenerationOptions(max_new_tokens=9, tree=PLAIN)
+
+    def make_requests() -> Iterator[Request]:
+        for index in range(6):
+            yield session.make_request([index + 1], options, streamed=False)
+
+    results = session.answer(make_requests())
+    next(results)
+    results.close()
+    assert not session._events
+    whole = session.generate([1], options)
+    assert session.scheduler.is_idle
+    results = session.answer(make_requests())
+    next(results)
+    session.cancel()
+    num_steps = engine.num_steps
+    ends = [result.finish_reason for result in results if isinstance(result, Generation)]
+    assert (
+        len(ends) == 5 and set(ends) <= {"length", "cancelled"} and ends[-4:] == ["cancelled"] * 4
+    )
+    assert engine.num_steps == num_steps
+    assert session.generate([1], options).token_ids == whole.token_ids
 
 
 def test_bad_batches_are_refused(tiny_bundle: Bundle) -> None:

@@ -1,6 +1,5 @@
 """`medusa-trt generate`: replies to a prompt, or to the requests of a file."""
 
-import json
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +12,7 @@ from medusa_trt.cli.arguments import (
     read_json,
 )
 from medusa_trt.cli.parser import Verb
-from medusa_trt.errors import GenerationError, MedusaError, PromptError
+from medusa_trt.errors import PromptError, check_range
 from medusa_trt.files import decode_text, read_text
 from medusa_trt.interrupts import interrupted_exit_code
 from medusa_trt.runtime.options import GenerationOptions
@@ -44,6 +43,7 @@ class GenerateArguments(BundleArguments):
             "messages", and options by their names in Python, as "max_new_tokens"; the other
             arguments are the defaults. The results are JSON lines in the same order (default:
             none).
+        batch_size: most replies to the requests of a batch file that are made at the same time.
         raw: give the prompt to the model as it is, without the chat template.
         schema: make the reply JSON that conforms to this JSON schema: a file, or the schema itself
             (default: any text).
@@ -59,6 +59,7 @@ class GenerateArguments(BundleArguments):
     prompt_file: Annotated[Path | None, "--prompt-file FILE"] = None
     messages: Annotated[Path | None, "--messages FILE"] = None
     batch: Annotated[Path | None, "--batch FILE"] = None
+    batch_size: int = 4
     raw: bool = False
     schema: Annotated[str | None, "--schema FILE"] = None
     regex: Annotated[str | None, "--regex TEXT"] = None
@@ -69,6 +70,7 @@ class GenerateArguments(BundleArguments):
     session: SessionArguments = field(default_factory=SessionArguments)
 
     def __post_init__(self) -> None:
+        check_range(self, PromptError, "batch_size", 1)
         sources = (self.prompt, self.prompt_file, self.messages, self.batch)
         if sum(source is not None for source in sources) != 1:
             raise PromptError(
@@ -117,9 +119,13 @@ def generate(arguments: GenerateArguments) -> int:
         MedusaError: the bundle cannot be opened, or a prompt or an option cannot be used.
     """
     requests = arguments.make_requests()
-    with arguments.session.open(arguments.bundle) as session:
+    num_replies = sum(request.n for request in requests)
+    batch_size = min(arguments.batch_size, num_replies) if arguments.batch is not None else 1
+    with arguments.session.open(arguments.bundle, batch_size) as session:
         if arguments.batch is not None:
-            return _answer_batch(session, requests, arguments.batch)
+            from medusa_trt.cli.batch import answer_batch
+
+            return answer_batch(session, requests, arguments.batch)
         (request,) = requests
         if arguments.json:
             return _show_json(session, request)
@@ -148,11 +154,11 @@ def _show_several(session: "MedusaSession", request: "Request") -> int:
 
 
 def _show_json(session: "MedusaSession", request: "Request") -> int:
-    from medusa_trt.cli.requests import answer_request, describe_replies
+    from medusa_trt.cli.requests import answer_request, describe_reply, print_json
 
     generations = answer_request(session, request)
-    for described in describe_replies(session, request, generations):
-        _print_json(described)
+    for index, generation in enumerate(generations):
+        print_json(describe_reply(session, request, index, generation))
     return _exit_code(generations)
 
 
@@ -188,55 +194,6 @@ def _line_from_generation(generation: "Generation") -> str:
 def _exit_code(generations: list["Generation"]) -> int:
     is_cancelled = any(generation.finish_reason == "cancelled" for generation in generations)
     return interrupted_exit_code() if is_cancelled else 0
-
-
-def _answer_batch(session: "MedusaSession", requests: list["Request"], path: Path) -> int:
-    """Replies to the requests in order; an error of one is its result.
-
-    Raises:
-        MedusaError: a request cannot be used with this bundle, or the replies to some failed.
-    """
-    from medusa_trt.calibration.progress import Progress
-
-    for request in requests:
-        try:
-            session.make_request(request.make_prompt(session), request.make_options())
-        except MedusaError as error:
-            raise PromptError(f"line {request.line} of {path}: {error}") from error
-    progress, num_failed = Progress(len(requests), "requests"), 0
-    for index, request in enumerate(requests):
-        results, is_cancelled = _answer_line(session, request)
-        if is_cancelled:
-            progress.end()
-            print(f"interrupted: {index} of {len(requests)} requests done", file=sys.stderr)
-            return interrupted_exit_code()
-        for result in results:
-            _print_json({"request": index} | result)
-        num_failed += any("error" in result for result in results)
-        progress.advance()
-    progress.end()
-    if num_failed:
-        raise MedusaError(
-            f'requests that failed: {num_failed} of {len(requests)}; see "error" in their results'
-        )
-    return 0
-
-
-def _answer_line(session: "MedusaSession", request: "Request") -> tuple[list[dict[str, Any]], bool]:
-    """Makes the results of one request; returns them, and whether a signal ended the replies."""
-    from medusa_trt.cli.requests import answer_request, describe_replies
-
-    try:
-        generations = answer_request(session, request)
-    except (PromptError, GenerationError) as error:
-        failed: dict[str, Any] = {} if request.id is None else {"id": request.id}
-        return [failed | {"error": str(error)}], False
-    is_cancelled = any(generation.finish_reason == "cancelled" for generation in generations)
-    return list(describe_replies(session, request, generations)), is_cancelled
-
-
-def _print_json(value: dict[str, Any]) -> None:
-    print(json.dumps(value, ensure_ascii=False), flush=True)
 
 
 def _read_messages(path: Path) -> tuple[Any, ...]:

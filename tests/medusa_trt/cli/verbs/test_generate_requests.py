@@ -1,16 +1,22 @@
 """What `medusa-trt generate` can reply to, and how it writes the replies."""
 
 import json
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 from support.terminal.command_line import refusal, run
 
 from medusa_trt.errors import ProcessorError
 from medusa_trt.runtime.bundle import Bundle
+from medusa_trt.runtime.decoding.decoder import Decoder
+from medusa_trt.runtime.decoding.sequence import SequenceState
+from medusa_trt.runtime.scheduler import Request
 from medusa_trt.runtime.session import (
-    Generation,
     GenerationOptions,
     MedusaSession,
     Prompt,
@@ -158,6 +164,23 @@ def test_a_wrong_line_is_named_before_any_work(
     assert f"line 3 of {path}: " in error and message in error
 
 
+class _Failing:
+    """A logits processor that gives up after the third token."""
+
+    def __init__(self) -> None:
+        self.num_tokens = 0
+
+    def start(self, prompt_ids: Sequence[int]) -> "_Failing":
+        return _Failing()
+
+    def process(self, logits: NDArray[np.float32]) -> None:
+        if self.num_tokens == 3:
+            raise ProcessorError("the grammar cannot go on")
+
+    def accept(self, token: int) -> None:
+        self.num_tokens += 1
+
+
 def test_a_request_that_fails_leaves_the_others_alone(
     tiny_bundle: Bundle,
     tmp_path: Path,
@@ -167,21 +190,57 @@ def test_a_request_that_fails_leaves_the_others_alone(
     path = tmp_path / "batch.jsonl"
     lines = [{"prompt": "hello"}, {"prompt": "hello", "id": 7, "seed": 7}, {"prompt": "hello"}]
     path.write_text("\n".join(map(json.dumps, lines)))
-    whole = MedusaSession.generate
+    make_request = MedusaSession.make_request
 
     def fail_at_seed_7(
-        session: MedusaSession, prompt: Prompt, options: GenerationOptions
-    ) -> Generation:
+        session: MedusaSession, prompt: Prompt, options: GenerationOptions, *, streamed: bool
+    ) -> Request:
         if options.sampling.seed == 7:
-            raise ProcessorError("the grammar cannot go on")
-        return whole(session, prompt, options)
+            options = replace(options, processors=(_Failing(),))
+        return make_request(session, prompt, options, streamed=streamed)
 
-    monkeypatch.setattr(MedusaSession, "generate", fail_at_seed_7)
+    monkeypatch.setattr(MedusaSession, "make_request", fail_at_seed_7)
     code, out, err = run(capsys, "generate", tiny_bundle.path, "--batch", path, *SHORT)
     found = results(out)
-    assert code == 2 and "requests that failed: 1 of 3" in err
-    assert found[1] == {"request": 1, "id": 7, "error": "the grammar cannot go on"}
-    assert found[0]["text"] == found[2]["text"] != ""
+    assert code == 2 and "replies that failed: 1 of 3" in err
+    assert [result["request"] for result in found] == [0, 1, 2]
+    assert found[1]["error"] == "the grammar cannot go on" and found[1]["id"] == 7
+    assert found[1]["finish_reason"] == "error"
+    assert found[0]["token_ids"] == found[2]["token_ids"] and len(found[0]["token_ids"]) == 12
+    assert found[1]["token_ids"] == found[0]["token_ids"][:3]
+
+
+def test_requests_of_a_batch_share_steps_and_keep_their_order(
+    tiny_bundle: Bundle,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    path = tmp_path / "batch.jsonl"
+    lines = [
+        {"prompt": f"text {i}", "max_new_tokens": length, "ignore_eos": True, "temperature": 1.0}
+        | {"seed": i}
+        for i, length in enumerate([30, 2, 3, 25, 1, 4, 6])
+    ]
+    path.write_text("\n".join(map(json.dumps, lines)))
+    together: list[int] = []
+    step = Decoder.step
+
+    def count(decoder: Decoder, states: Sequence[SequenceState]) -> object:
+        together.append(len(states))
+        return step(decoder, states)
+
+    monkeypatch.setattr(Decoder, "step", count)
+    alone = generate(capsys, tiny_bundle.path, "--batch", path, "--batch-size", "1")
+    assert set(together) == {1}
+    shared = generate(capsys, tiny_bundle.path, "--batch", path, "--batch-size", "3")
+    assert max(together) == 3
+    expected = [result["token_ids"] for result in results(alone)]
+    assert [len(tokens) for tokens in expected] == [30, 2, 3, 25, 1, 4, 6]
+    assert [result["token_ids"] for result in results(shared)] == expected
+    assert [result["request"] for result in results(shared)] == list(range(7))
+    error = refusal(capsys, "generate", tiny_bundle.path, "--batch", path, "--batch-size", "0")
+    assert "--batch-size is 0: it must be at least 1" in error
 
 
 def test_an_empty_batch_is_refused(
