@@ -49,6 +49,7 @@ from medusa_trt.calibration.report.results import (
     save_calibration,
 )
 from medusa_trt.calibration.threshold import measurement as threshold
+from medusa_trt.calibration.threshold.install import install_thresholds
 from medusa_trt.calibration.threshold.summary import ThresholdSection
 from medusa_trt.calibration.trees import head_ranks
 from medusa_trt.calibration.trees.growth import typical_trees
@@ -196,13 +197,24 @@ class Calibrator:
         settings: ReplySettings,
         options: ThresholdOptions,
         num_prompts: int | None = None,
+        *,
+        dry_run: bool = False,
     ) -> ThresholdSection:
-        """Compares thresholds of typical acceptance, and writes their section.
+        """Compares thresholds of typical acceptance, and puts the best into the bundle.
+
+        Args:
+            settings: how replies are made.
+            options: what is compared.
+            num_prompts: number of prompts; None for all.
+            dry_run: leave the bundle's thresholds as they are.
 
         Raises:
-            MedusaError: a prompt does not fit, or the bundle's tree drafts nothing.
+            MedusaError: a prompt does not fit, the bundle's tree drafts nothing, or the bundle
+                cannot be written.
         """
         self.bundle.manifest.require_heads("calibrate threshold")
+        if not dry_run:
+            check_writable(self.bundle.path, CalibrationError, is_folder=True)
         settings = self._bind(settings)
         log = RecordLog(self.folder / threshold.THRESHOLD_FILE, threshold.ThresholdRecord)
         prompts = prompts_from_source(settings.prompts, num_prompts)
@@ -226,6 +238,9 @@ class Calibrator:
             options,
             self._origin(progress),
         )
+        if section.origin.is_complete and not dry_run:
+            self.bundle = install_thresholds(self.bundle, section.recommendations)
+            section = replace(section, written=True)
         self._save(msgspec.structs.replace(self._calibration, threshold=section))
         return section
 

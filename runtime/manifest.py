@@ -1,10 +1,12 @@
 """The manifest of a bundle: its sizes, graphs and files, and its comparison with the model."""
 
+from dataclasses import replace
 from typing import Annotated, Literal
 
 import msgspec
 
 from medusa_trt.errors import BundleError
+from medusa_trt.runtime.options import POSTERIOR_ALPHA, POSTERIOR_THRESHOLD, GenerationOptions
 from medusa_trt.runtime.tensors import ROOT_IDS
 from medusa_trt.tree_configs import MedusaTree
 
@@ -81,6 +83,23 @@ class TargetSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     cache_in_place: bool = True
 
 
+class Thresholds(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """ε (`posterior_threshold`) and δ (`posterior_alpha`) of typical acceptance."""
+
+    posterior_threshold: Annotated[float, msgspec.Meta(ge=0, le=1)]
+    posterior_alpha: Annotated[float, msgspec.Meta(ge=0, le=1)]
+
+    def __str__(self) -> str:
+        return f"ε {self.posterior_threshold:.3g}, δ {self.posterior_alpha:.3g}"
+
+
+class TypicalSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What `calibrate threshold` recommends at a temperature; without thresholds the sampler."""
+
+    temperature: float
+    thresholds: Thresholds | None
+
+
 class Agreement(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Comparison of the bundle with the Hugging Face model.
 
@@ -108,7 +127,10 @@ class FileSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """The content of `manifest.json`; without heads a bundle decodes plainly and by lookup."""
+    """The content of `manifest.json`; without heads a bundle decodes plainly and by lookup.
+
+    `typical` is empty before `calibrate threshold`, and has one entry for a temperature.
+    """
 
     format_version: int
     model: ModelSpec
@@ -119,6 +141,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     verified: dict[str, Agreement]
     versions: dict[str, str]
     files: dict[str, FileSpec]
+    typical: list[TypicalSpec] = []
 
     @property
     def heads_read_root(self) -> bool:
@@ -149,6 +172,46 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
             tree.check(self.heads.num_heads, self.heads.top_k)
         else:
             tree.check_without_heads()
+
+    def fill_thresholds(self, options: GenerationOptions) -> GenerationOptions:
+        """Sets ε and δ of typical acceptance, where the user has set none.
+
+        They are those recommended at the nearest temperature, or else the Medusa paper's.
+        """
+        spec = self._nearest_spec(options)
+        defaults = (spec and spec.thresholds) or Thresholds(POSTERIOR_THRESHOLD, POSTERIOR_ALPHA)
+        threshold, alpha = options.posterior_threshold, options.posterior_alpha
+        return replace(
+            options,
+            posterior_threshold=defaults.posterior_threshold if threshold is None else threshold,
+            posterior_alpha=defaults.posterior_alpha if alpha is None else alpha,
+        )
+
+    def describe_thresholds(self, options: GenerationOptions) -> str | None:
+        """Says which ε and δ a reply gets that the user has not set; None if it gets none."""
+        filled = self.fill_thresholds(options)
+        if options.rule != "typical" or filled == options:
+            return None
+        assert filled.posterior_threshold is not None and filled.posterior_alpha is not None
+        text = (
+            f"typical acceptance, {Thresholds(filled.posterior_threshold, filled.posterior_alpha)}"
+        )
+        spec = self._nearest_spec(options)
+        if spec is None:
+            return f"{text}: calibrate threshold can find better values"
+        text += f", calibrated at temperature {spec.temperature:g}"
+        return text if spec.thresholds else f"{text}, where acceptance sample is recommended"
+
+    def describe_typical(self) -> str:
+        """Lists what is recommended at each temperature; empty before `calibrate threshold`."""
+        return "; ".join(
+            f"{spec.thresholds or 'acceptance sample'} at temperature {spec.temperature:g}"
+            for spec in self.typical
+        )
+
+    def _nearest_spec(self, options: GenerationOptions) -> TypicalSpec | None:
+        temperature = options.sampling.temperature
+        return min(self.typical, key=lambda s: abs(s.temperature - temperature), default=None)
 
     def to_json(self) -> bytes:
         """Encodes the manifest as indented JSON."""

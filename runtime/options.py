@@ -20,7 +20,7 @@ _LEAST_TEMPERATURE = 1e-5
 """Below it vLLM takes the likeliest token too; far below, the divided logits leave float32."""
 
 POSTERIOR_THRESHOLD, POSTERIOR_ALPHA = 0.09, 0.3
-"""Typical acceptance as in the Medusa paper's code; calibrate threshold finds better values."""
+"""ε and δ as in the Medusa paper's code, where calibrate threshold put none into the bundle."""
 
 AcceptanceName = Literal["greedy", "typical", "sample"]
 
@@ -78,8 +78,10 @@ class GenerationOptions:
         acceptance: rule by which drafted tokens are accepted. greedy and sample give the tokens of
             plain decoding; typical, the rule of the Medusa paper, accepts more and changes the
             distribution, except at temperature 0 (default: greedy at temperature 0, sample above).
-        posterior_threshold: ε of typical acceptance; calibrate threshold recommends one.
-        posterior_alpha: δ of typical acceptance.
+        posterior_threshold: ε of typical acceptance (default: what calibrate threshold put into the
+            bundle, or else 0.09).
+        posterior_alpha: δ of typical acceptance (default: what calibrate threshold put into the
+            bundle, or else 0.3).
         stop: text that ends the reply and is not part of it; the flag may be repeated. A special
             token, such as <|im_start|>, is meant as that token.
         stop_ids: token id that ends the reply like an end-of-sequence token; the flag may be
@@ -103,8 +105,8 @@ class GenerationOptions:
     lookup_ngram: int = 3
     sampling: SamplingOptions = GREEDY
     acceptance: AcceptanceName | None = None
-    posterior_threshold: float = POSTERIOR_THRESHOLD
-    posterior_alpha: float = POSTERIOR_ALPHA
+    posterior_threshold: float | None = None
+    posterior_alpha: float | None = None
     stop: Annotated[tuple[str, ...], "--stop TEXT"] = ()
     stop_ids: Annotated[tuple[int, ...], "--stop-id N"] = ()
     repetition_penalty: float = 1.0

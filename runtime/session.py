@@ -311,7 +311,7 @@ class MedusaSession:
             PromptError: the prompt is empty or does not fit into the cache.
             TreeError: the tree needs more heads or candidates than there are.
         """
-        options = self.text.prepare_options(options)
+        options = self.bundle.manifest.fill_thresholds(self.text.prepare_options(options))
         prompt_ids = self.encode(prompt)
         self._check(prompt_ids, options)
         num_free = self._max_sequence_length(options) - len(prompt_ids)

@@ -4,11 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from medusa_trt.runtime.options import (
-    POSTERIOR_ALPHA,
-    POSTERIOR_THRESHOLD,
-    AcceptanceName,
-)
+from medusa_trt.runtime.options import AcceptanceName
 
 MAX_CHOICES = 128
 """Most replies to one request, as in OpenAI's API."""
@@ -89,8 +85,8 @@ class ReplyFields(Body):
     regex: str | None = None
     grammar: str | None = None
     acceptance: AcceptanceName | None = None
-    posterior_threshold: Annotated[float, Field(ge=0, le=1)] = POSTERIOR_THRESHOLD
-    posterior_alpha: Annotated[float, Field(ge=0, le=1)] = POSTERIOR_ALPHA
+    posterior_threshold: Annotated[float, Field(ge=0, le=1)] | None = None
+    posterior_alpha: Annotated[float, Field(ge=0, le=1)] | None = None
     lookup_ngram: Annotated[int, Field(ge=0, le=16)] = 3
     tree: str | None = None
 

@@ -120,6 +120,8 @@ def serve(session: MedusaSession, options: ServingOptions, opened: socket.socket
     app = make_app(session, options)
     host, port, *_ = opened.getsockname()
     shown = f"[{host}]" if ":" in host else host
+    if typical := session.bundle.manifest.describe_typical():
+        print(f"calibrated for acceptance typical: {typical}", file=sys.stderr)
     print(f"{app.state.service.model_name} on http://{shown}:{port}", file=sys.stderr, flush=True)
     # While this thread makes a reply's text, the scheduler's waits for the interpreter between two
     # steps: at most so long, and not 5 ms.

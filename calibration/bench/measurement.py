@@ -13,6 +13,7 @@ from medusa_trt.calibration.replies import generate_whole_reply
 from medusa_trt.errors import PromptError, TreeError
 from medusa_trt.runtime.bundle import Bundle
 from medusa_trt.runtime.conversation import Conversation
+from medusa_trt.runtime.manifest import Manifest
 from medusa_trt.runtime.options import GREEDY, GenerationOptions, SamplingOptions
 from medusa_trt.runtime.session import Generation, MedusaSession, Prompt
 from medusa_trt.tree_configs import MedusaTree, load_tree
@@ -62,6 +63,22 @@ def drop_missing_heads(options: BenchOptions, bundle: Bundle) -> BenchOptions:
     if options.compared != BenchOptions().compared:
         bundle.manifest.require_heads("bench --modes heads")
     return replace(options, compared=tuple(mode for mode in options.compared if mode != "heads"))
+
+
+def fill_thresholds(options: BenchOptions, manifest: Manifest) -> BenchOptions:
+    """Sets ε and δ of typical acceptance as in replies, where the user has set none."""
+    filled = manifest.fill_thresholds(
+        GenerationOptions(
+            sampling=SamplingOptions(temperature=options.temperature),
+            posterior_threshold=options.posterior_threshold,
+            posterior_alpha=options.posterior_alpha,
+        )
+    )
+    return replace(
+        options,
+        posterior_threshold=filled.posterior_threshold,
+        posterior_alpha=filled.posterior_alpha,
+    )
 
 
 def fixed_tree(session: MedusaSession, tree: MedusaTree | None) -> MedusaTree | None:

@@ -5,8 +5,6 @@ from typing import Annotated, Literal
 
 from medusa_trt.errors import PromptError, check_range
 from medusa_trt.runtime.options import (
-    POSTERIOR_ALPHA,
-    POSTERIOR_THRESHOLD,
     AcceptanceName,
     SamplingOptions,
 )
@@ -75,8 +73,10 @@ class BenchOptions:
         temperature: temperature of sample and typical.
         seed: seed of the first prompt's reply in sample and typical; each further prompt has the
             next number.
-        posterior_threshold: ε of typical acceptance; calibrate threshold recommends one.
-        posterior_alpha: δ of typical acceptance.
+        posterior_threshold: ε of typical acceptance (default: what calibrate threshold put into the
+            bundle, or else 0.09).
+        posterior_alpha: δ of typical acceptance (default: what calibrate threshold put into the
+            bundle, or else 0.3).
         tree: the draft tree, on the command line its name or file (default: grown at each step, or
             the bundle's tree where that cannot be).
         concurrency: instead of the modes, compare Medusa with plain decoding while this many
@@ -91,8 +91,8 @@ class BenchOptions:
     rounds: int = 1
     temperature: float = 0.7
     seed: int = 0
-    posterior_threshold: float = POSTERIOR_THRESHOLD
-    posterior_alpha: float = POSTERIOR_ALPHA
+    posterior_threshold: float | None = None
+    posterior_alpha: float | None = None
     tree: Annotated[MedusaTree | None, load_tree] = None
     concurrency: Annotated[tuple[int, ...], "--concurrency"] = ()
     arrivals: Annotated[tuple[float, ...], "--arrivals"] = ()

@@ -11,7 +11,6 @@ from medusa_trt.calibration.bench.measurement import ReplyRow
 from medusa_trt.calibration.bench.summary import Summary
 from medusa_trt.calibration.machine import Machine
 from medusa_trt.calibration.noise import Noise
-from medusa_trt.runtime.options import POSTERIOR_ALPHA, POSTERIOR_THRESHOLD
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,8 +34,8 @@ class BenchSetup:
     threads: int | None
     temperature: float
     seed: int
-    posterior_threshold: float = POSTERIOR_THRESHOLD
-    posterior_alpha: float = POSTERIOR_ALPHA
+    posterior_threshold: float
+    posterior_alpha: float
 
     @property
     def tree_text(self) -> str:

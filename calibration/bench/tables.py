@@ -56,6 +56,10 @@ def _header(report: BenchReport) -> str:
     setup, machine = report.setup, report.machine
     threads = _count(setup.threads, "thread") if setup.threads else "threads as the engine chooses"
     num_replies = report.summary.modes[0].num_replies
+    sampled = f"sampled at temperature {setup.temperature:g}, seed {setup.seed}"
+    if any(mode.name.startswith("typical") for mode in report.summary.modes):
+        sampled += f"; typical acceptance with ε {setup.posterior_threshold:g}, δ "
+        sampled += f"{setup.posterior_alpha:.3g}"
     planned = f"{_count(setup.num_prompts, 'prompt')}, {_count(setup.rounds, 'round')}"
     return (
         f"\n{setup.model} on {setup.target}, {setup.precision}: {setup.num_heads} heads, "
@@ -65,7 +69,7 @@ def _header(report: BenchReport) -> str:
         f"{f', {machine.kernels} kernels' if machine.kernels else ''}\n"
         f"{_count(report.num_prompts_done, 'prompt')} of {setup.prompts}, "
         f"{_count(num_replies, 'reply', 'replies')} a mode of up to {setup.max_new_tokens} tokens; "
-        f"sampled at temperature {setup.temperature:g}, seed {setup.seed}\n"
+        f"{sampled}\n"
         + (f"Interrupted before the end of {planned}\n" if not report.is_complete else "")
     )
 

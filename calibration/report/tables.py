@@ -68,7 +68,15 @@ def tabulate_threshold(section: ThresholdSection) -> Table:
     pairs of tokens over the number of pairs; "same %" is the share of tokens that the sampler draws
     too, from the same random numbers.
     """
-    columns = ["T", "ε", "tokens per step", "nats per token", "gain (95 %)", "distinct-2", "same %"]
+    columns = [
+        "T",
+        "ε",
+        "tokens\nper step",
+        "nats per\ntoken",
+        "gain (95 %)",
+        "distinct-2",
+        "same %",
+    ]
     rows = []
     for summary in section.rules:
         threshold, gain = summary.rule.posterior_threshold, summary.logprob_gain

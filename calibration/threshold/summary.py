@@ -47,7 +47,7 @@ class Recommendation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ThresholdSection:
-    """Typical acceptance against the sampler."""
+    """Typical acceptance against the sampler; `written` is whether the bundle has the advice."""
 
     origin: Origin
     settings: ReplySettings
@@ -55,6 +55,7 @@ class ThresholdSection:
     num_prompts: int
     rules: tuple[RuleSummary, ...]
     recommendations: tuple[Recommendation, ...]
+    written: bool = False
 
     @classmethod
     def from_records(

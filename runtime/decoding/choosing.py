@@ -102,6 +102,7 @@ class Chooser:
             sampled: list[int] = reductions.sampled.tolist()[index]
             nodes = accept_exact(tree, tokens, sampled)
             return nodes, sampled[nodes[-1]]
+        assert options.posterior_threshold is not None and options.posterior_alpha is not None
         nodes = accept_typical(
             tree,
             reductions.candidate_logprob.tolist()[index],

@@ -12,7 +12,14 @@ from hypothesis import strategies as st
 from medusa_trt.errors import BundleError
 from medusa_trt.runtime import tensors as names
 from medusa_trt.runtime.bundle import Bundle
-from medusa_trt.runtime.manifest import FORMAT_VERSION, Manifest, manifest_from_json
+from medusa_trt.runtime.manifest import (
+    FORMAT_VERSION,
+    Manifest,
+    Thresholds,
+    TypicalSpec,
+    manifest_from_json,
+)
+from medusa_trt.runtime.options import GenerationOptions, SamplingOptions
 
 
 def refused(bundle: Bundle, edit: Callable[[Any], object], message: str) -> None:
@@ -60,6 +67,9 @@ EDITS: dict[str, Callable[[Any], object]] = {
     r"got `null` - at `\$\.tree_name`": lambda m: m.update(tree_name=None),
     r"`int` >= 1 - at `\$\.model\.num_layers`": lambda m: m["model"].update(num_layers=0),
     r"`int` >= 1 - at `\$\.target\.prefill_chunk`": lambda m: m["target"].update(prefill_chunk=-5),
+    r"`float` <= 1.0 - at `\$\.typical\[0\]\.thresholds\.posterior_alpha`": lambda m: m.update(
+        typical=[{"temperature": 1, "thresholds": {"posterior_threshold": 0, "posterior_alpha": 2}}]
+    ),
     r"got `object` - at `\$\.graphs\[...\]\.inputs`": lambda m: m["graphs"]["verify"].update(
         inputs={}
     ),
@@ -73,6 +83,36 @@ def test_a_manifest_with_wrong_fields_is_refused(message: str, tiny_bundle: Bund
         EDITS[message],
         rf"manifest\.json is damaged \(.*{message}\): export the model again$",
     )
+
+
+def test_the_nearest_temperatures_thresholds_fill_what_the_user_left_out(
+    tiny_bundle: Bundle,
+) -> None:
+    typical = [
+        TypicalSpec(temperature=0.5, thresholds=None),
+        TypicalSpec(temperature=1.0, thresholds=Thresholds(0.06, 0.2)),
+    ]
+    manifest = msgspec.structs.replace(tiny_bundle.manifest, typical=typical)
+    assert manifest_from_json(manifest.to_json(), "again") == manifest
+
+    def fill(temperature: float, **given: float) -> tuple[float | None, float | None]:
+        sampling = SamplingOptions(temperature=temperature)
+        options = GenerationOptions(sampling=sampling, acceptance="typical", **given)  # type: ignore[arg-type]
+        filled = manifest.fill_thresholds(options)
+        return filled.posterior_threshold, filled.posterior_alpha
+
+    assert fill(0.9) == fill(2.0) == (0.06, 0.2)
+    assert fill(0.7) == (0.09, 0.3)
+    assert fill(0.9, posterior_threshold=0.0) == (0.0, 0.2)
+    assert fill(0.9, posterior_alpha=0.0) == (0.06, 0.0)
+    assert fill(0.7, posterior_alpha=0.4) == (0.09, 0.4)
+    described = manifest.describe_typical()
+    assert described == "acceptance sample at temperature 0.5; ε 0.06, δ 0.2 at temperature 1"
+    filled = tiny_bundle.manifest.fill_thresholds(GenerationOptions())
+    assert (filled.posterior_threshold, filled.posterior_alpha) == (0.09, 0.3), "the paper's"
+    cool = GenerationOptions(sampling=SamplingOptions(temperature=0.6), acceptance="typical")
+    assert "acceptance sample is recommended" in str(manifest.describe_thresholds(cool))
+    assert manifest.describe_thresholds(GenerationOptions()) is None
 
 
 @settings(max_examples=200, deadline=None)

@@ -19,11 +19,6 @@ def test_a_temperature_that_float32_cannot_divide_by_is_zero(temperature: float)
     assert SamplingOptions(temperature=1e-5).temperature == 1e-5
 
 
-def test_the_papers_thresholds_are_the_defaults() -> None:
-    options = GenerationOptions()
-    assert (options.posterior_threshold, options.posterior_alpha) == (0.09, 0.3)
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -102,6 +102,11 @@ def _measure_and_report(
     from medusa_trt.calibration.bench.measurement import (
         check_runnable,
         drop_missing_heads,
+<<<<<<< HEAD
+=======
+        fill_thresholds,
+        fixed_tree,
+>>>>>>> 204138e (Keep the recommended thresholds of typical acceptance in the bundle, as defaults of its replies)
         warm_up,
     )
     from medusa_trt.calibration.bench.report import BenchReport, peak_memory_bytes
@@ -116,9 +121,10 @@ def _measure_and_report(
     from medusa_trt.calibration.progress import Progress
 
     options = drop_missing_heads(arguments.bench, session.bundle)
+    options = fill_thresholds(options, session.bundle.manifest)
     check_runnable(session, prompts, options)
     date = datetime.now(timezone.utc).astimezone()
-    setup = _describe_setup(session, prompts, arguments)
+    setup = _describe_setup(session, prompts, arguments, options)
     num_replies = sum(len(prompt.turns) for prompt in prompts) * options.rounds
     progress = Progress(num_replies * len(options.modes), "replies")
     progress.announce(num_replies * warm_up(session, prompts[0], options))
@@ -188,11 +194,12 @@ def _describe_setup(
     session: "MedusaSession",
     prompts: Sequence["BenchPrompt"],
     arguments: BenchArguments,
+    options: BenchOptions,
 ) -> "BenchSetup":
     from medusa_trt.calibration.bench.measurement import fixed_tree
     from medusa_trt.calibration.bench.report import BenchSetup
 
-    options = arguments.bench
+    assert options.posterior_threshold is not None and options.posterior_alpha is not None
     manifest, tree = session.bundle.manifest, fixed_tree(session, options.tree)
     return BenchSetup(
         bundle=str(arguments.bundle),

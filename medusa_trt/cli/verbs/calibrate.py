@@ -130,16 +130,19 @@ class TreeArguments(CalibrateArguments):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ThresholdArguments(RepliesArguments):
-    """Compare thresholds of typical acceptance by their speed and their quality.
+    """Compare thresholds of typical acceptance, and make the best ones the bundle's defaults.
 
-    Replies are made by the heads alone, without prompt lookup.
+    They are compared by their speed and their quality. Replies are made by the heads alone, without
+    prompt lookup.
 
     Attributes:
         num_prompts: number of prompts to use.
+        dry_run: leave the bundle's thresholds as they are.
         threshold: which thresholds are compared, and what is recommended.
     """
 
     num_prompts: int | None = 12
+    dry_run: bool = False
     threshold: ThresholdOptions = field(default_factory=ThresholdOptions)
 
 
@@ -193,8 +196,15 @@ def compare_thresholds(arguments: ThresholdArguments) -> int:
     from medusa_trt.calibration.report.tables import tabulate_threshold, text_from_recommendation
 
     calibrator = arguments.open()
-    section = calibrator.compare_thresholds(settings, arguments.threshold, arguments.num_prompts)
+    section = calibrator.compare_thresholds(
+        settings, arguments.threshold, arguments.num_prompts, dry_run=arguments.dry_run
+    )
     texts = [text_from_recommendation(advice) for advice in section.recommendations]
+    texts.append(
+        "Replies with --acceptance typical have these thresholds by default."
+        if section.written
+        else "The bundle was left as it is."
+    )
     return _report(calibrator, tabulate_threshold(section), texts, section.origin)
 
 

@@ -69,6 +69,9 @@ def chat(arguments: ChatArguments) -> None:
     ):
         console = _new_console(verbose=arguments.verbose)
         conversation = Conversation(template.system)
+        thresholds = session.bundle.manifest.describe_thresholds(arguments.reply)
+        if thresholds is not None:
+            console.status(thresholds)
         loop = Chat(session, conversation, arguments.reply, console, make_prompt)
         if is_terminal:
             tree = arguments.reply.tree

@@ -122,6 +122,7 @@ def generate(arguments: GenerateArguments) -> int:
     num_replies = sum(request.n for request in requests)
     batch_size = min(arguments.batch_size, num_replies) if arguments.batch is not None else 1
     with arguments.session.open(arguments.bundle, batch_size) as session:
+        _show_thresholds(session, requests)
         if arguments.batch is not None:
             from medusa_trt.cli.batch import answer_batch
 
@@ -132,6 +133,14 @@ def generate(arguments: GenerateArguments) -> int:
         if request.n > 1:
             return _show_several(session, request)
         return _show_stream(session, request)
+
+
+def _show_thresholds(session: "MedusaSession", requests: list["Request"]) -> None:
+    manifest = session.bundle.manifest
+    texts = [manifest.describe_thresholds(request.options) for request in requests]
+    for text in dict.fromkeys(texts):
+        if text is not None:
+            print(text, file=sys.stderr, flush=True)
 
 
 def _show_stream(session: "MedusaSession", request: "Request") -> int:

@@ -141,6 +141,7 @@ def _rows_from_bundle(bundle: "Bundle", estimates: dict[str, float]) -> list[tup
          f"{target.cache_dtype}"),
         ("longest", f"{model.max_length:,} tokens"),
         ("tree", f"{manifest.tree_name}: {tree.num_nodes} nodes, {tree.max_depth} deep"),
+        ("typical", manifest.describe_typical() or "not calibrated"),
         ("memory", f"{_format(estimates['weights_bytes'])} weights + "
          f"{_format(estimates['kv_cache_bytes'])} KV cache = "
          f"{_format(estimates['total_bytes'])} for one sequence of the longest length"),

@@ -15,7 +15,12 @@ from medusa_trt.tree_configs import chain_tree
 def test_the_bonus_token_is_greedy_by_typical_acceptance_and_drawn_by_sampling(
     rule: Literal["typical", "sample"], bonus_token: int
 ) -> None:
-    options = GenerationOptions(sampling=SamplingOptions(temperature=1), acceptance=rule)
+    options = GenerationOptions(
+        sampling=SamplingOptions(temperature=1),
+        acceptance=rule,
+        posterior_threshold=0.09,
+        posterior_alpha=0.3,
+    )
     reductions = Reductions(
         sampled=np.array([[0] * 3, [5, 6, 22]]),
         entropy=np.zeros((2, 3), np.float32),

@@ -68,6 +68,8 @@ def report_of(rows: list[ReplyRow], free_cores: float | None = None) -> BenchRep
         threads=None,
         temperature=0.7,
         seed=0,
+        posterior_threshold=0.09,
+        posterior_alpha=0.3,
     )
     return BenchReport(
         command="medusa-trt bench b",

@@ -16,6 +16,7 @@ from medusa_trt.calibration.report.results import Calibration, load_calibration
 from medusa_trt.cli import main as cli
 from medusa_trt.runtime.bundle import Bundle
 from medusa_trt.runtime.decoding.drafting import TokenLookup
+from medusa_trt.runtime.manifest import Thresholds, TypicalSpec
 from medusa_trt.runtime.session import GenerationStats, MedusaSession
 from medusa_trt.tree_configs import load_tree
 
@@ -196,8 +197,40 @@ def test_threshold(
     assert [s.rule.posterior_threshold for s in section.rules] == [None, 0.05, 0.2]
     assert section.rules[0].token_agreement == 1
     assert section.rules[1].rule.posterior_alpha == pytest.approx(0.05**0.5)
-    assert calibrate("threshold", bundle, "--alpha", "0.3", *words, *SMALL) == 0
-    assert "6 replies" in capsys.readouterr().err  # the sampler's are kept
+    assert calibrate("threshold", bundle, "--alpha", "0.3", *words, *SMALL, "--dry-run") == 0
+    out, err = capsys.readouterr()
+    assert "6 replies" in err  # the sampler's are kept
+    assert "The bundle was left as it is." in out
+
+
+def test_recommended_thresholds_become_the_bundles_defaults(
+    bundle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """From the calibration to a reply, which is the one with these thresholds given as flags."""
+    words = ["--thresholds", "0.01", "--temperatures", "0.8", "--quality-loss", "99"]
+    words += ["--diversity-loss", "1"]
+    sampled = ["hello", "--temperature", "1", "--seed", "1", "--acceptance", "typical"]
+    sampled += ["--max-new-tokens", "40"]
+
+    def generate(*flags: str) -> tuple[str, str]:
+        capsys.readouterr()
+        assert cli.main(["generate", str(bundle), *sampled, *flags]) == 0
+        captured = capsys.readouterr()
+        return captured.out, captured.err
+
+    before, note = generate()
+    assert "typical acceptance, ε 0.09, δ 0.3: calibrate threshold can find" in note
+    assert before == generate("--posterior-threshold", "0.09", "--posterior-alpha", "0.3")[0]
+    assert calibrate("threshold", bundle, *words, *SMALL) == 0
+    assert "have these thresholds by default" in capsys.readouterr().out
+    spec = TypicalSpec(temperature=0.8, thresholds=Thresholds(0.01, 0.1))
+    assert Bundle.open(bundle).manifest.typical == [spec]
+    after, note = generate()
+    assert "typical acceptance, ε 0.01, δ 0.1, calibrated at temperature 0.8" in note
+    flags = ["--posterior-threshold", "0.01", "--posterior-alpha", "0.1"]
+    same, note = generate(*flags)
+    assert same == after != before and "typical acceptance" not in note
+    assert generate("--posterior-threshold", "0.09", "--posterior-alpha", "0.3")[0] == before
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
