@@ -53,7 +53,10 @@ class Verb(Generic[Arguments]):
         """
         parser = self.new_parser(command)
         parser.check_flags(words)
-        namespace, unknown = parser.parse_known_args(words)
+        # argparse finds no words behind "--" when they may stand between options.
+        is_ended = "--" in words
+        parse = parser.parse_known_args if is_ended else parser.parse_known_intermixed_args
+        namespace, unknown = parse(words)
         if unknown:
             parser.error(f"unexpected argument {unknown[0]!r}")
         with flags_in_errors(self.arguments):

@@ -77,3 +77,23 @@ def test_flags_may_be_shortened_and_texts_may_look_like_flags() -> None:
     assert verb.parse("greet", ["you", "--temp=2"]).temperature == 2
     assert verb.parse("greet", ["--", "--you"]).name == "--you"
     assert verb.parse("greet", ["--you and me"]).name == "--you and me"
+
+
+def test_optional_words_may_stand_behind_options() -> None:
+    @dataclass(frozen=True, slots=True, kw_only=True)
+    class Both:
+        """Says something.
+
+        Attributes:
+            place: where it is said.
+            text: what is said (default: nothing).
+            loud: say it loudly.
+        """
+
+        place: Annotated[str, "PLACE"]
+        text: Annotated[str | None, "TEXT"] = None
+        loud: bool = False
+
+    verb = Verb(Both, lambda _: None)
+    for words in (["here", "--loud", "it"], ["--loud", "here", "it"], ["here", "it", "--loud"]):
+        assert verb.parse("say", words) == Both(place="here", text="it", loud=True)
