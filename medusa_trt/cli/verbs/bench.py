@@ -102,11 +102,7 @@ def _measure_and_report(
     from medusa_trt.calibration.bench.measurement import (
         check_runnable,
         drop_missing_heads,
-<<<<<<< HEAD
-=======
         fill_thresholds,
-        fixed_tree,
->>>>>>> 204138e (Keep the recommended thresholds of typical acceptance in the bundle, as defaults of its replies)
         warm_up,
     )
     from medusa_trt.calibration.bench.report import BenchReport, peak_memory_bytes
