@@ -5,39 +5,31 @@ ends in one line and an exit code, and leaves nothing half-written.
 """
 
 import sys
-from collections.abc import Callable
 
 from medusa_trt.interrupts import ignore_interrupts, interrupted_exit_code, raise_interrupts
 
 
 def main() -> int:
     """Runs `medusa-trt`; returns the exit code."""
-
-    def command() -> int:
-        from medusa_trt.cli import main as cli
-
-        return cli.main()
-
-    return _run(command)
+    return _run("main")
 
 
 def export_main() -> int:
     """Runs `medusa-export`; returns the exit code."""
-
-    def command() -> int:
-        from medusa_trt.cli import main as cli
-
-        return cli.export_main()
-
-    return _run(command)
+    return _run("export_main")
 
 
-def _run(command: Callable[[], int]) -> int:
-    """Runs a command as the whole work of this process; signals after its end are ignored."""
+def _run(name: str) -> int:
+    """Runs a function of `cli/main.py` as the whole work of this process.
+
+    Signals after its end are ignored.
+    """
     try:
         raise_interrupts()
         try:
-            code = command()
+            from medusa_trt.cli import main as cli
+
+            code: int = getattr(cli, name)()
         finally:
             ignore_interrupts()
     except KeyboardInterrupt:

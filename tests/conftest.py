@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from support.tiny_models import TINY_HEADS, save_tiny_heads, save_tiny_model
 
+from medusa_trt import interrupts
 from medusa_trt.export.models.base_model import BaseModel, load_base_model
 from medusa_trt.export.models.source import source_from_name
 from medusa_trt.export.pipeline import ExportOptions, export_bundle
@@ -25,8 +26,9 @@ PAPER_HEADS = (
 
 
 @pytest.fixture
-def interruptible() -> Iterator[None]:
-    """Makes both signals raise, as they do in the process of a command."""
+def interruptible(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Makes both signals raise, as they do in the process of a command, which then forgets them."""
+    monkeypatch.setattr(interrupts, "_raised", [])
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     raise_interrupts()
     yield

@@ -22,7 +22,8 @@ class Verb(Generic[Arguments]):
 
     Attributes:
         arguments: the dataclass of what the user may give; its docstring is the help.
-        run: does it, and returns the exit code; None for 0.
+        run: does it, and returns the exit code, None for 0; raises MedusaError for what the user
+            can cause.
         epilog: makes what the help ends with.
     """
 

@@ -57,9 +57,6 @@ def bench(arguments: BenchArguments) -> int:
     Returns:
         The exit code: 1 if tokens differ that must not, 130 after a Ctrl-C and 143 after SIGTERM,
         which still report the prompts that were finished.
-
-    Raises:
-        MedusaError: whatever the user can cause; as far as possible before anything is measured.
     """
     _check_outputs(arguments)
     prompts = _load_prompts(arguments)

@@ -21,11 +21,7 @@ class BuildArguments(BundleArguments):
 
 
 def build(arguments: BuildArguments) -> None:
-    """Builds engines, and shows each stage.
-
-    Raises:
-        MedusaError: the bundle is damaged, or the engines cannot be built so.
-    """
+    """Builds engines, and shows each stage."""
     show_stage = new_stage_printer()
     show_stage("opening the bundle")
     with require_extra("building", "tensorrt", "tensorrt-rtx"):

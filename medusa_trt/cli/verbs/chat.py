@@ -51,9 +51,6 @@ def chat(arguments: ChatArguments) -> None:
 
     Replies go to standard output, everything else to standard error. If the input is not a
     terminal, it is read to its end, and each line is an entry.
-
-    Raises:
-        MedusaError: the chat cannot start, or entries of a file or a pipe failed.
     """
     # These imports take long, and wrong options are refused before them.
     from medusa_trt.cli.chat_loop import Chat

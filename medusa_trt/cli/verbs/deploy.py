@@ -26,11 +26,7 @@ class DeployArguments(BundleArguments):
 
 
 def deploy(arguments: DeployArguments) -> None:
-    """Writes the files, and lists them.
-
-    Raises:
-        MedusaError: the bundle's target does not run there, or the files cannot be written.
-    """
+    """Writes the files, and lists them."""
     with require_extra("deploying", "export"):
         from medusa_trt.export.deploy.deployment import deploy as write_files
     from medusa_trt.runtime.bundle import Bundle

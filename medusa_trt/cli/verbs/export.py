@@ -7,11 +7,7 @@ from medusa_trt.export.options import ExportOptions
 
 
 def export(options: ExportOptions) -> None:
-    """Exports, and shows each stage.
-
-    Raises:
-        MedusaError: the model or its heads cannot be exported so.
-    """
+    """Exports, and shows each stage."""
     show_stage = new_stage_printer()
     show_stage("starting")
     with require_extra("exporting", "export"):

@@ -32,11 +32,7 @@ class InspectArguments:
 
 
 def inspect(arguments: InspectArguments) -> None:
-    """Reads heads, and prints what they are.
-
-    Raises:
-        MedusaError: the heads cannot be read.
-    """
+    """Reads heads, and prints what they are."""
     with require_extra("reading heads", "export"):
         from medusa_trt.export.heads.loading import load_heads
     loaded = load_heads(arguments.source)
@@ -47,11 +43,7 @@ def inspect(arguments: InspectArguments) -> None:
 
 
 def convert(options: ConvertOptions) -> None:
-    """Reads heads, and writes them in another format.
-
-    Raises:
-        MedusaError: the heads cannot be read, or the format cannot hold them.
-    """
+    """Reads heads, and writes them in another format."""
     with require_extra("converting heads", "export"):
         from medusa_trt.export.head_conversion.saving import convert_heads
     loaded = convert_heads(options, lambda text: print(text, file=sys.stderr, flush=True))

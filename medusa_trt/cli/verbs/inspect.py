@@ -31,11 +31,7 @@ class InspectArguments(BundleArguments):
 
 
 def inspect(arguments: InspectArguments) -> None:
-    """Checks the hashes of a bundle, and prints what the bundle holds.
-
-    Raises:
-        MedusaError: the folder is not a bundle, the bundle is damaged, or the GPU is unknown.
-    """
+    """Checks the hashes of a bundle, and prints what the bundle holds."""
     with require_extra("inspecting graphs", "export"):
         from medusa_trt.export.inspection import gpu_from_name, read_graph_facts
     from medusa_trt.runtime.bundle import Bundle

@@ -20,11 +20,7 @@ class ModelsArguments:
 
 
 def list_models(arguments: ModelsArguments) -> None:
-    """Prints a line for each alias.
-
-    Raises:
-        MedusaError: a package is missing.
-    """
+    """Prints a line for each alias."""
     with require_extra("listing models", "export"):
         from medusa_trt.export.models.aliases import load_aliases
     import msgspec

@@ -22,11 +22,7 @@ class ServeArguments(BundleArguments):
 
 
 def serve_bundle(arguments: ServeArguments) -> None:
-    """Serves a bundle until SIGTERM or Ctrl-C.
-
-    Raises:
-        MedusaError: the bundle cannot be opened, or the address cannot be used.
-    """
+    """Serves a bundle until SIGTERM or Ctrl-C."""
     with require_extra("serving", "serve"):
         from medusa_trt.serving.server import open_socket, serve, warn_if_open
 

@@ -119,11 +119,7 @@ class MeasureArguments(ModelArguments):
 
 
 def make_data(arguments: DataArguments) -> None:
-    """Makes training data, and shows how far it is.
-
-    Raises:
-        MedusaError: the model or the prompts cannot be read, or the folder holds other data.
-    """
+    """Makes training data, and shows how far it is."""
     _check_packages()
     from medusa_trt.runtime.bundle import Bundle
     from medusa_trt.training.backbone import load_backbone
@@ -147,11 +143,7 @@ def make_data(arguments: DataArguments) -> None:
 
 
 def train_heads_alone(arguments: HeadsArguments) -> None:
-    """Trains heads, and shows what they are worth.
-
-    Raises:
-        MedusaError: the model or the data cannot be read, or the folder holds another run.
-    """
+    """Trains heads, and shows what they are worth."""
     _check_packages()
     from medusa_trt.export.heads.loading import heads_from_path
     from medusa_trt.training.backbone import load_backbone
@@ -174,11 +166,7 @@ def train_heads_alone(arguments: HeadsArguments) -> None:
 
 
 def train_jointly(arguments: JointArguments) -> None:
-    """Trains heads and the model, and shows what the heads are worth.
-
-    Raises:
-        MedusaError: the model or the data cannot be read, or the folder holds another run.
-    """
+    """Trains heads and the model, and shows what the heads are worth."""
     _check_packages(with_adapters=True)
     import torch
 
@@ -205,11 +193,7 @@ def train_jointly(arguments: JointArguments) -> None:
 
 
 def measure(arguments: MeasureArguments) -> None:
-    """Shows what heads are worth.
-
-    Raises:
-        MedusaError: the model, the heads or the prompts cannot be read.
-    """
+    """Shows what heads are worth."""
     _check_packages()
     import torch
 

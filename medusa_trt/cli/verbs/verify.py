@@ -20,12 +20,7 @@ class VerifyArguments(BundleArguments):
 
 
 def verify(arguments: VerifyArguments) -> None:
-    """Shows how close the logits are.
-
-    Raises:
-        MedusaError: the logits differ by more than the bundle's precision allows, or cannot be
-            compared.
-    """
+    """Shows how close the logits are."""
     with require_extra("comparing", "export"):
         from medusa_trt.export.comparison.check import check_bundle
     for line in check_bundle(arguments.bundle, arguments.against):
