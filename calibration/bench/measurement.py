@@ -5,7 +5,7 @@ changes from prompt to prompt and from round to round. `summary.py` makes figure
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
 from medusa_trt.calibration.bench.options import BenchOptions, Mode
 from medusa_trt.calibration.prompts import BenchPrompt
@@ -15,7 +15,7 @@ from medusa_trt.runtime.bundle import Bundle
 from medusa_trt.runtime.conversation import Conversation
 from medusa_trt.runtime.manifest import Manifest
 from medusa_trt.runtime.options import GREEDY, GenerationOptions, SamplingOptions
-from medusa_trt.runtime.session import Generation, MedusaSession, Prompt
+from medusa_trt.runtime.session import GenerationStats, MedusaSession, Prompt
 from medusa_trt.tree_configs import MedusaTree, load_tree
 
 _WARM_UP_TOKENS = 16
@@ -23,8 +23,8 @@ _PLAIN = load_tree("plain")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ReplyRow:
-    """One measured reply. The fields that are not listed are those of `GenerationStats`.
+class ReplyRow(GenerationStats):
+    """One measured reply.
 
     Attributes:
         round: number of the round, from 1.
@@ -42,13 +42,6 @@ class ReplyRow:
     turn: int
     mode: str
     finish_reason: str
-    prompt_tokens: int
-    cached_tokens: int
-    new_tokens: int
-    prefill_s: float
-    decode_s: float
-    engine_s: float
-    accept_lengths: tuple[int, ...]
     token_ids: tuple[int, ...]
 
 
@@ -183,7 +176,16 @@ def _converse(
     for turn, text in enumerate(prompt.turns, start=1):
         reply = generate_whole_reply(session, dialogue.prompt(text), generation_options)
         dialogue.add(text, reply.text)
-        yield _row(reply, prompt, mode, turn=turn, round_=round_)
+        yield ReplyRow(
+            **asdict(reply.stats),
+            round=round_,
+            prompt_id=prompt.id,
+            category=prompt.category,
+            turn=turn,
+            mode=mode.name,
+            finish_reason=reply.finish_reason,
+            token_ids=tuple(reply.token_ids),
+        )
 
 
 def _forget(session: MedusaSession) -> None:
@@ -192,26 +194,6 @@ def _forget(session: MedusaSession) -> None:
     Otherwise only the first mode would prefill a prompt, and the others would find it cached.
     """
     session.generate([0], GenerationOptions(max_new_tokens=1, tree=_PLAIN))
-
-
-def _row(reply: Generation, prompt: BenchPrompt, mode: Mode, *, turn: int, round_: int) -> ReplyRow:
-    stats = reply.stats
-    return ReplyRow(
-        round=round_,
-        prompt_id=prompt.id,
-        category=prompt.category,
-        turn=turn,
-        mode=mode.name,
-        finish_reason=reply.finish_reason,
-        prompt_tokens=stats.prompt_tokens,
-        cached_tokens=stats.cached_tokens,
-        new_tokens=stats.new_tokens,
-        prefill_s=stats.prefill_s,
-        decode_s=stats.decode_s,
-        engine_s=stats.engine_s,
-        accept_lengths=stats.accept_lengths,
-        token_ids=tuple(reply.token_ids),
-    )
 
 
 class _Dialogue:

@@ -9,8 +9,8 @@ import msgspec
 
 from medusa_trt.calibration.bench.measurement import ReplyRow
 from medusa_trt.calibration.bench.summary import Summary
-from medusa_trt.calibration.machine import Machine
 from medusa_trt.calibration.noise import Noise
+from medusa_trt.calibration.origin import Origin
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,30 +44,20 @@ class BenchSetup:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class BenchReport:
+class BenchReport(Origin):
     """A finished benchmark.
 
     Attributes:
-        command: the command line, as typed.
-        date: when the benchmark began, in ISO format.
-        duration_s: seconds of measuring.
-        is_complete: false after an interruption.
         num_prompts_done: fewer than `setup.num_prompts` after an interruption in the first round.
         peak_memory_bytes: peak memory of the whole process.
         setup: what was measured.
-        machine: what it was measured on.
         noise: what disturbed it; its spread is that of plain steps, over prompts.
         summary: the figures.
     """
 
-    command: str
-    date: str
-    duration_s: float
-    is_complete: bool
     num_prompts_done: int
     peak_memory_bytes: int
     setup: BenchSetup
-    machine: Machine
     noise: Noise
     summary: Summary
 

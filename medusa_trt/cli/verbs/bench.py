@@ -1,10 +1,8 @@
 """`medusa-trt bench`: the speed of Medusa beside that of plain decoding."""
 
-import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from datetime import datetime, timezone
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -111,12 +109,12 @@ def _measure_and_report(
     from medusa_trt.calibration.bench.tables import print_report
     from medusa_trt.calibration.machine import Machine
     from medusa_trt.calibration.noise import CoreWatch
+    from medusa_trt.calibration.origin import Origin
     from medusa_trt.calibration.progress import Progress
 
     options = drop_missing_heads(arguments.bench, session.bundle)
     options = fill_thresholds(options, session.bundle.manifest)
     check_runnable(session, prompts, options)
-    date = datetime.now(timezone.utc).astimezone()
     setup = _describe_setup(session, prompts, arguments, options)
     num_replies = sum(len(prompt.turns) for prompt in prompts) * options.rounds
     progress = Progress(num_replies * len(options.modes), "replies")
@@ -127,15 +125,14 @@ def _measure_and_report(
     rows = select_whole_prompts(rows, prompts, len(options.modes))
     if not rows:
         raise KeyboardInterrupt
+    origin = Origin.from_command(
+        Machine.detect(), duration_s=progress.elapsed_s, is_complete=not is_interrupted
+    )
     report = BenchReport(
-        command=shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-        date=date.isoformat(timespec="seconds"),
-        duration_s=round(progress.elapsed_s, 3),
-        is_complete=not is_interrupted,
+        **{each.name: getattr(origin, each.name) for each in fields(origin)},
         num_prompts_done=len({row.prompt_id for row in rows}),
         peak_memory_bytes=peak_memory_bytes(),
         setup=setup,
-        machine=Machine.detect(),
         noise=noise_from_rows(rows, options.modes, free_cores, setup.threads),
         summary=summarize(rows, options.modes),
     )
