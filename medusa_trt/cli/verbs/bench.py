@@ -10,13 +10,11 @@ from medusa_trt.calibration.bench.options import BenchOptions
 from medusa_trt.cli.arguments import BundleArguments, SessionArguments
 from medusa_trt.cli.parser import Verb
 from medusa_trt.cli.terminal import new_table_console
-from medusa_trt.files import check_writable
+from medusa_trt.files import check_writable, replaced_file
 from medusa_trt.interrupts import interrupted_exit_code
 
 if TYPE_CHECKING:
-    from medusa_trt.calibration.bench.measurement import ReplyRow
     from medusa_trt.calibration.bench.report import BenchReport, BenchSetup
-    from medusa_trt.calibration.progress import Progress
     from medusa_trt.calibration.prompts import BenchPrompt
     from medusa_trt.runtime.session import MedusaSession
 
@@ -70,7 +68,6 @@ def _measure_loads(prompts: Sequence["BenchPrompt"], arguments: BenchArguments) 
     from medusa_trt.calibration.bench.load import count_requests, list_loads, measure_loads
     from medusa_trt.calibration.bench.load_table import encode_loads, make_table, summarize_loads
     from medusa_trt.calibration.progress import Progress
-    from medusa_trt.files import replaced_file
 
     options = arguments.bench
     most = max(load.concurrency for load in list_loads(options))
@@ -82,10 +79,7 @@ def _measure_loads(prompts: Sequence["BenchPrompt"], arguments: BenchArguments) 
             progress.end()
     figures = summarize_loads(runs)
     new_table_console().print(make_table(figures))
-    if arguments.json is not None:
-        with replaced_file(arguments.json) as temporary:
-            temporary.write_bytes(encode_loads(figures, runs))
-        print(f"wrote {arguments.json}", file=sys.stderr)
+    _write_json(arguments.json, encode_loads(figures, runs))
     return EXIT_DIFFERENT if any(row.num_different for row in figures) else 0
 
 
@@ -98,6 +92,7 @@ def _measure_and_report(
         check_runnable,
         drop_missing_heads,
         fill_thresholds,
+        measure_replies,
         warm_up,
     )
     from medusa_trt.calibration.bench.report import BenchReport, peak_memory_bytes
@@ -120,13 +115,17 @@ def _measure_and_report(
     progress = Progress(num_replies * len(options.modes), "replies")
     progress.announce(num_replies * warm_up(session, prompts[0], options))
     cores = CoreWatch()
-    rows, is_interrupted = _measure(session, prompts, options, progress)
+    measured = []
+    with progress.until_interrupted():
+        for row in measure_replies(session, prompts, options):
+            measured.append(row)
+            progress.advance()
     free_cores = cores.free_cores()
-    rows = select_whole_prompts(rows, prompts, len(options.modes))
+    rows = select_whole_prompts(measured, prompts, len(options.modes))
     if not rows:
         raise KeyboardInterrupt
     origin = Origin.from_command(
-        Machine.detect(), duration_s=progress.elapsed_s, is_complete=not is_interrupted
+        Machine.detect(), duration_s=progress.elapsed_s, is_complete=progress.is_complete
     )
     report = BenchReport(
         **{each.name: getattr(origin, each.name) for each in fields(origin)},
@@ -137,31 +136,11 @@ def _measure_and_report(
         summary=summarize(rows, options.modes),
     )
     print_report(report, new_table_console())
-    _write(report, rows, arguments)
+    _write_json(arguments.json, report.to_json(rows))
+    _save_plot(arguments.plot, report)
     if report.summary.differences:
         return EXIT_DIFFERENT
-    return interrupted_exit_code() if is_interrupted else 0
-
-
-def _measure(
-    session: "MedusaSession",
-    prompts: Sequence["BenchPrompt"],
-    options: BenchOptions,
-    progress: "Progress",
-) -> tuple[list["ReplyRow"], bool]:
-    """Measures replies; returns them, and whether a signal ended the measurement early."""
-    from medusa_trt.calibration.bench.measurement import measure_replies
-
-    rows = []
-    try:
-        for row in measure_replies(session, prompts, options):
-            rows.append(row)
-            progress.advance()
-    except KeyboardInterrupt:
-        return rows, True
-    finally:
-        progress.end()
-    return rows, False
+    return 0 if progress.is_complete else interrupted_exit_code()
 
 
 def _load_prompts(arguments: BenchArguments) -> list["BenchPrompt"]:
@@ -226,20 +205,20 @@ def _check_outputs(arguments: BenchArguments) -> None:
         check_plot_path(arguments.plot)
 
 
-def _write(report: "BenchReport", rows: Sequence["ReplyRow"], arguments: BenchArguments) -> None:
-    from medusa_trt.files import replaced_file
+def _write_json(path: Path | None, content: bytes) -> None:
+    if path is not None:
+        with replaced_file(path) as temporary:
+            temporary.write_bytes(content)
+        print(f"wrote {path}", file=sys.stderr)
 
-    if arguments.json is not None:
-        with replaced_file(arguments.json) as temporary:
-            temporary.write_bytes(report.to_json(rows))
-    if arguments.plot is not None:
+
+def _save_plot(path: Path | None, report: "BenchReport") -> None:
+    if path is not None:
         from medusa_trt.calibration.bench.plot import save_plot
 
-        with replaced_file(arguments.plot) as temporary:
+        with replaced_file(path) as temporary:
             save_plot(report, temporary)
-    for path in (arguments.json, arguments.plot):
-        if path is not None:
-            print(f"wrote {path}", file=sys.stderr)
+        print(f"wrote {path}", file=sys.stderr)
 
 
 VERBS = {"bench": Verb(BenchArguments, bench)}
