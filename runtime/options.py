@@ -6,11 +6,7 @@ from typing import Annotated, Literal
 from medusa_trt.errors import PromptError, check_range
 from medusa_trt.runtime.processors.base import LogitsProcessor
 from medusa_trt.runtime.processors.grammar import Grammar
-from medusa_trt.runtime.processors.penalties import (
-    FrequencyPenalty,
-    PresencePenalty,
-    RepetitionPenalty,
-)
+from medusa_trt.runtime.processors.penalties import CountPenalty, RepetitionPenalty
 from medusa_trt.tree_configs import MedusaTree, load_tree
 from medusa_trt.types_of_options import check_types
 
@@ -150,10 +146,9 @@ class GenerationOptions:
         penalties: list[LogitsProcessor] = []
         if self.repetition_penalty != 1:
             penalties.append(RepetitionPenalty(penalty=self.repetition_penalty))
-        if self.presence_penalty != 0:
-            penalties.append(PresencePenalty(penalty=self.presence_penalty))
-        if self.frequency_penalty != 0:
-            penalties.append(FrequencyPenalty(penalty=self.frequency_penalty))
+        presence, frequency = self.presence_penalty, self.frequency_penalty
+        if presence or frequency:
+            penalties.append(CountPenalty(presence=presence, frequency=frequency))
         return tuple(penalties)
 
     @property

@@ -64,16 +64,6 @@ def check_vocabulary(largest_id: int, logits: NDArray[np.float32]) -> None:
         )
 
 
-def check_number(name: str, value: float, low: float, high: float) -> None:
-    """Checks that low <= value <= high, and so that it is not NaN.
-
-    Raises:
-        PromptError: the value is out of range; the message calls it `name`.
-    """
-    if not low <= value <= high:
-        raise PromptError(f"the {name} is {value}: it must be from {low:g} to {high:g}")
-
-
 def check_token_ids(name: str, token_ids: Iterable[int]) -> tuple[int, ...]:
     """Returns token ids as Python integers.
 

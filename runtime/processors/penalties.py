@@ -7,9 +7,9 @@ from types import MappingProxyType
 import numpy as np
 from numpy.typing import NDArray
 
+from medusa_trt.errors import PromptError, check_range
 from medusa_trt.runtime.processors.base import (
     RunningProcessor,
-    check_number,
     check_token_ids,
     check_vocabulary,
 )
@@ -27,7 +27,7 @@ class RepetitionPenalty:
     penalty: float
 
     def __post_init__(self) -> None:
-        check_number("repetition penalty", self.penalty, 0.01, 100.0)
+        check_range(self, PromptError, "penalty", 0.01, 100)
 
     def start(self, prompt_ids: Sequence[int]) -> RunningProcessor:
         """See `LogitsProcessor`."""
@@ -35,39 +35,23 @@ class RepetitionPenalty:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PresencePenalty:
-    """Lowers the logit of every token that occurs in the reply (OpenAI's API).
+class CountPenalty:
+    """Lowers the logits of the tokens that occur in the reply (OpenAI's API).
 
     Attributes:
-        penalty: subtracted once from the logit; from -2 to 2.
+        presence: subtracted once from the logit of each of these tokens; from -2 to 2.
+        frequency: subtracted for each time that the token occurs; from -2 to 2.
     """
 
-    penalty: float
+    presence: float = 0.0
+    frequency: float = 0.0
 
     def __post_init__(self) -> None:
-        check_number("presence penalty", self.penalty, -2.0, 2.0)
+        check_range(self, PromptError, "presence frequency", -2, 2)
 
     def start(self, prompt_ids: Sequence[int]) -> RunningProcessor:
         """See `LogitsProcessor`."""
-        return _RunningCountPenalty(presence=self.penalty, frequency=0.0)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FrequencyPenalty:
-    """Lowers the logit of a token for each of its occurrences in the reply (OpenAI's API).
-
-    Attributes:
-        penalty: subtracted from the logit for each occurrence; from -2 to 2.
-    """
-
-    penalty: float
-
-    def __post_init__(self) -> None:
-        check_number("frequency penalty", self.penalty, -2.0, 2.0)
-
-    def start(self, prompt_ids: Sequence[int]) -> RunningProcessor:
-        """See `LogitsProcessor`."""
-        return _RunningCountPenalty(presence=0.0, frequency=self.penalty)
+        return _RunningCounts(self)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,7 +68,10 @@ class LogitBias:
     def __post_init__(self) -> None:
         token_ids = check_token_ids("the logit bias", self.biases)
         for token, bias in zip(token_ids, self.biases.values(), strict=True):
-            check_number(f"logit bias of token {token}", bias, -100.0, 100.0)
+            if not -100 <= bias <= 100:
+                raise PromptError(
+                    f"the logit bias of token {token} is {bias}: it must be between -100 and 100"
+                )
         copied = MappingProxyType(dict(zip(token_ids, self.biases.values(), strict=True)))
         object.__setattr__(self, "biases", copied)
 
@@ -137,14 +124,14 @@ class _RunningRepetition:
         self._tally.add(token)
 
 
-class _RunningCountPenalty:
-    def __init__(self, *, presence: float, frequency: float) -> None:
-        self._presence = presence
-        self._frequency = frequency
+class _RunningCounts:
+    def __init__(self, penalty: CountPenalty) -> None:
+        self._penalty = penalty
         self._tally = _TokenTally()
 
     def process(self, logits: NDArray[np.float32]) -> None:
-        logits[self._tally.ids] -= self._presence + self._frequency * self._tally.counts
+        logits[self._tally.ids] -= self._penalty.presence
+        logits[self._tally.ids] -= self._penalty.frequency * self._tally.counts
 
     def accept(self, token: int) -> None:
         self._tally.add(token)

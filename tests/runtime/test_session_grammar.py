@@ -7,7 +7,7 @@ import pytest
 from medusa_trt import GenerationOptions, Grammar, MedusaSession
 from medusa_trt.errors import PromptError
 from medusa_trt.runtime.options import SamplingOptions
-from medusa_trt.runtime.processors.penalties import FrequencyPenalty, RepetitionPenalty
+from medusa_trt.runtime.processors.penalties import CountPenalty, RepetitionPenalty
 from medusa_trt.tree_configs import load_tree
 
 GRAMMAR = Grammar.from_json_schema({"type": "array", "items": {"type": "boolean"}, "maxItems": 4})
@@ -39,7 +39,7 @@ def test_a_stop_id_ends_a_grammar(session: MedusaSession) -> None:
 
 def test_penalties_are_the_processors_of_their_names(session: MedusaSession) -> None:
     options = GenerationOptions(repetition_penalty=1.5, frequency_penalty=1.0, max_new_tokens=30)
-    processors = (RepetitionPenalty(penalty=1.5), FrequencyPenalty(penalty=1.0))
+    processors = (RepetitionPenalty(penalty=1.5), CountPenalty(frequency=1.0))
     same = GenerationOptions(processors=processors, max_new_tokens=30)
     plain = session.generate("hello", GenerationOptions(max_new_tokens=30))
     reply = session.generate("hello", options)

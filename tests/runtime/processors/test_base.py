@@ -15,17 +15,15 @@ from support.processor_rows import (
 from medusa_trt.errors import ProcessorError, PromptError
 from medusa_trt.runtime.processors.base import LogitsProcessor
 from medusa_trt.runtime.processors.penalties import (
-    FrequencyPenalty,
+    CountPenalty,
     LogitBias,
-    PresencePenalty,
     RepetitionPenalty,
 )
 from medusa_trt.runtime.processors.restrictions import BannedTokens, ForcedTokens, MinNewTokens
 
 EVERY: list[LogitsProcessor] = [
     RepetitionPenalty(penalty=1.3),
-    PresencePenalty(penalty=0.5),
-    FrequencyPenalty(penalty=-0.5),
+    CountPenalty(presence=0.5, frequency=-0.5),
     LogitBias(biases={2: 5.0, 4: -1.5}),
     BannedTokens(token_ids=[1], sequences=[[2, 3], [4, 4, 5], [6]]),
     ForcedTokens(token_ids=[8, 9]),
@@ -76,12 +74,12 @@ def test_processing_allocates_nothing_of_the_vocabularys_size(processor: LogitsP
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: RepetitionPenalty(penalty=0.0), "repetition penalty is 0.0"),
-        (lambda: RepetitionPenalty(penalty=-1.0), "repetition penalty is -1.0"),
-        (lambda: RepetitionPenalty(penalty=float("nan")), "repetition penalty is nan"),
-        (lambda: RepetitionPenalty(penalty=float("inf")), "repetition penalty is inf"),
-        (lambda: PresencePenalty(penalty=2.1), "presence penalty is 2.1: it must be from -2 to 2"),
-        (lambda: FrequencyPenalty(penalty=float("nan")), "frequency penalty is nan"),
+        (lambda: RepetitionPenalty(penalty=0.0), "penalty is 0.0"),
+        (lambda: RepetitionPenalty(penalty=-1.0), "penalty is -1.0"),
+        (lambda: RepetitionPenalty(penalty=float("nan")), "penalty is nan"),
+        (lambda: RepetitionPenalty(penalty=float("inf")), "penalty is inf"),
+        (lambda: CountPenalty(presence=2.1), "presence is 2.1: it must be between -2 and 2"),
+        (lambda: CountPenalty(frequency=float("nan")), "frequency is nan"),
         (lambda: LogitBias(biases={3: float("-inf")}), "logit bias of token 3 is -inf"),
         (lambda: LogitBias(biases={-3: 1.0}), "the logit bias holds -3"),
         (lambda: BannedTokens(token_ids=[-1]), "banned tokens holds -1"),

@@ -19,9 +19,8 @@ from support.processor_rows import (
 from transformers.generation import logits_process as hf
 
 from medusa_trt.runtime.processors.penalties import (
-    FrequencyPenalty,
+    CountPenalty,
     LogitBias,
-    PresencePenalty,
     RepetitionPenalty,
 )
 
@@ -62,14 +61,14 @@ def test_count_penalties_follow_the_formula_of_openai(
         return row
 
     rows = random_rows(seed, len(reply) + 1)
-    ours = process_rows(PresencePenalty(penalty=presence), prompt, reply, rows)
-    ours = process_rows(FrequencyPenalty(penalty=frequency), prompt, reply, ours)
+    penalty = CountPenalty(presence=presence, frequency=frequency)
+    ours = process_rows(penalty, prompt, reply, rows)
     np.testing.assert_array_equal(ours, reference_rows(reference, prompt, reply, rows))
 
 
 def test_long_texts_keep_every_count() -> None:
     reply = list(range(500)) * 2
-    running = FrequencyPenalty(penalty=1.0).start([])
+    running = CountPenalty(frequency=1.0).start([])
     for token in reply:
         running.accept(token)
     row = np.zeros(600, np.float32)
