@@ -12,7 +12,7 @@ from medusa_trt.errors import MedusaError, QueueFullError
 from medusa_trt.runtime.decoding.decoder import Added, Decoder
 from medusa_trt.runtime.decoding.sequence import SequenceState
 from medusa_trt.runtime.engines.base import Engine
-from medusa_trt.runtime.reply import FinishReason, Generation, Reply, StreamEvent
+from medusa_trt.runtime.reply import FinishReason, Reply, StreamEvent
 from medusa_trt.runtime.slots import Slots
 
 _LEAST_CHUNK = 16
@@ -160,7 +160,10 @@ class Scheduler:
                 self._join()
         except BaseException:
             # After Ctrl-C in the middle of a step nobody knows which rows are valid.
-            self._end_all("cancelled", None, events)
+            self._end_running(None, events)
+            if self._reading is not None:
+                self._slots.forget(self._reading[1].state.slot)
+                self._end_reading(events)
             self._late_events = events
             raise
         return events
@@ -191,9 +194,7 @@ class Scheduler:
         try:
             added = self._decoder.read(state, ids, is_last=is_last)
         except MedusaError as error:
-            self._reading = None
-            self._slots.end_reading()
-            events.append(self._finish(number, request, "error", error))
+            self._end_reading(events, error)
             return False
         token_ms = 1e3 * (perf_counter() - start) / len(ids)
         self._token_ms += (_CHUNK_WEIGHT if self._token_ms else 1.0) * (token_ms - self._token_ms)
@@ -221,13 +222,13 @@ class Scheduler:
         try:
             added = self._decoder.step(states)
         except MedusaError as error:
-            self._end_running("error", error, events)
+            self._end_running(error, events)
             return
         ended = []
         for place, (number, request) in enumerate(self._running):
             tokens = added[place]
             if isinstance(tokens, MedusaError):
-                events.append(self._finish(number, request, "error", tokens))
+                events.append(self._finish(number, request, tokens))
                 ended.append(place)
                 continue
             cached = self._slots.token_ids(request.state.slot)
@@ -257,10 +258,11 @@ class Scheduler:
             events.append(RequestEvent(number, event))
 
     def _finish(
-        self, number: int, request: Request, reason: FinishReason, error: MedusaError | None = None
+        self, number: int, request: Request, error: MedusaError | None = None
     ) -> RequestEvent:
-        """Ends a reply with what it has."""
-        generation: Generation = request.reply.finish(self._decoder.engine_s, reason)
+        """Ends a reply with what it has, by an error or because it was cancelled."""
+        reason: FinishReason = "cancelled" if error is None else "error"
+        generation = request.reply.finish(self._decoder.engine_s, reason)
         event = StreamEvent([], request.reply.take_new_text(), 0, generation)
         return RequestEvent(number, event, error)
 
@@ -269,38 +271,29 @@ class Scheduler:
         for place in range(len(self._running) - 1, -1, -1):
             number, request = self._running[place]
             if number in cancelled:
-                events.append(self._finish(number, request, "cancelled"))
+                events.append(self._finish(number, request))
                 self._leave(place)
         if self._reading is not None and self._reading[0] in cancelled:
-            events.append(self._finish(*self._reading, "cancelled"))
-            self._reading = None
-            self._slots.end_reading()
+            self._end_reading(events)
         left = []
         for entry in sorted(self._waiting):
             if entry[1] in cancelled:
-                events.append(self._finish(entry[1], entry[2], "cancelled"))
+                events.append(self._finish(*entry[1:]))
             else:
                 left.append(entry)
         self._waiting = left
 
-    def _end_running(
-        self, reason: FinishReason, error: MedusaError | None, events: list[RequestEvent]
-    ) -> None:
+    def _end_reading(self, events: list[RequestEvent], error: MedusaError | None = None) -> None:
+        """Ends the request whose prompt is being read."""
+        assert self._reading is not None
+        reading, self._reading = self._reading, None
+        self._slots.end_reading()
+        events.append(self._finish(*reading, error))
+
+    def _end_running(self, error: MedusaError | None, events: list[RequestEvent]) -> None:
         """Ends all running replies, whose rows may be invalid."""
         while self._running:
             number, request = self._running[-1]
             self._slots.forget(request.state.slot)
-            events.append(self._finish(number, request, reason, error))
+            events.append(self._finish(number, request, error))
             self._leave(len(self._running) - 1)
-
-    def _end_all(
-        self, reason: FinishReason, error: MedusaError | None, events: list[RequestEvent]
-    ) -> None:
-        """Ends all replies that have a slot."""
-        self._end_running(reason, error, events)
-        if self._reading is not None:
-            number, request = self._reading
-            self._reading = None
-            self._slots.forget(request.state.slot)
-            self._slots.end_reading()
-            events.append(self._finish(number, request, reason, error))

@@ -92,19 +92,11 @@ class Slots:
         self._slots[self.reading].last_used = next(self._clock)
         self.reading = None
 
-    def end_running(self, slot: int) -> int | None:
-        """Ends a running sequence; its rows stay for a later prompt.
-
-        Returns:
-            The slot of the sequence that takes its place; None if it was the last one.
-        """
+    def end_running(self, slot: int) -> None:
+        """Ends a running sequence; the last one takes its slot, and its rows stay for a prompt."""
         self._slots[slot].last_used = next(self._clock)
         self.num_running -= 1
-        last = self.num_running
-        if slot == last:
-            return None
-        self._exchange(slot, last)
-        return last
+        self._exchange(slot, self.num_running)
 
     def forget_ended(self) -> None:
         """Forgets the texts of all ended sequences."""
