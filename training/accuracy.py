@@ -71,7 +71,7 @@ class Accuracy:
             top_5=tuple(shares[4] for shares in accuracies),
             top_10=tuple(shares[9] for shares in accuracies),
             tree=tree,
-            tokens_per_step=mean_accept_length(replayed, replay(tree, replayed).steps),
+            tokens_per_step=mean_accept_length(replayed, replay(tree, replayed)),
             num_tokens=len(ranks) + len(replies),
         )
 

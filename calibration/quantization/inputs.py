@@ -106,7 +106,7 @@ class HeadsMeter:
             )
             ranks.append(ranks_from_drafts(drafts, text.token_ids, heads.num_heads))
         table = RankTable.from_replies(ranks)
-        return mean_accept_length(table, replay(self._bundle.tree, table).steps)
+        return mean_accept_length(table, replay(self._bundle.tree, table))
 
     def close(self) -> None:
         """Closes the session, if one was opened."""

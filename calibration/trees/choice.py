@@ -1,6 +1,6 @@
 """Chooses the tree with the most tokens per second: acceptance length over step time."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,7 +22,7 @@ class Prediction:
     """The predicted speed of a tree on this machine.
 
     Attributes:
-        method: how the tree was found, or its name.
+        method: "searched", or the tree's name.
         num_nodes: number of nodes, the root included.
         max_depth: number of heads that it uses.
         is_measured: true if the step time of this size was measured, false if interpolated.
@@ -108,7 +108,7 @@ def choose_tree(
         )
     predictor = _Predictor(table, curve, context, options.batch_size)
     plain = predictor.predict(Candidate("plain", _PLAIN, table.lengths))
-    searched = [predictor.predict(candidate) for candidate in search_trees(table, top_k, sizes)]
+    searched = [predictor.predict(candidate) for candidate in search_trees(table, sizes)]
     fixed_trees = _fixed_trees(num_heads, top_k, bundle_tree)
     fixed = [
         predictor.predict(candidate)
@@ -123,7 +123,7 @@ def choose_tree(
         best=best,
         chosen=best if best.speedup.median >= options.min_speedup else plain,
         untried=fastest if fastest.tokens_per_s > 1.01 * best.tokens_per_s else None,
-        by_size=_best_by_size(searched),
+        by_size=tuple(searched),
         fixed=tuple(sorted(fixed, key=lambda prediction: -prediction.tokens_per_s)),
     )
 
@@ -168,15 +168,6 @@ class _Predictor:
         num_tokens = self._drawn @ self._table.lengths
         lengths: NDArray[np.float64] = num_tokens / np.maximum(1, self._drawn @ steps)
         return lengths
-
-
-def _best_by_size(predictions: Iterable[Prediction]) -> tuple[Prediction, ...]:
-    best: dict[int, Prediction] = {}
-    for prediction in predictions:
-        previous = best.get(prediction.num_nodes)
-        if previous is None or prediction.accept_length > previous.accept_length:
-            best[prediction.num_nodes] = prediction
-    return tuple(best[size] for size in sorted(best))
 
 
 def _fixed_trees(num_heads: int, top_k: int, bundle_tree: MedusaTree) -> Sequence[MedusaTree]:

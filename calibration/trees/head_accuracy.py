@@ -19,23 +19,10 @@ def head_counts(ranks: NDArray[np.int16]) -> NDArray[np.int64]:
     return counts
 
 
-def rank_accuracies(ranks: NDArray[np.int16], top_k: int) -> NDArray[np.float64]:
-    """Probability (num_heads, top_k) that head i's candidate of rank k is the true token."""
-    return _shares(_hits(ranks, top_k), ranks)
-
-
 def top_k_accuracies(ranks: NDArray[np.int16], top_k: int) -> NDArray[np.float64]:
     """Probability (num_heads, top_k) that the true token is among the first k candidates."""
-    return _shares(_hits(ranks, top_k).cumsum(axis=1), ranks)
-
-
-def _hits(ranks: NDArray[np.int16], top_k: int) -> NDArray[np.int64]:
-    """How often head i's candidate of rank k is the true token, (num_heads, top_k)."""
-    return np.stack([(ranks == rank).sum(axis=0) for rank in range(top_k)], axis=1)
-
-
-def _shares(hits: NDArray[np.int64], ranks: NDArray[np.int16]) -> NDArray[np.float64]:
-    shares: NDArray[np.float64] = hits / np.maximum(1, head_counts(ranks))[:, None]
+    hits = np.stack([(ranks == rank).sum(axis=0) for rank in range(top_k)], axis=1)
+    shares: NDArray[np.float64] = hits.cumsum(axis=1) / np.maximum(1, head_counts(ranks))[:, None]
     return shares
 
 

@@ -70,5 +70,5 @@ class HeadsSection:
             joint=joint,
             independent=independent,
             tree=bundle.tree.name,
-            accept_length=mean_accept_length(table, replay(bundle.tree, table).steps),
+            accept_length=mean_accept_length(table, replay(bundle.tree, table)),
         )

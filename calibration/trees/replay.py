@@ -80,19 +80,6 @@ class RankTable:
         return self.from_replies([self.ranks[starts[i] : self.ends[i]] for i in replies])
 
 
-@dataclass(frozen=True, slots=True)
-class Replay:
-    """The steps that a tree would have taken.
-
-    Attributes:
-        steps: (R,) int64, verify steps of each reply after its first token.
-        visited: (P,) bool, whether a row's token is the root of a step.
-    """
-
-    steps: NDArray[np.int64]
-    visited: NDArray[np.bool_]
-
-
 def accept_depths(tree: MedusaTree, ranks: NDArray[np.int16]) -> NDArray[np.int64]:
     """Number of drafts (P,) that a step accepts after each root.
 
@@ -117,23 +104,20 @@ def accept_depths(tree: MedusaTree, ranks: NDArray[np.int16]) -> NDArray[np.int6
     return depths
 
 
-def replay(tree: MedusaTree, table: RankTable) -> Replay:
-    """Decodes every reply with a tree, in exactly the steps that the runtime takes.
+def replay(tree: MedusaTree, table: RankTable) -> NDArray[np.int64]:
+    """Decodes every reply with a tree; returns its verify steps after the first token, (R,).
 
     Tokens that the last step adds beyond the reply's end are dropped, as the runtime does.
     """
     advances: list[int] = (accept_depths(tree, table.ranks) + 1).tolist()
-    visited = np.zeros(len(table.ranks), np.bool_)
     steps = np.zeros(table.num_replies, np.int64)
     start = 0
     for reply, end in enumerate(table.ends.tolist()):
-        roots = []
         while start < end:
-            roots.append(start)
+            steps[reply] += 1
             start += advances[start]
-        visited[roots] = True
-        steps[reply], start = len(roots), end
-    return Replay(steps, visited)
+        start = end
+    return steps
 
 
 def mean_accept_length(table: RankTable, steps: NDArray[np.int64]) -> float:

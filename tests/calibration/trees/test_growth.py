@@ -13,12 +13,9 @@ from support.reference.tree_program import all_trees, best_length, expected_leng
 from medusa_trt.calibration.trees.growth import (
     Node,
     grow,
-    independent_statistics,
-    joint_statistics,
     most_frequent_paths,
 )
-from medusa_trt.calibration.trees.head_accuracy import rank_accuracies
-from medusa_trt.calibration.trees.replay import ABSENT, UNKNOWN
+from medusa_trt.calibration.trees.replay import ABSENT
 from medusa_trt.tree_configs import MedusaTree, load_tree, preset_names
 
 PUBLISHED_TOP_1 = (0.560, 0.316, 0.201, 0.147, 0.118)
@@ -48,7 +45,7 @@ probabilities = st.integers(1, 3).flatmap(
 @given(probabilities, st.integers(1, 5))
 def test_growing_finds_the_best_tree_of_all(rows: list[list[float]], num_nodes: int) -> None:
     trees = all_trees(len(rows), len(rows[0]), num_nodes)
-    grown = grow(independent_statistics(np.array(rows)), num_nodes)
+    grown = grow(rows, num_nodes)
     if trees:
         longest = max(expected_length(rows, tree) for tree in trees)
         assert expected_length(rows, grown) == pytest.approx(longest)
@@ -63,7 +60,7 @@ def test_growing_finds_the_best_tree_of_all(rows: list[list[float]], num_nodes: 
     st.integers(1, 20),
 )
 def test_a_dynamic_program_finds_nothing_better(rows: list[list[float]], num_nodes: int) -> None:
-    grown = grow(independent_statistics(np.array(rows)), num_nodes)
+    grown = grow(rows, num_nodes)
     best = best_length(rows, num_nodes)
     assert len(grown) + 1 == num_nodes or best == -np.inf
     if best > -np.inf:
@@ -74,7 +71,7 @@ def test_a_dynamic_program_finds_nothing_better(rows: list[list[float]], num_nod
 @given(st.integers(0, 10_000), st.integers(1, 40))
 def test_every_beginning_is_a_tree(seed: int, num_rows: int) -> None:
     ranks = correlated_ranks(seed, num_rows)
-    order = grow(joint_statistics(ranks, rank_accuracies(ranks, 4), 2.0), 30)
+    order = most_frequent_paths(ranks, 30)
     for end in range(len(order) + 1):
         MedusaTree.from_choices(order[:end])
 
@@ -83,7 +80,7 @@ def test_published_accuracies_reach_the_published_trees() -> None:
     accuracies = published_accuracies()
     np.testing.assert_allclose(accuracies[:, 0], PUBLISHED_TOP_1)
     np.testing.assert_allclose(accuracies[:, :5].sum(axis=1), PUBLISHED_TOP_5)
-    longest = expected_length(accuracies, grow(independent_statistics(accuracies), 64))
+    longest = expected_length(accuracies, grow(accuracies.tolist(), 64))
     for name in preset_names():
         tree = load_tree(name)
         if not name.startswith("smollm2"):
@@ -107,13 +104,3 @@ def test_the_most_frequent_paths_make_the_best_tree(rows: list[list[int]]) -> No
         for other in candidates - {one}:
             if all(len(p) == 1 or p[:-1] in (one, other) for p in (one, other)):
                 assert value(paths) >= value((one, other))
-
-
-def test_joint_statistics_are_counts_with_a_prior() -> None:
-    ranks = np.array([[0, 1], [0, 1], [0, ABSENT], [1, 0], [0, UNKNOWN]], np.int16)
-    heads = joint_statistics(ranks, np.array([[0.5, 0.25], [0.1, 0.2]]), prior=2.0)
-    assert heads(()) == [(4 + 1) / 7, (1 + 0.5) / 7]
-    assert heads((0,)) == pytest.approx([0.2 / 5, 2.4 / 5])
-    assert heads((1,)) == pytest.approx([1.2 / 3, 0.4 / 3])
-    assert heads((9,)) == [0.1, 0.2]  # never seen: independence
-    assert heads((0, 1)) == []

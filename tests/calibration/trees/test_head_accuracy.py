@@ -6,7 +6,6 @@ import pytest
 from medusa_trt.calibration.trees.head_accuracy import (
     head_counts,
     joint_and_independent,
-    rank_accuracies,
     top_k_accuracies,
 )
 from medusa_trt.calibration.trees.replay import (
@@ -24,7 +23,7 @@ def test_each_head_is_divided_by_its_own_count() -> None:
         drafts[root][head] = token_ids[root + 1 + head]
     ranks = ranks_from_drafts(drafts, token_ids, 3)
     assert head_counts(ranks).tolist() == [3, 2, 1]
-    assert rank_accuracies(ranks, 1).tolist() == [[1], [1], [1]]
+    assert top_k_accuracies(ranks, 1).tolist() == [[1], [1], [1]]
     single_count = (ranks == 0).sum(axis=0) / len(ranks)
     assert single_count.tolist() != [1, 1, 1]
 

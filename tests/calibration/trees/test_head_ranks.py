@@ -46,7 +46,7 @@ def test_replay_takes_the_steps_of_decoding(
     options = GenerationOptions(max_new_tokens=24, tree=tree, sampling=sampling)
     reply = session.generate(prompt, options)
     ranks = rank_reply(session, prompt, reply.token_ids)
-    steps = replay(tree, RankTable.from_replies([ranks])).steps
+    steps = replay(tree, RankTable.from_replies([ranks]))
     assert steps.tolist() == [len(reply.stats.accept_lengths)]
 
 
@@ -58,7 +58,7 @@ def test_replay_is_exact_on_a_real_engine(tiny_bundle: Bundle, temperature: floa
         options = GenerationOptions(max_new_tokens=60, tree=tiny_bundle.tree, sampling=sampling)
         reply = session.generate(prompt, options)
         ranks = rank_reply(session, prompt, reply.token_ids)
-    steps = replay(tiny_bundle.tree, RankTable.from_replies([ranks])).steps
+    steps = replay(tiny_bundle.tree, RankTable.from_replies([ranks]))
     assert steps.tolist() == [len(reply.stats.accept_lengths)]
 
 

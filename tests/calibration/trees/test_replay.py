@@ -26,8 +26,8 @@ def test_replay_is_decoding(tree: MedusaTree, replies: list[list[tuple[int, int,
     for array in arrays:
         for head in range(3):
             array[max(0, len(array) - head) :, head] = UNKNOWN
-    result = replay(tree, RankTable.from_replies(arrays))
-    for array, steps in zip(arrays, result.steps, strict=True):
+    all_steps = replay(tree, RankTable.from_replies(arrays))
+    for array, steps in zip(arrays, all_steps, strict=True):
         position = expected = 0
         while position < len(array):
             paths = [tuple(array[position, :depth].tolist()) for depth in range(4)]
@@ -35,4 +35,3 @@ def test_replay_is_decoding(tree: MedusaTree, replies: list[list[tuple[int, int,
             position += 1 + max(map(len, accepted), default=0)
             expected += 1
         assert steps == expected
-    assert result.visited.sum() == result.steps.sum()
