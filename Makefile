@@ -7,7 +7,7 @@ BUNDLE := build/smollm2-135m
 # The folders of the top level that are sub-packages of medusa_trt, as in setup.py.
 PACKAGES := $(filter-out medusa_trt,$(patsubst %/__init__.py,%,$(wildcard */__init__.py)))
 
-.PHONY: demo test lint typecheck bench clean
+.PHONY: demo test lint typecheck native bench clean
 demo: $(BUNDLE)/manifest.json
 	$(BIN)/python benchmarks/demo.py $(BUNDLE)
 
@@ -25,6 +25,10 @@ typecheck: $(READY)
 	ln -s $(addprefix ../../../,$(PACKAGES) $(filter-out %/__pycache__,$(wildcard medusa_trt/*))) build/typing/medusa_trt/
 	$(BIN)/mypy
 	cd build/typing && ../../$(BIN)/lint-imports --config ../../pyproject.toml
+
+# Compiles the operators again, after a change in native/ or a pull that brought one.
+native:
+	$(BIN)/python setup.py --quiet build_ext --inplace --force
 
 bench: $(BUNDLE)/manifest.json
 	$(BIN)/python benchmarks/step_latency.py $(BUNDLE)

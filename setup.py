@@ -4,6 +4,7 @@ The import package `medusa_trt` is put together from folders of the repository's
 that is a Python package becomes a sub-package of the same name.
 """
 
+from hashlib import sha256
 from pathlib import Path
 
 from setuptools import Extension, find_packages, setup
@@ -11,6 +12,9 @@ from setuptools import Extension, find_packages, setup
 FOLDERS = sorted(path.parent.name for path in Path().glob("*/__init__.py"))
 PLACES = {name if name == "medusa_trt" else f"medusa_trt.{name}": name for name in FOLDERS}
 SOURCES = sorted(path.as_posix() for path in Path("native").rglob("*.cpp"))
+# The library holds this hash; runtime/engines/operators.py compares it with the checkout's sources.
+FILES = sorted(Path("native").rglob("*.[chi]*"))
+HASH = sha256(b"".join(path.read_bytes() for path in FILES)).hexdigest()[:16]
 
 setup(
     packages=[
@@ -23,7 +27,8 @@ setup(
         Extension(
             "medusa_trt.runtime.engines._operators",
             SOURCES,
-            depends=[path.as_posix() for path in Path("native").rglob("*.[hi]*")],
+            depends=[path.as_posix() for path in FILES],
+            define_macros=[("MEDUSA_TRT_SOURCES", HASH)],
             language="c++",
             extra_compile_args=["-std=c++17", "-O3", "-fvisibility=hidden", "-g0", "-Wno-psabi"],
             # Without a compiler the package still installs, and the runtime says what is missing.

@@ -107,3 +107,15 @@ extern "C" __attribute__((visibility("default"))) void medusa_trt_grow(medusa::D
 extern "C" __attribute__((visibility("default"))) const char* medusa_trt_kernels() {
   return medusa::kernels()->name;
 }
+
+// The names of all kernels that this processor runs.
+extern "C" __attribute__((visibility("default"))) const char* medusa_trt_kernel_names() {
+  return medusa::kernel_names();
+}
+
+// The hash of the sources that this library was compiled from; see setup.py.
+#define MEDUSA_TRT_TEXT(name) #name
+#define MEDUSA_TRT_QUOTE(name) MEDUSA_TRT_TEXT(name)
+extern "C" __attribute__((visibility("default"))) const char* medusa_trt_sources() {
+  return MEDUSA_TRT_QUOTE(MEDUSA_TRT_SOURCES);
+}

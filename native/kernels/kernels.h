@@ -132,8 +132,10 @@ const Kernels* avx_vnni_kernels();
 const Kernels* avx512_kernels();
 const Kernels* amx_kernels();  // Linux; null where it does not allow them
 
-// The fastest kernels that this processor runs, or the one named by MEDUSA_TRT_KERNELS.
+// The fastest kernels that this processor runs, or those named by MEDUSA_TRT_KERNELS.
 const Kernels* kernels();
+// The names of all kernels that this processor runs, the fastest first, with spaces between them.
+const char* kernel_names();
 
 // The functions below are static, so that each instruction set's file has its own.
 

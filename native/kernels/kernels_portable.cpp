@@ -6,6 +6,8 @@
 
 #include <cstdlib>
 #include <cstring>
+#include <string>
+#include <vector>
 
 #include "kernels.h"
 
@@ -77,27 +79,44 @@ bool has_amx() {
 }
 #endif
 
-const Kernels* choose() {
-  const Kernels* found[] = {nullptr, nullptr, nullptr, nullptr, portable_kernels()};
+// The kernels that this processor runs, the fastest first.
+std::vector<const Kernels*> find() {
+  std::vector<const Kernels*> found;
 #if defined(__x86_64__)
   __builtin_cpu_init();
   if (__builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bw") &&
-      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq"))
-    found[1] = avx512_kernels();
+      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq")) {
 #if defined(__linux__)
-  if (found[1] && has_amx()) found[0] = amx_kernels();
+    if (has_amx() && amx_kernels()) found.push_back(amx_kernels());
 #endif
+    found.push_back(avx512_kernels());
+  }
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
-    if (__builtin_cpu_supports("avxvnni")) found[2] = avx_vnni_kernels();
-    found[3] = avx2_kernels();
+    if (__builtin_cpu_supports("avxvnni")) found.push_back(avx_vnni_kernels());
+    found.push_back(avx2_kernels());
   }
 #endif
+  found.push_back(portable_kernels());
+  return found;
+}
+
+// runtime/engines/operators.py refuses a name that is not among the found ones.
+const Kernels* choose() {
   const char* wanted = std::getenv("MEDUSA_TRT_KERNELS");
-  for (const Kernels* one : found)
-    if (one && (!wanted || !std::strcmp(one->name, wanted))) return one;
+  for (const Kernels* one : find())
+    if (!wanted || !*wanted || !std::strcmp(one->name, wanted)) return one;
   return portable_kernels();
 }
 }  // namespace
+
+const char* kernel_names() {
+  static const std::string names = [] {
+    std::string joined;
+    for (const Kernels* one : find()) joined += (joined.empty() ? "" : " ") + std::string(one->name);
+    return joined;
+  }();
+  return names.c_str();
+}
 
 const Kernels* kernels() {
   static const Kernels* const chosen = choose();

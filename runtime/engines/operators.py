@@ -1,8 +1,10 @@
 """The operator library: the project's operators for ONNX Runtime, compiled with the package."""
 
 import ctypes
+import os
 from collections.abc import Callable
 from functools import cache
+from hashlib import sha256
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
@@ -14,19 +16,75 @@ DOMAIN = "medusa_trt"
 _NAME = "_operators"
 
 
+_SOURCES = Path(__file__).resolve().parents[2] / "native"
+"""The operators' sources, which only a checkout of the repository has."""
+
+_VARIABLE = "MEDUSA_TRT_KERNELS"
+
+
 @cache
 def find_library() -> Path | None:
-    """Finds the compiled library; None if the package was installed without a compiler."""
+    """Finds the compiled library; None if the package was installed without a compiler.
+
+    Raises:
+        EngineError: the library was compiled from other sources than the checkout has now, or the
+            environment variable MEDUSA_TRT_KERNELS names kernels that do not run here.
+    """
     folder = Path(__file__).resolve().parent
     paths = (folder / f"{_NAME}{suffix}" for suffix in EXTENSION_SUFFIXES)
-    return next((path for path in paths if path.is_file()), None)
+    path = next((path for path in paths if path.is_file()), None)
+    if path is not None:
+        library = ctypes.CDLL(str(path))
+        check_sources(library, _SOURCES)
+        check_kernels(library, os.environ.get(_VARIABLE, ""))
+    return path
+
+
+def check_sources(library: ctypes.CDLL, sources: Path) -> None:
+    """Checks that a library was compiled from the files of a folder, if there is one.
+
+    Raises:
+        EngineError: the files were changed afterwards, as by a pull.
+    """
+    if not sources.is_dir():
+        return
+    files = sorted(sources.rglob("*.[chi]*"))
+    digest = sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:16]
+    # A library of before this check has no such function.
+    if not hasattr(library, "medusa_trt_sources") or _call(library, "sources") != digest:
+        raise EngineError(
+            f"the operator library was compiled from other sources than {sources} has now: compile "
+            "it again with make native (python setup.py build_ext --inplace --force)"
+        )
+
+
+def check_kernels(library: ctypes.CDLL, wanted: str) -> None:
+    """Checks that a library has the kernels that the user wants; an empty name wants the fastest.
+
+    Raises:
+        EngineError: it has no such kernels, or this processor does not run them.
+    """
+    names = _call(library, "kernel_names").split()
+    if wanted and wanted not in names:
+        raise EngineError(
+            f"{_VARIABLE} is {wanted!r}: this processor runs {', '.join(names)}; choose one of "
+            "them, or unset the variable"
+        )
+
+
+def _call(library: ctypes.CDLL, name: str) -> str:
+    """Calls a function of native/ops.cpp that returns a text."""
+    function = library[f"medusa_trt_{name}"]
+    function.restype = ctypes.c_char_p
+    text: bytes = function()
+    return text.decode()
 
 
 def require_library() -> Path:
     """Returns the path of the library.
 
     Raises:
-        EngineError: the library was not built.
+        EngineError: the library was not built, or cannot be used; see `find_library`.
     """
     path = find_library()
     if path is None:
@@ -40,10 +98,7 @@ def require_library() -> Path:
 @cache
 def read_kernels_name() -> str:
     """Reads which instruction set the operators use on this machine, as "avx512-vnni"."""
-    function = ctypes.CDLL(str(require_library())).medusa_trt_kernels
-    function.restype = ctypes.c_char_p
-    name: bytes = function()
-    return name.decode()
+    return _call(ctypes.CDLL(str(require_library())), "kernels")
 
 
 @cache

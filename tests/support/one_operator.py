@@ -1,8 +1,7 @@
 """Runs one operator of the library in ONNX Runtime."""
 
+import ctypes
 import os
-import subprocess
-import sys
 from typing import Any
 
 import onnx_ir as ir
@@ -62,16 +61,11 @@ def run_bound(
 
 
 def kernels_here() -> list[str]:
-    """Those that this processor runs, each found in a process of its own."""
-    code = "from medusa_trt.runtime.engines import operators; print(operators.read_kernels_name())"
-    found = []
-    for name in KERNELS:
-        environment = {**os.environ, "MEDUSA_TRT_KERNELS": name}
-        run = [sys.executable, "-c", code]
-        shown = subprocess.run(run, env=environment, capture_output=True, text=True, check=True)
-        if shown.stdout.strip() == name:
-            found.append(name)
-    return found
+    """Those that this processor runs."""
+    function = ctypes.CDLL(os.fspath(require_library())).medusa_trt_kernel_names
+    function.restype = ctypes.c_char_p
+    names: bytes = function()
+    return names.decode().split()
 
 
 def run_graph(model: ir.Model, feeds: dict[str, Array]) -> list[Array]:

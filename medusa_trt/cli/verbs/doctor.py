@@ -94,9 +94,9 @@ def _describe_operators() -> str:
     from medusa_trt.errors import MedusaError
     from medusa_trt.runtime.engines.operators import find_library, read_kernels_name
 
-    if find_library() is None:
-        return "not built: quantized bundles need them; install a C++ compiler and reinstall"
     try:
+        if find_library() is None:
+            return "not built: quantized bundles need them; install a C++ compiler and reinstall"
         return f"{read_kernels_name()} kernels"
     except MedusaError as error:
         return str(error)
