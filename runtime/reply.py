@@ -9,6 +9,7 @@ import numpy as np
 
 from medusa_trt.runtime.decoding.choosing import TokenLogprobs
 from medusa_trt.runtime.decoding.decoder import Added
+from medusa_trt.runtime.decoding.tracing import VerifiedStep
 from medusa_trt.runtime.text import TextStream
 
 FinishReason = Literal["stop", "length", "cache_full", "cancelled", "error"]
@@ -79,12 +80,15 @@ class StreamEvent(NamedTuple):
             with a later event.
         accept_length: tokens that the verify step accepted, 0 for the first event.
         generation: the whole reply; only in the last event.
+        step: the verified tree, if the request is traced; None in the first event, which comes of
+            the prompt, and in one without a step. It may hold tokens after the end of the reply.
     """
 
     token_ids: list[int]
     text: str
     accept_length: int
     generation: Generation | None = None
+    step: VerifiedStep | None = None
 
 
 class Reply:

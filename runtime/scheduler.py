@@ -255,6 +255,8 @@ class Scheduler:
             last = event or StreamEvent([], request.reply.take_new_text(), 0)
             event = last._replace(generation=generation)
         if event is not None:
+            if request.state.is_traced and event.accept_length:
+                event = event._replace(step=request.state.last_step)
             events.append(RequestEvent(number, event))
 
     def _finish(

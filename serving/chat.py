@@ -14,6 +14,7 @@ from medusa_trt.runtime.text import ChatPrompt, TextCodec
 from medusa_trt.serving.conversion import (
     LEAST_LOGPROB,
     describe_finish,
+    describe_step,
     describe_usage,
     options_from_fields,
 )
@@ -136,6 +137,7 @@ class ChatReplies:
                     "delta": delta,
                     "logprobs": self._describe_logprobs(logprobs[start : num_tokens[index]]),
                     "finish_reason": describe_finish(event.generation),
+                    **describe_step(event.step, self._text),
                 }
             )
             if event.generation is not None:

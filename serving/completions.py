@@ -14,6 +14,7 @@ from medusa_trt.runtime.text import TextCodec
 from medusa_trt.serving.conversion import (
     LEAST_LOGPROB,
     describe_finish,
+    describe_step,
     describe_usage,
     options_from_fields,
 )
@@ -146,6 +147,7 @@ class CompletionReplies:
                         "text": text,
                         "logprobs": logprobs,
                         "finish_reason": describe_finish(event.generation),
+                        **describe_step(event.step, self._text),
                     }
                 ],
             }

@@ -4,11 +4,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from medusa_trt.errors import MedusaError
+from medusa_trt.runtime.decoding.tracing import VerifiedStep
 from medusa_trt.runtime.options import GenerationOptions, SamplingOptions
 from medusa_trt.runtime.processors.grammar import Grammar
 from medusa_trt.runtime.processors.penalties import LogitBias
 from medusa_trt.runtime.reply import FinishReason, Generation
 from medusa_trt.runtime.session import MedusaSession
+from medusa_trt.runtime.text import TextCodec
 from medusa_trt.serving.errors import ApiError, error_from_medusa
 from medusa_trt.serving.metrics import count_accepted
 from medusa_trt.serving.schemas import JsonObjectFormat, JsonSchemaFormat, ReplyFields
@@ -35,6 +37,8 @@ def options_from_fields(
     """
     if body.stream_options is not None and not body.stream:
         raise _refuse("stream_options", "it needs stream: true")
+    if body.steps and not body.stream:
+        raise _refuse("steps", "it needs stream: true")
     stop = body.stop or []
     biases = {int(token): bias for token, bias in (body.logit_bias or {}).items()}
     vocab_size = session.bundle.manifest.model.vocab_size
@@ -100,6 +104,25 @@ def _refuse(param: str, reason: str) -> ApiError:
 def describe_finish(generation: Generation | None) -> str | None:
     """The reason by which a reply ended, in OpenAI's words; None while it grows."""
     return None if generation is None else _FINISH[generation.finish_reason]
+
+
+def describe_step(step: VerifiedStep | None, text: TextCodec) -> dict[str, Any]:
+    """Describes a verified tree as further fields of a choice; none without a step."""
+    if step is None:
+        return {}
+    accepted = frozenset(step.accepted)
+    nodes: list[dict[str, Any]] = []
+    for node, (token, parent) in enumerate(zip(step.tokens, step.parents, strict=True)):
+        nodes.append({"token": decode_token(token, text)})
+        if node:
+            source = "lookup" if step.is_copied[node] else "heads"
+            nodes[-1] |= {"parent": parent, "source": source, "accepted": node in accepted}
+    return {"step": {"nodes": nodes, "bonus_token": decode_token(step.bonus_token, text)}}
+
+
+def decode_token(token_id: int, text: TextCodec) -> str:
+    """The text of one token; what is a part of a character becomes U+FFFD."""
+    return text.token_bytes(token_id).decode("utf-8", "replace")
 
 
 def describe_usage(generations: Sequence[Generation], num_choices: int) -> dict[str, Any]:

@@ -61,7 +61,8 @@ ResponseFormat = Annotated[
 class ReplyFields(Body):
     """What requests for replies share.
 
-    The fields from `top_k` on are no part of OpenAI's API; `GenerationOptions` explains them.
+    The fields from `top_k` on are no part of OpenAI's API; `GenerationOptions` explains them, and
+    docs/serving.md `steps`.
     """
 
     model: str | None = None
@@ -89,6 +90,7 @@ class ReplyFields(Body):
     posterior_alpha: Annotated[float, Field(ge=0, le=1)] | None = None
     lookup_ngram: Annotated[int, Field(ge=0, le=16)] = 3
     tree: str | None = None
+    steps: bool = False
 
     @field_validator("logit_bias")
     @classmethod

@@ -81,9 +81,7 @@ class Service:
         self._num_reserved += num_replies
         try:
             # A grammar may take seconds to compile, in which other replies go on.
-            requests = await asyncio.to_thread(
-                self._make_requests, prompts, options, body.n, body.stream
-            )
+            requests = await asyncio.to_thread(self._make_requests, prompts, options, body)
         except MedusaError as error:
             raise error_from_medusa(error, list(type(body).model_fields)) from error
         finally:
@@ -94,19 +92,18 @@ class Service:
         self,
         prompts: Sequence[Sequence[int]],
         options: GenerationOptions,
-        num_choices: int,
-        is_streamed: bool,
+        body: ReplyFields,
     ) -> list[Request]:
         requests = []
         for prompt_ids in prompts:
-            for choice in range(num_choices):
+            for choice in range(body.n):
                 seed = options.sampling.seed
                 if seed is not None:
                     seed = (seed + choice) % 2**64
                 changed = replace(options, sampling=replace(options.sampling, seed=seed))
-                requests.append(
-                    self.session.make_request(prompt_ids, changed, streamed=is_streamed)
-                )
+                request = self.session.make_request(prompt_ids, changed, streamed=body.stream)
+                request.state.is_traced = body.steps
+                requests.append(request)
         return requests
 
     def _check_room(self, num_replies: int) -> None:

@@ -12,6 +12,7 @@ from medusa_trt.runtime.decoding.cached_views import CachedViews, view_integers,
 from medusa_trt.runtime.decoding.choosing import TokenLogprobs
 from medusa_trt.runtime.decoding.drafter import Drafter, StepPlan
 from medusa_trt.runtime.decoding.sequence import SequenceState
+from medusa_trt.runtime.decoding.tracing import trace_step
 from medusa_trt.runtime.engines.base import Engine, Reductions, VerifyOutputs
 from medusa_trt.tree_configs import MedusaTree, chain_tree
 
@@ -179,6 +180,9 @@ class Decoder:
                 bonus_token = argmax[index][nodes[-1]]
             if state.observer is not None and model_logits is not None:
                 state.observer(outputs.hidden[index][nodes], model_logits[nodes])
+            if state.is_traced:
+                copied = plan.copied[index]
+                state.last_step = trace_step(tree, node_tokens, copied, nodes, bonus_token)
             self._engine.commit(state.slot, state.past_length, nodes)
             state.past_length += len(nodes)
             state.root_token = bonus_token

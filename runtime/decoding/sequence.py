@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from medusa_trt.runtime.decoding.choosing import Chooser
 from medusa_trt.runtime.decoding.drafting import TokenLookup
+from medusa_trt.runtime.decoding.tracing import VerifiedStep
 from medusa_trt.tree_configs import MedusaTree
 
 Observer = Callable[[NDArray[np.float32], NDArray[np.float32]], None]
@@ -75,6 +76,8 @@ class SequenceState:
         record: how good the drafts were.
         observer: called after each step with what the model computed for the tokens that it added,
             hidden (n, hidden_size) and logits (n, vocab), before sampling and processors.
+        is_traced: whether each step is to be described.
+        last_step: describes the last step after the prompt, if `is_traced`.
     """
 
     slot: int
@@ -86,6 +89,8 @@ class SequenceState:
     hidden: NDArray[np.float32] | None = None
     record: DraftRecord = field(default_factory=DraftRecord)
     observer: Observer | None = None
+    is_traced: bool = False
+    last_step: VerifiedStep | None = None
 
     @property
     def reads_logits(self) -> bool:
