@@ -18,7 +18,7 @@ from script import add_bundles, make_parser, name_busy_machine, report_errors
 from medusa_trt.calibration.bench.measurement import measure_replies, warm_up
 from medusa_trt.calibration.bench.options import BenchOptions
 from medusa_trt.calibration.bench.summary import summarize
-from medusa_trt.calibration.prompts import mt_bench_prompts, spread_over_categories
+from medusa_trt.calibration.prompts import load_mt_bench_prompts, spread_over_categories
 from medusa_trt.runtime.session import MedusaSession
 
 OPTIONS = BenchOptions(compared=("greedy",), rounds=3, max_new_tokens=128)
@@ -48,7 +48,7 @@ def compare(session: MedusaSession, console: Console) -> int:
         f"{manifest.target.precision}, greedy; {heads.num_heads} heads, "
         "trees grown at each step\n"
     )
-    questions = mt_bench_prompts()
+    questions = load_mt_bench_prompts()
     num_categories = len({question.category for question in questions})
     prompts = [
         replace(question, turns=question.turns[:1])

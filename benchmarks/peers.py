@@ -43,9 +43,9 @@ from script import (
 
 from medusa_trt.calibration.machine import Machine
 from medusa_trt.calibration.progress import Progress
-from medusa_trt.calibration.prompts import mt_bench_prompts, spread_over_categories
+from medusa_trt.calibration.prompts import load_mt_bench_prompts, spread_over_categories
 from medusa_trt.errors import MedusaError
-from medusa_trt.interrupts import interrupted_exit_code, raise_interrupts
+from medusa_trt.interrupts import find_interrupt_code, raise_interrupts
 from medusa_trt.runtime.bundle import Bundle
 from medusa_trt.runtime.text import TextCodec
 
@@ -64,10 +64,10 @@ def main() -> int:
         print_report(report, Console(width=None if sys.stdout.isatty() else _FILE_COLUMNS))
         write_json(arguments.json, report)
     except KeyboardInterrupt:
-        return interrupted_exit_code()
+        return find_interrupt_code()
     if not is_identical(report):
         return 1
-    return 0 if report.is_complete else interrupted_exit_code()
+    return 0 if report.is_complete else find_interrupt_code()
 
 
 def parse_arguments() -> Namespace:
@@ -172,7 +172,7 @@ def measure(arguments: Namespace) -> PeerReport:
 def encode_prompts(bundle: Bundle, num_prompts: int) -> list[list[int]]:
     """Encodes MT-bench's first turns in the model's chat template."""
     text = TextCodec(bundle)
-    prompts = spread_over_categories(mt_bench_prompts(), num_prompts)
+    prompts = spread_over_categories(load_mt_bench_prompts(), num_prompts)
     return [text.encode_chat([{"role": "user", "content": prompt.turns[0]}]) for prompt in prompts]
 
 

@@ -12,7 +12,7 @@ import msgspec
 
 from medusa_trt.calibration.noise import CoreWatch, Noise
 from medusa_trt.errors import MedusaError
-from medusa_trt.files import check_writable, replaced_file
+from medusa_trt.files import check_writable, replace_file
 
 
 class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
@@ -76,7 +76,7 @@ def name_busy_machine(num_threads: int | None) -> Iterator[None]:
     """Prints a warning if other programs used cores that the measurement needed."""
     cores = CoreWatch()
     yield
-    warning = Noise.from_samples(cores.free_cores(), num_threads, []).warning
+    warning = Noise.from_samples(cores.count_free_cores(), num_threads, []).warning
     if warning is not None:
         print(warning, file=sys.stderr)
 
@@ -98,6 +98,6 @@ def write_json(file: Path | None, value: object) -> None:
         MedusaError: the file cannot be written.
     """
     if file is not None:
-        with replaced_file(file) as temporary:
+        with replace_file(file) as temporary:
             temporary.write_bytes(msgspec.json.format(msgspec.json.encode(value), indent=1))
         print(f"wrote {file}", file=sys.stderr)

@@ -32,9 +32,9 @@ from script import (
 
 from medusa_trt.calibration.machine import Machine
 from medusa_trt.calibration.progress import Progress
-from medusa_trt.calibration.prompts import mt_bench_prompts, spread_over_categories
+from medusa_trt.calibration.prompts import load_mt_bench_prompts, spread_over_categories
 from medusa_trt.errors import MedusaError
-from medusa_trt.interrupts import interrupted_exit_code, raise_interrupts
+from medusa_trt.interrupts import find_interrupt_code, raise_interrupts
 
 _FILE_COLUMNS = 120
 """Width of the tables in characters when the output is not a terminal."""
@@ -71,7 +71,7 @@ def main() -> int:
     try:
         report = measure(arguments)
     except KeyboardInterrupt:
-        return interrupted_exit_code()
+        return find_interrupt_code()
     print_report(report, Console(width=None if sys.stdout.isatty() else _FILE_COLUMNS))
     write_json(arguments.json, report)
     return 0
@@ -127,7 +127,7 @@ def measure(arguments: Namespace) -> ServersReport:
         machine=Machine.detect(),
         rounds=[],
     )
-    questions = spread_over_categories(mt_bench_prompts(), arguments.prompts)
+    questions = spread_over_categories(load_mt_bench_prompts(), arguments.prompts)
     with ExitStack() as stack:
         running = [
             stack.enter_context(ServerProcess(name, command, arguments.folder / f"{name}.log"))

@@ -97,10 +97,8 @@ def measure_with_threads(
         capacity = max(*pasts, PREFILL_TOKENS) + max(NUM_NODES)
         engine = OrtEngine(bundle, capacity=capacity, num_threads=threads)
         for past in pasts:
-            size_bytes = read_products(bundle).size_bytes + bundle.cache_bytes(past)
-            named = engine_actions(bundle, engine, past) | {
-                "read": make_reader(size_bytes, threads)
-            }
+            size_bytes = read_products(bundle).size_bytes + bundle.count_cache_bytes(past)
+            named = name_actions(bundle, engine, past) | {"read": make_reader(size_bytes, threads)}
             actions |= {(path, past, name): action for name, action in named.items()}
     times_ms = time_interleaved(actions, rounds)
     tables = []
@@ -110,7 +108,7 @@ def measure_with_threads(
         arithmetic_ms = {nodes: arithmetic.measure_ms(nodes) for nodes in NUM_NODES}
         for past in pasts:
             chosen = {key[2]: times for key, times in times_ms.items() if key[:2] == (path, past)}
-            size_bytes = products.size_bytes + bundle.cache_bytes(past)
+            size_bytes = products.size_bytes + bundle.count_cache_bytes(past)
             table = StepTable(
                 bundle=path,
                 precision=bundle.manifest.target.precision,
@@ -124,7 +122,7 @@ def measure_with_threads(
     return tables
 
 
-def engine_actions(bundle: Bundle, engine: OrtEngine, past: int) -> dict[str, Callable[[], object]]:
+def name_actions(bundle: Bundle, engine: OrtEngine, past: int) -> dict[str, Callable[[], object]]:
     """Names what is timed: steps by their number of nodes, prefill, heads, the host's work."""
     rng = np.random.default_rng(0)
     engine.cache.fill(rng.normal(0, 0.1, (1, 1, 1, 1, engine.capacity, 1)).astype(np.float32))

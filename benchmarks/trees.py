@@ -28,10 +28,10 @@ from medusa_trt.calibration.bench.options import BenchOptions, Mode
 from medusa_trt.calibration.bench.summary import summarize
 from medusa_trt.calibration.bench.tables import tabulate_modes
 from medusa_trt.calibration.prompts import prompts_from_source
-from medusa_trt.cli.terminal import new_table_console
+from medusa_trt.cli.terminal import make_table_console
 from medusa_trt.errors import TreeError
 from medusa_trt.runtime.session import MedusaSession
-from medusa_trt.tree_configs import load_tree, preset_names
+from medusa_trt.tree_configs import list_presets, load_tree
 
 _CHAINS = ("chain-1", "chain-2", "chain-3")
 
@@ -85,7 +85,7 @@ def compare(arguments: Namespace) -> int:
         rows = list(track(replies, "replies", total, console=Console(stderr=True)))
     summary = summarize(rows, modes)
     trees = sorted(summary.modes, key=lambda mode: mode.speedup.median if mode.speedup else 1.0)
-    console = new_table_console()
+    console = make_table_console()
     console.print(f"{len(prompts)} prompts of {arguments.prompts}, fastest first")
     console.print(tabulate_modes(trees[::-1]))
     write_json(arguments.json, trees[::-1])
@@ -99,7 +99,7 @@ def _make_modes(
     plain, drafting = options.modes
     grown = replace(drafting, name="grown at each step")
     modes = [plain, grown] if session.decoder.drafter.grows_trees else [plain]
-    presets = [load_tree(name) for name in (*_CHAINS, *preset_names())]
+    presets = [load_tree(name) for name in (*_CHAINS, *list_presets())]
     trees = [session.bundle.tree, *presets] if specs is None else map(load_tree, specs)
     for tree in dict.fromkeys(trees):
         try:

@@ -20,7 +20,7 @@ from medusa_trt.calibration.latency.curve import (
 from medusa_trt.calibration.latency.measurement import (
     LatencyMeter,
     fit_to_session,
-    missing_points,
+    list_missing_points,
 )
 from medusa_trt.calibration.latency.section import LatencySection
 from medusa_trt.calibration.machine import Machine
@@ -52,7 +52,7 @@ from medusa_trt.calibration.threshold import measurement as threshold
 from medusa_trt.calibration.threshold.install import install_thresholds
 from medusa_trt.calibration.threshold.summary import ThresholdSection
 from medusa_trt.calibration.trees import head_ranks
-from medusa_trt.calibration.trees.growth import typical_trees
+from medusa_trt.calibration.trees.growth import make_typical_trees
 from medusa_trt.calibration.trees.heads_section import HeadsSection
 from medusa_trt.calibration.trees.install import check_installable, finish_install, install_tree
 from medusa_trt.calibration.trees.tree_section import TreeSection
@@ -136,7 +136,7 @@ class Calibrator:
         progress = Progress(0, "samples")
         with progress.until_interrupted(), self._session(options.batch_size) as session:
             measurable = fit_to_session(session, options)
-            points = missing_points(measurable, select_records(log, kind))
+            points = list_missing_points(measurable, select_records(log, kind))
             progress.total = len(points)
             if points:
                 trees = self._make_trees(measurable.sizes)
@@ -220,7 +220,7 @@ class Calibrator:
         prompts = prompts_from_source(settings.prompts, num_prompts)
         rules, tree = threshold.rules_from_options(options), self.bundle.tree
         threshold.check_drafts(tree)
-        missing = threshold.missing_replies(rules, prompts, settings, tree.medusa_choices, log)
+        missing = threshold.list_missing_replies(rules, prompts, settings, tree.medusa_choices, log)
         progress = Progress(len(missing), "replies")
         with progress.until_interrupted():
             if missing:
@@ -290,7 +290,7 @@ class Calibrator:
     ) -> tuple[list[head_ranks.RankRecord], Progress]:
         """Replies that were recorded with these settings, after recording the missing ones."""
         log = RecordLog(self.folder / head_ranks.RANKS_FILE, head_ranks.RankRecord)
-        num_missing = len(head_ranks.missing_prompts(prompts, settings, log))
+        num_missing = len(head_ranks.list_missing_prompts(prompts, settings, log))
         progress = Progress(num_missing, "replies")
         with progress.until_interrupted():
             if num_missing:
@@ -305,7 +305,7 @@ class Calibrator:
         heads = self.bundle.manifest.heads
         if heads is None:
             return {size: chain_tree(size - 1) for size in sizes}
-        return typical_trees(heads.num_heads, heads.top_k, sizes)
+        return make_typical_trees(heads.num_heads, heads.top_k, sizes)
 
     def _session(self, batch_size: int = 1) -> MedusaSession:
         return MedusaSession(

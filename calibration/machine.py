@@ -46,7 +46,7 @@ class Machine:
                 continue
         num_cores = os.cpu_count() or 1
         return cls(
-            cpu=_cpu_name(),
+            cpu=_read_cpu_name(),
             num_cores=num_cores,
             num_usable_cores=count_usable_cores(),
             memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
@@ -65,7 +65,7 @@ class Machine:
         return ", ".join([self.cpu, cores, f"kernels {self.kernels}", *relevant])
 
 
-def _cpu_name() -> str:
+def _read_cpu_name() -> str:
     """Name of the processor from the kernel, since Python only knows its family."""
     path = Path("/proc/cpuinfo")
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []

@@ -38,7 +38,7 @@ class Noise:
         """Summarizes a measurement.
 
         Args:
-            free_cores: the result of `CoreWatch.free_cores`.
+            free_cores: the result of `CoreWatch.count_free_cores`.
             num_threads: threads of a step; None for as many as there are cores.
             groups: the times of equal steps, one group for each kind of step. `spread` becomes the
                 median over the groups.
@@ -73,7 +73,7 @@ class CoreWatch:
     def __init__(self) -> None:
         self._start = _read_clocks()
 
-    def free_cores(self) -> float | None:
+    def count_free_cores(self) -> float | None:
         """Mean number of cores without other programs; None where the system does not count it."""
         end = _read_clocks()
         if end is None or self._start is None or end[0] <= self._start[0]:

@@ -132,7 +132,7 @@ class ThresholdOptions:
         check_range(self, CalibrationError, "alpha", 0, 1)
         check_range(self, CalibrationError, "quality_loss diversity_loss", 0)
 
-    def alpha_for(self, threshold: float) -> float:
+    def choose_alpha(self, threshold: float) -> float:
         """δ at this ε."""
         return math.sqrt(threshold) if self.alpha is None else self.alpha
 

@@ -66,9 +66,9 @@ def prompts_from_source(source: str, num_prompts: int | None) -> list[BenchPromp
         PromptError: the prompts cannot be read, or there are fewer than `num_prompts`.
     """
     if source == PACKAGED:
-        prompts = self_generated_prompts()
+        prompts = load_self_generated_prompts()
     else:
-        prompts = mt_bench_prompts() if source == MT_BENCH else prompts_from_file(Path(source))
+        prompts = load_mt_bench_prompts() if source == MT_BENCH else prompts_from_file(Path(source))
     if num_prompts is None:
         num_prompts = min(DEFAULT_NUM_PROMPTS, len(prompts))
     return spread_over_categories(prompts, num_prompts)
@@ -86,12 +86,12 @@ def digest_from_source(source: str) -> str:
     return hashlib.sha256(Path(source).read_bytes()).hexdigest()
 
 
-def self_generated_prompts() -> list[BenchPrompt]:
+def load_self_generated_prompts() -> list[BenchPrompt]:
     """The 1,086 self-generated prompts of one turn each, in the file's order."""
     return _prompts_from_resource("self_generated.jsonl")
 
 
-def mt_bench_prompts() -> list[BenchPrompt]:
+def load_mt_bench_prompts() -> list[BenchPrompt]:
     """MT-bench: ten questions of two turns in each of eight categories."""
     return _prompts_from_resource("mt_bench.jsonl")
 

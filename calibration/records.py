@@ -7,7 +7,7 @@ from typing import Generic, TypeVar
 import msgspec
 
 from medusa_trt.errors import CalibrationError
-from medusa_trt.files import replaced_file
+from medusa_trt.files import replace_file
 
 Record = TypeVar("Record", bound=msgspec.Struct)
 
@@ -68,5 +68,5 @@ class RecordLog(Generic[Record]):
         data = b"".join(msgspec.json.encode(record) + b"\n" for record in self.records)
         self._length = len(data)
         if self._path.exists():
-            with replaced_file(self._path, CalibrationError) as temporary:
+            with replace_file(self._path, CalibrationError) as temporary:
                 temporary.write_bytes(data)

@@ -9,7 +9,7 @@ from medusa_trt.export.bundle_writing import write_bundle
 from medusa_trt.export.comparison.check import compare_bundle, describe_agreement
 from medusa_trt.export.options import ExportOptions
 from medusa_trt.export.preparation import ExportParts, parts_from_options
-from medusa_trt.files import check_output, check_space, new_folder
+from medusa_trt.files import check_output, check_space, make_folder
 from medusa_trt.runtime.bundle import Bundle
 from medusa_trt.runtime.manifest import Agreement
 from medusa_trt.runtime.tensors import MANIFEST_FILE
@@ -34,7 +34,7 @@ def export_bundle(options: ExportOptions, progress: Callable[[str], None] = prin
     output = options.output or Path(parts.base.source.name)
     check_output(output, options.overwrite, MANIFEST_FILE)
     check_space(output, parts.size_bytes + parts.scratch_bytes)
-    with new_folder(output, options.overwrite) as folder:
+    with make_folder(output, options.overwrite) as folder:
         if not parts.compared:
             progress("not compared with the model: its weights are random")
         write_bundle(folder, parts, progress, partial(_compare, parts, progress))

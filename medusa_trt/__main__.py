@@ -6,7 +6,7 @@ ends in one line and an exit code, and leaves nothing half-written.
 
 import sys
 
-from medusa_trt.interrupts import ignore_interrupts, interrupted_exit_code, raise_interrupts
+from medusa_trt.interrupts import find_interrupt_code, ignore_interrupts, raise_interrupts
 
 
 def main() -> int:
@@ -35,7 +35,7 @@ def _run(name: str) -> int:
     except KeyboardInterrupt:
         ignore_interrupts()
         print("interrupted", file=sys.stderr)
-        return interrupted_exit_code()
+        return find_interrupt_code()
     return code
 
 

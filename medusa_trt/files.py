@@ -10,7 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryFile
 
 from medusa_trt.errors import ExportError, MedusaError
-from medusa_trt.interrupts import deferred_interrupts, num_interrupts, raise_swallowed
+from medusa_trt.interrupts import count_interrupts, defer_interrupts, raise_swallowed
 
 
 def join_names(keys: Iterable[str]) -> str:
@@ -50,7 +50,7 @@ def read_text(path: Path, error_class: type[MedusaError] = MedusaError) -> str:
 
 
 @contextmanager
-def replaced_file(path: Path, error_class: type[MedusaError] = MedusaError) -> Iterator[Path]:
+def replace_file(path: Path, error_class: type[MedusaError] = MedusaError) -> Iterator[Path]:
     """Gives a temporary path in the same folder; the file there is renamed to `path` at the end.
 
     If the block fails, `path` stays as it was and the temporary file is removed. The temporary
@@ -59,9 +59,9 @@ def replaced_file(path: Path, error_class: type[MedusaError] = MedusaError) -> I
     Raises:
         MedusaError: the file cannot be written; `error_class` is its class.
     """
-    temporary = _temporary_path(path, "partial")
+    temporary = _make_temporary_path(path, "partial")
     try:
-        for leftover in _leftovers(path, "partial"):
+        for leftover in _list_leftovers(path, "partial"):
             leftover.unlink(missing_ok=True)
         yield temporary
         temporary.replace(path)
@@ -69,11 +69,11 @@ def replaced_file(path: Path, error_class: type[MedusaError] = MedusaError) -> I
         raise error_class(f"cannot write {path}: {error.strerror or error}") from error
     finally:
         # A read-only file system raises even where there is no such file.
-        with deferred_interrupts(), suppress(OSError):
+        with defer_interrupts(), suppress(OSError):
             temporary.unlink()
 
 
-def new_folder(
+def make_folder(
     output: Path, overwrite: bool, error_class: type[MedusaError] = ExportError
 ) -> AbstractContextManager[Path]:
     """Gives a temporary folder that is renamed to `output` at the end of the block.
@@ -88,7 +88,7 @@ def new_folder(
     return _temporary_folder(output, partial(_put, output, overwrite), error_class)
 
 
-def replaced_files(
+def replace_files(
     output: Path, error_class: type[MedusaError] = ExportError
 ) -> AbstractContextManager[Path]:
     """Gives a temporary folder whose files replace those of `output` at the end of the block.
@@ -106,26 +106,26 @@ def replaced_files(
 def _temporary_folder(
     output: Path, move: Callable[[Path], None], error_class: type[MedusaError]
 ) -> Iterator[Path]:
-    folder = _temporary_path(output, "partial")
-    num_before = num_interrupts()
+    folder = _make_temporary_path(output, "partial")
+    num_before = count_interrupts()
     try:
-        for leftover in _leftovers(output, "partial") + _leftovers(output, "old"):
+        for leftover in _list_leftovers(output, "partial") + _list_leftovers(output, "old"):
             shutil.rmtree(leftover, ignore_errors=True)
         folder.mkdir()
         yield folder
         raise_swallowed(num_before)
-        with deferred_interrupts():
+        with defer_interrupts():
             move(folder)
     except OSError as error:
         raise error_class(f"cannot write {output}: {error}") from error
     finally:
-        with deferred_interrupts():
+        with defer_interrupts():
             shutil.rmtree(folder, ignore_errors=True)
 
 
 def _put(output: Path, overwrite: bool, folder: Path) -> None:
     if overwrite and output.exists():
-        old = _temporary_path(output, "old")
+        old = _make_temporary_path(output, "old")
         output.rename(old)
         folder.rename(output)
         shutil.rmtree(old)
@@ -143,13 +143,13 @@ def _move_files(output: Path, folder: Path) -> None:
         file.replace(target)
 
 
-def _temporary_path(path: Path, kind: str) -> Path:
+def _make_temporary_path(path: Path, kind: str) -> Path:
     """Path in the same folder, with the number of this process in its name."""
     absolute = path.absolute()
     return absolute.parent / f".{absolute.stem}.{kind}-{os.getpid()}{absolute.suffix}"
 
 
-def _leftovers(path: Path, kind: str) -> list[Path]:
+def _list_leftovers(path: Path, kind: str) -> list[Path]:
     """Temporary files or folders of processes that were killed before they could remove them."""
     absolute = path.absolute()
     if not Path("/proc/self").exists():  # Whether a process still runs cannot be seen here.
@@ -208,7 +208,7 @@ def check_output(output: Path, overwrite: bool, marker: str) -> None:
     if not parent.is_dir():
         raise ExportError(f"cannot write {output}: {parent} is not a folder")
     check_writable(parent, ExportError, is_folder=True)
-    for old in _leftovers(output, "old"):
+    for old in _list_leftovers(output, "old"):
         # A process was killed after it had renamed the old bundle, before the new one had its name.
         if not output.exists():
             old.rename(output)

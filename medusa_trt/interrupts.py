@@ -23,7 +23,7 @@ class Interrupted(KeyboardInterrupt):
         super().__init__(signal.Signals(number).name)
 
 
-def interrupted_exit_code() -> int:
+def find_interrupt_code() -> int:
     """The exit code after an interrupt, as shells have it: 128 + the number of the signal."""
     return 128 + (_raised[-1] if _raised else signal.SIGINT)
 
@@ -42,7 +42,7 @@ def ignore_interrupts() -> None:
 
 
 @contextmanager
-def deferred_interrupts() -> Iterator[None]:
+def defer_interrupts() -> Iterator[None]:
     """Delays both signals to the end of the block, which must not be left half-done."""
     if threading.current_thread() is not threading.main_thread():
         yield  # Only the main thread gets signals.
@@ -62,7 +62,7 @@ def deferred_interrupts() -> Iterator[None]:
             signal.raise_signal(waiting[0])
 
 
-def num_interrupts() -> int:
+def count_interrupts() -> int:
     """Number of interrupts that were raised so far."""
     return len(_raised)
 

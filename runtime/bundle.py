@@ -84,7 +84,7 @@ class Bundle:
         """Path of a graph's ONNX file; `graph` is a key of `GRAPH_FILES`."""
         return self.path / self.manifest.graphs[graph].file
 
-    def cache_bytes(self, num_tokens: int) -> int:
+    def count_cache_bytes(self, num_tokens: int) -> int:
         """Size in bytes of the keys and values of `num_tokens` tokens."""
         model = self.manifest.model
         item_bytes = CACHE_ITEM_BYTES[self.manifest.target.cache_dtype]

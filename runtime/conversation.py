@@ -8,7 +8,7 @@ from typing import Literal
 import msgspec
 
 from medusa_trt.errors import MedusaError, PromptError
-from medusa_trt.files import replaced_file
+from medusa_trt.files import replace_file
 from medusa_trt.runtime.options import AcceptanceName, GenerationOptions, SamplingOptions
 from medusa_trt.runtime.text import Message
 
@@ -63,7 +63,7 @@ class Conversation:
             raise PromptError("there is no reply yet: say something first")
         return self.exchanges[-1]
 
-    def messages_of_last(self) -> list[Message]:
+    def make_messages_of_last(self) -> list[Message]:
         """Messages before the last reply; see `last`."""
         return Conversation(self.system, self.exchanges[:-1]).messages(self.last.user)
 
@@ -93,7 +93,7 @@ class SavedConversation:
         Raises:
             MedusaError: the file cannot be written.
         """
-        with replaced_file(path) as temporary:
+        with replace_file(path) as temporary:
             temporary.write_bytes(
                 msgspec.json.format(msgspec.json.encode(_make_file(self))) + b"\n"
             )

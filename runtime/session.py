@@ -318,7 +318,7 @@ class MedusaSession:
         limit = min(num_free, options.max_new_tokens or num_free)
         reason: FinishReason = "length" if limit == options.max_new_tokens else "cache_full"
         eos_token_ids = () if options.ignore_eos else self.bundle.manifest.model.eos_token_ids
-        special_ids = [self.text.special_token_id(text) for text in options.stop]
+        special_ids = [self.text.find_special_token_id(text) for text in options.stop]
         text_stream = self.text.stream()
         # What follows a text begins with its space, which tokenizers drop at the beginning of one.
         before = text_stream.push(prompt_ids) if options.echo or _is_begun(prompt) else ""

@@ -169,7 +169,7 @@ class TextCodec:
             return (name or "").encode()
         return self._decoder.decode([token_id])
 
-    def special_token_id(self, text: str) -> int | None:
+    def find_special_token_id(self, text: str) -> int | None:
         """Finds the id of a special token, which has no text in a reply; None for other text."""
         token_id: int | None = self._tokenizer.token_to_id(text)
         return token_id if token_id in self._special_ids else None

@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from medusa_trt.calibration.trees.growth import most_frequent_paths
-from medusa_trt.calibration.trees.head_accuracy import top_k_accuracies
+from medusa_trt.calibration.trees.growth import find_most_frequent_paths
+from medusa_trt.calibration.trees.head_accuracy import compute_top_k_accuracies
 from medusa_trt.calibration.trees.replay import (
     ABSENT,
     UNKNOWN,
@@ -62,10 +62,10 @@ class Accuracy:
         ranks = np.concatenate(replies)
         half = len(replies) // 2 if tree is None else 0
         if tree is None:
-            paths = most_frequent_paths(np.concatenate(replies[:half] or replies), num_nodes)
+            paths = find_most_frequent_paths(np.concatenate(replies[:half] or replies), num_nodes)
             tree = MedusaTree.from_choices(paths, name=f"best-{num_nodes}")
         replayed = RankTable.from_replies(replies[half:])
-        accuracies = top_k_accuracies(ranks, NUM_CANDIDATES).tolist()
+        accuracies = compute_top_k_accuracies(ranks, NUM_CANDIDATES).tolist()
         return cls(
             top_1=tuple(shares[0] for shares in accuracies),
             top_5=tuple(shares[4] for shares in accuracies),

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from medusa_trt.calibration.prompts import mt_bench_prompts, prompts_from_file
+from medusa_trt.calibration.prompts import load_mt_bench_prompts, prompts_from_file
 from medusa_trt.export.heads.medusa_heads import MedusaHeads
 from medusa_trt.export.models.base_model import BaseModel
 from medusa_trt.training.accuracy import Accuracy, ranks_from_logits
@@ -34,7 +34,7 @@ def load_first_turns(path: Path | None) -> list[str]:
     Raises:
         PromptError: the file cannot be read.
     """
-    prompts = mt_bench_prompts() if path is None else prompts_from_file(path)
+    prompts = load_mt_bench_prompts() if path is None else prompts_from_file(path)
     return [prompt.turns[0] for prompt in prompts]
 
 

@@ -7,7 +7,7 @@ import msgspec
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from medusa_trt.errors import TrainingError
-from medusa_trt.files import replaced_file
+from medusa_trt.files import replace_file
 from medusa_trt.training.data.shards import DataSpec
 from medusa_trt.training.options import JointOptions, TrainOptions
 
@@ -37,7 +37,7 @@ def check_same_run(
                 "give another --output, or the same options to continue it"
             )
         folder.mkdir(parents=True, exist_ok=True)
-        with replaced_file(file, TrainingError) as temporary:
+        with replace_file(file, TrainingError) as temporary:
             temporary.write_bytes(record)
     except OSError as error:
         raise TrainingError(f"cannot write {folder}: {error.strerror or error}") from error

@@ -1,6 +1,6 @@
 """Draft trees: which candidates of which heads one decode step verifies. Needs only numpy."""
 
-from medusa_trt.tree_configs.presets import cartesian_tree, chain_tree, load_tree, preset_names
+from medusa_trt.tree_configs.presets import cartesian_tree, chain_tree, list_presets, load_tree
 from medusa_trt.tree_configs.tree import HEADS_TREE_FILE, PAD_NODE, MedusaTree
 
 __all__ = [
@@ -9,6 +9,6 @@ __all__ = [
     "MedusaTree",
     "cartesian_tree",
     "chain_tree",
+    "list_presets",
     "load_tree",
-    "preset_names",
 ]

@@ -57,7 +57,7 @@ def cartesian_tree(widths: Sequence[int]) -> MedusaTree:
     )
 
 
-def preset_names() -> tuple[str, ...]:
+def list_presets() -> tuple[str, ...]:
     """Names of the JSON trees beside this module, sorted with numbers in numeric order."""
     files = resources.files("medusa_trt.tree_configs").iterdir()
     names = (file.name.removesuffix(".json") for file in files if file.name.endswith(".json"))
@@ -68,7 +68,7 @@ def load_tree(spec: str) -> MedusaTree:
     """Loads a tree by the name that a user gives.
 
     Args:
-        spec: one of `preset_names()`, `plain` (no draft), `chain-4`, `cartesian-2x3`, or a
+        spec: one of `list_presets()`, `plain` (no draft), `chain-4`, `cartesian-2x3`, or a
             path that ends in `.json`.
 
     Raises:
@@ -82,12 +82,12 @@ def load_tree(spec: str) -> MedusaTree:
         return chain_tree(int(chain[1]))
     if re.fullmatch(r"cartesian-[0-9]{1,9}(x[0-9]{1,9})*", spec):
         return cartesian_tree([int(width) for width in spec.removeprefix("cartesian-").split("x")])
-    if spec in preset_names():
+    if spec in list_presets():
         file = resources.files("medusa_trt.tree_configs") / f"{spec}.json"
         return MedusaTree.from_json(file.read_text(encoding="utf-8"), name=spec)
     raise TreeError(
         f"unknown tree {spec!r}; use plain, chain-DEPTH, cartesian-AxB, a path to a .json file, "
-        f"or one of {', '.join(preset_names())}"
+        f"or one of {', '.join(list_presets())}"
     )
 
 

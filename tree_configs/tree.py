@@ -70,7 +70,7 @@ class MedusaTree:
     child_ranges: tuple[tuple[int, int], ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        choices = _sorted_choices(self.medusa_choices)
+        choices = _sort_choices(self.medusa_choices)
         object.__setattr__(self, "medusa_choices", choices)
         parents = _parents_from_choices(choices)
         attn_mask = _attn_mask_from_parents(parents)
@@ -104,7 +104,7 @@ class MedusaTree:
         Raises:
             TreeError: a path is empty, is listed twice, lacks its parent or holds other values.
         """
-        return cls(medusa_choices=_sorted_choices(choices), name=name)
+        return cls(medusa_choices=_sort_choices(choices), name=name)
 
     @classmethod
     def from_json(cls, text: str, *, name: str = "custom") -> "MedusaTree":
@@ -246,7 +246,7 @@ def _node_from_path(path: object) -> Node:
     return tuple(int(child) for child in path)
 
 
-def _sorted_choices(choices: Iterable[Sequence[int]]) -> tuple[Node, ...]:
+def _sort_choices(choices: Iterable[Sequence[int]]) -> tuple[Node, ...]:
     nodes: set[Node] = set()
     for path in choices:
         node = _node_from_path(path)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from medusa_trt.errors import MedusaError
-from medusa_trt.files import new_folder, replaced_file
+from medusa_trt.files import make_folder, replace_file
 
 WORKERS = Path(__file__).resolve().parent / "workers"
 
@@ -158,7 +158,7 @@ class PeerInstaller:
         path = self.folder / name
         if not path.exists():
             self.say(f"making {name}")
-            output = replaced_file(path) if is_file else new_folder(path, overwrite=False)
+            output = replace_file(path) if is_file else make_folder(path, overwrite=False)
             with output as temporary:
                 make(temporary)
         return path

@@ -100,7 +100,7 @@ def find_difference(left: Sequence[int], right: Sequence[int]) -> int | None:
     return next(differing, min(len(left), len(right)))
 
 
-def median_ratio(
+def compute_median_ratio(
     left: Sequence[PeerReply], right: Sequence[PeerReply], rate: Callable[[PeerReply], float]
 ) -> float:
     """Median over the prompts of the ratio of two contenders' rates."""
@@ -148,7 +148,7 @@ def _print_table(report: PeerReport, threads: int, console: Console) -> None:
             _quartiles(row),
             f"{_tokens_per_step(row):.2f}",
             f"{_median(row, lambda reply: reply.tokens_per_s):.1f}",
-            f"{median_ratio(replies[fastest], row, _decode_rate):.2f}x" if fastest else "",
+            f"{compute_median_ratio(replies[fastest], row, _decode_rate):.2f}x" if fastest else "",
             *_equality(row, replies[reference]),
             f"{max(reply.peak_memory_bytes for reply in row) / 1e6:.0f}",
         )

@@ -39,7 +39,7 @@ class StepTable:
         """Median of the times with this name."""
         return statistics.median(self.times_ms[name])
 
-    def floor_ms(self, num_nodes: int) -> float:
+    def compute_floor_ms(self, num_nodes: int) -> float:
         """The larger of both floors, because reading and computing can overlap."""
         return max(self.median_ms("read"), self.arithmetic_ms[num_nodes])
 
@@ -95,7 +95,7 @@ def _print_table(step: StepTable, fastest_plain_ms: float, console: Console) -> 
             f"{median / one_node_ms:.2f}",
             f"{median / fastest_plain_ms:.2f}",
             f"{arithmetic_ms:.2f}",
-            f"{median / step.floor_ms(num_nodes):.2f}",
+            f"{median / step.compute_floor_ms(num_nodes):.2f}",
         )
     console.print(table)
     heads_ms, host_ms = step.median_ms("heads"), step.median_ms("host")

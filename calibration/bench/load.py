@@ -148,7 +148,7 @@ def _run(
         )
         for index in range(_num_requests(len(prompts), load))
     ]
-    times = _arrival_times(len(requests), load, options.seed + round_)
+    times = _draw_arrival_times(len(requests), load, options.seed + round_)
     scheduler, decoder = session.scheduler, session.decoder
     rows_before, steps_before = decoder.num_rows, decoder.num_sequence_steps
     arrived: dict[int, tuple[int, float]] = {}
@@ -200,7 +200,7 @@ def _run(
     )
 
 
-def _arrival_times(count: int, load: Load, seed: int) -> list[float] | None:
+def _draw_arrival_times(count: int, load: Load, seed: int) -> list[float] | None:
     """Seconds at which requests arrive; None if each follows the end of another."""
     if load.arrivals_per_s is None:
         return None

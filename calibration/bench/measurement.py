@@ -74,7 +74,7 @@ def fill_thresholds(options: BenchOptions, manifest: Manifest) -> BenchOptions:
     )
 
 
-def fixed_tree(session: MedusaSession, tree: MedusaTree | None) -> MedusaTree | None:
+def find_fixed_tree(session: MedusaSession, tree: MedusaTree | None) -> MedusaTree | None:
     """Returns the tree of Medusa's modes; None if the session grows one at each step."""
     grows = tree is None and session.decoder.drafter.grows_trees
     return None if grows else tree or session.bundle.tree

@@ -11,9 +11,9 @@ from medusa_trt.calibration.bench.summary import (
     CategorySummary,
     ModeSummary,
     Quartiles,
-    longest_step,
+    find_longest_step,
 )
-from medusa_trt.calibration.bench.tables import main_categories
+from medusa_trt.calibration.bench.tables import select_main_categories
 from medusa_trt.errors import MedusaError, require_extra
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def _figure(report: BenchReport) -> "Figure":
     _draw_speed(speed, summary.modes)
     _draw_speedups(speedup, drafting)
     _draw_accept_histogram(accepted, drafting)
-    categories = main_categories(summary)
+    categories = select_main_categories(summary)
     if len(categories) > 1:
         _draw_categories(last, categories)
     else:
@@ -132,7 +132,7 @@ def _draw_speedups(axes: "Axes", modes: Sequence[ModeSummary]) -> None:
 
 
 def _draw_accept_histogram(axes: "Axes", modes: Sequence[ModeSummary]) -> None:
-    width, longest = 0.8 / max(1, len(modes)), longest_step(modes)
+    width, longest = 0.8 / max(1, len(modes)), find_longest_step(modes)
     for index, mode in enumerate(modes):
         counts = mode.accept_histogram[:longest]
         shares = [100 * count / max(1, mode.num_steps) for count in counts]

@@ -68,7 +68,7 @@ class BenchReport(Origin):
         return head.removesuffix(b"\n}") + b',\n  "rows": [\n' + lines + b"\n  ]\n}\n"
 
 
-def peak_memory_bytes() -> int:
+def read_peak_memory_bytes() -> int:
     """Peak memory of this process until now."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024  # Linux counts in KiB.

@@ -111,9 +111,9 @@ def summarize(rows: Sequence[ReplyRow], modes: Sequence[Mode]) -> Summary:
     differences = find_differences(rows, modes)
     categories = list(dict.fromkeys(row.category for row in rows))
     return Summary(
-        tuple(_mode_summary(rows, mode, differences) for mode in modes),
+        tuple(_summarize_mode(rows, mode, differences) for mode in modes),
         tuple(
-            _category_summary([row for row in rows if row.category == category], mode, category)
+            _summarize_category([row for row in rows if row.category == category], mode, category)
             for category in categories
             for mode in modes
             if mode.drafts
@@ -146,12 +146,12 @@ def find_differences(rows: Iterable[ReplyRow], modes: Iterable[Mode]) -> tuple[D
     return tuple(first.values())
 
 
-def longest_step(modes: Iterable[ModeSummary]) -> int:
+def find_longest_step(modes: Iterable[ModeSummary]) -> int:
     """Most tokens that a step of any mode added; 1 if there was no step."""
     return max((len(mode.accept_histogram) for mode in modes), default=1)
 
 
-def quartiles(values: Iterable[float]) -> Quartiles | None:
+def compute_quartiles(values: Iterable[float]) -> Quartiles | None:
     """Quartiles of samples, interpolated between neighbours; None if there are no samples."""
     samples = list(values)
     if not samples:
@@ -160,13 +160,13 @@ def quartiles(values: Iterable[float]) -> Quartiles | None:
     return Quartiles(low, median, high)
 
 
-def accept_histogram(rows: Iterable[ReplyRow]) -> tuple[int, ...]:
+def count_accept_lengths(rows: Iterable[ReplyRow]) -> tuple[int, ...]:
     """Counts the steps that added 1, 2, ... tokens, up to the longest step."""
     counts = Counter(length for row in rows for length in row.accept_lengths)
     return tuple(counts[length] for length in range(1, max(counts, default=1) + 1))
 
 
-def depth_shares(histogram: Sequence[int]) -> tuple[float, ...]:
+def compute_depth_shares(histogram: Sequence[int]) -> tuple[float, ...]:
     """Share of steps whose accepted path reached depth 1, 2, ..., and so added 2, 3, ... tokens.
 
     Args:
@@ -184,7 +184,7 @@ def tokens_per_s(rows: Sequence[ReplyRow]) -> float | None:
     return num_tokens / sum(row.decode_s for row in rows) if num_tokens else None
 
 
-def median_by_prompt(rows: Iterable[ReplyRow], value: _Value) -> dict[str, float]:
+def compute_median_by_prompt(rows: Iterable[ReplyRow], value: _Value) -> dict[str, float]:
     """Median over rounds of a value of each prompt.
 
     Args:
@@ -201,7 +201,7 @@ def median_by_prompt(rows: Iterable[ReplyRow], value: _Value) -> dict[str, float
     return {prompt_id: statistics.median(of_rounds) for prompt_id, of_rounds in values.items()}
 
 
-def ratio_by_prompt(
+def compute_ratio_by_prompt(
     rows: Iterable[ReplyRow], baseline_rows: Iterable[ReplyRow], value: _Value = tokens_per_s
 ) -> dict[str, float]:
     """Ratio of each prompt's value to the baseline's in the same round; by default the speedup."""
@@ -215,7 +215,7 @@ def ratio_by_prompt(
         result = value(conversation)
         return None if result is None or baseline is None else result / baseline
 
-    return median_by_prompt(rows, ratio)
+    return compute_median_by_prompt(rows, ratio)
 
 
 def noise_from_rows(
@@ -234,35 +234,35 @@ def noise_from_rows(
     return Noise.from_samples(free_cores, threads, times)
 
 
-def _mode_summary(
+def _summarize_mode(
     rows: Sequence[ReplyRow], mode: Mode, differences: Iterable[Difference]
 ) -> ModeSummary:
     mode_rows = _of_mode(rows, mode.name)
     baseline = _of_mode(rows, mode.baseline)
-    speedups = ratio_by_prompt(mode_rows, baseline) if mode.baseline else {}
-    step_ratios = ratio_by_prompt(mode_rows, baseline, _step_s) if mode.baseline else {}
-    histogram = accept_histogram(mode_rows)
+    speedups = compute_ratio_by_prompt(mode_rows, baseline) if mode.baseline else {}
+    step_ratios = compute_ratio_by_prompt(mode_rows, baseline, _step_s) if mode.baseline else {}
+    histogram = count_accept_lengths(mode_rows)
     differs = any(difference.mode == mode.name for difference in differences)
     return ModeSummary(
         name=mode.name,
         num_replies=len(mode_rows),
         new_tokens=sum(row.new_tokens for row in mode_rows),
         num_steps=sum(histogram),
-        tokens_per_s=quartiles(median_by_prompt(mode_rows, tokens_per_s).values()),
-        speedup=quartiles(speedups.values()),
+        tokens_per_s=_summarize_by_prompt(mode_rows, tokens_per_s),
+        speedup=compute_quartiles(speedups.values()),
         speedup_by_prompt=speedups,
-        step_ratio=quartiles(step_ratios.values()),
+        step_ratio=compute_quartiles(step_ratios.values()),
         mean_accept_length=_mean_accept_length(mode_rows),
         accept_histogram=histogram,
-        depth_shares=depth_shares(histogram),
-        engine_us_per_step=quartiles(median_by_prompt(mode_rows, _engine_us_per_step).values()),
-        host_us_per_step=quartiles(median_by_prompt(mode_rows, _host_us_per_step).values()),
+        depth_shares=compute_depth_shares(histogram),
+        engine_us_per_step=_summarize_by_prompt(mode_rows, _engine_us_per_step),
+        host_us_per_step=_summarize_by_prompt(mode_rows, _host_us_per_step),
         first_token_ms=_first_token_ms(mode_rows),
         same_tokens=not differs if mode.is_lossless else None,
     )
 
 
-def _category_summary(rows: Sequence[ReplyRow], mode: Mode, category: str) -> CategorySummary:
+def _summarize_category(rows: Sequence[ReplyRow], mode: Mode, category: str) -> CategorySummary:
     assert mode.baseline is not None
     mode_rows, baseline = _of_mode(rows, mode.name), _of_mode(rows, mode.baseline)
     return CategorySummary(
@@ -270,16 +270,20 @@ def _category_summary(rows: Sequence[ReplyRow], mode: Mode, category: str) -> Ca
         mode=mode.name,
         baseline=mode.baseline,
         num_prompts=len({row.prompt_id for row in mode_rows}),
-        baseline_tokens_per_s=_median(median_by_prompt(baseline, tokens_per_s).values()),
-        tokens_per_s=_median(median_by_prompt(mode_rows, tokens_per_s).values()),
-        speedup=quartiles(ratio_by_prompt(mode_rows, baseline).values()),
+        baseline_tokens_per_s=_compute_median(baseline, tokens_per_s),
+        tokens_per_s=_compute_median(mode_rows, tokens_per_s),
+        speedup=compute_quartiles(compute_ratio_by_prompt(mode_rows, baseline).values()),
         mean_accept_length=_mean_accept_length(mode_rows),
     )
 
 
-def _median(values: Iterable[float]) -> float | None:
-    of_values = quartiles(values)
-    return None if of_values is None else of_values.median
+def _summarize_by_prompt(rows: Iterable[ReplyRow], value: _Value) -> Quartiles | None:
+    return compute_quartiles(compute_median_by_prompt(rows, value).values())
+
+
+def _compute_median(rows: Iterable[ReplyRow], value: _Value) -> float | None:
+    of_prompts = _summarize_by_prompt(rows, value)
+    return None if of_prompts is None else of_prompts.median
 
 
 def _of_mode(rows: Iterable[ReplyRow], name: str | None) -> list[ReplyRow]:
@@ -313,4 +317,4 @@ def _first_token_ms(rows: Sequence[ReplyRow]) -> tuple[Quartiles | None, ...]:
 
     last = max((row.turn for row in rows), default=0)
     by_turn = ([row for row in rows if row.turn == turn] for turn in range(1, last + 1))
-    return tuple(quartiles(median_by_prompt(turn, first_token_ms).values()) for turn in by_turn)
+    return tuple(_summarize_by_prompt(turn, first_token_ms) for turn in by_turn)

@@ -14,7 +14,7 @@ from medusa_trt.calibration.bench.summary import (
     ModeSummary,
     Quartiles,
     Summary,
-    longest_step,
+    find_longest_step,
 )
 
 _MAX_DIFFERENCES = 8
@@ -28,7 +28,7 @@ def print_report(report: BenchReport, console: Console) -> None:
     summary = report.summary
     console.print(_header(report), highlight=False, markup=False, soft_wrap=True)
     tables = [tabulate_modes(summary.modes), _accept_table(summary.modes)]
-    categories = main_categories(summary)
+    categories = select_main_categories(summary)
     if len(categories) > 1:
         tables.append(_category_table(categories))
     for table in tables:
@@ -46,7 +46,7 @@ def print_report(report: BenchReport, console: Console) -> None:
         console.print(text, style="bold red", highlight=False, markup=False)
 
 
-def main_categories(summary: Summary) -> list[CategorySummary]:
+def select_main_categories(summary: Summary) -> list[CategorySummary]:
     """Categories of the first drafting mode, which is greedy Medusa if that was measured."""
     first = summary.categories[0].mode
     return [category for category in summary.categories if category.mode == first]
@@ -108,7 +108,7 @@ def _accept_table(modes: Sequence[ModeSummary]) -> Table:
     drafting = [mode for mode in modes if mode.depth_shares]
     columns = [f"{mode.name}\nsteps  reached" for mode in drafting]
     table = _table("tokens\na step", "draft\ndepth", *columns)
-    for depth in range(longest_step(drafting)):
+    for depth in range(find_longest_step(drafting)):
         cells = []
         for mode in drafting:
             if depth >= len(mode.accept_histogram):

@@ -103,18 +103,18 @@ class LatencyCurve:
         Raises:
             CalibrationError: the size or the context lies outside the measured range.
         """
-        return self._interpolated(
+        return self._interpolate(
             num_nodes, context, lambda samples, _: np.array([np.median(samples)])
         ).item()
 
-    def step_ms_resampled(self, num_nodes: int, context: int) -> NDArray[np.float64]:
+    def resample_step_ms(self, num_nodes: int, context: int) -> NDArray[np.float64]:
         """Bootstrap distribution (NUM_RESAMPLES,) of `step_ms`, which has the errors."""
-        return self._interpolated(num_nodes, context, resample_medians)
+        return self._interpolate(num_nodes, context, resample_medians)
 
-    def _interpolated(
+    def _interpolate(
         self, num_nodes: int, context: int, estimate: _Estimate
     ) -> NDArray[np.float64]:
-        left, right, fraction = _neighbours(
+        left, right, fraction = _find_neighbours(
             list(self.samples), context, "context", "calibrate latency --contexts"
         )
         at_left = self._at_context(num_nodes, left, estimate)
@@ -122,14 +122,14 @@ class LatencyCurve:
 
     def _at_context(self, num_nodes: int, context: int, estimate: _Estimate) -> NDArray[np.float64]:
         by_size = self.samples[context]
-        left, right, fraction = _neighbours(
+        left, right, fraction = _find_neighbours(
             self.sizes, num_nodes, "number of nodes", "calibrate latency --sizes"
         )
         at_left, at_right = (estimate(by_size[n], 1000 * context + n) for n in (left, right))
         return at_left + fraction * (at_right - at_left)
 
 
-def _neighbours(
+def _find_neighbours(
     values: list[int], target: int, quantity: str, command: str
 ) -> tuple[int, int, float]:
     """Finds the measured values around a target, and its place between them, from 0 to 1."""

@@ -9,7 +9,7 @@ import numpy as np
 from medusa_trt.calibration.latency.curve import LatencyRecord
 from medusa_trt.calibration.noise import CoreWatch
 from medusa_trt.calibration.options import LatencyOptions
-from medusa_trt.calibration.prompts import self_generated_prompts
+from medusa_trt.calibration.prompts import load_self_generated_prompts
 from medusa_trt.calibration.records import RecordLog
 from medusa_trt.calibration.replies import generate_whole_reply
 from medusa_trt.errors import CalibrationError
@@ -46,7 +46,7 @@ def fit_to_session(session: MedusaSession, options: LatencyOptions) -> LatencyOp
     )
 
 
-def missing_points(options: LatencyOptions, records: Iterable[LatencyRecord]) -> list[Point]:
+def list_missing_points(options: LatencyOptions, records: Iterable[LatencyRecord]) -> list[Point]:
     """Lists the samples that were not taken yet, round by round, sizes in random order.
 
     Other work on the machine comes and goes. In rounds it affects every size alike. The records are
@@ -79,7 +79,7 @@ class LatencyMeter:
         """
         self._session, self._options, self._trees = session, options, trees
         self._machine, self._threads = machine, threads
-        self._text = _long_text(session, max(options.contexts))
+        self._text = _make_long_text(session, max(options.contexts))
 
     def measure(
         self, points: Sequence[Point], log: RecordLog[LatencyRecord], advance: Callable[[], None]
@@ -104,7 +104,7 @@ class LatencyMeter:
                     num_steps=num_steps,
                     step_ms=1e3 * stats.decode_s / num_steps,
                     engine_ms=1e3 * stats.engine_s / num_steps,
-                    free_cores=cores.free_cores(),
+                    free_cores=cores.count_free_cores(),
                 )
             )
             advance()
@@ -151,12 +151,12 @@ class LatencyMeter:
         return self._session.generate_batch([prompt_ids] * self._options.batch_size, options)[-1]
 
 
-def _long_text(session: MedusaSession, num_tokens: int) -> list[int]:
+def _make_long_text(session: MedusaSession, num_tokens: int) -> list[int]:
     """Token ids of ordinary text, `num_tokens` of them."""
 
     def tokens() -> Iterator[int]:
         while True:
-            for prompt in self_generated_prompts():
+            for prompt in load_self_generated_prompts():
                 yield from session.encode(prompt.turns[0] + "\n")
 
     return [token for token, _ in zip(tokens(), range(num_tokens), strict=False)]

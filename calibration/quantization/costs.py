@@ -91,12 +91,12 @@ class QuantizationCosts:
         """Tokens that are predicted."""
         return sum(len(text.token_ids) for text in self._texts)
 
-    def missing_texts(self) -> list[int]:
+    def list_missing_texts(self) -> list[int]:
         """Indices of the texts on which a format is not estimated yet."""
         return [
             index
             for index in range(len(self._texts))
-            if len(self._known(index)) < len(self._formats)
+            if len(self._find_known(index)) < len(self._formats)
         ]
 
     def estimate_text(self, index: int) -> None:
@@ -108,12 +108,12 @@ class QuantizationCosts:
             SitesRecord(basis=self._basis, text=index, num_samples=NUM_SAMPLES, kls=kls)
         )
 
-    def site_kls(self, format_: WeightFormat) -> dict[str, float]:
+    def compute_site_kls(self, format_: WeightFormat) -> dict[str, float]:
         """KL divergence that each site causes alone, nats per token, on the texts that are done.
 
         It is empty if no text is done.
         """
-        done = [self._known(index).get(format_) for index in range(len(self._texts))]
+        done = [self._find_known(index).get(format_) for index in range(len(self._texts))]
         lengths = [len(text.token_ids) for text in self._texts]
         pairs = [(kls, n) for kls, n in zip(done, lengths, strict=True) if kls is not None]
         num_positions = sum(n for _, n in pairs)
@@ -124,15 +124,15 @@ class QuantizationCosts:
             for site in self._sites
         }
 
-    def known_plan(self, formats: Formats) -> PlanRecord | None:
+    def find_plan(self, formats: Formats) -> PlanRecord | None:
         """The record of a plan, or None if it was not measured yet."""
-        key = (self._basis, self._heads_meter.digest, _rounded(formats))
+        key = (self._basis, self._heads_meter.digest, _select_rounded(formats))
         records = (r for r in self._plans_log if (r.basis, r.drafter, r.formats) == key)
         return next(records, None)
 
     def measure_plan(self, formats: Formats) -> PlanRecord:
         """Measures a plan, with the heads on top, and logs its record."""
-        rounded = _rounded(formats)
+        rounded = _select_rounded(formats)
         change = self._open_meter().measure(rounded)
         record = PlanRecord(
             basis=self._basis,
@@ -161,7 +161,7 @@ class QuantizationCosts:
             self._meter = QuantizationMeter(self._model, self._sites, self._rounding, self._texts)
         return self._meter
 
-    def _known(self, index: int) -> SiteKls:
+    def _find_known(self, index: int) -> SiteKls:
         """Logged KL divergences of a text, by format and site."""
         logged: SiteKls = {}
         for record in self._sites_log:
@@ -179,7 +179,7 @@ class QuantizationCosts:
         return per_weight_s * sum(site.num_weights for site in self._sites)
 
 
-def _rounded(formats: Formats) -> dict[str, Format]:
+def _select_rounded(formats: Formats) -> dict[str, Format]:
     return {name: format_ for name, format_ in formats.items() if is_rounded(format_)}
 
 

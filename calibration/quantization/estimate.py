@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from medusa_trt.calibration.quantization.meter import Text, logits_of
+from medusa_trt.calibration.quantization.meter import Text, compute_logits
 from medusa_trt.export.quantization.rounding import Rounding
 from medusa_trt.export.quantization.sites import Site
 from medusa_trt.export.weight_formats import WeightFormat
@@ -57,7 +57,7 @@ class SiteEstimator:
         generator = torch.Generator().manual_seed(seed)
         totals = {format_: dict.fromkeys(self._site_of.values(), 0.0) for format_ in self._formats}
         with _enable_activation_gradients(self._model), self._observe_modules() as observed:
-            logprobs = logits_of(self._model, text).log_softmax(-1)
+            logprobs = compute_logits(self._model, text).log_softmax(-1)
         changes = {
             (path, format_): self._output_change(path, inputs, format_)
             for path, (inputs, _) in observed.items()

@@ -48,12 +48,12 @@ class Frontier:
     def __len__(self) -> int:
         return len(self.sizes)
 
-    def within_size(self, max_bytes: float) -> int | None:
+    def find_within_size(self, max_bytes: float) -> int | None:
         """Index of the choice with the least KL within a size; None if all choices are larger."""
         index = int(np.searchsorted(self.sizes, max_bytes, side="right")) - 1
         return None if index < 0 else index
 
-    def within_kl(self, max_kl: float) -> int | None:
+    def find_within_kl(self, max_kl: float) -> int | None:
         """Index of the smallest choice within a KL; None if all choices have more."""
         index = int(np.argmax(self.kls <= max_kl))
         return index if self.kls[index] <= max_kl else None

@@ -115,7 +115,7 @@ class QuantizationMeter:
         self._rounded = RoundedModel(model, sites, rounding)
         self._texts = texts
         with torch.inference_mode():
-            self._logprobs = [logits_of(model, text).log_softmax(-1) for text in texts]
+            self._logprobs = [compute_logits(model, text).log_softmax(-1) for text in texts]
 
     def measure(self, formats: Formats) -> Change:
         """Rounds these sites and no others, and compares."""
@@ -123,7 +123,7 @@ class QuantizationMeter:
         total, num_agreeing, hidden = 0.0, 0, []
         for text, logprobs in zip(self._texts, self._logprobs, strict=True):
             with torch.inference_mode(), _observe_hidden(self._rounded.model) as observed:
-                rounded = logits_of(self._rounded.model, text).log_softmax(-1)
+                rounded = compute_logits(self._rounded.model, text).log_softmax(-1)
                 divergence = nn.functional.kl_div(
                     rounded, logprobs, reduction="none", log_target=True
                 )
@@ -134,7 +134,7 @@ class QuantizationMeter:
         return Change(total / num_positions, num_agreeing / num_positions, hidden)
 
 
-def logits_of(model: PreTrainedModel, text: Text) -> torch.Tensor:
+def compute_logits(model: PreTrainedModel, text: Text) -> torch.Tensor:
     """Logits (n, vocab_size) that predict the reply's tokens."""
     ids = [*text.prompt_ids, *text.token_ids[:-1]]
 

@@ -46,7 +46,7 @@ def formats_from_names(target: Target, names: Sequence[str] | None) -> tuple[For
     return formats
 
 
-def site_bytes(site: Site, rounding: Rounding, format_: Format) -> int | None:
+def count_site_bytes(site: Site, rounding: Rounding, format_: Format) -> int | None:
     """Bytes of a site's matrices; None if one of them cannot have this format."""
     total = 0
     for shape in site.shapes:
@@ -57,12 +57,12 @@ def site_bytes(site: Site, rounding: Rounding, format_: Format) -> int | None:
     return total
 
 
-def plan_bytes(sites: Sequence[Site], rounding: Rounding, formats: Formats) -> int:
+def count_plan_bytes(sites: Sequence[Site], rounding: Rounding, formats: Formats) -> int:
     """Bytes of all matrices in a plan."""
-    return sum(site_bytes(site, rounding, formats[site.name]) or 0 for site in sites)
+    return sum(count_site_bytes(site, rounding, formats[site.name]) or 0 for site in sites)
 
 
-def fixed_plans(
+def make_fixed_plans(
     sites: Sequence[Site], target: Target, rounding: Rounding, formats: Sequence[Format]
 ) -> dict[str, dict[str, Format]]:
     """Makes the plans to compare with.
@@ -75,7 +75,7 @@ def fixed_plans(
     def plan(layers: Format, unembedding: Format) -> dict[str, Format]:
         by_site = {site: unembedding if site.is_last else layers for site in sites}
         return {
-            site.name: unrounded if site_bytes(site, rounding, format_) is None else format_
+            site.name: unrounded if count_site_bytes(site, rounding, format_) is None else format_
             for site, format_ in by_site.items()
         }
 
@@ -95,17 +95,17 @@ def fixed_plans(
     return unique
 
 
-def site_options(
+def list_site_options(
     site: Site, target: Target, rounding: Rounding, formats: Sequence[Format]
 ) -> dict[Format, int]:
     """Bytes of a site in each format that it can have; the unrounded one if there is no other."""
-    sizes = {format_: site_bytes(site, rounding, format_) for format_ in formats}
+    sizes = {format_: count_site_bytes(site, rounding, format_) for format_ in formats}
     possible = {format_: size for format_, size in sizes.items() if size is not None}
     unrounded = target.formats[-1]
-    return possible or {unrounded: site_bytes(site, rounding, unrounded) or 0}
+    return possible or {unrounded: count_site_bytes(site, rounding, unrounded) or 0}
 
 
-def best_plan(
+def find_best_plan(
     frontier: Frontier,
     budget: QuantizationOptions,
     measure_kl: Callable[[dict[str, Format]], float],
@@ -125,7 +125,7 @@ def best_plan(
         CalibrationError: every plan exceeds the budget.
     """
     if budget.max_megabytes is not None:
-        index = frontier.within_size(budget.max_megabytes * 1e6)
+        index = frontier.find_within_size(budget.max_megabytes * 1e6)
         if index is None:
             raise CalibrationError(
                 f"--max-size is {budget.max_megabytes:g}: the smallest plan takes "
@@ -137,7 +137,7 @@ def best_plan(
     kls: dict[int, float] = {}
     bound, last = budget.max_kl, len(frontier) - 1
     while len(kls) < MAX_TRIES:
-        within = frontier.within_kl(bound)
+        within = frontier.find_within_kl(bound)
         index = last if within is None else within
         if index in kls:
             break

@@ -20,11 +20,11 @@ from medusa_trt.calibration.quantization.inputs import HeadsMeter, texts_from_re
 from medusa_trt.calibration.quantization.meter import Formats, Text
 from medusa_trt.calibration.quantization.plans import (
     MAX_TRIES,
-    best_plan,
-    fixed_plans,
+    count_plan_bytes,
+    find_best_plan,
     formats_from_names,
-    plan_bytes,
-    site_options,
+    list_site_options,
+    make_fixed_plans,
 )
 from medusa_trt.calibration.quantization.section import (
     MODELOPT_FILE,
@@ -45,7 +45,7 @@ from medusa_trt.export.quantization.rounding import find_rounding
 from medusa_trt.export.quantization.sites import Site, sites_from_model
 from medusa_trt.export.targets import target_from_name
 from medusa_trt.export.weight_formats import Format, is_rounded
-from medusa_trt.files import replaced_file
+from medusa_trt.files import replace_file
 from medusa_trt.runtime.bundle import Bundle
 from medusa_trt.runtime.session import MedusaSession
 
@@ -78,19 +78,19 @@ class QuantizationRun:
         self._rounding = find_rounding(self._target)
         self._sites = sites_from_model(base.model)
         self._sizes = {
-            site.name: site_options(site, self._target, self._rounding, self._formats)
+            site.name: list_site_options(site, self._target, self._rounding, self._formats)
             for site in self._sites
         }
         rounded = [format_ for format_ in self._formats if is_rounded(format_)]
         self._costs = QuantizationCosts(
             base.model, self._sites, self._rounding, rounded, texts, folder, heads_meter
         )
-        self._fixed = fixed_plans(self._sites, self._target, self._rounding, self._formats)
-        self._missing = self._costs.missing_texts()
+        self._fixed = make_fixed_plans(self._sites, self._target, self._rounding, self._formats)
+        self._missing = self._costs.list_missing_texts()
         self._num_plans = len(self._fixed) + MAX_TRIES
         self.progress = Progress(len(self._missing) + self._num_plans, "measurements")
         self._is_announced = False
-        self._kls = self._known_kls()
+        self._kls = self._read_known_kls()
         self._frontier: Frontier | None = None
         self._plan: dict[str, Format] = {}
         self._results: list[PlanResult] = []
@@ -106,7 +106,7 @@ class QuantizationRun:
             self._announce()
             self._costs.estimate_text(index)
             self.progress.advance()
-        self._kls = self._known_kls()
+        self._kls = self._read_known_kls()
         options = {
             name: [
                 Option(format_, size, self._kl(name, format_)) for format_, size in sizes.items()
@@ -116,7 +116,9 @@ class QuantizationRun:
         self._frontier = frontier_from_options(options)
         for name, formats in self._fixed.items():
             self._results.append(self._result(name, formats))
-        plan = best_plan(self._frontier, self._options, lambda formats: self._measure(formats).kl)
+        plan = find_best_plan(
+            self._frontier, self._options, lambda formats: self._measure(formats).kl
+        )
         self._results.append(self._result(PLAN, plan))
         self._plan = plan
 
@@ -135,18 +137,18 @@ class QuantizationRun:
                 PlannedSite(site.name, self._plan[site.name], site.weights) for site in self._sites
             ),
         )
-        with replaced_file(folder / QUANTIZATION_PLAN_FILE) as temporary:
+        with replace_file(folder / QUANTIZATION_PLAN_FILE) as temporary:
             temporary.write_bytes(plan.to_json())
         arguments = None if self._target.mixed.uses_library else arguments_from_plan(plan)
         if arguments is None:
             (folder / MODELOPT_FILE).unlink(missing_ok=True)
             return
-        with replaced_file(folder / MODELOPT_FILE) as temporary:
+        with replace_file(folder / MODELOPT_FILE) as temporary:
             temporary.write_bytes(msgspec.json.format(msgspec.json.encode(arguments), indent=2))
 
     def make_section(self, origin: Origin, settings: ReplySettings) -> QuantizationSection:
         """Makes the report's section of what was measured until now."""
-        self._kls = self._known_kls()
+        self._kls = self._read_known_kls()
         points = []
         if self._frontier is not None:
             indices = np.linspace(0, len(self._frontier) - 1, _FRONTIER_POINTS).round().astype(int)
@@ -178,16 +180,16 @@ class QuantizationRun:
             print("running the unquantized model", file=sys.stderr)
             self.progress.announce(self._costs.estimate_s(len(self._missing), self._num_plans))
 
-    def _known_kls(self) -> dict[Format, dict[str, float]]:
+    def _read_known_kls(self) -> dict[Format, dict[str, float]]:
         """KL divergence that each site causes alone, by format and site."""
         rounded = [format_ for format_ in self._formats if is_rounded(format_)]
-        return {format_: self._costs.site_kls(format_) for format_ in rounded}
+        return {format_: self._costs.compute_site_kls(format_) for format_ in rounded}
 
     def _kl(self, site: str, format_: Format) -> float:
         return self._kls[format_][site] if is_rounded(format_) else 0.0
 
     def _measure(self, formats: Formats) -> PlanRecord:
-        record = self._costs.known_plan(formats)
+        record = self._costs.find_plan(formats)
         if record is None:
             self._announce()
             record = self._costs.measure_plan(formats)
@@ -199,7 +201,7 @@ class QuantizationRun:
         return PlanResult(
             name=name,
             counts=dict(Counter(formats.values())),
-            size_bytes=plan_bytes(self._sites, self._rounding, formats),
+            size_bytes=count_plan_bytes(self._sites, self._rounding, formats),
             predicted_kl=sum(self._kl(site, format_) for site, format_ in formats.items()),
             kl=record.kl,
             agreement=record.agreement,

@@ -14,7 +14,7 @@ from medusa_trt.calibration.report.plots import (
     plot_tree,
 )
 from medusa_trt.calibration.report.results import Calibration
-from medusa_trt.files import replaced_file
+from medusa_trt.files import replace_file
 
 HTML_FILE = "report.html"
 
@@ -25,7 +25,7 @@ def save_page(folder: Path, calibration: Calibration) -> None:
     Raises:
         MedusaError: the file cannot be written.
     """
-    with replaced_file(folder / HTML_FILE) as temporary:
+    with replace_file(folder / HTML_FILE) as temporary:
         temporary.write_text(page_from_calibration(calibration), encoding="utf-8")
 
 

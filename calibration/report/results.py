@@ -10,7 +10,7 @@ from medusa_trt.calibration.threshold.summary import ThresholdSection
 from medusa_trt.calibration.trees.heads_section import HeadsSection
 from medusa_trt.calibration.trees.tree_section import TreeSection
 from medusa_trt.errors import CalibrationError
-from medusa_trt.files import replaced_file
+from medusa_trt.files import replace_file
 
 FOLDER = "calibration"
 JSON_FILE = "calibration.json"
@@ -68,5 +68,5 @@ def save_calibration(folder: Path, calibration: Calibration) -> None:
         MedusaError: the file cannot be written.
     """
     folder.mkdir(exist_ok=True)
-    with replaced_file(folder / JSON_FILE) as temporary:
+    with replace_file(folder / JSON_FILE) as temporary:
         temporary.write_bytes(msgspec.json.format(msgspec.json.encode(calibration), indent=2))

@@ -6,7 +6,7 @@ import msgspec
 
 from medusa_trt.calibration.threshold.summary import Recommendation
 from medusa_trt.errors import CalibrationError
-from medusa_trt.files import replaced_file
+from medusa_trt.files import replace_file
 from medusa_trt.runtime.bundle import Bundle
 from medusa_trt.runtime.manifest import Thresholds, TypicalSpec
 from medusa_trt.runtime.tensors import MANIFEST_FILE
@@ -35,6 +35,6 @@ def install_thresholds(bundle: Bundle, recommendations: Sequence[Recommendation]
         for rule in (advice.rule for advice in recommendations)
     ]
     manifest = msgspec.structs.replace(bundle.manifest, typical=typical)
-    with replaced_file(bundle.path / MANIFEST_FILE, CalibrationError) as temporary:
+    with replace_file(bundle.path / MANIFEST_FILE, CalibrationError) as temporary:
         temporary.write_bytes(manifest.to_json())
     return Bundle.open(bundle.path, check_hashes=False)

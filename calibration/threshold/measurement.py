@@ -71,7 +71,7 @@ def rules_from_options(options: ThresholdOptions) -> list[Rule]:
         else Rule(
             temperature=temperature,
             posterior_threshold=threshold,
-            posterior_alpha=options.alpha_for(threshold),
+            posterior_alpha=options.choose_alpha(threshold),
         )
         for temperature, threshold in product(options.temperatures, (None, *options.thresholds))
     ]
@@ -90,7 +90,7 @@ def check_drafts(tree: MedusaTree) -> None:
         )
 
 
-def missing_replies(
+def list_missing_replies(
     rules: Sequence[Rule],
     prompts: Sequence[BenchPrompt],
     settings: ReplySettings,

@@ -79,7 +79,7 @@ class ThresholdSection:
         )
 
 
-def distinct_n(token_ids: Sequence[int], n: int) -> float | None:
+def compute_distinct_n(token_ids: Sequence[int], n: int) -> float | None:
     """Number of different n-grams over the number of all n-grams; None if there are none."""
     grams = [tuple(token_ids[i : i + n]) for i in range(len(token_ids) - n + 1)]
     return len(set(grams)) / len(grams) if grams else None
@@ -94,7 +94,7 @@ def summarize_rules(
     if not prompts:
         return ()
     return tuple(
-        _rule_summary(
+        _summarize_rule(
             rule,
             [by_rule[rule][prompt] for prompt in prompts],
             [by_rule[Rule(temperature=rule.temperature)][prompt] for prompt in prompts],
@@ -139,7 +139,7 @@ def recommend(
     return tuple(recommendations)
 
 
-def _rule_summary(
+def _summarize_rule(
     rule: Rule, replies: Sequence[ThresholdRecord], sampled: Sequence[ThresholdRecord]
 ) -> RuleSummary:
     num_tokens = sum(len(reply.token_ids) for reply in replies)
@@ -174,6 +174,6 @@ def _ratio(sums: Sequence[float] | np.ndarray[tuple[int], np.dtype[np.float64]])
 
 
 def _distinct(replies: Sequence[ThresholdRecord], n: int) -> float:
-    values = [distinct_n(reply.token_ids, n) for reply in replies]
+    values = [compute_distinct_n(reply.token_ids, n) for reply in replies]
     defined = [value for value in values if value is not None]
     return float(np.mean(defined)) if defined else 0.0

@@ -12,7 +12,7 @@ from medusa_trt.calibration.options import TreeOptions
 from medusa_trt.calibration.trees.replay import RankTable, mean_accept_length
 from medusa_trt.calibration.trees.search import Candidate, replay_trees, search_trees
 from medusa_trt.errors import CalibrationError
-from medusa_trt.tree_configs import MedusaTree, chain_tree, load_tree, preset_names
+from medusa_trt.tree_configs import MedusaTree, chain_tree, list_presets, load_tree
 
 _PLAIN = load_tree("plain")
 
@@ -109,7 +109,7 @@ def choose_tree(
     predictor = _Predictor(table, curve, context, options.batch_size)
     plain = predictor.predict(Candidate("plain", _PLAIN, table.lengths))
     searched = [predictor.predict(candidate) for candidate in search_trees(table, sizes)]
-    fixed_trees = _fixed_trees(num_heads, top_k, bundle_tree)
+    fixed_trees = _list_fixed_trees(num_heads, top_k, bundle_tree)
     fixed = [
         predictor.predict(candidate)
         for candidate in replay_trees(table, fixed_trees)
@@ -142,14 +142,14 @@ class _Predictor:
             num_replies, np.full(num_replies, 1 / num_replies), NUM_RESAMPLES
         )
         self._plain_ms = curve.step_ms(1, context)
-        self._plain_resampled = curve.step_ms_resampled(1, context)
+        self._plain_resampled = curve.resample_step_ms(1, context)
 
     def predict(self, candidate: Candidate) -> Prediction:
         tree = candidate.tree
         length = mean_accept_length(self._table, candidate.steps)
         step_ms = self._curve.step_ms(tree.num_nodes, self._context)
         resampled = self._lengths(candidate.steps) * self._plain_resampled
-        resampled /= self._curve.step_ms_resampled(tree.num_nodes, self._context)
+        resampled /= self._curve.resample_step_ms(tree.num_nodes, self._context)
         speedup = length * self._plain_ms / step_ms
         return Prediction(
             method=candidate.method,
@@ -170,9 +170,9 @@ class _Predictor:
         return lengths
 
 
-def _fixed_trees(num_heads: int, top_k: int, bundle_tree: MedusaTree) -> Sequence[MedusaTree]:
+def _list_fixed_trees(num_heads: int, top_k: int, bundle_tree: MedusaTree) -> Sequence[MedusaTree]:
     """The presets and chains that these heads can fill, and the bundle's tree; each tree once."""
-    trees = [load_tree(name) for name in preset_names()]
+    trees = [load_tree(name) for name in list_presets()]
     trees += [chain_tree(depth) for depth in range(1, num_heads + 1)]
     fitting = [tree for tree in trees if tree.max_depth <= num_heads and tree.top_k <= top_k]
     drafting = [] if bundle_tree.num_nodes == 1 else [bundle_tree]

@@ -39,7 +39,7 @@ def grow(accuracies: Sequence[Sequence[float]], max_nodes: int) -> list[Node]:
     return order[1:]
 
 
-def most_frequent_paths(ranks: NDArray[np.int16], max_nodes: int) -> list[Node]:
+def find_most_frequent_paths(ranks: NDArray[np.int16], max_nodes: int) -> list[Node]:
     """Lists the paths that were right most often, best first. Every beginning of it is a tree.
 
     Nothing is smoothed, and a path that reaches beyond a reply's end counts as wrong.
@@ -58,7 +58,7 @@ def most_frequent_paths(ranks: NDArray[np.int16], max_nodes: int) -> list[Node]:
     return order[: max_nodes - 1]
 
 
-def typical_trees(num_heads: int, top_k: int, sizes: Collection[int]) -> dict[int, MedusaTree]:
+def make_typical_trees(num_heads: int, top_k: int, sizes: Collection[int]) -> dict[int, MedusaTree]:
     """Makes a tree of each size, as good heads would have it.
 
     They serve to measure step times, which hardly depend on the shape of a tree.

@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 from medusa_trt.calibration.trees.replay import UNKNOWN
 
 
-def head_counts(ranks: NDArray[np.int16]) -> NDArray[np.int64]:
+def count_samples(ranks: NDArray[np.int16]) -> NDArray[np.int64]:
     """Number of samples of each head, (num_heads,).
 
     A reply of n tokens has n - 1 - i samples of head i. The paper's code divides every head's hits
@@ -19,14 +19,14 @@ def head_counts(ranks: NDArray[np.int16]) -> NDArray[np.int64]:
     return counts
 
 
-def top_k_accuracies(ranks: NDArray[np.int16], top_k: int) -> NDArray[np.float64]:
+def compute_top_k_accuracies(ranks: NDArray[np.int16], top_k: int) -> NDArray[np.float64]:
     """Probability (num_heads, top_k) that the true token is among the first k candidates."""
     hits = np.stack([(ranks == rank).sum(axis=0) for rank in range(top_k)], axis=1)
-    shares: NDArray[np.float64] = hits.cumsum(axis=1) / np.maximum(1, head_counts(ranks))[:, None]
+    shares: NDArray[np.float64] = hits.cumsum(axis=1) / np.maximum(1, count_samples(ranks))[:, None]
     return shares
 
 
-def joint_and_independent(ranks: NDArray[np.int16]) -> tuple[list[float], list[float]]:
+def compare_with_independence(ranks: NDArray[np.int16]) -> tuple[list[float], list[float]]:
     """Compares how often the heads are right together with what independence predicts.
 
     Returns:

@@ -42,7 +42,7 @@ class RankRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     ranks: list[list[int]]
 
 
-def missing_prompts(
+def list_missing_prompts(
     prompts: Sequence[BenchPrompt], settings: ReplySettings, log: RecordLog[RankRecord]
 ) -> list[tuple[int, BenchPrompt]]:
     """Lists the prompts without a reply in the log, with their indices."""
@@ -67,7 +67,7 @@ def record_ranks(
         PromptError: a prompt is too long. No reply is generated then.
     """
     check_prompts_fit(session, prompts, settings.max_new_tokens)
-    for index, prompt in missing_prompts(prompts, settings, log):
+    for index, prompt in list_missing_prompts(prompts, settings, log):
         prompt_ids = encode_first_turn(session, prompt)
         options = GenerationOptions(
             max_new_tokens=settings.max_new_tokens, sampling=settings.sampling(index)
@@ -121,7 +121,7 @@ def table_from_records(records: Sequence[RankRecord], num_heads: int) -> RankTab
     return RankTable.from_replies(arrays)
 
 
-def mean_context(records: Sequence[RankRecord]) -> int:
+def compute_mean_context(records: Sequence[RankRecord]) -> int:
     """Mean number of tokens in the cache, over all tokens of the replies."""
     num_tokens = sum(len(record.ranks) for record in records)
     total = sum(

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from medusa_trt.calibration.options import ReplySettings
 from medusa_trt.calibration.origin import Origin
 from medusa_trt.calibration.trees.head_accuracy import (
-    head_counts,
-    joint_and_independent,
-    top_k_accuracies,
+    compare_with_independence,
+    compute_top_k_accuracies,
+    count_samples,
 )
 from medusa_trt.calibration.trees.head_ranks import RankRecord, table_from_records
 from medusa_trt.calibration.trees.replay import mean_accept_length, replay
@@ -58,15 +58,15 @@ class HeadsSection:
         """Summarizes replies that were recorded with these settings; at least one of them."""
         heads = bundle.manifest.require_heads("calibrate heads")
         table = table_from_records(records, heads.num_heads)
-        joint, independent = joint_and_independent(table.ranks)
+        joint, independent = compare_with_independence(table.ranks)
         return cls(
             origin=origin,
             settings=settings,
             num_prompts=num_prompts,
             num_replies=len(records),
             num_tokens=sum(len(record.token_ids) for record in records),
-            counts=head_counts(table.ranks).tolist(),
-            top_k_accuracies=top_k_accuracies(table.ranks, heads.top_k).tolist(),
+            counts=count_samples(table.ranks).tolist(),
+            top_k_accuracies=compute_top_k_accuracies(table.ranks, heads.top_k).tolist(),
             joint=joint,
             independent=independent,
             tree=bundle.tree.name,

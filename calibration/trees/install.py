@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 
 from medusa_trt.errors import CalibrationError, require_extra
-from medusa_trt.files import check_writable, new_folder
+from medusa_trt.files import check_writable, make_folder
 from medusa_trt.runtime.bundle import Bundle, sha256_from_file
 from medusa_trt.runtime.manifest import FileSpec
 from medusa_trt.runtime.tensors import GRAPH_FILES, MANIFEST_FILE, TREE_FILE
@@ -59,7 +59,7 @@ def install_tree(bundle: Bundle, tree: MedusaTree, folder: Path) -> Bundle:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise CalibrationError(f"cannot write {folder}: {error.strerror or error}") from error
-    with new_folder(folder / _STAGED, False, CalibrationError) as staged:
+    with make_folder(folder / _STAGED, False, CalibrationError) as staged:
         tree.save(staged / TREE_FILE)
         graph_file = GRAPH_FILES["tree"]
         ir.save(make_tree_graph(tree, bundle.manifest.target.opset), staged / graph_file)

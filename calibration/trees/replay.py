@@ -80,7 +80,7 @@ class RankTable:
         return self.from_replies([self.ranks[starts[i] : self.ends[i]] for i in replies])
 
 
-def accept_depths(tree: MedusaTree, ranks: NDArray[np.int16]) -> NDArray[np.int64]:
+def count_accepted_drafts(tree: MedusaTree, ranks: NDArray[np.int16]) -> NDArray[np.int64]:
     """Number of drafts (P,) that a step accepts after each root.
 
     Args:
@@ -109,7 +109,7 @@ def replay(tree: MedusaTree, table: RankTable) -> NDArray[np.int64]:
 
     Tokens that the last step adds beyond the reply's end are dropped, as the runtime does.
     """
-    advances: list[int] = (accept_depths(tree, table.ranks) + 1).tolist()
+    advances: list[int] = (count_accepted_drafts(tree, table.ranks) + 1).tolist()
     steps = np.zeros(table.num_replies, np.int64)
     start = 0
     for reply, end in enumerate(table.ends.tolist()):

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from medusa_trt.calibration.trees.growth import most_frequent_paths
+from medusa_trt.calibration.trees.growth import find_most_frequent_paths
 from medusa_trt.calibration.trees.replay import RankTable, replay
 from medusa_trt.errors import CalibrationError
 from medusa_trt.tree_configs import MedusaTree
@@ -46,7 +46,7 @@ def search_trees(table: RankTable, sizes: Sequence[int]) -> list[Candidate]:
             "--num-prompts of medusa-trt calibrate heads"
         )
     trees = _make_trees(table, sizes)
-    steps = _held_out_steps(table, sizes)
+    steps = _count_held_out_steps(table, sizes)
     return [
         Candidate("searched", tree, steps[size]) for size, tree in trees.items() if size in steps
     ]
@@ -57,7 +57,7 @@ def replay_trees(table: RankTable, trees: Iterable[MedusaTree]) -> list[Candidat
     return [Candidate(tree.name, tree, replay(tree, table)) for tree in trees]
 
 
-def _held_out_steps(table: RankTable, sizes: Sequence[int]) -> dict[int, NDArray[np.int64]]:
+def _count_held_out_steps(table: RankTable, sizes: Sequence[int]) -> dict[int, NDArray[np.int64]]:
     """Steps of each reply by trees that are made from the other folds.
 
     A size is left out if a tree of it cannot be made for every fold.
@@ -77,7 +77,7 @@ def _held_out_steps(table: RankTable, sizes: Sequence[int]) -> dict[int, NDArray
 
 def _make_trees(table: RankTable, sizes: Sequence[int]) -> dict[int, MedusaTree]:
     """Makes trees by their number of nodes; a size is left out if there are too few paths."""
-    order = most_frequent_paths(table.ranks, max(sizes))
+    order = find_most_frequent_paths(table.ranks, max(sizes))
     return {
         size: MedusaTree.from_choices(order[: size - 1], name=f"calibrated-{size}")
         for size in sizes

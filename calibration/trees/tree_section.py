@@ -7,7 +7,11 @@ from medusa_trt.calibration.latency.curve import LatencyCurve, LatencyRecord
 from medusa_trt.calibration.options import ReplySettings, TreeOptions
 from medusa_trt.calibration.origin import Origin
 from medusa_trt.calibration.trees.choice import Prediction, TreeChoice, choose_tree
-from medusa_trt.calibration.trees.head_ranks import RankRecord, mean_context, table_from_records
+from medusa_trt.calibration.trees.head_ranks import (
+    RankRecord,
+    compute_mean_context,
+    table_from_records,
+)
 from medusa_trt.errors import CalibrationError
 from medusa_trt.runtime.bundle import Bundle
 
@@ -51,7 +55,8 @@ class TreeSection:
         context = options.context
         if context is None:
             contexts = [record.context for record in latencies]
-            context = min(max(mean_context(ranks), min(contexts)), max(contexts)) if contexts else 1
+            mean = compute_mean_context(ranks)
+            context = min(max(mean, min(contexts)), max(contexts)) if contexts else 1
         heads = bundle.manifest.require_heads("a search for a tree")
         choice = choose_tree(
             table_from_records(ranks, heads.num_heads),

@@ -15,7 +15,7 @@ from medusa_trt.export.deploy.jetson import (
 )
 from medusa_trt.export.deploy.templates import render_template
 from medusa_trt.export.targets import TARGETS
-from medusa_trt.files import replaced_files
+from medusa_trt.files import replace_files
 from medusa_trt.runtime.bundle import Bundle
 
 PINS = {
@@ -96,7 +96,7 @@ def deploy(bundle: Bundle, kind: str, output: Path, *, overwrite: bool = False) 
         raise BuildError(f"{output} exists: give another --output, or --overwrite to replace it")
     if not (parent := output.absolute().parent).is_dir():
         raise BuildError(f"cannot write {output}: {parent} is not a folder")
-    with replaced_files(output) as folder:  # The user's bundle may be in `output` and stays there.
+    with replace_files(output) as folder:  # The user's bundle may be in `output` and stays there.
         for name, artifact in artifacts.items():
             path = folder / name
             path.parent.mkdir(parents=True, exist_ok=True)

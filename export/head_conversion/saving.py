@@ -18,7 +18,7 @@ from medusa_trt.export.heads.key_layouts import HeadKey
 from medusa_trt.export.heads.loading import LoadedHeads, load_heads
 from medusa_trt.export.heads.medusa_heads import MedusaHeads
 from medusa_trt.export.models.source import ModelSource, source_from_name
-from medusa_trt.files import check_writable, new_folder
+from medusa_trt.files import check_writable, make_folder
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 """Types that heads can be written in."""
@@ -94,7 +94,7 @@ def save_heads(
     heads = fit_heads(heads, row, backbone)
     facts = _collect_facts(heads, row, backbone, stated)
     tensors = _name_tensors(heads, row, dtype)
-    with new_folder(output, overwrite) as folder:
+    with make_folder(output, overwrite) as folder:
         weight_map: dict[str, str] = {}
         config: dict[str, object] = {}
         if row.backbone == "weights":

@@ -28,8 +28,8 @@ from medusa_trt.export.tensorrt.network import make_config, make_profiles, parse
 from medusa_trt.export.tensorrt.options import BuildOptions
 from medusa_trt.export.tensorrt.products import make_progress_class
 from medusa_trt.export.tensorrt.tree import merge_spec
-from medusa_trt.files import check_writable, new_folder, replaced_file
-from medusa_trt.interrupts import num_interrupts, raise_swallowed
+from medusa_trt.files import check_writable, make_folder, replace_file
+from medusa_trt.interrupts import count_interrupts, raise_swallowed
 from medusa_trt.runtime import tensors as names
 from medusa_trt.runtime.bundle import Bundle, sha256_from_file
 from medusa_trt.runtime.engines.engine_record import (
@@ -39,7 +39,7 @@ from medusa_trt.runtime.engines.engine_record import (
     WEIGHTLESS_ENGINES,
     EngineFile,
     EngineRecord,
-    graph_of_engine,
+    find_graph_of_engine,
 )
 
 
@@ -81,7 +81,7 @@ def build_engines(
     progress(f"building with {product.name} {module.__version__} for {', '.join(capabilities)}")
     output.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with new_folder(output, options.overwrite) as folder:
+        with make_folder(output, options.overwrite) as folder:
             engines = {name: _build_engine(build, name, folder) for name in _engine_names(build)}
             record = _record(build, capabilities, engines)
             content = msgspec.json.format(msgspec.json.encode(record))
@@ -89,7 +89,7 @@ def build_engines(
     finally:
         _remove_if_empty(output.parent)
     if cache_file is not None:
-        with replaced_file(cache_file, BuildError) as temporary:
+        with replace_file(cache_file, BuildError) as temporary:
             temporary.write_bytes(build.timing_cache)
     return output
 
@@ -102,12 +102,14 @@ def _remove_if_empty(folder: Path) -> None:
 def _engine_names(build: EngineBuild) -> tuple[str, ...]:
     prefill = (PREFILL_ENGINE,) if build.options.merge_tree else ()
     names = ("verify", *prefill, "heads", "reduce")
-    return tuple(name for name in names if graph_of_engine(name) in build.bundle.manifest.graphs)
+    return tuple(
+        name for name in names if find_graph_of_engine(name) in build.bundle.manifest.graphs
+    )
 
 
 def _build_engine(build: EngineBuild, name: str, folder: Path) -> EngineFile:
     is_merged = name == "verify" and build.options.merge_tree
-    graph_spec = build.bundle.manifest.graphs[graph_of_engine(name)]
+    graph_spec = build.bundle.manifest.graphs[find_graph_of_engine(name)]
     spec = merge_spec(graph_spec, build.bundle.tree.num_nodes) if is_merged else graph_spec
     build.tell(f"reading the {name} graph")
     builder = build.module.Builder(build.logger)
@@ -122,7 +124,7 @@ def _build_engine(build: EngineBuild, name: str, folder: Path) -> EngineFile:
     )
     config.progress_monitor = monitor
     build.tell(f"building the {name} engine")
-    num_before = num_interrupts()
+    num_before = count_interrupts()
     plan = builder.build_serialized_network(network, config)
     del parser
     if monitor.interrupt is not None:

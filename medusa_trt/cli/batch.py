@@ -8,7 +8,7 @@ from typing import Any
 from medusa_trt.calibration.progress import Progress
 from medusa_trt.cli.requests import Request, describe_reply, print_json
 from medusa_trt.errors import GenerationError, MedusaError, PromptError
-from medusa_trt.interrupts import interrupted_exit_code
+from medusa_trt.interrupts import find_interrupt_code
 from medusa_trt.runtime import scheduler
 from medusa_trt.runtime.reply import Generation
 from medusa_trt.runtime.session import MedusaSession
@@ -49,7 +49,7 @@ def answer_batch(session: MedusaSession, requests: list[Request], path: Path) ->
     except KeyboardInterrupt:
         progress.end()
         print(f"interrupted: {num_done} of {len(places)} replies done", file=sys.stderr)
-        return interrupted_exit_code()
+        return find_interrupt_code()
     progress.end()
     if num_failed:
         raise MedusaError(

@@ -160,7 +160,8 @@ class Chat:
             self.conversation.replace_last(begun + reply)
 
     def _regenerate(self, _: str) -> None:
-        messages, replaced = self.conversation.messages_of_last(), self.conversation.last.assistant
+        messages = self.conversation.make_messages_of_last()
+        replaced = self.conversation.last.assistant
         sampling = self.options.sampling
         if sampling.seed is not None:
             sampling = replace(sampling, seed=(sampling.seed + 1) % 2**64)

@@ -13,7 +13,7 @@ from medusa_trt import __version__
 from medusa_trt.cli.parser import Parser
 from medusa_trt.cli.verb_table import HELP, verb_from_name
 from medusa_trt.errors import MedusaError, MedusaWarning
-from medusa_trt.interrupts import interrupted_exit_code
+from medusa_trt.interrupts import find_interrupt_code
 
 EXIT_ERROR = 2
 
@@ -54,7 +54,7 @@ def _run(program: str, name: str, words: list[str]) -> int:
         return 0
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        return interrupted_exit_code()
+        return find_interrupt_code()
 
 
 def show_warning(
@@ -79,7 +79,7 @@ def _answer_without_verb(name: str, words: list[str]) -> NoReturn:
         MedusaError: the user did not ask for help.
         SystemExit: the user did.
     """
-    page = new_listing(name)
+    page = make_listing(name)
     page.check_flags(words)
     _, unknown = page.parse_known_args(words)
     if not unknown:
@@ -89,7 +89,7 @@ def _answer_without_verb(name: str, words: list[str]) -> NoReturn:
     raise MedusaError(f"there is no verb {unknown[0]!r}: {hint}")
 
 
-def new_listing(group: str) -> Parser:
+def make_listing(group: str) -> Parser:
     """Makes the page that lists the verbs of a group, as "heads", or with "" all verbs."""
     verbs = [name for name in HELP if name.rpartition(" ")[0] == group]
     lines = [f"  {name.removeprefix(group).lstrip():<13} {HELP[name]}" for name in verbs]

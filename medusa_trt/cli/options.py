@@ -51,7 +51,7 @@ def read_options(options: type[T], namespace: argparse.Namespace, prefix: str = 
         prefix: what the names of these options begin with in the namespace.
 
     Raises:
-        MedusaError: the dataclass refuses a value; see `flags_in_errors`.
+        MedusaError: the dataclass refuses a value; see `name_flags_in_errors`.
     """
     values = {}
     for option in _read_fields(options):
@@ -65,7 +65,7 @@ def read_options(options: type[T], namespace: argparse.Namespace, prefix: str = 
 
 
 @contextmanager
-def flags_in_errors(options: type) -> Iterator[None]:
+def name_flags_in_errors(options: type) -> Iterator[None]:
     """Replaces the name of an option at the beginning of an error by its flag, inside the block.
 
     Dataclasses and sessions name fields and arguments of Python; the user has typed flags.

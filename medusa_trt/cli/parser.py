@@ -10,7 +10,7 @@ from difflib import get_close_matches
 from itertools import takewhile
 from typing import Generic, NoReturn, TypeVar
 
-from medusa_trt.cli.options import add_options, flags_in_errors, read_options
+from medusa_trt.cli.options import add_options, name_flags_in_errors, read_options
 from medusa_trt.errors import MedusaError
 
 Arguments = TypeVar("Arguments")
@@ -31,7 +31,7 @@ class Verb(Generic[Arguments]):
     run: Callable[[Arguments], int | None]
     epilog: Callable[[], str] | None = None
 
-    def new_parser(self, command: str) -> "Parser":
+    def make_parser(self, command: str) -> "Parser":
         """Makes the parser of this verb, which the user calls by `command`."""
         description, *_ = inspect.cleandoc(self.arguments.__doc__ or "").split("\n\nAttributes:")
         parser = Parser(
@@ -52,7 +52,7 @@ class Verb(Generic[Arguments]):
         Raises:
             MedusaError: the words are not valid arguments.
         """
-        parser = self.new_parser(command)
+        parser = self.make_parser(command)
         parser.check_flags(words)
         # argparse finds no words behind "--" when they may stand between options.
         is_ended = "--" in words
@@ -60,7 +60,7 @@ class Verb(Generic[Arguments]):
         namespace, unknown = parse(words)
         if unknown:
             parser.error(f"unexpected argument {unknown[0]!r}")
-        with flags_in_errors(self.arguments):
+        with name_flags_in_errors(self.arguments):
             return read_options(self.arguments, namespace)
 
     def call(self, command: str, words: Sequence[str]) -> int:
@@ -70,7 +70,7 @@ class Verb(Generic[Arguments]):
             MedusaError: the words are not valid arguments, or the verb raised it.
         """
         arguments = self.parse(command, words)
-        with flags_in_errors(self.arguments):
+        with name_flags_in_errors(self.arguments):
             return self.run(arguments) or 0
 
 

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 
-def new_stage_printer() -> Callable[[str], None]:
+def make_stage_printer() -> Callable[[str], None]:
     """Makes a function that shows a stage of the work, and the seconds since it was made."""
     start = time.perf_counter()
 
@@ -19,7 +19,7 @@ def new_stage_printer() -> Callable[[str], None]:
     return show
 
 
-def new_table_console(columns: int = 100) -> "Console":
+def make_table_console(columns: int = 100) -> "Console":
     """Makes a console for tables: as wide as the terminal, or `columns` in a file or a pipe.
 
     Where a table has too little space, its cells go on in further lines.

@@ -73,7 +73,7 @@ class Chooser:
         for row, token in zip(logits, following, strict=False):
             self.prompt_logprobs.append(_compute_logprobs(row, token, self._options.logprobs))
 
-    def node_uniforms(self, tree: AcceptedTree, past_length: int) -> NDArray[np.float64]:
+    def take_uniforms(self, tree: AcceptedTree, past_length: int) -> NDArray[np.float64]:
         """Uniform number of the position after each node, (N,)."""
         return self._uniforms[past_length + 1 :].take(tree.position_offsets)
 

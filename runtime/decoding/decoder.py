@@ -203,7 +203,7 @@ class Decoder:
         uniforms = np.zeros((len(states), plan.tree.num_nodes))
         for index, state in enumerate(states):
             if state.chooser.needs_reductions:
-                numbers = state.chooser.node_uniforms(plan.trees[index], state.past_length)
+                numbers = state.chooser.take_uniforms(plan.trees[index], state.past_length)
                 uniforms[index, : len(numbers)] = numbers
         start = perf_counter()
         samplings = [state.chooser.reduced_sampling for state in states]

@@ -131,7 +131,7 @@ def record_from_folder(folder: Path) -> EngineRecord:
         raise EngineError(f"{path} is damaged ({error}): build the engines again") from error
 
 
-def graph_of_engine(name: str) -> str:
+def find_graph_of_engine(name: str) -> str:
     """Name of the graph that an engine was built from."""
     return "verify" if name == PREFILL_ENGINE else name
 
@@ -182,7 +182,8 @@ def check_engines(record: EngineRecord, folder: Path, bundle: Bundle) -> None:
             raise EngineError(f"{path} is missing or truncated: build the engines again")
         if sha256_from_file(path) != engine.sha256:
             raise EngineError(f"{path} does not match its SHA-256: build the engines again")
-        if files[bundle.manifest.graphs[graph_of_engine(name)].file].sha256 != engine.graph_sha256:
+        graph_file = bundle.manifest.graphs[find_graph_of_engine(name)].file
+        if files[graph_file].sha256 != engine.graph_sha256:
             raise EngineError(
                 f"{path} was built from another {name} graph than the bundle's: "
                 "build the engines again"

@@ -28,8 +28,8 @@ from medusa_trt.runtime.engines.reduce_tensors import (
     OUTPUTS,
     allocate_inputs,
     copy_outputs,
-    empty_reductions,
     find_parent_rows,
+    make_empty_reductions,
     split_by_sampling,
     write_inputs,
 )
@@ -178,7 +178,7 @@ class OrtEngine:
         """See `Engine.reduce`."""
         assert self._last_logits is not None
         ids, num_rows = np.asarray(input_ids), uniforms.shape[1]
-        reductions = empty_reductions(uniforms.shape)
+        reductions = make_empty_reductions(uniforms.shape)
         for share in split_by_sampling(samplings):
             sampling, sequences = share
             logits = self._last_logits[sequences.start * num_rows : sequences.stop * num_rows]

@@ -126,7 +126,7 @@ def copy_outputs(
     )
 
 
-def empty_reductions(shape: tuple[int, ...]) -> Reductions:
+def make_empty_reductions(shape: tuple[int, ...]) -> Reductions:
     """Makes results of shape (B, R) to be written by `copy_outputs`."""
     return Reductions(
         np.zeros(shape, np.int64), np.zeros(shape, np.float32), np.zeros(shape, np.float32)

@@ -15,8 +15,8 @@ from medusa_trt.runtime.engines.engine_record import (
     Machine,
     Product,
     check_engines,
+    find_graph_of_engine,
     find_mismatches,
-    graph_of_engine,
     list_engine_folders,
     record_from_folder,
 )
@@ -86,12 +86,12 @@ def load_engines(
             )
         has_weights = name not in WEIGHTLESS_ENGINES
         if record.stripped and has_weights:
-            _refit(module, engine, bundle.graph_path(graph_of_engine(name)))
+            _refit(module, engine, bundle.graph_path(find_graph_of_engine(name)))
         if record.weight_streaming and has_weights:
             # TensorRT proposes the memory that is free now; the KV cache is not allocated yet.
             free_bytes = engine.get_weight_streaming_automatic_budget()
             num_slabs = 1 if bundle.manifest.target.cache_in_place else 2
-            cache_bytes = num_slabs * bundle.cache_bytes(record.capacity * batch_size)
+            cache_bytes = num_slabs * bundle.count_cache_bytes(record.capacity * batch_size)
             engine.weight_streaming_budget_v2 = max(0, free_bytes - cache_bytes)
         _check_tensors(module, engine, [*spec.inputs, *spec.outputs], path)
         engines[name] = engine

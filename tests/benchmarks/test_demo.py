@@ -5,7 +5,7 @@ from dataclasses import replace
 import demo
 import pytest
 
-from medusa_trt.calibration.prompts import mt_bench_prompts
+from medusa_trt.calibration.prompts import load_mt_bench_prompts
 from medusa_trt.runtime.bundle import Bundle
 
 
@@ -14,8 +14,8 @@ def test_both_ways_are_compared(
 ) -> None:
     monkeypatch.setattr("sys.argv", ["demo.py", str(tiny_bundle.path), "--threads", "1"])
     monkeypatch.setattr(demo, "OPTIONS", replace(demo.OPTIONS, rounds=1, max_new_tokens=4))
-    questions = [replace(question, turns=("Hello?",)) for question in mt_bench_prompts()]
-    monkeypatch.setattr(demo, "mt_bench_prompts", lambda: questions)
+    questions = [replace(question, turns=("Hello?",)) for question in load_mt_bench_prompts()]
+    monkeypatch.setattr(demo, "load_mt_bench_prompts", lambda: questions)
     assert demo.main() == 0
     out = capsys.readouterr().out
     assert "tiny-llama on ort-cpu, fp32, greedy" in out

@@ -68,7 +68,7 @@ def test_a_busy_machine_is_named(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(CoreWatch, "free_cores", lambda _: free_cores)
+    monkeypatch.setattr(CoreWatch, "count_free_cores", lambda _: free_cores)
     with name_busy_machine(1):
         pass
     assert ("machine was busy" in capsys.readouterr().err) == is_busy

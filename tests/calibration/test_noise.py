@@ -41,4 +41,4 @@ def test_other_work_is_all_work_on_the_cores_except_this_process(
     watch = CoreWatch()
     second = f"cpu2 {6 * tick} {2 * tick} {tick} 0 0 {tick} {tick} {3 * tick} 0 0"
     stat.write_text(f"cpu 9 9\ncpu0 9 9\n{first.replace(str(5 * tick), str(10 * tick))}{second}\n")
-    assert watch.free_cores() == pytest.approx(2 - 1.3)
+    assert watch.count_free_cores() == pytest.approx(2 - 1.3)

@@ -7,16 +7,16 @@ import pytest
 
 from medusa_trt.calibration.prompts import (
     BenchPrompt,
-    mt_bench_prompts,
+    load_mt_bench_prompts,
+    load_self_generated_prompts,
     prompts_from_file,
-    self_generated_prompts,
     spread_over_categories,
 )
 from medusa_trt.errors import PromptError
 
 
 def test_mt_bench_is_complete() -> None:
-    prompts = mt_bench_prompts()
+    prompts = load_mt_bench_prompts()
     assert len({prompt.id for prompt in prompts}) == 80
     assert set(Counter(prompt.category for prompt in prompts).values()) == {10}
     assert len({prompt.category for prompt in prompts}) == 8
@@ -24,18 +24,18 @@ def test_mt_bench_is_complete() -> None:
 
 
 def test_the_prompts_ship_whole() -> None:
-    prompts = self_generated_prompts()
+    prompts = load_self_generated_prompts()
     assert len(prompts) == 1086
     assert len({prompt.id for prompt in prompts}) == 1086
 
 
 def test_prompts_are_spread_over_categories() -> None:
-    few = spread_over_categories(mt_bench_prompts(), 10)
+    few = spread_over_categories(load_mt_bench_prompts(), 10)
     assert sorted(Counter(prompt.category for prompt in few).values()) == [1] * 6 + [2] * 2
     assert len({prompt.category for prompt in few[:8]}) == 8
     for wrong in (0, 81):
         with pytest.raises(PromptError, match="between 1 and 80"):
-            spread_over_categories(mt_bench_prompts(), wrong)
+            spread_over_categories(load_mt_bench_prompts(), wrong)
 
 
 def test_prompt_files(tmp_path: Path) -> None:

@@ -122,7 +122,7 @@ def check_verb(words: list[str]) -> None:
     assert name, words
     flags = FLAG.findall(" ".join(words))
     if not any(other.startswith(f"{name} ") for other in HELP):
-        page = verb_from_name(name).new_parser("medusa-trt").format_help()
+        page = verb_from_name(name).make_parser("medusa-trt").format_help()
         assert {flag for flag in flags if flag not in page} == set(), words
 
 

@@ -20,5 +20,5 @@ def test_inspect_counts_what_a_step_reads(tiny_bundle: Bundle) -> None:
     tables = 4 * vocab * hidden + 2 * 4 * (512 + MAX_NODES) * 8  # the embedding, cosines and sines
     assert facts.weight_bytes == facts.read_bytes + tables
     assert facts.operators["com.microsoft.GroupQueryAttention"] == 2
-    assert tiny_bundle.cache_bytes(10) == 2 * 2 * 2 * 16 * 10 * 4
+    assert tiny_bundle.count_cache_bytes(10) == 2 * 2 * 2 * 16 * 10 * 4
     assert estimate_max_steps_per_s(3_350_000_000, load_gpus()["h100"]) == pytest.approx(1000)

@@ -12,10 +12,10 @@ from medusa_trt.files import (
     check_output,
     check_space,
     check_writable,
-    new_folder,
+    make_folder,
     read_text,
-    replaced_file,
-    replaced_files,
+    replace_file,
+    replace_files,
 )
 from medusa_trt.runtime.tensors import MANIFEST_FILE
 
@@ -23,13 +23,13 @@ from medusa_trt.runtime.tensors import MANIFEST_FILE
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "report.json"
     path.write_text("old")
-    with pytest.raises(KeyboardInterrupt), replaced_file(path) as temporary:
+    with pytest.raises(KeyboardInterrupt), replace_file(path) as temporary:
         temporary.write_text("half")
         raise KeyboardInterrupt
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
     with (
         pytest.raises(MedusaError, match="cannot write"),
-        replaced_file(tmp_path / "no" / "x") as t,
+        replace_file(tmp_path / "no" / "x") as t,
     ):
         t.write_text("new")
 
@@ -38,7 +38,7 @@ def test_a_file_replaces_the_old_one_and_leftovers_of_killed_processes(tmp_path:
     path, leftover = tmp_path / "a.png", tmp_path / f".a.partial-{1 << 30}.png"
     for file in (path, leftover):
         file.write_text("old")
-    with replaced_file(path) as temporary:
+    with replace_file(path) as temporary:
         assert temporary.suffix == ".png" and temporary.parent == tmp_path
         temporary.write_text("new")
     assert path.read_text() == "new" and list(tmp_path.iterdir()) == [path]
@@ -50,11 +50,11 @@ def test_replaced_files_keep_the_other_files_of_a_folder(exists: bool, tmp_path:
     if exists:
         (output / "bundle").mkdir(parents=True)
         (output / "start.sh").write_text("old")
-    with pytest.raises(KeyboardInterrupt), replaced_files(output) as folder:
+    with pytest.raises(KeyboardInterrupt), replace_files(output) as folder:
         (folder / "start.sh").write_text("half")
         raise KeyboardInterrupt
     assert output.exists() == exists
-    with replaced_files(output) as folder:
+    with replace_files(output) as folder:
         (folder / "deep").mkdir()
         (folder / "deep" / "file").touch()
         (folder / "start.sh").write_text("new")
@@ -67,10 +67,10 @@ def test_the_caller_chooses_the_class_of_the_error(tmp_path: Path) -> None:
     missing = tmp_path / "no" / "x"
     with (
         pytest.raises(TrainingError, match="cannot write"),
-        replaced_file(missing, TrainingError) as file,
+        replace_file(missing, TrainingError) as file,
     ):
         file.write_text("new")
-    for write in (replaced_files, lambda path, error: new_folder(path, False, error)):
+    for write in (replace_files, lambda path, error: make_folder(path, False, error)):
         with pytest.raises(TrainingError, match="cannot write"), write(missing, TrainingError):
             pass
 
@@ -110,7 +110,7 @@ def test_a_read_only_file_system_is_one_clear_error(
         raise OSError(errno.EROFS, "Read-only file system")
 
     monkeypatch.setattr(Path, "unlink", refuse)
-    with pytest.raises(MedusaError, match="cannot write"), replaced_file(tmp_path / "a" / "x"):
+    with pytest.raises(MedusaError, match="cannot write"), replace_file(tmp_path / "a" / "x"):
         pass
 
 
@@ -131,7 +131,7 @@ def test_what_a_killed_export_left_is_removed_by_the_next(tmp_path: Path) -> Non
     other = tmp_path / f".another.partial-{child}"
     for folder in (dead, alive, other):
         (folder / "deep").mkdir(parents=True)
-    with new_folder(tmp_path / "bundle", overwrite=False) as folder:
+    with make_folder(tmp_path / "bundle", overwrite=False) as folder:
         (folder / "file").touch()
     assert not dead.exists() and alive.exists() and other.exists()
     assert (tmp_path / "bundle" / "file").exists()
@@ -153,7 +153,7 @@ def test_a_bundle_is_not_lost_where_its_replacement_was_killed(
     with pytest.raises(ExportError, match="exists: give another --output, or --overwrite"):
         check_output(output, overwrite=False, marker=MANIFEST_FILE)
     assert (output / MANIFEST_FILE).read_text() == ("new" if is_replaced else "old")
-    with new_folder(output, overwrite=True) as folder:
+    with make_folder(output, overwrite=True) as folder:
         (folder / MANIFEST_FILE).write_text("newest")
     assert (output / MANIFEST_FILE).read_text() == "newest"
     assert list(tmp_path.iterdir()) == [output]

@@ -13,11 +13,11 @@ import pytest
 from support.tiny_models import save_tiny_heads
 
 from medusa_trt.cli import main as cli
-from medusa_trt.files import new_folder
+from medusa_trt.files import make_folder
 from medusa_trt.interrupts import (
     Interrupted,
-    deferred_interrupts,
-    interrupted_exit_code,
+    defer_interrupts,
+    find_interrupt_code,
     raise_interrupts,
 )
 from medusa_trt.runtime.bundle import Bundle
@@ -40,12 +40,12 @@ sys.addaudithook(hook)
 COMMAND = AT_EVENT + "from medusa_trt.__main__ import main; sys.exit(main())"
 MODULE = """
 import signal, sys
-from medusa_trt.interrupts import interrupted_exit_code, raise_interrupts
+from medusa_trt.interrupts import find_interrupt_code, raise_interrupts
 raise_interrupts()
 try:
     exec("signal.raise_signal(signal.SIGTERM)")
 except KeyboardInterrupt:
-    sys.exit(interrupted_exit_code())
+    sys.exit(find_interrupt_code())
 """
 
 
@@ -148,7 +148,7 @@ def test_a_signal_that_the_parent_process_ignores_stays_ignored(interruptible: N
 
 def test_deferred_interrupts_come_after_the_block(interruptible: None) -> None:
     done = []
-    with pytest.raises(Interrupted, match="SIGTERM"), deferred_interrupts():
+    with pytest.raises(Interrupted, match="SIGTERM"), defer_interrupts():
         signal.raise_signal(signal.SIGTERM)
         signal.raise_signal(signal.SIGINT)
         done.append("all of it")
@@ -161,7 +161,7 @@ def test_threads_may_defer_interrupts() -> None:
     done = []
 
     def work() -> None:
-        with deferred_interrupts():
+        with defer_interrupts():
             done.append("all of it")
 
     thread = threading.Thread(target=work)
@@ -180,7 +180,7 @@ def test_a_second_interrupt_does_not_stop_the_clean_up(
         remove(*arguments, **options)
 
     monkeypatch.setattr(shutil, "rmtree", interrupted_remove)
-    with pytest.raises(Interrupted), new_folder(tmp_path / "bundle", False) as folder:
+    with pytest.raises(Interrupted), make_folder(tmp_path / "bundle", False) as folder:
         (folder / "weights").touch()
         signal.raise_signal(signal.SIGINT)
     assert not list(tmp_path.iterdir())
@@ -197,7 +197,7 @@ def test_an_interrupt_does_not_part_the_old_bundle_from_the_new(
 
     output.mkdir()
     monkeypatch.setattr(Path, "rename", interrupted_rename)
-    with pytest.raises(Interrupted), new_folder(output, True) as folder:
+    with pytest.raises(Interrupted), make_folder(output, True) as folder:
         (folder / "new").touch()
     assert [path.name for path in tmp_path.rglob("*")] == ["bundle", "new"]
 
@@ -212,10 +212,10 @@ def test_an_interrupt_that_a_finalizer_swallowed_leaves_nothing(
 
     with (
         pytest.raises(Interrupted) as raised,
-        new_folder(tmp_path / "bundle", overwrite=False) as folder,
+        make_folder(tmp_path / "bundle", overwrite=False) as folder,
     ):
         (folder / "file").write_text("half")
         Finalized()  # is gone at once, and so is what it raises
         (folder / "file").write_text("whole")
-    assert raised.match("SIGTERM") and interrupted_exit_code() == 143
+    assert raised.match("SIGTERM") and find_interrupt_code() == 143
     assert not list(tmp_path.iterdir())

@@ -55,11 +55,11 @@ def test_messages_have_the_roles_of_chat_templates() -> None:
         ("assistant", "b"),
         ("user", "c"),
     ]
-    assert conversation.messages_of_last() == conversation.messages()[:-1]
+    assert conversation.make_messages_of_last() == conversation.messages()[:-1]
     conversation.replace_last("d")
     assert conversation.messages()[-1] == {"role": "assistant", "content": "d"}
 
 
 def test_an_empty_conversation_has_no_last_reply() -> None:
     with pytest.raises(PromptError, match="say something first"):
-        Conversation().messages_of_last()
+        Conversation().make_messages_of_last()

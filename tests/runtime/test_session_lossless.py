@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from medusa_trt.calibration.prompts import self_generated_prompts
+from medusa_trt.calibration.prompts import load_self_generated_prompts
 from medusa_trt.export.comparison.logits import MAX_RELATIVE_ERROR, compute_agreement
 from medusa_trt.export.models.base_model import BaseModel
 from medusa_trt.export.pipeline import ExportOptions, export_bundle
@@ -42,7 +42,7 @@ def test_medusa_equals_plain_decoding_on_twenty_prompts(demo_bundle: Bundle) -> 
     differing = []
     accept_lengths: list[int] = []
     with MedusaSession(demo_bundle) as session:
-        for number, prompt in enumerate(self_generated_prompts()[:NUM_PROMPTS]):
+        for number, prompt in enumerate(load_self_generated_prompts()[:NUM_PROMPTS]):
             ids = session.text.encode_chat([{"role": "user", "content": prompt.turns[0]}])
             options = GenerationOptions(max_new_tokens=MAX_NEW_TOKENS, tree=load_tree("plain"))
             plain = session.generate(ids, options).token_ids

@@ -69,7 +69,7 @@ def test_accuracy_is_what_comparing_tokens_gives(
     for k, shares in ((1, accuracy.top_1), (5, accuracy.top_5), (10, accuracy.top_10)):
         expected = [reference.top_k_accuracy(all_replies, head, k) for head in range(NUM_HEADS)]
         assert list(shares) == expected
-    paths = reference.most_frequent_paths(all_replies[:half] or all_replies, num_nodes - 1)
+    paths = reference.find_most_frequent_paths(all_replies[:half] or all_replies, num_nodes - 1)
     assert sorted(accuracy.tree.medusa_choices) == sorted(paths)
     assert accuracy.tokens_per_step == reference.tokens_per_step(all_replies[half:], set(paths))
     assert accuracy.num_tokens == sum(len(reply.token_ids) for reply in all_replies)

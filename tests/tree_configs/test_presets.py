@@ -15,8 +15,8 @@ from medusa_trt.tree_configs import (
     MedusaTree,
     cartesian_tree,
     chain_tree,
+    list_presets,
     load_tree,
-    preset_names,
 )
 from medusa_trt.tree_configs.tree import MAX_NODES
 
@@ -59,11 +59,11 @@ def test_greedily_built_smollm2_trees_contain_each_other() -> None:
 
 def test_preset_names_are_complete_and_in_natural_order() -> None:
     smollm2 = tuple(f"smollm2_135m_{n}" for n in SMOLLM2_NUM_NODES)
-    assert set(preset_names()) == {*PUBLISHED, *smollm2}
-    assert tuple(name for name in preset_names() if name in smollm2) == smollm2
+    assert set(list_presets()) == {*PUBLISHED, *smollm2}
+    assert tuple(name for name in list_presets() if name in smollm2) == smollm2
 
 
-@pytest.mark.parametrize("name", preset_names())
+@pytest.mark.parametrize("name", list_presets())
 def test_presets_name_their_source(name: str) -> None:
     text = (resources.files("medusa_trt.tree_configs") / f"{name}.json").read_text("utf-8")
     assert list(json.loads(text)) == ["source", "medusa_choices"]

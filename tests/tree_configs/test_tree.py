@@ -17,8 +17,8 @@ from medusa_trt.errors import TreeError
 from medusa_trt.tree_configs import (
     PAD_NODE,
     MedusaTree,
+    list_presets,
     load_tree,
-    preset_names,
 )
 from medusa_trt.tree_configs.tree import MAX_NODES
 
@@ -49,7 +49,7 @@ def test_arrays_match_reference(choices: Choices, spare_top_k: int) -> None:
     assert_matches_reference(tree, choices, tree.top_k + spare_top_k)
 
 
-@pytest.mark.parametrize("name", preset_names())
+@pytest.mark.parametrize("name", list_presets())
 def test_presets_match_reference(name: str) -> None:
     tree = load_tree(name)
     assert_matches_reference(tree, list(tree.medusa_choices), max(10, tree.top_k))

@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 
 from medusa_trt.calibration.prompts import (
-    mt_bench_prompts,
+    load_mt_bench_prompts,
+    load_self_generated_prompts,
     prompts_from_file,
-    self_generated_prompts,
 )
 from medusa_trt.errors import TrainingError
 from medusa_trt.export.models.base_model import BaseModel
@@ -37,7 +37,7 @@ def load_seed_prompts(path: Path | None) -> list[tuple[str, ...]]:
         TrainingError: a prompt is a question of MT-bench.
     """
     if path is None:
-        return [(prompt.turns[0],) for prompt in self_generated_prompts()]
+        return [(prompt.turns[0],) for prompt in load_self_generated_prompts()]
     prompts = prompts_from_file(path)
     questions = _mt_bench_turns()
     for prompt in prompts:
@@ -268,7 +268,7 @@ def _make_spec(
 
 
 def _mt_bench_turns() -> frozenset[str]:
-    turns = (turn for prompt in mt_bench_prompts() for turn in prompt.turns)
+    turns = (turn for prompt in load_mt_bench_prompts() for turn in prompt.turns)
     return frozenset(map(_normalize, turns))
 
 

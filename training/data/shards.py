@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from medusa_trt.errors import TrainingError
-from medusa_trt.files import replaced_file
+from medusa_trt.files import replace_file
 
 NUM_TEACHER_TOKENS = 8
 """Most likely tokens of the teacher that are stored for each reply token."""
@@ -129,7 +129,7 @@ class Shard:
                 name: getattr(self.features, name).contiguous()
                 for name in self.features.__dataclass_fields__
             }
-        with replaced_file(path, TrainingError) as temporary:
+        with replace_file(path, TrainingError) as temporary:
             save_file(tensors, temporary)
 
     @classmethod
@@ -175,7 +175,7 @@ def write_spec(folder: Path, spec: DataSpec) -> None:
                 f"{folder} holds other data ({', '.join(changes)}): give another --output"
             )
         return
-    with replaced_file(file, TrainingError) as temporary:
+    with replace_file(file, TrainingError) as temporary:
         temporary.write_bytes(msgspec.json.format(msgspec.json.encode(spec), indent=2) + b"\n")
 
 

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 from medusa_trt.calibration.bench.options import BenchOptions
 from medusa_trt.cli.arguments import BundleArguments, SessionArguments
 from medusa_trt.cli.parser import Verb
-from medusa_trt.cli.terminal import new_table_console
-from medusa_trt.files import check_writable, replaced_file
-from medusa_trt.interrupts import interrupted_exit_code
+from medusa_trt.cli.terminal import make_table_console
+from medusa_trt.files import check_writable, replace_file
+from medusa_trt.interrupts import find_interrupt_code
 
 if TYPE_CHECKING:
     from medusa_trt.calibration.bench.report import BenchReport, BenchSetup
@@ -78,7 +78,7 @@ def _measure_loads(prompts: Sequence["BenchPrompt"], arguments: BenchArguments) 
         finally:
             progress.end()
     figures = summarize_loads(runs)
-    new_table_console().print(make_table(figures))
+    make_table_console().print(make_table(figures))
     _write_json(arguments.json, encode_loads(figures, runs))
     return EXIT_DIFFERENT if any(row.num_different for row in figures) else 0
 
@@ -95,7 +95,7 @@ def _measure_and_report(
         measure_replies,
         warm_up,
     )
-    from medusa_trt.calibration.bench.report import BenchReport, peak_memory_bytes
+    from medusa_trt.calibration.bench.report import BenchReport, read_peak_memory_bytes
     from medusa_trt.calibration.bench.summary import (
         noise_from_rows,
         select_whole_prompts,
@@ -120,7 +120,7 @@ def _measure_and_report(
         for row in measure_replies(session, prompts, options):
             measured.append(row)
             progress.advance()
-    free_cores = cores.free_cores()
+    free_cores = cores.count_free_cores()
     rows = select_whole_prompts(measured, prompts, len(options.modes))
     if not rows:
         raise KeyboardInterrupt
@@ -130,22 +130,22 @@ def _measure_and_report(
     report = BenchReport(
         **{each.name: getattr(origin, each.name) for each in fields(origin)},
         num_prompts_done=len({row.prompt_id for row in rows}),
-        peak_memory_bytes=peak_memory_bytes(),
+        peak_memory_bytes=read_peak_memory_bytes(),
         setup=setup,
         noise=noise_from_rows(rows, options.modes, free_cores, setup.threads),
         summary=summarize(rows, options.modes),
     )
-    print_report(report, new_table_console())
+    print_report(report, make_table_console())
     _write_json(arguments.json, report.to_json(rows))
     _save_plot(arguments.plot, report)
     if report.summary.differences:
         return EXIT_DIFFERENT
-    return 0 if progress.is_complete else interrupted_exit_code()
+    return 0 if progress.is_complete else find_interrupt_code()
 
 
 def _load_prompts(arguments: BenchArguments) -> list["BenchPrompt"]:
     from medusa_trt.calibration.prompts import (
-        mt_bench_prompts,
+        load_mt_bench_prompts,
         prompts_from_file,
         spread_over_categories,
     )
@@ -154,7 +154,7 @@ def _load_prompts(arguments: BenchArguments) -> list["BenchPrompt"]:
         prompts = prompts_from_file(arguments.prompts)
         default = len(prompts)
     else:
-        prompts, default = mt_bench_prompts(), _MT_BENCH_PROMPTS
+        prompts, default = load_mt_bench_prompts(), _MT_BENCH_PROMPTS
     num_prompts = default if arguments.num_prompts is None else arguments.num_prompts
     return spread_over_categories(prompts, num_prompts)
 
@@ -165,11 +165,11 @@ def _describe_setup(
     arguments: BenchArguments,
     options: BenchOptions,
 ) -> "BenchSetup":
-    from medusa_trt.calibration.bench.measurement import fixed_tree
+    from medusa_trt.calibration.bench.measurement import find_fixed_tree
     from medusa_trt.calibration.bench.report import BenchSetup
 
     assert options.posterior_threshold is not None and options.posterior_alpha is not None
-    manifest, tree = session.bundle.manifest, fixed_tree(session, options.tree)
+    manifest, tree = session.bundle.manifest, find_fixed_tree(session, options.tree)
     return BenchSetup(
         bundle=str(arguments.bundle),
         model=manifest.model.name,
@@ -207,7 +207,7 @@ def _check_outputs(arguments: BenchArguments) -> None:
 
 def _write_json(path: Path | None, content: bytes) -> None:
     if path is not None:
-        with replaced_file(path) as temporary:
+        with replace_file(path) as temporary:
             temporary.write_bytes(content)
         print(f"wrote {path}", file=sys.stderr)
 
@@ -216,7 +216,7 @@ def _save_plot(path: Path | None, report: "BenchReport") -> None:
     if path is not None:
         from medusa_trt.calibration.bench.plot import save_plot
 
-        with replaced_file(path) as temporary:
+        with replace_file(path) as temporary:
             save_plot(report, temporary)
         print(f"wrote {path}", file=sys.stderr)
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 from medusa_trt.cli.arguments import BundleArguments
 from medusa_trt.cli.parser import Verb
-from medusa_trt.cli.terminal import new_stage_printer
+from medusa_trt.cli.terminal import make_stage_printer
 from medusa_trt.errors import require_extra
 from medusa_trt.export.tensorrt.options import BuildOptions
 
@@ -22,7 +22,7 @@ class BuildArguments(BundleArguments):
 
 def build(arguments: BuildArguments) -> None:
     """Builds engines, and shows each stage."""
-    show_stage = new_stage_printer()
+    show_stage = make_stage_printer()
     show_stage("opening the bundle")
     with require_extra("building", "tensorrt", "tensorrt-rtx"):
         from medusa_trt.export.tensorrt.build import build_engines

@@ -15,8 +15,8 @@ from medusa_trt.calibration.options import (
 )
 from medusa_trt.cli.arguments import BundleArguments, EngineArguments
 from medusa_trt.cli.parser import Verb
-from medusa_trt.cli.terminal import new_table_console
-from medusa_trt.interrupts import interrupted_exit_code
+from medusa_trt.cli.terminal import make_table_console
+from medusa_trt.interrupts import find_interrupt_code
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -234,7 +234,7 @@ def _report(calibrator: "Calibrator", table: "Table", texts: list[str], origin: 
     from medusa_trt.calibration.report.html import HTML_FILE
     from medusa_trt.calibration.report.plots import can_plot
 
-    console = new_table_console()
+    console = make_table_console()
     console.print(table)
     for text in texts:
         console.print(text, markup=False)
@@ -243,7 +243,7 @@ def _report(calibrator: "Calibrator", table: "Table", texts: list[str], origin: 
         print("it has no plots: pip install 'medusa-trt[bench]'", file=sys.stderr)
     if not origin.is_complete:
         print("interrupted: run the same command again to go on", file=sys.stderr)
-        return interrupted_exit_code()
+        return find_interrupt_code()
     return 0
 
 

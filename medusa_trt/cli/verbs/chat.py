@@ -64,7 +64,7 @@ def chat(arguments: ChatArguments) -> None:
         leave_on_sigterm(),
         arguments.session.open(arguments.bundle) as session,
     ):
-        console = _new_console(verbose=arguments.verbose)
+        console = _make_console(verbose=arguments.verbose)
         conversation = Conversation(template.system)
         thresholds = session.bundle.manifest.describe_thresholds(arguments.reply)
         if thresholds is not None:
@@ -84,7 +84,7 @@ def chat(arguments: ChatArguments) -> None:
         raise MedusaError(f"entries that failed: {loop.num_errors}; see above")
 
 
-def _new_console(*, verbose: bool) -> "Console":
+def _make_console(*, verbose: bool) -> "Console":
     from medusa_trt.cli.chat_loop import Console
 
     if isinstance(sys.stdin, io.TextIOWrapper):
@@ -102,10 +102,10 @@ def _new_console(*, verbose: bool) -> "Console":
     def details(text: str) -> None:
         status(f"\x1b[2m{text}\x1b[0m" if shows_colours else text)
 
-    return Console(_new_line_reader(), write, status, details if verbose else None)
+    return Console(_make_line_reader(), write, status, details if verbose else None)
 
 
-def _new_line_reader() -> Callable[[str], str]:
+def _make_line_reader() -> Callable[[str], str]:
     """Reads lines: edited and with a history in a terminal, without a prompt elsewhere."""
     if not sys.stdin.isatty():
         numbers = count(1)

@@ -37,7 +37,7 @@ def print_completion(arguments: CompletionArguments) -> None:
 
 def _list_words(name: str, verb: Verb[object]) -> list[tuple[str, list[str]]]:
     """The flags of a verb, and what may follow each flag that takes a value."""
-    actions = verb.new_parser(name)._actions
+    actions = verb.make_parser(name)._actions
     flags = [flag for action in actions for flag in action.option_strings]
     cases = [(name, sorted(flags))]
     for action in actions:

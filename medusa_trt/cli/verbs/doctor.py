@@ -59,7 +59,7 @@ def diagnose(_: DoctorArguments) -> None:
     from medusa_trt.runtime.engines.device.memory import read_compute_capability
 
     print(f"Python     {platform.python_version()} on {platform.system()} {platform.machine()}")
-    print(f"medusa-trt {_installed_version('medusa-trt')}")
+    print(f"medusa-trt {_read_installed_version('medusa-trt')}")
     print(f"processors {os.cpu_count()}, {count_usable_cores()} usable cores")
     if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
         memory_bytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
@@ -104,11 +104,11 @@ def _describe_operators() -> str:
 
 def _is_installed(name: str) -> bool:
     if "-" in name:  # two packages with one import name: ONNX Runtime with and without CUDA
-        return _installed_version(name) != _MISSING
+        return _read_installed_version(name) != _MISSING
     return importlib.util.find_spec(name) is not None
 
 
-def _installed_version(package: str) -> str:
+def _read_installed_version(package: str) -> str:
     try:
         return version(package)
     except PackageNotFoundError:

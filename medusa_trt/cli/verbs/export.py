@@ -1,14 +1,14 @@
 """`medusa-export` and `medusa-trt export`: a model and its heads become a bundle."""
 
 from medusa_trt.cli.parser import Verb
-from medusa_trt.cli.terminal import new_stage_printer
+from medusa_trt.cli.terminal import make_stage_printer
 from medusa_trt.errors import require_extra
 from medusa_trt.export.options import ExportOptions
 
 
 def export(options: ExportOptions) -> None:
     """Exports, and shows each stage."""
-    show_stage = new_stage_printer()
+    show_stage = make_stage_printer()
     show_stage("starting")
     with require_extra("exporting", "export"):
         from medusa_trt.export.pipeline import export_bundle

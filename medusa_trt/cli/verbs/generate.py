@@ -14,7 +14,7 @@ from medusa_trt.cli.arguments import (
 from medusa_trt.cli.parser import Verb
 from medusa_trt.errors import PromptError, check_range
 from medusa_trt.files import decode_text, read_text
-from medusa_trt.interrupts import interrupted_exit_code
+from medusa_trt.interrupts import find_interrupt_code
 from medusa_trt.runtime.options import GenerationOptions
 
 if TYPE_CHECKING:
@@ -202,7 +202,7 @@ def _line_from_generation(generation: "Generation") -> str:
 
 def _exit_code(generations: list["Generation"]) -> int:
     is_cancelled = any(generation.finish_reason == "cancelled" for generation in generations)
-    return interrupted_exit_code() if is_cancelled else 0
+    return find_interrupt_code() if is_cancelled else 0
 
 
 def _read_messages(path: Path) -> tuple[Any, ...]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
 from medusa_trt.cli.parser import Verb
-from medusa_trt.cli.terminal import new_table_console
+from medusa_trt.cli.terminal import make_table_console
 from medusa_trt.errors import require_extra
 from medusa_trt.export.head_conversion.options import ConvertOptions
 from medusa_trt.export.heads.formats import FORMATS
@@ -88,7 +88,7 @@ def _print_table(loaded: "LoadedHeads") -> None:
     table = Table(show_header=False, box=None, pad_edge=False)
     for name, value in _rows_from_heads(loaded):
         table.add_row(name, escape(value))
-    new_table_console().print(table)
+    make_table_console().print(table)
 
 
 def _rows_from_heads(loaded: "LoadedHeads") -> list[tuple[str, str]]:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from medusa_trt.cli.arguments import BundleArguments
 from medusa_trt.cli.parser import Verb
-from medusa_trt.cli.terminal import new_table_console
+from medusa_trt.cli.terminal import make_table_console
 from medusa_trt.errors import require_extra
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def _estimate_sizes(
 
     model = bundle.manifest.model
     weights = bundle.manifest.files["weights.data"].size_bytes
-    cache = bundle.cache_bytes(model.max_length + bundle.tree.num_nodes)
+    cache = bundle.count_cache_bytes(model.max_length + bundle.tree.num_nodes)
     plain = facts["verify"].read_bytes
     drafts = facts["heads"].read_bytes if "heads" in facts else 0
     estimates: dict[str, float] = {
@@ -98,7 +98,7 @@ def _print_tables(
 
     from medusa_trt.export.inspection import draw_tree
 
-    console = new_table_console()
+    console = make_table_console()
     table = Table(show_header=False, box=None, pad_edge=False)
     for name, value in _rows_from_bundle(bundle, estimates):
         table.add_row(name, escape(value))

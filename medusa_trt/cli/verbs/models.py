@@ -4,7 +4,7 @@ import json
 from dataclasses import dataclass
 
 from medusa_trt.cli.parser import Verb
-from medusa_trt.cli.terminal import new_table_console
+from medusa_trt.cli.terminal import make_table_console
 from medusa_trt.errors import require_extra
 
 
@@ -39,7 +39,7 @@ def list_models(arguments: ModelsArguments) -> None:
             alias.heads or "none public: --heads, or medusa-trt train",
             alias.tree or "the target's",
         )
-    console = new_table_console(columns=160)
+    console = make_table_console(columns=160)
     console.print(table)
     console.print("\nAny other model of a supported architecture works by its folder or hub id.")
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from medusa_trt.cli.parser import Verb
 from medusa_trt.errors import TrainingError, check_range, require_extra
-from medusa_trt.files import check_writable, replaced_files
+from medusa_trt.files import check_writable, replace_files
 from medusa_trt.training.options import DataOptions, JointOptions, Quantization, TrainOptions
 from medusa_trt.tree_configs import MedusaTree, load_tree
 
@@ -159,7 +159,7 @@ def train_heads_alone(arguments: HeadsArguments) -> None:
     base = load_backbone(arguments.model, quantization=options.quantization)
     split = load_split(base, arguments.data, options.held_out_fraction)
     result = train_heads(base, split, arguments.output / "checkpoints", options, heads)
-    with replaced_files(arguments.output, TrainingError) as folder:
+    with replace_files(arguments.output, TrainingError) as folder:
         save_heads(result.heads, folder, base.source.name)
         save_report(result, folder, f"Medusa heads for {base.source.name}", specs, options)
     _report(result.accuracy, arguments.output)
@@ -185,7 +185,7 @@ def train_jointly(arguments: JointArguments) -> None:
     base = load_backbone(arguments.model, dtype=torch.float32)
     split = load_split(base, arguments.data, options.heads.held_out_fraction)
     result = train_joint(base, split, arguments.output / "checkpoints", options, heads)
-    with replaced_files(arguments.output, TrainingError) as folder:
+    with replace_files(arguments.output, TrainingError) as folder:
         save_combined(base, result.model, result.second.heads, folder)
         title = f"{base.source.name} with Medusa heads, trained together"
         save_report(result.second, folder, title, specs, options)

@@ -18,8 +18,8 @@ from medusa_trt.runtime.engines.reduce_tensors import (
     OUTPUTS,
     allocate_inputs,
     copy_outputs,
-    empty_reductions,
     find_parent_rows,
+    make_empty_reductions,
     split_by_sampling,
     write_inputs,
 )
@@ -157,7 +157,7 @@ class DeviceEngine:
         assert self._last_logits is not None
         ids, num_rows = np.asarray(input_ids), uniforms.shape[1]
         row_bytes = self._model.vocab_size * np.dtype(np.float32).itemsize
-        reductions = empty_reductions(uniforms.shape)
+        reductions = make_empty_reductions(uniforms.shape)
         for share in split_by_sampling(samplings):
             sampling, sequences = share
             numbers = uniforms[sequences]

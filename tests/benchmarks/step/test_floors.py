@@ -19,7 +19,7 @@ def test_products_are_those_of_the_model(tiny_bundle: Bundle) -> None:
         for value in graph.initializers.values()
         if value.const_value is not None
     )
-    assert tiny_bundle.cache_bytes(20) == 20 * tiny_bundle.cache_bytes(1)
+    assert tiny_bundle.count_cache_bytes(20) == 20 * tiny_bundle.count_cache_bytes(1)
 
 
 @pytest.mark.parametrize(

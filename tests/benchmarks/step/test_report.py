@@ -14,5 +14,5 @@ def test_a_floor_is_the_larger_of_reading_and_arithmetic() -> None:
         arithmetic_ms={1: 1.0, 64: 9.0},
         times_ms={"read": [4.0, 5.0, 60.0]},
     )
-    assert [table.floor_ms(nodes) for nodes in (1, 64)] == [5.0, 9.0]
+    assert [table.compute_floor_ms(nodes) for nodes in (1, 64)] == [5.0, 9.0]
     assert msgspec.json.decode(msgspec.json.encode(table), type=StepTable) == table

@@ -8,9 +8,9 @@ from support.measurements.bench_rows import GREEDY, both, row
 from medusa_trt.calibration.bench.summary import (
     Difference,
     Quartiles,
-    accept_histogram,
-    depth_shares,
-    quartiles,
+    compute_depth_shares,
+    compute_quartiles,
+    count_accept_lengths,
     select_whole_prompts,
     summarize,
     tokens_per_s,
@@ -21,19 +21,19 @@ from medusa_trt.calibration.prompts import (
 
 
 def test_quartiles() -> None:
-    assert quartiles([]) is None
-    assert quartiles([7]) == Quartiles(7, 7, 7)
-    assert quartiles([4, 1, 2, 3, 5]) == Quartiles(2, 3, 4)
-    assert quartiles([1, 2]) == Quartiles(1.25, 1.5, 1.75)
+    assert compute_quartiles([]) is None
+    assert compute_quartiles([7]) == Quartiles(7, 7, 7)
+    assert compute_quartiles([4, 1, 2, 3, 5]) == Quartiles(2, 3, 4)
+    assert compute_quartiles([1, 2]) == Quartiles(1.25, 1.5, 1.75)
 
 
 def test_histogram_and_depths() -> None:
-    histogram = accept_histogram([row("m", lengths=(1, 3, 1)), row("m", lengths=(2,))])
+    histogram = count_accept_lengths([row("m", lengths=(1, 3, 1)), row("m", lengths=(2,))])
     assert histogram == (2, 1, 1)
-    assert depth_shares(histogram) == (0.5, 0.25)
-    assert accept_histogram([row("m", lengths=())]) == (0,)
-    assert depth_shares((0, 0, 0)) == (0, 0)
-    assert depth_shares((9,)) == ()
+    assert compute_depth_shares(histogram) == (0.5, 0.25)
+    assert count_accept_lengths([row("m", lengths=())]) == (0,)
+    assert compute_depth_shares((0, 0, 0)) == (0, 0)
+    assert compute_depth_shares((9,)) == ()
 
 
 def test_speed_pools_turns() -> None:

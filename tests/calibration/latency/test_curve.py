@@ -19,7 +19,7 @@ def test_times_are_medians_and_interpolated_between_what_was_measured() -> None:
     assert curve.step_ms(6, 150) == pytest.approx(7.6)
     assert curve.is_measured(8) and not curve.is_measured(6)
     assert curve.covers(6) and not curve.covers(9)
-    resampled = curve.step_ms_resampled(6, 150)
+    resampled = curve.resample_step_ms(6, 150)
     assert resampled.shape == (1000,)
     assert resampled.min() == pytest.approx(7.5) and resampled.max() == pytest.approx(57.5)
     for size, context in ((9, 100), (4, 99), (4, 301)):

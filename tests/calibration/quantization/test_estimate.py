@@ -6,7 +6,7 @@ from support.random_texts import random_texts
 from support.tiny_models import llama_config, random_model
 
 from medusa_trt.calibration.quantization.estimate import SiteEstimator
-from medusa_trt.calibration.quantization.meter import QuantizationMeter, logits_of
+from medusa_trt.calibration.quantization.meter import QuantizationMeter, compute_logits
 from medusa_trt.export.quantization.rounding import LibraryRounding, StandardRounding
 from medusa_trt.export.quantization.sites import sites_from_model
 from medusa_trt.export.weight_formats import WeightFormat
@@ -20,13 +20,13 @@ def test_an_estimate_is_half_the_square_of_the_slope() -> None:
     estimates = estimator.estimate(text, seed=5, num_samples=1)["int4"]
     assert list(estimates) == [site.name for site in sites]
     with torch.no_grad():
-        probabilities = logits_of(model, text).softmax(-1)
+        probabilities = compute_logits(model, text).softmax(-1)
     drawn = torch.multinomial(probabilities, 1, generator=torch.Generator().manual_seed(5))
     model.double()
 
     def likelihood() -> float:
         with torch.no_grad():
-            return float(logits_of(model, text).log_softmax(-1).gather(1, drawn).sum())
+            return float(compute_logits(model, text).log_softmax(-1).gather(1, drawn).sum())
 
     for site in sites:
         slope = 0.0

@@ -31,11 +31,11 @@ def test_the_frontier_is_what_no_combination_beats(options: Sites) -> None:
 @given(sites(), st.integers(0, 100), st.integers(0, 256))
 def test_budgets_are_met_by_the_best_combination(options: Sites, size: int, kl: int) -> None:
     choices, frontier, max_kl = every_choice(options), frontier_from_options(options), kl / 64
-    index = frontier.within_size(size)
+    index = frontier.find_within_size(size)
     kls = [sum_kl for bytes_, sum_kl, _ in choices if bytes_ <= size]
     assert (index is None) == (not kls)
     assert index is None or frontier.kls[index] == min(kls)
-    index = frontier.within_kl(max_kl)
+    index = frontier.find_within_kl(max_kl)
     sizes = [bytes_ for bytes_, sum_kl, _ in choices if sum_kl <= max_kl]
     assert (index is None) == (not sizes)
     assert index is None or frontier.sizes[index] == min(sizes)

@@ -11,7 +11,7 @@ from support.reference.linear import quantized_rows
 from support.tiny_models import llama_config, random_model
 from transformers import PreTrainedModel
 
-from medusa_trt.calibration.quantization.meter import QuantizationMeter, Text, logits_of
+from medusa_trt.calibration.quantization.meter import QuantizationMeter, Text, compute_logits
 from medusa_trt.export.quantization.library import BLOCK_SIZES, dequantize_weight, quantize_weight
 from medusa_trt.export.quantization.rounding import LibraryRounding
 from medusa_trt.export.quantization.sites import Site, sites_from_model
@@ -75,7 +75,7 @@ def test_a_measurement_equals_a_slow_computation(tied: bool) -> None:
     assert meter.measure({}).kl == 0
     for text, logits in zip(random_texts(), before, strict=True):
         with torch.no_grad():
-            np.testing.assert_allclose(logits_of(model, text).numpy(), logits, atol=1e-4)
+            np.testing.assert_allclose(compute_logits(model, text).numpy(), logits, atol=1e-4)
 
 
 def test_hidden_states_are_what_the_heads_read() -> None:

@@ -7,7 +7,7 @@ from support.format_options import Sites, cost, every_choice, sites
 
 from medusa_trt.calibration.options import QuantizationOptions
 from medusa_trt.calibration.quantization.frontier import Option, frontier_from_options
-from medusa_trt.calibration.quantization.plans import best_plan
+from medusa_trt.calibration.quantization.plans import find_best_plan
 from medusa_trt.errors import CalibrationError
 from medusa_trt.export.weight_formats import Format
 
@@ -30,7 +30,7 @@ def test_the_measured_kl_is_within_the_bound(options: Sites, kl: int, factor: fl
     frontier = frontier_from_options(options)
     measured = [(size, factor * predicted) for size, predicted, _ in every_choice(options)]
     try:
-        plan = best_plan(frontier, QuantizationOptions(max_kl=max_kl), meter)
+        plan = find_best_plan(frontier, QuantizationOptions(max_kl=max_kl), meter)
     except CalibrationError as error:
         assert min(kl for _, kl in measured) > max_kl
         assert "the best plan has" in str(error)
@@ -49,11 +49,11 @@ def test_a_sum_that_misses_is_corrected_by_what_was_measured() -> None:
     }
     choices = frontier_from_options(options)
     meter = Meter(options, 2.0)
-    plan = best_plan(choices, QuantizationOptions(max_kl=1.0), meter)
+    plan = find_best_plan(choices, QuantizationOptions(max_kl=1.0), meter)
     size, predicted = cost(options, plan)
-    best = choices.within_kl(0.5)
+    best = choices.find_within_kl(0.5)
     assert best is not None and size <= choices.sizes[best] + 10 and predicted <= 0.5
     with pytest.raises(CalibrationError, match=r"plan takes 0\.0 MB; raise --max-size"):
-        best_plan(choices, QuantizationOptions(max_megabytes=1e-6), meter)
-    plan = best_plan(choices, QuantizationOptions(max_megabytes=250e-6), meter)
+        find_best_plan(choices, QuantizationOptions(max_megabytes=1e-6), meter)
+    plan = find_best_plan(choices, QuantizationOptions(max_megabytes=250e-6), meter)
     assert cost(options, plan)[0] <= 250

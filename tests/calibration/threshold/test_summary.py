@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from medusa_trt.calibration.options import ReplySettings, ThresholdOptions
 from medusa_trt.calibration.threshold.measurement import Rule, ThresholdRecord
-from medusa_trt.calibration.threshold.summary import distinct_n, recommend, summarize_rules
+from medusa_trt.calibration.threshold.summary import compute_distinct_n, recommend, summarize_rules
 
 SETTINGS = ReplySettings(prompts="test", prompts_sha256="", max_new_tokens=24)
 
@@ -67,4 +67,4 @@ def test_distinct_n(token_ids: list[int], n: int) -> None:
     for gram in grams:
         if gram not in unique:
             unique.append(gram)
-    assert distinct_n(token_ids, n) == (len(unique) / len(grams) if grams else None)
+    assert compute_distinct_n(token_ids, n) == (len(unique) / len(grams) if grams else None)

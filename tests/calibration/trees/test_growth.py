@@ -12,11 +12,11 @@ from support.reference.tree_program import all_trees, best_length, expected_leng
 
 from medusa_trt.calibration.trees.growth import (
     Node,
+    find_most_frequent_paths,
     grow,
-    most_frequent_paths,
 )
 from medusa_trt.calibration.trees.replay import ABSENT
-from medusa_trt.tree_configs import MedusaTree, load_tree, preset_names
+from medusa_trt.tree_configs import MedusaTree, list_presets, load_tree
 
 PUBLISHED_TOP_1 = (0.560, 0.316, 0.201, 0.147, 0.118)
 PUBLISHED_TOP_5 = (0.780, 0.563, 0.417, 0.340, 0.300)
@@ -71,7 +71,7 @@ def test_a_dynamic_program_finds_nothing_better(rows: list[list[float]], num_nod
 @given(st.integers(0, 10_000), st.integers(1, 40))
 def test_every_beginning_is_a_tree(seed: int, num_rows: int) -> None:
     ranks = correlated_ranks(seed, num_rows)
-    order = most_frequent_paths(ranks, 30)
+    order = find_most_frequent_paths(ranks, 30)
     for end in range(len(order) + 1):
         MedusaTree.from_choices(order[:end])
 
@@ -81,7 +81,7 @@ def test_published_accuracies_reach_the_published_trees() -> None:
     np.testing.assert_allclose(accuracies[:, 0], PUBLISHED_TOP_1)
     np.testing.assert_allclose(accuracies[:, :5].sum(axis=1), PUBLISHED_TOP_5)
     longest = expected_length(accuracies, grow(accuracies.tolist(), 64))
-    for name in preset_names():
+    for name in list_presets():
         tree = load_tree(name)
         if not name.startswith("smollm2"):
             assert tree.num_nodes == 64
@@ -97,7 +97,7 @@ def test_the_most_frequent_paths_make_the_best_tree(rows: list[list[int]]) -> No
     def value(paths: Sequence[Node]) -> int:
         return sum(row[: len(path)] == path for row in ranks for path in paths)
 
-    paths = most_frequent_paths(np.array(rows, np.int16), 3)
+    paths = find_most_frequent_paths(np.array(rows, np.int16), 3)
     assert MedusaTree.from_choices(paths).num_nodes <= 3
     candidates = {row[:depth] for row in ranks for depth in (1, 2) if ABSENT not in row[:depth]}
     for one in candidates:

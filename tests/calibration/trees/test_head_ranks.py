@@ -12,10 +12,10 @@ from support.table_session import session_on_table, with_eos
 from medusa_trt.calibration.options import ReplySettings
 from medusa_trt.calibration.prompts import BenchPrompt
 from medusa_trt.calibration.records import RecordLog
-from medusa_trt.calibration.trees.head_accuracy import head_counts
+from medusa_trt.calibration.trees.head_accuracy import count_samples
 from medusa_trt.calibration.trees.head_ranks import (
     RankRecord,
-    mean_context,
+    compute_mean_context,
     rank_reply,
     record_ranks,
     table_from_records,
@@ -72,7 +72,7 @@ def test_nothing_is_counted_after_the_end_token(tiny_bundle: Bundle) -> None:
     ranks = rank_reply(session, [1, 2, 3], reply)
     num_heads = tiny_bundle.manifest.require_heads("the test").num_heads
     num_tokens = len(reply)
-    assert head_counts(ranks).tolist() == [num_tokens - 1 - head for head in range(num_heads)]
+    assert count_samples(ranks).tolist() == [num_tokens - 1 - head for head in range(num_heads)]
     text = [1, 2, 3]
     for root in range(num_tokens - 1):
         drafts = engine._drafts([*text, *reply[:root]])
@@ -113,7 +113,7 @@ def test_recording_resumes_where_it_was_killed(tiny_bundle: Bundle, tmp_path: Pa
     assert len(RecordLog(path, RankRecord).records) == 6  # other settings are other replies
     table = table_from_records(log.records, 4)
     assert table.num_replies == 6
-    assert mean_context(log.records[:1]) == round(log.records[0].prompt_tokens + 23 / 2)
+    assert compute_mean_context(log.records[:1]) == round(log.records[0].prompt_tokens + 23 / 2)
 
 
 def test_prompts_that_do_not_fit_are_refused_first(tiny_bundle: Bundle, tmp_path: Path) -> None:

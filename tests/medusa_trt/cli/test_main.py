@@ -24,9 +24,9 @@ WITHOUT_DEFAULT = {"--model", "--quantization-plan", "--stop"}
 
 def pages() -> dict[str, Parser]:
     """The help page of each verb and of each list of verbs."""
-    pages = {f"medusa-trt {name}".rstrip(): cli.new_listing(name) for name in GROUPS}
+    pages = {f"medusa-trt {name}".rstrip(): cli.make_listing(name) for name in GROUPS}
     for name in VERBS:
-        pages[f"medusa-trt {name}"] = verb_from_name(name).new_parser(f"medusa-trt {name}")
+        pages[f"medusa-trt {name}"] = verb_from_name(name).make_parser(f"medusa-trt {name}")
     return pages
 
 
@@ -61,7 +61,7 @@ def test_every_help_page_explains_its_arguments_and_says_their_defaults(
 def test_each_verb_is_listed_with_one_line() -> None:
     listed = []
     for name in GROUPS:
-        verbs = re.findall(r"^  (\w+)  +\S", cli.new_listing(name).format_help(), re.MULTILINE)
+        verbs = re.findall(r"^  (\w+)  +\S", cli.make_listing(name).format_help(), re.MULTILINE)
         listed += [f"{name} {verb}".lstrip() for verb in verbs]
     assert sorted(listed) == sorted(HELP)
 

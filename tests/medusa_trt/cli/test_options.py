@@ -106,7 +106,7 @@ def test_only_what_is_typed_differs_from_the_dataclass() -> None:
 
 def test_the_help_is_the_docstrings(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "200")
-    lines = [" ".join(line.split()) for line in VERB.new_parser("do").format_help().splitlines()]
+    lines = [" ".join(line.split()) for line in VERB.make_parser("do").format_help().splitlines()]
     assert [line for line in lines if line] == [
         "usage: do SOURCE --needed NEEDED [options]",
         "Do something, in one go.",
@@ -166,10 +166,10 @@ def test_a_positional_argument_may_be_left_out() -> None:
     verb = Verb(Letter, lambda _: None)
     assert verb.parse("write", []) == Letter()
     assert verb.parse("write", ["a"]) == Letter(text="a")
-    assert verb.new_parser("write").format_usage() == "usage: write [TEXT] [options]\n"
+    assert verb.make_parser("write").format_usage() == "usage: write [TEXT] [options]\n"
 
 
 def test_the_dataclasss_own_error_is_kept() -> None:
-    namespace = VERB.new_parser("do").parse_args([*GIVEN, "--rank", "9"])
+    namespace = VERB.make_parser("do").parse_args([*GIVEN, "--rank", "9"])
     with pytest.raises(PromptError):
         read_options(Options, namespace)

@@ -30,7 +30,7 @@ HINT = f"did you mean --temperature? {USAGE}"
 
 def parser_lines() -> list[str]:
     verb = Verb(Arguments, lambda _: None, lambda: "the\n  end")
-    return verb.new_parser("greet").format_help().splitlines()
+    return verb.make_parser("greet").format_help().splitlines()
 
 
 def test_lines_break_between_flags_only(monkeypatch: pytest.MonkeyPatch) -> None:

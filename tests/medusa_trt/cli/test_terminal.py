@@ -4,14 +4,14 @@ import pytest
 from rich.table import Table
 
 from medusa_trt.cli import main as cli
-from medusa_trt.cli.terminal import new_table_console
+from medusa_trt.cli.terminal import make_table_console
 
 
 def test_a_table_that_is_too_wide_loses_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     table = Table("name", "location", box=None)
     name, location = "a-long-name" * 3, "/a/very/long/path" * 4
     table.add_row(name, location)
-    new_table_console(60).print(table)
+    make_table_console(60).print(table)
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= 60
     shown = "".join(lines).replace(" ", "")

@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from medusa_trt.runtime.engines.reduce_tensors import copy_outputs, empty_reductions
+from medusa_trt.runtime.engines.reduce_tensors import copy_outputs, make_empty_reductions
 from medusa_trt.runtime.options import SamplingOptions
 from medusa_trt.runtime.sampling import token_from_logits
 
@@ -24,7 +24,7 @@ def test_rows_that_the_graph_does_not_cover_are_drawn_on_the_host() -> None:
         "entropy": np.zeros(6, np.float32),
         "candidate_logprob": np.zeros(6, np.float32),
     }
-    reductions = empty_reductions((3, 3))
+    reductions = make_empty_reductions((3, 3))
     copy_outputs(reductions, (options, slice(1, 3)), outputs, uniforms, read_row)
     assert not reductions.sampled[0].any()
     sampled = reductions.sampled[1:]

@@ -37,7 +37,7 @@ def right_paths(reply: Reply, root: int) -> list[tuple[int, ...]]:
     return paths
 
 
-def most_frequent_paths(replies: Sequence[Reply], num_paths: int) -> list[tuple[int, ...]]:
+def find_most_frequent_paths(replies: Sequence[Reply], num_paths: int) -> list[tuple[int, ...]]:
     """The paths that were right most often; of equally frequent ones the shorter comes first."""
     counts = Counter(
         path

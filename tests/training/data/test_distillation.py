@@ -8,7 +8,7 @@ import pytest
 import torch
 from support.tiny_models import EOS_ID, byte_tokenizer
 
-from medusa_trt.calibration.prompts import mt_bench_prompts
+from medusa_trt.calibration.prompts import load_mt_bench_prompts
 from medusa_trt.errors import TrainingError
 from medusa_trt.export.models.base_model import BaseModel, load_base_model
 from medusa_trt.export.models.source import source_from_name
@@ -120,7 +120,7 @@ def test_other_options_never_mix_with_what_a_folder_holds(base: BaseModel, tmp_p
 
 def test_no_question_of_mt_bench_is_among_the_prompts(tmp_path: Path) -> None:
     """The packaged prompts hold none; a file that holds one, with any spacing, is refused."""
-    questions = {" ".join(t.split()).lower() for p in mt_bench_prompts() for t in p.turns}
+    questions = {" ".join(t.split()).lower() for p in load_mt_bench_prompts() for t in p.turns}
     packaged = load_seed_prompts(None)
     assert len(packaged) > 1000 and len(questions) == 160
     assert not questions & {" ".join(turn.split()).lower() for turns in packaged for turn in turns}

@@ -157,7 +157,7 @@ def test_a_busy_machine_is_named(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(CoreWatch, "free_cores", lambda _: 0.25)
+    monkeypatch.setattr(CoreWatch, "count_free_cores", lambda _: 0.25)
     for words in (("latency", bundle, *QUICK), ("heads", bundle, *SMALL), ("tree", bundle)):
         assert calibrate(*words) == 0
         out = " ".join(capsys.readouterr().out.split())

@@ -120,4 +120,4 @@ def test_the_help_names_every_target_and_precision() -> None:
     assert set(re.split("[{,}]", TARGET_FLAG)[1:-1]) == set(TARGETS)
     assert set(re.split("[{,}]", PRECISION_FLAG)[1:-1]) == precisions
     for verb in ("export", "calibrate quantization"):
-        assert TARGET_FLAG in verb_from_name(verb).new_parser(verb).format_help()
+        assert TARGET_FLAG in verb_from_name(verb).make_parser(verb).format_help()

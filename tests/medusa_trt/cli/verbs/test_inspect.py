@@ -13,7 +13,7 @@ from medusa_trt.runtime.bundle import Bundle
 
 
 def test_the_help_names_gpus() -> None:
-    text = " ".join(VERBS["inspect"].new_parser("inspect").format_help().split())
+    text = " ".join(VERBS["inspect"].make_parser("inspect").format_help().split())
     (shown,) = [part.split(" and others")[0] for part in text.split("on this GPU: ")[1:]]
     assert set(shown.split(", ")) <= load_gpus().keys()
 

@@ -10,7 +10,7 @@ from medusa_trt.export.models.aliases import load_aliases
 
 
 def test_the_verb_takes_no_bundle() -> None:
-    assert VERBS["models"].new_parser("models").usage == "models [options]"
+    assert VERBS["models"].make_parser("models").usage == "models [options]"
 
 
 def test_models_lists_every_alias(capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,7 +12,7 @@ from medusa_trt.runtime.bundle import Bundle
 
 
 def test_the_model_must_be_named() -> None:
-    assert VERBS["verify"].new_parser("verify").usage == "verify BUNDLE --against MODEL [options]"
+    assert VERBS["verify"].make_parser("verify").usage == "verify BUNDLE --against MODEL [options]"
 
 
 def test_a_model_of_another_shape_is_refused(
