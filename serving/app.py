@@ -22,6 +22,7 @@ from medusa_trt.serving.errors import ApiError, add_error_replies, error_from_me
 from medusa_trt.serving.limits import Gate
 from medusa_trt.serving.log import write_line
 from medusa_trt.serving.options import ServingOptions
+from medusa_trt.serving.page import add_page
 from medusa_trt.serving.schemas import (
     ChatRequest,
     CompletionRequest,
@@ -70,6 +71,7 @@ def make_app(
     _add_replies(app, service)
     _add_tokens(app, service)
     _add_states(app, service)
+    add_page(app)
     return app
 
 

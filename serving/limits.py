@@ -10,9 +10,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from medusa_trt.serving.errors import ApiError
 from medusa_trt.serving.log import RequestRecord
 from medusa_trt.serving.options import ServingOptions
+from medusa_trt.serving.page import PAGE_PATHS
 
-_OPEN_PATHS = frozenset({"/health", "/ready", "/metrics"})
-"""Paths that need no key, because probes and Prometheus read them; they tell of no text."""
+_OPEN_PATHS = PAGE_PATHS | {"/health", "/ready", "/metrics"}
+"""Paths that need no key: the page, and what probes and Prometheus read; they tell of no text."""
 
 
 class Gate:
