@@ -9,6 +9,9 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import PreTrainedModel
 
+from medusa_trt.export.head_conversion.saving import name_tensors
+from medusa_trt.export.heads.facts import facts_from_heads
+from medusa_trt.export.heads.formats import FORMATS
 from medusa_trt.export.heads.medusa_heads import MedusaHeads
 from medusa_trt.export.models.base_model import BaseModel, save_model
 from medusa_trt.training.data.rows import Split
@@ -16,11 +19,8 @@ from medusa_trt.training.datasets import PaddedConversations
 from medusa_trt.training.medusa1 import TrainResult, measure_on_backbone, train_heads
 from medusa_trt.training.objectives import HeadsOnBackbone
 from medusa_trt.training.options import JointOptions
-from medusa_trt.training.trainable_heads import TrainableHeads, tensors_from_heads
+from medusa_trt.training.trainable_heads import TrainableHeads
 from medusa_trt.training.trainer import run_trainer
-
-_PREFIX = "medusa_head."
-"""Prefix of the heads' tensors in the combined checkpoints of FasterDecoding v1.0."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,12 +124,7 @@ def save_combined(
         heads: its heads.
         folder: an empty or new folder.
     """
-    named = tensors_from_heads(heads, model.dtype)
-    save_model(
-        model,
-        folder,
-        {f"{_PREFIX}{key}": tensor for key, tensor in named.items()},
-        medusa_num_heads=heads.num_heads,
-        medusa_num_layers=heads.num_layers,
-    )
+    row = FORMATS["fasterdecoding-merged"]
+    config = row.config(facts_from_heads(heads, None, None))
+    save_model(model, folder, name_tensors(heads, row, model.dtype), **config)
     base.tokenizer.save_pretrained(folder)

@@ -10,27 +10,24 @@ from safetensors.torch import save
 
 from medusa_trt import __version__
 from medusa_trt.errors import TrainingError
+from medusa_trt.export.head_conversion.saving import name_tensors
+from medusa_trt.export.heads.facts import facts_from_heads
+from medusa_trt.export.heads.formats import FORMATS
 from medusa_trt.export.heads.medusa_heads import MedusaHeads
 from medusa_trt.training.accuracy import Accuracy
 from medusa_trt.training.data.shards import DataSpec
 from medusa_trt.training.medusa1 import TrainResult
 from medusa_trt.training.options import JointOptions, TrainOptions
-from medusa_trt.training.trainable_heads import tensors_from_heads
 from medusa_trt.tree_configs import HEADS_TREE_FILE
-
-HEADS_FILE = "medusa_lm_head.safetensors"
 
 
 def save_heads(heads: MedusaHeads, folder: Path, model: str) -> None:
-    """Writes heads in FasterDecoding's layout, as float16, and the config that belongs to it."""
+    """Writes heads in this project's format, as float16, and the config that belongs to it."""
+    row = FORMATS["medusa-trt"]
     # safetensors' `save_file` would make a file that other users cannot read.
-    (folder / HEADS_FILE).write_bytes(save(tensors_from_heads(heads, torch.float16)))
-    config = {
-        "base_model_name_or_path": model,
-        "medusa_num_heads": heads.num_heads,
-        "medusa_num_layers": heads.num_layers,
-    }
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
+    (folder / row.file).write_bytes(save(name_tensors(heads, row, torch.float16)))
+    config = row.config(facts_from_heads(heads, None, model))
+    (folder / row.config_file).write_text(json.dumps(config, indent=2) + "\n", "utf-8")
 
 
 def save_report(

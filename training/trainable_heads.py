@@ -203,23 +203,3 @@ def shape_from_heads(heads: MedusaHeads) -> HeadsShape:
         has_projection=heads.heads[0].projection is not None,
         has_own_unembedding=heads.heads[0].unembedding is not None,
     )
-
-
-def tensors_from_heads(heads: MedusaHeads, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    """Names the tensors as `heads_from_path` expects them."""
-    tensors = {}
-    for index, head in enumerate(heads.heads):
-        maps = {f"{layer}.linear": block for layer, block in enumerate(head.blocks)}
-        if head.projection is not None:
-            maps["projection"] = head.projection
-        if head.root_map is not None:
-            maps["root_map"] = head.root_map
-        for name, map_ in maps.items():
-            tensors[f"{index}.{name}.weight"] = map_.weight.to(dtype)
-            if map_.bias is not None:
-                tensors[f"{index}.{name}.bias"] = map_.bias.to(dtype)
-        if head.unembedding is not None:
-            tensors[f"{index}.{len(head.blocks)}.weight"] = head.unembedding.to(dtype)
-    if heads.token_map is not None:
-        tensors["token_map"] = heads.token_map
-    return tensors

@@ -93,7 +93,7 @@ def save_heads(
     """
     heads = fit_heads(heads, row, backbone)
     facts = _collect_facts(heads, row, backbone, stated)
-    tensors = _name_tensors(heads, row, dtype)
+    tensors = name_tensors(heads, row, dtype)
     with make_folder(output, overwrite) as folder:
         weight_map: dict[str, str] = {}
         config: dict[str, object] = {}
@@ -168,7 +168,7 @@ def _collect_facts(
     return facts
 
 
-def _name_tensors(
+def name_tensors(
     heads: MedusaHeads, row: HeadFormat, dtype: torch.dtype
 ) -> dict[str, torch.Tensor]:
     """Names the tensors as the format does, each with memory of its own."""

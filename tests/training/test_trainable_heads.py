@@ -6,9 +6,11 @@ from support.checkpoints.checkpoint_tensors import heads_from_tensors
 from support.ruled_data import V
 
 from medusa_trt.export.graphs.heads_module import HeadsModule
+from medusa_trt.export.head_conversion.saving import name_tensors
+from medusa_trt.export.heads.formats import FORMATS
 from medusa_trt.training.options import HeadsShape
 from medusa_trt.training.targets import DraftVocabulary
-from medusa_trt.training.trainable_heads import TrainableHeads, shape_from_heads, tensors_from_heads
+from medusa_trt.training.trainable_heads import TrainableHeads, shape_from_heads
 
 
 @pytest.mark.parametrize("has_own_unembedding", [False, True])
@@ -47,7 +49,8 @@ def test_the_checkpoint_gives_the_logits_that_were_trained(
     heads = TrainableHeads(shape, vocabulary, unembedding, embedding)
     for parameter in heads.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
-    read = heads_from_tensors(tensors_from_heads(heads.to_heads(), torch.float32), "test")
+    tensors = name_tensors(heads.to_heads(), FORMATS["medusa-trt"], torch.float32)
+    read = heads_from_tensors(tensors, "test")
     exported = HeadsModule(read, unembedding, top_k=2, embedding=embedding)
     expected = heads.compute_logits(hidden, roots)
     assert torch.allclose(exported.logits(hidden, roots), expected, atol=1e-5)

@@ -7,10 +7,11 @@ import pytest
 import torch
 from support.ruled_data import NOISE, make_ruled_split, quick_options
 
+from medusa_trt.export.head_conversion.saving import name_tensors
+from medusa_trt.export.heads.formats import FORMATS
 from medusa_trt.export.models.base_model import BaseModel
 from medusa_trt.training.medusa1 import train_heads
 from medusa_trt.training.options import HeadsShape
-from medusa_trt.training.trainable_heads import tensors_from_heads
 from medusa_trt.training.trainer import find_last_checkpoint
 
 
@@ -33,8 +34,9 @@ def test_a_killed_run_continues_to_the_same_weights(
     torch.manual_seed(1234)
     continued = train_heads(base, split, ended, options)
     assert [e["step"] for e in continued.log] == [e["step"] for e in whole.log]
-    expected = tensors_from_heads(whole.heads, torch.float32)
-    tensors = tensors_from_heads(continued.heads, torch.float32)
+    row = FORMATS["medusa-trt"]
+    expected = name_tensors(whole.heads, row, torch.float32)
+    tensors = name_tensors(continued.heads, row, torch.float32)
     assert all(torch.equal(value, tensors[name]) for name, value in expected.items())
     assert continued.accuracy == whole.accuracy
     assert continued.num_train_tokens == whole.num_train_tokens
