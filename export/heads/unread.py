@@ -36,9 +36,10 @@ def find_unread_matrices(
     if any(tensors[key].dtype not in PLAIN_DTYPES for key in names):
         return {}
     unread = {}
+    first_names: dict[int, str] = {}  # A tied tensor has several names, and is stored once.
     for key, name in names.items():
         (file,) = checkpoint.files[name]
-        source = TensorSource(file, checkpoint.tied.get(name, name))
+        source = TensorSource(file, first_names.setdefault(id(tensors[key]), name))
         place = str(file), source.key
         unread[key] = LazyTensor(source.read, tuple(tensors[key].shape), place)
     return unread

@@ -1,6 +1,5 @@
 """A checkpoint's weights by the names of the model's parameters, read when they are used."""
 
-import json
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -19,7 +18,8 @@ from medusa_trt.export.weights.streamed_model import Weights, tensor_from_array
 from medusa_trt.export.weights.tensor_source import (
     PLAIN_DTYPES,
     TensorSource,
-    open_tensors,
+    map_tensors,
+    read_weight_map,
 )
 from medusa_trt.export.weights.tied_weights import untie_unequal
 from medusa_trt.files import join_names
@@ -95,12 +95,7 @@ def _find_files(location: str) -> list[Path] | None:
 
 
 def _find_shards(location: str, index: Path) -> list[Path]:
-    try:
-        names = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        raise ExportError(f"{index} is damaged: it has no weight_map ({error!r})") from error
-    if outside := [name for name in names if Path(str(name)).name != name]:
-        raise ExportError(f"{index} points outside its folder: {join_names(map(str, outside))}")
+    names = sorted(set(read_weight_map(index).values()))
     files = [find_file(location, name) for name in names]
     if missing := [name for name, file in zip(names, files, strict=True) if file is None]:
         raise ExportError(f"{index} lists files that are not there: {join_names(missing)}")
@@ -118,9 +113,7 @@ def _tensors_by_parameter(
     packed: dict[str, dict[str, TensorSource]] = {}
     unread: dict[str, TensorSource] = {}
     for file in files:
-        with open_tensors(file) as opened:
-            facts = {key: (tensor.shape, tensor.dtype) for key, tensor in opened.items()}
-        for key, (shape, dtype) in facts.items():
+        for key, tensor in map_tensors(file).items():
             bare_key = strip_wrappers(key)
             layer, _, suffix = bare_key.rpartition(".")
             if packing is not None and suffix in packing.suffixes:
@@ -135,14 +128,14 @@ def _tensors_by_parameter(
                 continue
             if converted is not None:
                 return None
-            if dtype not in PLAIN_DTYPES:
+            if tensor.dtype not in PLAIN_DTYPES:
                 raise ExportError(
-                    f"{location}: {key} is {str(dtype).removeprefix('torch.')}, and the config "
-                    "names no quantization that would say what it stands for: give the "
+                    f"{location}: {key} is {str(tensor.dtype).removeprefix('torch.')}, and the "
+                    "config names no quantization that would say what it stands for: give the "
                     "full-precision model"
                 )
             source = TensorSource(file, key)
-            tensors[name] = LazyTensor(source.read, tuple(shape), (location, key))
+            tensors[name] = LazyTensor(source.read, tuple(tensor.shape), (location, key))
     refuse_unread(model, unread, location, lambda name: not unread[name].read().any())
     for layer, sources in packed.items():
         assert packing is not None

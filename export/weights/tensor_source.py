@@ -1,22 +1,22 @@
-"""Tensors in safetensors and PyTorch files, mapped for one use at a time."""
+"""Tensors in safetensors and PyTorch files, mapped for one use at a time, and their index."""
 
 import pickle
-from collections.abc import Iterator
-from contextlib import contextmanager
+import warnings
 from pathlib import Path
 from zipfile import is_zipfile
 
+import msgspec
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 
-from medusa_trt.errors import ExportError
+from medusa_trt.errors import ExportError, MedusaError
 from medusa_trt.export.weights.lazy_tensor import Array
 from medusa_trt.export.weights.streamed_model import array_from_tensor
+from medusa_trt.files import join_names
 
 PLAIN_DTYPES = {torch.float64, torch.float32, torch.float16, torch.bfloat16}
 """Data types of weights that need no scale."""
-
 
 _CHECKED_SIZE = 1 << 22
 """Numbers that are looked at together."""
@@ -34,8 +34,7 @@ class TensorSource:
         Raises:
             ExportError: the file is damaged, or the tensor holds NaN or infinity.
         """
-        with open_tensors(self.file, self.key) as opened:
-            array = array_from_tensor(opened[self.key].detach())
+        array = array_from_tensor(map_tensors(self.file, self.key)[self.key].detach())
         refuse_failed(array, f"{self.file}: {self.key}")
         return array
 
@@ -59,26 +58,67 @@ def refuse_failed(array: Array, place: str) -> None:
         raise ExportError(f"{place} holds NaN or infinity: the training has failed")
 
 
-@contextmanager
-def open_tensors(file: Path, key: str | None = None) -> Iterator[dict[str, torch.Tensor]]:
-    """The tensors of a file, or one of them, mapped and not read."""
+def map_tensors(
+    file: Path, key: str | None = None, error_class: type[MedusaError] = ExportError
+) -> dict[str, torch.Tensor]:
+    """Maps the tensors of a file, or one of them, without reading their data.
+
+    A tensor that a safetensors file leaves out because it is another one's is mapped by both names.
+
+    Args:
+        file: a safetensors file, or a pickle of PyTorch.
+        key: name of the only tensor to map.
+        error_class: class of the error.
+
+    Raises:
+        MedusaError: the file is missing or damaged, or a pickle that holds more than tensors.
+    """
     try:
         if file.suffix == ".safetensors":
             with safe_open(file, "pt") as opened:
-                keys = list(opened.keys()) if key is None else [key]
-                yield {key: opened.get_tensor(key) for key in keys}
-        else:
-            mapped = is_zipfile(file)  # an older pickle can only be read whole
-            loaded = torch.load(file, map_location="cpu", mmap=mapped, weights_only=True)
-            if not isinstance(loaded, dict):
-                raise ExportError(f"{file} holds a {type(loaded).__name__}, not tensors by name")
-            yield {key: tensor for key, tensor in loaded.items() if torch.is_tensor(tensor)}
+                stored = {name: name for name in opened.keys()}  # noqa: SIM118
+                ties = opened.metadata() or {}
+                stored |= {left: kept for left, kept in ties.items() if kept in stored}
+                names = stored if key is None else {key: stored[key]}
+                mapped = {name: opened.get_tensor(name) for name in set(names.values())}
+                return {name: mapped[kept] for name, kept in names.items()}
+        with warnings.catch_warnings():
+            # PyTorch warns of the pickle protocol of a file that it refuses.
+            warnings.simplefilter("ignore")
+            is_mapped = is_zipfile(file)  # An older pickle can only be read as a whole.
+            loaded = torch.load(file, map_location="cpu", mmap=is_mapped, weights_only=True)
     except pickle.UnpicklingError as error:
         # The error's own text recommends to run the code in the file.
-        raise ExportError(
+        raise error_class(
             f"cannot read {file}: it is damaged, or holds more than tensors, which is not safe to "
-            "load; save the model as safetensors"
+            "load; save the tensors as safetensors"
         ) from error
-    except (SafetensorError, OSError, RuntimeError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise ExportError(f"cannot read {file}: {reason}") from error
+    except Exception as error:  # The readers raise almost anything for a damaged file.
+        first_line = str(error).strip().split("\n")[0]
+        raise error_class(f"cannot read {file}: {type(error).__name__}: {first_line}") from error
+    items = loaded.items() if isinstance(loaded, dict) else ()
+    tensors = {name: x for name, x in items if isinstance(name, str) and torch.is_tensor(x)}
+    if not tensors:
+        raise error_class(f"{file} does not hold a dictionary of tensors")
+    return tensors
+
+
+class _Index(msgspec.Struct):
+    """The index of a checkpoint that is split over several files."""
+
+    weight_map: dict[str, str]
+
+
+def read_weight_map(index: Path, error_class: type[MedusaError] = ExportError) -> dict[str, str]:
+    """Reads the name of the file that holds each tensor.
+
+    Raises:
+        MedusaError: the index is damaged, or names a file outside of its folder.
+    """
+    try:
+        weight_map = msgspec.json.decode(index.read_bytes(), type=_Index).weight_map
+    except (OSError, UnicodeDecodeError, msgspec.DecodeError) as error:
+        raise error_class(f"{index} has no weight_map of file names: {error}") from error
+    if outside := [name for name in weight_map.values() if Path(name).name != name]:
+        raise error_class(f"{index} points outside its folder: {join_names(outside)}")
+    return weight_map
