@@ -8,7 +8,7 @@ from onnx_ir.passes import InPlacePass
 from torch.export import Dim
 from transformers import PreTrainedModel
 
-from medusa_trt.export.graphs.heads_module import HeadsModule, SeparateHeadsModule
+from medusa_trt.export.graphs.heads_module import HeadsModule
 from medusa_trt.export.graphs.tracing import trace_module
 from medusa_trt.export.heads.medusa_heads import MedusaHeads
 from medusa_trt.export.passes import optimize
@@ -41,7 +41,6 @@ def trace_heads(
         portable: see `optimize`.
     """
     is_stacked = quantize is None and len(heads.unread.get("unembedding", ())) < 2
-    module_class = HeadsModule if is_stacked else SeparateHeadsModule
     layer = model.get_output_embeddings()
     name_of = {id(parameter): name for name, parameter in model.named_parameters()}
     layer_bias = getattr(layer, "bias", None)
@@ -52,7 +51,7 @@ def trace_heads(
     # Only few rows are picked by a token map; the whole matrix is read when the graph is written.
     if heads.token_map is None and heads.heads[0].unembedding is None:
         weights["unembedding"] = unembedding
-    module = module_class(
+    module = HeadsModule(
         heads,
         torch.empty(unembedding.sizes, device="meta")
         if heads.token_map is None
@@ -61,6 +60,7 @@ def trace_heads(
         None if bias is None else tensor_from_array(bias.stored()).float(),
         torch.empty(embedding.sizes, device="meta"),
         returns_logprobs=not portable,
+        is_stacked=is_stacked,
     )
     return trace_heads_module(
         module.to(dtype), heads.hidden_size, opset, quantize, weights, portable=portable

@@ -1,4 +1,6 @@
-"""Medusa heads as torch modules, with stacked matrices or separate ones."""
+"""Medusa heads as a torch module, with stacked matrices or separate ones."""
+
+from collections.abc import Sequence
 
 import torch
 from torch import nn
@@ -9,7 +11,8 @@ from medusa_trt.export.heads.medusa_heads import Linear, MedusaHeads
 class HeadsModule(nn.Module):
     """Computes each head's best tokens from a hidden state and the root token.
 
-    All heads are computed together, as batched products.
+    Stacked matrices compute all heads together, as batched products. Quantization wants separate
+    ones: a slice of a stacked tensor would stay a node of the graph, and not be a constant matrix.
     """
 
     unembedding: torch.Tensor
@@ -21,7 +24,9 @@ class HeadsModule(nn.Module):
         top_k: int,
         shared_bias: torch.Tensor | None = None,
         embedding: torch.Tensor | None = None,
+        *,
         returns_logprobs: bool = False,
+        is_stacked: bool = True,
     ) -> None:
         """Registers the heads' parameters.
 
@@ -34,40 +39,39 @@ class HeadsModule(nn.Module):
             embedding: (vocab, hidden) of the backbone's input, for heads that read the root; may
                 be on the meta device as well.
             returns_logprobs: whether to return the candidates' log-probabilities.
+            is_stacked: whether the heads' matrices are stacked.
         """
         super().__init__()
         self.top_k, self.returns_logprobs = top_k, returns_logprobs
         self.num_heads, self.num_layers = heads.num_heads, heads.num_layers
-        self.reads_root = heads.reads_root
+        self.is_stacked, self.reads_root = is_stacked, heads.reads_root
+        # The names of one product's parameters end like this.
+        self._suffixes = [""] if is_stacked else [f"_{head}" for head in range(heads.num_heads)]
         if self.reads_root:
             assert embedding is not None
-            root_maps = [head.root_map for head in heads.heads]
-            self._stack("root_map", [map_ for map_ in root_maps if map_ is not None])
+            self._register_maps("root_map", [head.root_map for head in heads.heads])
             self.embedding = nn.Parameter(embedding, requires_grad=False)
         for layer in range(heads.num_layers):
-            self._stack(f"block{layer}", [head.blocks[layer] for head in heads.heads])
+            self._register_maps(f"block{layer}", [head.blocks[layer] for head in heads.heads])
         self.has_projection = heads.heads[0].projection is not None
         if self.has_projection:
-            projections = [head.projection for head in heads.heads]
-            self._stack("projection", [map_ for map_ in projections if map_ is not None])
-        bias = None
+            self._register_maps("projection", [head.projection for head in heads.heads])
+        bias, token_map = None, heads.token_map
         common = heads.common_unembedding
         self.shared = common is not None or heads.heads[0].unembedding is None
         if common is not None:
-            unembedding = common
+            self._register("unembedding", common)
         elif self.shared:
             unembedding, bias = shared_unembedding, shared_bias
-            if heads.token_map is not None:
-                unembedding = unembedding[heads.token_map].float()
-                bias = None if bias is None else bias[heads.token_map].contiguous()
+            if token_map is not None:
+                unembedding = unembedding[token_map].float()
+                bias = None if bias is None else bias[token_map].contiguous()
+            self._register("unembedding", unembedding)
         else:
-            matrices = [head.unembedding for head in heads.heads if head.unembedding is not None]
-            unembedding = torch.stack(matrices).transpose(1, 2).contiguous()
-        self._register_unembedding(unembedding)
+            matrices = [head.unembedding.T for head in heads.heads if head.unembedding is not None]
+            self._register_all("unembedding", matrices)
         self.unembedding_bias = None if bias is None else nn.Buffer(bias, persistent=False)
-        self.token_map = (
-            None if heads.token_map is None else nn.Buffer(heads.token_map, persistent=False)
-        )
+        self.token_map = None if token_map is None else nn.Buffer(token_map, persistent=False)
 
     def forward(
         self, hidden: torch.Tensor, root_ids: torch.Tensor | None = None
@@ -97,100 +101,54 @@ class HeadsModule(nn.Module):
 
     def logits(self, hidden: torch.Tensor, root_ids: torch.Tensor | None = None) -> torch.Tensor:
         """Computes logits (num_heads, B, draft_vocab) from `hidden` (B, hidden_size)."""
-        state = hidden[None]
+        wide = None
         if self.reads_root:
-            state = state + self._affine("root_map", self._with_root(hidden, root_ids)[None])
-        for layer in range(self.num_layers):
-            state = state + nn.functional.silu(self._affine(f"block{layer}", state))
-        if self.has_projection:
-            state = state + self._affine("projection", state)
+            assert root_ids is not None
+            root = nn.functional.embedding(root_ids, self.embedding)
+            wide = torch.cat([hidden, root.to(hidden.dtype)], -1)
+        if self.is_stacked:
+            states = [self._state("", hidden[None], None if wide is None else wide[None])]
+        else:
+            states = [self._state(suffix, hidden, wide) for suffix in self._suffixes]
         if self.shared:
-            return self._unembed_shared(state.reshape(-1, state.shape[-1]), state.shape[0])
-        return torch.matmul(state, self.unembedding)
+            # With two dimensions all heads are one product, by the matrix that the backbone stores.
+            rows = states[0].flatten(0, 1) if self.is_stacked else torch.cat(states)
+            logits = nn.functional.linear(rows, self.unembedding, self.unembedding_bias)
+            return logits.reshape(self.num_heads, -1, logits.shape[-1])
+        matrices = [getattr(self, f"unembedding{suffix}") for suffix in self._suffixes]
+        products = [state @ matrix for state, matrix in zip(states, matrices, strict=True)]
+        return products[0] if self.is_stacked else torch.stack(products)
 
-    def _with_root(self, hidden: torch.Tensor, root_ids: torch.Tensor | None) -> torch.Tensor:
-        """Joins hidden state and root embedding: (B, 2 · hidden_size)."""
-        assert root_ids is not None
-        root = nn.functional.embedding(root_ids, self.embedding)
-        return torch.cat([hidden, root.to(hidden.dtype)], -1)
+    def _state(self, suffix: str, state: torch.Tensor, wide: torch.Tensor | None) -> torch.Tensor:
+        """Computes the state of one head, or of all; `wide` has the root's embedding too."""
+        if wide is not None:
+            state = state + self._affine("root_map", suffix, wide)
+        for layer in range(self.num_layers):
+            state = state + nn.functional.silu(self._affine(f"block{layer}", suffix, state))
+        if self.has_projection:
+            state = state + self._affine("projection", suffix, state)
+        return state
 
-    def _unembed_shared(self, states: torch.Tensor, num_heads: int) -> torch.Tensor:
-        """Multiplies (num_heads * B, hidden_size) by the matrix that all heads share.
+    def _affine(self, name: str, suffix: str, state: torch.Tensor) -> torch.Tensor:
+        weight: torch.Tensor = getattr(self, f"{name}_weight{suffix}")
+        bias: torch.Tensor = getattr(self, f"{name}_bias{suffix}")
+        return state @ weight + bias
 
-        With two dimensions all heads are one product, by the matrix that the backbone stores.
-        """
-        logits = nn.functional.linear(states, self.unembedding, self.unembedding_bias)
-        return logits.reshape(num_heads, -1, logits.shape[-1])
+    def _register_maps(self, name: str, maps: Sequence[Linear | None]) -> None:
+        """Registers weights (in, out) and biases (out,), which are zeros where a map has none."""
+        whole = [map_ for map_ in maps if map_ is not None]
+        biases = [torch.zeros(len(m.weight)) if m.bias is None else m.bias for m in whole]
+        self._register_all(f"{name}_weight", [map_.weight.T for map_ in whole])
+        self._register_all(f"{name}_bias", [b[None] for b in biases] if self.is_stacked else biases)
 
-    def _register_unembedding(self, unembedding: torch.Tensor) -> None:
-        self._register("unembedding", unembedding)
-
-    def _stack(self, name: str, maps: list[Linear]) -> None:
-        """Registers (num_heads, in, out) weights and (num_heads, 1, out) biases."""
-        weight = torch.stack([map_.weight.T for map_ in maps])
-        self._register(f"{name}_weight", weight)
-        self._register(f"{name}_bias", torch.stack(_list_biases(maps))[:, None])
+    def _register_all(self, name: str, tensors: Sequence[torch.Tensor]) -> None:
+        """Registers a tensor of each head, or their stack."""
+        each = [torch.stack(list(tensors))] if self.is_stacked else tensors
+        for suffix, tensor in zip(self._suffixes, each, strict=True):
+            self._register(f"{name}{suffix}", tensor)
 
     def _register(self, name: str, tensor: torch.Tensor) -> None:
         if tensor.is_meta:  # Its data are read later, and only parameters can be traced without.
             setattr(self, name, nn.Parameter(tensor, requires_grad=False))
         else:
             self.register_buffer(name, tensor.contiguous(), persistent=False)
-
-    def _affine(self, name: str, state: torch.Tensor) -> torch.Tensor:
-        weight: torch.Tensor = getattr(self, f"{name}_weight")
-        bias: torch.Tensor = getattr(self, f"{name}_bias")
-        return torch.matmul(state, weight) + bias
-
-
-class SeparateHeadsModule(HeadsModule):
-    """Computes the same as `HeadsModule`, with a separate matrix for each head and product.
-
-    A slice of a stacked tensor would stay a node of the graph, and quantization would not see a
-    constant matrix.
-    """
-
-    def _register_unembedding(self, unembedding: torch.Tensor) -> None:
-        if self.shared:
-            super()._register_unembedding(unembedding)
-        else:
-            self._register_each("unembedding", list(unembedding))
-
-    def _stack(self, name: str, maps: list[Linear]) -> None:
-        self._register_each(f"{name}_weight", [map_.weight.T for map_ in maps])
-        self._register_each(f"{name}_bias", _list_biases(maps))
-
-    def _register_each(self, name: str, tensors: list[torch.Tensor]) -> None:
-        for head, tensor in enumerate(tensors):
-            self._register(f"{name}_{head}", tensor)
-
-    def logits(self, hidden: torch.Tensor, root_ids: torch.Tensor | None = None) -> torch.Tensor:
-        """Computes logits (num_heads, B, draft_vocab) from `hidden` (B, hidden_size)."""
-        wide = self._with_root(hidden, root_ids) if self.reads_root else None
-        states = [self._state(head, hidden, wide) for head in range(self.num_heads)]
-        if not self.shared:
-            unembeddings = [getattr(self, f"unembedding_{head}") for head in range(len(states))]
-            return torch.stack(
-                [state @ matrix for state, matrix in zip(states, unembeddings, strict=True)]
-            )
-        return self._unembed_shared(torch.cat(states), self.num_heads)
-
-    def _state(self, head: int, state: torch.Tensor, wide: torch.Tensor | None) -> torch.Tensor:
-        """Computes a head's state; `wide` is the hidden state with the root's embedding."""
-        if wide is not None:
-            state = state + self._affine_of("root_map", head, wide)
-        for layer in range(self.num_layers):
-            state = state + nn.functional.silu(self._affine_of(f"block{layer}", head, state))
-        if self.has_projection:
-            state = state + self._affine_of("projection", head, state)
-        return state
-
-    def _affine_of(self, name: str, head: int, state: torch.Tensor) -> torch.Tensor:
-        weight: torch.Tensor = getattr(self, f"{name}_weight_{head}")
-        bias: torch.Tensor = getattr(self, f"{name}_bias_{head}")
-        return state @ weight + bias
-
-
-def _list_biases(maps: list[Linear]) -> list[torch.Tensor]:
-    """Lists the bias of each map, zeros where it has none."""
-    return [torch.zeros(len(map_.weight)) if map_.bias is None else map_.bias for map_ in maps]
