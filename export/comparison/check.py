@@ -12,7 +12,7 @@ from medusa_trt.export.comparison.logits import NUM_TREE_NODES, compare_logits
 from medusa_trt.export.comparison.passages import NUM_TOKENS, PASSAGES
 from medusa_trt.export.comparison.segmented_engine import SegmentedEngine
 from medusa_trt.export.graphs.graph_files import GraphWriter
-from medusa_trt.export.modeling.rotary import fixed_rotary
+from medusa_trt.export.modeling.rotary import fix_rotary
 from medusa_trt.export.models.base_model import BaseModel, open_base_model
 from medusa_trt.export.models.source import source_from_name
 from medusa_trt.export.passes.widen_floats import WidenFloatsPass
@@ -124,7 +124,7 @@ def _compare_sequences(bundle: Bundle, base: BaseModel, batch_size: int) -> dict
     engine = engine_class(bundle, capacity=NUM_TOKENS + _SPARE_ROWS, batch_size=batch_size)
     try:
         with (
-            fixed_rotary(base.model, bundle.manifest.model.max_length),
+            fix_rotary(base.model, bundle.manifest.model.max_length),
             supply_weights(base.model, base.weights),
         ):
             return compare_logits(bundle, engine, base.model, texts, _NUM_TREE_NODES[is_slow])

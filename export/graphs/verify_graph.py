@@ -37,7 +37,7 @@ def trace_verify(
     num_rows = Dim("num_rows", min=1, max=1 << 20)
     capacity = Dim("capacity", min=2, max=1 << 30)
     kinds = ("key", "value")
-    with module.attached():
+    with module.attach():
         model = trace_module(
             module,
             module.example_inputs(),

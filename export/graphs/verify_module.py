@@ -15,11 +15,10 @@ from transformers import PreTrainedModel
 
 from medusa_trt.export.modeling.attention_form import AttentionForm
 from medusa_trt.export.modeling.attention_inputs import AttentionInputs
-from medusa_trt.export.modeling.attention_probe import replaced_attention, watch_attention_shapes
-from medusa_trt.export.modeling.dense_experts import replaced_experts
+from medusa_trt.export.modeling.attention_probe import replace_attention, watch_attention_shapes
+from medusa_trt.export.modeling.dense_experts import replace_experts
 from medusa_trt.export.modeling.rotary import (
     IdentityRotary,
-    fix_rotary_length,
     make_rotary_tables,
     rotation_types_from_config,
 )
@@ -59,14 +58,10 @@ class VerifyModule(nn.Module):
         self.model = model
         self.form = form
         self.max_length = max_length
-        rotary = model.base_model.rotary_emb
-        assert isinstance(rotary, nn.Module)
         self.shape = cache_shape_from_model(model, max_length)
         kinds = rotation_types_from_config(model.config)
         num_spare = MAX_NODES if form.has_position_per_row else _ROTARY_SPARE
-        tables = make_rotary_tables(
-            fix_rotary_length(rotary, max_length), kinds, max_length + num_spare
-        )
+        tables = make_rotary_tables(model, max_length, max_length + num_spare)
         for index, table in enumerate(tables.values()):
             for name, values in zip(_table_names(index), table, strict=True):
                 self.register_buffer(name, values.to(model.dtype), persistent=False)
@@ -77,7 +72,7 @@ class VerifyModule(nn.Module):
         self.eval()
 
     @contextmanager
-    def attached(self) -> Iterator[None]:
+    def attach(self) -> Iterator[None]:
         """Lets the model attend as this module says inside the block, where it can be traced."""
 
         def attend(*args: Any, **options: Any) -> tuple[torch.Tensor, None]:
@@ -85,7 +80,7 @@ class VerifyModule(nn.Module):
             return self._attention(*args, **options)
 
         rotary = IdentityRotary(self._rotary_dim)
-        with replaced_attention(self.model, rotary, attend), replaced_experts(self.model):
+        with replace_attention(self.model, rotary, attend), replace_experts(self.model):
             yield
 
     def forward(

@@ -15,10 +15,10 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, eager_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from medusa_trt.export.modeling.attention_inputs import AttentionCall
-from medusa_trt.export.modeling.dense_experts import replaced_experts
+from medusa_trt.export.modeling.dense_experts import replace_experts
 from medusa_trt.export.modeling.rotary import (
     IdentityRotary,
-    fix_rotary_length,
+    copy_rotary,
     make_rotary_tables,
     rotate,
     rotation_types_from_config,
@@ -53,7 +53,7 @@ class ProbedCall(AttentionCall):
 
 
 @contextmanager
-def replaced_attention(
+def replace_attention(
     model: PreTrainedModel, rotary: nn.Module, attention: Callable[..., object]
 ) -> Iterator[None]:
     """Replaces a model's rotary module and attention function inside the block."""
@@ -104,8 +104,8 @@ def watch_attention(
         output = value.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
         return output.transpose(1, 2).contiguous(), None
 
-    replaced = replaced_attention(model, rotary, attention)
-    with torch.no_grad(), replaced, replaced_experts(model):
+    replaced = replace_attention(model, rotary, attention)
+    with torch.no_grad(), replaced, replace_experts(model):
         model.base_model(
             input_ids=torch.arange(_NUM_TOKENS)[None] % model.config.vocab_size,
             position_ids=torch.arange(_NUM_TOKENS)[None],
@@ -117,11 +117,8 @@ def watch_attention(
 
 def watch_attention_shapes(model: PreTrainedModel, max_length: int) -> list[ProbedCall]:
     """Records the attention calls of a model without data; their tensors have shapes only."""
-    rotary = model.base_model.rotary_emb
-    assert isinstance(rotary, nn.Module)
-    # Some rotary modules look at the positions' values, so the model's own cannot run here.
-    kinds = rotation_types_from_config(model.config)
-    tables = make_rotary_tables(fix_rotary_length(rotary, max_length), kinds, 1)
+    # Some rotary modules look at the values of the positions, so that of the model cannot run here.
+    tables = make_rotary_tables(model, max_length, 1)
     rotary_dim = 2 * next(iter(tables.values()))[0].shape[1]
     with fake_parameters(model) as mode, mode:
         mask = torch.zeros(1, 1, _NUM_TOKENS, _NUM_TOKENS)
@@ -135,28 +132,20 @@ def find_attention_problem(model: PreTrainedModel, max_length: int) -> str | Non
         model: a model that can run.
         max_length: length of the longest sequence, in tokens.
     """
-    rotary = model.base_model.rotary_emb
-    assert isinstance(rotary, nn.Module)
-    fixed = fix_rotary_length(rotary, max_length)
-    with _short_window(model):
-        calls = watch_attention(model, fixed, None)
-    return _problem_of_calls(model, calls) or _problem_of_rotation(model, fixed, calls)
-
-
-@contextmanager
-def _short_window(model: PreTrainedModel) -> Iterator[None]:
-    """Shortens a model's sliding window inside the block, so that it hides some of the tokens."""
     window = getattr(model.config, "sliding_window", None)
-    if window is not None:
-        model.config.sliding_window = _WINDOW
     try:
-        yield
+        if window is not None:
+            model.config.sliding_window = _WINDOW
+        calls = watch_attention(model, copy_rotary(model, max_length), None)
     finally:
         if window is not None:
             model.config.sliding_window = window
+    return _find_problem_of_calls(model, calls) or _find_problem_of_rotation(
+        model, max_length, calls
+    )
 
 
-def _problem_of_calls(model: PreTrainedModel, calls: list[ProbedCall]) -> str | None:
+def _find_problem_of_calls(model: PreTrainedModel, calls: list[ProbedCall]) -> str | None:
     if [call.layer for call in calls] != list(range(model.config.num_hidden_layers)):
         return "attention other than once in each layer"
     position = torch.arange(_NUM_TOKENS)
@@ -173,13 +162,13 @@ def _problem_of_calls(model: PreTrainedModel, calls: list[ProbedCall]) -> str | 
     return None
 
 
-def _problem_of_rotation(
-    model: PreTrainedModel, rotary: nn.Module, calls: list[ProbedCall]
+def _find_problem_of_rotation(
+    model: PreTrainedModel, max_length: int, calls: list[ProbedCall]
 ) -> str | None:
     kinds = rotation_types_from_config(model.config)
     if not any(kind is not None for kind in kinds):
         return "no rotary embedding"
-    tables = make_rotary_tables(rotary, kinds, _NUM_TOKENS)
+    tables = make_rotary_tables(model, max_length, _NUM_TOKENS)
     rotary_dims = {2 * cos.shape[1] for cos, _ in tables.values()}
     rotary_dim, head_dim = max(rotary_dims), calls[0].key.shape[-1]
     if len(rotary_dims) > 1:
@@ -194,10 +183,8 @@ def _problem_of_rotation(
         for states, source in ((call.query, before.query), (call.key, before.key)):
             if kind is not None and torch.equal(states, source):
                 return f"no rotary embedding in layer {call.layer}"
-            if not _is_close(states, rotate(source, *tables[kind])):
+            expected = rotate(source, *tables[kind])
+            is_close = (states - expected).abs().max() <= _TOLERANCE * expected.abs().max()
+            if not is_close:  # also where a number is NaN
                 return "a rotary embedding other than of halves, right before attention"
     return None
-
-
-def _is_close(left: torch.Tensor, right: torch.Tensor) -> bool:
-    return bool((left - right).abs().max() <= _TOLERANCE * right.abs().max())

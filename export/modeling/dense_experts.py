@@ -72,7 +72,7 @@ def _experts(model: PreTrainedModel) -> Iterator[nn.Module]:
 
 
 @contextmanager
-def replaced_experts(model: PreTrainedModel) -> Iterator[None]:
+def replace_experts(model: PreTrainedModel) -> Iterator[None]:
     """Replaces the computation of a model's experts by `dense_experts` inside the block."""
     original = model.config._experts_implementation
     ALL_EXPERTS_FUNCTIONS.register(_NAME, dense_experts)

@@ -1,6 +1,6 @@
 """Rotary embeddings: a model's as tables, and one that rotates by zero."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 
@@ -24,7 +24,7 @@ class IdentityRotary(nn.Module):
         return self.cos.to(x.dtype), self.sin.to(x.dtype)
 
 
-def fix_rotary_length(rotary: nn.Module, max_length: int) -> nn.Module:
+def copy_rotary(model: PreTrainedModel, max_length: int) -> nn.Module:
     """Copies a model's rotary module so that it treats every sequence as one of this length.
 
     Dynamic and LongRoPE scaling choose their frequencies by the length of the text. A cache with
@@ -32,10 +32,11 @@ def fix_rotary_length(rotary: nn.Module, max_length: int) -> nn.Module:
     sequence decides for all texts.
 
     Args:
-        rotary: the module of a transformers model.
+        model: a transformers model with a rotary embedding.
         max_length: length of the longest sequence, in tokens.
     """
-    fixed = deepcopy(rotary)
+    fixed = deepcopy(model.base_model.rotary_emb)
+    assert isinstance(fixed, nn.Module)
     kinds = getattr(fixed, "rope_type", "default")
     with torch.no_grad():
         for kind in kinds if isinstance(kinds, dict) else [""]:
@@ -46,11 +47,10 @@ def fix_rotary_length(rotary: nn.Module, max_length: int) -> nn.Module:
 
 
 @contextmanager
-def fixed_rotary(model: PreTrainedModel, max_length: int) -> Iterator[None]:
-    """Replaces a model's rotary module by that of `fix_rotary_length` inside the block."""
+def fix_rotary(model: PreTrainedModel, max_length: int) -> Iterator[None]:
+    """Replaces a model's rotary module by that of `copy_rotary` inside the block."""
     rotary = model.base_model.rotary_emb
-    assert isinstance(rotary, nn.Module)
-    model.base_model.rotary_emb = fix_rotary_length(rotary, max_length)
+    model.base_model.rotary_emb = copy_rotary(model, max_length)
     try:
         yield
     finally:
@@ -73,18 +73,13 @@ def rotation_types_from_config(config: PretrainedConfig) -> list[str | None]:
     return [kind if rotates[layer] else None for layer, kind in enumerate(kinds)]
 
 
-def rope_parameters_from_config(config: PretrainedConfig) -> list[dict[str, object]]:
-    """Reads the parameters of each rotation; a config has them once or by layer types."""
-    parameters = getattr(config, "rope_parameters", None) or {}
-    by_type = [value for value in parameters.values() if isinstance(value, dict)]
-    return by_type or [parameters]
-
-
 def find_longrope_length(config: PretrainedConfig) -> int | None:
     """Finds the longest text that LongRoPE rotates by its short factors; None without LongRoPE."""
+    rope = getattr(config, "rope_parameters", None) or {}
+    by_type = [value for value in rope.values() if isinstance(value, dict)]
     lengths = [
         parameters.get("original_max_position_embeddings")
-        for parameters in rope_parameters_from_config(config)
+        for parameters in by_type or [rope]
         if parameters.get("rope_type") == "longrope"
         and parameters.get("short_factor") != parameters.get("long_factor")
     ]
@@ -92,15 +87,16 @@ def find_longrope_length(config: PretrainedConfig) -> int | None:
 
 
 def make_rotary_tables(
-    rotary: nn.Module, kinds: Sequence[str | None], num_positions: int
+    model: PreTrainedModel, max_length: int, num_positions: int
 ) -> dict[str | None, RotaryTable]:
     """Makes the table of each rotation type; the table of None changes nothing.
 
     Args:
-        rotary: the model's module.
-        kinds: see `rotation_types_from_config`; at least one layer rotates.
+        model: a model in which at least one layer rotates; see `rotation_types_from_config`.
+        max_length: see `copy_rotary`.
         num_positions: number of rows of each table.
     """
+    rotary, kinds = copy_rotary(model, max_length), rotation_types_from_config(model.config)
     with torch.no_grad():
         tables: dict[str | None, RotaryTable] = {
             kind: _rotation(rotary, torch.arange(num_positions), kind)

@@ -42,23 +42,23 @@ def refuse_unsupported(model: PreTrainedModel, max_length: int) -> None:
         ExportError: the model has an unsupported feature, which is named, or does not run.
     """
     try:
-        problem = _problem_in_config(model) or find_attention_problem(model, max_length)
+        problem = _find_problem_in_config(model) or find_attention_problem(model, max_length)
     except MedusaError:
         raise
     except Exception as error:  # The model's own code may raise any exception.
         if "meta tensor" in str(error):
             problem = "weights that are read outside the call of their layer"
-            raise _unsupported(model, problem) from error
+            raise _make_unsupported_error(model, problem) from error
         raise ExportError(
             f"this {model.config.model_type} model does not run ({type(error).__name__}: "
             f"{describe_error(error)}): its config may not fit, or it is of a kind that is not "
             "supported"
         ) from error
     if problem is not None:
-        raise _unsupported(model, problem)
+        raise _make_unsupported_error(model, problem)
 
 
-def _unsupported(model: PreTrainedModel, problem: str) -> ExportError:
+def _make_unsupported_error(model: PreTrainedModel, problem: str) -> ExportError:
     return ExportError(
         f"{model.config.model_type} models with {problem} are not supported: use a model without "
         "it, or open an issue"
@@ -99,7 +99,7 @@ def list_notices(model: PreTrainedModel, max_length: int, *, is_slower: bool) ->
     return texts
 
 
-def _problem_in_config(model: PreTrainedModel) -> str | None:
+def _find_problem_in_config(model: PreTrainedModel) -> str | None:
     layer_types = set(getattr(model.config, "layer_types", None) or ())
     other_types = layer_types - _LAYER_TYPES
     rotary = getattr(model.base_model, "rotary_emb", None)
@@ -112,13 +112,8 @@ def _problem_in_config(model: PreTrainedModel) -> str | None:
         problem = f"layers of another kind than attention ({', '.join(sorted(other_types))})"
     elif not isinstance(rotary, nn.Module):
         problem = "positions other than rotary embeddings"
-    elif _is_complex(rotary):
-        problem = "a rotary embedding of complex numbers"
+    elif not isinstance(getattr(rotary, "rope_type", None), dict) and torch.is_tensor(
+        rotary(torch.zeros(1, 1, 1), torch.zeros(1, 1, dtype=torch.int64))
+    ):
+        problem = "a rotary embedding of complex numbers"  # one table, not cosines and sines
     return problem or find_experts_problem(model)
-
-
-def _is_complex(rotary: nn.Module) -> bool:
-    """Whether a rotary module gives one complex table instead of cosines and sines."""
-    if isinstance(getattr(rotary, "rope_type", None), dict):
-        return False
-    return torch.is_tensor(rotary(torch.zeros(1, 1, 1), torch.zeros(1, 1, dtype=torch.int64)))

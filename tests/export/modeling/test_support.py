@@ -21,7 +21,7 @@ from support.tiny_models import VOCAB_SIZE, random_model, save_tiny_model
 from transformers import PreTrainedModel
 
 from medusa_trt.errors import ExportError
-from medusa_trt.export.modeling.rotary import fixed_rotary
+from medusa_trt.export.modeling.rotary import fix_rotary
 from medusa_trt.export.modeling.support import needs_general_attention, refuse_unsupported
 from medusa_trt.export.models.base_model import open_base_model
 from medusa_trt.export.models.source import source_from_name
@@ -32,7 +32,7 @@ def test_watching_a_model_leaves_it_as_it_was() -> None:
     model = weighted_model(longrope(MAX_LENGTH // 4))
     text = np.arange(8)
     before = expected_logits(model, text)
-    with fixed_rotary(model, MAX_LENGTH):
+    with fix_rotary(model, MAX_LENGTH):
         assert np.abs(expected_logits(model, text) - before).max() > MAX_LOGIT_DIFFERENCE
     refuse_unsupported(model, MAX_LENGTH)
     assert np.array_equal(expected_logits(model, text), before)
