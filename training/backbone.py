@@ -83,14 +83,6 @@ def describe_precision(model: PreTrainedModel) -> str:
     return " ".join([*bits, str(model.dtype).removeprefix("torch.")])
 
 
-def get_unembedding(model: PreTrainedModel) -> torch.Tensor:
-    """Returns the (vocab, hidden) weight that turns hidden states into logits, detached."""
-    layer = model.get_output_embeddings()
-    assert layer is not None
-    weight: torch.Tensor = layer.weight.detach()
-    return weight
-
-
 @contextmanager
 def observe_unembedding(
     model: nn.Module, observe: Callable[[torch.Tensor], torch.Tensor]

@@ -8,10 +8,10 @@ from pathlib import Path
 import torch
 
 from medusa_trt.errors import TrainingError
-from medusa_trt.export.heads.medusa_heads import MedusaHeads, get_embedding
+from medusa_trt.export.heads.medusa_heads import MedusaHeads
 from medusa_trt.export.models.base_model import BaseModel
+from medusa_trt.export.weights.tied_weights import get_embeddings
 from medusa_trt.training.accuracy import Accuracy
-from medusa_trt.training.backbone import get_unembedding
 from medusa_trt.training.bars import open_bar
 from medusa_trt.training.data.rows import Split, rows_from_conversations
 from medusa_trt.training.data.shards import load_shards, read_spec
@@ -140,12 +140,12 @@ def train_heads(
 
 def create_heads(base: BaseModel, split: Split, options: TrainOptions) -> TrainableHeads:
     """Creates untrained heads with the draft vocabulary of the replies to train on."""
-    unembedding = get_unembedding(base.model)
+    embedding, unembedding = get_embeddings(base.model)
     vocab_size = len(unembedding)
     size = vocab_size if options.draft_vocab_size is None else options.draft_vocab_size
     rows = rows_from_conversations([replace(c, features=None) for c in split.train])
     vocabulary = DraftVocabulary.from_rows(rows, size, vocab_size)
-    heads = TrainableHeads(options.shape, vocabulary, unembedding, get_embedding(base.model))
+    heads = TrainableHeads(options.shape, vocabulary, unembedding, embedding)
     return heads.to(base.model.device)
 
 

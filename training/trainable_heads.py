@@ -6,8 +6,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from medusa_trt.export.heads.medusa_heads import Linear, MedusaHead, MedusaHeads, get_embedding
-from medusa_trt.training.backbone import get_unembedding
+from medusa_trt.export.heads.medusa_heads import Linear, MedusaHead, MedusaHeads
+from medusa_trt.export.weights.tied_weights import get_embeddings
 from medusa_trt.training.options import HeadsShape
 from medusa_trt.training.targets import DraftVocabulary
 
@@ -61,6 +61,7 @@ class TrainableHeads(nn.Module):
         """
         super().__init__()
         self.shape, self.vocabulary = shape, vocabulary
+        unembedding = unembedding.detach()
         self.heads = nn.ModuleList(
             _Head(shape, unembedding.shape[1]) for _ in range(shape.num_heads)
         )
@@ -84,10 +85,10 @@ class TrainableHeads(nn.Module):
         Raises:
             HeadsError: the heads do not fit the backbone.
         """
-        unembedding = get_unembedding(model)
+        embedding, unembedding = get_embeddings(model)
         heads.check_fits(unembedding.shape[1], unembedding.shape[0])
         vocabulary = DraftVocabulary(heads.token_map, len(unembedding))
-        trainable = cls(shape_from_heads(heads), vocabulary, unembedding, get_embedding(model))
+        trainable = cls(shape_from_heads(heads), vocabulary, unembedding, embedding)
         trainable.load_heads(heads)
         return trainable.to(model.device)
 

@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
 
 from medusa_trt.errors import HeadsError
 from medusa_trt.export.weights.lazy_tensor import LazyTensor
@@ -140,10 +139,3 @@ def _check_token_map(token_ids: list[int], vocab_size: int) -> None:
             )
     if len(set(token_ids)) < len(token_ids):
         raise HeadsError("the heads' token_map holds an id twice: the file is damaged")
-
-
-def get_embedding(model: PreTrainedModel) -> torch.Tensor:
-    """Returns the (vocab, hidden) weight that turns tokens into vectors, detached."""
-    weight = model.get_input_embeddings().weight
-    assert isinstance(weight, torch.Tensor)
-    return weight.detach()

@@ -58,24 +58,12 @@ def weights_from_checkpoint(
     buffers = dict(model.named_buffers())
     for name in stored.keys() & buffers.keys():
         buffers[name].copy_(tensor_from_array(stored[name].stored()))
-    untie_unequal(model, stored)
-    weights: dict[str, LazyTensor] = {}
-    first_names: dict[int, str] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        if name in stored:
-            first_names.setdefault(id(parameter), name)
-    missing = []
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        source = stored.get(first_names.get(id(parameter), name))
-        if source is None:
-            missing.append(name)
-        elif source.sizes != tuple(parameter.shape):
-            raise ExportError(
-                f"{location}: {name} is {source.sizes}, the config says {tuple(parameter.shape)}"
-            )
-        else:
-            weights[name] = source
-    if missing:
+    weights = untie_unequal(model, stored)
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    for name, weight in weights.items():
+        if weight.sizes != (shape := tuple(parameters[name].shape)):
+            raise ExportError(f"{location}: {name} is {weight.sizes}, the config says {shape}")
+    if missing := parameters.keys() - weights.keys():
         raise ExportError(
             f"{location} lacks weights of the model: {join_names(missing)}; give a whole model"
         )

@@ -62,16 +62,7 @@ def weights_from_gguf(model: PreTrainedModel, path: Path) -> Weights | None:
         read = partial(_read_processed, tensor, processor)
         kind = None if tensor.kind in _FLOAT_TYPES else tensor.kind.name
         stored[name] = LazyTensor(read, shape, (str(path), tensor.name), quantization=kind)
-    untie_unequal(model, stored)
-    parameters = dict(model.named_parameters(remove_duplicate=False))
-    first_names: dict[int, str] = {}
-    for name in stored:
-        first_names.setdefault(id(parameters[name]), name)
-    weights = {
-        name: stored[first_names[id(parameter)]]
-        for name, parameter in parameters.items()
-        if id(parameter) in first_names
-    }
+    weights = untie_unequal(model, stored)
     return weights if weights.keys() == parameters.keys() else None
 
 

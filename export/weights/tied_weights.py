@@ -10,20 +10,39 @@ from transformers import PreTrainedModel
 from medusa_trt.export.weights.lazy_tensor import LazyTensor
 
 
-def untie_unequal(model: PreTrainedModel, stored: Mapping[str, LazyTensor]) -> None:
+def untie_unequal(
+    model: PreTrainedModel, stored: Mapping[str, LazyTensor]
+) -> dict[str, LazyTensor]:
     """Unties parameters for which a checkpoint has tensors that differ, as transformers does.
 
     Args:
         model: without weights in memory; it is changed.
         stored: the checkpoint's tensors by parameter name.
+
+    Returns:
+        The tensor of each parameter, by all of its names, without parameters that have none.
     """
     first_names: dict[int, str] = {}
     for name, parameter in list(model.named_parameters(remove_duplicate=False)):
         if name in stored:
             first = first_names.setdefault(id(parameter), name)
-            if first != name and not _is_equal(stored[first], stored[name]):
-                _replace_parameter(model, name, torch.empty_like(parameter))
+            left, right = stored[first], stored[name]
+            is_equal = left.sizes == right.sizes and np.array_equal(left.stored(), right.stored())
+            if not is_equal:
+                module, _, key = name.rpartition(".")
+                untied = nn.Parameter(torch.empty_like(parameter), requires_grad=False)
+                setattr(model.get_submodule(module), key, untied)
     record_ties(model)
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    tensors: dict[int, LazyTensor] = {}
+    for name, parameter in parameters.items():
+        if name in stored:
+            tensors.setdefault(id(parameter), stored[name])
+    return {
+        name: tensors[id(parameter)]
+        for name, parameter in parameters.items()
+        if id(parameter) in tensors
+    }
 
 
 def untie_embeddings(model: PreTrainedModel) -> None:
@@ -56,12 +75,3 @@ def get_embeddings(model: PreTrainedModel) -> tuple[nn.Parameter, nn.Parameter]:
     unembedding = model.get_output_embeddings().weight
     assert isinstance(embedding, nn.Parameter) and isinstance(unembedding, nn.Parameter)
     return embedding, unembedding
-
-
-def _is_equal(left: LazyTensor, right: LazyTensor) -> bool:
-    return left.sizes == right.sizes and np.array_equal(left.stored(), right.stored())
-
-
-def _replace_parameter(model: nn.Module, name: str, value: torch.Tensor) -> None:
-    module, _, key = name.rpartition(".")
-    setattr(model.get_submodule(module), key, nn.Parameter(value, requires_grad=False))

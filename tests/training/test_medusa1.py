@@ -11,9 +11,9 @@ from support.ruled_data import NOISE, A, B, V, make_ruled_split, quick_options
 from support.tiny_models import llama_config, save_tiny_model
 
 from medusa_trt.errors import TrainingError
-from medusa_trt.export.heads.medusa_heads import get_embedding
 from medusa_trt.export.models.base_model import BaseModel
-from medusa_trt.training.backbone import describe_precision, get_unembedding, load_backbone
+from medusa_trt.export.weights.tied_weights import get_embeddings
+from medusa_trt.training.backbone import describe_precision, load_backbone
 from medusa_trt.training.data.distillation import generate_data
 from medusa_trt.training.medusa1 import load_split, train_heads
 from medusa_trt.training.options import DataOptions, HeadsShape, Quantization
@@ -111,7 +111,7 @@ def test_heads_learn_on_a_quantized_backbone_that_stays_as_it_is(
         assert torch.equal(base.model(ids).logits, logits)
     packed = {"8bit": torch.int8, "4bit": torch.uint8}[quantization]
     assert base.model.model.layers[1].mlp.up_proj.weight.dtype == packed
-    assert get_unembedding(base.model).dtype == get_embedding(base.model).dtype == torch.float32
+    assert {weight.dtype for weight in get_embeddings(base.model)} == {torch.float32}
     assert describe_precision(base.model) == f"{quantization} float32"
     before = {name: value.clone() for name, value in base.model.named_parameters()}
     split = make_ruled_split(base, 0.0, has_features=False)

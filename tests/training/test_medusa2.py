@@ -10,9 +10,8 @@ from support.tiny_models import VOCAB_SIZE
 from transformers import AutoModelForCausalLM
 
 from medusa_trt.export.heads.loading import load_heads
-from medusa_trt.export.heads.medusa_heads import get_embedding
 from medusa_trt.export.models.base_model import BaseModel
-from medusa_trt.training.backbone import get_unembedding
+from medusa_trt.export.weights.tied_weights import get_embeddings
 from medusa_trt.training.medusa2 import (
     group_parameters,
     ramp_weight,
@@ -58,12 +57,9 @@ def adapted_module(base: BaseModel) -> HeadsOnBackbone:
 
     adapted = get_peft_model(base.model, LoraConfig(r=4, target_modules="all-linear"))
     shape = HeadsShape(num_heads=2)
-    heads = TrainableHeads(
-        shape,
-        DraftVocabulary(None, VOCAB_SIZE),
-        get_unembedding(base.model),
-        get_embedding(base.model),
-    )
+    embedding, unembedding = get_embeddings(base.model)
+    vocabulary = DraftVocabulary(None, VOCAB_SIZE)
+    heads = TrainableHeads(shape, vocabulary, unembedding, embedding)
     return HeadsOnBackbone(
         adapted,
         heads,

@@ -7,7 +7,7 @@ from support.reference import training as reference
 from support.reply_rows import VOCAB
 from support.tiny_models import llama_config, random_model
 
-from medusa_trt.export.heads.medusa_heads import get_embedding
+from medusa_trt.export.weights.tied_weights import get_embeddings
 from medusa_trt.training.objectives import HeadsOnBackbone, kl_divergence
 from medusa_trt.training.options import HeadsShape, TrainOptions
 from medusa_trt.training.targets import DraftVocabulary
@@ -19,9 +19,9 @@ def test_padding_and_user_turns_never_enter_the_loss() -> None:
     torch.manual_seed(0)
     model = random_model(llama_config(vocab_size=VOCAB, hidden_size=32, intermediate_size=48))
     shape = HeadsShape(num_heads=3, num_layers=2)
-    unembedding = model.get_output_embeddings().weight.detach()
+    embedding, unembedding = get_embeddings(model)
     vocabulary = DraftVocabulary(None, VOCAB)
-    heads = TrainableHeads(shape, vocabulary, unembedding, get_embedding(model))
+    heads = TrainableHeads(shape, vocabulary, unembedding, embedding)
     for parameter in heads.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
     options = TrainOptions(shape=shape, soft_weight=0.0)
