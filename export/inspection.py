@@ -20,6 +20,10 @@ class Gpu(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     bandwidth_gb_s: float
     source: str
 
+    def max_steps_per_s(self, read_bytes: int) -> float:
+        """Upper bound, as if a step only read its weights, and only once."""
+        return self.bandwidth_gb_s * 1e9 / read_bytes
+
 
 @dataclass(frozen=True, slots=True)
 class GraphFacts:
@@ -73,36 +77,3 @@ def read_graph_facts(bundle: Bundle, graph: str) -> GraphFacts:
         is_table = is_embedding or (value.name or "").partition("_")[0] in ("cos", "sin")
         read_bytes += 0 if is_table else size_bytes
     return GraphFacts(operators, precisions.total(), read_bytes, precisions)
-
-
-def estimate_max_steps_per_s(read_bytes: int, gpu: Gpu) -> float:
-    """Estimates an upper bound, as if a step only read its weights, and only once."""
-    return gpu.bandwidth_gb_s * 1e9 / read_bytes
-
-
-def draw_tree(bundle: Bundle) -> list[str]:
-    """Draws the tree as lines of text; each node names its head and its candidate.
-
-    Without heads, prompt lookup copies the tokens of the tree, which is a chain.
-    """
-    tree = bundle.tree
-    children: dict[int, list[int]] = {}
-    for node, parent in enumerate(tree.parents.tolist()):
-        if node:
-            children.setdefault(parent, []).append(node)
-    paths = [(), *tree.medusa_choices]
-    lines = ["root"]
-
-    def draw(node: int, indent: str) -> None:
-        below = children.get(node, [])
-        for child in below:
-            is_last = child == below[-1]
-            path = paths[child]
-            is_copied = bundle.manifest.heads is None
-            source = "copied token" if is_copied else "head"
-            rank = "" if is_copied else f" #{path[-1] + 1}"
-            lines.append(f"{indent}{'└─' if is_last else '├─'} {source} {len(path)}{rank}")
-            draw(child, indent + ("   " if is_last else "│  "))
-
-    draw(0, "")
-    return lines

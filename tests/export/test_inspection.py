@@ -3,7 +3,7 @@
 import pytest
 from support.tiny_models import llama_config
 
-from medusa_trt.export.inspection import estimate_max_steps_per_s, load_gpus, read_graph_facts
+from medusa_trt.export.inspection import load_gpus, read_graph_facts
 from medusa_trt.runtime.bundle import Bundle
 from medusa_trt.tree_configs.tree import MAX_NODES
 
@@ -21,4 +21,4 @@ def test_inspect_counts_what_a_step_reads(tiny_bundle: Bundle) -> None:
     assert facts.weight_bytes == facts.read_bytes + tables
     assert facts.operators["com.microsoft.GroupQueryAttention"] == 2
     assert tiny_bundle.count_cache_bytes(10) == 2 * 2 * 2 * 16 * 10 * 4
-    assert estimate_max_steps_per_s(3_350_000_000, load_gpus()["h100"]) == pytest.approx(1000)
+    assert load_gpus()["h100"].max_steps_per_s(3_350_000_000) == pytest.approx(1000)

@@ -10,6 +10,8 @@ from medusa_trt.cli.terminal import make_table_console
 from medusa_trt.errors import require_extra
 
 if TYPE_CHECKING:
+    from rich.tree import Tree
+
     from medusa_trt.export.inspection import Gpu, GraphFacts
     from medusa_trt.runtime.bundle import Bundle
 
@@ -50,8 +52,6 @@ def _estimate_sizes(
     bundle: "Bundle", facts: dict[str, "GraphFacts"], gpu: "Gpu | None"
 ) -> dict[str, float]:
     """Sizes in bytes, and the highest speeds that the bandwidth of a GPU allows."""
-    from medusa_trt.export.inspection import estimate_max_steps_per_s
-
     model = bundle.manifest.model
     weights = bundle.manifest.files["weights.data"].size_bytes
     cache = bundle.count_cache_bytes(model.max_length + bundle.tree.num_nodes)
@@ -65,8 +65,8 @@ def _estimate_sizes(
         "read_bytes_per_draft": drafts,
     }
     if gpu is not None:
-        estimates["plain_tokens_per_s"] = estimate_max_steps_per_s(plain, gpu)
-        estimates["medusa_steps_per_s"] = estimate_max_steps_per_s(plain + drafts, gpu)
+        estimates["plain_tokens_per_s"] = gpu.max_steps_per_s(plain)
+        estimates["medusa_steps_per_s"] = gpu.max_steps_per_s(plain + drafts)
         estimates["fits_memory"] = float(weights + cache <= gpu.memory_gb * 1e9)
     return estimates
 
@@ -96,8 +96,6 @@ def _print_tables(
     from rich.markup import escape
     from rich.table import Table
 
-    from medusa_trt.export.inspection import draw_tree
-
     console = make_table_console()
     table = Table(show_header=False, box=None, pad_edge=False)
     for name, value in _rows_from_bundle(bundle, estimates):
@@ -121,7 +119,23 @@ def _print_tables(
                         escape(f"{name:<13} {kind:<3} {tensor.name} {tensor.dtype} {tensor.shape}")
                     )
     console.print()
-    console.print("\n".join(draw_tree(bundle)))
+    console.print(_draw_tree(bundle))
+
+
+def _draw_tree(bundle: "Bundle") -> "Tree":
+    """Draws the tree; each node names its head and its candidate.
+
+    Without heads, prompt lookup copies the tokens of the tree, which is a chain.
+    """
+    from rich.tree import Tree
+
+    tree = bundle.tree
+    drawn = [Tree("root")]
+    for path, parent in zip(tree.medusa_choices, tree.parents.tolist()[1:], strict=True):
+        has_heads = bundle.manifest.heads is not None
+        label = f"head {len(path)} #{path[-1] + 1}" if has_heads else f"copied token {len(path)}"
+        drawn.append(drawn[parent].add(label))
+    return drawn[0]
 
 
 def _rows_from_bundle(bundle: "Bundle", estimates: dict[str, float]) -> list[tuple[str, str]]:
