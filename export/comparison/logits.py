@@ -1,10 +1,12 @@
 """Comparison of an engine's logits with those of the Hugging Face model."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
+import msgspec
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 from transformers import PreTrainedModel
 
 from medusa_trt.errors import ExportError
@@ -159,39 +161,32 @@ def compute_agreement(logits: NDArray[np.float32], expected: NDArray[np.float32]
     """Compares logits (num_positions, vocab)."""
     difference = logits - expected
     spread = expected - expected.mean(-1, keepdims=True)
-    logprobs, expected_logprobs = log_softmax(logits), log_softmax(expected)
+    logprobs, expected_logprobs = (
+        torch.from_numpy(array).log_softmax(-1) for array in (logits, expected)
+    )
     return Agreement(
         num_positions=len(logits),
         max_logit_difference=float(np.abs(difference).max()),
         relative_error=float(np.sqrt(np.square(difference).mean() / np.square(spread).mean())),
         argmax_agreement=float((logits.argmax(-1) == expected.argmax(-1)).mean()),
         kl_divergence=float(
-            (np.exp(expected_logprobs) * (expected_logprobs - logprobs)).sum(-1).mean()
+            nn.functional.kl_div(logprobs, expected_logprobs, reduction="batchmean", log_target=True)
         ),
     )
 
 
 def merge_agreements(agreements: Sequence[Agreement]) -> Agreement:
     """Makes one comparison of several: means over all positions, and the largest difference."""
-    counts = np.array([result.num_positions for result in agreements])
-
-    def average(values: Iterable[float]) -> float:
-        return float(np.average(list(values), weights=counts))
-
+    counts, differences, errors, shares, divergences = np.array(
+        [msgspec.structs.astuple(agreement) for agreement in agreements]
+    ).T
     return Agreement(
         num_positions=int(counts.sum()),
-        max_logit_difference=float(np.max([x.max_logit_difference for x in agreements])),
-        relative_error=average(result.relative_error**2 for result in agreements) ** 0.5,
-        argmax_agreement=average(result.argmax_agreement for result in agreements),
-        kl_divergence=average(result.kl_divergence for result in agreements),
+        max_logit_difference=float(differences.max()),
+        relative_error=float(np.average(errors**2, weights=counts)) ** 0.5,
+        argmax_agreement=float(np.average(shares, weights=counts)),
+        kl_divergence=float(np.average(divergences, weights=counts)),
     )
-
-
-def log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Computes log-probabilities over the last axis."""
-    shifted = logits - logits.max(-1, keepdims=True)
-    logprobs: NDArray[np.float32] = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
-    return logprobs
 
 
 def compare_logits(
