@@ -170,7 +170,9 @@ def compute_agreement(logits: NDArray[np.float32], expected: NDArray[np.float32]
         relative_error=float(np.sqrt(np.square(difference).mean() / np.square(spread).mean())),
         argmax_agreement=float((logits.argmax(-1) == expected.argmax(-1)).mean()),
         kl_divergence=float(
-            nn.functional.kl_div(logprobs, expected_logprobs, reduction="batchmean", log_target=True)
+            nn.functional.kl_div(
+                logprobs, expected_logprobs, reduction="batchmean", log_target=True
+            )
         ),
     )
 

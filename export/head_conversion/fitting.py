@@ -9,7 +9,7 @@ from medusa_trt.errors import HeadsError
 from medusa_trt.export.head_conversion.backbone import Backbone
 from medusa_trt.export.heads.facts import facts_from_heads
 from medusa_trt.export.heads.formats import FORMATS, HeadFormat
-from medusa_trt.export.heads.medusa_heads import Linear, MedusaHead, MedusaHeads
+from medusa_trt.export.heads.medusa_heads import Linear, MedusaHeads
 
 
 def fit_heads(heads: MedusaHeads, row: HeadFormat, backbone: Backbone | None) -> MedusaHeads:
@@ -27,30 +27,28 @@ def fit_heads(heads: MedusaHeads, row: HeadFormat, backbone: Backbone | None) ->
         HeadsError: the format cannot hold something; the error names it and the formats that can.
     """
     facts = facts_from_heads(heads, None, None)
-    _refuse(
-        row,
-        facts.has_projection and not row.has_extra_maps,
-        "a projection after the blocks",
-        lambda other: other.has_extra_maps,
+    limits: tuple[tuple[bool, str, Callable[[HeadFormat], bool]], ...] = (
+        (facts.has_projection, "a projection after the blocks", lambda row: row.has_extra_maps),
+        (
+            facts.has_root_map,
+            "heads that read the root token's embedding",
+            lambda row: row.has_extra_maps,
+        ),
+        (
+            facts.has_token_map,
+            "a truncated vocabulary (token_map)",
+            lambda row: row.has_token_map,
+        ),
+        (
+            True,
+            f"{facts.num_layers} layers a head",
+            lambda row: row.max_layers is None or facts.num_layers <= row.max_layers,
+        ),
     )
-    _refuse(
-        row,
-        facts.has_root_map and not row.has_extra_maps,
-        "heads that read the root token's embedding",
-        lambda other: other.has_extra_maps,
-    )
-    _refuse(
-        row,
-        facts.has_token_map and not row.has_token_map,
-        "a truncated vocabulary (token_map)",
-        lambda other: other.has_token_map,
-    )
-    _refuse(
-        row,
-        row.max_layers is not None and facts.num_layers > row.max_layers,
-        f"{facts.num_layers} layers a head",
-        lambda other: other.max_layers is None,
-    )
+    for is_there, what, can_hold in limits:
+        if is_there and not can_hold(row):
+            names = " or ".join(other.name for other in FORMATS.values() if can_hold(other))
+            raise HeadsError(f"{row.name} cannot hold {what}: convert --to {names}")
     if row.needs_biases or facts.has_biases:
         heads = _add_biases(heads)
     if facts.unembedding in row.unembeddings:
@@ -62,23 +60,13 @@ def fit_heads(heads: MedusaHeads, row: HeadFormat, backbone: Backbone | None) ->
     return _share_unembedding(heads, row, backbone)
 
 
-def _refuse(
-    row: HeadFormat, is_refused: bool, what: str, can: Callable[[HeadFormat], bool]
-) -> None:
-    if is_refused:
-        names = " or ".join(other.name for other in FORMATS.values() if can(other))
-        raise HeadsError(f"{row.name} cannot hold {what}: convert --to {names}")
-
-
 def _add_biases(heads: MedusaHeads) -> MedusaHeads:
     def add_bias(block: Linear) -> Linear:
         zeros = torch.zeros(block.weight.shape[0])
         return block if block.bias is not None else Linear(block.weight, zeros)
 
-    def change(head: MedusaHead) -> MedusaHead:
-        return replace(head, blocks=tuple(add_bias(block) for block in head.blocks))
-
-    return replace(heads, heads=tuple(change(head) for head in heads.heads))
+    changed = (replace(head, blocks=tuple(map(add_bias, head.blocks))) for head in heads.heads)
+    return replace(heads, heads=tuple(changed))
 
 
 def _copy_unembedding(

@@ -94,85 +94,13 @@ def format_from_name(name: str) -> HeadFormat:
     return FORMATS[name]
 
 
-def _medusa(facts: HeadsFacts) -> Json:
-    # No `architectures`: with one, text-generation-inference takes the folder for another kind.
-    return {
-        "base_model_name_or_path": facts.base_model,
-        "medusa_num_heads": facts.num_heads,
-        "medusa_num_layers": facts.num_layers,
-    }
-
-
-def _medusa_version_2(facts: HeadsFacts) -> Json:
-    return _medusa(facts) | {"version": "2"}
-
-
-def _merged(facts: HeadsFacts) -> Json:
+def _state_counts(facts: HeadsFacts) -> Json:
     return {"medusa_num_heads": facts.num_heads, "medusa_num_layers": facts.num_layers}
 
 
-def _medusa_trt(facts: HeadsFacts) -> Json:
-    config = _medusa(facts) | {"hidden_size": facts.hidden_size}
-    return config if facts.vocab_size is None else config | {"vocab_size": facts.vocab_size}
-
-
-def _peft(facts: HeadsFacts) -> Json:
-    # PEFT adapts nothing where the targets have this name, and still loads the heads.
-    return {
-        "base_model_name_or_path": facts.base_model,
-        "bias": "none",
-        "inference_mode": True,
-        "modules_to_save": ["medusa_head"],
-        "peft_type": "LORA",
-        "target_modules": "dummy-target-modules",
-        "task_type": "CAUSAL_LM",
-    }
-
-
-def _vllm(facts: HeadsFacts) -> Json:
-    # vLLM reads every key with "num" and "heads" or "layers" in it as these two: no others here.
-    return {
-        "architectures": ["MedusaModel"],
-        "model_type": "medusa",
-        "hidden_size": facts.hidden_size,
-        "vocab_size": facts.vocab_size,
-        "truncated_vocab_size": facts.draft_vocab_size or facts.vocab_size,
-        "num_heads": facts.num_heads,
-        "num_hidden_layers": facts.num_layers,
-        "medusa_fc_bias": facts.has_biases,
-        "original_lm_head": facts.unembedding == "common",
-        "logit_scale": 1.0,
-    }
-
-
-def _tensorrt_llm(facts: HeadsFacts) -> Json:
-    return {
-        "architecture": "MedusaForCausalLM",
-        "hidden_size": facts.hidden_size,
-        "vocab_size": facts.vocab_size,
-        "num_medusa_heads": facts.num_heads,
-        "num_medusa_layers": facts.num_layers,
-        "max_draft_len": MAX_DRAFT_LENGTH,
-    }
-
-
-def _modelopt(facts: HeadsFacts) -> Json:
-    medusa = {"num_medusa_heads": facts.num_heads, "num_medusa_layers": facts.num_layers}
-    return {"medusa": medusa}
-
-
-def _mlc(facts: HeadsFacts) -> Json:
-    return {
-        "model_type": "medusa",
-        "medusa_num_heads": facts.num_heads,
-        "medusa_num_layers": facts.num_layers,
-        "hidden_size": facts.hidden_size,
-        "vocab_size": facts.vocab_size,
-    }
-
-
-def _rtp_llm(facts: HeadsFacts) -> Json:
-    return {"medusa_config": _merged(facts)}
+def _name_base_model(facts: HeadsFacts) -> Json:
+    # No `architectures`: with one, text-generation-inference takes the folder for another kind.
+    return {"base_model_name_or_path": facts.base_model, **_state_counts(facts)}
 
 
 _SAFETENSORS, _PICKLE = "medusa_lm_head.safetensors", "medusa_lm_head.pt"
@@ -182,7 +110,11 @@ _ROWS = (
         name="medusa-trt",
         description="this project's: shared or own unembeddings, root map, projection, token map",
         file=_SAFETENSORS,
-        config=_medusa_trt,
+        config=lambda facts: {
+            **_name_base_model(facts),
+            "hidden_size": facts.hidden_size,
+            **({} if facts.vocab_size is None else {"vocab_size": facts.vocab_size}),
+        },
         unembeddings=("own", "shared"),
         needs_biases=False,
         has_extra_maps=True,
@@ -192,14 +124,14 @@ _ROWS = (
         name="fasterdecoding",
         description="FasterDecoding v0.1, heads alone",
         file=_PICKLE,
-        config=_medusa,
+        config=_name_base_model,
         needs_base_model=True,
     ),
     HeadFormat(
         name="fasterdecoding-merged",
         description="FasterDecoding v1.0, a whole model with its heads",
         file="model-medusa-heads.safetensors",
-        config=_merged,
+        config=_state_counts,
         prefix="medusa_head.",
         backbone="weights",
     ),
@@ -207,7 +139,16 @@ _ROWS = (
         name="peft",
         description="a PEFT adapter with the heads under modules_to_save",
         file="adapter_model.safetensors",
-        config=_peft,
+        config=lambda facts: {
+            "base_model_name_or_path": facts.base_model,
+            "bias": "none",
+            "inference_mode": True,
+            "modules_to_save": ["medusa_head"],
+            "peft_type": "LORA",
+            # PEFT adapts nothing where the targets have this name, and still loads the heads.
+            "target_modules": "dummy-target-modules",
+            "task_type": "CAUSAL_LM",
+        },
         prefix="base_model.model.medusa_head.",
         config_file="adapter_config.json",
         needs_base_model=True,
@@ -216,7 +157,7 @@ _ROWS = (
         name="shared",
         description='heads on the backbone\'s unembedding ("version 2")',
         file=_SAFETENSORS,
-        config=_medusa_version_2,
+        config=lambda facts: _name_base_model(facts) | {"version": "2"},
         unembeddings=("shared",),
         needs_base_model=True,
     ),
@@ -224,14 +165,14 @@ _ROWS = (
         name="tgi-v1",
         description="text-generation-inference, own unembeddings",
         file=_SAFETENSORS,
-        config=_medusa,
+        config=_name_base_model,
         needs_base_model=True,
     ),
     HeadFormat(
         name="tgi-v2",
         description="text-generation-inference, the backbone's unembedding, one layer",
         file=_SAFETENSORS,
-        config=_medusa_version_2,
+        config=lambda facts: _name_base_model(facts) | {"version": "2"},
         unembeddings=("shared",),
         max_layers=1,
         needs_base_model=True,
@@ -240,7 +181,19 @@ _ROWS = (
         name="vllm",
         description="vLLM's draft model, also with a truncated vocabulary",
         file="model.safetensors",
-        config=_vllm,
+        config=lambda facts: {
+            # vLLM takes every key with "num" and "heads" or "layers" in it for these two.
+            "architectures": ["MedusaModel"],
+            "model_type": "medusa",
+            "hidden_size": facts.hidden_size,
+            "vocab_size": facts.vocab_size,
+            "truncated_vocab_size": facts.draft_vocab_size or facts.vocab_size,
+            "num_heads": facts.num_heads,
+            "num_hidden_layers": facts.num_layers,
+            "medusa_fc_bias": facts.has_biases,
+            "original_lm_head": facts.unembedding == "common",
+            "logit_scale": 1.0,
+        },
         layout=VLLM,
         unembeddings=("common", "own"),
         needs_biases=False,
@@ -250,7 +203,14 @@ _ROWS = (
         name="tensorrt-llm",
         description="TensorRT-LLM 0.x, the heads' part of a checkpoint",
         file="rank0.safetensors",
-        config=_tensorrt_llm,
+        config=lambda facts: {
+            "architecture": "MedusaForCausalLM",
+            "hidden_size": facts.hidden_size,
+            "vocab_size": facts.vocab_size,
+            "num_medusa_heads": facts.num_heads,
+            "num_medusa_layers": facts.num_layers,
+            "max_draft_len": MAX_DRAFT_LENGTH,
+        },
         layout=TENSORRT_LLM,
         prefix="medusa_heads.",
     ),
@@ -258,7 +218,12 @@ _ROWS = (
         name="modelopt",
         description="ModelOpt, a whole model with its heads",
         file="model-medusa-heads.safetensors",
-        config=_modelopt,
+        config=lambda facts: {
+            "medusa": {
+                "num_medusa_heads": facts.num_heads,
+                "num_medusa_layers": facts.num_layers,
+            }
+        },
         prefix="medusa_heads.",
         backbone="weights",
     ),
@@ -266,14 +231,19 @@ _ROWS = (
         name="mlc",
         description="MLC-LLM's draft model",
         file="model.safetensors",
-        config=_mlc,
+        config=lambda facts: {
+            "model_type": "medusa",
+            **_state_counts(facts),
+            "hidden_size": facts.hidden_size,
+            "vocab_size": facts.vocab_size,
+        },
         prefix="medusa_head.",
     ),
     HeadFormat(
         name="rtp-llm",
         description="RTP-LLM, to be put into the backbone's folder",
         file=_PICKLE,
-        config=_rtp_llm,
+        config=lambda facts: {"medusa_config": _state_counts(facts)},
         backbone="config",
     ),
 )
