@@ -32,7 +32,7 @@ from medusa_trt.export.quantization.plan import (
 from medusa_trt.export.targets import (
     Precision,
     Target,
-    fallback_notice,
+    describe_fallback,
     precision_from_name,
     target_from_name,
 )
@@ -143,7 +143,7 @@ def parts_from_options(options: ExportOptions, progress: Callable[[str], None]) 
         precision = precision_from_plan(target, plan)
     else:
         precision = precision_from_name(target, options.precision)
-        if notice := fallback_notice(target, precision, options.precision):
+        if notice := describe_fallback(target, precision, options.precision):
             progress(f"warning: {notice}")
     if options.random_weights:
         base, heads, tree = _make_random_parts(options, target, precision, progress)

@@ -159,12 +159,9 @@ def target_from_name(name: str) -> Target:
     Raises:
         ExportError: there is no such target.
     """
-    try:
-        return TARGETS[name]
-    except KeyError:
-        raise ExportError(
-            f"unknown target {name!r}: choose from {', '.join(sorted(TARGETS))}"
-        ) from None
+    if name not in TARGETS:
+        raise ExportError(f"unknown target {name!r}: choose from {', '.join(sorted(TARGETS))}")
+    return TARGETS[name]
 
 
 def precision_from_name(target: Target, name: str | None) -> Precision:
@@ -192,14 +189,8 @@ def precision_from_name(target: Target, name: str | None) -> Precision:
     )
 
 
-def fallback_notice(target: Target, precision: Precision, name: str | None) -> str | None:
-    """Says that a user who named no precision gets another one than the target's default.
-
-    Args:
-        target: the target of the export.
-        precision: the precision of the export.
-        name: the precision that the user named, or None.
-    """
+def describe_fallback(target: Target, precision: Precision, name: str | None) -> str | None:
+    """Says that an export whose user named no precision has another one than the default."""
     default = target.precisions[0]
     if name is not None or precision is default:
         return None

@@ -27,15 +27,3 @@ ChooseFormat = Callable[[LazyTensor], WeightFormat | None]
 
 ReportStored = Callable[[LazyTensor, bool], None]
 """Called for each stored (inputs, outputs) matrix, with whether it is stored exactly."""
-
-
-def use_one_format(format_: WeightFormat) -> ChooseFormat:
-    """Makes a function that gives all weights the same format."""
-    return lambda _: format_
-
-
-def choose_by_outputs(
-    layers: WeightFormat, unembedding: WeightFormat | None, vocab_size: int
-) -> ChooseFormat:
-    """Makes a function that gives one format to the layers and one to the unembedding."""
-    return lambda weight: unembedding if weight.sizes[1] == vocab_size else layers

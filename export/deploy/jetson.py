@@ -1,6 +1,5 @@
 """Scripts that build engines with a Jetson's own TensorRT, and check them."""
 
-from dataclasses import dataclass
 from math import prod
 
 from medusa_trt.export.deploy.templates import render_template
@@ -16,56 +15,35 @@ _MAX_TREE_NODES = 64
 _READ_SHARE = 2
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _GraphValues:
-    """Values of one graph in the templates.
-
-    Attributes:
-        name: name of the graph.
-        file: name of its file in the bundle.
-        min_shapes, opt_shapes, max_shapes: shapes of the inputs with a free size, for trtexec.
-        integer_bytes: size of each int64 input at the usual shape, in bytes.
-    """
-
-    name: str
-    file: str
-    min_shapes: str
-    opt_shapes: str
-    max_shapes: str
-    integer_bytes: dict[str, int]
-
-
 def render_build_script(bundle: Bundle) -> str:
     """Returns a script that builds the engines of the bundle beside it."""
-    values = {"tensorrt_version": JETSON_TENSORRT, "graphs": _graph_values(bundle)}
+    values = {"tensorrt_version": JETSON_TENSORRT, "graphs": _list_graphs(bundle)}
     return render_template("jetson_build_engines.sh", values)
 
 
 def render_health_check(bundle: Bundle) -> str:
     """Returns a script that runs each engine once."""
-    return render_template("jetson_health_check.sh", {"graphs": _graph_values(bundle)})
+    return render_template("jetson_health_check.sh", {"graphs": _list_graphs(bundle)})
 
 
-def _graph_values(bundle: Bundle) -> list[_GraphValues]:
-    values = []
+def _list_graphs(bundle: Bundle) -> list[dict[str, object]]:
+    """Lists the graphs with what the templates show of each.
+
+    These are the shapes of the inputs with a free size, for trtexec, and the bytes of each int64
+    input at the usual shape.
+    """
+    graphs: list[dict[str, object]] = []
     for name in filter(bundle.manifest.graphs.__contains__, _GRAPHS):
         spec = bundle.manifest.graphs[name]
-        shapes = _shapes(bundle, spec)
-        values.append(
-            _GraphValues(
-                name=name,
-                file=spec.file,
-                min_shapes=_join_shapes(spec, shapes["min"]),
-                opt_shapes=_join_shapes(spec, shapes["opt"]),
-                max_shapes=_join_shapes(spec, shapes["max"]),
-                integer_bytes={
-                    tensor.name: 8 * prod(shapes["opt"][tensor.name])
-                    for tensor in spec.inputs
-                    if tensor.dtype == "int64"
-                },
-            )
-        )
-    return values
+        shapes = _make_shapes(bundle, spec)
+        int_bytes = {
+            tensor.name: 8 * prod(shapes["opt"][tensor.name])
+            for tensor in spec.inputs
+            if tensor.dtype == "int64"
+        }
+        texts = {f"{option}_shapes": _join_shapes(spec, shapes[option]) for option in shapes}
+        graphs.append({"name": name, "file": spec.file, "integer_bytes": int_bytes, **texts})
+    return graphs
 
 
 def _join_shapes(spec: GraphSpec, shapes: dict[str, list[int]]) -> str:
@@ -77,7 +55,7 @@ def _join_shapes(spec: GraphSpec, shapes: dict[str, list[int]]) -> str:
     )
 
 
-def _shapes(bundle: Bundle, spec: GraphSpec) -> dict[str, dict[str, list[int]]]:
+def _make_shapes(bundle: Bundle, spec: GraphSpec) -> dict[str, dict[str, list[int]]]:
     """Returns the smallest, the usual and the largest shape of each input.
 
     They are for one sequence, and range from one node to a prefill chunk.

@@ -1,7 +1,5 @@
 """The rounding of weights and activations that a format causes, without an export."""
 
-from typing import Protocol
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -22,35 +20,20 @@ from medusa_trt.export.targets import Target
 from medusa_trt.export.weight_formats import BITS, Format, WeightFormat
 
 
-class Rounding(Protocol):
-    """Rounding by one family of operators."""
-
-    def round_weight(
-        self, weight: NDArray[np.float32], format_: WeightFormat
-    ) -> NDArray[np.float32]:
-        """Rounds a matrix (inputs, outputs) and returns the values that remain."""
-        ...
-
-    def round_inputs(self, x: torch.Tensor, format_: WeightFormat) -> torch.Tensor:
-        """Rounds the inputs of a product, (..., inputs) float32, and returns what remains."""
-        ...
-
-    def count_bytes(self, num_inputs: int, num_outputs: int, format_: Format) -> int | None:
-        """Counts the bytes of a matrix with its scales; None where the format does not fit it."""
-        ...
-
-
 class LibraryRounding:
     """The operator library: weights by block, activations to 8 bits by row and block."""
 
     def round_weight(
         self, weight: NDArray[np.float32], format_: WeightFormat
     ) -> NDArray[np.float32]:
-        """Rounds like `quantize_weight`."""
+        """Rounds a matrix (inputs, outputs) and returns the values that remain."""
         return dequantize_weight(quantize_weight(weight, BITS[format_]), *weight.shape)
 
     def round_inputs(self, x: torch.Tensor, format_: WeightFormat) -> torch.Tensor:
-        """Rounds to 127ths of the largest of each row and block (native/kernels/kernels.h)."""
+        """Rounds the inputs of a product, (..., inputs) float32, and returns what remains.
+
+        They become 127ths of the largest of each row and block (native/kernels/kernels.h).
+        """
         block = BLOCK_SIZES[BITS[format_]]
         num_inputs = x.shape[-1]
         padded = torch.nn.functional.pad(x, (0, -num_inputs % block)).unflatten(-1, (-1, block))
@@ -59,7 +42,7 @@ class LibraryRounding:
         return kept.flatten(-2).narrow(-1, 0, num_inputs)
 
     def count_bytes(self, num_inputs: int, num_outputs: int, format_: Format) -> int | None:
-        """Counts codes and scales, or float32 weights."""
+        """Counts the bytes of a matrix with its scales; None where the format does not fit it."""
         if format_ == "fp32":
             return 4 * num_inputs * num_outputs
         if format_ == "int8" or format_ == "int4":
@@ -73,7 +56,7 @@ class StandardRounding:
     def round_weight(
         self, weight: NDArray[np.float32], format_: WeightFormat
     ) -> NDArray[np.float32]:
-        """Rounds like `quantize_matrix`."""
+        """See `LibraryRounding.round_weight`."""
         half = np.dtype(np.float16)
         block_size = choose_block_size(weight, half) if format_ == "int4" else None
         return dequantize_matrix(*quantize_matrix(weight, format_, block_size, half))
@@ -83,7 +66,7 @@ class StandardRounding:
         return x
 
     def count_bytes(self, num_inputs: int, num_outputs: int, format_: Format) -> int | None:
-        """Counts codes with scales in half precision."""
+        """See `LibraryRounding.count_bytes`; scales are in half precision."""
         if format_ == "fp16":
             return 2 * num_inputs * num_outputs
         if format_ == "fp32":
@@ -93,6 +76,9 @@ class StandardRounding:
             return None
         num_scales = num_inputs // block_size * num_outputs
         return num_inputs * num_outputs * BITS[format_] // 8 + 2 * num_scales
+
+
+Rounding = LibraryRounding | StandardRounding
 
 
 def find_rounding(target: Target) -> Rounding:

@@ -5,12 +5,7 @@ from onnx_ir.passes import InPlacePass
 from medusa_trt.export.quantization.quantize_linear import QuantizeLinearPass
 from medusa_trt.export.quantization.quantize_weights import QuantizeWeightsPass
 from medusa_trt.export.targets import Precision
-from medusa_trt.export.weight_formats import (
-    ChooseFormat,
-    ReportStored,
-    choose_by_outputs,
-    use_one_format,
-)
+from medusa_trt.export.weight_formats import ChooseFormat, ReportStored
 
 
 def make_layers_pass(
@@ -27,17 +22,17 @@ def make_layers_pass(
         planned: formats of a quantization plan.
         report_stored: called for each matrix that is stored.
     """
-    if precision.layers is None:
+    layers, unembedding = precision.layers, precision.unembedding
+    if layers is None:
         return None
-    formats = planned or choose_by_outputs(precision.layers, precision.unembedding, vocab_size)
-    return _pass_class(precision)(formats, report_stored)
+    choose = planned or (lambda weight: unembedding if weight.sizes[1] == vocab_size else layers)
+    return _pass_class(precision)(choose, report_stored)
 
 
 def make_heads_pass(precision: Precision) -> InPlacePass | None:
     """Makes the pass for the heads graph, whose unembedding is rounded too: drafts are verified."""
-    if precision.heads is None:
-        return None
-    return _pass_class(precision)(use_one_format(precision.heads))
+    format_ = precision.heads
+    return None if format_ is None else _pass_class(precision)(lambda _: format_)
 
 
 def _pass_class(precision: Precision) -> type[QuantizeLinearPass] | type[QuantizeWeightsPass]:

@@ -5,7 +5,7 @@ import pytest
 
 from medusa_trt.errors import EngineError
 from medusa_trt.export import targets
-from medusa_trt.export.targets import TARGETS, fallback_notice, precision_from_name
+from medusa_trt.export.targets import TARGETS, describe_fallback, precision_from_name
 from medusa_trt.runtime.engines import backends, operators
 
 ORT_CPU = TARGETS["ort-cpu"]
@@ -18,16 +18,16 @@ def test_without_the_operator_library_the_export_says_what_it_falls_back_to(
         monkeypatch.setattr(module, "find_library", lambda: None)
     precision = precision_from_name(ORT_CPU, None)
     assert precision.name == "fp32"
-    notice = fallback_notice(ORT_CPU, precision, None)
+    notice = describe_fallback(ORT_CPU, precision, None)
     assert notice is not None
     assert "fp32 instead of int8" in notice and "C++ compiler" in notice
-    assert fallback_notice(ORT_CPU, precision_from_name(ORT_CPU, "fp32"), "fp32") is None
+    assert describe_fallback(ORT_CPU, precision_from_name(ORT_CPU, "fp32"), "fp32") is None
     with pytest.raises(EngineError, match=r"C\+\+ compiler"):
         precision_from_name(ORT_CPU, "int8")
 
 
 def test_the_default_needs_no_notice() -> None:
-    assert fallback_notice(ORT_CPU, ORT_CPU.precisions[0], None) is None
+    assert describe_fallback(ORT_CPU, ORT_CPU.precisions[0], None) is None
 
 
 @pytest.mark.parametrize("name", TARGETS)

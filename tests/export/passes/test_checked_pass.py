@@ -27,7 +27,6 @@ from medusa_trt.export.passes.widen_floats import WidenFloatsPass
 from medusa_trt.export.passes.widen_selection import WidenSelectionPass
 from medusa_trt.export.quantization.quantize_linear import QuantizeLinearPass
 from medusa_trt.export.quantization.quantize_weights import QuantizeWeightsPass
-from medusa_trt.export.weight_formats import use_one_format
 from medusa_trt.export.weights.lazy_tensor import LazyTensor
 from medusa_trt.runtime.engines.operators import DOMAIN
 
@@ -128,8 +127,8 @@ LEFT_OVER: list[tuple[CheckedPass, Callable[[], ir.Model]]] = [
     (WidenFloatsPass(), narrow_selection),
     (NameProductsPass(), named_product),
     (ChainLinearsPass(), two_linears),
-    (QuantizeLinearPass(use_one_format("int8")), lambda: parsed(PRODUCT, MATRIX)),
-    (QuantizeWeightsPass(use_one_format("int4")), lambda: parsed(PRODUCT, MATRIX)),
+    (QuantizeLinearPass(lambda _: "int8"), lambda: parsed(PRODUCT, MATRIX)),
+    (QuantizeWeightsPass(lambda _: "int4"), lambda: parsed(PRODUCT, MATRIX)),
 ]
 
 
@@ -159,7 +158,7 @@ SHAPED = [
     (RemoveLayoutPairsPass(), "Reshape"),
     (FuseSkipNormPass(), "Add"),
     (UseFastSelectionPass(), "ArgMax"),
-    (QuantizeLinearPass(use_one_format("int8")), "Add"),
+    (QuantizeLinearPass(lambda _: "int8"), "Add"),
 ]
 
 
@@ -178,7 +177,7 @@ def test_a_product_of_two_values_needs_no_shape() -> None:
     x = ir.val("x", ir.DataType.FLOAT, [8, 8])
     node = ir.Node("", "MatMul", [x, x])
     graph = ir.Graph([x], node.outputs, nodes=[node], opset_imports={"": 23})
-    assert not QuantizeLinearPass(use_one_format("int8"))(ir.Model(graph, ir_version=10)).modified
+    assert not QuantizeLinearPass(lambda _: "int8")(ir.Model(graph, ir_version=10)).modified
 
 
 @pytest.mark.parametrize("graph_pass", [ChainLinearsPass(), RemoveLayoutPairsPass()])

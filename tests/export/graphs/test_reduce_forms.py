@@ -17,7 +17,7 @@ from scipy.stats import chisquare
 from support.one_operator import kernels_here
 from support.reference.reductions import reductions_from_logits
 
-from medusa_trt.export.graphs.operator_reduce import make_operator_reduce
+from medusa_trt.export.graphs.reduce_forms import make_operator_reduce
 from medusa_trt.runtime.engines.operators import find_library
 from medusa_trt.runtime.engines.reduce_tensors import OUTPUTS
 from medusa_trt.runtime.options import SamplingOptions
