@@ -12,7 +12,7 @@ from medusa_trt.export.heads.medusa_heads import MedusaHeads
 from medusa_trt.export.models.base_model import BaseModel
 from medusa_trt.export.weights.tied_weights import get_embeddings
 from medusa_trt.training.accuracy import Accuracy
-from medusa_trt.training.bars import open_bar
+from medusa_trt.training.bars import Bar
 from medusa_trt.training.data.rows import Split, rows_from_conversations
 from medusa_trt.training.data.shards import load_shards, read_spec
 from medusa_trt.training.datasets import FeatureRows, PaddedConversations
@@ -186,7 +186,7 @@ def _fit_linear_maps(
             inputs = heads.join_inputs(hidden.float(), rows.token_ids.to(hidden.device))
             yield inputs, hidden, rows.reply_ids.to(hidden.device)
 
-    with open_bar("first maps", min(num_rows, _RIDGE_ROWS), "token") as bar:
+    with Bar("first maps", min(num_rows, _RIDGE_ROWS), "token") as bar:
         heads.set_linear_maps(fit_ridge_maps(pieces(), options.shape.num_heads, options.ridge))
     return num_tokens
 

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save
 
 from medusa_trt import __version__
-from medusa_trt.errors import TrainingError
+from medusa_trt.errors import TrainingError, require_extra
 from medusa_trt.export.head_conversion.saving import name_tensors
 from medusa_trt.export.heads.facts import facts_from_heads
 from medusa_trt.export.heads.formats import FORMATS
@@ -58,12 +58,8 @@ def save_curves(log: list[dict[str, float]], path: Path, title: str) -> None:
     Raises:
         TrainingError: matplotlib is not installed.
     """
-    try:
+    with require_extra("drawing the curves", "train", error_class=TrainingError):
         from matplotlib.figure import Figure
-    except ImportError as error:
-        raise TrainingError(
-            "drawing the curves needs matplotlib: pip install 'medusa-trt[train]'"
-        ) from error
     figure = Figure(figsize=(12, 4), layout="constrained")
     figure.suptitle(title)
     axes = figure.subplots(1, 3)

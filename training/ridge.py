@@ -37,10 +37,7 @@ class _Sums:
     """Sums over (x, y) pairs in float64, from which the map is solved."""
 
     def __init__(self) -> None:
-        self._xx: torch.Tensor | float = 0.0
-        self._xy: torch.Tensor | float = 0.0
-        self._x: torch.Tensor | float = 0.0
-        self._y: torch.Tensor | float = 0.0
+        self._xx = self._xy = self._x = self._y = torch.zeros((), dtype=torch.float64)
         self._count = 0
 
     def add(self, x: torch.Tensor, difference: torch.Tensor) -> None:
@@ -53,8 +50,6 @@ class _Sums:
 
     def solve(self, ridge: float) -> Linear:
         """Solves for the map; it is zero if there were no pairs."""
-        assert isinstance(self._xx, torch.Tensor) and isinstance(self._xy, torch.Tensor)
-        assert isinstance(self._x, torch.Tensor) and isinstance(self._y, torch.Tensor)
         count = max(1, self._count)
         mean_x, mean_y = self._x.cpu() / count, self._y.cpu() / count
         covariance = self._xx.cpu() - count * mean_x.outer(mean_x)

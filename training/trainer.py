@@ -100,7 +100,7 @@ def run_trainer(
         args=_arguments(folder, options, batch_size, total_steps, every),
         train_dataset=dataset,
         eval_dataset=dataset,  # required but not read: `measure` has its own data
-        data_collator=_return_batch,
+        data_collator=lambda batch: batch,
         optimizers=(_optimizer(groups, options), None),
     )
     checkpoint = find_last_checkpoint(folder)
@@ -131,10 +131,6 @@ def _is_complete(checkpoint: Path) -> bool:
         return "global_step" in json.loads((checkpoint / _STATE_FILE).read_text("utf-8"))
     except (OSError, ValueError):
         return False
-
-
-def _return_batch(batch: Batch) -> Batch:
-    return batch
 
 
 def _optimizer(groups: list[dict[str, Any]], options: TrainOptions) -> torch.optim.Optimizer:

@@ -12,11 +12,11 @@ def test_a_batch_counts_whole_however_many_steps_it_took(
         bar.finish_batch(is_old=True)
         for _ in range(9):  # More than planned: the model wrote the user's turns too.
             bar.advance()
-        assert bar._bar.n == 7
+        assert bar.n == 7
         bar.finish_batch("2 of 3")
-        assert bar._bar.n == 8
+        assert bar.n == 8
         bar.advance()
         bar.finish_batch("3 of 3")
-        assert (bar._bar.n, bar._bar.initial) == (12, 4)
+        assert (bar.n, bar.initial) == (12, 4)
     last = capsys.readouterr().err.split("\r")[-1]
     assert "data: 100%" in last and "12/12" in last and "3 of 3" in last

@@ -18,7 +18,7 @@ from medusa_trt.runtime.session import MedusaSession
 from medusa_trt.training.backbone import describe_precision
 from medusa_trt.training.data.conversation import ChatFrame, Conversation
 from medusa_trt.training.data.engine_generation import SessionGenerator
-from medusa_trt.training.data.generation import BatchGenerator, Continuation, Generator
+from medusa_trt.training.data.generation import BatchGenerator, Continuation
 from medusa_trt.training.data.shards import DataSpec, Features, Shard, shard_path, write_spec
 from medusa_trt.training.options import DataOptions
 
@@ -27,6 +27,9 @@ _USER_TEMPERATURE = 1.0
 _MAX_USER_TOKENS = 64
 _MAX_FRAME_TOKENS = 64
 """More tokens than a chat template puts around a turn."""
+
+Generator = BatchGenerator | SessionGenerator
+"""What writes the replies: transformers, or the engine of a bundle."""
 
 
 def load_seed_prompts(path: Path | None) -> list[tuple[str, ...]]:

@@ -31,7 +31,7 @@ class _Observer:
 
 
 class SessionGenerator:
-    """Continues texts through a session, `batch_size` at the same time; see `Generator`."""
+    """Continues texts through a session, `batch_size` at the same time; see `BatchGenerator`."""
 
     def __init__(
         self,
@@ -56,7 +56,7 @@ class SessionGenerator:
         temperature: float,
         keep_features: bool = False,
     ) -> list[Continuation]:
-        """See `Generator.continue_texts`.
+        """See `BatchGenerator.continue_texts`.
 
         Raises:
             TrainingError: a text and its continuation do not fit into the session's cache.

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol, cast
+from typing import cast
 
 import torch
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, StaticCache
@@ -26,28 +26,6 @@ class Continuation:
     token_ids: list[int]
     is_ended: bool
     features: Features | None
-
-
-class Generator(Protocol):
-    """Continues texts with the model's own tokens."""
-
-    def continue_texts(
-        self,
-        texts: Sequence[list[int]],
-        *,
-        max_new_tokens: int,
-        temperature: float,
-        keep_features: bool = False,
-    ) -> list[Continuation]:
-        """Continues each text until an end token.
-
-        Args:
-            texts: token ids, none empty.
-            max_new_tokens: tokens of a continuation, at most.
-            temperature: 0 is greedy, else tokens are drawn with torch's global random generator.
-            keep_features: whether to return `Features`.
-        """
-        ...
 
 
 def draw_tokens(logits: torch.Tensor, temperature: float) -> torch.Tensor:
@@ -102,7 +80,14 @@ class BatchGenerator:
         temperature: float,
         keep_features: bool = False,
     ) -> list[Continuation]:
-        """See `Generator.continue_texts`."""
+        """Continues each text until an end token.
+
+        Args:
+            texts: token ids, none empty.
+            max_new_tokens: tokens of a continuation, at most.
+            temperature: 0 is greedy, else tokens are drawn with torch's global random generator.
+            keep_features: whether to return `Features`.
+        """
         length = max(map(len, texts))
         inputs = torch.full((len(texts), length), self._pad_id, device=self._model.device)
         mask = torch.zeros_like(inputs)
