@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from medusa_trt.errors import ExportError, HeadsError, describe_error
+from medusa_trt.errors import ExportError, HeadsError, describe_error, require_extra
 from medusa_trt.export.heads.key_layouts import recognize
 from medusa_trt.export.heads.loading import ADAPTER_CONFIG
 from medusa_trt.export.weights.checkpoint_files import json_from_file, open_checkpoint
@@ -56,12 +56,8 @@ def merge_adapter(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
     others = recognize(checkpoint.files, str(checkpoint.path)).others
     if not others:
         return model
-    try:
+    with require_extra("merging an adapter", "train", error_class=ExportError):
         from peft import PeftConfig, get_peft_model, set_peft_model_state_dict
-    except ImportError as error:
-        raise ExportError(
-            f"merging an adapter needs {error.name}: pip install 'medusa-trt[train]'"
-        ) from error
     config = PeftConfig.from_pretrained(str(folder))
     saved = getattr(config, "modules_to_save", None) or []
     config.modules_to_save = [name for name in saved if name not in _HEADS_MODULES] or None

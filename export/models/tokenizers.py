@@ -12,7 +12,7 @@ from typing import Any
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from medusa_trt.errors import ExportError
+from medusa_trt.errors import ExportError, require_extra
 from medusa_trt.export.models.gguf_tokenizer import tokenizer_from_gguf
 from medusa_trt.export.models.source import OWN_CODE, ModelSource, name_in_errors
 from medusa_trt.export.weights.hub import find_file
@@ -106,10 +106,8 @@ def _tokenizer_from_sentencepiece(location: str, file: Path) -> PreTrainedTokeni
     Raises:
         ExportError: sentencepiece is not installed, or reads a text otherwise.
     """
-    try:
+    with require_extra(f"reading {file}", "export", error_class=ExportError):
         from sentencepiece import SentencePieceProcessor
-    except ImportError:
-        raise ExportError(f"{file} needs sentencepiece: pip install 'medusa-trt[export]'") from None
     tokenizer: Any = PreTrainedTokenizerFast.from_pretrained(location, trust_remote_code=False)
     if "add_bos_token" not in tokenizer.init_kwargs:  # Those that add none say so.
         tokenizer.add_bos_token = True

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
-from medusa_trt.errors import BuildError
+from medusa_trt.errors import BuildError, require_extra
 from medusa_trt.runtime.engines.engine_record import MODULES, Product
 
 _HARMLESS = "has Int64 binding"
@@ -30,17 +30,13 @@ class ProductSpec:
     flags: tuple[str, ...] = ()
 
     def load(self) -> Any:
-        """The Python module.
+        """Imports the Python module.
 
         Raises:
             BuildError: it is not installed.
         """
-        try:
+        with require_extra(f"building for {self.name}", self.name, error_class=BuildError):
             return import_module(MODULES[self.name])
-        except ImportError as error:
-            raise BuildError(
-                f"{self.name} is not installed: pip install 'medusa-trt[{self.name}]'"
-            ) from error
 
 
 PRODUCTS: dict[str, ProductSpec] = {
