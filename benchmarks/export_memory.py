@@ -113,7 +113,7 @@ def make_checkpoint(folder: Path, config: PretrainedConfig) -> None:
     index_file.write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
 
 
-def make_heads(folder: Path, config: PretrainedConfig, own_unembeddings: bool) -> None:
+def make_heads(folder: Path, config: PretrainedConfig, with_unembeddings: bool) -> None:
     """Writes random heads with one layer, in the layout of the published checkpoints."""
     folder.mkdir(exist_ok=True)
     hidden_size = int(config.hidden_size)
@@ -123,7 +123,7 @@ def make_heads(folder: Path, config: PretrainedConfig, own_unembeddings: bool) -
         for head in range(NUM_HEADS)
         for kind, size in (("weight", (hidden_size, hidden_size)), ("bias", (hidden_size,)))
     }
-    if own_unembeddings:
+    if with_unembeddings:
         size = int(config.vocab_size), hidden_size
         for head in range(NUM_HEADS):
             tensors[f"{head}.1.weight"] = (torch.randn(size, generator=generator) * 0.02).half()

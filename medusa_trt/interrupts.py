@@ -13,7 +13,7 @@ _raised: list[int] = []
 class Interrupted(KeyboardInterrupt):
     """A signal has asked the process to end.
 
-    A class of its own, because CPython remembers a plain KeyboardInterrupt that passed through
+    This is a subclass, because CPython remembers a plain KeyboardInterrupt that passed through
     `exec` of a text, which torch.fx and dataclasses call. Under `python -m` it then ends the
     process by SIGINT, even if the exception was caught (`unhandled_keyboard_interrupt` in
     Modules/main.c).

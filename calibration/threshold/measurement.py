@@ -1,6 +1,6 @@
 """Generates replies by typical acceptance at many thresholds, and scores them under the model.
 
-Only the heads draft. Prompt lookup adds tokens of its own, which would hide the effect of ε.
+Only the heads draft. Prompt lookup would add other tokens, which hide the effect of ε.
 """
 
 from collections.abc import Callable, Sequence

@@ -156,7 +156,7 @@ class _Option:
 
     @property
     def is_group(self) -> bool:
-        """Whether the field has options of its own; a dataclass that may be None is one value."""
+        """Whether the field is a group of options; a dataclass that may be None is one value."""
         is_value = self.default is None or self.note(Callable) is not None
         return is_dataclass(self.type) and not is_value
 

@@ -27,7 +27,7 @@ between two engine calls takes 5 us.
 
 
 class Decoder:
-    """Runs the steps of any number of sequences on an engine, each with options of its own.
+    """Runs the steps of any number of sequences on an engine, each with separate options.
 
     Attributes:
         drafter: makes the trees.
@@ -106,7 +106,7 @@ class Decoder:
         """
         if self._engine.takes_new_trees and self._fit_together(states):
             return self._step(states)
-        # Each run of neighbours with the same tree is a step of its own.
+        # Each run of neighbours with the same tree is a separate step.
         added: list[Added | MedusaError] = []
         for _, group in groupby(states, key=lambda state: id(state.tree)):
             added += self._step(list(group))

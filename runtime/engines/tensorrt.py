@@ -63,7 +63,7 @@ class _TrtExecutor:
     """Makes execution contexts; see `Executor`.
 
     Contexts run one after the other, so all of them compute in the same memory. By default
-    TensorRT gives each context memory of its own, enough for the largest step.
+    TensorRT gives each context separate memory, enough for the largest step.
     """
 
     def __init__(self, module: Any, loaded: LoadedEngines, cuda: Cuda) -> None:

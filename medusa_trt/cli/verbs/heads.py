@@ -94,7 +94,7 @@ def _print_table(loaded: "LoadedHeads") -> None:
 def _rows_from_heads(loaded: "LoadedHeads") -> list[tuple[str, str]]:
     facts = loaded.facts
     unembedding = {
-        "own": "own, one for each head",
+        "own": "one for each head",
         "common": "one in the file, for all heads",
         "shared": "the backbone's",
     }[facts.unembedding]

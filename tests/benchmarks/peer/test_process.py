@@ -1,4 +1,4 @@
-"""A contender's process, with a worker of the tests' own."""
+"""A contender's process, with a worker that the tests bring."""
 
 import os
 import sys

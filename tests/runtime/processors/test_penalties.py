@@ -1,4 +1,4 @@
-"""The penalties against transformers' own and against slow, obvious references."""
+"""The penalties against those of transformers and against slow, obvious references."""
 
 from collections import Counter
 

@@ -1,4 +1,4 @@
-"""The restrictions against transformers' own, and forced tokens."""
+"""The restrictions against those of transformers, and forced tokens."""
 
 import numpy as np
 import pytest

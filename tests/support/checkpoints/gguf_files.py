@@ -96,12 +96,12 @@ def write_gguf(
             writer.add_tensor(_OTHERS[name], array)
             continue
         _, _, layer, rest = name.split(".", 3)
-        own = f"blk.{layer}.{_NAMES[rest.removesuffix('.weight')]}.weight"
+        gguf_name = f"blk.{layer}.{_NAMES[rest.removesuffix('.weight')]}.weight"
         if array.ndim == 1:
-            writer.add_tensor(own, array)
+            writer.add_tensor(gguf_name, array)
             continue
         data, codes, scales = PACKINGS[kind](array)
-        writer.add_tensor(own, data, raw_dtype=GGMLQuantizationType[kind])
+        writer.add_tensor(gguf_name, data, raw_dtype=GGMLQuantizationType[kind])
         written.append((codes, scales.astype(np.float32)))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()

@@ -83,7 +83,7 @@ def test_inspect_shows_warnings_and_the_backbone(
     output = " ".join(capsys.readouterr().out.split())
     assert "backbone beside the heads, 21 tensors" in output
     assert "medusa_num_heads 5 where the tensors have 2" in output
-    assert "unembedding own, one for each head, 300 tokens" in output
+    assert "unembedding one for each head, 300 tokens" in output
 
 
 def test_convert_writes_a_folder(
