@@ -13,7 +13,7 @@ SENTENCEPIECE = [
 ]
 
 
-def make(words: list[str], decoder: object) -> Tokenizer:
+def make(words: list[str], decoder: decoders.Decoder) -> Tokenizer:
     tokenizer = Tokenizer(models.BPE(vocab={word: i for i, word in enumerate(words)}, merges=[]))
     tokenizer.decoder = decoder
     tokenizer.add_special_tokens(["<end>"])
@@ -45,5 +45,5 @@ def test_sentencepiece_tokens_are_text_or_one_byte() -> None:
 @pytest.mark.parametrize(
     "decoder", [decoders.WordPiece(), decoders.Sequence([*SENTENCEPIECE, decoders.Metaspace()])]
 )
-def test_tokens_that_depend_on_their_neighbours_have_no_bytes(decoder: object) -> None:
+def test_tokens_that_depend_on_their_neighbours_have_no_bytes(decoder: decoders.Decoder) -> None:
     assert decoder_from_tokenizer(make(["a"], decoder)) is None

@@ -1,12 +1,8 @@
 """Requests that run at the same time: all are measured, and their figures are right."""
 
-import pytest
 from support.table_session import session_on_table, with_eos
 
 from medusa_trt.calibration.bench.load import (
-    Load,
-    LoadRow,
-    LoadRun,
     count_requests,
     list_loads,
     measure_loads,
@@ -14,7 +10,6 @@ from medusa_trt.calibration.bench.load import (
 from medusa_trt.calibration.bench.load_table import make_table, summarize_loads
 from medusa_trt.calibration.bench.options import BenchOptions
 from medusa_trt.calibration.prompts import BenchPrompt
-from medusa_trt.errors import PromptError
 from medusa_trt.runtime.bundle import Bundle
 
 PROMPTS = [BenchPrompt(str(number), "any", (f"question {number}",)) for number in range(3)]
@@ -40,29 +35,3 @@ def test_every_request_is_measured_in_both_modes(tiny_bundle: Bundle) -> None:
     assert all(row.num_different == 0 for row in figures)
     assert figures[0].mean_nodes == 1.0 and figures[1].mean_nodes > 1.0
     assert make_table(figures).row_count == 6
-
-
-def test_figures_are_those_of_the_rows() -> None:
-    def run(mode: str, seconds: float, tokens: tuple[int, ...]) -> LoadRun:
-        row = LoadRow(
-            round=1,
-            load=Load(concurrency=1),
-            mode=mode,
-            prompt=0,
-            first_token_s=0.5,
-            gaps_s=(0.1, 0.3),
-            token_ids=tokens,
-        )
-        return LoadRun(rows=(row, row), duration_s=seconds, mean_nodes=1.0)
-
-    plain, medusa = summarize_loads([run("plain", 4.0, (1, 2, 3)), run("Medusa", 2.0, (1, 2, 4))])
-    assert plain.tokens_per_s == 1.5 and medusa.tokens_per_s == 3.0 and medusa.speedup == 2.0
-    assert medusa.num_different == 2 and plain.num_different == 0
-    assert plain.first_token_ms == (500.0, 500.0)
-    assert plain.tokens_per_s_each == pytest.approx(5.0)
-
-
-@pytest.mark.parametrize("values", [{"concurrency": (0,)}, {"arrivals": (0.0,)}])
-def test_loads_out_of_range_are_refused(values: dict[str, tuple[float, ...]]) -> None:
-    with pytest.raises(PromptError, match="it must be"):
-        BenchOptions(**values)  # type: ignore[arg-type]

@@ -30,3 +30,9 @@ def test_bad_options() -> None:
     with pytest.raises(PromptError, match="measure greedy and heads only"):
         BenchOptions(temperature=0)
     assert BenchOptions(temperature=0, compared=("greedy",)).modes
+
+
+@pytest.mark.parametrize("values", [{"concurrency": (0,)}, {"arrivals": (0.0,)}])
+def test_loads_out_of_range_are_refused(values: dict[str, tuple[float, ...]]) -> None:
+    with pytest.raises(PromptError, match="it must be"):
+        BenchOptions(**values)  # type: ignore[arg-type]

@@ -31,13 +31,14 @@ def test_rows_move_as_in_host_memory(in_place: bool) -> None:
     slab = _view(cache.addresses(0, "key")[0])
     host = KVCache(np.arange(slab.size, dtype=np.float32).reshape(slab.shape))
     slab[...] = host.slab
-    for change in (
-        lambda rows: rows.commit(1, 4, [0, 2, 5]),
-        lambda rows: rows.move(0, 2, 7),
-        lambda rows: rows.exchange(0, 1, 9),
+    both: tuple[KVCache | DeviceCache, ...] = host, cache
+    for method, arguments in (
+        ("commit", (1, 4, [0, 2, 5])),
+        ("move", (0, 2, 7)),
+        ("exchange", (0, 1, 9)),
     ):
-        change(host)
-        change(cache)
+        for rows in both:
+            getattr(rows, method)(*arguments)
         cuda.synchronize()
         np.testing.assert_array_equal(slab, host.slab)
     source, target = cache.addresses(1, "value", first_slot=2)

@@ -16,7 +16,12 @@ def test_copies_and_a_captured_graph() -> None:
     result = cuda.allocate_pinned((2, 3), np.int64)
     assert not array.any()
     address = cuda.allocate(array.nbytes)
-    graph = cuda.capture(lambda: (cuda.upload(address, array), cuda.download(result, address)))
+
+    def copy() -> None:
+        cuda.upload(address, array)
+        cuda.download(result, address)
+
+    graph = cuda.capture(copy)
     for number in (4, 5):
         array[...] = number
         cuda.launch(graph)
