@@ -26,6 +26,10 @@ class ExportOptions:
         heads: the head checkpoint in any format: a file, a folder or a hub id; none for a bundle
             that decodes plainly and by prompt lookup (default: the alias's own, or the heads beside
             the model's weights, else none).
+        draft_vocabulary: let the heads draft only from the N most frequent tokens, which takes less
+            time and changes nothing that is generated (default: all tokens of the heads).
+        draft_counts: what these tokens are counted in: a text file, or a folder that medusa-trt
+            train data wrote (default: words of a packaged list).
         tree: the draft tree: a file, or a name such as plain, chain-3 or cartesian-2x3; without
             heads a chain (default: the one beside the heads, else the alias's own, else the
             target's).
@@ -44,6 +48,8 @@ class ExportOptions:
     model: str
     output: Annotated[Path | None, "--output FOLDER"] = None
     heads: str | Path | None = None
+    draft_vocabulary: int | None = None
+    draft_counts: Annotated[Path | None, "--draft-counts PATH"] = None
     tree: str | None = None
     precision: Annotated[str | None, PRECISION_FLAG] = None
     quantization_plan: Annotated[Path | None, "--quantization-plan FILE"] = None
@@ -61,3 +67,5 @@ class ExportOptions:
             raise ExportError("--precision and --quantization-plan exclude each other: give one")
         if self.random_weights and self.heads not in (None, NO_HEADS):
             raise ExportError("--random-weights makes its own heads: leave --heads out")
+        if self.draft_counts is not None and self.draft_vocabulary is None:
+            raise ExportError("--draft-counts needs the number of tokens: give --draft-vocabulary")

@@ -8,6 +8,7 @@ import torch
 from transformers import PreTrainedModel
 
 from medusa_trt.errors import ExportError, HeadsError
+from medusa_trt.export.heads.draft_vocabulary import count_tokens, keep_frequent_tokens
 from medusa_trt.export.heads.medusa_heads import MedusaHeads
 from medusa_trt.export.modeling.attention_form import AttentionForm
 from medusa_trt.export.modeling.attention_forms import choose_attention
@@ -229,7 +230,27 @@ def _load_parts(
     for text in base.warnings:
         progress(f"warning: {text}")
     _ = base.eos_token_ids  # Raises an error before the long work if there are none.
+    if options.draft_vocabulary is not None:
+        heads = _restrict_heads(heads, options, base, progress)
     return base, heads, tree
+
+
+def _restrict_heads(
+    heads: MedusaHeads | None,
+    options: ExportOptions,
+    base: BaseModel,
+    progress: Callable[[str], None],
+) -> MedusaHeads:
+    """Lets the heads draft from frequent tokens only, and tells how much of the counts they are."""
+    num_tokens = options.draft_vocabulary
+    if heads is None or num_tokens is None:
+        raise ExportError("--draft-vocabulary is for heads, and this model has none")
+    counts = count_tokens(base.tokenizer, base.model.config.vocab_size, options.draft_counts)
+    heads = keep_frequent_tokens(heads, counts, num_tokens)
+    share = counts[heads.token_map].sum() / max(1, counts.sum())
+    counted = options.draft_counts or "the packaged word list"
+    progress(f"  the heads draft {num_tokens:,} tokens, {share:.1%} of those in {counted}")
+    return heads
 
 
 def _choose_tree(wanted: str | None, heads: MedusaHeads | None, default: str) -> MedusaTree:

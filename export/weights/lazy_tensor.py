@@ -105,6 +105,14 @@ def select_matrix(tensor: ir.TensorProtocol, index: int) -> LazyTensor:
     return LazyTensor(lambda: source.stored()[index], source.sizes[1:], key, source.dtype)
 
 
+def select_rows(tensor: ir.TensorProtocol, rows: NDArray[np.int64]) -> LazyTensor:
+    """Selects rows, by their indices, without reading the tensor."""
+    source = as_lazy_tensor(tensor)
+    key = ("rows", rows.tobytes(), source.key)
+    shape = (len(rows), *source.sizes[1:])
+    return LazyTensor(lambda: source.stored()[rows], shape, key, source.dtype)
+
+
 def stack_tensors(tensors: Sequence[ir.TensorProtocol]) -> LazyTensor:
     """Stacks tensors along a new first axis."""
     parts = [as_lazy_tensor(tensor) for tensor in tensors]
