@@ -11,14 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from medusa_trt.errors import TreeError
-from medusa_trt.tree_configs import (
-    MedusaTree,
-    cartesian_tree,
-    chain_tree,
-    list_presets,
-    load_tree,
-)
-from medusa_trt.tree_configs.tree import MAX_NODES
+from medusa_trt.tree_configs.presets import cartesian_tree, chain_tree, list_presets, load_tree
+from medusa_trt.tree_configs.tree import MAX_NODES, MedusaTree
 
 # Nodes per depth without the root, from the published medusa_choices.
 PUBLISHED = {

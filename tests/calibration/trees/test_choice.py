@@ -1,9 +1,11 @@
 """The choice of a tree by acceptance length and step time."""
 
 import pytest
-from support.latency_records import choose_by_times
+from support.latency_records import choose_by_times, curve_of
+from support.measurements.ranks import table_of
 
 from medusa_trt.calibration.options import TreeOptions
+from medusa_trt.calibration.trees.choice import choose_tree
 from medusa_trt.errors import CalibrationError
 from medusa_trt.tree_configs import load_tree
 
@@ -45,3 +47,16 @@ def test_an_interpolated_size_is_reported_but_not_chosen() -> None:
 def test_the_search_needs_step_times() -> None:
     with pytest.raises(CalibrationError, match="calibrate latency"):
         choose_by_times({1: 10.0})
+
+
+def test_the_context_must_lie_within_what_was_measured() -> None:
+    with pytest.raises(CalibrationError, match="context 999 lies outside what was measured"):
+        choose_tree(
+            table_of(3),
+            curve_of({1: 10.0, 2: 10.0}),
+            num_heads=3,
+            top_k=4,
+            context=999,
+            bundle_tree=load_tree("chain-2"),
+            options=TreeOptions(),
+        )
