@@ -3,7 +3,6 @@
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib import resources
 from importlib.metadata import version
 from pathlib import Path
 
@@ -47,6 +46,8 @@ _TRITON_IMAGE, _TRITON_PYTHON = "nvcr.io/nvidia/tritonserver:25.09-py3", "3.12"
 """Triton's image and its Python. From 24.11 on its Python backend works with numpy 2."""
 
 _TRITON_MODEL = "medusa"
+
+_TRITON_CODE = "from medusa_trt.serving.triton_model import TritonPythonModel\n"
 
 _CONTAINED = ("ort-cpu", "ort-cuda", "tensorrt")
 """Targets that run in a container."""
@@ -123,7 +124,6 @@ def _container(bundle: Bundle) -> dict[str, Artifact]:
 def _triton(bundle: Bundle) -> dict[str, Artifact]:
     target = _check_target(bundle, "triton", _CONTAINED)
     values = {"target": target, "model_name": _TRITON_MODEL}
-    model = resources.files("medusa_trt.export.deploy") / "triton_model.py"
     return {
         **_container_artifacts(
             "triton", target, _TRITON_IMAGE, _TRITON_PYTHON, ["models", "bundle"]
@@ -131,7 +131,7 @@ def _triton(bundle: Bundle) -> dict[str, Artifact]:
         f"models/{_TRITON_MODEL}/config.pbtxt": Artifact(
             render_template("triton_config.pbtxt", values)
         ),
-        f"models/{_TRITON_MODEL}/1/model.py": Artifact(model.read_text("utf-8")),
+        f"models/{_TRITON_MODEL}/1/model.py": Artifact(_TRITON_CODE),
     }
 
 
@@ -176,7 +176,7 @@ def _requirements(place: str) -> str:
             f"medusa-trt=={version('medusa-trt')}",
         ]
     else:
-        head = [f"medusa-trt[{place}]=={version('medusa-trt')}"]
+        head = [f"medusa-trt[{place},grammar]=={version('medusa-trt')}"]
     return "\n".join([*head, *lines]) + "\n"
 
 

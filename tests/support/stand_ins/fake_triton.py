@@ -2,6 +2,7 @@
 
 import json
 import threading
+import time
 from types import ModuleType
 from typing import Any
 
@@ -27,10 +28,29 @@ class Tensor:
         return Tensor(name, array.copy())
 
 
+class TritonError(str):
+    """An error; its codes are their names here."""
+
+    INTERNAL, INVALID_ARG, UNAVAILABLE = "INTERNAL", "INVALID_ARG", "UNAVAILABLE"
+    code: str
+
+    def __new__(cls, message: str, code: str = INTERNAL) -> "TritonError":
+        error = super().__new__(cls, message)
+        error.code = code
+        return error
+
+
 class InferenceResponse:
-    def __init__(self, output_tensors: Any = (), error: str | None = None) -> None:
+    def __init__(self, output_tensors: Any = (), error: TritonError | None = None) -> None:
         self.error = error
         self.outputs = {tensor.name: tensor.as_numpy() for tensor in output_tensors}
+
+
+class Logger:
+    """Writes nothing."""
+
+    @staticmethod
+    def log_error(message: str) -> None: ...
 
 
 class Sender:
@@ -39,11 +59,14 @@ class Sender:
     def __init__(self, cancels_after: int | None = None) -> None:
         self.responses: list[InferenceResponse] = []
         self.cancels_after = cancels_after
+        self.first_s = self.last_s = 0.0
         self.finished = threading.Event()
 
     def send(self, response: InferenceResponse | None = None, flags: int = 0) -> None:
         assert not self.finished.is_set(), "a response after the final one"
         if response is not None:
+            self.last_s = time.perf_counter()
+            self.first_s = self.first_s or self.last_s
             self.responses.append(response)
         if flags == FINAL:
             self.finished.set()
@@ -55,7 +78,7 @@ class Sender:
 class Request:
     """A request as the HTTP endpoint makes it: flat tensors, text as bytes.
 
-    Fields that are no inputs of the model are its parameters.
+    Fields that are no inputs of the model are parameters of the request.
     """
 
     def __init__(self, sender: Sender, names: set[str], **fields: Any) -> None:
@@ -85,7 +108,8 @@ def triton_python_backend_utils() -> ModuleType:
     values: dict[str, Any] = {
         "Tensor": Tensor,
         "InferenceResponse": InferenceResponse,
-        "TritonError": str,
+        "TritonError": TritonError,
+        "Logger": Logger,
         "TRITONSERVER_RESPONSE_COMPLETE_FINAL": FINAL,
         "get_input_tensor_by_name": lambda request, name: request.inputs.get(name),
     }
