@@ -173,7 +173,8 @@ def test_what_is_beyond_the_queue_is_refused(model: Any) -> None:
     refused = [sender for sender in senders if sender.responses[0].error is not None]
     for sender in refused:
         error = sender.responses[0].error
-        assert "5 replies run or wait" in error and error.code == "UNAVAILABLE"
+        assert error is not None and error.code == "UNAVAILABLE"
+        assert "5 replies run or wait" in error
     assert len(refused) == 2
 
 
