@@ -57,6 +57,10 @@ class PromptError(MedusaError):
     """A prompt or an option of a reply cannot be used."""
 
 
+class GrammarError(PromptError):
+    """A JSON schema, a regular expression or a grammar that cannot be used."""
+
+
 class ProcessorError(PromptError):
     """A logits processor cannot go on in the middle of a reply; other replies are not affected."""
 

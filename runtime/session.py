@@ -298,7 +298,12 @@ class MedusaSession:
         return result.event
 
     def make_request(
-        self, prompt: Prompt, options: GenerationOptions, *, streamed: bool = True
+        self,
+        prompt: Prompt,
+        options: GenerationOptions,
+        *,
+        streamed: bool = True,
+        shown_ids: Sequence[int] = (),
     ) -> Request:
         """Makes a request that can be added to `scheduler` once.
 
@@ -306,6 +311,7 @@ class MedusaSession:
             prompt: text, token ids, or messages.
             options: see `GenerationOptions`.
             streamed: whether every step has an event, or the last one alone.
+            shown_ids: special tokens whose names the text of the reply shows.
 
         Raises:
             PromptError: the prompt is empty or does not fit into the cache.
@@ -319,7 +325,7 @@ class MedusaSession:
         reason: FinishReason = "length" if limit == options.max_new_tokens else "cache_full"
         eos_token_ids = () if options.ignore_eos else self.bundle.manifest.model.eos_token_ids
         special_ids = [self.text.find_special_token_id(text) for text in options.stop]
-        text_stream = self.text.stream()
+        text_stream = self.text.stream(shown_ids)
         # What follows a text begins with its space, which tokenizers drop at the beginning of one.
         before = text_stream.push(prompt_ids) if options.echo or _is_begun(prompt) else ""
         chooser = Chooser(options, prompt_ids, self.engine.capacity + 1)

@@ -6,11 +6,11 @@ from codecs import getincrementaldecoder
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import msgspec
-from jinja2 import TemplateError, nodes
+from jinja2 import Template, TemplateError, nodes
 from jinja2.exceptions import SecurityError
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
@@ -68,7 +68,12 @@ _MAX_WINDOW = 24
 
 
 class TextCodec:
-    """Encodes prompts, renders conversations and decodes streams for one bundle."""
+    """Encodes prompts, renders conversations and decodes streams for one bundle.
+
+    Attributes:
+        special_tokens: the names of the special tokens, which are no text, by their ids.
+        eos_token_ids: the tokens that end a reply.
+    """
 
     def __init__(self, bundle: Bundle) -> None:
         """Loads the tokenizer.
@@ -86,18 +91,22 @@ class TextCodec:
             raise BundleError(f"{path} is damaged ({error}): export the model again") from error
         self._decoder = decoder_from_tokenizer(self._tokenizer)
         added = self._tokenizer.get_added_tokens_decoder()
-        self._special_ids = {token_id for token_id, token in added.items() if token.special}
+        self.special_tokens = {i: token.content for i, token in added.items() if token.special}
         config = bundle.read_optional(names.TOKENIZER_CONFIG_FILE)
-        self._special_tokens = _read_special_tokens(config)
+        self._template_tokens = _read_special_tokens(config)
         self._chat_template = bundle.read_optional(names.CHAT_TEMPLATE_FILE)
         self._start_ids = _find_start_ids(self._tokenizer)
-        self._eos_token_ids = bundle.manifest.model.eos_token_ids
+        self.eos_token_ids = bundle.manifest.model.eos_token_ids
         self._grammar_tokenizers: dict[tuple[int, ...], GrammarTokenizer] = {}
 
     @property
     def has_chat_template(self) -> bool:
         """Whether the model has a chat template."""
         return self._chat_template is not None
+
+    @cached_property
+    def _compiled_template(self) -> Template:
+        return _make_environment().from_string(self._chat_template or "")
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Encodes a text as token ids, with the model's start token if it has one.
@@ -126,11 +135,12 @@ class TextCodec:
         """
         return self.encode(self.render_chat(prompt), add_special_tokens=False)
 
-    def render_chat(self, prompt: ChatPrompt | Sequence[Message]) -> str:
+    def render_chat(self, prompt: ChatPrompt | Sequence[Message], *, is_whole: bool = False) -> str:
         """Renders a conversation with the model's chat template.
 
         Args:
             prompt: the conversation; messages alone are one without tools and variables.
+            is_whole: whether the last message ends the text; else its reply begins there.
 
         Raises:
             PromptError: the model has no chat template, a message has something else than text, or
@@ -141,18 +151,17 @@ class TextCodec:
         if not isinstance(prompt, ChatPrompt):
             prompt = ChatPrompt(messages=prompt)
         plain = [_with_plain_content(message, self._chat_template) for message in prompt.messages]
-        begun = prompt.begun_reply
+        begun = "" if is_whole else prompt.begun_reply
         values = {
-            **self._special_tokens,
+            **self._template_tokens,
             "documents": None,
             **prompt.variables,
             "messages": plain,
             "tools": list(prompt.tools) or None,
-            "add_generation_prompt": not begun,
+            "add_generation_prompt": not begun and not is_whole,
         }
         try:
-            template = _make_environment().from_string(self._chat_template)
-            text = template.render(values)
+            text = self._compiled_template.render(values)
         except Exception as error:  # a template is a program, so it can raise any exception
             raise PromptError(f"the chat template refuses this conversation: {error}") from error
         return _cut_after(text, begun) if begun else text
@@ -164,7 +173,7 @@ class TextCodec:
 
     def token_bytes(self, token_id: int) -> bytes:
         """The bytes of one token, which may be a part of a character; of a special one its name."""
-        if token_id in self._special_ids or self._decoder is None:
+        if token_id in self.special_tokens or self._decoder is None:
             name: str | None = self._tokenizer.id_to_token(token_id)
             return (name or "").encode()
         return self._decoder.decode([token_id])
@@ -172,7 +181,7 @@ class TextCodec:
     def find_special_token_id(self, text: str) -> int | None:
         """Finds the id of a special token, which has no text in a reply; None for other text."""
         token_id: int | None = self._tokenizer.token_to_id(text)
-        return token_id if token_id in self._special_ids else None
+        return token_id if token_id in self.special_tokens else None
 
     def prepare_options(self, options: GenerationOptions) -> GenerationOptions:
         """Makes logits processors of the penalties and of the grammar, which needs the tokenizer.
@@ -183,7 +192,7 @@ class TextCodec:
         """
         processors = [*options.penalties, *options.processors]
         if options.grammar is not None:
-            ends = (*self._eos_token_ids, *options.stop_ids)
+            ends = (*self.eos_token_ids, *options.stop_ids)
             if ends not in self._grammar_tokenizers:
                 document = self._tokenizer.to_str()
                 self._grammar_tokenizers[ends] = GrammarTokenizer(document, ends)
@@ -197,9 +206,14 @@ class TextCodec:
             frequency_penalty=0.0,
         )
 
-    def stream(self) -> "TextStream":
-        """Makes a decoder for tokens that arrive one after the other."""
-        return TextStream(self._tokenizer, self._decoder)
+    def stream(self, shown_ids: Sequence[int] = ()) -> "TextStream":
+        """Makes a decoder for tokens that arrive one after the other.
+
+        Args:
+            shown_ids: special tokens whose names the text shows; it shows no others.
+        """
+        shown = {token_id: self.special_tokens[token_id] for token_id in shown_ids}
+        return TextStream(self._tokenizer, self._decoder, shown)
 
 
 def _cut_after(text: str, begun: str) -> str:
@@ -245,20 +259,33 @@ class TextStream:
     give the same text. An invalid byte becomes U+FFFD.
     """
 
-    def __init__(self, tokenizer: Tokenizer, decoder: ByteDecoder | None) -> None:
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        decoder: ByteDecoder | None,
+        shown: Mapping[int, str] | None = None,
+    ) -> None:
         """Begins a stream.
 
         Args:
             tokenizer: the bundle's tokenizer.
             decoder: made from it by `decoder_from_tokenizer`.
+            shown: the names of the special tokens that the text shows.
         """
-        self._decoder = decoder
+        self._decoder, self._shown = decoder, shown or {}
         self._characters = getincrementaldecoder("utf-8")("replace")
         self._strips_space = decoder is not None and decoder.strips_first_space
         self._window = _WindowStream(tokenizer)
 
     def push(self, token_ids: Sequence[int]) -> str:
         """Returns the text that these tokens complete; an unfinished character comes later."""
+        for place, token_id in enumerate(token_ids):
+            if token_id in self._shown:
+                before, rest = token_ids[:place], token_ids[place + 1 :]
+                return self._push(before) + self._shown[token_id] + self.push(rest)
+        return self._push(token_ids)
+
+    def _push(self, token_ids: Sequence[int]) -> str:
         if self._decoder is None:
             return self._window.push(token_ids)
         text = self._characters.decode(self._decoder.decode(token_ids))

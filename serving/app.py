@@ -12,7 +12,7 @@ from fastapi.responses import JSONResponse, Response
 from medusa_trt import __version__
 from medusa_trt.errors import MedusaError
 from medusa_trt.runtime.session import MedusaSession
-from medusa_trt.serving.chat import ChatReplies, check_tools, encode_messages, options_from_chat
+from medusa_trt.serving.chat import ChatReplies, encode_messages, options_from_chat
 from medusa_trt.serving.completions import (
     CompletionReplies,
     encode_prompts,
@@ -31,6 +31,7 @@ from medusa_trt.serving.schemas import (
 )
 from medusa_trt.serving.service import Service
 from medusa_trt.serving.streaming import EventStream
+from medusa_trt.serving.tools.choice import choose_tools
 
 
 def make_app(
@@ -77,19 +78,21 @@ def make_app(
 
 def _add_replies(app: FastAPI, service: Service) -> None:
     """Adds the routes that make replies."""
-    session = service.session
+    session, template = service.session, service.tool_template
 
     @app.post("/v1/chat/completions", response_model=None)
     async def complete_chat(body: ChatRequest, request: Request) -> Response:
         """Replies to a conversation."""
         service.check_model(body.model)
-        check_tools(body)
-        options = options_from_chat(body, session)
+        tools = choose_tools(body, template)
+        options = options_from_chat(body, session, tools)
         prompt = await asyncio.to_thread(
-            encode_messages, body.messages, session.text, body.chat_template_kwargs
+            encode_messages, body.messages, template, tools, body.chat_template_kwargs
         )
-        replies = await service.start_replies(body, [prompt], options, request.state.record)
-        shown = ChatReplies(body, service.model_name, session.text)
+        shown_ids = () if tools is None else template.shown_ids
+        record = request.state.record
+        replies = await service.start_replies(body, [prompt], options, record, shown_ids)
+        shown = ChatReplies(body, service.model_name, session.text, tools)
         if body.stream:
             return EventStream(replies, shown.stream(replies))
         async with replies.watch_client(request.receive):
@@ -103,7 +106,7 @@ def _add_replies(app: FastAPI, service: Service) -> None:
         try:
             prompts = await asyncio.to_thread(encode_prompts, body, session)
         except MedusaError as error:
-            raise error_from_medusa(error, ()) from error
+            raise error_from_medusa(error) from error
         replies = await service.start_replies(body, prompts, options, request.state.record)
         shown = CompletionReplies(body, service.model_name, session.text)
         if body.stream:
@@ -125,13 +128,13 @@ def _add_tokens(app: FastAPI, service: Service) -> None:
             raise ApiError(400, message, param="prompt", code="invalid_value")
         try:
             if body.messages is not None:
-                ids = await asyncio.to_thread(encode_messages, body.messages, text)
+                ids = await asyncio.to_thread(encode_messages, body.messages, service.tool_template)
             else:
                 ids = await asyncio.to_thread(
                     text.encode, body.prompt or "", add_special_tokens=body.add_special_tokens
                 )
         except MedusaError as error:
-            raise error_from_medusa(error, ()) from error
+            raise error_from_medusa(error) from error
         return {"count": len(ids), "max_model_len": service.session.max_length, "tokens": ids}
 
     @app.post("/detokenize")

@@ -1,7 +1,9 @@
 """`/v1/chat/completions`."""
 
+import json
 import time
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 from uuid import uuid4
 
@@ -13,18 +15,22 @@ from medusa_trt.runtime.session import MedusaSession
 from medusa_trt.runtime.text import ChatPrompt, TextCodec
 from medusa_trt.serving.conversion import (
     LEAST_LOGPROB,
-    describe_finish,
     describe_step,
     describe_usage,
     options_from_fields,
 )
-from medusa_trt.serving.errors import ApiError
-from medusa_trt.serving.schemas import ChatMessage, ChatRequest
+from medusa_trt.serving.errors import ApiError, error_from_medusa
+from medusa_trt.serving.schemas import ChatMessage, ChatRequest, ToolCall
 from medusa_trt.serving.service import Replies
+from medusa_trt.serving.tools.choice import ToolChoice
+from medusa_trt.serving.tools.forms import ToolTemplate
+from medusa_trt.serving.tools.message import GrowingMessage
 
 
-def options_from_chat(body: ChatRequest, session: MedusaSession) -> GenerationOptions:
-    """Makes the options of the replies.
+def options_from_chat(
+    body: ChatRequest, session: MedusaSession, tools: ToolChoice | None
+) -> GenerationOptions:
+    """Makes the options of the replies, which may use these tools.
 
     Raises:
         ApiError: fields contradict each other, or one cannot be used.
@@ -44,16 +50,28 @@ def options_from_chat(body: ChatRequest, session: MedusaSession) -> GenerationOp
             param="top_logprobs",
             code="invalid_value",
         )
-    return options_from_fields(
+    options = options_from_fields(
         body,
         session,
         max_new_tokens=next(iter(limits), None),
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
     )
+    if tools is None:
+        return options
+    if options.grammar is not None:
+        message = "tools: they exclude response_format, regex and grammar: give one of them"
+        raise ApiError(400, message, param="tools", code="invalid_value")
+    try:
+        return replace(options, grammar=tools.grammar)
+    except MedusaError as error:
+        raise error_from_medusa(error, body) from error
 
 
 def encode_messages(
-    messages: Sequence[ChatMessage], text: TextCodec, variables: dict[str, Any] | None = None
+    messages: Sequence[ChatMessage],
+    template: ToolTemplate,
+    tools: ToolChoice | None = None,
+    variables: Mapping[str, Any] | None = None,
 ) -> list[int]:
     """Encodes a conversation with the model's chat template.
 
@@ -61,34 +79,60 @@ def encode_messages(
         ApiError: there is no template, or it refuses the conversation.
     """
     plain = []
-    for message in messages:
+    for index, message in enumerate(messages):
         values = message.model_dump(exclude_none=True)
+        if message.tool_calls is not None:
+            values["tool_calls"] = _convert_calls(message.tool_calls, template, index)
         # OpenAI's newer name; the templates of open models know the older one.
         plain.append(values | {"role": "system"} if message.role == "developer" else values)
+    shown = () if tools is None else tools.tools
     try:
-        return text.encode_chat(ChatPrompt(messages=plain, variables=variables or {}))
+        prompt = ChatPrompt(messages=plain, tools=shown, variables=variables or {})
+        return template.text.encode_chat(prompt)
     except MedusaError as error:
         raise ApiError(400, str(error), param="messages", code="invalid_value") from error
 
 
-def check_tools(body: ChatRequest) -> None:
-    """Refuses tools.
+def _convert_calls(
+    calls: Sequence[ToolCall], template: ToolTemplate, index: int
+) -> list[dict[str, Any]]:
+    """Makes the calls in a message what the chat template reads.
 
     Raises:
-        ApiError: the request has tools.
+        ApiError: the template does not show calls, or arguments are no JSON object.
     """
-    for name in ("tools", "tool_choice"):
-        if getattr(body, name):
-            message = f"{name}: this server does not read tool calls from replies: leave it out"
-            raise ApiError(400, message, param=name, code="unsupported_parameter")
+    place = f"messages.{index}.tool_calls"
+    try:
+        takes_text = template.form.takes_text
+    except MedusaError as error:
+        raise ApiError(
+            400, f"{place}: {error}", param=place, code="unsupported_parameter"
+        ) from error
+    converted = []
+    for number, call in enumerate(calls):
+        values = call.model_dump()
+        try:
+            arguments = json.loads(call.function.arguments or "{}")
+        except ValueError:
+            arguments = None
+        if not isinstance(arguments, dict):
+            param = f"{place}.{number}.function.arguments"
+            message = f"{param}: it is no JSON object: {call.function.arguments[:80]!r}"
+            raise ApiError(400, message, param=param, code="invalid_value")
+        if not takes_text:
+            values["function"]["arguments"] = arguments
+        converted.append(values)
+    return converted
 
 
 class ChatReplies:
     """Describes the replies to one request as OpenAI does."""
 
-    def __init__(self, body: ChatRequest, model_name: str, text: TextCodec) -> None:
+    def __init__(
+        self, body: ChatRequest, model_name: str, text: TextCodec, tools: ToolChoice | None
+    ) -> None:
         """Chooses the id and the time that all parts of a stream share."""
-        self._body, self._text = body, text
+        self._body, self._text, self._tools = body, text, tools
         self._head = {
             "id": f"chatcmpl-{uuid4().hex}",
             "created": int(time.time()),
@@ -97,15 +141,20 @@ class ChatReplies:
 
     def describe(self, generations: Sequence[Generation]) -> dict[str, Any]:
         """Describes finished replies."""
-        choices = [
-            {
-                "index": index,
-                "message": {"role": "assistant", "content": generation.text, "refusal": None},
-                "logprobs": self._describe_logprobs(generation.logprobs),
-                "finish_reason": describe_finish(generation),
-            }
-            for index, generation in enumerate(generations)
-        ]
+        choices = []
+        for index, generation in enumerate(generations):
+            message = GrowingMessage(self._tools)
+            added = message.add(generation.text, is_last=True)
+            for call in added.get("tool_calls", ()):
+                del call["index"]  # Only a stream has it.
+            choices.append(
+                {
+                    "index": index,
+                    "message": {"role": "assistant", "content": None, "refusal": None} | added,
+                    "logprobs": self._describe_logprobs(generation.logprobs),
+                    "finish_reason": message.describe_finish(generation),
+                }
+            )
         return {
             **self._head,
             "object": "chat.completion",
@@ -121,6 +170,7 @@ class ChatReplies:
         """
         done: dict[int, Generation] = {}
         num_tokens = [0] * self._body.n
+        messages = [GrowingMessage(self._tools) for _ in num_tokens]
         has_begun = [False] * self._body.n
         async for index, event in replies.events():
             logprobs = replies.requests[index].reply.logprobs
@@ -128,15 +178,18 @@ class ChatReplies:
             num_tokens[index] += len(event.token_ids)
             if not (event.text or event.token_ids or event.generation):
                 continue
-            delta = {} if has_begun[index] else {"role": "assistant"}
-            has_begun[index] = True
-            delta["content"] = event.text
+            delta = messages[index].add(event.text, is_last=event.generation is not None)
+            if not (delta or event.generation or event.step or self._body.logprobs):
+                continue
+            if not has_begun[index]:
+                has_begun[index] = True
+                delta = {"role": "assistant"} | delta
             yield self._describe_chunk(
                 {
                     "index": index,
                     "delta": delta,
                     "logprobs": self._describe_logprobs(logprobs[start : num_tokens[index]]),
-                    "finish_reason": describe_finish(event.generation),
+                    "finish_reason": messages[index].describe_finish(event.generation),
                     **describe_step(event.step, self._text),
                 }
             )

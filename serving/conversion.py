@@ -70,7 +70,7 @@ def options_from_fields(
             prompt_logprobs=prompt_logprobs,
         )
     except MedusaError as error:
-        raise error_from_medusa(error, list(type(body).model_fields)) from error
+        raise error_from_medusa(error, body) from error
 
 
 def _load_tree(name: str | None) -> MedusaTree | None:

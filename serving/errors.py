@@ -7,9 +7,10 @@ from typing import Any
 from fastapi import FastAPI, HTTPException, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
-from medusa_trt.errors import MedusaError, PromptError, TreeError
+from medusa_trt.errors import GrammarError, MedusaError, PromptError, TreeError
 
 _TYPES = {
     401: "authentication_error",
@@ -17,6 +18,9 @@ _TYPES = {
     408: "timeout_error",
     429: "rate_limit_error",
 }
+
+_GRAMMARS = ("regex", "grammar", "tools", "response_format")
+"""Fields that restrict a reply by a grammar."""
 
 
 class ApiError(Exception):
@@ -67,18 +71,22 @@ class ApiError(Exception):
         )
 
 
-def error_from_medusa(error: MedusaError, fields: Sequence[str]) -> ApiError:
+def error_from_medusa(error: MedusaError, body: BaseModel | None = None) -> ApiError:
     """Makes the client's fault of an error about a prompt or an option, else the server's.
 
     Args:
         error: the error; the messages about options begin with the option's name.
-        fields: names of the request's fields.
+        body: the request's fields; of those that restrict a reply it has only one.
     """
     text = str(error)
+    if isinstance(error, GrammarError):
+        name = next((each for each in _GRAMMARS if getattr(body, each, None) is not None), None)
+        return ApiError(400, f"{name}: {text}", param=name, code="invalid_value")
     if not isinstance(error, PromptError | TreeError):
         return ApiError(500, text, code="engine_failed")
     name = text.split(" ", 1)[0]
-    return ApiError(400, text, param=name if name in fields else None, code="invalid_value")
+    is_field = body is not None and name in type(body).model_fields
+    return ApiError(400, text, param=name if is_field else None, code="invalid_value")
 
 
 def add_error_replies(app: FastAPI) -> None:
@@ -90,7 +98,7 @@ def add_error_replies(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def reply_to_wrong_fields(request: Request, error: RequestValidationError) -> Response:
-        return _note(request, _error_from_fields(error.errors())).response()
+        return _note(request, _error_from_fields(error.errors(), error.body)).response()
 
     @app.exception_handler(StarletteHTTPException)
     async def reply_to_http_error(request: Request, error: HTTPException) -> Response:
@@ -110,12 +118,12 @@ def _note(request: Request, error: ApiError) -> ApiError:
     return error
 
 
-def _error_from_fields(errors: Sequence[Mapping[str, Any]]) -> ApiError:
-    """Describes the first field that does not fit."""
+def _error_from_fields(errors: Sequence[Mapping[str, Any]], body: object) -> ApiError:
+    """Describes the first field of a body that does not fit."""
     # Of a union the part that came furthest says best what is wrong.
     error = max(errors, key=lambda each: len(each["loc"]))
     kind = error["type"]
-    path = _path_from_location(error["loc"])
+    path = _path_from_location(error["loc"][1:], body, is_missing=kind == "missing")
     if kind == "json_invalid":
         reason = error["ctx"]["error"]
         message = f"the body is no JSON at character {error['loc'][-1]} ({reason}): correct it"
@@ -138,9 +146,14 @@ def _error_from_fields(errors: Sequence[Mapping[str, Any]]) -> ApiError:
     return ApiError(400, f"{name}: {reason}{seen}", param=name, code="invalid_value")
 
 
-def _path_from_location(location: Sequence[str | int]) -> list[str]:
-    """The names and indices of a location, without the kinds of values that pydantic tried."""
-    *outer, last = map(str, location[1:]) if location[1:] else [""]
-    names = [part for part in outer if part.isidentifier() or part.isdecimal()]
-    is_kind = bool(names) and ("[" in last or last in ("str", "constrained-str"))
-    return [part for part in [*names, "" if is_kind else last] if part]
+def _path_from_location(
+    location: Sequence[str | int], body: object, *, is_missing: bool
+) -> list[str]:
+    """The names and indices of a place, without the kinds of values that pydantic tried there."""
+    path = []
+    for part in location:
+        is_index = isinstance(body, list) and isinstance(part, int) and part < len(body)
+        if is_index or (isinstance(body, dict) and part in body):
+            body = body[part]  # type: ignore[index]
+            path.append(str(part))
+    return [*path, str(location[-1])] if is_missing and location else path

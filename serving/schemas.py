@@ -124,20 +124,35 @@ class ToolCall(Body):
 
 
 class ChatMessage(Body):
-    """A message; the chat template gets it as it is."""
+    """A message; the chat template gets it as it is.
+
+    Clients send messages back as they got them, so fields of replies may be there without a value.
+    """
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | list[TextPart] | None = None
-    tool_calls: list[ToolCall] | None = None
+    name: str | None = None
+    tool_calls: Annotated[list[ToolCall], Field(min_length=1)] | None = None
     tool_call_id: str | None = None
+    refusal: None = None
+    annotations: None = None
+    audio: None = None
+    function_call: None = None
+
+
+_FunctionName = Annotated[str, Field(pattern="^[a-zA-Z0-9_-]{1,64}$")]
 
 
 class FunctionTool(Body):
-    """A function that the model may call."""
+    """A function that the model may call; without parameters it takes no arguments.
 
-    name: str
+    With `strict` each call has arguments of this schema, also where `tool_choice` is auto.
+    """
+
+    name: _FunctionName
     description: str | None = None
     parameters: dict[str, Any] | None = None
+    strict: bool | None = None
 
 
 class Tool(Body):
@@ -145,6 +160,19 @@ class Tool(Body):
 
     type: Literal["function"]
     function: FunctionTool
+
+
+class NamedFunction(Body):
+    """The name of a function."""
+
+    name: _FunctionName
+
+
+class NamedTool(Body):
+    """The tool that the model has to call."""
+
+    type: Literal["function"]
+    function: NamedFunction
 
 
 class ChatRequest(ReplyFields):
@@ -155,8 +183,9 @@ class ChatRequest(ReplyFields):
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     logprobs: bool = False
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
-    tools: list[Tool] | None = None
-    tool_choice: Literal["none", "auto"] | None = None
+    tools: Annotated[list[Tool], Field(min_length=1, max_length=128)] | None = None
+    tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
+    parallel_tool_calls: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
 
 

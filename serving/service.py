@@ -19,6 +19,7 @@ from medusa_trt.serving.log import RequestRecord, write_fault
 from medusa_trt.serving.metrics import Metrics, count_accepted
 from medusa_trt.serving.options import ServingOptions
 from medusa_trt.serving.schemas import ReplyFields
+from medusa_trt.serving.tools.forms import ToolTemplate
 from medusa_trt.serving.worker import CancelReason, Ticket, Worker
 
 _WEIGHT = 0.1
@@ -34,6 +35,7 @@ class Service:
         session: makes prompts and options into requests; it is stepped by the worker alone.
         options: the limits.
         model_name: what clients call the model.
+        tool_template: what the model's chat template does with tools.
         metrics: the measurements.
         worker: runs the requests.
         is_draining: whether the server ends, and takes no new requests.
@@ -42,6 +44,7 @@ class Service:
     def __init__(self, session: MedusaSession, options: ServingOptions) -> None:
         self.session, self.options = session, options
         self.model_name = options.model_name or session.bundle.manifest.model.name
+        self.tool_template = ToolTemplate(session.text)
         self.metrics = Metrics(session, self.model_name)
         self.worker = Worker(session, note_end=self._note_end, report_fault=write_fault)
         self.is_draining = False
@@ -68,8 +71,11 @@ class Service:
         prompts: Sequence[Sequence[int]],
         options: GenerationOptions,
         record: RequestRecord,
+        shown_ids: Sequence[int] = (),
     ) -> "Replies":
         """Hands requests over: `n` for each prompt; reply i is drawn with the seed plus i.
+
+        The text of the replies shows the special tokens `shown_ids`.
 
         Raises:
             ApiError: an option or a prompt cannot be used, or there are too many requests.
@@ -81,9 +87,11 @@ class Service:
         self._num_reserved += num_replies
         try:
             # A grammar may take seconds to compile, in which other replies go on.
-            requests = await asyncio.to_thread(self._make_requests, prompts, options, body)
+            requests = await asyncio.to_thread(
+                self._make_requests, prompts, options, body, shown_ids
+            )
         except MedusaError as error:
-            raise error_from_medusa(error, list(type(body).model_fields)) from error
+            raise error_from_medusa(error, body) from error
         finally:
             self._num_reserved -= num_replies
         return Replies(self, requests, record)
@@ -93,6 +101,7 @@ class Service:
         prompts: Sequence[Sequence[int]],
         options: GenerationOptions,
         body: ReplyFields,
+        shown_ids: Sequence[int],
     ) -> list[Request]:
         requests = []
         for prompt_ids in prompts:
@@ -101,7 +110,9 @@ class Service:
                 if seed is not None:
                     seed = (seed + choice) % 2**64
                 changed = replace(options, sampling=replace(options.sampling, seed=seed))
-                request = self.session.make_request(prompt_ids, changed, streamed=body.stream)
+                request = self.session.make_request(
+                    prompt_ids, changed, streamed=body.stream, shown_ids=shown_ids
+                )
                 request.state.is_traced = body.steps
                 requests.append(request)
         return requests
@@ -219,7 +230,7 @@ def _check_end(ticket: Ticket, result: RequestEvent, generation: Generation) -> 
         ApiError: the reply was cancelled or failed.
     """
     if result.error is not None:
-        raise error_from_medusa(result.error, ()) from result.error
+        raise error_from_medusa(result.error) from result.error
     if generation.finish_reason != "cancelled":
         return
     match ticket.reason:

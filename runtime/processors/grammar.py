@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from medusa_trt.errors import BundleError, ProcessorError, PromptError, require_extra
+from medusa_trt.errors import BundleError, GrammarError, ProcessorError, PromptError, require_extra
 from medusa_trt.runtime.processors.base import RunningProcessor, check_vocabulary
 from medusa_trt.runtime.processors.json_numbers import DigitCount
 from medusa_trt.runtime.processors.json_schema import simplify_schema
@@ -153,7 +153,7 @@ class CompiledGrammar:
         from llguidance import LLMatcher, LLParserLimits
 
         self._tokenizer = tokenizer
-        self._counts_digits = grammar.kind == "json_schema"
+        self._counts_digits = grammar.kind == "json_schema" or "%json" in grammar.text
         self._matcher = LLMatcher(
             tokenizer.compiled,
             _compile_definition(grammar.kind, grammar.text),
@@ -227,6 +227,20 @@ class _RunningGrammar:
             self._digits.add(self._tokenizer.compiled.decode_bytes([token]))
 
 
+def inline_schema(schema: dict[str, Any]) -> str:
+    """Writes a JSON schema so that it may stand behind %json in a Lark grammar.
+
+    Raises:
+        ValueError: it cannot be written as JSON.
+    """
+    settings: object = schema.get("x-guidance")
+    simple = simplify_schema(schema, _has_further_properties)
+    if not (isinstance(settings, dict) and "whitespace_flexible" in settings):
+        further = settings if isinstance(settings, dict) else {}
+        simple |= {"x-guidance": {"whitespace_pattern": JSON_WHITESPACE, **further}}
+    return msgspec.json.encode(simple).decode()
+
+
 def _compile_definition(kind: GrammarKind, text: str) -> str:
     """Translates a grammar into the form that llguidance's matcher reads."""
     from llguidance import LLMatcher
@@ -242,11 +256,7 @@ def _compile_definition(kind: GrammarKind, text: str) -> str:
         # Only an object takes settings; the matcher refuses other values.
         if not isinstance(schema, dict):
             return LLMatcher.grammar_from_json_schema(text)
-        simple = msgspec.json.encode(simplify_schema(schema, _has_further_properties)).decode()
-        settings: object = schema.get("x-guidance")
-        if isinstance(settings, dict) and "whitespace_flexible" in settings:
-            return LLMatcher.grammar_from_json_schema(simple)
-        return LLMatcher.grammar_from_json_schema(simple, {"whitespace_pattern": JSON_WHITESPACE})
+        return LLMatcher.grammar_from_json_schema(inline_schema(schema))
     except (msgspec.DecodeError, ValueError) as error:
         raise _unusable_error(kind, str(error)) from error
 
@@ -269,8 +279,8 @@ def _has_further_properties(schema: dict[str, Any]) -> bool:
     return not matcher.is_error()
 
 
-def _unusable_error(kind: GrammarKind, reason: str) -> PromptError:
-    return PromptError(
+def _unusable_error(kind: GrammarKind, reason: str) -> GrammarError:
+    return GrammarError(
         f"the {_KIND_NAMES[kind]} cannot be used ({_join_lines(reason)}): correct it"
     )
 

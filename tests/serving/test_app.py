@@ -9,6 +9,11 @@ from support.live_server import LiveServer
 from medusa_trt.runtime.options import GenerationOptions
 from medusa_trt.runtime.session import MedusaSession
 
+SCHEMA_WITHOUT_TYPE = {
+    "type": "json_schema",
+    "json_schema": {"name": "x", "schema": {"type": "no-type"}},
+}
+
 
 @pytest.mark.parametrize(
     ("fields", "param"),
@@ -34,7 +39,9 @@ from medusa_trt.runtime.session import MedusaSession
         ({"stream_options": {"include_usage": True}}, "stream_options"),
         ({"stream": True, "stream_options": {"usage": True}}, "stream_options.usage"),
         ({"response_format": {"type": "xml"}}, "response_format"),
-        ({"regex": "("}, None),
+        ({"regex": "("}, "regex"),
+        ({"grammar": "x"}, "grammar"),
+        ({"response_format": SCHEMA_WITHOUT_TYPE}, "response_format"),
         ({"regex": "a", "grammar": 'start: "a"'}, "regex"),
         ({"tree": "no-such-tree"}, None),
         ({"tree": "/etc/passwd.json"}, "tree"),
