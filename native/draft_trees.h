@@ -145,8 +145,8 @@ struct DraftTrees {
     return -1;
   }
 
-  // Estimated times of the points for the sequences' present length. More rows take longer, so a
-  // point above a later one was measured while others were at work.
+  // Estimated times of the points for the sequences' present length. More rows take longer, and
+  // twice the rows at most twice as long: a point that says otherwise is older than its neighbour.
   std::vector<double> adjusted_times() const {
     std::vector<double> times(static_cast<size_t>(num_points));
     for (int64_t i = num_points - 1; i >= 0; --i) {
@@ -154,6 +154,8 @@ struct DraftTrees {
       ms = point_ms[i] + past_ms * point_rows[i] * (past - point_past[i]);
       if (i + 1 < num_points) ms = std::min(ms, times[static_cast<size_t>(i) + 1]);
     }
+    for (size_t i = 1; i < times.size(); ++i)
+      times[i] = std::min(times[i], times[i - 1] * point_rows[i] / point_rows[i - 1]);
     return times;
   }
 

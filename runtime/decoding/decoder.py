@@ -120,6 +120,7 @@ class Decoder:
         return max(s.past_length for s in states) + largest <= self._engine.capacity
 
     def _step(self, states: Sequence[SequenceState]) -> list[Added | MedusaError]:
+        step_start, heads_s = perf_counter(), self.drafter.engine_s
         plan = self.drafter.plan(states)
         tree, tokens, rows = plan.tree, plan.tokens, None
         num_unread = self._min_rows - tree.num_nodes
@@ -141,10 +142,11 @@ class Decoder:
             logits=any(state.reads_logits for state in states),
             reductions=any(state.chooser.needs_reductions for state in states),
         )
-        step_s = perf_counter() - start
-        self._verify_s += step_s
+        self._verify_s += perf_counter() - start
+        added = self._accept(states, plan, outputs)
+        step_s = perf_counter() - step_start - (self.drafter.engine_s - heads_s)
         self.drafter.learn(plan, states, sum(past_lengths) / len(states), step_s)
-        return self._accept(states, plan, outputs)
+        return added
 
     def _accept(
         self, states: Sequence[SequenceState], plan: StepPlan, outputs: VerifyOutputs

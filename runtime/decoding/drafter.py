@@ -14,25 +14,16 @@ from medusa_trt.runtime.decoding.drafting import (
     tokens_from_candidates,
 )
 from medusa_trt.runtime.decoding.growth import MAX_NODES, Growth, TreeGrower
+from medusa_trt.runtime.decoding.heads_use import HeadsUse
 from medusa_trt.runtime.decoding.sequence import SequenceState
 from medusa_trt.runtime.decoding.step_times import StepTimes
+from medusa_trt.runtime.decoding.trials import Trials
 from medusa_trt.runtime.engines.base import Drafts, Engine, StepTree, TreeBatch
 from medusa_trt.tree_configs import MedusaTree, chain_tree
 from medusa_trt.tree_configs.tree import MASKED
 
-_TRIED_NODES = (1, 2, 4, 8, 16, 32)
-"""Numbers of nodes whose step times are measured first."""
-
-_CLEARLY_WORSE = 0.85
-"""Share of the best expected tokens per second, below which no larger trees are tried."""
-
-_LONGEST_REST = 32
-"""Most steps without heads, after steps in which they did not pay, before they are tried again."""
-
-_GAIN_WEIGHT = 0.1
-"""Weight of a new step in the running mean of the heads' gain."""
-
 _NO_TOKENS: Sequence[int] = ()
+_SINGLE = chain_tree(0)
 
 
 @dataclass(slots=True)
@@ -46,6 +37,7 @@ class StepPlan:
         copied: copied tokens of each sequence, which may be in its tree or not.
         growth: the grown trees; None if the trees were fixed.
         is_trial: whether their size was chosen to measure its step time.
+        heads_ms: time of the heads in milliseconds at load 1; 0 if they did not run.
     """
 
     tree: StepTree
@@ -54,6 +46,7 @@ class StepPlan:
     copied: Sequence[Sequence[int]]
     growth: Growth | None = None
     is_trial: bool = False
+    heads_ms: float = 0.0
 
 
 class Drafter:
@@ -77,7 +70,7 @@ class Drafter:
         self.times = StepTimes()
         self._engine, self._top_k, self._min_nodes = engine, top_k, min_nodes
         self._has_heads = num_heads > 0
-        self._tried: dict[int, list[float]] = {}
+        self._trials = Trials(min_nodes)
         self._grower = None
         if engine.takes_new_trees:
             self._grower = TreeGrower(
@@ -86,8 +79,7 @@ class Drafter:
                 top_k=top_k,
                 max_nodes=MAX_NODES,
             )
-        self._heads_times, self._heads_gain = StepTimes(), 1.0
-        self._rest = self._rest_length = self._num_skipped = 0
+        self._heads_use = HeadsUse()
         self._draft_ids = CachedViews(view_integers)
         self._node_tokens: dict[int, tuple[MedusaTree, NodeTokens]] = {}
 
@@ -109,7 +101,7 @@ class Drafter:
             places = [place for place, state in enumerate(states) if state.tree is tree]
             plan = self._plan_one_tree([states[place] for place in places], tree)
             parts |= {place: (plan, index) for index, place in enumerate(places)}
-        return _join([parts[place] for place in range(len(states))])
+        return _join([parts[place] for place in range(len(states))], self._min_nodes)
 
     def _plan_one_tree(self, states: Sequence[SequenceState], tree: MedusaTree | None) -> StepPlan:
         return self._plan_grown(states) if tree is None else self._plan_fixed(states, tree)
@@ -117,15 +109,15 @@ class Drafter:
     def learn(
         self, plan: StepPlan, states: Sequence[SequenceState], past: float, step_s: float
     ) -> None:
-        """Takes the time of the engine's step; `past` is the mean number of cached tokens."""
+        """Takes the time of the step without the heads; `past` is the mean of cached tokens."""
         if self._grower is None:
             return
-        rows, ms = len(states) * plan.tree.num_nodes, 1e3 * step_s
-        self.times.add(rows, past, ms)
-        if plan.is_trial and plan.growth is not None:
-            sums = self._tried.setdefault(rows, [0.0, 0.0])
-            sums[0] += plan.growth.expected
-            sums[1] += ms
+        count, num_nodes = len(states), max(plan.tree.num_nodes, self._min_nodes)
+        ms = 1e3 * step_s
+        self.times.add(count * num_nodes, past, ms)
+        if states[0].tree is None:
+            ms = ms / self.times.load + plan.heads_ms
+            self._trials.note_step(self.times, count, num_nodes, ms, plan.is_trial)
 
     def _plan_fixed(self, states: Sequence[SequenceState], tree: MedusaTree) -> StepPlan:
         """One fixed tree for all; where tokens can be copied, a chain of as many nodes."""
@@ -153,27 +145,35 @@ class Drafter:
                 if copied[index]
                 else (StepPlan(tree, [tree], [tokens[index]], [_NO_TOKENS]), 0)
                 for index in range(len(states))
-            ]
+            ],
+            self._min_nodes,
         )
 
     def _plan_grown(self, states: Sequence[SequenceState]) -> StepPlan:
-        """A new tree for each; its size is the one that pays most, or one still to be measured."""
+        """A new tree for each, of the size that pays most or of one that is tried again."""
         assert self._grower is not None
-        count, roots = len(states), [state.root_token for state in states]
+        count, roots, least = len(states), [state.root_token for state in states], self._min_nodes
         past = sum(state.past_length for state in states) / count
         longest = max(state.past_length for state in states)
-        most = min(self._grower.max_nodes, self._engine.capacity - longest)
-        sizes = [size for size in _TRIED_NODES if self._min_nodes <= size <= most]
-        untried, least = self._find_untried(sizes, count), self._min_nodes
-        if untried is not None:
-            least = most = untried
+        # Times beyond twice the largest timed size are not guessed.
+        known = max(least, 2 * self.times.largest // count)
+        most = min(self._grower.max_nodes, self._engine.capacity - longest, known)
+        trial = self._trials.choose(self.times, count, most)
+        if trial is not None:
+            least = most = trial
         copied = [_copy_tokens(state, most - 1) for state in states]
         share = [state.record.copied_share for state in states]
-        drafts = None
-        if most > 1 and self._has_heads and self._heads_pay(copied, share, untried is not None):
-            start = self.engine_s
-            drafts = self._run_heads(states, roots)
-            self._heads_times.add(count, past, 1e3 * (self.engine_s - start))
+        plain_ms = self.times.ms_of(count * self._min_nodes)
+        drafts, heads_ms = None, 0.0
+        may_draft = most > 1 and self._has_heads
+        if may_draft and (trial is not None or self._heads_use.pays(copied, share, plain_ms)):
+            drafts, heads_ms = self._time_heads(states, roots)
+        if drafts is None and not any(copied):
+            if trial is None:
+                self._trials.note_best(count, self._min_nodes, count, plain_ms)
+            plan = self._plan_fixed(states, _SINGLE)
+            plan.is_trial = trial is not None
+            return plan
         growth = self._grower.grow(
             roots,
             drafts,
@@ -185,59 +185,24 @@ class Drafter:
             max_nodes=most,
             past=past,
         )
-        if drafts is not None and untried is None:
-            self._judge_heads(growth, count)
+        if trial is None:
+            if drafts is not None:
+                self._heads_use.judge(growth, count)
+            step_ms = growth.step_ms + heads_ms
+            self._trials.note_best(count, growth.batch.num_nodes, growth.expected, step_ms)
         plan = StepPlan(growth.batch, growth.trees, growth.tokens, copied, growth)
-        plan.is_trial = untried is not None
+        plan.is_trial, plan.heads_ms = trial is not None, heads_ms
         return plan
 
-    def _find_untried(self, sizes: Sequence[int], count: int) -> int | None:
-        """Finds the first number of nodes whose steps are still to be timed, if there is one.
-
-        Larger trees add ever fewer tokens for their time. So none is tried after one that was
-        clearly worse than a smaller one.
-        """
-        best = 0.0
-        for size in sizes:
-            if not self.times.is_timed(count * size):
-                return size
-            expected, ms = self._tried.get(count * size, (0.0, 0.0))
-            if ms and expected / ms < _CLEARLY_WORSE * best:
-                return None
-            best = max(best, expected / ms if ms else 0.0)
-        return None
-
-    def _heads_pay(
-        self, copied: Sequence[Sequence[int]], share: Sequence[float], is_measuring: bool
-    ) -> bool:
-        """Whether to run the heads: not while they rest, nor beside copies likely to be right."""
-        if is_measuring or self._num_skipped >= _LONGEST_REST:
-            self._rest = self._num_skipped = 0
-            return True
-        self._num_skipped += 1
-        if self._rest:
-            self._rest -= 1
-            return False
-        doubt = sum(
-            1.0 - part if tokens else 1.0 for tokens, part in zip(copied, share, strict=True)
-        ) / len(copied)
-        count = len(copied)
-        plain_ms = self.times.ms_of(count * self._min_nodes)
-        pays = doubt * self._heads_gain * plain_ms > self._heads_times.ms_of(count)
-        if pays:
-            self._num_skipped = 0
-        return pays
-
-    def _judge_heads(self, growth: Growth, count: int) -> None:
-        """Lets the heads rest if plain decoding would have been faster with the time they took."""
-        gain = (growth.expected - count) / count
-        self._heads_gain += _GAIN_WEIGHT * (gain - self._heads_gain)
-        with_heads = growth.expected / (growth.step_ms + self._heads_times.ms_of(count))
-        if with_heads >= count / growth.plain_ms:
-            self._rest_length = 0
-            return
-        self._rest_length = min(_LONGEST_REST, 2 * self._rest_length + 1)
-        self._rest = self._rest_length
+    def _time_heads(
+        self, states: Sequence[SequenceState], roots: Sequence[int]
+    ) -> tuple[Drafts, float]:
+        """Runs the heads; returns also their time in milliseconds at load 1."""
+        start_s = self.engine_s
+        drafts = self._run_heads(states, roots)
+        heads_ms = 1e3 * (self.engine_s - start_s) / self.times.load
+        self._heads_use.add_time(len(states), heads_ms)
+        return drafts, heads_ms
 
     def _run_heads(self, states: Sequence[SequenceState], roots: Sequence[int]) -> Drafts:
         start = perf_counter()
@@ -263,13 +228,14 @@ def _copy_tokens(state: SequenceState, length: int) -> Sequence[int]:
     return state.lookup.find_continuation(length) or _NO_TOKENS
 
 
-def _join(parts: Sequence[tuple[StepPlan, int]]) -> StepPlan:
+def _join(parts: Sequence[tuple[StepPlan, int]], min_nodes: int) -> StepPlan:
     """Joins sequences of different plans; smaller trees are filled up with unread nodes.
 
     Args:
         parts: a plan for each sequence, and the index of the sequence in that plan.
+        min_nodes: smallest number of nodes.
     """
-    num_nodes = max(plan.tree.num_nodes for plan, _ in parts)
+    num_nodes = max(min_nodes, *(plan.tree.num_nodes for plan, _ in parts))
     nodes = np.arange(num_nodes)
     parents = np.zeros((len(parts), num_nodes), np.int64)
     offsets = np.tile(np.minimum(nodes, 1), (len(parts), 1))

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from medusa_trt.runtime.decoding.step_times import MAX_POINTS, StepTimes
+from medusa_trt.runtime.decoding.step_times import StepTimes
 from medusa_trt.runtime.engines.base import Drafts, TreeBatch
 from medusa_trt.runtime.engines.operators import load_function
 
@@ -76,7 +76,6 @@ class TreeGrower:
         self._num_copied = np.zeros(batch_size, np.int64)
         self._copied_share = np.zeros(batch_size)
         self._trust = np.ones(batch_size)
-        self._points = np.zeros((3, MAX_POINTS))
         self._gains = np.zeros(batch_size)
         flat = batch_size * max_nodes
         self._tokens, self._parents, self._depths = np.zeros((3, flat), np.int64)
@@ -91,9 +90,6 @@ class TreeGrower:
             (_Field.NUM_COPIED, self._num_copied),
             (_Field.COPIED_SHARE, self._copied_share),
             (_Field.TRUST, self._trust),
-            (_Field.POINT_ROWS, self._points[0]),
-            (_Field.POINT_MS, self._points[1]),
-            (_Field.POINT_PAST, self._points[2]),
             (_Field.GAINS, self._gains),
             (_Field.TOKENS, self._tokens),
             (_Field.PARENTS, self._parents),
@@ -104,7 +100,7 @@ class TreeGrower:
             self._block[field] = buffer.ctypes.data
         self._block[_Field.HEADS], self._block[_Field.TOP_K] = num_heads, top_k
         self._block[_Field.MAX_COPIED] = max_nodes
-        self._times_version = -1
+        self._times: StepTimes | None = None
         self._drafts: Drafts | None = None
         self._views: dict[tuple[int, int], tuple[TreeBatch, Any, Any]] = {}
 
@@ -148,12 +144,16 @@ class TreeGrower:
             if drafts is not None and drafts.logprobs is not None:
                 ids, logprobs = drafts.ids.ctypes.data, drafts.logprobs.ctypes.data
             block[_Field.IDS], block[_Field.LOGPROBS] = ids, logprobs
-        if times.version != self._times_version:
-            num_points = len(times.rows)
-            self._points[:, :num_points] = times.rows, times.ms, times.past
-            block[_Field.NUM_POINTS] = num_points
-            self._doubles[_Field.PAST_MS] = times.past_ms
-            self._times_version = times.version
+        if times is not self._times:
+            self._times = times
+            for field, values in (
+                (_Field.POINT_ROWS, times.rows),
+                (_Field.POINT_MS, times.ms),
+                (_Field.POINT_PAST, times.past),
+            ):
+                block[field] = values.buffer_info()[0]
+        block[_Field.NUM_POINTS] = times.num_points
+        self._doubles[_Field.PAST_MS] = times.past_ms
         block[_Field.SEQUENCES] = count
         block[_Field.MIN_NODES], block[_Field.MAX_NODES] = min_nodes, max_nodes
         self._doubles[_Field.PAST] = past

@@ -71,7 +71,9 @@ def test_prompt_lookup_changes_no_token(
             alone = session.generate(REPEATING, replace(options, lookup_ngram=0))
             assert alone.token_ids == plain.token_ids
             assert set(alone.stats.accept_lengths) == set(plain.stats.accept_lengths) == {1}
-        assert max(session.generate(REPEATING, OPTIONS).stats.accept_lengths) > 1
+        # Whether a grown tree holds copies depends on the machine's step times.
+        fixed = replace(OPTIONS, tree=bundle.tree)
+        assert max(session.generate(REPEATING, fixed).stats.accept_lengths) > 1
         prompts = [REPEATING, REPEATING[3:], [5, 9]]
         for prompt, reply in zip(prompts, session.generate_batch(prompts, OPTIONS), strict=True):
             assert reply.token_ids == session.generate(prompt, OPTIONS).token_ids

@@ -59,24 +59,29 @@ def run(heads: Heads, step_ms: Callable[[int], float], num_steps: int) -> list[i
     return sizes
 
 
-def test_sizes_are_tried_in_order_and_then_the_best_one_is_kept() -> None:
-    sizes = run(Heads((0.6, 0.2, 0.1, 0.05)), lambda nodes: 10 + 0.5 * nodes + 0.1 * nodes**2, 60)
-    assert sizes[:16] == [1] * 4 + [2] * 4 + [4] * 4 + [8] * 4
-    assert 32 not in sizes, "a size was tried after one that was clearly worse"
-    assert len({*sizes[-20:]}) == 1 and 2 < sizes[-1] < 16
+def test_sizes_grow_step_by_step_from_plain_decoding() -> None:
+    sizes = run(Heads((0.6, 0.2, 0.1, 0.05)), lambda nodes: 10 + 0.5 * nodes + 0.1 * nodes**2, 200)
+    assert sizes[:3] == [1, 1, 1]
+    largest = 1
+    for size in sizes:
+        assert size <= 2 * largest
+        largest = max(largest, size)
+    assert 32 not in sizes, "a size far from the best one was tried"
+    usual = max(set(sizes), key=sizes.count)
+    assert 2 < usual < 16 and sizes.count(usual) > 170
 
 
 def test_heads_that_do_not_pay_rest() -> None:
     heads = Heads((0.02, 0.01, 0.01, 0.01))
     sizes = run(heads, lambda nodes: 10.0 * nodes, 200)
-    assert sizes[-50:] == [1] * 50
+    assert sizes[20:].count(1) > 175
     assert heads.num_drafts < 40
 
 
 def test_heads_that_pay_run_at_every_step() -> None:
     heads = Heads((0.6, 0.2, 0.1, 0.05))
     run(heads, lambda nodes: 10 + nodes, 100)
-    assert heads.num_drafts == 96, "the first four steps measure plain decoding"
+    assert heads.num_drafts > 90, "some steps measure plain decoding"
 
 
 def test_sequences_with_trees_of_their_own_are_joined() -> None:

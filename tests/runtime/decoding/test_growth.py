@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from support.reference.draft_trees import Path, shares_of_paths
 
 from medusa_trt.runtime.decoding.growth import Growth, TreeGrower
-from medusa_trt.runtime.decoding.step_times import StepTimes
+from medusa_trt.runtime.decoding.step_times import StepTimes, TimedPoint
 from medusa_trt.runtime.engines.base import Drafts
 
 NUM_HEADS, TOP_K, MAX_NODES = 3, 3, 12
@@ -23,11 +23,7 @@ def make_drafts(seed: int, count: int) -> Drafts:
 
 
 def times_of(ms_by_rows: dict[int, float]) -> StepTimes:
-    times = StepTimes()
-    for rows, ms in ms_by_rows.items():
-        for _ in range(6):
-            times.add(rows, 0, ms)
-    return times
+    return StepTimes([TimedPoint(rows, ms, 0) for rows, ms in ms_by_rows.items()])
 
 
 def grow(
