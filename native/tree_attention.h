@@ -1,7 +1,7 @@
 // The operator TreeAttention.
 #pragma once
 
-#include "call.h"
+#include "attention_step.h"
 
 namespace medusa {
 namespace {
@@ -77,75 +77,33 @@ class TreeAttention {
     copy_unless_same(past_value, new_value);
     if (batch * nodes == 0) return;
 
-    const int64_t rotary_dim = 2 * cos.shape[1], group = heads_ / kv_heads_;
-    const int64_t kv_stride = packed ? width : kv_heads_ * size;
-    const float* keys = packed ? query.as<float>() + heads_ * size : key.as<float>();
-    const float* values = packed ? keys + kv_heads_ * size : value.as<float>();
-    int64_t longest = 0;
-    for (int64_t b = 0; b < batch; ++b) longest = pasts[b] > longest ? pasts[b] : longest;
-    std::vector<int64_t> positions(static_cast<size_t>(batch * nodes));
-    for (int64_t b = 0; b < batch; ++b)
-      for (int64_t t = 0; t < nodes; ++t)
-        positions[static_cast<size_t>(b * nodes + t)] =
-            pasts[b] + offsets.as<const int64_t>()[b * tree_stride + t];
-
-    const auto append = [&](int64_t index) {
-      const int64_t b = index / kv_heads_, head = index % kv_heads_;
-      for (int64_t t = 0; t < nodes; ++t) {
-        const int64_t source = (b * nodes + t) * kv_stride + head * size;
-        const int64_t target = ((b * kv_heads_ + head) * capacity + pasts[b] + t) * size;
-        const int64_t turn = positions[static_cast<size_t>(b * nodes + t)] * rotary_dim / 2;
-        kernels()->append(keys + source, values + source, cos.as<float>() + turn,
-                          sin.as<float>() + turn, size, rotary_dim,
-                          scratch<float>(Scratch::kTask, static_cast<size_t>(size)),
-                          new_key.as<uint16_t>() + target, new_value.as<uint16_t>() + target);
-      }
-    };
-    for (int64_t index = 0; index < batch * kv_heads_; ++index) append(index);
-
-    const auto is_chain = [&](const float* tree) {
-      for (int64_t t = 0; t < nodes; ++t)
-        for (int64_t j = 0; j < nodes; ++j)
-          if ((j <= t) != (tree[t * nodes + j] > kHidden)) return false;
-      return true;
-    };
-    std::vector<char> chains(static_cast<size_t>(batch));
-    for (int64_t b = 0; b < batch; ++b)
-      chains[static_cast<size_t>(b)] =
-          b > 0 && tree_stride == 0 ? chains[0]
-                                    : is_chain(mask.as<float>() + b * tree_stride * nodes);
-
-    // Spreads the query rows evenly over the smallest number of tasks that can hold them.
-    const Kernels& best = *kernels();
-    const int64_t tasks = (nodes * group + best.query_rows - 1) / best.query_rows;
-    const int64_t share = (nodes * group + tasks - 1) / tasks;
-    const int64_t floats = best.attend_floats(longest + nodes, size);
-    call.for_each(batch * kv_heads_ * tasks, floats, [&](int64_t task, float* memory) {
-      const int64_t b = task / (kv_heads_ * tasks), head = task / tasks % kv_heads_;
-      const int64_t first = task % tasks * share;
-      const int64_t count = nodes * group - first < share ? nodes * group - first : share;
-      if (count <= 0) return;
-      const int64_t cache = (b * kv_heads_ + head) * capacity * size;
-      Attention a;
-      a.group = group;
-      a.head_dim = size;
-      a.past = pasts[b];
-      a.nodes = nodes;
-      a.scale = scale_;
-      a.queries = query.as<float>() + b * nodes * width + head * group * size;
-      a.row_stride = width;
-      a.mask = mask.as<float>() + b * tree_stride * nodes;
-      a.chain = chains[static_cast<size_t>(b)];
-      a.keys = new_key.as<uint16_t>() + cache;
-      a.values = new_value.as<uint16_t>() + cache;
-      a.cos = cos.as<float>();
-      a.sin = sin.as<float>();
-      a.positions = positions.data() + b * nodes;
-      a.rotary_dim = rotary_dim;
-      a.out = out.as<float>() + b * nodes * heads_ * size + head * group * size;
-      a.out_stride = heads_ * size;
-      best.attend(a, first, count, memory);
-    });
+    AttentionStep step;
+    step.batch = batch;
+    step.heads = kv_heads_;
+    step.capacity = capacity;
+    step.query_stride = nodes * width;
+    step.kv_stride = packed ? width : kv_heads_ * size;
+    step.new_keys = packed ? query.as<float>() + heads_ * size : key.as<float>();
+    step.new_values = packed ? step.new_keys + kv_heads_ * size : value.as<float>();
+    step.pasts = pasts;
+    step.tree_stride = tree_stride;
+    step.to_keys = new_key.as<uint16_t>();
+    step.to_values = new_value.as<uint16_t>();
+    step.offsets = offsets.as<const int64_t>();
+    Attention& a = step.shared;
+    a.group = heads_ / kv_heads_;
+    a.head_dim = size;
+    a.nodes = nodes;
+    a.scale = scale_;
+    a.queries = query.as<float>();
+    a.row_stride = width;
+    a.mask = mask.as<float>();
+    a.cos = cos.as<float>();
+    a.sin = sin.as<float>();
+    a.rotary_dim = 2 * cos.shape[1];
+    a.out = out.as<float>();
+    a.out_stride = heads_ * size;
+    step.run(call);
   }
 
  private:

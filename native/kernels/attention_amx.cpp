@@ -347,12 +347,8 @@ int64_t attend_floats(int64_t rows, int64_t head_dim) {
 
 void attend(const Attention& a, int64_t first, int64_t count, float* scratch) {
   const int64_t size = a.head_dim;
-  if (size % 32 != 0) {  // tiles would be incomplete
-    for (int64_t done = 0; done < count; done += kQueryLanes)
-      avx512_kernels()->attend(a, first + done,
-                               count - done < kQueryLanes ? count - done : kQueryLanes, scratch);
-    return;
-  }
+  if (size % 32 != 0)  // tiles would be incomplete
+    return avx512_kernels()->attend(a, first, count, scratch);
   const Work work(scratch, a.rows(), size);
   // The tiles flush denormals, so the vectors that repeat their arithmetic must do it too.
   const unsigned control = _mm_getcsr();

@@ -15,7 +15,6 @@ namespace medusa {
 
 constexpr int kLanes = 16;       // outputs of a group
 constexpr int kLeastBlock = 32;  // inputs that share a scale, at least
-constexpr int kQueryLanes = 8;   // query rows that attention handles together, in vectors
 // Distance at which weights are prefetched, in bytes; 2,048 and 8,192 are slower.
 constexpr int kPrefetch = 4096;
 constexpr int kPart = 256;  // values of a row whose weights are summed together
@@ -71,6 +70,47 @@ struct Attention {
 
 constexpr float kHidden = -1e30f;  // mask values below hide a node
 
+// Query rows [first, first + count) of `Attention`, where row i is head i % group of node i / group,
+// and what the steps know of them.
+struct AttentionRows {
+  int64_t first, count;
+  int64_t keys;     // the first so many rows of the cache are all that one of them sees
+  float* queries;   // (count, head_dim), rotated and scaled
+  float* scores;    // (count, stride) scores, then weights; the stride is a multiple of 64
+  float* inverses;  // (count,) of the sums of weights
+  int64_t stride;
+
+  AttentionRows(const Attention& a, int64_t from, int64_t number, float* memory)
+      : first(from),
+        count(number),
+        keys(a.chain ? a.past + (from + number - 1) / a.group + 1 : a.rows()),
+        queries(memory),
+        scores(memory + (number * a.head_dim + 15) / 16 * 16),
+        inverses(scores + number * padded(a.rows())),
+        stride(padded(a.rows())) {}
+
+  // Number of floats of its memory, which is aligned to 64 bytes.
+  static int64_t floats(int64_t rows, int64_t keys, int64_t head_dim) {
+    return (rows * head_dim + 15) / 16 * 16 + rows * padded(keys) + (rows + 15) / 16 * 16;
+  }
+
+  static int64_t padded(int64_t keys) { return (keys + 63) / 64 * 64; }
+};
+
+// The steps of attention, each to be done in pieces by any number of threads. `own` is the memory of
+// one thread: own_floats() floats.
+struct AttentionSteps {
+  // Rotates and scales all queries.
+  void (*rotate)(const Attention&, const AttentionRows&);
+  // Computes the scores of keys [begin, end), where begin is a multiple of 64.
+  void (*score)(const Attention&, const AttentionRows&, int64_t begin, int64_t end, float* own);
+  // Turns the scores of rows [begin, end) into weights.
+  void (*weigh)(const Attention&, const AttentionRows&, int64_t begin, int64_t end, float* own);
+  // Writes dimensions [begin, end) of the results.
+  void (*add)(const Attention&, const AttentionRows&, int64_t begin, int64_t end, float* own);
+  int64_t (*own_floats)(int64_t keys, int64_t head_dim);
+};
+
 enum Activation { kNone = 0, kSilu = 1, kGeluTanh = 2 };
 
 // The steps from products to results: activation(product + bias) [* (up + bias)] + residual.
@@ -118,11 +158,12 @@ struct Kernels {
   void (*append)(const float* key, const float* value, const float* cos, const float* sin,
                  int64_t head_dim, int64_t rotary_dim, float* scratch, uint16_t* to_key,
                  uint16_t* to_value);
-  // Query rows [first, first + count) of `Attention`, where row i is head i % group of node
-  // i / group; at most `query_rows` rows. `scratch` holds attend_floats() floats, 64-byte aligned.
+  // Does all steps for some query rows, at most `query_rows`. `scratch` holds attend_floats()
+  // floats, 64-byte aligned.
   void (*attend)(const Attention&, int64_t first, int64_t count, float* scratch);
   int64_t (*attend_floats)(int64_t rows, int64_t head_dim);
   int query_rows;
+  const AttentionSteps* attention;  // null if `attend` is all there is
 };
 
 const Kernels* portable_kernels();

@@ -104,10 +104,10 @@ void tile_shape(int, int64_t num_rows, int* rows, int* groups) {
 
 #ifdef MEDUSA_AVX_VNNI
 constexpr Kernels kernels = {"avx-vnni", any_tile, tile_shape,    quantize,      finish,
-                             argmax, top_k, weigh, keep,    append,     attend,   attend_floats, kQueryLanes};
+                             argmax, top_k, weigh, keep,    append,     attend, attend_floats, kQueryRows, &attention_steps};
 #else
 constexpr Kernels kernels = {"avx2", any_tile, tile_shape,    quantize,      finish,
-                             argmax, top_k, weigh, keep,    append,     attend,   attend_floats, kQueryLanes};
+                             argmax, top_k, weigh, keep,    append,     attend, attend_floats, kQueryRows, &attention_steps};
 #endif
 }  // namespace MEDUSA_AVX2_SPACE
 

@@ -129,7 +129,7 @@ void tile_shape(int, int64_t num_rows, int* rows, int* groups) {
 }
 
 constexpr Kernels kernels = {"avx512-vnni", any_tile, tile_shape,    quantize,      finish,
-                             argmax, top_k, weigh, keep,    append,     attend,   attend_floats, kQueryLanes};
+                             argmax, top_k, weigh, keep,    append,     attend, attend_floats, kQueryRows, &attention_steps};
 }  // namespace avx512
 
 const Kernels* avx512_kernels() { return &avx512::kernels; }

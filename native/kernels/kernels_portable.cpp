@@ -63,7 +63,7 @@ void tile_shape(int, int64_t num_rows, int* rows, int* groups) {
 }
 
 constexpr Kernels kernels = {"portable", tile, tile_shape,    quantize,      finish,
-                             argmax, top_k, weigh, keep,    append,     attend,   attend_floats, kQueryLanes};
+                             argmax, top_k, weigh, keep,    append,     attend, attend_floats, kQueryRows, &attention_steps};
 }  // namespace portable
 
 const Kernels* portable_kernels() { return &portable::kernels; }
