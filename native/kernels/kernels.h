@@ -15,8 +15,8 @@ namespace medusa {
 
 constexpr int kLanes = 16;       // outputs of a group
 constexpr int kLeastBlock = 32;  // inputs that share a scale, at least
-// Distance at which weights are prefetched, in bytes; 2,048 and 8,192 are slower.
-constexpr int kPrefetch = 4096;
+// Distance at which weights are prefetched, in bytes; 4,096 and 32,768 are slower.
+constexpr int kPrefetch = 8192;
 constexpr int kPart = 256;  // values of a row whose weights are summed together
 constexpr int kMaxTileRows = 16;
 constexpr int kMaxTileGroups = 4;

@@ -1,5 +1,5 @@
-// Tiles by AVX2, whose exact 16-bit products take four instructions. kernels_avx_vnni.cpp
-// compiles this file again, with one instruction instead.
+// Tiles by AVX2, whose dot products take four instructions. kernels_avx_vnni.cpp compiles this file
+// again, with one instruction instead.
 #if defined(__x86_64__)
 #ifdef MEDUSA_AVX_VNNI
 #define MEDUSA_AVX2_SPACE avx_vnni
@@ -8,8 +8,10 @@
 #define MEDUSA_AVX2_SPACE avx2
 #pragma GCC target("avx2,fma,f16c")
 #endif
-#pragma GCC optimize("O3,no-math-errno,no-trapping-math,no-signed-zeros")
+#pragma GCC optimize("O3,no-math-errno,no-trapping-math,no-signed-zeros,no-tree-reassoc,no-tree-ter")
 #include <immintrin.h>
+
+#include <utility>
 
 #include "kernels.h"
 
@@ -19,88 +21,66 @@ namespace MEDUSA_AVX2_SPACE {
 #include "vector_math.inl"
 #include "attention.inl"
 
-// Adds the dot products of four weights (unsigned) and four inputs (signed) in each 32 bits.
-inline __m256i add_dots(__m256i sums, __m256i weights, __m256i inputs) {
-#ifdef MEDUSA_AVX_VNNI
-  return _mm256_dpbusd_avx_epi32(sums, weights, inputs);
-#else
-  const __m256i even_weights = _mm256_and_si256(weights, _mm256_set1_epi16(255));
-  const __m256i odd_weights = _mm256_srli_epi16(weights, 8);
-  const __m256i even_inputs = _mm256_srai_epi16(_mm256_slli_epi16(inputs, 8), 8);
-  const __m256i odd_inputs = _mm256_srai_epi16(inputs, 8);
-  const __m256i even = _mm256_madd_epi16(even_weights, even_inputs);
-  const __m256i odd = _mm256_madd_epi16(odd_weights, odd_inputs);
-  return _mm256_add_epi32(sums, _mm256_add_epi32(even, odd));
-#endif
+constexpr int kTileRows = 6, kPairRows = 0;
+
+inline Ints broadcast(int32_t value) { return (Ints)_mm256_set1_epi32(value); }
+
+inline Floats floats_from_halves(const uint16_t* halves) {
+  return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(halves)));
 }
 
-// R rows by one group of 16 outputs, in two halves.
-template <int Bits, int R>
-void tile(const Weights& w, const Rows& x, int64_t row, int64_t group, float* out) {
-  constexpr int block = Bits == 8 ? 64 : 32;
-  const int64_t blocks = w.inputs / block;
-  const int8_t* values = x.values + row * w.inputs;
-  const float* row_scales = x.scales + row * blocks;
-  const int32_t* offsets = x.offsets + row * blocks;
-  const uint8_t* data = w.data + group * w.group_bytes();
-  const uint16_t* scales = w.scales + group * blocks * kLanes;
-  const __m256i low = _mm256_set1_epi8(15);
-  for (int i = 0; i < R * kLanes; ++i) out[i] = 0.0f;
-  for (int64_t b = 0; b < blocks; ++b) {
-    const uint8_t* bytes = Bits == 8 ? data + b * 1024 : data + (b >> 1) * 512;
-    const bool high = Bits == 4 && (b & 1);
-    const int8_t* inputs = values + b * block;
-    for (int half = 0; half < 2; ++half) {
-      __m256i dots[R];
-      for (int r = 0; r < R; ++r) dots[r] = _mm256_set1_epi32(offsets[r * blocks + b]);
-      for (int k = 0; k < block / 4; ++k) {
-        const uint8_t* address = bytes + k * 64 + half * 32;
-        __m256i weights = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(address));
-        _mm_prefetch(reinterpret_cast<const char*>(address + kPrefetch), _MM_HINT_T0);
-        if (Bits == 4)
-          weights = _mm256_and_si256(high ? _mm256_srli_epi16(weights, 4) : weights, low);
-        for (int r = 0; r < R; ++r) {
-          int32_t four;
-          __builtin_memcpy(&four, inputs + r * w.inputs + k * 4, 4);
-          dots[r] = add_dots(dots[r], weights, _mm256_set1_epi32(four));
-        }
-      }
-      const __m256 scale = _mm256_cvtph_ps(_mm_loadu_si128(
-          reinterpret_cast<const __m128i*>(scales + b * kLanes + half * 8)));
-      for (int r = 0; r < R; ++r) {
-        float* sum = out + r * kLanes + half * 8;
-        const __m256 both = _mm256_mul_ps(scale, _mm256_set1_ps(row_scales[r * blocks + b]));
-        _mm256_storeu_ps(sum, _mm256_fmadd_ps(_mm256_cvtepi32_ps(dots[r]), both,
-                                              _mm256_loadu_ps(sum)));
-      }
-    }
+#ifdef MEDUSA_AVX_VNNI
+template <int Bits>
+struct Dots {
+  using Weight = Ints;
+  static Ints begin(int32_t offset) { return broadcast(offset); }
+  static Weight prepare(Ints codes) { return codes; }
+  static Ints add(Ints dots, Weight weights, Ints inputs) {
+    return (Ints)_mm256_dpbusd_avx_epi32((__m256i)dots, (__m256i)weights, (__m256i)inputs);
   }
-}
+  static Ints end(Ints dots, int32_t) { return dots; }
+};
+#else
+inline __m256i sum_pairs(__m256i halves) { return _mm256_madd_epi16(halves, _mm256_set1_epi16(1)); }
 
 template <int Bits>
-void tile_of_bits(const Weights& w, const Rows& x, int64_t row, int rows, int64_t group,
-                  float* out) {
-  using Tile = void (*)(const Weights&, const Rows&, int64_t, int64_t, float*);
-  constexpr Tile tiles[] = {tile<Bits, 1>, tile<Bits, 2>, tile<Bits, 3>,
-                            tile<Bits, 4>, tile<Bits, 5>, tile<Bits, 6>,
-                            tile<Bits, 7>, tile<Bits, 8>};
-  tiles[rows - 1](w, x, row, group, out);
-}
+struct Dots;
 
-void any_tile(const Weights& w, const Rows& x, int64_t row, int rows, int64_t group, int groups,
-              float* out) {
-  (void)groups;  // `tile_shape` asks for one
-  if (w.bits == 8)
-    tile_of_bits<8>(w, x, row, rows, group, out);
-  else
-    tile_of_bits<4>(w, x, row, rows, group, out);
-}
+// Sums of two products fit 16 bits if neither factor is above 128, so weights are taken without
+// their offset, and their signs given to the inputs.
+template <>
+struct Dots<8> {
+  struct Weight {
+    __m256i sized, sign;
+  };
+  static Ints begin(int32_t) { return Ints{}; }
+  static Weight prepare(Ints codes) {
+    const __m256i sign = _mm256_xor_si256((__m256i)codes, _mm256_set1_epi8(-128));
+    return {_mm256_abs_epi8(sign), sign};
+  }
+  static Ints add(Ints dots, Weight weights, Ints inputs) {
+    const __m256i turned = _mm256_sign_epi8((__m256i)inputs, weights.sign);
+    return dots + (Ints)sum_pairs(_mm256_maddubs_epi16(weights.sized, turned));
+  }
+  static Ints end(Ints dots, int32_t) { return dots; }
+};
 
-void tile_shape(int, int64_t num_rows, int* rows, int* groups) {
-  const int64_t tiles = (num_rows + 7) / 8;
-  *rows = static_cast<int>((num_rows + tiles - 1) / tiles);
-  *groups = 1;
-}
+// Sums of a whole block fit 16 bits.
+template <>
+struct Dots<4> {
+  using Weight = Ints;
+  static Ints begin(int32_t) { return Ints{}; }
+  static Weight prepare(Ints codes) { return codes; }
+  static Ints add(Ints dots, Weight weights, Ints inputs) {
+    return (Ints)_mm256_add_epi16((__m256i)dots,
+                                  _mm256_maddubs_epi16((__m256i)weights, (__m256i)inputs));
+  }
+  static Ints end(Ints dots, int32_t offset) {
+    return (Ints)sum_pairs((__m256i)dots) + broadcast(offset);
+  }
+};
+#endif
+#include "tile.inl"
 
 #ifdef MEDUSA_AVX_VNNI
 constexpr Kernels kernels = {"avx-vnni", any_tile, tile_shape,    quantize,      finish,

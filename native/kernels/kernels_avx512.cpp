@@ -4,6 +4,8 @@
 #pragma GCC optimize("O3,no-math-errno,no-trapping-math,no-signed-zeros")
 #include <immintrin.h>
 
+#include <utility>
+
 #include "kernels.h"
 
 namespace medusa {
@@ -50,83 +52,25 @@ inline void quantize_block(const float* x, int block, int zero, int8_t* values, 
 #include "vector_math.inl"
 #include "attention.inl"
 
-// R rows by one group: R independent sums. Two groups at once read two streams of weights, which
-// takes longer (docs/decisions/operators.md).
-template <int Bits, int R>
-void tile(const Weights& w, const Rows& x, int64_t row, int64_t group, float* out) {
-  constexpr int block = Bits == 8 ? 64 : 32;
-  const int64_t blocks = w.inputs / block;
-  const int8_t* values = x.values + row * w.inputs;
-  const float* row_scales = x.scales + row * blocks;
-  const int32_t* offsets = x.offsets + row * blocks;
-  const uint8_t* data = w.data + group * w.group_bytes();
-  const uint16_t* scales = w.scales + group * blocks * kLanes;
-  __m512 sums[R];
-  for (int r = 0; r < R; ++r) sums[r] = _mm512_setzero_ps();
-  const __m512i low = _mm512_set1_epi8(15);
-  // Two blocks of 4 bits share their bytes: the first in the low halves, the second in the high.
-  constexpr int parts = Bits == 8 ? 1 : 2;
-  for (int64_t b = 0; b < blocks; b += parts) {
-#pragma GCC unroll 2
-    for (int part = 0; part < parts; ++part) {
-      __m512i dots[R];
-#pragma GCC unroll 16
-      for (int r = 0; r < R; ++r) dots[r] = _mm512_set1_epi32(offsets[r * blocks + b + part]);
-      const int8_t* inputs = values + (b + part) * block;
-#pragma GCC unroll 16
-      for (int k = 0; k < block / 4; ++k) {
-        __m512i weights = _mm512_loadu_si512(data + k * 64);
-        if (part == 0)
-          _mm_prefetch(reinterpret_cast<const char*>(data + k * 64 + kPrefetch), _MM_HINT_T0);
-        if (Bits == 4)
-          weights = _mm512_and_si512(part ? _mm512_srli_epi16(weights, 4) : weights, low);
-#pragma GCC unroll 16
-        for (int r = 0; r < R; ++r) {
-          int32_t four;
-          __builtin_memcpy(&four, inputs + r * w.inputs + k * 4, 4);
-          dots[r] = _mm512_dpbusd_epi32(dots[r], weights, _mm512_set1_epi32(four));
-        }
-      }
-      const __m512 scale = _mm512_cvtph_ps(
-          _mm256_loadu_si256(reinterpret_cast<const __m256i*>(scales + (b + part) * kLanes)));
-#pragma GCC unroll 16
-      for (int r = 0; r < R; ++r) {
-        const __m512 both =
-            _mm512_mul_ps(scale, _mm512_set1_ps(row_scales[r * blocks + b + part]));
-        sums[r] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dots[r]), both, sums[r]);
-      }
-    }
-    data += block * kLanes * parts * Bits / 8;
-  }
-  for (int r = 0; r < R; ++r) _mm512_storeu_ps(out + r * kLanes, sums[r]);
-}
+constexpr int kTileRows = 12, kPairRows = 8;
 
-constexpr int kMostRows = 12;
+inline Ints broadcast(int32_t value) { return (Ints)_mm512_set1_epi32(value); }
+
+inline Floats floats_from_halves(const uint16_t* halves) {
+  return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(halves)));
+}
 
 template <int Bits>
-void tile_of_bits(const Weights& w, const Rows& x, int64_t row, int rows, int64_t group,
-                  float* out) {
-  using Tile = void (*)(const Weights&, const Rows&, int64_t, int64_t, float*);
-  constexpr Tile tiles[kMostRows] = {tile<Bits, 1>, tile<Bits, 2>,  tile<Bits, 3>,  tile<Bits, 4>,
-                                     tile<Bits, 5>, tile<Bits, 6>,  tile<Bits, 7>,  tile<Bits, 8>,
-                                     tile<Bits, 9>, tile<Bits, 10>, tile<Bits, 11>, tile<Bits, 12>};
-  tiles[rows - 1](w, x, row, group, out);
-}
-
-void any_tile(const Weights& w, const Rows& x, int64_t row, int rows, int64_t group, int groups,
-              float* out) {
-  (void)groups;  // always 1
-  if (w.bits == 8)
-    tile_of_bits<8>(w, x, row, rows, group, out);
-  else
-    tile_of_bits<4>(w, x, row, rows, group, out);
-}
-
-void tile_shape(int, int64_t num_rows, int* rows, int* groups) {
-  int64_t tiles = (num_rows + kMostRows - 1) / kMostRows;
-  *rows = static_cast<int>((num_rows + tiles - 1) / tiles);
-  *groups = 1;
-}
+struct Dots {
+  using Weight = Ints;
+  static Ints begin(int32_t offset) { return broadcast(offset); }
+  static Weight prepare(Ints codes) { return codes; }
+  static Ints add(Ints dots, Weight weights, Ints inputs) {
+    return (Ints)_mm512_dpbusd_epi32((__m512i)dots, (__m512i)weights, (__m512i)inputs);
+  }
+  static Ints end(Ints dots, int32_t) { return dots; }
+};
+#include "tile.inl"
 
 constexpr Kernels kernels = {"avx512-vnni", any_tile, tile_shape,    quantize,      finish,
                              argmax, top_k, weigh, keep,    append,     attend, attend_floats, kQueryRows, &attention_steps};
