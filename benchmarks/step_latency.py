@@ -175,7 +175,7 @@ def make_host_work(engine: OrtEngine, tree: MedusaTree, past: int) -> Callable[[
 
     def work() -> None:
         (tokens,) = tokens_from_candidates([7], candidates, node_tokens)
-        engine.commit(0, past, accept_exact(tree, tokens, argmax))
+        engine.cache.commit(0, past, accept_exact(tree, tokens, argmax))
 
     return work
 

@@ -36,7 +36,7 @@ class Slots:
     """
 
     def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+        self._cache = engine.cache
         self._slots = [Slot() for _ in range(engine.batch_size)]
         self._clock = count(1)
         self.num_running = 0
@@ -72,7 +72,7 @@ class Slots:
             if source != target:
                 length = 0 if length < _LEAST_COPIED else length
                 if length:
-                    self._engine.move(source, target, length)
+                    self._cache.move(source, target, length)
         self._slots[target] = Slot(list(prompt_ids[:length]))
         self.reading = target
         return target
@@ -113,7 +113,7 @@ class Slots:
         ended = range(self.num_running, len(self._slots))
         oldest = min(ended, key=self._age)
         if self._age(oldest) < self._age(slot):
-            self._engine.move(slot, oldest, len(self._slots[slot].token_ids))
+            self._cache.move(slot, oldest, len(self._slots[slot].token_ids))
             self._slots[oldest] = self._slots[slot]
 
     def _age(self, slot: int) -> int:
@@ -125,11 +125,11 @@ class Slots:
             return
         lengths = [len(self._slots[slot].token_ids) for slot in (first, second)]
         if all(lengths):
-            self._engine.exchange(first, second, max(lengths))
+            self._cache.exchange(first, second, max(lengths))
         elif lengths[0]:
-            self._engine.move(first, second, lengths[0])
+            self._cache.move(first, second, lengths[0])
         elif lengths[1]:
-            self._engine.move(second, first, lengths[1])
+            self._cache.move(second, first, lengths[1])
         self._slots[first], self._slots[second] = self._slots[second], self._slots[first]
 
 

@@ -185,7 +185,7 @@ class Decoder:
             if state.is_traced:
                 copied = plan.copied[index]
                 state.last_step = trace_step(tree, node_tokens, copied, nodes, bonus_token)
-            self._engine.commit(state.slot, state.past_length, nodes)
+            self._engine.cache.commit(state.slot, state.past_length, nodes)
             state.past_length += len(nodes)
             state.root_token = bonus_token
             state.hidden = hidden[index][nodes[-1]]

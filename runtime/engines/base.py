@@ -85,31 +85,51 @@ class VerifyOutputs:
     logits: NDArray[np.float32] | None
 
 
+class RowCache(Protocol):
+    """The rows of an engine's KV cache."""
+
+    def commit(self, slot: int, past_length: int, nodes: Sequence[int]) -> None:
+        """Makes the accepted nodes' rows contiguous after `past_length`.
+
+        Args:
+            slot: the sequence's slot.
+            past_length: number of valid rows before the step.
+            nodes: the accepted nodes, increasing from the root; row
+                `past_length + nodes[i]` becomes row `past_length + i`.
+        """
+        ...
+
+    def move(self, source: int, target: int, length: int) -> None:
+        """Copies the first `length` rows of one slot into another."""
+        ...
+
+    def exchange(self, first: int, second: int, length: int) -> None:
+        """Exchanges the first `length` rows of two slots."""
+        ...
+
+
 class Engine(Protocol):
     """Runs the graphs of one bundle, and owns the KV cache.
 
     The cache has `batch_size` slots of `capacity` rows; each slot holds one sequence. A step over
     N nodes at past length P writes rows P to P + N - 1 of a slot and reads the rows before P.
+
+    Attributes:
+        capacity: number of rows in a slot, including room for the nodes of a step.
+        batch_size: number of slots.
+        prefill_chunk: largest number of tokens in one prefill step.
+        takes_new_trees: whether `verify` takes a `TreeBatch`, and its drafts have
+            log-probabilities.
     """
 
-    @property
-    def capacity(self) -> int:
-        """Number of rows in a slot, including room for the nodes of a step."""
-        ...
+    capacity: int
+    batch_size: int
+    prefill_chunk: int
+    takes_new_trees: bool
 
     @property
-    def batch_size(self) -> int:
-        """Number of slots."""
-        ...
-
-    @property
-    def prefill_chunk(self) -> int:
-        """Largest number of tokens in one prefill step."""
-        ...
-
-    @property
-    def takes_new_trees(self) -> bool:
-        """Whether `verify` takes a `TreeBatch`, and its drafts have log-probabilities."""
+    def cache(self) -> RowCache:
+        """The KV cache."""
         ...
 
     def verify(
@@ -165,18 +185,6 @@ class Engine(Protocol):
             hidden: (B, hidden_size), for each sequence the hidden state before its root token.
             root_ids: B tokens, the roots of the trees to draft; some heads read them.
         """
-        ...
-
-    def commit(self, slot: int, past_length: int, nodes: Sequence[int]) -> None:
-        """Makes the accepted nodes' cache rows contiguous after `past_length`."""
-        ...
-
-    def move(self, source: int, target: int, length: int) -> None:
-        """Copies the first `length` rows of one slot into another."""
-        ...
-
-    def exchange(self, first: int, second: int, length: int) -> None:
-        """Exchanges the first `length` rows of two slots."""
         ...
 
     def close(self) -> None:

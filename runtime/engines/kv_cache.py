@@ -108,14 +108,7 @@ class KVCache:
         return view
 
     def commit(self, slot: int, past_length: int, nodes: Sequence[int]) -> None:
-        """Makes the accepted nodes' rows contiguous after `past_length`.
-
-        Args:
-            slot: the sequence's slot.
-            past_length: number of valid rows before the step.
-            nodes: the accepted nodes, increasing from the root; row
-                `past_length + nodes[i]` becomes row `past_length + i`.
-        """
+        """See `RowCache`."""
         if nodes[-1] == len(nodes) - 1:
             return  # the rows are contiguous already
         if self._native is not None and len(nodes) <= _MAX_MOVED:
@@ -128,11 +121,11 @@ class KVCache:
                 rows[..., past_length + position, :] = rows[..., past_length + node, :]
 
     def move(self, source: int, target: int, length: int) -> None:
-        """Copies the first `length` rows of one slot into another."""
+        """See `RowCache`."""
         self.slab[:, :, target, :, :length] = self.slab[:, :, source, :, :length]
 
     def exchange(self, first: int, second: int, length: int) -> None:
-        """Exchanges the first `length` rows of two slots."""
+        """See `RowCache`."""
         for layer in self.slab:
             rows = layer[:, first, :, :length].copy()
             layer[:, first, :, :length] = layer[:, second, :, :length]

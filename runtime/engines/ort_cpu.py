@@ -64,10 +64,6 @@ class OrtEngine:
     and past lengths, and runs. The graph writes new cache rows into the memory of its cache input.
 
     Attributes:
-        capacity: see `Engine`.
-        batch_size: see `Engine`.
-        prefill_chunk: see `Engine`.
-        takes_new_trees: see `Engine`.
         cache: the KV cache that the graphs read and write.
     """
 
@@ -219,18 +215,6 @@ class OrtEngine:
         self._run("heads", bound)
         assert isinstance(bound.returned, Drafts)
         return bound.returned
-
-    def commit(self, slot: int, past_length: int, nodes: Sequence[int]) -> None:
-        """See `Engine.commit`."""
-        self.cache.commit(slot, past_length, nodes)
-
-    def move(self, source: int, target: int, length: int) -> None:
-        """See `Engine.move`."""
-        self.cache.move(source, target, length)
-
-    def exchange(self, first: int, second: int, length: int) -> None:
-        """See `Engine.exchange`."""
-        self.cache.exchange(first, second, length)
 
     def close(self) -> None:
         """See `Engine.close`."""

@@ -11,7 +11,7 @@ class Rows:
     """An engine's cache whose rows are tokens."""
 
     def __init__(self, batch_size: int) -> None:
-        self.batch_size = batch_size
+        self.batch_size, self.cache = batch_size, self
         self.rows: list[list[int]] = [[] for _ in range(batch_size)]
 
     def move(self, source: int, target: int, length: int) -> None:

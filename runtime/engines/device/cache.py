@@ -51,7 +51,7 @@ class DeviceCache:
         self.current = (self.current + 1) % len(self._slabs)
 
     def commit(self, slot: int, past_length: int, nodes: Sequence[int]) -> None:
-        """See `KVCache.commit`."""
+        """See `RowCache`."""
         begin = self._slabs[self.current] + slot * self._slot_bytes
         for position, node in enumerate(nodes):
             if node != position:
@@ -61,7 +61,7 @@ class DeviceCache:
                 self._copy(target, source, self._row_bytes)
 
     def move(self, source: int, target: int, length: int) -> None:
-        """See `KVCache.move`."""
+        """See `RowCache`."""
         begin = self._slabs[self.current]
         self._copy(
             begin + target * self._slot_bytes,
@@ -70,7 +70,7 @@ class DeviceCache:
         )
 
     def exchange(self, first: int, second: int, length: int) -> None:
-        """See `KVCache.exchange`; goes through memory of one slot of one tensor."""
+        """See `RowCache`; goes through memory of one slot of one tensor."""
         spare = self._cuda.allocate(self._slot_bytes)
         for tensor in range(2 * self._num_layers):
             begin = self._slabs[self.current] + tensor * self._tensor_bytes

@@ -37,14 +37,9 @@ class DeviceEngine:
     A step copies the token ids and lengths to the device, runs the graph, and copies the small
     outputs back, all on one stream with one wait at the end. If the executor allows it, the second
     run of a shape is recorded as a CUDA graph with its copies.
-
-    Attributes:
-        capacity: see `Engine`.
-        batch_size: see `Engine`.
-        prefill_chunk: see `Engine`.
-        takes_new_trees: see `Engine`; a tree's mask is bound once, or part of the engine.
     """
 
+    # A tree's mask is bound once, or part of the engine.
     takes_new_trees = False
     _capacity_advice = "open the session with a larger max_length"
 
@@ -68,7 +63,7 @@ class DeviceEngine:
         self._heads_read_root = bundle.manifest.heads_read_root
         target = bundle.manifest.target
         self._cache_dtype = target.cache_dtype
-        self._cache = DeviceCache(
+        self.cache = DeviceCache(
             cuda,
             num_layers=self._model.num_layers,
             batch_size=batch_size,
@@ -118,7 +113,7 @@ class DeviceEngine:
             shown_rows,
             logits,
             num_read,
-            self._cache.current,
+            self.cache.current,
         )
         bound = self._bindings.get(key)
         if bound is None:
@@ -135,7 +130,7 @@ class DeviceEngine:
         bound.inputs[names.INPUT_IDS][...] = input_ids
         bound.inputs[names.PAST_LENGTH][:] = past_lengths
         outputs = self._bindings.run(bound)
-        self._cache.advance()
+        self.cache.advance()
         shape = (num_sequences, len(shown_rows))
         self._last_logits = bound.addresses[names.LOGITS]
         if bound.verify_outputs is None:
@@ -195,18 +190,6 @@ class DeviceEngine:
             bound.inputs[names.ROOT_IDS][:] = root_ids
         return Drafts(self._bindings.run(bound)[names.DRAFT_IDS], None)
 
-    def commit(self, slot: int, past_length: int, nodes: Sequence[int]) -> None:
-        """See `Engine.commit`."""
-        self._cache.commit(slot, past_length, nodes)
-
-    def move(self, source: int, target: int, length: int) -> None:
-        """See `Engine.move`."""
-        self._cache.move(source, target, length)
-
-    def exchange(self, first: int, second: int, length: int) -> None:
-        """See `Engine.exchange`."""
-        self._cache.exchange(first, second, length)
-
     def close(self) -> None:
         """See `Engine.close`."""
         self._bindings.close()
@@ -243,7 +226,7 @@ class DeviceEngine:
         shape = (num_sequences, model.num_kv_heads, self.capacity, model.head_dim)
         for layer in range(model.num_layers):
             for kind in ("key", "value"):
-                past, present = self._cache.addresses(layer, kind, first_slot)
+                past, present = self.cache.addresses(layer, kind, first_slot)
                 name, updated = names.past_name(layer, kind), names.present_name(layer, kind)
                 bound.executable.bind_input(name, past, shape, self._cache_dtype)
                 bound.executable.bind_output(updated, present, shape, self._cache_dtype)

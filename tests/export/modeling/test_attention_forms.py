@@ -78,7 +78,7 @@ def test_a_bundle_computes_what_the_model_does(family: str, tmp_path: Path) -> N
     assert np.abs(some.logits - step.logits[rows]).max() <= MAX_LOGIT_DIFFERENCE
 
     accepted = path_to(tree, WINDOW + 1)
-    engine.commit(0, NUM_PREFIX, accepted)
+    engine.cache.commit(0, NUM_PREFIX, accepted)
     longer = np.append(text, tokens[accepted])
     committed = cached(engine, len(longer))
     next_token = rng.integers(0, VOCAB_SIZE, 1)

@@ -104,6 +104,6 @@ def test_drafts_carry_their_heads_log_probabilities(
 def test_slots_are_exchanged(engine: OrtEngine) -> None:
     slab = engine.cache.slab
     before = slab[:, :, :2, :, :37].copy()
-    engine.exchange(0, 1, 37)
+    engine.cache.exchange(0, 1, 37)
     assert np.array_equal(slab[:, :, 0, :, :37], before[:, :, 1])
     assert np.array_equal(slab[:, :, 1, :, :37], before[:, :, 0])

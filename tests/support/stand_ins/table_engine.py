@@ -131,6 +131,10 @@ class TableEngine:
         logprobs = np.broadcast_to(np.log(np.maximum(shares, 1e-6)), ids.shape)
         return Drafts(ids, logprobs.astype(np.float32))
 
+    @property
+    def cache(self) -> "TableEngine":
+        return self
+
     def commit(self, slot: int, past_length: int, nodes: Sequence[int]) -> None:
         rows = self.slots[slot]
         kept = [rows[past_length + node] for node in nodes]

@@ -119,8 +119,8 @@ def test_steady_steps_run_as_graphs_and_wait_once(trt_engines: BuiltEngines) -> 
         engine.verify(tokens, TREE, [6 * step])
         assert trt_engines.cuda.num_waits == waits + 1
         assert trt_engines.cuda.num_launches == launches + 1
-    engine.commit(0, 18, [0, 2])
-    engine.move(0, 0, 3)
+    engine.cache.commit(0, 18, [0, 2])
+    engine.cache.move(0, 0, 3)
     engine.close()
     engine.close()
     with pytest.raises(EngineError, match="the engine is closed"):
@@ -138,7 +138,7 @@ def test_a_batch_of_ragged_sequences_equals_each_alone(trt_engines: BuiltEngines
     together = engine.verify(tokens, TREE, lengths, logits=True).logits
     assert together is not None
     together = together.copy()
-    engine.move(2, 0, 17)
+    engine.cache.move(2, 0, 17)
     moved = engine.verify(tokens[2:], TREE, [17], logits=True).logits
     assert moved is not None
     assert np.abs(moved[0] - together[2]).max() < 0.1
