@@ -41,12 +41,12 @@ from script import (
     write_json,
 )
 
-from medusa_trt.calibration.machine import Machine
 from medusa_trt.calibration.progress import Progress
 from medusa_trt.calibration.prompts import load_mt_bench_prompts, spread_over_categories
 from medusa_trt.errors import MedusaError
 from medusa_trt.interrupts import find_interrupt_code, raise_interrupts
 from medusa_trt.runtime.bundle import Bundle
+from medusa_trt.runtime.engines.machine import Machine
 from medusa_trt.runtime.text import TextCodec
 
 _FILE_COLUMNS = 120

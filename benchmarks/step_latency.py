@@ -31,11 +31,11 @@ from script import (
 from step.floors import ArithmeticFloor, make_reader, read_products
 from step.report import StepReport, StepTable, print_report
 
-from medusa_trt.calibration.machine import Machine
 from medusa_trt.errors import MedusaError
 from medusa_trt.runtime.bundle import Bundle
 from medusa_trt.runtime.decoding.acceptance import accept_exact
 from medusa_trt.runtime.decoding.drafting import node_tokens_from_indices, tokens_from_candidates
+from medusa_trt.runtime.engines.machine import Machine
 from medusa_trt.runtime.engines.ort_cpu import OrtEngine
 from medusa_trt.tree_configs import MedusaTree, chain_tree, load_tree
 

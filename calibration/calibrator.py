@@ -23,7 +23,6 @@ from medusa_trt.calibration.latency.measurement import (
     list_missing_points,
 )
 from medusa_trt.calibration.latency.section import LatencySection
-from medusa_trt.calibration.machine import Machine
 from medusa_trt.calibration.options import (
     LatencyOptions,
     QuantizationOptions,
@@ -31,7 +30,7 @@ from medusa_trt.calibration.options import (
     ThresholdOptions,
     TreeOptions,
 )
-from medusa_trt.calibration.origin import Origin, digest_bundle
+from medusa_trt.calibration.origin import Origin
 from medusa_trt.calibration.progress import Progress
 from medusa_trt.calibration.prompts import (
     PACKAGED,
@@ -59,6 +58,7 @@ from medusa_trt.calibration.trees.tree_section import TreeSection
 from medusa_trt.errors import CalibrationError, require_extra
 from medusa_trt.files import check_writable
 from medusa_trt.runtime.bundle import Bundle
+from medusa_trt.runtime.engines.machine import Machine
 from medusa_trt.runtime.session import MedusaSession
 from medusa_trt.tree_configs import MedusaTree, chain_tree
 
@@ -85,7 +85,7 @@ class Calibrator:
         check_writable(self.folder, CalibrationError, is_folder=True)
         self._threads, self._max_length = threads, max_length
         self._machine = Machine.detect()
-        manifest, self._digest = self.bundle.manifest, digest_bundle(self.bundle)
+        manifest, self._digest = self.bundle.manifest, self.bundle.digest
         # All that step times depend on, but for the options of a calibration.
         self._fingerprint = f"{self._machine.fingerprint}, bundle {self._digest}"
         self._calibration = load_calibration(

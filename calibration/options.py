@@ -21,7 +21,7 @@ class ReplySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     Attributes:
         prompts: where the prompts come from.
         prompts_sha256: hash of the prompts themselves.
-        bundle: digest of the bundle that replies; see `digest_bundle`.
+        bundle: digest of the bundle that replies; see `Bundle.digest`.
         max_new_tokens: most tokens of each reply.
         temperature: temperature of the replies; 0 makes greedy replies.
         seed: seed of the first prompt's reply; each further prompt has the next number.

@@ -1,15 +1,12 @@
 """Where a section of the calibration report comes from."""
 
-import hashlib
 import shlex
 import sys
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 
-from medusa_trt.calibration.machine import Machine
-from medusa_trt.runtime.bundle import Bundle
-from medusa_trt.runtime.tensors import GRAPH_FILES, TREE_FILE
+from medusa_trt.runtime.engines.machine import Machine
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,11 +37,3 @@ class Origin:
             is_complete=is_complete,
             machine=machine,
         )
-
-
-def digest_bundle(bundle: Bundle) -> str:
-    """Makes a digest of the files that the measurements of a bundle depend on: all but the tree."""
-    files = bundle.manifest.files
-    names = sorted(files.keys() - {TREE_FILE, GRAPH_FILES["tree"]})
-    text = "".join(f"{name} {files[name].sha256}\n" for name in names)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -80,6 +80,14 @@ class Bundle:
         manifest.check_tree(tree)
         return cls(folder, manifest, tree)
 
+    @property
+    def digest(self) -> str:
+        """Digest of the files that measurements depend on: all but the tree."""
+        files = self.manifest.files
+        names = sorted(files.keys() - {TREE_FILE, GRAPH_FILES["tree"]})
+        text = "".join(f"{name} {files[name].sha256}\n" for name in names)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
     def graph_path(self, graph: str) -> Path:
         """Path of a graph's ONNX file; `graph` is a key of `GRAPH_FILES`."""
         return self.path / self.manifest.graphs[graph].file

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from medusa_trt.errors import GenerationError, MedusaError, PromptError
 from medusa_trt.runtime.bundle import Bundle
+from medusa_trt.runtime.decoding.calibrated_times import read_step_times
 from medusa_trt.runtime.decoding.choosing import Chooser
 from medusa_trt.runtime.decoding.decoder import Decoder
 from medusa_trt.runtime.decoding.drafting import TokenLookup
@@ -94,11 +95,13 @@ class MedusaSession:
             num_threads=num_threads,
         )
         heads, target = self.bundle.manifest.heads, self.bundle.manifest.target
+        opens_engine = engine is None and backend is None
         self.decoder = Decoder(
             self.engine,
             num_heads=0 if heads is None else heads.num_heads,
             top_k=0 if heads is None else heads.top_k,
             min_rows=target.min_rows,
+            step_times=read_step_times(self.bundle, num_threads) if opens_engine else None,
         )
         self.scheduler = Scheduler(self.engine, self.decoder)
         self._lock = threading.Lock()

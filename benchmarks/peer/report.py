@@ -8,7 +8,7 @@ from peer.load import PeerLoad, count_different, print_loads
 from rich.console import Console
 from rich.table import Table
 
-from medusa_trt.calibration.machine import Machine
+from medusa_trt.runtime.engines.machine import Machine
 
 _REFERENCES = ("transformers-fp32", "medusa-trt-fp32-plain")
 _MEDUSA = "-medusa"

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from rich.console import Console
 from rich.table import Table
 
-from medusa_trt.calibration.machine import Machine
+from medusa_trt.runtime.engines.machine import Machine
 
 _PREFILL_TOKENS = 512
 _SHARE_OF_NODES = "8"

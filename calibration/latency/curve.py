@@ -30,6 +30,7 @@ class LatencyRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
         num_steps: steps that were measured.
         step_ms: time of a whole step: heads, candidates, verify, acceptance, commit and text.
         engine_ms: the part of it that is spent inside the engine; the rest is spent in Python.
+        heads_ms: the part of it that is spent in the heads; None in older records.
         free_cores: cores that other work left meanwhile; see `CoreWatch`.
     """
 
@@ -42,6 +43,7 @@ class LatencyRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     num_steps: int
     step_ms: float
     engine_ms: float
+    heads_ms: float | None = None
     free_cores: float | None = None
 
     @property

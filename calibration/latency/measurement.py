@@ -78,7 +78,7 @@ class LatencyMeter:
         The options come from `fit_to_session`; `trees` holds a tree of each of their sizes.
         """
         self._session, self._options, self._trees = session, options, trees
-        self._machine, self._threads = machine, threads
+        self._machine, self._threads, self._heads_s = machine, threads, 0.0
         self._text = _make_long_text(session, max(options.contexts))
 
     def measure(
@@ -104,6 +104,7 @@ class LatencyMeter:
                     num_steps=num_steps,
                     step_ms=1e3 * stats.decode_s / num_steps,
                     engine_ms=1e3 * stats.engine_s / num_steps,
+                    heads_ms=1e3 * self._heads_s / num_steps,
                     free_cores=cores.count_free_cores(),
                 )
             )
@@ -129,7 +130,9 @@ class LatencyMeter:
 
     def _sample(self, context: int, num_nodes: int) -> GenerationStats:
         """Measures a few steps, after a shorter run that prepares the engine for this tree."""
+        drafter = self._session.decoder.drafter
         for num_tokens in (_WARM_UP_TOKENS, self._options.num_tokens):
+            begin_s = drafter.engine_s
             reply = self._reply(
                 self._text[:context],
                 GenerationOptions(
@@ -139,6 +142,7 @@ class LatencyMeter:
                     lookup_ngram=0,
                 ),
             )
+            self._heads_s = drafter.engine_s - begin_s
         return reply.stats
 
     def _reply(self, prompt_ids: list[int], options: GenerationOptions) -> Generation:

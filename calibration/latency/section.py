@@ -22,6 +22,7 @@ class LatencyPoint:
     step_ms: Interval
     engine_ms: float
     host_ms: float
+    heads_ms: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,6 +84,7 @@ class LatencySection:
 
 def _summarize(samples: list[LatencyRecord]) -> LatencyPoint:
     step_ms = [record.step_ms for record in samples]
+    heads_ms = [record.heads_ms for record in samples if record.heads_ms is not None]
     return LatencyPoint(
         context=samples[0].context,
         num_nodes=samples[0].num_nodes,
@@ -90,4 +92,5 @@ def _summarize(samples: list[LatencyRecord]) -> LatencyPoint:
         step_ms=Interval.from_bootstrap(float(np.median(step_ms)), resample_medians(step_ms)),
         engine_ms=float(np.median([record.engine_ms for record in samples])),
         host_ms=float(np.median([record.step_ms - record.engine_ms for record in samples])),
+        heads_ms=float(np.median(heads_ms)) if heads_ms else None,
     )

@@ -12,6 +12,7 @@ from medusa_trt.runtime.decoding.cached_views import CachedViews, view_integers,
 from medusa_trt.runtime.decoding.choosing import TokenLogprobs
 from medusa_trt.runtime.decoding.drafter import Drafter, StepPlan
 from medusa_trt.runtime.decoding.sequence import SequenceState
+from medusa_trt.runtime.decoding.step_times import StepTimes
 from medusa_trt.runtime.decoding.tracing import trace_step
 from medusa_trt.runtime.engines.base import Engine, Reductions, VerifyOutputs
 from medusa_trt.tree_configs import MedusaTree, chain_tree
@@ -35,7 +36,15 @@ class Decoder:
         num_rows: nodes of these sequences' trees.
     """
 
-    def __init__(self, engine: Engine, *, num_heads: int, top_k: int, min_rows: int) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        num_heads: int,
+        top_k: int,
+        min_rows: int,
+        step_times: StepTimes | None = None,
+    ) -> None:
         """Prepares the drafting.
 
         Args:
@@ -44,8 +53,11 @@ class Decoder:
             top_k: candidates of each head.
             min_rows: smallest number of nodes in a step; a smaller tree is padded with nodes whose
                 outputs are not read.
+            step_times: the engine's step times, if they were measured before.
         """
-        self.drafter = Drafter(engine, num_heads=num_heads, top_k=top_k, min_nodes=min_rows)
+        self.drafter = Drafter(
+            engine, num_heads=num_heads, top_k=top_k, min_nodes=min_rows, times=step_times
+        )
         self._engine, self._min_rows = engine, min_rows
         self._verify_s = 0.0
         self.num_rows = self.num_sequence_steps = 0

@@ -57,7 +57,15 @@ class Drafter:
         times: step times of the engine, from which the size of grown trees follows.
     """
 
-    def __init__(self, engine: Engine, *, num_heads: int, top_k: int, min_nodes: int) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        num_heads: int,
+        top_k: int,
+        min_nodes: int,
+        times: StepTimes | None = None,
+    ) -> None:
         """Prepares the arrays of grown trees, if the engine takes them.
 
         Args:
@@ -65,9 +73,10 @@ class Drafter:
             num_heads: number of heads; 0 where drafts come from prompt lookup alone.
             top_k: candidates of each head.
             min_nodes: smallest number of nodes of a step.
+            times: step times that were measured before.
         """
         self.engine_s = 0.0
-        self.times = StepTimes()
+        self.times = times or StepTimes()
         self._engine, self._top_k, self._min_nodes = engine, top_k, min_nodes
         self._has_heads = num_heads > 0
         self._trials = Trials(min_nodes)

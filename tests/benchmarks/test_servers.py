@@ -7,8 +7,8 @@ from peer.server import ServerReply, ServerRound
 from rich.console import Console
 from servers import ServersReport, parse_servers, print_report
 
-from medusa_trt.calibration.machine import Machine
 from medusa_trt.errors import MedusaError
+from medusa_trt.runtime.engines.machine import Machine
 
 
 def test_a_server_is_a_name_and_a_command_with_a_port() -> None:

@@ -1,5 +1,6 @@
 """Bundles: what they list, and what is refused before anything is loaded."""
 
+import dataclasses
 import json
 import re
 import shutil
@@ -7,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import onnxruntime
 import pytest
 
@@ -14,7 +16,7 @@ from medusa_trt.errors import BundleError, EngineError, MedusaError, TreeError
 from medusa_trt.runtime import bundle
 from medusa_trt.runtime import tensors as names
 from medusa_trt.runtime.bundle import Bundle, sha256_from_file
-from medusa_trt.runtime.manifest import TensorSpec
+from medusa_trt.runtime.manifest import FileSpec, TensorSpec
 from medusa_trt.runtime.session import MedusaSession
 from medusa_trt.tree_configs import chain_tree
 
@@ -253,3 +255,17 @@ def test_optional_files_are_read_only_where_listed(copy: Path) -> None:
     replace_file(copy, names.CHAT_TEMPLATE_FILE, b"\xff")
     with pytest.raises(BundleError, match=r"chat_template\.jinja is damaged"):
         Bundle.open(copy).read_optional(names.CHAT_TEMPLATE_FILE)
+
+
+@pytest.mark.parametrize(
+    ("file", "matters"), [(names.TREE_FILE, False), (names.WEIGHTS_FILE, True)]
+)
+def test_a_digest_depends_on_all_files_but_the_tree(
+    tiny_bundle: Bundle, file: str, matters: bool
+) -> None:
+    manifest = tiny_bundle.manifest
+    files = manifest.files | {file: FileSpec(1, "0" * 64)}
+    changed = dataclasses.replace(
+        tiny_bundle, manifest=msgspec.structs.replace(manifest, files=files)
+    )
+    assert (changed.digest != tiny_bundle.digest) == matters

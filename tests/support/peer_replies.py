@@ -2,7 +2,7 @@
 
 from peer.report import PeerReply, PeerReport
 
-from medusa_trt.calibration.machine import Machine
+from medusa_trt.runtime.engines.machine import Machine
 
 
 def make_report(replies: list[PeerReply]) -> PeerReport:

@@ -102,10 +102,10 @@ def _measure_and_report(
         summarize,
     )
     from medusa_trt.calibration.bench.tables import print_report
-    from medusa_trt.calibration.machine import Machine
     from medusa_trt.calibration.noise import CoreWatch
     from medusa_trt.calibration.origin import Origin
     from medusa_trt.calibration.progress import Progress
+    from medusa_trt.runtime.engines.machine import Machine
 
     options = drop_missing_heads(arguments.bench, session.bundle)
     options = fill_thresholds(options, session.bundle.manifest)

@@ -7,7 +7,7 @@ from medusa_trt.calibration.bench.measurement import ReplyRow
 from medusa_trt.calibration.bench.options import BenchOptions
 from medusa_trt.calibration.bench.report import BenchReport, BenchSetup
 from medusa_trt.calibration.bench.summary import noise_from_rows, summarize
-from medusa_trt.calibration.machine import Machine
+from medusa_trt.runtime.engines.machine import Machine
 
 GREEDY = BenchOptions(compared=("greedy",))
 

@@ -5,7 +5,6 @@ from support.latency_records import choose_by_times, latency
 
 from medusa_trt.calibration.intervals import Interval
 from medusa_trt.calibration.latency.section import LatencySection
-from medusa_trt.calibration.machine import Machine
 from medusa_trt.calibration.options import (
     LatencyOptions,
     QuantizationOptions,
@@ -31,6 +30,7 @@ from medusa_trt.calibration.threshold.summary import (
 )
 from medusa_trt.calibration.trees.heads_section import HeadsSection
 from medusa_trt.calibration.trees.tree_section import TreeSection, advice_from_choice
+from medusa_trt.runtime.engines.machine import Machine
 
 _SETTINGS = ReplySettings(prompts="packaged", prompts_sha256="")
 _ORIGIN = Origin(

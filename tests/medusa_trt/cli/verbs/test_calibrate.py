@@ -8,10 +8,9 @@ from pathlib import Path
 
 import pytest
 
-import medusa_trt.calibration.machine as machine_module
+import medusa_trt.runtime.engines.machine as machine_module
 from medusa_trt.calibration.latency.measurement import LatencyMeter
 from medusa_trt.calibration.noise import CoreWatch
-from medusa_trt.calibration.origin import digest_bundle
 from medusa_trt.calibration.report.results import Calibration, load_calibration
 from medusa_trt.cli import main as cli
 from medusa_trt.runtime.bundle import Bundle
@@ -29,7 +28,7 @@ def calibrate(*words: object) -> int:
 
 
 def report(bundle: Path) -> Calibration:
-    digest = digest_bundle(Bundle.open(bundle))
+    digest = Bundle.open(bundle).digest
     empty = Calibration(model="", target="", precision="", bundle=digest)
     return load_calibration(bundle / "calibration", empty)
 

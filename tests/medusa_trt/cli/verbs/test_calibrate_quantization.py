@@ -10,7 +10,6 @@ import pytest
 import torch
 from support.tiny_models import llama_config, save_tiny_model
 
-from medusa_trt.calibration.origin import digest_bundle
 from medusa_trt.calibration.quantization.estimate import SiteEstimator
 from medusa_trt.calibration.quantization.meter import QuantizationMeter, Text
 from medusa_trt.calibration.quantization.section import QuantizationSection
@@ -42,7 +41,7 @@ def calibrate(*words: object) -> int:
 
 
 def section_of(bundle: Path) -> QuantizationSection:
-    digest = digest_bundle(Bundle.open(bundle))
+    digest = Bundle.open(bundle).digest
     empty = Calibration(model="", target="", precision="", bundle=digest)
     found = load_calibration(bundle / "calibration", empty).quantization
     assert found is not None

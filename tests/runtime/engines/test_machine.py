@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from medusa_trt.calibration.machine import Machine
+from medusa_trt.runtime.engines.machine import Machine
 
 
 def test_a_fingerprint_changes_with_what_step_times_depend_on() -> None:

@@ -6,11 +6,18 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-from medusa_trt import __version__
 from medusa_trt.runtime.engines.cores import count_usable_cores
 from medusa_trt.runtime.engines.operators import find_library, read_kernels_name
 
-_PACKAGES = ("numpy", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx", "tokenizers")
+_PACKAGES = (
+    "medusa-trt",
+    "numpy",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "tensorrt",
+    "tensorrt-rtx",
+    "tokenizers",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,7 +45,7 @@ class Machine:
     @classmethod
     def detect(cls) -> "Machine":
         """Describes the machine that this process runs on."""
-        versions = {"medusa-trt": __version__, "python": platform.python_version()}
+        versions = {"python": platform.python_version()}
         for package in _PACKAGES:
             try:
                 versions[package] = metadata.version(package)
