@@ -26,6 +26,8 @@ class ServingOptions:
         max_body_bytes: largest body of a request; a larger one gets the status 413.
         timeout_s: most seconds for a request, from its first byte to its last token; then it gets
             the status 408.
+        client_timeout_s: most seconds that a client may take to send the headers of a request, or
+            may leave a reply unread; then its connection is closed.
         grace_s: seconds that running replies get after SIGTERM or Ctrl-C.
     """
 
@@ -37,6 +39,7 @@ class ServingOptions:
     model_name: Annotated[str | None, "--model-name NAME"] = None
     max_body_bytes: int = 4_000_000
     timeout_s: float = 600.0
+    client_timeout_s: float = 60.0
     grace_s: float = 30.0
 
     def __post_init__(self) -> None:
@@ -44,7 +47,7 @@ class ServingOptions:
         check_range(self, ServingError, "port", 0, 65535)
         check_range(self, ServingError, "max_sequences max_body_bytes", 1)
         check_range(self, ServingError, "max_queue grace_s", 0)
-        check_range(self, ServingError, "timeout_s", 0.1)
+        check_range(self, ServingError, "timeout_s client_timeout_s", 0.1)
 
     def read_api_keys(self) -> tuple[bytes, ...]:
         """Reads the keys, of which there is none without a file.

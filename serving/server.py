@@ -8,8 +8,10 @@ import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from ipaddress import ip_address
 from types import FrameType
+from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
@@ -17,6 +19,7 @@ from fastapi import FastAPI
 from medusa_trt.errors import MedusaWarning, ServingError
 from medusa_trt.runtime.session import MedusaSession
 from medusa_trt.serving.app import make_app
+from medusa_trt.serving.connection import Connection
 from medusa_trt.serving.options import ServingOptions
 
 _SEND_S = 5.0
@@ -31,26 +34,43 @@ class Server(uvicorn.Server):
 
         Args:
             app: made by `make_app`.
-            options: the grace period.
+            options: the limits of time.
         """
+        make_connection: Any = partial(Connection, client_timeout_s=options.client_timeout_s)
         super().__init__(
             uvicorn.Config(
                 app,
+                http=make_connection,
+                ws="none",
                 access_log=False,
                 log_level="warning",
                 lifespan="on",
-                timeout_graceful_shutdown=int(options.grace_s + _SEND_S) + 1,
+                timeout_graceful_shutdown=int(options.grace_s + _SEND_S) + 2,
             )
         )
         self._service, self._options = app.state.service, options
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Starts to answer."""
+        self._loop = asyncio.get_running_loop()
+        await super().startup(sockets)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Ends the server; see `ServingOptions.grace_s`."""
         self._service.is_draining = True
-        loop = asyncio.get_running_loop()
-        timer = loop.call_later(self._options.grace_s, self._service.worker.cancel_all, "shutdown")
+        loop, grace_s = asyncio.get_running_loop(), self._options.grace_s
+        timers = (
+            loop.call_later(grace_s, self._service.worker.cancel_all, "shutdown"),
+            loop.call_later(grace_s + _SEND_S, self._abort_connections),
+        )
         await super().shutdown(sockets)
-        timer.cancel()
+        for timer in timers:
+            timer.cancel()
+
+    def _abort_connections(self) -> None:
+        for connection in list(self.server_state.connections):
+            connection.transport.abort()
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -67,10 +87,10 @@ class Server(uvicorn.Server):
                 signal.signal(number, handler)
 
     def _end(self, number: int, frame: FrameType | None) -> None:
-        """Ends the server; a second Ctrl-C does not wait for replies."""
-        if self.should_exit and number == signal.SIGINT:
-            self._service.worker.cancel_all("shutdown")
-            self.force_exit = True
+        """Ends the server; a second Ctrl-C waits neither for replies nor for their clients."""
+        if self.should_exit and number == signal.SIGINT and self._loop is not None:
+            self._loop.call_soon_threadsafe(self._service.worker.cancel_all, "shutdown")
+            self._loop.call_soon_threadsafe(self._loop.call_later, 0.5, self._abort_connections)
         self.should_exit = True
 
 

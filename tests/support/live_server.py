@@ -1,5 +1,6 @@
 """A server in a thread, with real connections."""
 
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -66,13 +67,20 @@ def wait_for(condition: Any, seconds: float = 20.0) -> None:
 
 
 @contextmanager
-def running_server(session: MedusaSession, **options: Any) -> Iterator[LiveServer]:
-    """Serves a session until the end of the block."""
+def running_server(
+    session: MedusaSession, *, send_buffer: int | None = None, **options: Any
+) -> Iterator[LiveServer]:
+    """Serves a session until the end of the block.
+
+    `send_buffer` is how many bytes the system keeps for a client that does not read.
+    """
     chosen = ServingOptions(**{"port": 0, "grace_s": 2.0} | options)
     log: list[dict[str, Any]] = []
     app = make_app(session, chosen, log=log.append)
     server = Server(app, chosen)
     with open_socket(chosen) as opened:
+        if send_buffer is not None:
+            opened.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
         url = f"http://127.0.0.1:{opened.getsockname()[1]}"
         thread = threading.Thread(target=server.run, kwargs={"sockets": [opened]})
         thread.start()
