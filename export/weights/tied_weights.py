@@ -26,9 +26,7 @@ def untie_unequal(
     for name, parameter in list(model.named_parameters(remove_duplicate=False)):
         if name in stored:
             first = first_names.setdefault(id(parameter), name)
-            left, right = stored[first], stored[name]
-            is_equal = left.sizes == right.sizes and np.array_equal(left.stored(), right.stored())
-            if not is_equal:
+            if first != name and not _is_equal(stored[first], stored[name]):
                 module, _, key = name.rpartition(".")
                 untied = nn.Parameter(torch.empty_like(parameter), requires_grad=False)
                 setattr(model.get_submodule(module), key, untied)
@@ -75,3 +73,7 @@ def get_embeddings(model: PreTrainedModel) -> tuple[nn.Parameter, nn.Parameter]:
     unembedding = model.get_output_embeddings().weight
     assert isinstance(embedding, nn.Parameter) and isinstance(unembedding, nn.Parameter)
     return embedding, unembedding
+
+
+def _is_equal(left: LazyTensor, right: LazyTensor) -> bool:
+    return left.sizes == right.sizes and np.array_equal(left.stored(), right.stored())
