@@ -107,14 +107,14 @@ class StandardAttention(AttentionForm):
         return AttentionMask(
             whole.to(inputs.tables[0][0].dtype),
             self._position_ids,
-            torch.where(columns < past, columns, past + inputs.position_offsets[node_of]),
+            torch.where(columns < past, columns, past + self._gather_offsets(node_of)),
             inputs.max_length,
             self.masked,
         )
 
     def _num_nodes(self) -> int:
         """Returns T, or a tensor that the tracer takes like a symbolic size."""
-        return self._inputs.position_offsets.shape[0]
+        return self._inputs.position_offsets.shape[-1]
 
     @abstractmethod
     def _read_positions(self) -> torch.Tensor:
@@ -127,6 +127,10 @@ class StandardAttention(AttentionForm):
     @abstractmethod
     def _gather_mask(self, node_of: torch.Tensor) -> torch.Tensor:
         """Gathers (B, T, L) from the tree's mask; `node_of` is (B, L) int64, a node each row."""
+
+    def _gather_offsets(self, node_of: torch.Tensor) -> torch.Tensor:
+        """Gathers (B, L) from the nodes' depths; `node_of` is as above."""
+        return self._inputs.position_offsets[node_of]
 
     @abstractmethod
     def _hide_rest(self, nodes: torch.Tensor, is_node: torch.Tensor) -> torch.Tensor:
@@ -146,11 +150,12 @@ class ScatterAttention(StandardAttention):
     """
 
     has_position_per_row = True
+    takes_tree_per_sequence = True
     min_rows = 2
 
     def _read_positions(self) -> torch.Tensor:
         inputs = self._inputs
-        self._num_valid = inputs.past_length.max() + inputs.position_offsets.shape[0]
+        self._num_valid = inputs.past_length.max() + self._num_nodes()
         num_columns = self._num_valid.item()
         torch._check(num_columns >= 2)
         return torch.arange(num_columns)
@@ -159,7 +164,11 @@ class ScatterAttention(StandardAttention):
         return self._num_valid.reshape(1)
 
     def _gather_mask(self, node_of: torch.Tensor) -> torch.Tensor:
-        return self._inputs.tree_mask.T[node_of].transpose(1, 2)
+        mask = self._inputs.tree_mask
+        return mask.gather(2, node_of[:, None].expand(-1, mask.shape[1], -1))
+
+    def _gather_offsets(self, node_of: torch.Tensor) -> torch.Tensor:
+        return self._inputs.position_offsets.gather(1, node_of)
 
     def _hide_rest(self, nodes: torch.Tensor, is_node: torch.Tensor) -> torch.Tensor:
         return torch.where(is_node, nodes, self.masked)

@@ -24,10 +24,10 @@ def library_bundle(tiny_export) -> Bundle:  # type: ignore[no-untyped-def]
     return bundle
 
 
-@pytest.fixture
-def engine(library_bundle: Bundle) -> Iterator[OrtEngine]:
-    """An engine with three slots, which hold texts of `LENGTHS`."""
-    opened = OrtEngine(library_bundle, capacity=80, batch_size=3)
+@pytest.fixture(params=["library_bundle", "tiny_bundle"])
+def engine(request: pytest.FixtureRequest) -> Iterator[OrtEngine]:
+    """An engine with our operators or without, whose three slots hold texts of `LENGTHS`."""
+    opened = OrtEngine(request.getfixturevalue(request.param), capacity=80, batch_size=3)
     for slot, length in enumerate(LENGTHS):
         text = np.random.default_rng(slot).integers(0, 256, (1, length))
         opened.verify(text, chain_tree(length - 1), [0], rows=(0,), first_slot=slot)
