@@ -19,6 +19,7 @@ from medusa_trt.runtime.decoding.sequence import SequenceState
 from medusa_trt.runtime.decoding.step_times import StepTimes
 from medusa_trt.runtime.decoding.trials import Trials
 from medusa_trt.runtime.engines.base import Drafts, Engine, StepTree, TreeBatch
+from medusa_trt.runtime.engines.operators import find_library
 from medusa_trt.tree_configs import MedusaTree, chain_tree
 from medusa_trt.tree_configs.tree import MASKED
 
@@ -66,7 +67,7 @@ class Drafter:
         min_nodes: int,
         times: StepTimes | None = None,
     ) -> None:
-        """Prepares the arrays of grown trees, if the engine takes them.
+        """Prepares the arrays of grown trees, if the engine takes them and the library was built.
 
         Args:
             engine: runs the heads.
@@ -81,7 +82,7 @@ class Drafter:
         self._has_heads = num_heads > 0
         self._trials = Trials(min_nodes)
         self._grower = None
-        if engine.takes_new_trees:
+        if engine.takes_new_trees and find_library() is not None:
             self._grower = TreeGrower(
                 batch_size=engine.batch_size,
                 num_heads=num_heads,

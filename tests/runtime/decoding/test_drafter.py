@@ -4,8 +4,10 @@ import time
 from collections.abc import Callable, Sequence
 
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 
+import medusa_trt.runtime.decoding.drafter as drafter_module
 from medusa_trt.runtime.decoding.choosing import Chooser
 from medusa_trt.runtime.decoding.drafter import Drafter
 from medusa_trt.runtime.decoding.drafting import TokenLookup
@@ -123,3 +125,16 @@ def test_one_slow_run_of_the_heads_does_not_end_their_use() -> None:
     heads.draft = slow_once  # type: ignore[method-assign]
     run(heads, lambda nodes: 10 + nodes, 200)
     assert heads.num_drafts > 150
+
+
+def test_trees_are_fixed_where_the_library_was_not_built(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(drafter_module, "find_library", lambda: None)
+    drafter = Drafter(
+        Heads((0.6, 0.2, 0.1, 0.05)),  # type: ignore[arg-type]
+        num_heads=NUM_HEADS,
+        top_k=TOP_K,
+        min_nodes=1,
+    )
+    assert not drafter.grows_trees
+    plan = drafter.plan([state(load_tree("cartesian-2x3"))])
+    drafter.learn(plan, [state(load_tree("cartesian-2x3"))], 10, 0.01)
