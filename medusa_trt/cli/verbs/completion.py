@@ -8,6 +8,12 @@ from typing import Annotated, Literal
 from medusa_trt.cli.parser import Verb
 from medusa_trt.cli.verb_table import HELP, verb_from_name
 
+_ZSH = """\
+(( $+functions[compdef] )) || { autoload -Uz compinit && compinit }
+autoload -Uz bashcompinit && bashcompinit
+"""
+"""Lets zsh run the script for bash. Many settings of users have started compinit before."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CompletionArguments:
@@ -31,7 +37,7 @@ def print_completion(arguments: CompletionArguments) -> None:
             cases += _list_words(name, verb_from_name(name))
     lines = [f"    {_quote(case)}) words={_quote(' '.join(words))} ;;" for case, words in cases]
     template = (files("medusa_trt.cli") / "completion.sh").read_text("utf-8")
-    zsh = "autoload -U +X bashcompinit && bashcompinit\n" if arguments.shell == "zsh" else ""
+    zsh = _ZSH if arguments.shell == "zsh" else ""
     print(zsh + template.replace("    # CASES", "\n".join(lines)), end="")
 
 

@@ -1,5 +1,6 @@
-"""What a shell completes, tried in bash itself."""
+"""What a shell completes, tried in bash and zsh themselves."""
 
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -49,5 +50,26 @@ def test_words_are_completed(line: str, completed: str, script: Path) -> None:
 
 def test_zsh_takes_the_same_words(script: Path, capsys: pytest.CaptureFixture[str]) -> None:
     _, out, _ = run(capsys, "completion", "zsh")
-    assert out == "autoload -U +X bashcompinit && bashcompinit\n" + script.read_text()
+    assert out.endswith("bashcompinit\n" + script.read_text())
     assert "choose from bash, zsh" in refusal(capsys, "completion", "fish")
+
+
+TRY_ZSH = """
+source "$1"; shift; print $+functions[compdef] $_comps[medusa-trt]
+emulate sh; COMP_WORDS=("$@"); COMP_CWORD=$(( $# - 1 )); _medusa_trt; echo "${COMPREPLY[*]}"
+"""
+
+
+@pytest.mark.skipif(shutil.which("zsh") is None, reason="there is no zsh")
+def test_a_zsh_without_settings_completes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, out, _ = run(capsys, "completion", "zsh")
+    (tmp_path / "completion.zsh").write_text(out)
+    words = ["zsh", "-f", "-c", TRY_ZSH, "zsh", str(tmp_path / "completion.zsh")]
+    words += ["medusa-trt", "generate", "B", "--acceptance", "t"]
+    environment = os.environ | {"HOME": str(tmp_path), "ZDOTDIR": str(tmp_path)}
+    shown = subprocess.run(words, capture_output=True, text=True, check=True, env=environment)
+    first, second = shown.stdout.splitlines()
+    assert first.startswith("1 _bash_complete") and "_medusa_trt" in first
+    assert "typical" in second.split() and shown.stderr == ""
