@@ -18,7 +18,10 @@ from transformers.utils import GENERATION_CONFIG_NAME
 
 from medusa_trt.errors import ExportError
 from medusa_trt.export.models.adapter import merge_adapter
-from medusa_trt.export.models.checkpoint_weights import weights_from_checkpoint
+from medusa_trt.export.models.checkpoint_weights import (
+    find_weight_files,
+    weights_from_checkpoint,
+)
 from medusa_trt.export.models.end_tokens import GGUF_FIELDS, end_token_ids
 from medusa_trt.export.models.gguf import list_parts
 from medusa_trt.export.models.gguf_tokenizer import tokenizer_fields
@@ -191,6 +194,9 @@ def load_model(source: ModelSource, dtype: torch.dtype | Literal["auto"]) -> Pre
     _read_packing(config, source)  # Refuses methods that transformers would ignore.
     model = None if source.gguf is None else _load_gguf(source, source.gguf, config)
     if model is None:
+        if source.gguf is None:
+            with name_in_errors(source):
+                find_weight_files(source.location)  # Refuses what transformers would mix up.
         model = _load_with_transformers(source, config, dtype)
     for name, parameter in model.named_parameters():
         refuse_failed(array_from_tensor(parameter.detach()), f"{source.location}: {name}")

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
+import torch
 from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
@@ -49,7 +50,7 @@ def weights_from_checkpoint(
         ExportError: a file is damaged, or weights are missing, misshapen, of a type that needs a
             scale, or left over where the model has none.
     """
-    files = _find_files(location)
+    files = find_weight_files(location)
     if files is None:
         return None
     stored = _tensors_by_parameter(model, files, location, packing)
@@ -70,8 +71,12 @@ def weights_from_checkpoint(
     return weights
 
 
-def _find_files(location: str) -> list[Path] | None:
-    """Finds the checkpoint's files, downloaded where the location is a hub id."""
+def find_weight_files(location: str) -> list[Path] | None:
+    """Finds the checkpoint's files, downloaded where the location is a hub id; None without any.
+
+    Raises:
+        ExportError: shards are missing, or hold a tensor twice with different values.
+    """
     for single in _NAMES:
         # transformers too takes a whole file before an index, which may be left from another save.
         if file := find_file(location, single):
@@ -83,11 +88,32 @@ def _find_files(location: str) -> list[Path] | None:
 
 
 def _find_shards(location: str, index: Path) -> list[Path]:
-    names = sorted(set(read_weight_map(index).values()))
-    files = [find_file(location, name) for name in names]
-    if missing := [name for name, file in zip(names, files, strict=True) if file is None]:
+    weight_map = read_weight_map(index)
+    names = sorted(set(weight_map.values()))
+    found = {name: find_file(location, name) for name in names}
+    if missing := [name for name, file in found.items() if file is None]:
         raise ExportError(f"{index} lists files that are not there: {join_names(missing)}")
-    return [file for file in files if file is not None]
+    files = {name: file for name, file in found.items() if file is not None}
+    _refuse_second_versions(index, weight_map, files)
+    return list(files.values())
+
+
+def _refuse_second_versions(
+    index: Path, weight_map: Mapping[str, str], files: Mapping[str, Path]
+) -> None:
+    """Refuses shards that hold a tensor twice with different values.
+
+    The index says which file has the right one. transformers reads the last one all the same.
+    """
+    for name, file in files.items():
+        for key, tensor in map_tensors(file).items():
+            home = weight_map.get(key, name)
+            right = tensor if home == name else map_tensors(files[home]).get(key, tensor)
+            if right.dtype != tensor.dtype or not torch.equal(right, tensor):
+                raise ExportError(
+                    f"{file} holds another {key} than {home}, where {index.name} says that it is: "
+                    "remove the wrong one, or download the model again"
+                )
 
 
 def _tensors_by_parameter(

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from support.checkpoints.changed_model import Tensors, changed_model
 from support.tiny_models import llama_config, random_model, save_tiny_model
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -19,7 +20,7 @@ from medusa_trt.export.models.base_model import (
 )
 from medusa_trt.export.models.source import ModelSource, load_config, source_from_name
 from medusa_trt.export.pipeline import ExportOptions, export_bundle
-from medusa_trt.export.weights.streamed_model import supply_weights
+from medusa_trt.export.weights.streamed_model import supply_weights, tensor_from_array
 
 TOKENS = torch.arange(40)[None] * 7
 QUERY = "model.layers.0.self_attn.q_proj"
@@ -151,6 +152,28 @@ def test_a_whole_file_is_taken_before_an_index_of_another_save(tmp_path: Path) -
     model = AutoModelForCausalLM.from_pretrained(folder)
     with torch.no_grad():
         assert torch.allclose(model(TOKENS).logits, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("load", [open_base_model, load_base_model])
+@pytest.mark.parametrize("place", [0, -1])
+def test_a_tensor_in_two_shards_must_have_one_value(
+    place: int, load: Callable[[Any], BaseModel], tmp_path: Path
+) -> None:
+    """An index that reuses a file of another checkpoint; transformers reads the last shard's."""
+    save_tiny_model(tmp_path)
+    random_model(llama_config()).save_pretrained(tmp_path, max_shard_size="100KB")
+    (tmp_path / "model.safetensors").unlink()
+    index = json.loads((tmp_path / "model.safetensors.index.json").read_text())["weight_map"]
+    files, name = sorted(set(index.values())), "model.layers.0.mlp.down_proj.weight"
+    home, other = tmp_path / index[name], tmp_path / files[place]
+    assert other != home
+    expected = load_file(home)[name]
+    save_file(load_file(other) | {name: expected}, other, {"format": "pt"})
+    weights = load(source_from_name(str(tmp_path))).weights
+    assert torch.equal(tensor_from_array(weights[name].stored()), expected)
+    save_file(load_file(other) | {name: expected + 1}, other, {"format": "pt"})
+    with pytest.raises(ExportError, match=rf"{other.name} holds another {name} than {home.name}, "):
+        load(source_from_name(str(tmp_path)))
 
 
 def different_unembedding(tensors: Tensors) -> None:
