@@ -58,7 +58,6 @@ class ChatPrompt:
 
 _READS_PARTS = re.compile(r"for\s+\w+\s+in\s+\w+(\.content\b|\[['\"]content['\"]\])")
 """A template that goes through the parts of a message's content."""
-"""A message of a conversation, with "role" and "content"."""
 
 _REPLACEMENT = "\ufffd"
 """Character that tokenizers return for an unfinished character."""
@@ -95,7 +94,7 @@ class TextCodec:
         config = bundle.read_optional(names.TOKENIZER_CONFIG_FILE)
         self._template_tokens = _read_special_tokens(config)
         self._chat_template = bundle.read_optional(names.CHAT_TEMPLATE_FILE)
-        self._start_ids = _find_start_ids(self._tokenizer)
+        self._start_ids, self._num_end = _find_added_ids(self._tokenizer)
         self.eos_token_ids = bundle.manifest.model.eos_token_ids
         self._grammar_tokenizers: dict[tuple[int, ...], GrammarTokenizer] = {}
 
@@ -111,7 +110,8 @@ class TextCodec:
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Encodes a text as token ids, with the model's start token if it has one.
 
-        A text that begins with the start token gets no second one.
+        A start token in the text is not doubled. An end token, which some tokenizers add, is left
+        out: after it a model begins another text.
 
         Raises:
             PromptError: the text is not valid Unicode.
@@ -123,9 +123,11 @@ class TextCodec:
                 f"the prompt is not valid Unicode at character {error.start}: give UTF-8 text"
             ) from error
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
-        num_start = len(self._start_ids)
-        is_doubled = ids[:num_start] == ids[num_start : 2 * num_start] == self._start_ids
-        return ids[num_start:] if add_special_tokens and is_doubled else ids
+        if not add_special_tokens:
+            return ids
+        start, num_end = self._start_ids, self._num_end
+        is_doubled = ids[: len(start)] == ids[len(start) : 2 * len(start)] == start
+        return ids[len(start) * is_doubled : len(ids) - num_end]
 
     def encode_chat(self, prompt: ChatPrompt | Sequence[Message]) -> list[int]:
         """Encodes a conversation as token ids, up to the beginning of the model's reply.
@@ -329,12 +331,13 @@ class _WindowStream:
         return text
 
 
-def _find_start_ids(tokenizer: Tokenizer) -> list[int]:
-    """Finds the tokens that the tokenizer writes before each text."""
-    plain = tokenizer.encode("a", add_special_tokens=False).ids
-    ids: list[int] = tokenizer.encode("a").ids
-    starts = (i for i in range(len(ids)) if ids[i : i + len(plain)] == plain)
-    return ids[: next(starts, 0)]
+def _find_added_ids(tokenizer: Tokenizer) -> tuple[list[int], int]:
+    """Finds the tokens that the tokenizer writes before each text, and how many after it."""
+    plain, ids = (tokenizer.encode("a", add_special_tokens=added).ids for added in (False, True))
+    for start in range(len(ids)):
+        if ids[start : start + len(plain)] == plain:
+            return list(ids[:start]), len(ids) - start - len(plain)
+    return [], 0
 
 
 def _read_special_tokens(config: str | None) -> dict[str, str]:

@@ -66,7 +66,10 @@ def _encode_all(
 ) -> Iterator[tuple[str, list[int], list[int]]]:
     """Yields texts with the ids that the runtime and the tokenizer give them."""
     for text in (*MIXED_TEXT.splitlines(keepends=True), MIXED_TEXT, *PASSAGES):
-        yield text, codec.encode(text), tokenizer.encode(text)
+        model_ids = tokenizer.encode(text)
+        while model_ids[-1:] == [tokenizer.eos_token_id]:  # The runtime's texts are to go on.
+            del model_ids[-1]
+        yield text, codec.encode(text), model_ids
     for messages in _CONVERSATIONS if tokenizer.chat_template is not None else ():
         try:
             rendered = tokenizer.apply_chat_template(

@@ -100,3 +100,18 @@ def test_a_start_token_in_the_prompt_is_not_doubled(opened: Bundle) -> None:
     assert codec.encode("<s><s>a") == [start, start, letter]
     assert codec.encode("<s><s>a", add_special_tokens=False) == [start, start, letter]
     assert codec.encode("") == [start]
+
+
+def test_an_end_token_that_the_tokenizer_adds_is_left_out(opened: Bundle) -> None:
+    tokenizer = byte_tokenizer().backend_tokenizer
+    tokenizer.add_special_tokens([AddedToken(text, special=True) for text in ("<s>", "</s>")])
+    start, end = (tokenizer.token_to_id(text) for text in ("<s>", "</s>"))
+    added = [("<s>", start), ("</s>", end)]
+    for form, before in (("<s> $A </s>", [start]), ("$A </s>", []), ("$A </s> </s>", [])):
+        tokenizer.post_processor = processors.TemplateProcessing(form, None, added)
+        tokenizer.save(str(opened.path / names.TOKENIZER_FILE))
+        codec = TextCodec(opened)
+        (letter,) = codec.encode("a", add_special_tokens=False)
+        assert codec.encode("a") == [*before, letter]
+        assert codec.encode("a</s>") == [*before, letter, end], "the user's own stays"
+        assert codec.encode("") == before
