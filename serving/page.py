@@ -11,14 +11,17 @@ _FILES = {
     "page.js": "text/javascript; charset=utf-8",
     "api.js": "text/javascript; charset=utf-8",
     "reply.js": "text/javascript; charset=utf-8",
+    "markdown.js": "text/javascript; charset=utf-8",
     "tree.js": "text/javascript; charset=utf-8",
+    "icon.svg": "image/svg+xml",
 }
 
 _HEADERS = {
     # Nothing from elsewhere, and no script that stands in the text of a reply.
     "content-security-policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
-        "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+        "img-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
+        "require-trusted-types-for 'script'; trusted-types 'none'"
     ),
     "x-content-type-options": "nosniff",
     "referrer-policy": "no-referrer",

@@ -14,7 +14,8 @@ import tomllib
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = {path.parent.name for path in ROOT.glob("*/__init__.py")} - {"medusa_trt"}
-DATA = {".gz", ".sh", ".html", ".css", ".js", ".json", ".jsonl", ".jinja", ".safetensors", ".typed"}
+DATA = {".gz", ".sh", ".html", ".css", ".js", ".svg", ".json", ".jsonl", ".jinja", ".typed"}
+DATA |= {".safetensors"}
 CONFIG = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
 
 BUILD = """

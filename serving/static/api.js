@@ -2,8 +2,7 @@
 
 /** Reads the name of the model. Throws an Error with the server's message. */
 export async function readModel(key) {
-  const response = await fetch("v1/models", { headers: makeHeaders(key) });
-  if (!response.ok) throw new Error(await readError(response));
+  const response = await call("v1/models", { headers: makeHeaders(key) });
   return (await response.json()).data[0].id;
 }
 
@@ -12,13 +11,12 @@ export async function readModel(key) {
  * the AbortError of the signal.
  */
 export async function* streamReply(body, key, signal) {
-  const response = await fetch("v1/chat/completions", {
+  const response = await call("v1/chat/completions", {
     method: "POST",
     headers: makeHeaders(key),
     body: JSON.stringify({ ...body, stream: true, stream_options: { include_usage: true } }),
     signal,
   });
-  if (!response.ok) throw new Error(await readError(response));
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   let rest = "";
   let isComplete = false;
@@ -40,6 +38,21 @@ export async function* streamReply(body, key, signal) {
     }
   }
   if (!isComplete) throw new Error("the connection ended before the reply did");
+}
+
+/** Returns a good response; an Error of another one has its `status`. */
+async function call(path, options) {
+  let response;
+  try {
+    response = await fetch(path, options);
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    throw new Error("the server does not answer: look whether it runs");
+  }
+  if (!response.ok) {
+    throw Object.assign(new Error(await readError(response)), { status: response.status });
+  }
+  return response;
 }
 
 function makeHeaders(key) {

@@ -37,13 +37,20 @@ async function run(work) {
     return true;
   } catch (error) {
     if (error.name === "AbortError") current?.note("stopped");
-    else addElement($("messages"), "div", "message error").textContent = error.message;
+    else showError(error);
     return false;
   } finally {
     stopper = null;
     setBusy(false);
     scrollDown();
   }
+}
+
+function showError(error) {
+  const box = addElement($("messages"), "div", "message error");
+  box.setAttribute("role", "alert");
+  box.textContent = error.message;
+  askForKey(error);
 }
 
 function setBusy(isBusy) {
@@ -67,21 +74,37 @@ async function send() {
   const isComplete = await run((signal) => fill(reply, lastQuestion, $("drafts").value, signal));
   if (isComplete || reply.text) conversation.push({ role: "assistant", content: reply.text });
   else conversation.pop();
+  if (!isComplete && !reply.text) $("prompt").value = text;
   if (!reply.steps.length) reply.element.remove();
 }
 
-/** Streams an answer into a reply. */
+/** Streams an answer into a reply, and draws it as it grows. */
 async function fill(reply, question, drafts, signal) {
-  const body = { messages: question.messages, ...question.settings, ...DRAFTS[drafts] };
   let finish = null;
-  for await (const chunk of streamReply({ ...body, steps: true }, $("key").value, signal)) {
+  let isWaiting = false;
+  const draw = () => {
+    isWaiting = false;
     const isAtEnd = nearEnd();
-    reply.add(chunk);
-    finish = chunk.choices[0]?.finish_reason ?? finish;
+    reply.draw();
     if (reply === current && follows) show(reply.steps.length - 1);
     if (isAtEnd) scrollDown();
+  };
+  const body = makeBody(question, drafts);
+  try {
+    for await (const chunk of streamReply({ ...body, steps: true }, $("key").value, signal)) {
+      reply.add(chunk);
+      finish = chunk.choices[0]?.finish_reason ?? finish;
+      if (!isWaiting) requestAnimationFrame(draw);
+      isWaiting = true;
+    }
+  } finally {
+    draw();
   }
   if (finish === "length") reply.note(`cut after ${reply.numTokens} tokens, the longest reply`);
+}
+
+function makeBody(question, drafts) {
+  return { messages: question.messages, ...question.settings, ...DRAFTS[drafts] };
 }
 
 /** Makes the last reply again, without drafts and then with them, and shows both rates. */
@@ -94,7 +117,9 @@ async function compare() {
       const runs = (replies[drafts] ??= []);
       showComparison(replies, `making the reply, ${drafts === "plain" ? "plain" : "with Medusa"}`);
       const reply = new Reply(hidden, () => {});
-      await fill(reply, question, drafts, signal);
+      // Nothing is asked for or drawn here that would slow the server down.
+      const body = makeBody(question, drafts);
+      for await (const chunk of streamReply(body, $("key").value, signal)) reply.add(chunk);
       runs.push(reply);
     }
     showComparison(replies, null);
@@ -200,7 +225,15 @@ async function connect() {
     $("state").textContent = "";
   } catch (error) {
     $("state").textContent = error.message;
+    askForKey(error);
   }
+}
+
+/** Opens the settings at the field for the key, if that is what the server misses. */
+function askForKey(error) {
+  if (error.status !== 401) return;
+  $("settings").open = true;
+  $("key").focus();
 }
 
 function move(index) {
@@ -219,6 +252,9 @@ $("prompt").addEventListener("keydown", (event) => {
     event.preventDefault();
     send();
   }
+});
+document.addEventListener("keydown", (event) => {
+  if (event.key === "Escape") stopper?.abort();
 });
 $("stop").addEventListener("click", () => stopper?.abort());
 $("compare").addEventListener("click", compare);

@@ -1,4 +1,6 @@
-// A reply on the page: its pieces, one for each step, with code blocks set apart.
+// A reply on the page: its pieces, one for each step.
+
+import { renderMarkdown } from "./markdown.js";
 
 /** The text of a reply that grows, and the steps that made it. */
 export class Reply {
@@ -31,12 +33,12 @@ export class Reply {
       this.pieces.push(text);
       this.text += text;
     }
-    this.draw();
   }
 
-  /** Tokens per second after the first part; null as long as there is none. */
+  /** Tokens per second after the first; the server counts them at the end. */
   get rate() {
-    const later = this.steps.slice(1).reduce((sum, step) => sum + step.added.length, 0);
+    const drawn = this.steps.slice(1).reduce((sum, step) => sum + step.added.length, 0);
+    const later = this.numTokens ? this.numTokens - 1 : drawn;
     return later ? later / ((this.lastTime - this.firstTime) / 1e3) : null;
   }
 
@@ -53,42 +55,29 @@ export class Reply {
     addElement(this.element, "p", "note").textContent = text;
   }
 
-  /** Draws the pieces; what stands between two lines that begin with ``` is code. */
+  /** Draws the text; each part of it belongs to the step that added it. */
   draw() {
-    const lines = [[]];
-    this.pieces.forEach((text, index) => {
-      text.split("\n").forEach((part, place) => {
-        if (place > 0) lines.push([]);
-        if (part) lines.at(-1).push([part, index]);
-      });
-    });
-    const fragment = document.createDocumentFragment();
-    let isCode = false;
-    let block = null;
-    for (const line of lines) {
-      const isFence = line.map(([part]) => part).join("").trimStart().startsWith("```");
-      if (isFence) {
-        isCode = !isCode;
-        this.addLine(addElement(fragment, "div", "fence"), line);
-        block = null;
-        continue;
+    const ends = [];
+    for (const text of this.pieces) ends.push((ends.at(-1) ?? 0) + text.length);
+    const addText = (parent, start, end) => {
+      let index = ends.findIndex((pieceEnd) => pieceEnd > start);
+      while (start < end) {
+        const next = Math.min(end, ends[index]);
+        if (next > start) this.addPiece(parent, this.text.slice(start, next), index);
+        start = next;
+        index += 1;
       }
-      if (block) block.append("\n");
-      else block = addElement(fragment, isCode ? "pre" : "div", isCode ? "code" : "text");
-      this.addLine(block, line);
-    }
-    this.body.replaceChildren(fragment);
+    };
+    this.body.replaceChildren(renderMarkdown(this.text, addText));
   }
 
-  addLine(block, line) {
-    for (const [part, index] of line) {
-      const piece = addElement(block, "span", "piece");
-      const isSingle = this.steps[index].added.length < 2;
-      piece.classList.add(isSingle ? "single" : index % 2 ? "odd" : "even");
-      piece.classList.toggle("shown", index === this.shown);
-      piece.dataset.step = index;
-      piece.textContent = part;
-    }
+  addPiece(parent, text, index) {
+    const piece = addElement(parent, "span", "piece");
+    const isSingle = this.steps[index].added.length < 2;
+    piece.classList.add(isSingle ? "single" : index % 2 ? "odd" : "even");
+    piece.classList.toggle("shown", index === this.shown);
+    piece.dataset.step = index;
+    piece.textContent = text;
   }
 }
 

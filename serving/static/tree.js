@@ -2,6 +2,7 @@
 
 const SPACE = "http://www.w3.org/2000/svg";
 const [ROW, HEIGHT, GAP, CHARACTER, LONGEST] = [28, 22, 34, 7.3, 14];
+const SCALE = 1.2;
 
 /** Makes the text of a token visible: spaces at its ends, line breaks, length. */
 export function showToken(token) {
@@ -34,7 +35,9 @@ export function drawTree(step) {
   const numRows = placeRows(nodes[0], 0);
   const columns = placeColumns(nodes);
 
-  const svg = make("svg", { role: "img", width: columns.end + 2, height: numRows * ROW + 4 });
+  const [width, height] = [columns.end + 2, numRows * ROW + 4];
+  const size = { width: SCALE * width, height: SCALE * height };
+  const svg = make("svg", { role: "img", viewBox: `0 0 ${width} ${height}`, ...size });
   make("title", {}, svg).textContent = describe(step);
   for (const node of nodes) {
     node.x = columns.starts[node.depth] + 1;
