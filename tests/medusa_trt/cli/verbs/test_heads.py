@@ -107,7 +107,7 @@ def test_convert_writes_a_folder(
     [
         (["inspect", "nowhere"], "no heads at nowhere"),
         (["inspect", "."], "several files"),
-        (["inspect", "broken.pt"], "cannot read heads from broken.pt"),
+        (["inspect", "broken.pt"], "cannot read broken.pt"),
         (["convert", "heads.safetensors", "--to", "v3", "--output", "o"], "unknown head format"),
         (["convert", "heads.safetensors", "--to", "tgi-v1", "--output", "o"], "give --model"),
         (
