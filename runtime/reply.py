@@ -97,6 +97,7 @@ class Reply:
     Attributes:
         finish_reason: None while the reply grows.
         token_ids: the tokens so far.
+        num_cached: number of prompt tokens that were in the cache already.
         logprobs: their log-probabilities, if requested.
     """
 
@@ -129,7 +130,7 @@ class Reply:
         """
         self.finish_reason: FinishReason | None = None
         self.token_ids: list[int] = []
-        self._num_prompt, self._num_cached = num_prompt, 0
+        self._num_prompt, self.num_cached = num_prompt, 0
         self._limit, self._limit_reason = limit, limit_reason
         self._stop_ids, self._stop = frozenset(stop_ids), tuple(stop)
         self._text_stream = text_stream
@@ -145,7 +146,7 @@ class Reply:
 
     def begin(self, num_cached: int) -> None:
         """Starts the clock; `num_cached` prompt tokens are in the cache already."""
-        self._num_cached = num_cached
+        self.num_cached = num_cached
         self._start_s = self._first_s = time.perf_counter()
 
     def add(self, added: Added, engine_s: float) -> StreamEvent | None:
@@ -180,7 +181,7 @@ class Reply:
             self._text = self._text_stream.push(self.token_ids)
         stats = GenerationStats(
             prompt_tokens=self._num_prompt,
-            cached_tokens=self._num_cached,
+            cached_tokens=self.num_cached,
             new_tokens=len(self.token_ids),
             accept_lengths=tuple(self._accept_lengths),
             prefill_s=self._first_s - self._start_s,

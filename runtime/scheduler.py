@@ -2,7 +2,7 @@
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from heapq import heappop, heappush
 from itertools import count
 from time import perf_counter
@@ -37,6 +37,32 @@ class Request:
     state: SequenceState
 
 
+@dataclass(slots=True)
+class Counts:
+    """What a scheduler has done so far.
+
+    Attributes:
+        prompt_tokens: tokens of the prompts that were read.
+        cached_tokens: those that were in the cache already.
+        new_tokens: tokens of replies.
+        accepted_drafts: those of them that were drafts, by their depth in the tree, from 1 on.
+    """
+
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    new_tokens: int = 0
+    accepted_drafts: list[int] = field(default_factory=list)
+
+    def add_step(self, num_new: int, num_verified: int) -> None:
+        """Counts a step that verified so many tokens, of which a reply took `num_new`."""
+        self.new_tokens += num_new
+        num_accepted = min(num_new, num_verified - 1)
+        if num_accepted > len(self.accepted_drafts):
+            self.accepted_drafts += [0] * (num_accepted - len(self.accepted_drafts))
+        for place in range(num_accepted):
+            self.accepted_drafts[place] += 1
+
+
 class RequestEvent(NamedTuple):
     """What a step did for one request.
 
@@ -57,6 +83,9 @@ class Scheduler:
     A step reads a part of one waiting prompt, then advances all running replies. So running replies
     never wait longer than for one part. Waiting requests are taken in by priority, then in the
     order of their arrival. Nothing here is safe to call from two threads at once, but `cancel`.
+
+    Attributes:
+        counts: what it has done; another thread may read it.
     """
 
     def __init__(
@@ -86,6 +115,7 @@ class Scheduler:
         self._cancelled: deque[int] = deque()
         self._late_events: list[RequestEvent] = []
         self._token_ms = 0.0
+        self.counts = Counts()
 
     @property
     def num_running(self) -> int:
@@ -96,6 +126,14 @@ class Scheduler:
     def num_waiting(self) -> int:
         """Number of requests that wait for a slot."""
         return len(self._waiting)
+
+    @property
+    def num_cached_tokens(self) -> int:
+        """Number of tokens of running requests in the KV cache; another thread may ask for it."""
+        requests = [request for _, request in list(self._running)]
+        if (reading := self._reading) is not None:
+            requests.append(reading[1])
+        return sum(request.state.past_length for request in requests)
 
     @property
     def is_idle(self) -> bool:
@@ -249,7 +287,13 @@ class Scheduler:
             self._running[place] = last
 
     def _add(self, number: int, request: Request, added: Added, events: list[RequestEvent]) -> None:
+        num_before = len(request.reply.token_ids)
         event = request.reply.add(added, self._decoder.engine_s)
+        num_new = len(request.reply.token_ids) - num_before
+        self.counts.add_step(num_new, len(added[0]))
+        if num_before == 0:
+            self.counts.prompt_tokens += len(request.prompt_ids)
+            self.counts.cached_tokens += request.reply.num_cached
         if request.reply.finish_reason is not None:
             generation = request.reply.finish(self._decoder.engine_s)
             last = event or StreamEvent([], request.reply.take_new_text(), 0)

@@ -68,7 +68,12 @@ def make_app(
     )
     app.state.service = service
     add_error_replies(app)
-    app.add_middleware(Gate, options=options, api_keys=options.read_api_keys(), log=log)
+
+    def note(described: dict[str, object]) -> None:
+        service.metrics.note_answer(described, {getattr(route, "path", "") for route in app.routes})
+        log(described)
+
+    app.add_middleware(Gate, options=options, api_keys=options.read_api_keys(), log=note)
     _add_replies(app, service)
     _add_tokens(app, service)
     _add_states(app, service)

@@ -46,7 +46,12 @@ class Service:
         self.model_name = options.model_name or session.bundle.manifest.model.name
         self.tool_template = ToolTemplate(session.text)
         self.metrics = Metrics(session, self.model_name)
-        self.worker = Worker(session, note_end=self._note_end, report_fault=write_fault)
+        self.worker = Worker(
+            session,
+            note_step=self.metrics.note_step,
+            note_end=self._note_end,
+            report_fault=write_fault,
+        )
         self.is_draining = False
         self._num_reserved = 0
         self._mean_s = 1.0
@@ -132,6 +137,7 @@ class Service:
             )
         num_live = self.worker.num_live + self._num_reserved
         if num_live + num_replies > limit:
+            self.metrics.note_rejection(num_replies)
             wait_s = math.ceil(self._mean_s * num_live / options.max_sequences)
             raise ApiError(
                 429,

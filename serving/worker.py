@@ -45,6 +45,7 @@ class Worker:
         self,
         session: MedusaSession,
         *,
+        note_step: Callable[[], None],
         note_end: Callable[[Ticket, RequestEvent], None],
         report_fault: Callable[[BaseException], None],
     ) -> None:
@@ -52,11 +53,12 @@ class Worker:
 
         Args:
             session: nobody else may step it.
+            note_step: is called after each step, in the worker's thread.
             note_end: gets the last event of each request, in the event loop's thread.
             report_fault: gets errors that nobody expected, in the worker's thread.
         """
         self._session = session
-        self._note_end, self._report_fault = note_end, report_fault
+        self._note_step, self._note_end, self._report_fault = note_step, note_end, report_fault
         self._orders: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._tickets: dict[int, Ticket] = {}
         self._live: set[Ticket] = set()
@@ -113,6 +115,7 @@ class Worker:
                 # The scheduler has ended the replies of this step, and its next step tells of it.
                 self._report_fault(error)
                 continue
+            self._note_step()
             if results:
                 self._hand_out(results)
 

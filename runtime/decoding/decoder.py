@@ -33,6 +33,7 @@ class Decoder:
     Attributes:
         drafter: makes the trees.
         num_sequence_steps: sequences in all steps so far.
+        num_drafting_steps: those whose trees had drafts.
         num_rows: nodes of these sequences' trees.
     """
 
@@ -60,7 +61,7 @@ class Decoder:
         )
         self._engine, self._min_rows = engine, min_rows
         self._verify_s = 0.0
-        self.num_rows = self.num_sequence_steps = 0
+        self.num_rows = self.num_sequence_steps = self.num_drafting_steps = 0
         self._viewing: Sequence[SequenceState] = ()
         self._argmax = CachedViews(view_integers)
         self._hidden = CachedViews(view_states)
@@ -141,6 +142,7 @@ class Decoder:
             rows = range(tree.num_nodes)
             tree, tokens = self._pad(tree), [[*ids, *[ids[-1]] * num_unread] for ids in tokens]
         self.num_sequence_steps += len(states)
+        self.num_drafting_steps += len(states) if plan.tree.num_nodes > 1 else 0
         self.num_rows += len(states) * plan.tree.num_nodes
         past_lengths = [state.past_length for state in states]
         self._keep_hidden(states)
