@@ -45,17 +45,17 @@ class Worker:
         self,
         session: MedusaSession,
         *,
-        note_step: Callable[[], None],
         note_end: Callable[[Ticket, RequestEvent], None],
         report_fault: Callable[[BaseException], None],
+        note_step: Callable[[], None] = lambda: None,
     ) -> None:
         """Prepares the thread; `start` starts it.
 
         Args:
             session: nobody else may step it.
-            note_step: is called after each step, in the worker's thread.
             note_end: gets the last event of each request, in the event loop's thread.
             report_fault: gets errors that nobody expected, in the worker's thread.
+            note_step: is called after each step, in the worker's thread.
         """
         self._session = session
         self._note_step, self._note_end, self._report_fault = note_step, note_end, report_fault
