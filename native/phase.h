@@ -38,22 +38,30 @@ class Phase {
 
   bool is_done() const { return done_.count.load(std::memory_order_acquire) >= end_[1]; }
 
-  // Returns the number of pieces that this thread did.
+  // Returns the number of pieces that this thread did. It takes several at once as long as many are
+  // left, and reports them together: a counter waits until other threads' caches have given up what
+  // the pieces wrote.
   template <typename Task>
   int64_t take(int half, const Task& task) {
     int64_t count = 0;
-    for (int turn = 0; turn < 2; ++turn, half = 1 - half)
-      while (!is_taken(half)) {
-        const int64_t index = next_[half].count.fetch_add(1, std::memory_order_relaxed);
-        if (index >= end_[half]) break;
-        task(index);
-        done_.count.fetch_add(1, std::memory_order_release);
-        ++count;
+    for (int turn = 0; turn < 2; ++turn, half = 1 - half) {
+      std::atomic<int64_t>& next = next_[half].count;
+      int64_t index = next.load(std::memory_order_relaxed);
+      while (index < end_[half]) {
+        const int64_t end = index + (end_[half] - index + kShare - 1) / kShare;
+        if (!next.compare_exchange_weak(index, end, std::memory_order_relaxed)) continue;
+        count += end - index;
+        for (; index < end; ++index) task(index);
+        index = next.load(std::memory_order_relaxed);
       }
+    }
+    if (count > 0) done_.count.fetch_add(count, std::memory_order_release);
     return count;
   }
 
  private:
+  static constexpr int64_t kShare = 4;  // of the pieces that are left, one part is taken at once
+
   struct alignas(64) Counter {
     std::atomic<int64_t> count{0};
   };
