@@ -1,12 +1,17 @@
 """Writes the scripts and pinned requirements that build a bundle's engines and serve them."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
 from medusa_trt.errors import BuildError
+from medusa_trt.export.deploy.cluster.manifests import (
+    render_compose,
+    render_kubernetes,
+    render_ray,
+)
 from medusa_trt.export.deploy.jetson import (
     JETSON_TENSORRT,
     render_build_script,
@@ -35,6 +40,13 @@ _PACKAGES = {
     "jetson": ("onnx-ir",),
 }
 """Packages that are pinned to the version installed here."""
+
+_EXTRAS: dict[str, tuple[str, ...]] = {
+    "grammar": ("llguidance",),
+    "serve": ("fastapi", "uvicorn", "prometheus-client"),
+    "scale": ("fastapi", "uvicorn", "prometheus-client"),
+}
+"""Packages of medusa-trt's extras that are pinned too; Ray's version is that of the cluster."""
 
 _PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 _IMAGE = f"docker.io/library/python:{_PYTHON}-slim"
@@ -78,7 +90,7 @@ def deploy(bundle: Bundle, kind: str, output: Path, *, overwrite: bool = False) 
 
     Args:
         bundle: the bundle that will run there; the scripts expect it in `bundle/` beside them.
-        kind: "jetson", "container" or "triton".
+        kind: a name in `KINDS`.
         output: the folder to write; it appears whole or not at all.
         overwrite: replace files in a folder that exists.
 
@@ -121,6 +133,24 @@ def _container(bundle: Bundle) -> dict[str, Artifact]:
     return _container_artifacts("container", target, _IMAGE, _PYTHON, ["bundle"])
 
 
+def _kubernetes(bundle: Bundle) -> dict[str, Artifact]:
+    return _container(bundle) | _as_artifacts(render_kubernetes(bundle))
+
+
+def _compose(bundle: Bundle) -> dict[str, Artifact]:
+    return _container(bundle) | _as_artifacts(render_compose(bundle))
+
+
+def _ray(bundle: Bundle) -> dict[str, Artifact]:
+    target = _check_target(bundle, "ray", _CONTAINED)
+    requirements = _requirements(target, ("scale", "grammar"))
+    return {"requirements.txt": Artifact(requirements)} | _as_artifacts(render_ray(bundle))
+
+
+def _as_artifacts(texts: Mapping[str, str]) -> dict[str, Artifact]:
+    return {name: Artifact(text) for name, text in texts.items()}
+
+
 def _triton(bundle: Bundle) -> dict[str, Artifact]:
     target = _check_target(bundle, "triton", _CONTAINED)
     values = {"target": target, "model_name": _TRITON_MODEL}
@@ -145,11 +175,13 @@ def _container_artifacts(
         "folders": folders,
         "builds_engines": TARGETS[target].product is not None,
         "model_name": _TRITON_MODEL,
+        "serves": kind == "container",
     }
+    extras = ("serve", "grammar") if kind == "container" else ("grammar",)
     return {
         "Containerfile": Artifact(render_template("containerfile", values)),
         "wheels/README.txt": Artifact(_WHEELS.format(python=python)),
-        "requirements.txt": Artifact(_requirements(target)),
+        "requirements.txt": Artifact(_requirements(target, extras)),
         "start.sh": Artifact(render_template(f"{kind}_start.sh", values), runs=True),
         "health_check.sh": Artifact(render_template(f"{kind}_health_check.sh", values), runs=True),
     }
@@ -166,8 +198,10 @@ def _check_target(bundle: Bundle, kind: str, targets: tuple[str, ...]) -> str:
     return target
 
 
-def _requirements(place: str) -> str:
-    names = dict.fromkeys((*PINS[place], *_PACKAGES[place], *_COMMON))
+def _requirements(place: str, extras: tuple[str, ...] = ()) -> str:
+    """Returns the requirements of a place; extras are those of medusa-trt."""
+    added = [name for extra in extras for name in _EXTRAS[extra]]
+    names = dict.fromkeys((*PINS[place], *_PACKAGES[place], *_COMMON, *added))
     lines = [f"{name}=={PINS[place].get(name) or version(name)}" for name in names]
     if place == "jetson":
         head = [
@@ -176,7 +210,7 @@ def _requirements(place: str) -> str:
             f"medusa-trt=={version('medusa-trt')}",
         ]
     else:
-        head = [f"medusa-trt[{place},grammar]=={version('medusa-trt')}"]
+        head = [f"medusa-trt[{','.join((place, *extras))}]=={version('medusa-trt')}"]
     return "\n".join([*head, *lines]) + "\n"
 
 
@@ -184,5 +218,8 @@ KINDS: dict[str, Callable[[Bundle], dict[str, Artifact]]] = {
     "jetson": _jetson,
     "container": _container,
     "triton": _triton,
+    "kubernetes": _kubernetes,
+    "compose": _compose,
+    "ray": _ray,
 }
 """Function that makes the files of each kind of deployment."""

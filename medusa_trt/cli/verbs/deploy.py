@@ -1,4 +1,4 @@
-"""`medusa-trt deploy`: writes the files that a device or a container needs to run a bundle."""
+"""`medusa-trt deploy`: writes what a device, a container or a cluster needs to run a bundle."""
 
 import sys
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from medusa_trt.errors import require_extra
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeployArguments(BundleArguments):
-    """Write the files that a device or a container needs to run a bundle.
+    """Write the files that a device, a container or a cluster needs to run a bundle.
 
     Attributes:
         kind: where the bundle will run.
@@ -20,7 +20,7 @@ class DeployArguments(BundleArguments):
         overwrite: replace files that exist.
     """
 
-    kind: Literal["jetson", "container", "triton"]
+    kind: Literal["container", "compose", "kubernetes", "ray", "triton", "jetson"]
     output: Annotated[Path | None, "--output FOLDER"] = None
     overwrite: bool = False
 
@@ -35,7 +35,8 @@ def deploy(arguments: DeployArguments) -> None:
     bundle = Bundle.open(arguments.bundle)
     for file in write_files(bundle, arguments.kind, output, overwrite=arguments.overwrite):
         print(file)
-    print(f"copy the bundle to {output / 'bundle'}", file=sys.stderr)
+    place = "/app/bundle of each machine" if arguments.kind == "ray" else output / "bundle"
+    print(f"copy the bundle to {place}", file=sys.stderr)
 
 
 VERBS = {"deploy": Verb(DeployArguments, deploy)}

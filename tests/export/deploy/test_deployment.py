@@ -4,6 +4,8 @@ import math
 import re
 import subprocess
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from importlib.metadata import version
 from pathlib import Path
 
@@ -140,19 +142,30 @@ def test_the_image_has_the_python_of_the_wheel(trt_bundle: Bundle, tmp_path: Pat
     )
 
 
-def test_the_health_check_opens_no_session(trt_bundle: Bundle, tmp_path: Path) -> None:
+@pytest.mark.parametrize("status", [200, 503])
+def test_the_health_check_asks_the_server(status: int, trt_bundle: Bundle, tmp_path: Path) -> None:
+    asked = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            self.send_response(status)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None: ...
+
     deploy(trt_bundle, "container", tmp_path / "out")
-    script = tmp_path / "out" / "health_check.sh"
-    for name, code in (("/app/medusa-trt", 0), ("/app/start.sh", 1)):
-        command = ["bash", "-c", f"exec -a {name} sleep 60"]
-        with subprocess.Popen(command) as process:
-            try:
-                command_line = Path(f"/proc/{process.pid}/cmdline")  # empty for a moment of exec
-                while not command_line.read_bytes().startswith(name.encode()):
-                    pass
-                assert subprocess.run(["bash", script, str(process.pid)]).returncode == code
-            finally:
-                process.kill()
+    server = HTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.handle_request)
+    thread.start()
+    command = ["bash", str(tmp_path / "out/health_check.sh"), str(server.server_port)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    thread.join()
+    server.server_close()
+    assert asked == ["/health"] and (done.returncode == 0) == (status == 200)
+    refused = subprocess.run(command, capture_output=True, text=True)
+    assert refused.returncode == 1 and refused.stderr.count("\n") == 1
 
 
 def test_a_container_for_the_cpu_can_compile_the_operators(
@@ -176,15 +189,18 @@ def test_a_container_builds_engines_until_there_are_some(
     (engines / "tensorrt-rtx-sm86" / "engines.json").touch()
     (engines / ".tensorrt-sm86.partial-1").mkdir()  # as a build leaves it that was killed
 
-    def run() -> list[str]:
-        command, path = [out / "start.sh"], f"{tools}:/usr/bin:/bin"
+    def run(*arguments: str) -> list[str]:
+        command, path = [str(out / "start.sh"), *arguments], f"{tools}:/usr/bin:/bin"
         done = subprocess.run(command, check=True, env={"PATH": path}, capture_output=True)
         return done.stdout.decode().splitlines()
 
-    assert run() == ["build bundle", "chat bundle"]
+    serve = "serve bundle --host 0.0.0.0 --port 8000"
+    assert run() == ["build bundle", serve]
     (engines / "tensorrt-sm86").mkdir()
     (engines / "tensorrt-sm86" / "engines.json").touch()
-    assert run() == ["chat bundle"]
+    assert run() == [serve]
+    assert run("--max-sequences", "2") == [f"{serve} --max-sequences 2"]
+    assert run("medusa-trt", "bench", "bundle") == ["bench bundle"]
 
 
 def test_deploying_again_keeps_the_bundle_that_was_copied_there(

@@ -1,0 +1,1 @@
+"""Manifests for what runs several containers or processes: Kubernetes, KServe, Compose, Ray."""
