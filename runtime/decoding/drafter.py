@@ -119,15 +119,21 @@ class Drafter:
     def learn(
         self, plan: StepPlan, states: Sequence[SequenceState], past: float, step_s: float
     ) -> None:
-        """Takes the time of the step without the heads; `past` is the mean of cached tokens."""
-        if self._grower is None:
+        """Takes the time of a step whose trees can grow, without the heads.
+
+        Args:
+            plan: the step's plan.
+            states: its sequences.
+            past: their mean number of cached tokens.
+            step_s: the time in seconds.
+        """
+        if self._grower is None or states[0].tree is not None:
             return
         count, num_nodes = len(states), max(plan.tree.num_nodes, self._min_nodes)
         ms = 1e3 * step_s
         self.times.add(count * num_nodes, past, ms)
-        if states[0].tree is None:
-            ms = ms / self.times.load + plan.heads_ms
-            self._trials.note_step(self.times, count, num_nodes, ms, plan.is_trial)
+        ms = ms / self.times.load + plan.heads_ms
+        self._trials.note_step(self.times, count, num_nodes, ms, plan.is_trial)
 
     def _plan_fixed(self, states: Sequence[SequenceState], tree: MedusaTree) -> StepPlan:
         """One fixed tree for all; where tokens can be copied, a chain of as many nodes."""

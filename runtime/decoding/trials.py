@@ -20,6 +20,9 @@ _SHARE = 0.02
 _FIRST_SHARE, _MOST_SHARE = 0.5, 1.2
 """Share of a plain step's time that trials may cost at the beginning, and at most at once."""
 
+_EVERY = 4
+"""Steps from one look for a trial to the next; a look takes some 10 us."""
+
 _SURPRISE = 1.25
 """Factor between an expected and a true time, from which on a size is tried again soon."""
 
@@ -52,7 +55,7 @@ class Trials:
             count: number of sequences.
             most: largest number of nodes.
         """
-        if count not in self._usual or self._saved_ms is None:
+        if self._num_steps % _EVERY or count not in self._usual or self._saved_ms is None:
             return None
         usual, _, usual_ms = self._usual[count]
         for size in (self._min_nodes, *_NEIGHBOURS[usual]):

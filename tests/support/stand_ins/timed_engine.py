@@ -35,12 +35,20 @@ StepMs = Callable[[int, float], float]
 """Milliseconds of a step by rows and by seconds since the beginning."""
 
 
+class NoCache:
+    """The cache of an engine that keeps nothing."""
+
+    def commit(self, slot: int, past_length: int, nodes: Sequence[int]) -> None:
+        pass
+
+
 class TimedEngine:
     """An `Engine` on a simulated clock.
 
     Attributes:
         now_s: the clock, which only steps and heads advance.
         reply: number of the recorded reply.
+        cache: keeps nothing.
         sizes: number of nodes of each step.
     """
 
@@ -65,6 +73,7 @@ class TimedEngine:
             seed: seed of the noise.
         """
         self.now_s, self.sizes, self.reply = 0.0, list[int](), 0
+        self.cache = NoCache()
         self._step_ms, self._heads_ms = step_ms, heads_ms
         self._noise, self._spikes, self._random = noise, spikes, random.Random(seed)
 
@@ -94,9 +103,6 @@ class TimedEngine:
                 ids[0, head, rank] = position + 1 + head
         self._spend(self._heads_ms)
         return Drafts(ids, _LOGPROBS[self.reply, position][None])
-
-    def commit(self, slot: int, past_length: int, nodes: Sequence[int]) -> None:
-        pass
 
     def _spend(self, ms: float) -> None:
         factor = float(np.exp(self._noise * self._random.gauss(0, 1)))
