@@ -177,7 +177,9 @@ def test_a_template_that_refuses_system_messages_says_so(
     session: MedusaSession, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     template = "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
-    monkeypatch.setattr(session.text, "_chat_template", template + "x")
+    text = TextCodec(session.bundle)
+    monkeypatch.setattr(text, "_chat_template", template + "x")
+    monkeypatch.setattr(session, "text", text)
     driver = Driver(session)
     (shown,) = driver.say("/system be brief")
     assert shown == "error: the chat template refuses this conversation: no system"
