@@ -23,7 +23,12 @@ from medusa_trt.runtime.engines.base import (
 from medusa_trt.runtime.engines.cores import choose_num_threads
 from medusa_trt.runtime.engines.kv_cache import KVCache
 from medusa_trt.runtime.engines.operators import require_library
-from medusa_trt.runtime.engines.ort_session import BFLOAT16, make_session_options, open_session
+from medusa_trt.runtime.engines.ort_session import (
+    BFLOAT16,
+    check_process,
+    make_session_options,
+    open_session,
+)
 from medusa_trt.runtime.engines.reduce_tensors import (
     OUTPUTS,
     allocate_inputs,
@@ -90,6 +95,7 @@ class OrtEngine:
                 a graph.
         """
         num_threads = choose_num_threads(num_threads)
+        self._process_id = os.getpid()
         if batch_size < 1:
             raise EngineError(f"batch_size is {batch_size}: it must be at least 1")
         self._model, self._heads_spec = bundle.manifest.model, bundle.manifest.heads
@@ -230,6 +236,7 @@ class OrtEngine:
     def _run(self, graph: str, bound: _BoundGraph) -> None:
         if graph not in self._sessions:
             raise EngineError("the engine is closed: open a new session")
+        check_process(self._process_id)
         try:
             self._sessions[graph].run_with_iobinding(bound.binding)
         except Exception as error:  # see `open_session`

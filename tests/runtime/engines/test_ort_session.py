@@ -1,5 +1,8 @@
 """Opening an ONNX file."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import onnxruntime
@@ -19,3 +22,37 @@ def test_a_file_is_opened_or_refused_by_name(tiny_bundle: Bundle, tmp_path: Path
     broken.write_bytes(b"no graph")
     with pytest.raises(EngineError, match=r"cannot load .*broken\.onnx for CPUExecutionProvider"):
         open_session(onnxruntime, broken, options, "CPUExecutionProvider")
+
+
+_FORKED = """
+import os, signal, sys
+from medusa_trt.errors import EngineError
+from medusa_trt.runtime.session import GenerationOptions, MedusaSession
+
+options = GenerationOptions(max_new_tokens=3)
+session = MedusaSession(sys.argv[1], num_threads=2)
+whole = session.generate([1, 2], options).token_ids
+if (child := os.fork()) == 0:
+    signal.alarm(60)  # ends a child that waits for ever
+    try:
+        session.generate([1, 2], options)
+    except EngineError as error:
+        assert "open a session in each process" in str(error)
+        session.close()
+        with MedusaSession(sys.argv[1]) as other:
+            # As multiprocessing ends its children; onnxruntime 1.31 hangs in an ordinary end.
+            os._exit(7 if other.generate([1, 2], options).token_ids == whole else 8)
+    os._exit(9)
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+assert session.generate([1, 2], options).token_ids == whole
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_a_forked_process_is_told_to_open_a_session_and_can_close_the_old_one(
+    tiny_bundle: Bundle,
+) -> None:
+    """onnxruntime's threads are not in a child, where closing a session hung."""
+    run = [sys.executable, "-c", _FORKED, str(tiny_bundle.path)]
+    done = subprocess.run(run, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
