@@ -6,7 +6,7 @@ from time import perf_counter
 
 import numpy as np
 
-from medusa_trt.errors import MedusaError
+from medusa_trt.errors import EngineError, MedusaError
 from medusa_trt.runtime.decoding.acceptance import accept_exact
 from medusa_trt.runtime.decoding.cached_views import CachedViews, view_integers, view_states
 from medusa_trt.runtime.decoding.choosing import TokenLogprobs
@@ -194,6 +194,11 @@ class Decoder:
             else:
                 nodes = accept_exact(tree, node_tokens, argmax[index])
                 bonus_token = argmax[index][nodes[-1]]
+            # A row of NaN has its largest value at 0, and any token may be drawn from it.
+            is_suspect = bonus_token == 0 or chooser.needs_reductions or chooser.reads_logits
+            if is_suspect and not np.isfinite(outputs.hidden[index][nodes[-1]]).all():
+                result.append(_overflow_error(state.past_length + len(nodes) - 1))
+                continue
             if state.observer is not None and model_logits is not None:
                 state.observer(outputs.hidden[index][nodes], model_logits[nodes])
             if state.is_traced:
@@ -236,3 +241,10 @@ class Decoder:
 
     def _pad(self, tree: MedusaTree) -> MedusaTree:
         return tree if tree.num_nodes >= self._min_rows else chain_tree(self._min_rows - 1)
+
+
+def _overflow_error(position: int) -> EngineError:
+    return EngineError(
+        f"the model's numbers overflow at position {position}, so it predicts nothing there: "
+        "export it with another --precision, or use another checkpoint"
+    )

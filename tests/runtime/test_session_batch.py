@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.table_session import PLAIN, session_on_table, with_eos
 
-from medusa_trt.errors import EngineError, PromptError
+from medusa_trt.errors import EngineError, GenerationError, PromptError
 from medusa_trt.runtime.bundle import Bundle
+from medusa_trt.runtime.engines.base import VerifyOutputs
 from medusa_trt.runtime.engines.ort_cpu import OrtEngine
 from medusa_trt.runtime.options import GenerationOptions, SamplingOptions
 from medusa_trt.runtime.scheduler import Request
@@ -167,6 +169,47 @@ def test_leaving_and_cancelling_end_all_requests(tiny_bundle: Bundle) -> None:
     )
     assert engine.num_steps == num_steps
     assert session.generate([1], options).token_ids == whole.token_ids
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        GenerationOptions(max_new_tokens=9),
+        GenerationOptions(max_new_tokens=9, sampling=SamplingOptions(temperature=1, seed=1)),
+        GenerationOptions(max_new_tokens=9, logprobs=0),
+    ],
+)
+@pytest.mark.parametrize("num_good_steps", [0, 3])
+def test_a_reply_ends_where_the_models_numbers_overflow(
+    options: GenerationOptions,
+    num_good_steps: int,
+    tiny_bundle: Bundle,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Logits of NaN gave token 0 for ever, which many models write as "!"."""
+    session, engine = session_on_table(with_eos(tiny_bundle, []))
+    options = replace(options, tree=PLAIN)
+    whole = session.generate([1, 2], options).token_ids
+    verify, num_calls = engine.verify, 0
+
+    def overflow(*args: Any, **kwargs: Any) -> VerifyOutputs:
+        nonlocal num_calls
+        outputs, num_calls = verify(*args, **kwargs), num_calls + 1
+        if num_calls > num_good_steps:
+            outputs.hidden[:] = np.nan
+            outputs.argmax[:] = 0
+        return outputs
+
+    with monkeypatch.context() as patched:
+        patched.setattr(engine, "verify", overflow)
+        with pytest.raises((EngineError, GenerationError), match="overflow at position") as caught:
+            session.generate([1, 2], options)
+    if isinstance(caught.value, GenerationError):
+        partial = caught.value.generation
+        assert isinstance(partial, Generation) and partial.token_ids == whole[:num_good_steps]
+    else:
+        assert num_good_steps == 0
+    assert session.generate([1, 2], options).token_ids == whole
 
 
 def test_bad_batches_are_refused(tiny_bundle: Bundle) -> None:
