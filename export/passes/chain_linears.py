@@ -38,7 +38,6 @@ class ChainLinearsPass(CheckedPass):
                 raise PreconditionError(f"Linear {node.name!r} is not used")
 
     def call(self, model: ir.Model) -> PassResult:
-        """Joins the layers that can be in one chain."""
         chains: list[_Chain] = []
         for node in model.graph:
             if not _is_linear(node):

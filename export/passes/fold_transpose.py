@@ -22,7 +22,6 @@ class FoldTransposePass(NodePass[ir.Value]):
         return weight if len(weight.uses()) == 1 else None
 
     def rewrite(self, graph: ir.Graph, node: ir.Node, match: ir.Value) -> None:
-        """Puts the transposed weight in the place of both."""
         assert match.const_value is not None and match.name is not None
         rank = len(match.const_value.shape)
         default = list(reversed(range(rank)))

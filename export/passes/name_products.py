@@ -26,7 +26,6 @@ class NameProductsPass(NodePass[str]):
         return None if name == node.name else name
 
     def rewrite(self, graph: ir.Graph, node: ir.Node, match: str) -> None:
-        """Names a product."""
         node.name = match
 
 

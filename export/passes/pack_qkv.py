@@ -47,7 +47,6 @@ class PackQkvPass(NodePass["list[_Projection]"]):
         return projections if len(projections) == 3 and len(sources) == 1 else None
 
     def rewrite(self, graph: ir.Graph, node: ir.Node, match: "list[_Projection]") -> None:
-        """Packs an attention node's projections."""
         node.replace_input_with(0, _packed(graph, match))
         node.replace_input_with(1, None)
         node.replace_input_with(2, None)

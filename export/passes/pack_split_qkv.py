@@ -22,7 +22,6 @@ class PackSplitQkvPass(CheckedPass):
     """
 
     def call(self, model: ir.Model) -> PassResult:
-        """Packs each group of three."""
         groups = _groups_of_three(model.graph)
         for products in groups:
             _pack(model.graph, products)

@@ -24,7 +24,6 @@ class RemoveIdentityRotaryPass(NodePass[ir.Value]):
         return source if have_same_shape(source, node.outputs[0]) else None
 
     def rewrite(self, graph: ir.Graph, node: ir.Node, match: ir.Value) -> None:
-        """Gives `x` to the users of the Add, and removes the Add."""
         bypass(node, match)
 
 

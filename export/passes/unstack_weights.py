@@ -25,7 +25,6 @@ class UnstackWeightsPass(NodePass[int]):
         return int(number.numpy()) if number is not None and len(number.shape) == 0 else None
 
     def rewrite(self, graph: ir.Graph, node: ir.Node, match: int) -> None:
-        """Takes a matrix out of its stack."""
         stack = node.inputs[0]
         assert stack is not None and stack.const_value is not None
         matrix = select_matrix(stack.const_value, match)

@@ -47,7 +47,6 @@ class UseFastSelectionPass(NodePass[ir.Node]):
         return None
 
     def rewrite(self, graph: ir.Graph, node: ir.Node, match: ir.Node) -> None:
-        """Puts the library's operator in the place of a selection."""
         graph.insert_before(node, match)
         for old, new in zip(reversed(node.outputs), match.outputs, strict=False):
             take_over(old, new)

@@ -20,7 +20,6 @@ class WidenFloatsPass(CheckedPass):
     """
 
     def call(self, model: ir.Model) -> PassResult:
-        """Widens every value."""
         graph = model.graph
         for value in _values(graph):
             if value.dtype in _NARROW:

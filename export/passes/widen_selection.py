@@ -35,7 +35,6 @@ class WidenSelectionPass(NodePass[ir.Value]):
         return source if source is not None and source.dtype == ir.DataType.BFLOAT16 else None
 
     def rewrite(self, graph: ir.Graph, node: ir.Node, match: ir.Value) -> None:
-        """Widens a selection's input."""
         cast_input(graph, node, ir.DataType.FLOAT, f"{match.name}.wide")
         if node.op_type == "TopK":
             node.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)

@@ -41,7 +41,6 @@ class QuantizeLinearPass(CheckedPass):
         self._choose_format, self._report_stored = choose_format, report_stored
 
     def call(self, model: ir.Model) -> PassResult:
-        """Replaces each product."""
         products = self._products(model.graph)
         done: set[ir.Node] = set()
         for node, format_ in products.items():

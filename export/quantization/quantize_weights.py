@@ -66,7 +66,6 @@ class QuantizeWeightsPass(NodePass[_Matrix]):
         return _Matrix(weight, format_, block_size)
 
     def rewrite(self, graph: ir.Graph, node: ir.Node, match: _Matrix) -> None:
-        """Quantizes the weight of a product."""
         weight, block_size = match.weight, match.block_size
         if match.format == "int4" and self._report_stored is not None:
             # A quantized checkpoint has blocks of its own.
