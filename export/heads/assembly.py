@@ -50,7 +50,13 @@ def heads_from_keys(
     for index, head in enumerate(heads):
         if _list_shapes(head) != _list_shapes(heads[0]):
             raise HeadsError(f"{source}: head {index} differs from head 0 in its keys or shapes")
-    return MedusaHeads(heads, None if token_map is None else _check_ids(token_map, source))
+    if token_map is None:
+        return MedusaHeads(heads)
+    dtype, shape = token_map.dtype, tuple(token_map.shape)
+    is_integer = not (dtype.is_floating_point or dtype.is_complex or dtype == torch.bool)
+    if not is_integer or len(shape) != 1 or shape[0] == 0:
+        raise HeadsError(f"{source}: token_map is {dtype} {shape}, expected (ids,) of integers")
+    return MedusaHeads(heads, token_map.long())
 
 
 class _Assembly:
@@ -160,14 +166,6 @@ def _list_shapes(head: MedusaHead) -> tuple[object, ...]:
         [(map_.weight.shape, map_.bias is None) for map_ in head.maps],
         None if head.unembedding is None else head.unembedding.shape,
     )
-
-
-def _check_ids(token_map: torch.Tensor, source: str) -> torch.Tensor:
-    dtype, shape = token_map.dtype, tuple(token_map.shape)
-    is_integer = not (dtype.is_floating_point or dtype.is_complex or dtype == torch.bool)
-    if not is_integer or len(shape) != 1 or shape[0] == 0:
-        raise HeadsError(f"{source}: token_map is {dtype} {shape}, expected (ids,) of integers")
-    return token_map.long()
 
 
 def find_equal_layers(tensors: Mapping[HeadKey, torch.Tensor]) -> Iterable[str]:

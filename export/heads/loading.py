@@ -92,7 +92,9 @@ def load_heads(source: str | Path, *, read_all: bool = True) -> LoadedHeads:
         raise HeadsError(
             f"{name} holds no Medusa heads, only {len(recognized.others)} tensors of a model"
         )
-    config, config_path = _config_beside(checkpoint, recognized)
+    is_adapter = _is_adapter(checkpoint, recognized)
+    config_path = checkpoint.path.parent / (ADAPTER_CONFIG if is_adapter else "config.json")
+    config = json_from_file(config_path) if config_path.is_file() else {}
     warnings: tuple[str, ...] = ()
     if recognized.layout is VLLM:
         recognized, warnings = _read_as_vllm(recognized, checkpoint, config, config_path)
@@ -154,15 +156,6 @@ def _local_path(source: str | Path) -> Path:
     if not any((folder / name).is_file() for name in FILE_NAMES):
         folder = folder_from_hub(str(source), _ANY_TENSORS)
     return folder
-
-
-def _config_beside(
-    checkpoint: Checkpoint, recognized: Recognized
-) -> tuple[Mapping[str, object], Path]:
-    folder = checkpoint.path.parent
-    name = ADAPTER_CONFIG if _is_adapter(checkpoint, recognized) else "config.json"
-    path = folder / name
-    return (json_from_file(path) if path.is_file() else {}), path
 
 
 def _is_adapter(checkpoint: Checkpoint, recognized: Recognized) -> bool:

@@ -126,16 +126,11 @@ class MedusaHeads:
                     f"head {index} offers {head.unembedding.shape[0]} tokens, the {whose} has "
                     f"{expected}: use heads trained for this model"
                 )
-        if self.token_map is not None:
-            _check_token_map(self.token_map.tolist(), vocab_size)
-
-
-def _check_token_map(token_ids: list[int], vocab_size: int) -> None:
-    for token in token_ids:
-        if not 0 <= token < vocab_size:
+        token_ids = [] if self.token_map is None else self.token_map.tolist()
+        if outside := [token for token in token_ids if not 0 <= token < vocab_size]:
             raise HeadsError(
-                f"the heads' token_map holds id {token}, the backbone's vocabulary has "
+                f"the heads' token_map holds id {outside[0]}, the backbone's vocabulary has "
                 f"{vocab_size} tokens: use heads trained for this model"
             )
-    if len(set(token_ids)) < len(token_ids):
-        raise HeadsError("the heads' token_map holds an id twice: the file is damaged")
+        if len(set(token_ids)) < len(token_ids):
+            raise HeadsError("the heads' token_map holds an id twice: the file is damaged")

@@ -115,11 +115,8 @@ def load_base_model(source: ModelSource) -> BaseModel:
 def open_base_model(source: ModelSource) -> BaseModel:
     """Opens a backbone without reading its weights, if each parameter is one tensor of a file.
 
-    The file may be safetensors, PyTorch or GGUF. Other models are loaded into memory.
-
-    Raises:
-        ExportError: see `load_base_model`.
-        HeadsError: see `load_base_model`.
+    The file may be safetensors, PyTorch or GGUF. Other models are loaded into memory. For errors
+    see `load_base_model`.
     """
     with name_in_errors(source):
         streamed = None if source.adapter is not None else _open_streamed(source)
@@ -133,7 +130,11 @@ def open_base_model(source: ModelSource) -> BaseModel:
 def _open_streamed(source: ModelSource) -> tuple[PreTrainedModel, Weights] | None:
     """Makes the model on the meta device and finds its weights; None if it must be loaded."""
     if source.gguf is not None:
-        return _open_gguf(source, source.gguf)
+        if sum(part.stat().st_size for part in list_parts(source.gguf)) < STREAMED_GGUF_BYTES:
+            return None
+        model = make_empty_model(load_config(source))
+        weights = weights_from_gguf(model, source.gguf)
+        return None if weights is None else (model, weights)
     config = load_config(source)
     packing = _read_packing(config, source)
     if packing is None and getattr(config, "quantization_config", None) is not None:
@@ -178,14 +179,6 @@ def _read_old_quantization(folder: Path) -> dict[str, Any] | None:
         if (folder / name).is_file():
             return {"quant_method": method, **json_from_file(folder / name)}
     return None
-
-
-def _open_gguf(source: ModelSource, path: Path) -> tuple[PreTrainedModel, Weights] | None:
-    if sum(part.stat().st_size for part in list_parts(path)) < STREAMED_GGUF_BYTES:
-        return None
-    model = make_empty_model(load_config(source))
-    weights = weights_from_gguf(model, path)
-    return None if weights is None else (model, weights)
 
 
 def load_model(source: ModelSource, dtype: torch.dtype | Literal["auto"]) -> PreTrainedModel:

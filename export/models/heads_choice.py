@@ -55,7 +55,8 @@ def choose_heads(source: ModelSource, wanted: str | Path | None) -> HeadsChoice:
         source = replace(source, adapter=loaded.adapter)
     warnings = loaded.warnings
     if loaded.backbone is not None:
-        if not _is_backbone(source, wanted, loaded.backbone):
+        is_beside = wanted is None or str(wanted) == source.location
+        if not is_beside and Path(source.location).resolve() != loaded.backbone.resolve():
             warnings += (
                 f"the heads were trained with the backbone beside them in {loaded.backbone}; on "
                 f"{source.name} they may draft badly: --model {loaded.backbone} uses both",
@@ -78,10 +79,3 @@ def _find_heads(source: ModelSource) -> str | Path | None:
     if (is_folder or is_hub_id(source.location)) and holds_heads(source.location):
         return source.location
     return None
-
-
-def _is_backbone(source: ModelSource, wanted: str | Path | None, backbone: Path) -> bool:
-    """Whether the model is the one that the heads were found beside."""
-    if wanted is None or str(wanted) == source.location:
-        return True
-    return Path(source.location).resolve() == backbone.resolve()

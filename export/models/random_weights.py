@@ -1,11 +1,11 @@
 """Models and heads of a real shape with random weights: to build and time what cannot be loaded."""
 
 import copy
-import json
 from functools import partial
 from importlib import resources
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -34,11 +34,8 @@ _PROBE_VOCAB, _PROBE_LENGTH = 64, 1024
 
 def load_shapes() -> dict[str, dict[str, object]]:
     """Loads the configs of known models by name, in transformers' terms."""
-    text = (resources.files("medusa_trt.export.models.shipped") / "model_shapes.json").read_text(
-        "utf-8"
-    )
-    shapes: dict[str, dict[str, object]] = json.loads(text)
-    return shapes
+    file = resources.files("medusa_trt.export.models.shipped") / "model_shapes.json"
+    return msgspec.json.decode(file.read_bytes(), type=dict[str, dict[str, object]])
 
 
 def config_from_name(name: str, num_layers: int | None) -> PretrainedConfig:
@@ -121,7 +118,6 @@ def random_heads(config: PretrainedConfig, dtype: torch.dtype) -> MedusaHeads:
 
 
 def _make_weights(model: PreTrainedModel, dtype: torch.dtype) -> Weights:
-    """Makes random matrices; vectors (norms' weights) are ones."""
     numbers = _draw_numbers(0, dtype)
     first_names: dict[int, str] = {}
     return {
@@ -133,19 +129,14 @@ def _make_weights(model: PreTrainedModel, dtype: torch.dtype) -> Weights:
 
 
 def _make_tensor(key: str, shape: tuple[int, ...], numbers: Array) -> LazyTensor:
-    return LazyTensor(partial(_fill_shape, shape, numbers), shape, ("random", key))
+    """Repeats the numbers over a matrix; a vector gets ones."""
+    ones, repeated = partial(np.ones, shape, numbers.dtype), partial(np.resize, numbers, shape)
+    return LazyTensor(ones if len(shape) == 1 else repeated, shape, ("random", key))
 
 
 def _draw_numbers(seed: int, dtype: torch.dtype) -> Array:
     generator = torch.Generator().manual_seed(seed)
     return array_from_tensor((_SCALE * torch.randn(_PERIOD, generator=generator)).to(dtype))
-
-
-def _fill_shape(shape: tuple[int, ...], numbers: Array) -> Array:
-    """Repeats the numbers over a matrix; a vector gets ones."""
-    if len(shape) == 1:
-        return np.ones(shape, numbers.dtype)
-    return np.resize(numbers, shape)
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:

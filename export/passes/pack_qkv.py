@@ -41,13 +41,13 @@ class PackQkvPass(NodePass["list[_Projection]"]):
         projections = [
             projection
             for value in node.inputs[:3]
-            if (projection := _projection(value)) is not None
+            if (projection := _find_projection(value)) is not None
         ]
         sources = {id(projection.source) for projection in projections}
         return projections if len(projections) == 3 and len(sources) == 1 else None
 
     def rewrite(self, graph: ir.Graph, node: ir.Node, match: "list[_Projection]") -> None:
-        node.replace_input_with(0, _packed(graph, match))
+        node.replace_input_with(0, _pack(graph, match))
         node.replace_input_with(1, None)
         node.replace_input_with(2, None)
 
@@ -62,7 +62,7 @@ class _Projection:
     bias: ir.TensorProtocol | None
 
 
-def _projection(value: ir.Value | None) -> _Projection | None:
+def _find_projection(value: ir.Value | None) -> _Projection | None:
     node = None if value is None else value.producer()
     bias = None
     if node is not None and node.op_type == "Add":
@@ -78,28 +78,25 @@ def _projection(value: ir.Value | None) -> _Projection | None:
     return _Projection(node, node.inputs[0], weight, bias)
 
 
-def _packed(graph: ir.Graph, projections: list[_Projection]) -> ir.Value:
+def _pack(graph: ir.Graph, projections: list[_Projection]) -> ir.Value:
     first = projections[0]
     weight = concatenate_tensors([projection.weight for projection in projections], axis=1)
-    nodes = [_node(graph, "MatMul", first.source, weight, first.product)]
+    nodes = [_make_node(graph, "MatMul", first.source, weight, first.product)]
     if any(projection.bias is not None for projection in projections):
-        biases = [_bias_or_zeros(projection) for projection in projections]
+        zeros = [np.zeros(p.weight.sizes[1], p.weight.dtype.numpy()) for p in projections]
+        biases = [
+            ir.tensor(zero) if projection.bias is None else projection.bias
+            for projection, zero in zip(projections, zeros, strict=True)
+        ]
         product = nodes[0].outputs[0]
         nodes.append(
-            _node(graph, "Add", product, concatenate_tensors(biases, axis=0), first.product)
+            _make_node(graph, "Add", product, concatenate_tensors(biases, axis=0), first.product)
         )
     graph.insert_before(first.product, nodes)
     return nodes[-1].outputs[0]
 
 
-def _bias_or_zeros(projection: _Projection) -> ir.TensorProtocol:
-    if projection.bias is not None:
-        return projection.bias
-    weight = projection.weight
-    return ir.tensor(np.zeros(weight.sizes[1], weight.dtype.numpy()))
-
-
-def _node(
+def _make_node(
     graph: ir.Graph, op_type: str, source: ir.Value, tensor: LazyTensor, origin: ir.Node
 ) -> ir.Node:
     """Makes a node of `source` and a new initializer, named after the node that it replaces."""

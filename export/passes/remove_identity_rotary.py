@@ -20,22 +20,16 @@ class RemoveIdentityRotaryPass(NodePass[ir.Value]):
         """Finds the `x` that can replace an Add; None for another node."""
         if node.op_type != "Add" or node.outputs[0].is_graph_output():
             return None
-        source = _find_x(node)
+        direct, rotated = (value.producer() if value is not None else None for value in node.inputs)
+        if direct is None or rotated is None or {direct.op_type, rotated.op_type} != {"Mul"}:
+            return None
+        if not _is_filled(direct.inputs[1], 1) or not _is_filled(rotated.inputs[1], 0):
+            return None
+        source = direct.inputs[0]
         return source if have_same_shape(source, node.outputs[0]) else None
 
     def rewrite(self, graph: ir.Graph, node: ir.Node, match: ir.Value) -> None:
         bypass(node, match)
-
-
-def _find_x(add: ir.Node) -> ir.Value | None:
-    """Returns the x of `x * 1 + y * 0`; None if the Add has other inputs."""
-    products = [value.producer() if value is not None else None for value in add.inputs]
-    direct, rotated = products
-    if direct is None or rotated is None or {direct.op_type, rotated.op_type} != {"Mul"}:
-        return None
-    if _is_filled(direct.inputs[1], 1) and _is_filled(rotated.inputs[1], 0):
-        return direct.inputs[0]
-    return None
 
 
 def _is_filled(value: ir.Value | None, number: float) -> bool:

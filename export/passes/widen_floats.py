@@ -21,7 +21,7 @@ class WidenFloatsPass(CheckedPass):
 
     def call(self, model: ir.Model) -> PassResult:
         graph = model.graph
-        for value in _values(graph):
+        for value in _list_values(graph):
             if value.dtype in _NARROW:
                 value.dtype = ir.DataType.FLOAT
                 if value.const_value is not None and value.is_initializer():
@@ -31,7 +31,8 @@ class WidenFloatsPass(CheckedPass):
                 if attribute.type == ir.AttributeType.TENSOR:
                     tensor = attribute.as_tensor()
                     if tensor.dtype in _NARROW:
-                        node.attributes[name] = ir.AttrTensor(name, _widened(tensor))
+                        wide = ir.tensor(tensor.numpy().astype(np.float32), name=tensor.name)
+                        node.attributes[name] = ir.AttrTensor(name, wide)
                 elif name in ("to", "output_dtype") and attribute.as_int() in _NARROW:
                     node.attributes[name] = ir.AttrInt64(name, int(ir.DataType.FLOAT))
         return PassResult(model, True)
@@ -43,12 +44,8 @@ class WidenFloatsPass(CheckedPass):
                 yield node
 
 
-def _values(graph: ir.Graph) -> Iterable[ir.Value]:
+def _list_values(graph: ir.Graph) -> Iterable[ir.Value]:
     yield from graph.inputs
     yield from graph.initializers.values()
     for node in graph:
         yield from node.outputs
-
-
-def _widened(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
-    return ir.tensor(tensor.numpy().astype(np.float32), name=tensor.name)
