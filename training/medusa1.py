@@ -1,7 +1,7 @@
 """Medusa-1: trains heads on a frozen backbone (paper, section 2.2.1)."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -27,29 +27,10 @@ from medusa_trt.training.options import TrainOptions
 from medusa_trt.training.ridge import Piece, fit_ridge_maps
 from medusa_trt.training.targets import DraftVocabulary, TargetRule
 from medusa_trt.training.trainable_heads import TrainableHeads
-from medusa_trt.training.trainer import run_trainer
+from medusa_trt.training.trainer import TrainResult, run_trainer
 
 _RIDGE_ROWS = 1 << 18
 """Reply tokens that the initial linear maps are fitted to: more take minutes and change little."""
-
-
-@dataclass(frozen=True, slots=True)
-class TrainResult:
-    """The result of training.
-
-    Attributes:
-        heads: the trained heads.
-        accuracy: that on held-out replies.
-        log: the Trainer's log, with a "step" in each entry.
-        num_train_tokens: reply tokens trained on, each counted once.
-        num_fit_tokens: reply tokens that the initial linear maps were fitted to.
-    """
-
-    heads: MedusaHeads
-    accuracy: Accuracy
-    log: list[dict[str, float]]
-    num_train_tokens: int
-    num_fit_tokens: int = 0
 
 
 def load_split(base: BaseModel, folders: Sequence[Path], held_out_fraction: float) -> Split:
@@ -125,7 +106,7 @@ def train_heads(
     num_fit_tokens = 0
     if initial is None:
         num_fit_tokens = _fit_linear_maps(heads, states, data.num_rows, options)
-    run = run_trainer(
+    result = run_trainer(
         module,
         [{"params": list(heads.parameters()), "lr": options.learning_rate}],
         data,
@@ -135,7 +116,7 @@ def train_heads(
         batch_size=batch_size,
         num_epochs=options.num_epochs,
     )
-    return TrainResult(heads.to_heads(), run.accuracy, run.log, run.num_rows, num_fit_tokens)
+    return replace(result, num_fit_tokens=num_fit_tokens)
 
 
 def create_heads(base: BaseModel, split: Split, options: TrainOptions) -> TrainableHeads:

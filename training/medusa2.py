@@ -16,11 +16,11 @@ from medusa_trt.export.heads.medusa_heads import MedusaHeads
 from medusa_trt.export.models.base_model import BaseModel, save_model
 from medusa_trt.training.data.rows import Split
 from medusa_trt.training.datasets import PaddedConversations
-from medusa_trt.training.medusa1 import TrainResult, measure_on_backbone, train_heads
+from medusa_trt.training.medusa1 import measure_on_backbone, train_heads
 from medusa_trt.training.objectives import HeadsOnBackbone
 from medusa_trt.training.options import JointOptions
 from medusa_trt.training.trainable_heads import TrainableHeads
-from medusa_trt.training.trainer import run_trainer
+from medusa_trt.training.trainer import TrainResult, run_trainer
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +80,7 @@ def train_joint(
         teacher=adapted.disable_adapter,
         heads_weight=lambda progress: ramp_weight(options.heads_weight, progress),
     )
-    run = run_trainer(
+    second = run_trainer(
         module,
         group_parameters(module, options),
         PaddedConversations(split.train, options.heads.max_length),
@@ -90,7 +90,6 @@ def train_joint(
         batch_size=options.heads.batch_size,
         num_epochs=options.num_epochs,
     )
-    second = TrainResult(trainable.to_heads(), run.accuracy, run.log, run.num_rows)
     merged: PreTrainedModel = adapted.merge_and_unload()  # type: ignore[assignment]
     merged.cpu()
     return JointResult(merged, first, second)

@@ -16,8 +16,8 @@ from medusa_trt.export.heads.formats import FORMATS
 from medusa_trt.export.heads.medusa_heads import MedusaHeads
 from medusa_trt.training.accuracy import Accuracy
 from medusa_trt.training.data.shards import DataSpec
-from medusa_trt.training.medusa1 import TrainResult
 from medusa_trt.training.options import JointOptions, TrainOptions
+from medusa_trt.training.trainer import TrainResult
 from medusa_trt.tree_configs import HEADS_TREE_FILE
 
 

@@ -12,9 +12,11 @@ from transformers import Trainer, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from medusa_trt.errors import TrainingError
+from medusa_trt.export.heads.medusa_heads import MedusaHeads
 from medusa_trt.training.accuracy import Accuracy
 from medusa_trt.training.backbone import select_device, select_dtype
 from medusa_trt.training.datasets import Batch, FeatureRows, PaddedConversations, count_rows
+from medusa_trt.training.objectives import HeadsOnBackbone, HeadsOnFeatures
 from medusa_trt.training.options import TrainOptions
 
 _STATE_FILE = "trainer_state.json"
@@ -22,18 +24,22 @@ _WARMUP_FRACTION = 0.03
 
 
 @dataclass(frozen=True, slots=True)
-class TrainRun:
-    """The result of a run, which may have been interrupted and continued.
+class TrainResult:
+    """The result of a training, which may have been interrupted and continued.
 
     Attributes:
-        accuracy: that at the end.
+        heads: the trained heads.
+        accuracy: that on held-out replies.
         log: the Trainer's log, with a "step" in each entry.
-        num_rows: different reply tokens that the updates were computed from.
+        num_train_tokens: reply tokens trained on, each counted once.
+        num_fit_tokens: reply tokens that the initial linear maps were fitted to.
     """
 
+    heads: MedusaHeads
     accuracy: Accuracy
     log: list[dict[str, float]]
-    num_rows: int
+    num_train_tokens: int
+    num_fit_tokens: int = 0
 
 
 class MedusaTrainer(Trainer):
@@ -69,7 +75,7 @@ class MedusaTrainer(Trainer):
 
 
 def run_trainer(
-    module: nn.Module,
+    module: HeadsOnFeatures | HeadsOnBackbone,
     groups: list[dict[str, Any]],
     dataset: FeatureRows | PaddedConversations,
     measure: Callable[[], Accuracy],
@@ -78,7 +84,7 @@ def run_trainer(
     *,
     batch_size: int,
     num_epochs: float,
-) -> TrainRun:
+) -> TrainResult:
     """Trains to the end, starting from the last complete checkpoint in `folder` if there is one.
 
     Args:
@@ -109,7 +115,8 @@ def run_trainer(
     assert trainer.accuracy is not None
     # After the first epoch the same rows come again.
     num_seen = min(trainer.state.num_input_tokens_seen, dataset.num_rows)
-    return TrainRun(trainer.accuracy, trainer.state.log_history, num_seen)
+    log = trainer.state.log_history
+    return TrainResult(module.heads.to_heads(), trainer.accuracy, log, num_seen)
 
 
 def find_last_checkpoint(folder: Path) -> Path | None:
