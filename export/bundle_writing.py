@@ -16,7 +16,7 @@ from medusa_trt.export.graphs.reduce_forms import REDUCE_FORMS
 from medusa_trt.export.graphs.tree_graph import make_tree_graph
 from medusa_trt.export.graphs.verify_graph import trace_verify
 from medusa_trt.export.graphs.verify_module import VerifyModule
-from medusa_trt.export.manifest import list_files, make_manifest, write_manifest
+from medusa_trt.export.manifest import list_files, make_manifest
 from medusa_trt.export.preparation import ExportParts
 from medusa_trt.export.quantization.carried_weights import CarriedWeights
 from medusa_trt.export.quantization.plan import PLAN_FILE, PlannedFormats
@@ -48,7 +48,8 @@ def write_bundle(
     dtype = getattr(torch, parts.precision.dtype)
     traced, weights = convert_model(model, parts.base.weights, dtype)
     _write_texts(folder, parts)
-    compare_encodings(_bundle_of_texts(folder, parts), parts.base.tokenizer)
+    texts = msgspec.structs.replace(make_manifest(parts, {}), files=list_files(folder))
+    compare_encodings(Bundle(folder, texts, parts.tree), parts.base.tokenizer)
     writer = GraphWriter(folder)
     verified = _write_verify_graphs(folder, parts, traced, weights, writer, progress, compare)
     del traced
@@ -69,8 +70,8 @@ def write_bundle(
     writer.save("reduce", make_reduce(model.config.vocab_size, opset))
     writer.save("tree", make_tree_graph(parts.tree, opset))
     manifest = make_manifest(parts, writer.specs)
-    files = list_files(folder)
-    write_manifest(folder, msgspec.structs.replace(manifest, verified=verified, files=files))
+    manifest = msgspec.structs.replace(manifest, verified=verified, files=list_files(folder))
+    (folder / names.MANIFEST_FILE).write_bytes(manifest.to_json())
 
 
 def _write_verify_graphs(
@@ -105,12 +106,6 @@ def _write_verify_graphs(
         alone = msgspec.structs.replace(manifest, graphs={name: writer.specs[name]})
         verified |= compare(Bundle(folder, alone, parts.tree), sizes)
     return verified
-
-
-def _bundle_of_texts(folder: Path, parts: ExportParts) -> Bundle:
-    """A bundle that has no graphs yet, to read texts with."""
-    manifest = make_manifest(parts, {})
-    return Bundle(folder, msgspec.structs.replace(manifest, files=list_files(folder)), parts.tree)
 
 
 def _write_texts(folder: Path, parts: ExportParts) -> None:

@@ -3,8 +3,6 @@
 from importlib.metadata import version
 from pathlib import Path
 
-import msgspec
-
 from medusa_trt.export.graphs.verify_module import cache_shape_from_model
 from medusa_trt.export.preparation import ExportParts
 from medusa_trt.runtime import tensors as names
@@ -78,8 +76,3 @@ def list_files(folder: Path) -> dict[str, FileSpec]:
         for path in sorted(folder.iterdir())
         if path.name != names.MANIFEST_FILE
     }
-
-
-def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Writes a manifest into the bundle's folder."""
-    (folder / names.MANIFEST_FILE).write_bytes(msgspec.json.format(msgspec.json.encode(manifest)))

@@ -15,9 +15,9 @@ from medusa_trt.runtime import tensors as names
 from medusa_trt.runtime.bundle import Bundle
 from medusa_trt.runtime.engines.base import TokenIds, VerifyOutputs
 from medusa_trt.runtime.engines.operators import require_library
+from medusa_trt.runtime.engines.ort_session import BFLOAT16, make_session_options
 from medusa_trt.tree_configs import MedusaTree
 
-_BFLOAT16 = 16  # ONNX's number of bfloat16, whose values are uint16 in numpy arrays
 _FOLDER_ENTRY = "session.model_external_initializers_file_folder_path"
 
 SEGMENT_BYTES = 128 << 20
@@ -111,8 +111,7 @@ class SegmentedEngine:
     def _run(self, segment: _Segment, values: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         import onnxruntime
 
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
+        options = make_session_options(onnxruntime)
         if self._bundle.manifest.target.operator_library:
             options.register_custom_ops_library(os.fspath(require_library()))
         options.add_session_config_entry(_FOLDER_ENTRY, os.fspath(self._bundle.path.absolute()))
@@ -138,24 +137,17 @@ class SegmentedEngine:
             for place in self._cache
             if names.present_name(*place) in segment.outputs
         }
-        for name in segment.inputs:
-            array = values[name]
-            binding.bind_input(name, "cpu", 0, _kind(array), array.shape, array.ctypes.data)
-        for name in segment.outputs:
-            if name in presents:
-                present = presents[name]
-                binding.bind_output(
-                    name, "cpu", 0, _kind(present), present.shape, present.ctypes.data
-                )
-            else:
-                binding.bind_output(name, "cpu")
+        inputs = {name: values[name] for name in segment.inputs}
+        for bind, arrays in ((binding.bind_input, inputs), (binding.bind_output, presents)):
+            for name, array in arrays.items():
+                dtype = BFLOAT16 if array.dtype == np.uint16 else array.dtype.type
+                bind(name, "cpu", 0, dtype, array.shape, array.ctypes.data)
+        others = [name for name in segment.outputs if name not in presents]
+        for name in others:
+            binding.bind_output(name, "cpu")
         session.run_with_iobinding(binding)
-        outputs = zip(segment.outputs, binding.get_outputs(), strict=True)
-        return {name: presents[name] if name in presents else out.numpy() for name, out in outputs}
-
-
-def _kind(array: NDArray[Any]) -> Any:
-    return _BFLOAT16 if array.dtype == np.uint16 else array.dtype.type
+        outputs = binding.get_outputs()[len(presents) :]
+        return presents | {name: out.numpy() for name, out in zip(others, outputs, strict=True)}
 
 
 def _split(model: ir.Model, segment_bytes: int) -> list[_Segment]:

@@ -86,15 +86,16 @@ def _quantize_groups(
     is_rounded = np.isnan(exact)
     scales = exact.astype(np.float16)
     if is_rounded.any():
-        searched = (_find_8_bit_scales if bits == 8 else _find_4_bit_scales)(blocks)
-        np.copyto(scales, searched, where=is_rounded)
+        searched = np.abs(blocks).max(-1) / 127 if bits == 8 else _find_4_bit_scales(blocks)
+        np.copyto(scales, searched.astype(np.float16), where=is_rounded)
     codes = np.empty_like(blocks)
     _round(blocks, _divisors(scales)[..., None], codes, bits)
     stored = (codes + (1 << (bits - 1))).astype(np.uint8)
-    return pack_codes(stored, bits), pack_scales(scales), not is_rounded.any()
+    grouped = scales.reshape(len(scales) // LANES, LANES, -1).transpose(0, 2, 1)
+    return _pack_codes(stored, bits), np.ascontiguousarray(grouped), not is_rounded.any()
 
 
-def pack_codes(codes: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
+def _pack_codes(codes: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
     """Puts codes (outputs, blocks, block) of whole groups in the order of the operator."""
     groups = len(codes) // LANES
     # (group, k / 4, lane, k % 4): what one dot product instruction reads.
@@ -103,12 +104,6 @@ def pack_codes(codes: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
         pairs = ordered.reshape(groups, -1, 2, BLOCK_SIZES[bits] // 4 * LANES * 4)
         ordered = np.bitwise_or(pairs[:, :, 0], pairs[:, :, 1] << 4, dtype=np.uint8)
     return np.ascontiguousarray(ordered.reshape(groups, -1))
-
-
-def pack_scales(scales: NDArray[np.float16]) -> NDArray[np.float16]:
-    """Puts scales (outputs, blocks) of whole groups in the order of the operator."""
-    grouped = scales.reshape(len(scales) // LANES, LANES, -1)
-    return np.ascontiguousarray(grouped.transpose(0, 2, 1))
 
 
 def dequantize_weight(
@@ -127,11 +122,6 @@ def dequantize_weight(
     scales = quantized.scales.astype(np.float32).transpose(0, 2, 1)
     weight = (blocks * scales[..., None]).reshape(groups * LANES, -1)
     return np.ascontiguousarray(weight[:num_outputs, :num_inputs].T)
-
-
-def _find_8_bit_scales(blocks: NDArray[np.float32]) -> NDArray[np.float16]:
-    scales: NDArray[np.float16] = (np.abs(blocks).max(-1) / 127).astype(np.float16)
-    return scales
 
 
 def _find_4_bit_scales(blocks: NDArray[np.float32]) -> NDArray[np.float16]:

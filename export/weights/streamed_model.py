@@ -160,11 +160,12 @@ def fake_parameters(module: nn.Module) -> Iterator[FakeTensorMode]:
     """Replaces the parameters of a module inside the block by fake ones, without data."""
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     fakes: dict[int, nn.Parameter] = {}
-    replaced: list[tuple[nn.Module, str, nn.Parameter]] = []
-    for submodule in module.modules():
-        for key, parameter in submodule._parameters.items():
-            if parameter is not None:
-                replaced.append((submodule, key, parameter))
+    replaced = [
+        (submodule, key, parameter)
+        for submodule in module.modules()
+        for key, parameter in submodule._parameters.items()
+        if parameter is not None
+    ]
     for submodule, key, parameter in replaced:
         if id(parameter) not in fakes:
             with mode:

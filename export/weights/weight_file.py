@@ -38,7 +38,10 @@ class WeightFile:
                 if tensor is None or tensor.nbytes <= _INLINE_LIMIT_BYTES:
                     continue
                 source = as_lazy_tensor(tensor)
-                key = source.dtype, _make_content_key(source)
+                content: Hashable = source.key
+                if isinstance(content, tuple) and content[0] == "memory":
+                    content = source.sizes, sha256(source.tobytes()).digest()
+                key = source.dtype, content
                 if key not in self._written:
                     self._written[key] = self._append(file, source, value.name or "")
                 value.const_value = self._written[key]
@@ -61,13 +64,6 @@ class WeightFile:
             name=name,
             base_dir=self._path.parent,
         )
-
-
-def _make_content_key(tensor: LazyTensor) -> Hashable:
-    """Makes a key that equal weights share: their recipe, or the bytes of those in memory."""
-    if isinstance(tensor.key, tuple) and tensor.key[0] == "memory":
-        return tensor.sizes, sha256(tensor.tobytes()).digest()
-    return tensor.key
 
 
 def write_array(file: BinaryIO, array: Array, dtype: np.dtype[Any]) -> None:
