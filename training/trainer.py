@@ -11,7 +11,6 @@ from torch import nn
 from transformers import Trainer, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from medusa_trt.errors import TrainingError
 from medusa_trt.export.heads.medusa_heads import MedusaHeads
 from medusa_trt.training.accuracy import Accuracy
 from medusa_trt.training.backbone import select_device, select_dtype
@@ -103,11 +102,11 @@ def run_trainer(
     trainer = MedusaTrainer(
         measure=measure,
         model=module,
-        args=_arguments(folder, options, batch_size, total_steps, every),
+        args=_make_arguments(folder, options, batch_size, total_steps, every),
         train_dataset=dataset,
         eval_dataset=dataset,  # required but not read: `measure` has its own data
         data_collator=lambda batch: batch,
-        optimizers=(_optimizer(groups, options), None),
+        optimizers=(torch.optim.AdamW(groups, weight_decay=options.weight_decay), None),
     )
     checkpoint = find_last_checkpoint(folder)
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
@@ -140,16 +139,7 @@ def _is_complete(checkpoint: Path) -> bool:
         return False
 
 
-def _optimizer(groups: list[dict[str, Any]], options: TrainOptions) -> torch.optim.Optimizer:
-    for group in groups:
-        if not group["params"]:
-            raise TrainingError(
-                "there is nothing to train: a group has no parameter with a gradient"
-            )
-    return torch.optim.AdamW(groups, weight_decay=options.weight_decay)
-
-
-def _arguments(
+def _make_arguments(
     folder: Path, options: TrainOptions, batch_size: int, total_steps: int, every: int
 ) -> TrainingArguments:
     device = select_device()

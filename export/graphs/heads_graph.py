@@ -76,15 +76,9 @@ def trace_heads_module(
     *,
     portable: bool = False,
 ) -> ir.Model:
-    """Traces a module of heads; see `HeadsModule.forward` for inputs and output.
+    """Traces a module of heads; see `trace_heads`, and `HeadsModule.forward` for inputs and output.
 
-    Args:
-        module: the heads, with the matrices that are read later as parameters.
-        hidden_size: width of the hidden state.
-        opset: opset of the graph.
-        quantize: see `trace_heads`.
-        weights: matrices that are read later, by the names of the module's parameters.
-        portable: see `optimize`.
+    The module has the matrices that are read later as parameters; `weights` has them by name.
     """
     inputs: tuple[torch.Tensor, ...] = (torch.zeros(2, hidden_size),)
     if module.reads_root:

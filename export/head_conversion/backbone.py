@@ -47,11 +47,6 @@ class Backbone:
         weight: torch.Tensor = module.weight.detach().float()
         return weight, None if bias is None else bias.detach().float()
 
-    def make_config_dict(self) -> dict[str, object]:
-        """Makes a dictionary of its config with every value, as JSON would hold it."""
-        values: dict[str, object] = json.loads(self.config.to_json_string(use_diff=False))
-        return values
-
     def save(self, folder: Path) -> dict[str, str]:
         """Writes the whole model with its tokenizer in Hugging Face layout.
 

@@ -17,7 +17,7 @@ from medusa_trt.export.heads.formats import HeadFormat, HeadsFacts, format_from_
 from medusa_trt.export.heads.key_layouts import HeadKey
 from medusa_trt.export.heads.loading import LoadedHeads, load_heads
 from medusa_trt.export.heads.medusa_heads import MedusaHeads
-from medusa_trt.export.models.source import ModelSource, source_from_name
+from medusa_trt.export.models.source import source_from_name
 from medusa_trt.files import check_writable, make_folder
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -103,7 +103,7 @@ def save_heads(
             config = json.loads((folder / row.config_file).read_text("utf-8"))
         elif row.backbone == "config":
             assert backbone is not None
-            config = backbone.make_config_dict()
+            config = json.loads(backbone.config.to_json_string(use_diff=False))
         if row.file.endswith(".pt"):
             torch.save(tensors, folder / row.file)
         else:
@@ -135,16 +135,14 @@ def _find_backbone(model: str | None, loaded: LoadedHeads, row: HeadFormat) -> B
     if source is None and row.backbone is not None:
         model_part = "the whole model" if row.backbone == "weights" else "the model's config"
         raise HeadsError(f"{row.name} needs {model_part} too: give it with --model")
-    return None if source is None else _check_backbone(source, name or source.name, loaded)
-
-
-def _check_backbone(source: ModelSource, name: str, loaded: LoadedHeads) -> Backbone:
+    if source is None:
+        return None
     if loaded.has_quantized_backbone and Path(source.location) == loaded.backbone:
         raise HeadsError(
             f"the backbone in {loaded.backbone} is quantized with scales: give the full-precision "
             "model with --model"
         )
-    return Backbone(source, name)
+    return Backbone(source, name or source.name)
 
 
 def _collect_facts(

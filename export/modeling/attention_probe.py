@@ -7,6 +7,7 @@ change queries and keys between rotation and attention.
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -83,24 +84,14 @@ def watch_attention(
     calls: list[ProbedCall] = []
 
     def attention(
-        module: nn.Module,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        attention_mask: torch.Tensor | None,
-        *,
-        scaling: float,
-        sliding_window: int | None = None,
-        softcap: float | None = None,
-        **options: object,
+        module: Any, query: Any, key: Any, value: Any, attention_mask: Any, **options: Any
     ) -> tuple[torch.Tensor, None]:
-        layer = module.layer_idx
-        assert isinstance(layer, int)
         refused = tuple(
             name for option, name in _REFUSED_OPTIONS.items() if options.get(option) is not None
         )
-        arguments = layer, query, key, value, scaling, sliding_window, softcap
-        calls.append(ProbedCall(*arguments, attention_mask, refused))
+        scores = options["scaling"], options.get("sliding_window"), options.get("softcap")
+        states = query, key, value
+        calls.append(ProbedCall(module.layer_idx, *states, *scores, attention_mask, refused))
         output = value.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
         return output.transpose(1, 2).contiguous(), None
 

@@ -133,7 +133,7 @@ class PlannedFormats:
     def __call__(self, weight: LazyTensor) -> WeightFormat | None:
         """Returns the planned format of an (inputs, outputs) matrix."""
         names = [source.removeprefix(self._prefix) for source in weight.sources]
-        sites = {self._site(name) for name in names}
+        sites = {self._sites.get(self._ids.get(name, -1)) for name in names}
         formats = {site.format for site in sites if site is not None}
         if None in sites or len(formats) != 1:
             planned = f"{len(formats)} formats" if formats else "no format"
@@ -144,10 +144,6 @@ class PlannedFormats:
         if format_ == "int4" and largest_block_size(weight.sizes[0]) is None:
             self._problems.append(f"has int4 for {join_names(names)}, whose inputs fill no blocks")
         return format_ if is_rounded(format_) else None
-
-    def _site(self, name: str) -> PlannedSite | None:
-        parameter = self._ids.get(name)
-        return None if parameter is None else self._sites.get(parameter)
 
     def check(self) -> None:
         """Compares plan and graph, once the pass has run.

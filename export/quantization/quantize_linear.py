@@ -153,7 +153,7 @@ def _add_activation(plan: _Plan) -> None:
     silu = next((user for user in users if user.op_type == "Mul"), None)
     if len(users) != 2 or sigmoid is None or silu is None:
         return
-    if set(silu.inputs) != {value, sigmoid.outputs[0]} or not _is_inner(sigmoid.outputs[0]):
+    if set(silu.inputs) != {value, sigmoid.outputs[0]} or sigmoid.outputs[0].is_graph_output():
         return
     plan.last, plan.activated = silu, True
     gated = _only_user(silu)
@@ -229,11 +229,7 @@ def _is_plain_norm(node: ir.Node) -> bool:
 def _only_user(node: ir.Node) -> ir.Node | None:
     value = node.outputs[0]
     users = list(value.consumers())
-    return users[0] if len(users) == 1 and _is_inner(value) else None
-
-
-def _is_inner(value: ir.Value) -> bool:
-    return not value.is_graph_output()
+    return users[0] if len(users) == 1 and not value.is_graph_output() else None
 
 
 def _interleave(tensors: list[LazyTensor]) -> LazyTensor:

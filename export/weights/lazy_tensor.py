@@ -60,16 +60,13 @@ class LazyTensor(ir.LazyTensor):
 
     def rename(self, name: str) -> "LazyTensor":
         """Makes the same tensor with another name."""
-        return self._copy(self.dtype, name)
+        parts = self.stored, self.sizes, self.key, self.dtype, name
+        return LazyTensor(*parts, self.sources, self.quantization)
 
     def convert(self, dtype: ir.DataType) -> "LazyTensor":
         """Makes the same tensor with another data type in the graph."""
-        return self._copy(dtype, self.name)
-
-    def _copy(self, dtype: ir.DataType, name: str | None) -> "LazyTensor":
-        return LazyTensor(
-            self.stored, self.sizes, self.key, dtype, name, self.sources, self.quantization
-        )
+        parts = self.stored, self.sizes, self.key, dtype, self.name
+        return LazyTensor(*parts, self.sources, self.quantization)
 
     def _convert(self) -> ir.TensorProtocol:
         array = self.stored()
