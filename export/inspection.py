@@ -20,7 +20,7 @@ class Gpu(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     bandwidth_gb_s: float
     source: str
 
-    def max_steps_per_s(self, read_bytes: int) -> float:
+    def compute_max_steps_per_s(self, read_bytes: int) -> float:
         """Upper bound, as if a step only read its weights, and only once."""
         return self.bandwidth_gb_s * 1e9 / read_bytes
 

@@ -104,11 +104,11 @@ class ExportParts:
         embedding_weight = model.get_input_embeddings().weight
         unembedding_weight = model.get_output_embeddings().weight
         head_sizes = () if self.heads is None else self.heads.sizes
-        total = sum(size * _with_scales(head, float_bits) for size in head_sizes)
+        total = sum(size * _add_scale_bits(head, float_bits) for size in head_sizes)
         for name, parameter in model.named_parameters():
             is_layer = parameter.ndim == 2 and parameter is not embedding_weight
             bits = unembedding if parameter is unembedding_weight else layer if is_layer else None
-            total += parameter.numel() * planned.get(name, _with_scales(bits, float_bits))
+            total += parameter.numel() * planned.get(name, _add_scale_bits(bits, float_bits))
         if embedding_weight is unembedding_weight and unembedding is not None:
             total += embedding_weight.numel() * float_bits  # The embedding stays unrounded.
         return total // 8
@@ -120,7 +120,7 @@ class ExportParts:
         return 2 * self.size_bytes if is_widened else 0
 
 
-def _with_scales(bits: int | None, float_bits: int) -> int:
+def _add_scale_bits(bits: int | None, float_bits: int) -> int:
     """Bits of a weight with its share of a scale; None stands for a weight that stays whole."""
     return float_bits if bits is None else bits + 1
 

@@ -76,25 +76,25 @@ class Target:
         return "operator" if precision.uses_library else self.reduce
 
 
-def _library_precision(name: str, layers: WeightFormat) -> Precision:
+def _make_library_precision(name: str, layers: WeightFormat) -> Precision:
     return Precision(name=name, layers=layers, unembedding="int8", heads="int8", uses_library=True)
 
 
-def _device_precision(name: str, format_: WeightFormat | None) -> Precision:
+def _make_device_precision(name: str, format_: WeightFormat | None) -> Precision:
     """A device multiplies by the unembedding in the type of the computation."""
     return Precision(name=name, dtype="float16", layers=format_, heads=format_)
 
 
-_FP16 = _device_precision("fp16", None)
+_FP16 = _make_device_precision("fp16", None)
 _BF16 = Precision(name="bf16", dtype="bfloat16")
-_INT8 = _device_precision("int8", "int8")
-_INT4 = _device_precision("int4", "int4")
-_FP8 = _device_precision("fp8", "fp8")
+_INT8 = _make_device_precision("int8", "int8")
+_INT4 = _make_device_precision("int4", "int4")
+_FP8 = _make_device_precision("fp8", "fp8")
 
 _TENSORRT = Target(
     name="tensorrt",
     precisions=(_FP16, _BF16, _INT8, _INT4, _FP8),
-    mixed=_device_precision(MIXED, "int8"),
+    mixed=_make_device_precision(MIXED, "int8"),
     attention=("device_attention",),
     formats=("int4", "int8", "fp8", "fp16"),
     candidates=("int4", "int8", "fp16"),
@@ -109,11 +109,11 @@ _ROWS = (
     Target(
         name="ort-cpu",
         precisions=(
-            _library_precision("int8", "int8"),
-            _library_precision("int4", "int4"),
+            _make_library_precision("int8", "int8"),
+            _make_library_precision("int4", "int4"),
             Precision(name="fp32"),
         ),
-        mixed=_library_precision(MIXED, "int8"),
+        mixed=_make_library_precision(MIXED, "int8"),
         attention=("tree_attention", "group_query_attention", "tensor_scatter"),
         formats=("int4", "int8", "fp32"),
         candidates=("int4", "int8"),
@@ -124,7 +124,7 @@ _ROWS = (
     Target(
         name="ort-cuda",
         precisions=(_FP16, _BF16, _INT4),
-        mixed=_device_precision(MIXED, "int4"),
+        mixed=_make_device_precision(MIXED, "int4"),
         attention=("cuda_attention",),
         formats=("int4", "fp16"),
         candidates=("int4", "fp16"),
@@ -137,7 +137,7 @@ _ROWS = (
     Target(
         name="tensorrt-jetson",
         precisions=(_FP16, _INT8, _INT4),
-        mixed=_device_precision(MIXED, "int8"),
+        mixed=_make_device_precision(MIXED, "int8"),
         attention=("decomposed_attention",),
         formats=("int4", "int8", "fp16"),
         candidates=("int4", "int8", "fp16"),

@@ -15,7 +15,7 @@ from medusa_trt.export.models.base_model import BaseModel, load_base_model
 from medusa_trt.export.models.source import (
     ModelSource,
     load_config,
-    quiet_transformers,
+    silence_transformers,
     source_from_name,
 )
 from medusa_trt.export.models.tokenizers import load_tokenizer
@@ -126,7 +126,7 @@ def _load_quantized(
         bnb_4bit_compute_dtype=dtype,
     )
     try:
-        with quiet_transformers():
+        with silence_transformers():
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 source.location,
                 dtype=dtype,

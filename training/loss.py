@@ -58,7 +58,7 @@ class _SoftCrossEntropy(torch.autograd.Function):
         return state_grad * scale, weight_grad, None, None, None
 
 
-def soft_cross_entropy(
+def compute_soft_cross_entropy(
     state: torch.Tensor,
     unembedding: torch.Tensor,
     columns: torch.Tensor,
@@ -83,7 +83,7 @@ def soft_cross_entropy(
     return loss
 
 
-def medusa_loss(
+def compute_medusa_loss(
     states: torch.Tensor,
     unembeddings: list[torch.Tensor],
     targets: Targets,
@@ -111,7 +111,7 @@ def medusa_loss(
     counts = targets.exists.sum(0).clamp(min=1)
     total = states.new_zeros((), dtype=torch.float32)
     for k, unembedding in enumerate(unembeddings):
-        loss = soft_cross_entropy(
+        loss = compute_soft_cross_entropy(
             states[k], unembedding, columns[:, k], targets.weights[:, k], correction
         )
         total = total + decay**k * loss / counts[k]

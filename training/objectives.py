@@ -13,7 +13,7 @@ from medusa_trt.training.backbone import observe_unembedding
 from medusa_trt.training.data.generation import select_top_logprobs
 from medusa_trt.training.data.rows import ReplyRows
 from medusa_trt.training.data.shards import Features
-from medusa_trt.training.loss import medusa_loss
+from medusa_trt.training.loss import compute_medusa_loss
 from medusa_trt.training.options import TrainOptions
 from medusa_trt.training.targets import TargetRule, Targets
 from medusa_trt.training.trainable_heads import TrainableHeads
@@ -44,7 +44,7 @@ class HeadsOnFeatures(nn.Module):
             progress: not used.
         """
         targets = Targets(columns, weights, exists)
-        return _heads_loss(self.heads, hidden.float(), root_ids, targets, self._options)
+        return _compute_loss(self.heads, hidden.float(), root_ids, targets, self._options)
 
 
 class HeadsOnBackbone(nn.Module):
@@ -102,7 +102,8 @@ class HeadsOnBackbone(nn.Module):
             loss = kl_divergence(teacher_logits, logits)
         rows = _rows_from_batch(token_ids, turns, teacher_logits)
         targets = self._rule.make_targets(rows, torch.arange(len(rows), device=hidden.device))
-        heads_loss = _heads_loss(self.heads, hidden.float(), rows.token_ids, targets, self._options)
+        state, ids = hidden.float(), rows.token_ids
+        heads_loss = _compute_loss(self.heads, state, ids, targets, self._options)
         return loss + self._heads_weight(progress) * heads_loss
 
     def compute_hidden_and_logits(
@@ -148,14 +149,14 @@ def kl_divergence(teacher_logits: torch.Tensor, logits: torch.Tensor) -> torch.T
     return nn.functional.kl_div(model, teacher, reduction="batchmean", log_target=True)
 
 
-def _heads_loss(
+def _compute_loss(
     heads: TrainableHeads,
     hidden: torch.Tensor,
     root_ids: torch.Tensor,
     targets: Targets,
     options: TrainOptions,
 ) -> torch.Tensor:
-    return medusa_loss(
+    return compute_medusa_loss(
         heads(hidden, root_ids),
         heads.get_unembeddings(),
         targets,

@@ -32,11 +32,11 @@ class _Head(nn.Module):
     def forward(self, hidden: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
         if self.root_map is not None:
             hidden = hidden + self.root_map(inputs)
-        for block in self.linear_blocks():
+        for block in self.list_linear_blocks():
             hidden = hidden + nn.functional.silu(block(hidden))
         return hidden if self.projection is None else hidden + self.projection(hidden)
 
-    def linear_blocks(self) -> list[nn.Linear]:
+    def list_linear_blocks(self) -> list[nn.Linear]:
         """The blocks with the type that mypy needs."""
         return [block for block in self.blocks if isinstance(block, nn.Linear)]
 
@@ -73,7 +73,7 @@ class TrainableHeads(nn.Module):
         self._root_scale, scaled = 1.0, None
         if shape.has_root_map:
             assert embedding is not None
-            self._root_scale = _unit_scale(embedding)
+            self._root_scale = _find_unit_scale(embedding)
             scaled = embedding.detach() * self._root_scale
         self.root_embedding: torch.Tensor | None
         self.register_buffer("root_embedding", scaled, persistent=False)
@@ -127,7 +127,7 @@ class TrainableHeads(nn.Module):
 
     def set_linear_maps(self, maps: list[Linear]) -> None:
         """Sets the root map of each head, or its projection if it has no root map."""
-        for head, map_ in zip(self._heads(), maps, strict=True):
+        for head, map_ in zip(self._list_heads(), maps, strict=True):
             module = head.root_map or head.projection
             assert module is not None
             _copy_map(module, map_)
@@ -140,7 +140,7 @@ class TrainableHeads(nn.Module):
 
         heads = tuple(
             MedusaHead(
-                tuple(map(linear, head.linear_blocks())),
+                tuple(map(linear, head.list_linear_blocks())),
                 None if head.projection is None else linear(head.projection),
                 self.own_unembeddings[index].detach().cpu().clone()
                 if self.shape.has_own_unembedding
@@ -149,15 +149,15 @@ class TrainableHeads(nn.Module):
                 if head.root_map is None
                 else _scale_root(linear(head.root_map), self._root_scale),
             )
-            for index, head in enumerate(self._heads())
+            for index, head in enumerate(self._list_heads())
         )
         return MedusaHeads(heads, self.vocabulary.token_map)
 
     def load_heads(self, heads: MedusaHeads) -> None:
         """Copies the parameters of heads of the same shape."""
         assert shape_from_heads(heads) == self.shape
-        for index, (module, head) in enumerate(zip(self._heads(), heads.heads, strict=True)):
-            for layer, map_ in zip(module.linear_blocks(), head.blocks, strict=True):
+        for index, (module, head) in enumerate(zip(self._list_heads(), heads.heads, strict=True)):
+            for layer, map_ in zip(module.list_linear_blocks(), head.blocks, strict=True):
                 _copy_map(layer, map_)
             if module.projection is not None and head.projection is not None:
                 _copy_map(module.projection, head.projection)
@@ -167,7 +167,7 @@ class TrainableHeads(nn.Module):
                 with torch.no_grad():
                     self.own_unembeddings[index].copy_(head.unembedding)
 
-    def _heads(self) -> list[_Head]:
+    def _list_heads(self) -> list[_Head]:
         return [head for head in self.heads if isinstance(head, _Head)]
 
 
@@ -177,7 +177,7 @@ def _scale_root(root_map: Linear, scale: float) -> Linear:
     return Linear(torch.cat([state, root * scale], 1), root_map.bias)
 
 
-def _unit_scale(embedding: torch.Tensor) -> float:
+def _find_unit_scale(embedding: torch.Tensor) -> float:
     """A power of two that brings embeddings to a root mean square near 1.
 
     Embeddings are often much smaller than hidden states. One learning rate for both would be too

@@ -84,7 +84,7 @@ def compare_on_tree(
     assert outputs.logits is not None
     expected = np.empty_like(outputs.logits)
     for slot, prefix in enumerate(prefixes):
-        paths = list(leaf_paths(tree))
+        paths = list(list_leaf_paths(tree))
         # All paths are one batch. The padding of shorter paths comes after the compared tokens.
         texts = np.zeros((len(paths), len(prefix) + tree.max_depth + 1), np.int64)
         texts[:, : len(prefix)] = prefix
@@ -114,7 +114,7 @@ def put_text_on_tree(tree: MedusaTree, text: Sequence[int], rng: np.random.Gener
     return [text[place % len(text)] for place in places]
 
 
-def max_relative_error(precision: str, is_routed: bool) -> float:
+def find_max_relative_error(precision: str, is_routed: bool) -> float:
     """Largest `Agreement.relative_error` that an export may have.
 
     Args:
@@ -127,7 +127,7 @@ def max_relative_error(precision: str, is_routed: bool) -> float:
     return min(max(MAX_RELATIVE_ERROR.values()), _EXPERTS_FACTOR * limit)
 
 
-def leaf_paths(tree: MedusaTree) -> Iterator[NDArray[np.int64]]:
+def list_leaf_paths(tree: MedusaTree) -> Iterator[NDArray[np.int64]]:
     """Yields the nodes of each path from the root to a leaf."""
     for row, length in zip(tree.retrieve_indices, tree.path_lengths, strict=True):
         yield row[:length]
@@ -231,7 +231,7 @@ def compare_logits(
         }
     precision = manifest.target.precision
     limit = MAX_LOGIT_DIFFERENCE.get(precision, np.inf)
-    relative_limit = max_relative_error(precision, has_experts(model))
+    relative_limit = find_max_relative_error(precision, has_experts(model))
     for where, result in agreements.items():
         # A difference that is not a number must fail, so the condition is that of a good result.
         good = result.max_logit_difference <= limit and result.relative_error <= relative_limit

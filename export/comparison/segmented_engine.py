@@ -157,13 +157,13 @@ def _split(model: ir.Model, segment_bytes: int) -> list[_Segment]:
     parts: list[list[ir.Node]] = [[]]
     size_bytes = 0
     for node in model.graph:
-        node_bytes = _weight_bytes(node)
+        node_bytes = _count_weight_bytes(node)
         if parts[-1] and size_bytes + node_bytes > segment_bytes:
             parts.append([])
             size_bytes = 0
         parts[-1].append(node)
         size_bytes += node_bytes
-    return [_segment(model, part) for part in parts]
+    return [_make_segment(model, part) for part in parts]
 
 
 def _divide(graph: ir.Graph, node: ir.Node, most_bytes: int) -> None:
@@ -206,7 +206,7 @@ def _divide(graph: ir.Graph, node: ir.Node, most_bytes: int) -> None:
     graph.remove(node, safe=True)
 
 
-def _weight_bytes(node: ir.Node) -> int:
+def _count_weight_bytes(node: ir.Node) -> int:
     """Bytes of memory for a node's weights, dequantized as ONNX Runtime keeps them in a part."""
     tensors = [value.const_value for value in node.inputs if value is not None]
     dtype = node.outputs[0].dtype
@@ -215,7 +215,7 @@ def _weight_bytes(node: ir.Node) -> int:
     return sum(tensor.nbytes for tensor in tensors if tensor is not None)
 
 
-def _segment(model: ir.Model, nodes: list[ir.Node]) -> _Segment:
+def _make_segment(model: ir.Model, nodes: list[ir.Node]) -> _Segment:
     inside = set(nodes)
     made = [value for node in nodes for value in node.outputs]
     inputs = {

@@ -3,7 +3,7 @@
 from math import prod
 
 from medusa_trt.export.deploy.templates import render_template
-from medusa_trt.export.tensorrt.options import num_cache_rows
+from medusa_trt.export.tensorrt.options import count_cache_rows
 from medusa_trt.runtime.bundle import Bundle
 from medusa_trt.runtime.manifest import GraphSpec
 
@@ -61,7 +61,7 @@ def _make_shapes(bundle: Bundle, spec: GraphSpec) -> dict[str, dict[str, list[in
     They are for one sequence, and range from one node to a prefill chunk.
     """
     nodes, chunk = bundle.tree.num_nodes, bundle.manifest.target.prefill_chunk
-    capacity = num_cache_rows(bundle.manifest.model.max_length, max(_MAX_TREE_NODES, nodes))
+    capacity = count_cache_rows(bundle.manifest.model.max_length, max(_MAX_TREE_NODES, nodes))
     sizes = {
         "batch": (1, 1, 1),
         "num_nodes": (1, nodes, max(nodes, chunk)),

@@ -37,10 +37,10 @@ def describe_graph(folder: Path, graph: str) -> GraphSpec:
     """Reads the interface of a graph that was written."""
     file = names.GRAPH_FILES[graph]
     saved = ir.load(folder / file).graph
-    return GraphSpec(file, _tensor_specs(saved.inputs), _tensor_specs(saved.outputs))
+    return GraphSpec(file, _list_tensor_specs(saved.inputs), _list_tensor_specs(saved.outputs))
 
 
-def _tensor_specs(values: Iterable[ir.Value]) -> list[TensorSpec]:
+def _list_tensor_specs(values: Iterable[ir.Value]) -> list[TensorSpec]:
     specs = []
     for value in values:
         assert value.name is not None and value.dtype is not None and value.shape is not None

@@ -47,7 +47,7 @@ def trace_heads(
     bias = None if layer_bias is None else backbone[name_of[id(layer_bias)]]
     unembedding = backbone[name_of[id(layer.weight)]]
     embedding = backbone[name_of[id(model.get_input_embeddings().weight)]]
-    weights = _unread_parameters(heads, embedding.dtype, is_stacked) | {"embedding": embedding}
+    weights = _name_unread_parameters(heads, embedding.dtype, is_stacked) | {"embedding": embedding}
     # Only few rows are picked by a token map; the whole matrix is read when the graph is written.
     if heads.token_map is None and heads.heads[0].unembedding is None:
         weights["unembedding"] = unembedding
@@ -98,7 +98,7 @@ def trace_heads_module(
     return model
 
 
-def _unread_parameters(
+def _name_unread_parameters(
     heads: MedusaHeads, dtype: ir.DataType, is_stacked: bool
 ) -> dict[str, LazyTensor]:
     """Matrices that are read later, by the names of the parameters of the heads' module."""

@@ -107,9 +107,9 @@ class HeadsModule(nn.Module):
             root = nn.functional.embedding(root_ids, self.embedding)
             wide = torch.cat([hidden, root.to(hidden.dtype)], -1)
         if self.is_stacked:
-            states = [self._state("", hidden[None], None if wide is None else wide[None])]
+            states = [self._run("", hidden[None], None if wide is None else wide[None])]
         else:
-            states = [self._state(suffix, hidden, wide) for suffix in self._suffixes]
+            states = [self._run(suffix, hidden, wide) for suffix in self._suffixes]
         if self.shared:
             # With two dimensions all heads are one product, by the matrix that the backbone stores.
             rows = states[0].flatten(0, 1) if self.is_stacked else torch.cat(states)
@@ -119,17 +119,17 @@ class HeadsModule(nn.Module):
         products = [state @ matrix for state, matrix in zip(states, matrices, strict=True)]
         return products[0] if self.is_stacked else torch.stack(products)
 
-    def _state(self, suffix: str, state: torch.Tensor, wide: torch.Tensor | None) -> torch.Tensor:
+    def _run(self, suffix: str, state: torch.Tensor, wide: torch.Tensor | None) -> torch.Tensor:
         """Computes the state of one head, or of all; `wide` has the root's embedding too."""
         if wide is not None:
-            state = state + self._affine("root_map", suffix, wide)
+            state = state + self._apply_map("root_map", suffix, wide)
         for layer in range(self.num_layers):
-            state = state + nn.functional.silu(self._affine(f"block{layer}", suffix, state))
+            state = state + nn.functional.silu(self._apply_map(f"block{layer}", suffix, state))
         if self.has_projection:
-            state = state + self._affine("projection", suffix, state)
+            state = state + self._apply_map("projection", suffix, state)
         return state
 
-    def _affine(self, name: str, suffix: str, state: torch.Tensor) -> torch.Tensor:
+    def _apply_map(self, name: str, suffix: str, state: torch.Tensor) -> torch.Tensor:
         weight: torch.Tensor = getattr(self, f"{name}_weight{suffix}")
         bias: torch.Tensor = getattr(self, f"{name}_bias{suffix}")
         return state @ weight + bias

@@ -34,7 +34,7 @@ def make_integer_reduce(vocab_size: int, opset: int, *, num_sorted: int = NUM_SO
     """
     inputs = make_inputs(vocab_size, ir.DataType.INT64)
     writer = _Writer(vocab_size, min(num_sorted, vocab_size))
-    outputs = writer.reductions(*inputs)
+    outputs = writer.write_reductions(*inputs)
     declare_outputs(outputs)
     graph = ir.Graph(inputs, outputs, nodes=writer.nodes, opset_imports={"": opset}, name="reduce")
     return ir.Model(graph, ir_version=10, producer_name="medusa-trt")
@@ -52,7 +52,7 @@ class _Writer:
     def nodes(self) -> Sequence[ir.Node]:
         return self._tape.nodes
 
-    def reductions(
+    def write_reductions(
         self,
         logits: ir.Value,
         candidates: ir.Value,
@@ -70,31 +70,31 @@ class _Writer:
         shifted = op("Max", shifted, self._float([_LEAST]))
         weights = op("Exp", shifted)
 
-        log_total, entropy = self._entropy(shifted, weights)
-        places = op("Concat", *map(self._column, (parent_rows, candidates)), axis=1)
-        parents = op("Gather", self._flat(log_total), parent_rows, axis=0)
+        log_total, entropy = self._compute_entropy(shifted, weights)
+        places = op("Concat", *map(self._make_column, (parent_rows, candidates)), axis=1)
+        parents = op("Gather", self._flatten(log_total), parent_rows, axis=0)
         candidate_logprob = op("Sub", op("GatherND", shifted, places), parents)
 
-        threshold, covered = self._threshold(shifted, weights, top_k, top_p)
+        threshold, covered = self._find_threshold(shifted, weights, top_k, top_p)
         is_kept = op(
             "And",
             op("GreaterOrEqual", shifted, threshold),
             op("GreaterOrEqual", weights, min_p),
         )
-        kept_weights = self._fixed(op("Where", is_kept, weights, self._float([0])))
-        drawn_mass, _ = self._shares(self._sum(kept_weights), self._column(uniforms))
-        sampled = self._flat(self._place(kept_weights, self._vocab_size, drawn_mass))
-        return sampled, self._flat(covered), self._flat(entropy), candidate_logprob
+        kept_weights = self._convert_to_fixed(op("Where", is_kept, weights, self._float([0])))
+        drawn_mass, _ = self._take_shares(self._sum(kept_weights), self._make_column(uniforms))
+        sampled = self._flatten(self._find_place(kept_weights, self._vocab_size, drawn_mass))
+        return sampled, self._flatten(covered), self._flatten(entropy), candidate_logprob
 
-    def _entropy(self, shifted: ir.Value, weights: ir.Value) -> tuple[ir.Value, ir.Value]:
+    def _compute_entropy(self, shifted: ir.Value, weights: ir.Value) -> tuple[ir.Value, ir.Value]:
         """Columns: log Σ w, and log Σ w + Σ w (-log w) / Σ w."""
         op = self._op
-        total = self._float_sum(weights)
-        spread = op("Div", self._float_sum(op("Mul", weights, op("Neg", shifted))), total)
+        total = self._sum_floats(weights)
+        spread = op("Div", self._sum_floats(op("Mul", weights, op("Neg", shifted))), total)
         log_total = op("Log", total)
         return log_total, op("Add", log_total, spread)
 
-    def _threshold(
+    def _find_threshold(
         self, shifted: ir.Value, weights: ir.Value, top_k: ir.Value, top_p: ir.Value
     ) -> tuple[ir.Value, ir.Value]:
         """Columns: the least logit that top-k and top-p keep, and whether that is exact."""
@@ -110,20 +110,20 @@ class _Writer:
 
         # The last of the nucleus: where the cumulative sum reaches top_p for the first time.
         likely = op("GreaterOrEqual", shifted, k_threshold)
-        total = self._sum(self._fixed(op("Where", likely, weights, self._float([0]))))
+        total = self._sum(self._convert_to_fixed(op("Where", likely, weights, self._float([0]))))
         share = op(
             "Cast", op("Mul", top_p, self._float([float(1 << SHARE_BITS)])), to=ir.DataType.INT64
         )
-        _, goal = self._shares(total, share)
-        top_weights = self._fixed(op("Exp", top))
-        size = self._place(top_weights, self._num_sorted, op("Sub", goal, one))
+        _, goal = self._take_shares(total, share)
+        top_weights = self._convert_to_fixed(op("Exp", top))
+        size = self._find_place(top_weights, self._num_sorted, op("Sub", goal, one))
         nucleus = op("GatherElements", top, size, axis=1)
         keeps_all = op("GreaterOrEqual", top_p, self._float([1]))
         p_threshold = op("Where", keeps_all, lowest, nucleus)
         p_held = op("Or", keeps_all, op("GreaterOrEqual", self._sum(top_weights), goal))
         return op("Max", k_threshold, p_threshold), op("And", k_held, p_held)
 
-    def _place(self, weights: ir.Value, length: int, target: ir.Value) -> ir.Value:
+    def _find_place(self, weights: ir.Value, length: int, target: ir.Value) -> ir.Value:
         """Column: how many tokens lie before the one where the cumulative sum exceeds `target`.
 
         The last token if it never does.
@@ -138,7 +138,7 @@ class _Writer:
         place: ir.Value | None = None
         for axes, width in (([2, 3], num_groups), ([2], size), ([], size)):
             sums = op("ReduceSum", left, self._int(axes), keepdims=0) if axes else left
-            before = self._constant(np.tril(np.ones((width, width), np.int64)))
+            before = self._add_constant(np.tril(np.ones((width, width), np.int64)))
             spread = op("Mul", op("Unsqueeze", sums, self._int([1])), before)
             running = op("ReduceSum", spread, self._int([2]), keepdims=0)
             passed = op("Cast", op("LessOrEqual", running, target), to=ir.DataType.INT64)
@@ -152,7 +152,7 @@ class _Writer:
         assert place is not None
         return op("Min", place, self._int([length - 1]))
 
-    def _shares(self, total: ir.Value, share: ir.Value) -> tuple[ir.Value, ir.Value]:
+    def _take_shares(self, total: ir.Value, share: ir.Value) -> tuple[ir.Value, ir.Value]:
         """`total` times `share` · 2^-31, rounded down and up; neither product overflows."""
         op, unit = self._op, self._int([1 << SHARE_BITS])
         high = op("Div", total, unit)
@@ -162,32 +162,32 @@ class _Writer:
         least, most = op("Div", low, unit), op("Div", rounded_up, unit)
         return op("Add", high_share, least), op("Add", high_share, most)
 
-    def _fixed(self, weights: ir.Value) -> ir.Value:
+    def _convert_to_fixed(self, weights: ir.Value) -> ir.Value:
         """Weights of at most 1 in fixed point."""
         scaled = self._op("Mul", weights, self._float([float(1 << self._bits)]))
         return self._op("Cast", scaled, to=ir.DataType.INT64)
 
-    def _float_sum(self, weights: ir.Value) -> ir.Value:
+    def _sum_floats(self, weights: ir.Value) -> ir.Value:
         """Column: their sum in float32, rounded once."""
-        total = self._op("Cast", self._sum(self._fixed(weights)), to=ir.DataType.FLOAT)
+        total = self._op("Cast", self._sum(self._convert_to_fixed(weights)), to=ir.DataType.FLOAT)
         return self._op("Mul", total, self._float([2.0**-self._bits]))
 
     def _sum(self, values: ir.Value) -> ir.Value:
         return self._op("ReduceSum", values, self._int([-1]))
 
-    def _column(self, values: ir.Value) -> ir.Value:
+    def _make_column(self, values: ir.Value) -> ir.Value:
         return self._op("Unsqueeze", values, self._int([-1]))
 
-    def _flat(self, column: ir.Value) -> ir.Value:
+    def _flatten(self, column: ir.Value) -> ir.Value:
         return self._op("Squeeze", column, self._int([-1]))
 
     def _int(self, values: int | Sequence[int]) -> ir.Value:
-        return self._constant(np.array(values, np.int64))
+        return self._add_constant(np.array(values, np.int64))
 
     def _float(self, values: Sequence[float]) -> ir.Value:
-        return self._constant(np.array(values, np.float32))
+        return self._add_constant(np.array(values, np.float32))
 
-    def _constant(self, array: np.ndarray) -> ir.Value:
+    def _add_constant(self, array: np.ndarray) -> ir.Value:
         return self._tape.op("Constant", [], {"value": ir.tensor(array)})
 
     def _op(self, op_type: str, *inputs: ir.Value, **attributes: int) -> ir.Value:

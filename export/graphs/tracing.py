@@ -58,7 +58,7 @@ def trace_module(
     try:
         with (
             torch.no_grad(),
-            _quiet(progress),
+            _silence_exporter(progress),
             fake_parameters(module) if weights else nullcontext(),
         ):
             program = torch.onnx.export(
@@ -106,7 +106,7 @@ class _StageReader(StringIO):
 
 
 @contextmanager
-def _quiet(progress: Progress) -> Iterator[None]:
+def _silence_exporter(progress: Progress) -> Iterator[None]:
     """Hides the exporter's messages about torchvision and axis names, but tells of its stages."""
     logger = logging.getLogger("torch.onnx._internal.exporter._registration")
     level = logger.level

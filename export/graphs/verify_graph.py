@@ -40,7 +40,7 @@ def trace_verify(
     with module.attach():
         model = trace_module(
             module,
-            module.example_inputs(),
+            module.make_example_inputs(),
             opset,
             input_names=[
                 names.INPUT_IDS,

@@ -63,7 +63,7 @@ class VerifyModule(nn.Module):
         num_spare = MAX_NODES if form.has_position_per_row else _ROTARY_SPARE
         tables = make_rotary_tables(model, max_length, max_length + num_spare)
         for index, table in enumerate(tables.values()):
-            for name, values in zip(_table_names(index), table, strict=True):
+            for name, values in zip(_name_tables(index), table, strict=True):
                 self.register_buffer(name, values.to(model.dtype), persistent=False)
         self._dtype = model.dtype
         self._table_of_layer = [list(tables).index(kind) for kind in kinds]
@@ -113,7 +113,7 @@ class VerifyModule(nn.Module):
             cache_positions, *cache = rest
         tables = [
             (getattr(self, cos), getattr(self, sin))
-            for cos, sin in map(_table_names, range(max(self._table_of_layer) + 1))
+            for cos, sin in map(_name_tables, range(max(self._table_of_layer) + 1))
         ]
         inputs = AttentionInputs(
             cache=cache,
@@ -125,13 +125,13 @@ class VerifyModule(nn.Module):
             cache_positions=cache_positions,
         )
         self._attention = attention = self.form(inputs)
-        hidden, logits = self._hidden_and_logits(
+        hidden, logits = self._compute_hidden_and_logits(
             input_ids, inputs.position_ids, attention.mask.whole, rows
         )
         # The outputs are float32 in every precision, because numpy has no bfloat16.
         return logits.argmax(-1), hidden.float(), logits.float(), *attention.presents
 
-    def _hidden_and_logits(
+    def _compute_hidden_and_logits(
         self,
         input_ids: torch.Tensor,
         position_ids: torch.Tensor,
@@ -159,7 +159,7 @@ class VerifyModule(nn.Module):
             ).logits
         return hidden[0], logits
 
-    def example_inputs(self) -> tuple[torch.Tensor, ...]:
+    def make_example_inputs(self) -> tuple[torch.Tensor, ...]:
         """Makes inputs to trace with."""
         shape = self.shape
         batch = 2 if self.form.takes_batch else 1
@@ -194,6 +194,6 @@ class _PassThroughCache:
         return 0
 
 
-def _table_names(index: int) -> tuple[str, str]:
+def _name_tables(index: int) -> tuple[str, str]:
     """Names of a rotary table's two tensors in the graph."""
     return ("cos", "sin") if index == 0 else (f"cos_{index}", f"sin_{index}")

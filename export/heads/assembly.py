@@ -77,13 +77,13 @@ class _Assembly:
         size = first.shape[0] if first.ndim else 1
         blocks: list[Linear] = []
         while HeadKey("block", "weight", index, len(blocks)) in self.named:
-            blocks.append(self._linear(HeadKey("block", "weight", index, len(blocks)), size))
+            blocks.append(self._take_linear(HeadKey("block", "weight", index, len(blocks)), size))
         projection = None
         if (key := HeadKey("projection", "weight", index)) in self.named:
-            projection = self._linear(key, size)
+            projection = self._take_linear(key, size)
         root_map = None
         if (key := HeadKey("root_map", "weight", index)) in self.named:
-            root_map = self._linear(key, size, 2 * size)
+            root_map = self._take_linear(key, size, 2 * size)
         unembedding = common
         for layer in (None, len(blocks)):
             if (key := HeadKey("unembedding", "weight", index, layer)) in self.named:
@@ -107,7 +107,7 @@ class _Assembly:
             )
         return MedusaHead(tuple(blocks), projection, unembedding, root_map)
 
-    def _linear(self, weight_key: HeadKey, size: int, num_inputs: int | None = None) -> Linear:
+    def _take_linear(self, weight_key: HeadKey, size: int, num_inputs: int | None = None) -> Linear:
         bias_key = weight_key._replace(kind="bias")
         weight, bias = self.named.pop(weight_key), self.named.pop(bias_key, None)
         shapes = (size, num_inputs or size), (size,)

@@ -58,7 +58,7 @@ class KeyLayout:
 
     def parse(self, name: str) -> HeadKey | None:
         """Reads a name without its prefix; None if this layout has no such name."""
-        for part, pattern in _patterns(self):
+        for part, pattern in _make_patterns(self):
             if match := pattern.fullmatch(name):
                 fields = match.groupdict()
                 head, layer = fields.get("head"), fields.get("layer")
@@ -79,7 +79,7 @@ class KeyLayout:
 
 
 @cache
-def _patterns(layout: KeyLayout) -> tuple[tuple[Part, re.Pattern[str]], ...]:
+def _make_patterns(layout: KeyLayout) -> tuple[tuple[Part, re.Pattern[str]], ...]:
     weight = "|".join(("weight", *_SCALES))
     kinds: dict[Part, str] = {
         "block": f"bias|{weight}",

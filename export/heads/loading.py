@@ -85,7 +85,7 @@ def load_heads(source: str | Path, *, read_all: bool = True) -> LoadedHeads:
             or misshapen; the error lists them.
         ExportError: a hub id that cannot be downloaded.
     """
-    checkpoint = open_checkpoint(_local_path(source))
+    checkpoint = open_checkpoint(_find_local_path(source))
     name = str(checkpoint.path)
     recognized = recognize(checkpoint.files, name)
     if not any(key.part == "block" for key in recognized.names) and recognized.others:
@@ -140,7 +140,7 @@ def holds_heads(source: str | Path) -> bool:
     return any(is_head_key(key) for key in open_checkpoint(folder).files)
 
 
-def _local_path(source: str | Path) -> Path:
+def _find_local_path(source: str | Path) -> Path:
     """Gives the path itself, or the folder into which files of a repository were downloaded."""
     if not is_hub_id(str(source)):
         return Path(source)
@@ -237,7 +237,7 @@ def _describe(
     return LoadedHeads(
         heads=heads,
         path=checkpoint.path,
-        format=_format_name(checkpoint, recognized, facts, config),
+        format=_find_format(checkpoint, recognized, facts, config),
         facts=facts,
         dtype=counts.most_common(1)[0][0],
         num_parameters=counts.total(),
@@ -248,7 +248,7 @@ def _describe(
     )
 
 
-def _format_name(
+def _find_format(
     checkpoint: Checkpoint,
     recognized: Recognized,
     facts: HeadsFacts,

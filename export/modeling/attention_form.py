@@ -93,7 +93,7 @@ class AttentionForm(ABC):
     def _attend(self, call: AttentionCall) -> torch.Tensor:
         """Rotates, updates the cache and attends; adds to `presents`; see `__call__`."""
 
-    def _cache_of(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def _get_cache(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Returns a layer's cached keys and values."""
         key, value = self._inputs.cache[2 * layer : 2 * layer + 2]
         return key, value

@@ -56,18 +56,18 @@ def dense_experts(
 
 def has_experts(model: PreTrainedModel) -> bool:
     """Whether some layer of a model is a mixture of experts."""
-    return any(True for _ in _experts(model))
+    return any(True for _ in _find_experts(model))
 
 
 def find_experts_problem(model: PreTrainedModel) -> str | None:
     """Finds why `dense_experts` cannot replace this model's experts; None if it can."""
-    for module in _experts(model):
+    for module in _find_experts(model):
         if not all(getattr(module, name, None) == value for name, value in _PLAIN.items()):
             return f"experts other than plain gated ones ({type(module).__name__})"
     return None
 
 
-def _experts(model: PreTrainedModel) -> Iterator[nn.Module]:
+def _find_experts(model: PreTrainedModel) -> Iterator[nn.Module]:
     return (module for module in model.modules() if "Experts" in type(module).__name__)
 
 

@@ -29,7 +29,7 @@ class DeviceAttention(StandardAttention):
         assert self._inputs.cache_positions is not None
         return self._inputs.cache_positions
 
-    def _num_read_rows(self) -> torch.Tensor:
+    def _count_read_rows(self) -> torch.Tensor:
         return torch.onnx.ops.symbolic(
             "Shape",
             [self._read_positions()],
@@ -55,7 +55,7 @@ class CudaAttention(DeviceAttention):
 
     fuses_skip_norm = True
 
-    def _num_nodes(self) -> int:
+    def _count_nodes(self) -> int:
         """Counts the nodes on the device: the root's row of the mask holds nothing above 0."""
         # The tracer takes this tensor like a symbolic size.
         return cast(int, (self._inputs.tree_mask[0] <= 0).sum())

@@ -39,7 +39,7 @@ class CachedAttention(AttentionForm):
 
     def _attend(self, call: AttentionCall) -> torch.Tensor:
         batch, num_heads, num_nodes, head_dim = call.query.shape
-        past = self._cache_of(call.layer)
+        past = self._get_cache(call.layer)
         outputs = torch.onnx.ops.symbolic_multi_out(
             self.op_type,
             [
@@ -48,13 +48,13 @@ class CachedAttention(AttentionForm):
                     for states in (call.query, call.key, call.value)
                 ),
                 *past,
-                *self._other_inputs(call.layer, call.window),
+                *self._list_other_inputs(call.layer, call.window),
             ],
             {
                 "num_heads": num_heads,
                 "kv_num_heads": call.key.shape[1],
                 "scale": call.scaling,
-                **self._other_attributes(call.softcap),
+                **self._list_other_attributes(call.softcap),
             },
             dtypes=[call.query.dtype, past[0].dtype, past[1].dtype],
             shapes=[(batch, num_nodes, num_heads * head_dim), past[0].shape, past[1].shape],
@@ -63,7 +63,7 @@ class CachedAttention(AttentionForm):
         self.presents += outputs[1:]
         return outputs[0].reshape(batch, num_nodes, num_heads, head_dim)
 
-    def _other_inputs(self, layer: int, window: int | None) -> list[torch.Tensor]:
+    def _list_other_inputs(self, layer: int, window: int | None) -> list[torch.Tensor]:
         """Returns the operator's inputs after states and cache."""
         return [
             *self._lengths,
@@ -72,7 +72,7 @@ class CachedAttention(AttentionForm):
             self.mask.within(window),
         ]
 
-    def _other_attributes(self, softcap: float | None) -> dict[str, int | float]:
+    def _list_other_attributes(self, softcap: float | None) -> dict[str, int | float]:
         """Returns the operator's attributes besides head counts and scale."""
         return {"do_rotary": 1, **({} if softcap is None else {"softcap": float(softcap)})}
 
@@ -93,12 +93,12 @@ class TreeAttention(CachedAttention):
         inputs, positions = self._inputs, self._position_ids
         return AttentionMask(inputs.tree_mask[:, None], positions, positions, inputs.max_length)
 
-    def _other_inputs(self, layer: int, window: int | None) -> list[torch.Tensor]:
+    def _list_other_inputs(self, layer: int, window: int | None) -> list[torch.Tensor]:
         assert self.mask.within(window) is self.mask.whole
         inputs = self._inputs
         tree = [inputs.past_length, inputs.position_offsets, inputs.tree_mask]
         return [*tree, *inputs.tables[layer]]
 
-    def _other_attributes(self, softcap: float | None) -> dict[str, int | float]:
+    def _list_other_attributes(self, softcap: float | None) -> dict[str, int | float]:
         assert softcap is None
         return {}

@@ -40,7 +40,7 @@ def copy_rotary(model: PreTrainedModel, max_length: int) -> nn.Module:
     kinds = getattr(fixed, "rope_type", "default")
     with torch.no_grad():
         for kind in kinds if isinstance(kinds, dict) else [""]:
-            _rotation(fixed, torch.arange(max_length), kind)
+            _make_table(fixed, torch.arange(max_length), kind)
     # transformers reads this attribute to decide whether it chooses frequencies for each text.
     fixed.rope_type = dict.fromkeys(kinds, "default") if isinstance(kinds, dict) else "default"  # type: ignore[assignment]
     return fixed
@@ -99,7 +99,7 @@ def make_rotary_tables(
     rotary, kinds = copy_rotary(model, max_length), rotation_types_from_config(model.config)
     with torch.no_grad():
         tables: dict[str | None, RotaryTable] = {
-            kind: _rotation(rotary, torch.arange(num_positions), kind)
+            kind: _make_table(rotary, torch.arange(num_positions), kind)
             for kind in dict.fromkeys(kinds)
             if kind is not None
         }
@@ -120,7 +120,7 @@ def rotate(states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.
     return torch.cat([first * cos - second * sin, second * cos + first * sin, rest], dim=-1)
 
 
-def _rotation(rotary: nn.Module, positions: torch.Tensor, kind: str) -> RotaryTable:
+def _make_table(rotary: nn.Module, positions: torch.Tensor, kind: str) -> RotaryTable:
     tables = rotary(torch.zeros(1, 1, 1), positions[None], *([kind] if kind else []))
     half = tables[0].shape[-1] // 2
     cos, sin = (table[0, :, :half].contiguous() for table in tables)

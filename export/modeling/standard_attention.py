@@ -45,7 +45,7 @@ class StandardAttention(AttentionForm):
         self, layer: int, key: torch.Tensor, value: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Updates a layer's cache; returns the keys and values that are read."""
-        past_keys, past_values = self._cache_of(layer)
+        past_keys, past_values = self._get_cache(layer)
         presents = [self._update(past_keys, key), self._update(past_values, value)]
         self.presents += presents
         keys, values = map(self._read_rows, presents)
@@ -88,7 +88,7 @@ class StandardAttention(AttentionForm):
         zero, axis = torch.zeros(1, dtype=torch.int64), torch.full((1,), 2, dtype=torch.int64)
         return torch.onnx.ops.symbolic(
             "Slice",
-            [present, zero, self._num_read_rows(), axis],
+            [present, zero, self._count_read_rows(), axis],
             {},
             dtype=present.dtype,
             shape=(*present.shape[:2], self.mask.whole.shape[-1], present.shape[3]),
@@ -98,7 +98,7 @@ class StandardAttention(AttentionForm):
     def _make_mask(self) -> AttentionMask:
         """Joins the masks of the rows that are read: the past, then the nodes, then nothing."""
         inputs = self._inputs
-        num_nodes = self._num_nodes()
+        num_nodes = self._count_nodes()
         columns, past = self._read_positions()[None], inputs.past_length[:, None]
         node_of = (columns - past).clamp(0, num_nodes - 1)
         nodes = self._gather_mask(node_of)
@@ -112,7 +112,7 @@ class StandardAttention(AttentionForm):
             self.masked,
         )
 
-    def _num_nodes(self) -> int:
+    def _count_nodes(self) -> int:
         """Returns T, or a tensor that the tracer takes like a symbolic size."""
         return self._inputs.position_offsets.shape[-1]
 
@@ -121,7 +121,7 @@ class StandardAttention(AttentionForm):
         """Returns the positions of the rows that are read, (L,) int64 from 0."""
 
     @abstractmethod
-    def _num_read_rows(self) -> torch.Tensor:
+    def _count_read_rows(self) -> torch.Tensor:
         """Returns L, (1,) int64."""
 
     @abstractmethod
@@ -160,7 +160,7 @@ class ScatterAttention(StandardAttention):
         torch._check(num_columns >= 2)
         return torch.arange(num_columns)
 
-    def _num_read_rows(self) -> torch.Tensor:
+    def _count_read_rows(self) -> torch.Tensor:
         return self._num_valid.reshape(1)
 
     def _gather_mask(self, node_of: torch.Tensor) -> torch.Tensor:

@@ -24,13 +24,13 @@ from medusa_trt.export.models.checkpoint_weights import (
 )
 from medusa_trt.export.models.end_tokens import GGUF_FIELDS, end_token_ids
 from medusa_trt.export.models.gguf import list_parts
-from medusa_trt.export.models.gguf_tokenizer import tokenizer_fields
+from medusa_trt.export.models.gguf_tokenizer import read_tokenizer_fields
 from medusa_trt.export.models.gguf_weights import weights_from_gguf
 from medusa_trt.export.models.source import (
     ModelSource,
     load_config,
     name_in_errors,
-    quiet_transformers,
+    silence_transformers,
 )
 from medusa_trt.export.models.tokenizers import has_tokenizer_beside, load_tokenizer
 from medusa_trt.export.models.unread_tensors import refuse_unread
@@ -42,7 +42,7 @@ from medusa_trt.export.weights.streamed_model import (
     array_from_tensor,
     load_weights,
     make_empty_model,
-    weights_in_memory,
+    wrap_weights,
 )
 from medusa_trt.export.weights.tensor_source import PLAIN_DTYPES, refuse_failed
 from medusa_trt.export.weights.tied_weights import record_ties
@@ -81,7 +81,7 @@ class BaseModel:
         configs = (self.model.generation_config, self.model.config)
         config_values = [getattr(config, "eos_token_id", None) for config in configs]
         if self.source.gguf is not None:
-            fields = tokenizer_fields(self.source.gguf)
+            fields = read_tokenizer_fields(self.source.gguf)
             config_values += [fields.get(name) for name in GGUF_FIELDS]
         return end_token_ids(self.tokenizer, config_values, self.source.name)
 
@@ -95,7 +95,7 @@ def load_base_model(source: ModelSource) -> BaseModel:
         HeadsError: the adapter that belongs to it does not fit.
     """
     model = load_model(source, torch.float32)
-    weights = weights_in_memory(model)
+    weights = wrap_weights(model)
     if source.gguf is not None and source.adapter is None:
         with name_in_errors(source):
             stored = weights_from_gguf(model, source.gguf) or {}
@@ -195,7 +195,7 @@ def load_model(source: ModelSource, dtype: torch.dtype | Literal["auto"]) -> Pre
         refuse_failed(array_from_tensor(parameter.detach()), f"{source.location}: {name}")
     record_ties(model)
     if source.adapter is not None:
-        with quiet_transformers():
+        with silence_transformers():
             model = merge_adapter(model, source.adapter)
     model.eval()
     return model
@@ -271,7 +271,7 @@ def save_model(
     copy.load_state_dict(state, assign=True)
     generation = model.generation_config
     copy.generation_config = GenerationConfig()
-    with quiet_transformers():
+    with silence_transformers():
         copy.save_pretrained(folder, state_dict={**state, **(tensors or {})})
     if generation is not None:
         (folder / GENERATION_CONFIG_NAME).write_text(generation.to_json_string(), "utf-8")

@@ -53,7 +53,7 @@ def weights_from_checkpoint(
     files = find_weight_files(location)
     if files is None:
         return None
-    stored = _tensors_by_parameter(model, files, location, packing)
+    stored = _find_tensors(model, files, location, packing)
     if stored is None:
         return None
     buffers = dict(model.named_buffers())
@@ -116,7 +116,7 @@ def _refuse_second_versions(
                 )
 
 
-def _tensors_by_parameter(
+def _find_tensors(
     model: PreTrainedModel, files: list[Path], location: str, packing: Packing | None
 ) -> dict[str, LazyTensor] | None:
     mapping = get_model_conversion_mapping(model)
@@ -161,7 +161,7 @@ def _tensors_by_parameter(
         )
         if name in wanted:
             sizes = tuple(wanted[name].shape)
-            form = packing.of_layer(layer)
+            form = packing.find_layer(layer)
             read = partial(_unpack, form, sources, sizes, f"{location}: {layer}")
             tensors[name] = LazyTensor(read, sizes, (location, layer), quantization=form.name)
     return tensors

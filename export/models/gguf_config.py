@@ -94,7 +94,7 @@ def complete_config(config: PretrainedConfig, model: GgufModel) -> None:
         if name.startswith(prefix) and not isinstance(value, list)
     }
     if refused := [name for name in _REFUSED if fields.get(name)]:
-        raise _unsupported(model.path, refused[0], fields)
+        raise _make_unsupported_error(model.path, refused[0], fields)
     _complete_sizes(config, model.path, fields)
     factors = {
         tensor.name: tensor.read().ravel().tolist()
@@ -113,12 +113,12 @@ def _complete_sizes(config: PretrainedConfig, path: Path, fields: dict[str, Any]
     window = fields.get("attention.sliding_window")
     if window and window < config.max_position_embeddings:
         if config.model_type not in _WINDOWED:
-            raise _unsupported(path, "attention.sliding_window", fields)
+            raise _make_unsupported_error(path, "attention.sliding_window", fields)
         config.sliding_window = window
     for name in _CAPS:
         if fields.get(name):
             if not hasattr(config, name):
-                raise _unsupported(path, name, fields)
+                raise _make_unsupported_error(path, name, fields)
             setattr(config, name, fields[name])
     if (config.model_type, config.num_hidden_layers) in _SCALED_BY_WIDTH:
         config.query_pre_attn_scalar = config.hidden_size // config.num_attention_heads
@@ -162,10 +162,10 @@ def _complete_rotation(
         if kind == "yarn":
             rope["original_max_position_embeddings"] = length
     elif kind not in ("none", "linear", "yarn"):
-        raise _unsupported(path, "rope.scaling.type", fields)
+        raise _make_unsupported_error(path, "rope.scaling.type", fields)
 
 
-def _unsupported(path: Path, name: str, fields: dict[str, Any]) -> ExportError:
+def _make_unsupported_error(path: Path, name: str, fields: dict[str, Any]) -> ExportError:
     return ExportError(
         f"{path} has {name} = {fields[name]!r}, which is not read from GGUF files of its kind: "
         "give the model as safetensors"

@@ -21,15 +21,15 @@ _UPPER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]"
 _LOWER = r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
 
 
-def _cased_words(suffix: str = "", upper: str = _UPPER, lower: str = _LOWER) -> str:
+def _match_cased_words(suffix: str = "", upper: str = _UPPER, lower: str = _LOWER) -> str:
     """Words with at most one change from upper to lower case, as in GPT-4o's tokenizer."""
     start = r"[^\r\n\p{L}\p{N}]?"
     return f"{start}{upper}*{lower}+{suffix}|{start}{upper}+{lower}*{suffix}"
 
 
 _CASED_REST = rf" ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|{_SPACES}"
-_TEKKEN = rf"{_cased_words()}|\p{{N}}|{_CASED_REST}"
-_GPT4O = rf"{_cased_words(f'{_CONTRACTION}?')}|\p{{N}}{{1,3}}|{_CASED_REST}"
+_TEKKEN = rf"{_match_cased_words()}|\p{{N}}|{_CASED_REST}"
+_GPT4O = rf"{_match_cased_words(f'{_CONTRACTION}?')}|\p{{N}}{{1,3}}|{_CASED_REST}"
 _IDEOGRAPHS = r"[\x{4E00}-\x{9FA5}\x{0800}-\x{4E00}\x{AC00}-\x{D7FF}]+"
 _CJK = r"[\x{4E00}-\x{9FA5}\x{3040}-\x{309F}\x{30A0}-\x{30FF}]+"
 _ASCII_MARKS = r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~]"
@@ -48,7 +48,7 @@ _EAST_ASIAN = (
 _NOT_HAN_UPPER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]"
 _NOT_HAN_LOWER = r"[\p{Ll}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]"
 _KIMI = (
-    rf"\p{{Han}}+|{_cased_words(f'{_CONTRACTION}?', _NOT_HAN_UPPER, _NOT_HAN_LOWER)}"
+    rf"\p{{Han}}+|{_match_cased_words(f'{_CONTRACTION}?', _NOT_HAN_UPPER, _NOT_HAN_LOWER)}"
     rf"|\p{{N}}{{1,3}}|{_PUNCTUATION}|{_SPACES}"
 )
 _JAIS2_RUNS = "".join(rf"\s{{{1 << power}}}(?!\S)|" for power in range(9, 1, -1))
@@ -171,7 +171,7 @@ SPLITTINGS: dict[str, Splitting] = {
             r"|[\x{FF01}\x{2026}\x{201C}\x{201D}\x{2018}\x{2019}\x{2014}\x{FF1A}\x{FF1B}"
             r"\x{FF0C}\x{3001}-\x{303F}\x{FE30}-\x{FE4F}]+"
             rf"|[\x{{3105}}-\x{{312F}}]+|{_CJK}",
-            rf"{_cased_words(f'{_CONTRACTION}?')}|\p{{N}}|{_CASED_REST}",
+            rf"{_match_cased_words(f'{_CONTRACTION}?')}|\p{{N}}|{_CASED_REST}",
         ),
         ignores_merges=True,
     ),

@@ -53,10 +53,10 @@ def tokenizer_from_gguf(path: Path) -> PreTrainedTokenizerFast:
     Raises:
         ExportError: the file has no tokenizer, or one of a kind that is not known.
     """
-    return tokenizer_from_fields(tokenizer_fields(path), str(path))
+    return tokenizer_from_fields(read_tokenizer_fields(path), str(path))
 
 
-def tokenizer_fields(path: Path) -> dict[str, Any]:
+def read_tokenizer_fields(path: Path) -> dict[str, Any]:
     """Reads a file's tokenizer fields: by their short names, with `name` and `chat_template`.
 
     Raises:
@@ -80,7 +80,7 @@ def tokenizer_from_fields(fields: Mapping[str, Any], place: str) -> PreTrainedTo
     """Builds a tokenizer from a file's fields.
 
     Args:
-        fields: see `tokenizer_fields`.
+        fields: see `read_tokenizer_fields`.
         place: the file, for messages.
 
     Raises:
@@ -90,9 +90,9 @@ def tokenizer_from_fields(fields: Mapping[str, Any], place: str) -> PreTrainedTo
     if kind == "gemma4":  # llama.cpp adds the start token whatever the file says.
         fields = {**fields, "pre": "gemma4", "add_bos_token": True}
     if kind in ("gpt2", "gemma4"):
-        tokenizer = _bpe_tokenizer(fields, place)
+        tokenizer = _make_bpe_tokenizer(fields, place)
     elif kind == "llama":
-        tokenizer = _sentencepiece_tokenizer(fields)
+        tokenizer = _make_sentencepiece_tokenizer(fields)
     else:
         raise ExportError(
             f"{place} has a tokenizer of kind {kind!r}, which is not read from GGUF files (gpt2 "
@@ -113,7 +113,7 @@ def tokenizer_from_fields(fields: Mapping[str, Any], place: str) -> PreTrainedTo
     )
 
 
-def _bpe_tokenizer(fields: Mapping[str, Any], place: str) -> Tokenizer:
+def _make_bpe_tokenizer(fields: Mapping[str, Any], place: str) -> Tokenizer:
     splitting = _find_splitting(fields, place)
     merges = [_split_merge(merge) for merge in fields.get("merges", ())]
     splits: list[pre_tokenizers.PreTokenizer] = [
@@ -127,7 +127,7 @@ def _bpe_tokenizer(fields: Mapping[str, Any], place: str) -> Tokenizer:
             [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
         )
     else:
-        vocabulary = _byte_level_vocabulary(fields)
+        vocabulary = _make_byte_level_vocabulary(fields)
         tokenizer = Tokenizer(
             models.BPE(vocabulary, merges, ignore_merges=splitting.ignores_merges)
         )
@@ -143,7 +143,7 @@ def _split_merge(merge: str) -> tuple[str, str]:
     return merge[:place], merge[place + 1 :]
 
 
-def _sentencepiece_tokenizer(fields: Mapping[str, Any]) -> Tokenizer:
+def _make_sentencepiece_tokenizer(fields: Mapping[str, Any]) -> Tokenizer:
     """Spaces are written as SentencePiece does, with one more before the text by default."""
     tokenizer, _ = convert_gguf_tokenizer(
         str(fields.get("architecture", "llama")), {"tokenizer_type": "llama", **fields}
@@ -173,7 +173,7 @@ def _find_splitting(fields: Mapping[str, Any], place: str) -> Splitting:
         ) from None
 
 
-def _byte_level_vocabulary(fields: Mapping[str, Any]) -> dict[str, int]:
+def _make_byte_level_vocabulary(fields: Mapping[str, Any]) -> dict[str, int]:
     """Ids by token; ordinary tokens are written in the 256 letters that stand for bytes."""
     letters = bytes_to_unicode()
     byte_letters = set(letters.values())

@@ -42,7 +42,7 @@ def weights_from_gguf(model: PreTrainedModel, path: Path) -> Weights | None:
     gguf = read_gguf(path)
     processor_class: Any = TENSOR_PROCESSORS.get(gguf.architecture, TensorProcessor)
     processor = processor_class(model.config.to_dict())
-    names = _parameters_by_tensor(model, gguf.architecture, processor)
+    names = _map_tensor_names(model, gguf.architecture, processor)
     if names is None:
         return None
     parameters = dict(model.named_parameters(remove_duplicate=False))
@@ -66,7 +66,7 @@ def weights_from_gguf(model: PreTrainedModel, path: Path) -> Weights | None:
     return weights if weights.keys() == parameters.keys() else None
 
 
-def _parameters_by_tensor(
+def _map_tensor_names(
     model: PreTrainedModel, architecture: str, processor: Any
 ) -> dict[str, str] | None:
     """Finds the parameter of each tensor name; None for an architecture that gguf does not know.

@@ -15,7 +15,7 @@ from medusa_trt.errors import ExportError
 from medusa_trt.export.heads.medusa_heads import Linear, MedusaHead, MedusaHeads
 from medusa_trt.export.modeling.support import refuse_unsupported
 from medusa_trt.export.models.base_model import BaseModel
-from medusa_trt.export.models.source import ModelSource, load_config, quiet_transformers
+from medusa_trt.export.models.source import ModelSource, load_config, silence_transformers
 from medusa_trt.export.weights.lazy_tensor import Array, LazyTensor
 from medusa_trt.export.weights.streamed_model import (
     Weights,
@@ -49,7 +49,7 @@ def config_from_name(name: str, num_layers: int | None) -> PretrainedConfig:
         ExportError: there is no such shape or config, or it has not as many layers.
     """
     known = load_shapes()
-    folder = _folder_of(name)
+    folder = _find_folder(name)
     if name in known:
         values = dict(known[name])
         config = AutoConfig.for_model(str(values.pop("model_type")), **values)
@@ -66,7 +66,7 @@ def config_from_name(name: str, num_layers: int | None) -> PretrainedConfig:
     return config
 
 
-def _folder_of(name: str) -> Path:
+def _find_folder(name: str) -> Path:
     """Gives the folder of a config.json that may be named itself."""
     path = Path(name)
     return path.parent if path.name == "config.json" else path
@@ -84,13 +84,13 @@ def random_base_model(name: str, num_layers: int | None, dtype: torch.dtype) -> 
     probe = _cut_layers(config, 1)
     probe.vocab_size = _PROBE_VOCAB
     probe.pad_token_id = None
-    with quiet_transformers():
+    with silence_transformers():
         small, model = make_empty_model(probe), make_empty_model(config)
     with supply_weights(small, _make_weights(small, torch.float32)):
         refuse_unsupported(small, _PROBE_LENGTH)
     cut = "" if num_layers is None else f"-{num_layers}-layers"
-    source = ModelSource(f"{_folder_of(name).resolve().name}{cut}-random", name)
-    return BaseModel(source, model, byte_tokenizer(), _make_weights(model, dtype))
+    source = ModelSource(f"{_find_folder(name).resolve().name}{cut}-random", name)
+    return BaseModel(source, model, make_byte_tokenizer(), _make_weights(model, dtype))
 
 
 def random_heads(config: PretrainedConfig, dtype: torch.dtype) -> MedusaHeads:
@@ -139,7 +139,7 @@ def _draw_numbers(seed: int, dtype: torch.dtype) -> Array:
     return array_from_tensor((_SCALE * torch.randn(_PERIOD, generator=generator)).to(dtype))
 
 
-def byte_tokenizer() -> PreTrainedTokenizerFast:
+def make_byte_tokenizer() -> PreTrainedTokenizerFast:
     """Makes a tokenizer of one token a byte and an end token, where no other is at hand."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocab = {symbol: index for index, symbol in enumerate(alphabet)} | {"</s>": len(alphabet)}

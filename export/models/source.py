@@ -134,7 +134,7 @@ def load_config(source: ModelSource) -> PretrainedConfig:
 def name_in_errors(source: ModelSource) -> Iterator[None]:
     """Names the model in errors that transformers raises inside the block."""
     try:
-        with quiet_transformers():
+        with silence_transformers():
             yield
     except MedusaError:
         raise
@@ -147,7 +147,7 @@ def name_in_errors(source: ModelSource) -> Iterator[None]:
 
 
 @contextmanager
-def quiet_transformers() -> Iterator[None]:
+def silence_transformers() -> Iterator[None]:
     """Hides loading bars and connection retries: the export shows its own progress."""
     hub = logging.getLogger("huggingface_hub")
     levels = transformers_logging.get_verbosity(), hub.level

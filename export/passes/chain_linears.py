@@ -74,33 +74,33 @@ class _Chain:
 
     def take(self, node: ir.Node) -> bool:
         """Adds a node if all that it reads from outside is read by the first node too."""
-        source, residual = self._number(node.inputs[0], 0), self._number(_residual(node), 5)
+        source, residual = self._find(node.inputs[0], 0), self._find(_get_residual(node), 5)
         if source is None or residual is None or len(self.nodes) == _MOST_LAYERS:
             return False
         self.nodes.append(node)
         return True
 
-    def _number(self, value: ir.Value | None, place: int) -> int | None:
+    def _find(self, value: ir.Value | None, place: int) -> int | None:
         """Finds the number by which a chain names a value: that of a layer, or a constant above.
 
         None if the value is neither an output of the chain nor one of its own inputs.
         """
         if value is None:
             return _NONE
-        if value is (_residual(self.first) if place else self.first.inputs[0]):
+        if value is (_get_residual(self.first) if place else self.first.inputs[0]):
             return _EXTERNAL
         outputs = [node.outputs[0] for node in self.nodes]
         return next((i for i, output in enumerate(outputs) if output is value), None)
 
     def replace(self, graph: ir.Graph) -> None:
         """Replaces all nodes by one."""
-        inputs = [self.first.inputs[0], _residual(self.first)]
+        inputs = [self.first.inputs[0], _get_residual(self.first)]
         attributes = [ir.AttrInt64("num_layers", len(self.nodes))]
         inside = set(self.nodes)
         results: list[ir.Value] = []
         for i, node in enumerate(self.nodes):
             inputs += [node.inputs[k] if k < len(node.inputs) else None for k in range(1, 5)]
-            source, residual = self._number(node.inputs[0], 0), self._number(_residual(node), 5)
+            source, residual = self._find(node.inputs[0], 0), self._find(_get_residual(node), 5)
             assert source is not None and residual is not None
             values = {name: node.attributes.get_int(name, 0) for name in _ATTRIBUTES}
             for name, value in {**values, "source": source, "residual": residual}.items():
@@ -122,5 +122,5 @@ class _Chain:
         graph.remove(self.nodes[::-1], safe=True)
 
 
-def _residual(node: ir.Node) -> ir.Value | None:
+def _get_residual(node: ir.Node) -> ir.Value | None:
     return node.inputs[5] if len(node.inputs) > 5 else None

@@ -4,7 +4,7 @@ import onnx_ir as ir
 
 from medusa_trt.export.passes.checked_pass import NodePass
 from medusa_trt.export.passes.rewiring import read_constant
-from medusa_trt.export.weights.lazy_tensor import as_lazy_tensor
+from medusa_trt.export.weights.lazy_tensor import wrap_tensor
 
 _PREFIX, _SUFFIX = "model.", ".weight"
 
@@ -19,7 +19,7 @@ class NameProductsPass(NodePass[str]):
     def match(self, node: ir.Node) -> str | None:
         """Name for a product by a module's weight, where the node has another name."""
         tensor = read_constant(node.inputs[1]) if node.op_type in ("MatMul", "Gemm") else None
-        sources = () if tensor is None else as_lazy_tensor(tensor).sources
+        sources = () if tensor is None else wrap_tensor(tensor).sources
         if not sources or not sources[0].endswith(_SUFFIX):
             return None
         name = node_name_from_path(sources[0].removeprefix(_PREFIX).removesuffix(_SUFFIX))

@@ -22,17 +22,17 @@ class PackSplitQkvPass(CheckedPass):
     """
 
     def call(self, model: ir.Model) -> PassResult:
-        groups = _groups_of_three(model.graph)
+        groups = _find_groups_of_three(model.graph)
         for products in groups:
             _pack(model.graph, products)
         return PassResult(model, bool(groups))
 
     def find_left_over(self, graph: ir.Graph) -> Iterator[ir.Node]:
         """Finds the first product of each group of three."""
-        return (group[0] for group in _groups_of_three(graph))
+        return (group[0] for group in _find_groups_of_three(graph))
 
 
-def _groups_of_three(graph: ir.Graph) -> list[list[ir.Node]]:
+def _find_groups_of_three(graph: ir.Graph) -> list[list[ir.Node]]:
     """Products of one value by constants that are used, three for each value."""
     groups: dict[ir.Value, list[ir.Node]] = defaultdict(list)
     for node in graph:

@@ -20,40 +20,40 @@ class RemoveLayoutPairsPass(NodePass[ir.Value]):
         if node.domain != "" or node.outputs[0].is_graph_output():
             return None
         if node.op_type == "Transpose":
-            return _before_transposes(node)
-        return _before_reshapes(node) if node.op_type == "Reshape" else None
+            return _find_before_transposes(node)
+        return _find_before_reshapes(node) if node.op_type == "Reshape" else None
 
     def rewrite(self, graph: ir.Graph, node: ir.Node, match: ir.Value) -> None:
         """Takes the second node of a pair out; before it there are no pairs left."""
         bypass(node, match)
 
 
-def _before_transposes(second: ir.Node) -> ir.Value | None:
-    first = _producer(second)
-    if first is None or (inner := _permutation(first)) is None:
+def _find_before_transposes(second: ir.Node) -> ir.Value | None:
+    first = _find_same_producer(second)
+    if first is None or (inner := _read_permutation(first)) is None:
         return None
-    outer = _permutation(second)
+    outer = _read_permutation(second)
     if outer is None or [inner[axis] for axis in outer] != list(range(len(inner))):
         return None
     return first.inputs[0]
 
 
-def _before_reshapes(second: ir.Node) -> ir.Value | None:
-    first = _producer(second)
+def _find_before_reshapes(second: ir.Node) -> ir.Value | None:
+    first = _find_same_producer(second)
     for source in (second.inputs[0], None if first is None else first.inputs[0]):
         if have_same_shape(source, second.outputs[0]):
             return source
     return None
 
 
-def _producer(node: ir.Node) -> ir.Node | None:
+def _find_same_producer(node: ir.Node) -> ir.Node | None:
     """Finds the node before, if it has the same operator."""
     value = node.inputs[0]
     first = None if value is None else value.producer()
     return first if first is not None and first.op_identifier() == node.op_identifier() else None
 
 
-def _permutation(transpose: ir.Node) -> list[int] | None:
+def _read_permutation(transpose: ir.Node) -> list[int] | None:
     """Reads the order of the axes; without the attribute, ONNX reverses them."""
     if "perm" in transpose.attributes:
         return list(transpose.attributes["perm"].as_ints())

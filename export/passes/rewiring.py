@@ -2,7 +2,7 @@
 
 import onnx_ir as ir
 
-from medusa_trt.export.weights.lazy_tensor import LazyTensor, as_lazy_tensor, transpose_tensor
+from medusa_trt.export.weights.lazy_tensor import LazyTensor, transpose_tensor, wrap_tensor
 
 
 def have_same_shape(left: ir.Value | None, right: ir.Value | None) -> bool:
@@ -26,7 +26,7 @@ def read_constant(value: ir.Value | None) -> ir.TensorProtocol | None:
 
 def add_initializer(graph: ir.Graph, name: str, tensor: ir.TensorProtocol) -> ir.Value:
     """Adds a constant to a graph."""
-    named = as_lazy_tensor(tensor).rename(name)
+    named = wrap_tensor(tensor).rename(name)
     value = ir.Value(
         name=name,
         shape=ir.Shape(named.sizes),
@@ -44,7 +44,7 @@ def find_product_weight(node: ir.Node) -> LazyTensor | None:
     constant = read_constant(node.inputs[1])
     if constant is None or len(constant.shape) != 2:
         return None
-    weight, attributes = as_lazy_tensor(constant), node.attributes
+    weight, attributes = wrap_tensor(constant), node.attributes
     is_scaled = any(attributes.get_float(name, 1.0) != 1.0 for name in ("alpha", "beta"))
     if is_scaled or attributes.get_int("transA", 0) != 0:
         return None

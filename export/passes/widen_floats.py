@@ -7,7 +7,7 @@ import onnx_ir as ir
 from onnx_ir.passes import PassResult
 
 from medusa_trt.export.passes.checked_pass import CheckedPass
-from medusa_trt.export.weights.lazy_tensor import as_lazy_tensor
+from medusa_trt.export.weights.lazy_tensor import wrap_tensor
 
 _NARROW = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 
@@ -25,7 +25,7 @@ class WidenFloatsPass(CheckedPass):
             if value.dtype in _NARROW:
                 value.dtype = ir.DataType.FLOAT
                 if value.const_value is not None and value.is_initializer():
-                    value.const_value = as_lazy_tensor(value.const_value).convert(ir.DataType.FLOAT)
+                    value.const_value = wrap_tensor(value.const_value).convert(ir.DataType.FLOAT)
         for node in graph:
             for name, attribute in node.attributes.items():
                 if attribute.type == ir.AttributeType.TENSOR:

@@ -35,21 +35,21 @@ def find_exact_scales(
     limit = max(-low, high)
     scales = np.full(blocks.shape[:-1], np.nan, np.float32)
     with np.errstate(all="ignore"):
-        tried = _common_steps(_by_place(np.abs(blocks[..., :_NUM_TRIED])), limit)
+        tried = _find_common_steps(_order_by_place(np.abs(blocks[..., :_NUM_TRIED])), limit)
         likely = np.nonzero(~np.isnan(tried).reshape(scales.shape))
-        likely_blocks = _by_place(blocks[likely])
-        steps = _common_steps(np.abs(likely_blocks), limit)
-        scales[likely] = _representable(likely_blocks, steps, low, high, dtype, negative)
+        likely_blocks = _order_by_place(blocks[likely])
+        steps = _find_common_steps(np.abs(likely_blocks), limit)
+        scales[likely] = _find_representable(likely_blocks, steps, low, high, dtype, negative)
     return scales
 
 
-def _by_place(blocks: Floats) -> Floats:
+def _order_by_place(blocks: Floats) -> Floats:
     """Transposes (..., block) to (block, num_blocks), so that loops run over all blocks."""
     first: Floats = np.moveaxis(blocks, -1, 0)
     return np.ascontiguousarray(first.reshape(len(first), -1))
 
 
-def _common_steps(magnitudes: Floats, limit: int) -> Floats:
+def _find_common_steps(magnitudes: Floats, limit: int) -> Floats:
     """Finds each column's greatest common divisor, NaN where it is below the largest over `limit`.
 
     Euclid's algorithm for all values of a block at once. It is exact where there is a grid, since
@@ -71,7 +71,7 @@ def _common_steps(magnitudes: Floats, limit: int) -> Floats:
     return divisors
 
 
-def _representable(
+def _find_representable(
     blocks: Floats, steps: Floats, low: int, high: int, dtype: np.dtype[Any], negative: bool
 ) -> Floats:
     """Finds the first of a step, its half, its third and so on that `dtype` holds, or NaN."""

@@ -89,7 +89,7 @@ def _quantize_groups(
         searched = np.abs(blocks).max(-1) / 127 if bits == 8 else _find_4_bit_scales(blocks)
         np.copyto(scales, searched.astype(np.float16), where=is_rounded)
     codes = np.empty_like(blocks)
-    _round(blocks, _divisors(scales)[..., None], codes, bits)
+    _round(blocks, _make_divisors(scales)[..., None], codes, bits)
     stored = (codes + (1 << (bits - 1))).astype(np.uint8)
     grouped = scales.reshape(len(scales) // LANES, LANES, -1).transpose(0, 2, 1)
     return _pack_codes(stored, bits), np.ascontiguousarray(grouped), not is_rounded.any()
@@ -133,7 +133,7 @@ def _find_4_bit_scales(blocks: NDArray[np.float32]) -> NDArray[np.float16]:
     for shrink in _SHRINKS:
         for sign in (-8, 7):
             scales = (largest / sign * shrink).astype(np.float16)
-            divisors = _divisors(scales)[..., None]
+            divisors = _make_divisors(scales)[..., None]
             _round(blocks, divisors, codes, 4)
             codes *= divisors
             codes -= blocks
@@ -155,7 +155,7 @@ def _round(
     np.clip(codes, *_CODES[bits], out=codes)
 
 
-def _divisors(scales: NDArray[np.float16]) -> NDArray[np.float32]:
+def _make_divisors(scales: NDArray[np.float16]) -> NDArray[np.float32]:
     """Returns the stored scales, with 1 in place of 0."""
     return np.where(scales == 0, 1, scales).astype(np.float32)
 

@@ -7,7 +7,7 @@ import msgspec
 from transformers import PreTrainedModel
 
 from medusa_trt.errors import ExportError
-from medusa_trt.export.quantization.quantize_weights import largest_block_size
+from medusa_trt.export.quantization.quantize_weights import find_largest_block_size
 from medusa_trt.export.targets import Precision, Target
 from medusa_trt.export.weight_formats import BITS, WeightFormat, is_rounded
 from medusa_trt.export.weights.lazy_tensor import LazyTensor
@@ -141,7 +141,7 @@ class PlannedFormats:
             return None
         self._met |= {site.name for site in sites if site is not None}
         format_ = formats.pop()
-        if format_ == "int4" and largest_block_size(weight.sizes[0]) is None:
+        if format_ == "int4" and find_largest_block_size(weight.sizes[0]) is None:
             self._problems.append(f"has int4 for {join_names(names)}, whose inputs fill no blocks")
         return format_ if is_rounded(format_) else None
 

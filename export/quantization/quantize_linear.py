@@ -18,7 +18,7 @@ from medusa_trt.export.passes.rewiring import (
 from medusa_trt.export.quantization.lazy_quantization import quantize_when_read
 from medusa_trt.export.quantization.library import BLOCK_SIZES, LANES, quantize_weight
 from medusa_trt.export.weight_formats import BITS, ChooseFormat, ReportStored, WeightFormat
-from medusa_trt.export.weights.lazy_tensor import Array, LazyTensor, as_lazy_tensor
+from medusa_trt.export.weights.lazy_tensor import Array, LazyTensor, wrap_tensor
 from medusa_trt.runtime.engines.operators import DOMAIN
 
 _SILU = 1
@@ -41,7 +41,7 @@ class QuantizeLinearPass(CheckedPass):
         self._choose_format, self._report_stored = choose_format, report_stored
 
     def call(self, model: ir.Model) -> PassResult:
-        products = self._products(model.graph)
+        products = self._find_products(model.graph)
         done: set[ir.Node] = set()
         for node, format_ in products.items():
             if node not in done:
@@ -57,7 +57,7 @@ class QuantizeLinearPass(CheckedPass):
             PreconditionError: a shape is missing, or a gate has another format.
         """
         super().requires(model)
-        formats = self._products(model.graph)
+        formats = self._find_products(model.graph)
         for node in formats:
             products = _plan_linear(node).products
             if len({formats.get(product) for product in products}) > 1:
@@ -68,9 +68,9 @@ class QuantizeLinearPass(CheckedPass):
 
     def find_left_over(self, graph: ir.Graph) -> Iterator[ir.Node]:
         """Finds each product by a matrix that has a format."""
-        return iter(self._products(graph))
+        return iter(self._find_products(graph))
 
-    def _products(self, graph: ir.Graph) -> dict[ir.Node, WeightFormat]:
+    def _find_products(self, graph: ir.Graph) -> dict[ir.Node, WeightFormat]:
         """Finds the products to rewrite, with the format of each."""
         return {
             node: format_
@@ -156,17 +156,17 @@ def _add_activation(plan: _Plan) -> None:
     if set(silu.inputs) != {value, sigmoid.outputs[0]} or sigmoid.outputs[0].is_graph_output():
         return
     plan.last, plan.activated = silu, True
-    gated = _only_user(silu)
+    gated = _find_only_user(silu)
     if gated is None or gated.op_type != "Mul":
         return
     other = next(value for value in gated.inputs if value is not silu.outputs[0])
-    up = _before_bias(other)
+    up = _find_before_bias(other)
     up_weight = None if up is None else _find_weight(up)
     if up is None or up_weight is None or up.inputs[0] is not plan.source:
         return
     last, up_bias = _find_bias(up, up_weight.sizes[1])
     same_form = up_weight.sizes == plan.weights[0].sizes and (up_bias is None) == (not plan.biases)
-    if last.outputs[0] is not other or not same_form or _only_user(last) is not gated:
+    if last.outputs[0] is not other or not same_form or _find_only_user(last) is not gated:
         return
     plan.weights.append(up_weight)
     plan.products.append(up)
@@ -176,7 +176,7 @@ def _add_activation(plan: _Plan) -> None:
 
 
 def _add_residual(plan: _Plan) -> None:
-    add = _only_user(plan.last)
+    add = _find_only_user(plan.last)
     if add is None or add.op_type != "Add" or add.domain != "":
         return
     others = [value for value in add.inputs if value is not plan.last.outputs[0]]
@@ -187,18 +187,18 @@ def _add_residual(plan: _Plan) -> None:
 def _find_bias(product: ir.Node, num_outputs: int) -> tuple[ir.Node, LazyTensor | None]:
     """Finds the node after which a product has its constant bias, and the bias."""
     if product.op_type == "Gemm" and len(product.inputs) > 2 and product.inputs[2] is not None:
-        return product, _lazy_constant(product.inputs[2])
-    add = _only_user(product)
+        return product, _read_constant(product.inputs[2])
+    add = _find_only_user(product)
     if add is None or add.op_type != "Add":
         return product, None
     for value in add.inputs:
-        bias = _lazy_constant(value)
+        bias = _read_constant(value)
         if bias is not None and bias.sizes == (num_outputs,):
             return add, bias
     return product, None
 
 
-def _before_bias(value: ir.Value | None) -> ir.Node | None:
+def _find_before_bias(value: ir.Value | None) -> ir.Node | None:
     node = None if value is None else value.producer()
     if node is not None and node.op_type == "Add":
         products = [value.producer() for value in node.inputs if value is not None]
@@ -226,7 +226,7 @@ def _is_plain_norm(node: ir.Node) -> bool:
     return over_last and weight is not None and len(weight.shape) == 1
 
 
-def _only_user(node: ir.Node) -> ir.Node | None:
+def _find_only_user(node: ir.Node) -> ir.Node | None:
     value = node.outputs[0]
     users = list(value.consumers())
     return users[0] if len(users) == 1 and not value.is_graph_output() else None
@@ -282,6 +282,6 @@ def _quantize(
     )
 
 
-def _lazy_constant(value: ir.Value | None) -> LazyTensor | None:
+def _read_constant(value: ir.Value | None) -> LazyTensor | None:
     tensor = read_constant(value)
-    return None if tensor is None else as_lazy_tensor(tensor)
+    return None if tensor is None else wrap_tensor(tensor)

@@ -60,7 +60,7 @@ class QuantizeWeightsPass(NodePass[_Matrix]):
         format_ = None if weight is None else self._choose_format(weight)
         if weight is None or format_ is None:
             return None
-        block_size = largest_block_size(weight.sizes[0]) if format_ == "int4" else None
+        block_size = find_largest_block_size(weight.sizes[0]) if format_ == "int4" else None
         if format_ == "int4" and block_size is None:
             return None
         return _Matrix(weight, format_, block_size)
@@ -91,7 +91,7 @@ class QuantizeWeightsPass(NodePass[_Matrix]):
         _multiply_by(graph, node, dequantized)
 
 
-def largest_block_size(num_inputs: int) -> int | None:
+def find_largest_block_size(num_inputs: int) -> int | None:
     """Finds how many inputs share a scale at int4; None where no block size divides them."""
     return next((size for size in _BLOCK_SIZES if num_inputs % size == 0), None)
 
@@ -99,16 +99,16 @@ def largest_block_size(num_inputs: int) -> int | None:
 def choose_block_size(weight: Array, dtype: np.dtype[Any]) -> int | None:
     """Chooses the block size of a weight (K, N) at int4.
 
-    It is the largest that holds the weight as it is, else `largest_block_size`.
+    It is the largest that holds the weight as it is, else `find_largest_block_size`.
     """
     tried = weight[:, :_TRIED_COLUMNS].astype(np.float32)
     for size in _BLOCK_SIZES:
         if (
             len(weight) % size == 0
-            and not np.isnan(_exact_scales(tried, "int4", size, dtype)).any()
+            and not np.isnan(_find_exact_scales(tried, "int4", size, dtype)).any()
         ):
             return size
-    return largest_block_size(len(weight))
+    return find_largest_block_size(len(weight))
 
 
 def dequantize_matrix(codes: Array, scales: Array) -> NDArray[np.float32]:
@@ -150,11 +150,11 @@ def quantize_matrix(
         )
 
     with ThreadPoolExecutor() as pool:
-        list(pool.map(quantize, _parts(num_outputs)))
+        list(pool.map(quantize, _split_outputs(num_outputs)))
     return codes, scales if block_size else scales[0]
 
 
-def _parts(num_outputs: int) -> Iterator[slice]:
+def _split_outputs(num_outputs: int) -> Iterator[slice]:
     """Splits the outputs into parts whose temporary arrays stay in the processor's cache."""
     return (slice(start, start + _COLUMNS) for start in range(0, num_outputs, _COLUMNS))
 
@@ -166,7 +166,7 @@ def _is_exact(weight: Array, codes: Array, scales: Array) -> bool:
             dequantize_matrix(codes[:, columns], scales[..., columns]),
             weight[:, columns].astype(np.float32),
         )
-        for columns in _parts(weight.shape[1])
+        for columns in _split_outputs(weight.shape[1])
     )
 
 
@@ -199,14 +199,14 @@ def _quantize_columns(
     weight: Array, format_: WeightFormat, block_size: int | None, dtype: np.dtype[Any]
 ) -> tuple[Array, Array]:
     """Codes (K, n) and scales (K / block_size or 1, n) of some outputs."""
-    exact = _exact_scales(weight, format_, block_size, dtype)[:, None]
+    exact = _find_exact_scales(weight, format_, block_size, dtype)[:, None]
     is_rounded = np.isnan(exact)
     shape = len(exact), -1, weight.shape[1]
     blocks = weight.astype(dtype).astype(np.float32).reshape(shape)
     scales = _search_scales(blocks, format_, dtype)
     if not is_rounded.all():
         blocks = np.where(is_rounded, blocks, weight.astype(np.float32).reshape(shape))
-        scales = np.where(is_rounded, scales, _stored(exact, dtype))
+        scales = np.where(is_rounded, scales, _round_scales(exact, dtype))
     scaled = (blocks / scales).reshape(weight.shape)
     if format_ != "fp8":
         scaled = np.rint(scaled)
@@ -214,7 +214,7 @@ def _quantize_columns(
     return codes.astype(_CODE_TYPES[format_].numpy()), scales[:, 0].astype(dtype)
 
 
-def _exact_scales(
+def _find_exact_scales(
     weight: Array, format_: WeightFormat, block_size: int | None, dtype: np.dtype[Any]
 ) -> NDArray[np.float32]:
     """Finds scales (K / block_size or 1, n), NaN where a block has to be rounded."""
@@ -231,11 +231,11 @@ def _search_scales(
 ) -> NDArray[np.float32]:
     """Searches scales (blocks, 1, n) for blocks (blocks, block, n)."""
     largest = np.abs(blocks).max(1, keepdims=True) / _MAX_CODE[format_]
-    best = _stored(largest, dtype)
+    best = _round_scales(largest, dtype)
     if format_ == "int4":
         best_error = np.full(largest.shape, np.inf, np.float32)
         for shrink in _SHRINKS:
-            scales = _stored(largest * shrink, dtype)
+            scales = _round_scales(largest * shrink, dtype)
             codes = np.rint(blocks / scales).clip(_LEAST_CODE[format_], _MAX_CODE[format_])
             error = np.square(codes * scales - blocks).sum(1, keepdims=True)
             best = np.where(error < best_error, scales, best)
@@ -243,7 +243,7 @@ def _search_scales(
     return best
 
 
-def _stored(scales: Array, dtype: np.dtype[Any]) -> NDArray[np.float32]:
+def _round_scales(scales: Array, dtype: np.dtype[Any]) -> NDArray[np.float32]:
     """Returns the stored scales, with 1 in place of 0."""
     stored = scales.astype(dtype).astype(np.float32)
     return np.where(stored == 0, np.float32(1), stored)

@@ -13,7 +13,7 @@ from medusa_trt.export.quantization.library import (
 from medusa_trt.export.quantization.quantize_weights import (
     choose_block_size,
     dequantize_matrix,
-    largest_block_size,
+    find_largest_block_size,
     quantize_matrix,
 )
 from medusa_trt.export.targets import Target
@@ -71,7 +71,7 @@ class StandardRounding:
             return 2 * num_inputs * num_outputs
         if format_ == "fp32":
             return None
-        block_size = largest_block_size(num_inputs) if format_ == "int4" else num_inputs
+        block_size = find_largest_block_size(num_inputs) if format_ == "int4" else num_inputs
         if block_size is None:
             return None
         num_scales = num_inputs // block_size * num_outputs

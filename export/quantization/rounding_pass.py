@@ -26,14 +26,14 @@ def make_layers_pass(
     if layers is None:
         return None
     choose = planned or (lambda weight: unembedding if weight.sizes[1] == vocab_size else layers)
-    return _pass_class(precision)(choose, report_stored)
+    return _choose_pass(precision)(choose, report_stored)
 
 
 def make_heads_pass(precision: Precision) -> InPlacePass | None:
     """Makes the pass for the heads graph, whose unembedding is rounded too: drafts are verified."""
     format_ = precision.heads
-    return None if format_ is None else _pass_class(precision)(lambda _: format_)
+    return None if format_ is None else _choose_pass(precision)(lambda _: format_)
 
 
-def _pass_class(precision: Precision) -> type[QuantizeLinearPass] | type[QuantizeWeightsPass]:
+def _choose_pass(precision: Precision) -> type[QuantizeLinearPass] | type[QuantizeWeightsPass]:
     return QuantizeLinearPass if precision.uses_library else QuantizeWeightsPass

@@ -72,10 +72,10 @@ def sites_from_model(model: PreTrainedModel) -> list[Site]:
         for handle in handles:
             handle.remove()
     unembedding = names[id(model.get_output_embeddings())]
-    return _named([_site(modules, linears, unembedding) for modules in read.values()])
+    return _name_sites([_make_site(modules, linears, unembedding) for modules in read.values()])
 
 
-def _site(modules: list[str], linears: dict[str, nn.Linear], unembedding: str) -> Site:
+def _make_site(modules: list[str], linears: dict[str, nn.Linear], unembedding: str) -> Site:
     layer = _LAYER.search(modules[0])
     parts = [name.rpartition(".")[2].removesuffix("_proj") for name in modules]
     kind = ("" if all(len(part) == 1 for part in parts) else "_").join(parts)
@@ -90,7 +90,7 @@ def _site(modules: list[str], linears: dict[str, nn.Linear], unembedding: str) -
     )
 
 
-def _named(sites: list[Site]) -> list[Site]:
+def _name_sites(sites: list[Site]) -> list[Site]:
     """Gives each site its name, with the parent's where a kind occurs twice in a layer."""
     places = [(site.layer, site.kind) for site in sites]
     named = []

@@ -82,8 +82,8 @@ def build_engines(
     output.parent.mkdir(parents=True, exist_ok=True)
     try:
         with make_folder(output, options.overwrite) as folder:
-            engines = {name: _build_engine(build, name, folder) for name in _engine_names(build)}
-            record = _record(build, capabilities, engines)
+            engines = {name: _build_engine(build, name, folder) for name in _list_engines(build)}
+            record = _make_record(build, capabilities, engines)
             content = msgspec.json.format(msgspec.json.encode(record))
             (folder / RECORD_FILE).write_bytes(content)
     finally:
@@ -99,7 +99,7 @@ def _remove_if_empty(folder: Path) -> None:
         folder.rmdir()
 
 
-def _engine_names(build: EngineBuild) -> tuple[str, ...]:
+def _list_engines(build: EngineBuild) -> tuple[str, ...]:
     prefill = (PREFILL_ENGINE,) if build.options.merge_tree else ()
     names = ("verify", *prefill, "heads", "reduce")
     return tuple(
@@ -161,7 +161,7 @@ def _check_warnings(build: EngineBuild, file: str) -> None:
         build.tell(f"warning: {text}")
 
 
-def _record(
+def _make_record(
     build: EngineBuild, capabilities: tuple[str, ...], engines: dict[str, EngineFile]
 ) -> EngineRecord:
     options = build.options

@@ -7,7 +7,7 @@ from typing import Any
 
 from medusa_trt.errors import BuildError
 from medusa_trt.export.targets import TARGETS
-from medusa_trt.export.tensorrt.options import BuildOptions, num_cache_rows
+from medusa_trt.export.tensorrt.options import BuildOptions, count_cache_rows
 from medusa_trt.export.tensorrt.products import PRODUCTS, ProductSpec, make_logger_class
 from medusa_trt.runtime.bundle import Bundle
 from medusa_trt.runtime.engines.engine_record import ENGINES_FOLDER
@@ -44,7 +44,7 @@ class EngineBuild:
     def capacity(self) -> int:
         """Number of rows in a cache slot."""
         length = self.options.max_length or self.bundle.manifest.model.max_length
-        return num_cache_rows(length, self.max_tree_nodes)
+        return count_cache_rows(length, self.max_tree_nodes)
 
     @property
     def max_tree_nodes(self) -> int:
@@ -109,7 +109,7 @@ def check_capabilities(build: EngineBuild, capabilities: tuple[str, ...]) -> Non
         BuildError: there is such a GPU; the message names its compute capability.
     """
     if build.product.ahead_of_time:
-        known = capability_members(build.module)
+        known = list_capabilities(build.module)
         for capability in capabilities:
             if capability not in known:
                 raise BuildError(
@@ -118,7 +118,7 @@ def check_capabilities(build: EngineBuild, capabilities: tuple[str, ...]) -> Non
                 )
 
 
-def capability_members(module: Any) -> dict[str, Any]:
+def list_capabilities(module: Any) -> dict[str, Any]:
     """Returns the members of `ComputeCapability` by the capability's number."""
     members = module.ComputeCapability.__members__.items()
     return {f"{name[2:-1]}.{name[-1]}": value for name, value in members if name[:2] == "SM"}

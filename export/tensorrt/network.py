@@ -6,7 +6,7 @@ import onnx_ir as ir
 
 from medusa_trt.errors import BuildError
 from medusa_trt.export.tensorrt.checks import describe_parser_error, set_capacity
-from medusa_trt.export.tensorrt.job import EngineBuild, capability_members
+from medusa_trt.export.tensorrt.job import EngineBuild, list_capabilities
 from medusa_trt.export.tensorrt.tree import merge_tree
 from medusa_trt.runtime.engines.engine_record import (
     PREFILL_PROFILE,
@@ -153,7 +153,7 @@ def make_config(
     if "timing_cache" not in build.product.unsupported:
         _set_timing_cache(build, config)
     if build.product.ahead_of_time and options.compute_capabilities:
-        members = capability_members(module)
+        members = list_capabilities(module)
         config.num_compute_capabilities = len(options.compute_capabilities)
         for index, capability in enumerate(options.compute_capabilities):
             config.set_compute_capability(members[capability], index)

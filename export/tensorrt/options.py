@@ -14,7 +14,7 @@ _ROW_MULTIPLE = 16
 """TensorRT wants tensors at multiples of 256 bytes, which are 16 rows of at least 16 bytes."""
 
 
-def num_cache_rows(max_length: int, max_tree_nodes: int) -> int:
+def count_cache_rows(max_length: int, max_tree_nodes: int) -> int:
     """Rows of one sequence's cache: its tokens and a step's nodes, rounded up for alignment."""
     return -(-(max_length + max_tree_nodes) // _ROW_MULTIPLE) * _ROW_MULTIPLE
 

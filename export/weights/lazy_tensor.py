@@ -74,7 +74,7 @@ class LazyTensor(ir.LazyTensor):
         return ir.tensor(np.ascontiguousarray(array, dtype), name=self.name)
 
 
-def as_lazy_tensor(tensor: ir.TensorProtocol) -> LazyTensor:
+def wrap_tensor(tensor: ir.TensorProtocol) -> LazyTensor:
     """Wraps a tensor of a graph; one that is in memory gets its identity as key."""
     if isinstance(tensor, LazyTensor):
         return tensor
@@ -85,7 +85,7 @@ def as_lazy_tensor(tensor: ir.TensorProtocol) -> LazyTensor:
 
 def transpose_tensor(tensor: ir.TensorProtocol, axes: Sequence[int] = (1, 0)) -> LazyTensor:
     """Reorders the axes of a tensor without reading it."""
-    source = as_lazy_tensor(tensor)
+    source = wrap_tensor(tensor)
     shape = [source.sizes[axis] for axis in axes]
     key = ("transposed", tuple(axes), source.key)
     if tuple(axes) == (1, 0) and isinstance(source.key, tuple) and source.key[:2] == key[:2]:
@@ -97,7 +97,7 @@ def transpose_tensor(tensor: ir.TensorProtocol, axes: Sequence[int] = (1, 0)) ->
 
 def select_matrix(tensor: ir.TensorProtocol, index: int) -> LazyTensor:
     """Selects one of the matrices that are stacked along the first axis."""
-    source = as_lazy_tensor(tensor)
+    source = wrap_tensor(tensor)
     key = ("selected", index, source.key)
     return LazyTensor(lambda: source.stored()[index], source.sizes[1:], key, source.dtype)
 
@@ -112,7 +112,7 @@ def select_rows(tensor: ir.TensorProtocol, rows: NDArray[np.int64]) -> LazyTenso
 
 def stack_tensors(tensors: Sequence[ir.TensorProtocol]) -> LazyTensor:
     """Stacks tensors along a new first axis."""
-    parts = [as_lazy_tensor(tensor) for tensor in tensors]
+    parts = [wrap_tensor(tensor) for tensor in tensors]
     key = ("stacked", tuple(part.key for part in parts))
     return LazyTensor(
         lambda: np.stack([part.stored() for part in parts]),
@@ -124,7 +124,7 @@ def stack_tensors(tensors: Sequence[ir.TensorProtocol]) -> LazyTensor:
 
 def concatenate_tensors(tensors: Sequence[ir.TensorProtocol], axis: int) -> LazyTensor:
     """Joins tensors along an axis."""
-    parts = [as_lazy_tensor(tensor) for tensor in tensors]
+    parts = [wrap_tensor(tensor) for tensor in tensors]
     shape = list(parts[0].sizes)
     shape[axis] = sum(part.sizes[axis] for part in parts)
     key = ("concatenated", axis, tuple(part.key for part in parts))

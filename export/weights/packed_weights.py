@@ -50,7 +50,7 @@ class Packing:
     unpack: Callable[[Tensors, "Packing"], Array]
     exceptions: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
-    def of_layer(self, layer: str) -> "Packing":
+    def find_layer(self, layer: str) -> "Packing":
         """Finds the form of one layer.
 
         Raises:
@@ -107,7 +107,7 @@ def packing_from_config(config: Mapping[str, Any]) -> Packing | None:
     bits = _check_bits(method, bits)
     group_size = size if isinstance(size, int) and size > 0 else None
     exceptions = {
-        _layer_pattern(name): values
+        _make_layer_pattern(name): values
         for name, values in (config.get("dynamic") or {}).items()
         if not name.startswith("-:")  # These layers are not packed.
     }
@@ -121,7 +121,7 @@ def _check_bits(method: str, bits: object) -> int:
     return bits
 
 
-def _layer_pattern(name: str) -> str:
+def _make_layer_pattern(name: str) -> str:
     """Makes a regular expression of a layer's name; GPTQModel names layers by expressions."""
     is_expression = name.startswith("+:") or any(letter in name for letter in "*+[(^$\\|")
     return name.removeprefix("+:") if is_expression else f"{re.escape(name)}$"

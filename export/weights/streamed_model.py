@@ -34,7 +34,7 @@ def make_empty_model(config: PretrainedConfig) -> PreTrainedModel:
     return model
 
 
-def weights_in_memory(model: PreTrainedModel) -> Weights:
+def wrap_weights(model: PreTrainedModel) -> Weights:
     """Wraps the parameters of a loaded model."""
     first_names: dict[int, str] = {}
     weights = {}
@@ -106,7 +106,7 @@ def supply_weights(model: PreTrainedModel, weights: Weights) -> Iterator[None]:
         }
         if empty and type(module) is nn.Linear and module.weight.numel() > _PART_SIZE:
             by_key = {key: weights[name] for key, (_, name) in empty.items()}
-            module.forward = partial(_linear_in_parts, by_key["weight"], by_key.get("bias"))  # type: ignore[method-assign]
+            module.forward = partial(_multiply_parts, by_key["weight"], by_key.get("bias"))  # type: ignore[method-assign]
             in_parts.append(module)
         elif empty:
             loader = _Loader(empty, weights)
@@ -121,7 +121,7 @@ def supply_weights(model: PreTrainedModel, weights: Weights) -> Iterator[None]:
             del module.forward  # The forward of its class is used again.
 
 
-def _linear_in_parts(weight: LazyTensor, bias: LazyTensor | None, x: torch.Tensor) -> torch.Tensor:
+def _multiply_parts(weight: LazyTensor, bias: LazyTensor | None, x: torch.Tensor) -> torch.Tensor:
     """Multiplies by a matrix, such as an unembedding, that is too large to convert as a whole."""
     stored = tensor_from_array(weight.stored())
     rows = max(1, _PART_SIZE // stored.shape[1])

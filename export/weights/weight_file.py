@@ -8,7 +8,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import onnx_ir as ir
 
-from medusa_trt.export.weights.lazy_tensor import Array, LazyTensor, as_lazy_tensor
+from medusa_trt.export.weights.lazy_tensor import Array, LazyTensor, wrap_tensor
 
 _INLINE_LIMIT_BYTES = 1 << 10
 _CHUNK_BYTES = 16 << 20
@@ -37,7 +37,7 @@ class WeightFile:
                 tensor = value.const_value
                 if tensor is None or tensor.nbytes <= _INLINE_LIMIT_BYTES:
                     continue
-                source = as_lazy_tensor(tensor)
+                source = wrap_tensor(tensor)
                 content: Hashable = source.key
                 if isinstance(content, tuple) and content[0] == "memory":
                     content = source.sizes, sha256(source.tobytes()).digest()

@@ -21,4 +21,4 @@ def test_inspect_counts_what_a_step_reads(tiny_bundle: Bundle) -> None:
     assert facts.weight_bytes == facts.read_bytes + tables
     assert facts.operators["com.microsoft.GroupQueryAttention"] == 2
     assert tiny_bundle.count_cache_bytes(10) == 2 * 2 * 2 * 16 * 10 * 4
-    assert load_gpus()["h100"].max_steps_per_s(3_350_000_000) == pytest.approx(1000)
+    assert load_gpus()["h100"].compute_max_steps_per_s(3_350_000_000) == pytest.approx(1000)

@@ -9,8 +9,8 @@ from support.model_families import FAMILIES, MAX_LENGTH, config, weighted_model
 from support.tiny_models import (
     TINY_HEADS,
     VOCAB_SIZE,
-    byte_tokenizer,
     llama_config,
+    make_byte_tokenizer,
     save_tiny_model,
 )
 from tokenizers import Tokenizer, models
@@ -71,7 +71,7 @@ def test_of_several_chat_templates_the_default_one_is_taken(
     templates: dict[str, str], tiny_heads: Path, tmp_path: Path
 ) -> None:
     folder = save_tiny_model(tmp_path / "model")
-    tokenizer = byte_tokenizer()
+    tokenizer = make_byte_tokenizer()
     tokenizer.chat_template = templates
     (folder / names.CHAT_TEMPLATE_FILE).unlink()
     tokenizer.save_pretrained(folder)

@@ -10,7 +10,7 @@ import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.tiny_models import EOS_ID, byte_tokenizer
+from support.tiny_models import EOS_ID, make_byte_tokenizer
 from tokenizers import Tokenizer, decoders, models, normalizers
 
 from medusa_trt.errors import BundleError, PromptError
@@ -83,7 +83,7 @@ def test_conversations_are_rendered_as_transformers_does(
     tiny_bundle: Bundle, tmp_path: Path, template: str | None, messages: list[Message]
 ) -> None:
     codec = with_template(tiny_bundle, tmp_path, template)
-    tokenizer = byte_tokenizer()
+    tokenizer = make_byte_tokenizer()
     if template is not None:
         tokenizer.chat_template = template
     plain = [dict(message) for message in messages]
@@ -168,7 +168,7 @@ def test_a_damaged_tokenizer_is_an_error(tiny_bundle: Bundle, tmp_path: Path) ->
 
 def test_limits_in_a_tokenizer_do_not_cut_prompts(tiny_bundle: Bundle, tmp_path: Path) -> None:
     copied = Path(shutil.copytree(tiny_bundle.path, tmp_path / "copy"))
-    tokenizer = byte_tokenizer().backend_tokenizer
+    tokenizer = make_byte_tokenizer().backend_tokenizer
     tokenizer.enable_truncation(4)
     tokenizer.enable_padding(length=8)
     tokenizer.save(str(copied / names.TOKENIZER_FILE))
@@ -272,7 +272,9 @@ def test_streams_add_up_with_byte_fallback(words: list[str], sizes: list[int]) -
     assert not any("\ufffd" in piece for piece in pieces)
 
 
-@pytest.mark.parametrize("make", [fallback_tokenizer, lambda: byte_tokenizer().backend_tokenizer])
+@pytest.mark.parametrize(
+    "make", [fallback_tokenizer, lambda: make_byte_tokenizer().backend_tokenizer]
+)
 @settings(deadline=None)
 @given(ids=st.lists(st.integers(0, 255) | st.integers(256, 264)), sizes=st.lists(st.integers(0, 5)))
 def test_a_stream_gives_the_same_text_however_its_tokens_are_grouped(
@@ -286,7 +288,7 @@ def test_a_stream_gives_the_same_text_however_its_tokens_are_grouped(
 @settings(deadline=None)
 @given(data=st.binary(), sizes=st.lists(st.integers(0, 5)))
 def test_a_stream_of_bytes_is_what_utf_8_makes_of_them(data: bytes, sizes: list[int]) -> None:
-    tokenizer = byte_tokenizer().backend_tokenizer
+    tokenizer = make_byte_tokenizer().backend_tokenizer
     letters = {byte: letter for letter, byte in make_byte_letters().items()}
     ids = [token for byte in data if (token := tokenizer.token_to_id(letters[byte])) is not None]
     assert len(ids) == len(data)
@@ -295,7 +297,7 @@ def test_a_stream_of_bytes_is_what_utf_8_makes_of_them(data: bytes, sizes: list[
 
 
 def test_words_before_half_a_character_are_shown_at_once() -> None:
-    tokenizer = byte_tokenizer().backend_tokenizer
+    tokenizer = make_byte_tokenizer().backend_tokenizer
     ids = tokenizer.encode("one \ufffd two \N{PARTY POPPER}").ids
     assert streamed(tokenizer, ids, [len(ids) - 1])[:2] == ["one \ufffd two ", "\N{PARTY POPPER}"]
 

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.tiny_models import byte_tokenizer, sentencepiece_tokenizer
+from support.tiny_models import make_byte_tokenizer, sentencepiece_tokenizer
 from tokenizers import AddedToken, processors
 
 from medusa_trt.errors import PromptError
@@ -39,7 +39,7 @@ def codec_with(opened: Bundle, template: str) -> TextCodec:
 
 def expected(messages: list[Message], template: str, **values: Any) -> str:
     plain = [dict(message) for message in messages]
-    text = byte_tokenizer().apply_chat_template(
+    text = make_byte_tokenizer().apply_chat_template(
         plain, chat_template=template, tokenize=False, **values
     )
     assert isinstance(text, str)
@@ -89,7 +89,7 @@ def test_the_reply_that_goes_on_keeps_its_first_space(opened: Bundle) -> None:
 
 
 def test_a_start_token_in_the_prompt_is_not_doubled(opened: Bundle) -> None:
-    tokenizer = byte_tokenizer().backend_tokenizer
+    tokenizer = make_byte_tokenizer().backend_tokenizer
     tokenizer.add_special_tokens([AddedToken("<s>", special=True)])
     start = tokenizer.token_to_id("<s>")
     tokenizer.post_processor = processors.TemplateProcessing("<s> $A", None, [("<s>", start)])

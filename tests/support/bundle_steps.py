@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from support.model_families import MAX_LENGTH
-from support.tiny_models import TINY_HEADS, byte_tokenizer, save_tiny_heads
+from support.tiny_models import TINY_HEADS, make_byte_tokenizer, save_tiny_heads
 from transformers import PreTrainedModel
 
 from medusa_trt.export.pipeline import ExportOptions, export_bundle
@@ -33,7 +33,7 @@ def exported(
     """Saves a model with a tokenizer, and exports it with random heads."""
     folder.mkdir(exist_ok=True)
     model.save_pretrained(folder / "model")
-    byte_tokenizer().save_pretrained(folder / "model")
+    make_byte_tokenizer().save_pretrained(folder / "model")
     heads = save_tiny_heads(folder / TINY_HEADS, tensors)
     options = ExportOptions(
         model=str(folder / "model"),

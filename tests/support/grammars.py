@@ -5,7 +5,7 @@ from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
-from support.tiny_models import EOS_ID, VOCAB_SIZE, byte_tokenizer
+from support.tiny_models import EOS_ID, VOCAB_SIZE, make_byte_tokenizer
 
 from medusa_trt.runtime.processors.base import LogitsProcessor, RunningProcessor
 from medusa_trt.runtime.processors.grammar import (
@@ -18,7 +18,7 @@ from medusa_trt.runtime.processors.grammar import (
 
 @cache
 def byte_grammar_tokenizer() -> GrammarTokenizer:
-    return GrammarTokenizer(byte_tokenizer().backend_tokenizer.to_str(), [EOS_ID])
+    return GrammarTokenizer(make_byte_tokenizer().backend_tokenizer.to_str(), [EOS_ID])
 
 
 def grammar(kind: GrammarKind, text: str) -> CompiledGrammar:
@@ -57,7 +57,7 @@ def greedy_reply(
 
 
 def text_of(reply: list[int]) -> str:
-    text: str = byte_tokenizer().backend_tokenizer.decode(reply)
+    text: str = make_byte_tokenizer().backend_tokenizer.decode(reply)
     return text
 
 
@@ -69,5 +69,5 @@ def allowed(state: RunningProcessor, vocab_size: int = VOCAB_SIZE) -> list[int]:
 
 
 def ids_of(text: str) -> list[int]:
-    ids: list[int] = byte_tokenizer().backend_tokenizer.encode(text).ids
+    ids: list[int] = make_byte_tokenizer().backend_tokenizer.encode(text).ids
     return ids

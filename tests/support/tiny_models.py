@@ -45,7 +45,7 @@ def random_model(config: PretrainedConfig, seed: int = 0) -> PreTrainedModel:
     return model
 
 
-def byte_tokenizer() -> PreTrainedTokenizerFast:
+def make_byte_tokenizer() -> PreTrainedTokenizerFast:
     """Makes a tokenizer with one token for each byte, a start and an end token."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocab = {symbol: index for index, symbol in enumerate(alphabet)} | {"<s>": 256, "</s>": EOS_ID}
@@ -60,7 +60,7 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
 def save_tiny_model(folder: Path, config: PretrainedConfig | None = None, seed: int = 0) -> Path:
     """Writes a random model and its tokenizer in the layout of Hugging Face."""
     random_model(config or llama_config(), seed).save_pretrained(folder)
-    byte_tokenizer().save_pretrained(folder)
+    make_byte_tokenizer().save_pretrained(folder)
     return folder
 
 

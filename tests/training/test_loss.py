@@ -4,7 +4,7 @@ import pytest
 import torch
 from support.reply_rows import HIDDEN, VOCAB, make_rule, random_rows
 
-from medusa_trt.training.loss import medusa_loss, sample_columns, soft_cross_entropy
+from medusa_trt.training.loss import compute_medusa_loss, compute_soft_cross_entropy, sample_columns
 from medusa_trt.training.targets import Targets
 
 
@@ -23,7 +23,7 @@ def test_cross_entropy_and_its_gradients_equal_autograd(
         return [loss, *torch.autograd.grad(3 * loss, leaves)]
 
     leaves = [tensor.clone().requires_grad_() for tensor in (state, weight)]
-    loss = soft_cross_entropy(leaves[0], leaves[1], columns, weights, correction)
+    loss = compute_soft_cross_entropy(leaves[0], leaves[1], columns, weights, correction)
     actual = gradients(loss, *leaves)
     exact = [tensor.double().requires_grad_() for tensor in (state, weight)]
     logprobs = (exact[0] @ exact[1].T + correction).log_softmax(-1)
@@ -38,7 +38,7 @@ def test_each_head_counts_by_its_power_of_the_decay() -> None:
     torch.manual_seed(0)
     states, weight = torch.randn(3, len(rows), HIDDEN), torch.randn(VOCAB, HIDDEN)
     alone = [
-        medusa_loss(
+        compute_medusa_loss(
             states[k : k + 1],
             [weight],
             Targets(
@@ -50,7 +50,7 @@ def test_each_head_counts_by_its_power_of_the_decay() -> None:
         )
         for k in range(3)
     ]
-    together = medusa_loss(states, [weight] * 3, targets, decay=0.8)
+    together = compute_medusa_loss(states, [weight] * 3, targets, decay=0.8)
     assert float(together) == pytest.approx(
         float(alone[0]) + 0.8 * float(alone[1]) + 0.64 * float(alone[2]), rel=1e-5
     )
@@ -61,7 +61,7 @@ def test_sampled_softmax_is_exact_with_all_tokens_and_right_on_average() -> None
     targets = make_rule(1, 0.0).make_targets(rows, torch.arange(len(rows)))
     torch.manual_seed(1)
     states, weight = torch.randn(1, len(rows), HIDDEN), torch.randn(VOCAB, HIDDEN)
-    exact = medusa_loss(states, [weight], targets, decay=0.8)
+    exact = compute_medusa_loss(states, [weight], targets, decay=0.8)
     kept, correction, places = sample_columns(targets, VOCAB, VOCAB)
     assert sorted(kept.tolist()) == list(range(VOCAB)) and not correction.any()
     assert torch.equal(kept[places], torch.arange(VOCAB))
@@ -72,5 +72,5 @@ def test_sampled_softmax_is_exact_with_all_tokens_and_right_on_average() -> None
         normalizers.append((logits[:, kept] + correction).exp().sum(-1))
     mean = torch.stack(normalizers).mean(0)
     assert torch.allclose(mean, logits.exp().sum(-1), rtol=0.05)
-    rough = medusa_loss(states, [weight], targets, decay=0.8, num_sampled=25)
+    rough = compute_medusa_loss(states, [weight], targets, decay=0.8, num_sampled=25)
     assert float(rough) == pytest.approx(float(exact), rel=0.1)

@@ -19,7 +19,7 @@ from medusa_trt.training.backbone import describe_precision
 from medusa_trt.training.data.conversation import ChatFrame, Conversation
 from medusa_trt.training.data.engine_generation import SessionGenerator
 from medusa_trt.training.data.generation import BatchGenerator, Continuation
-from medusa_trt.training.data.shards import DataSpec, Features, Shard, shard_path, write_spec
+from medusa_trt.training.data.shards import DataSpec, Features, Shard, name_shard, write_spec
 from medusa_trt.training.options import DataOptions
 
 FORMAT_VERSION = 1
@@ -42,7 +42,7 @@ def load_seed_prompts(path: Path | None) -> list[tuple[str, ...]]:
     if path is None:
         return [(prompt.turns[0],) for prompt in load_self_generated_prompts()]
     prompts = prompts_from_file(path)
-    questions = _mt_bench_turns()
+    questions = _list_mt_bench_turns()
     for prompt in prompts:
         if not questions.isdisjoint(map(_normalize, prompt.turns)):
             raise TrainingError(
@@ -92,7 +92,7 @@ def generate_data(
     write_spec(folder, spec)
     writer = _ShardWriter(base, frame, options, generator)
     for index in range(spec.num_shards):
-        path = shard_path(folder, index)
+        path = name_shard(folder, index)
         if path.is_file():
             yield None
             continue
@@ -111,7 +111,7 @@ class _ShardWriter:
     ) -> None:
         self._tokenizer, self._frame, self._options = base.tokenizer, frame, options
         self._generator = generator
-        self._forbidden = _mt_bench_turns()
+        self._forbidden = _list_mt_bench_turns()
 
     def generate(self, index: int, prompts: Sequence[tuple[str, ...]], size: int) -> Shard:
         """Generates up to `size` conversations; the model writes the prompts that are missing."""
@@ -270,7 +270,7 @@ def _make_spec(
     )
 
 
-def _mt_bench_turns() -> frozenset[str]:
+def _list_mt_bench_turns() -> frozenset[str]:
     turns = (turn for prompt in load_mt_bench_prompts() for turn in prompt.turns)
     return frozenset(map(_normalize, turns))
 

@@ -152,7 +152,7 @@ class Shard:
             ) from error
 
 
-def shard_path(folder: Path, index: int) -> Path:
+def name_shard(folder: Path, index: int) -> Path:
     """Path of a shard by its number."""
     return folder / f"shard-{index:05d}.safetensors"
 
@@ -202,10 +202,10 @@ def load_shards(folder: Path) -> list[Shard]:
         TrainingError: a shard is missing or damaged.
     """
     spec = read_spec(folder)
-    missing = [i for i in range(spec.num_shards) if not shard_path(folder, i).is_file()]
+    missing = [i for i in range(spec.num_shards) if not name_shard(folder, i).is_file()]
     if missing:
         raise TrainingError(
             f"{folder} lacks {len(missing)} of {spec.num_shards} shards: "
             "run the same `train data` command again to finish it"
         )
-    return [Shard.load(shard_path(folder, index)) for index in range(spec.num_shards)]
+    return [Shard.load(name_shard(folder, index)) for index in range(spec.num_shards)]

@@ -65,8 +65,8 @@ def _estimate_sizes(
         "read_bytes_per_draft": drafts,
     }
     if gpu is not None:
-        estimates["plain_tokens_per_s"] = gpu.max_steps_per_s(plain)
-        estimates["medusa_steps_per_s"] = gpu.max_steps_per_s(plain + drafts)
+        estimates["plain_tokens_per_s"] = gpu.compute_max_steps_per_s(plain)
+        estimates["medusa_steps_per_s"] = gpu.compute_max_steps_per_s(plain + drafts)
         estimates["fits_memory"] = float(weights + cache <= gpu.memory_gb * 1e9)
     return estimates
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from support.tiny_models import byte_tokenizer
+from support.tiny_models import make_byte_tokenizer
 
 from medusa_trt.errors import ExportError
 from medusa_trt.export.comparison.encodings import compare_encodings
@@ -23,13 +23,13 @@ def read(folder: Path, **changes: Any) -> Bundle:
 
 
 def test_the_files_of_an_export_agree(bundle: Path) -> None:
-    compare_encodings(read(bundle), byte_tokenizer())
+    compare_encodings(read(bundle), make_byte_tokenizer())
 
 
 def test_the_first_difference_is_shown(bundle: Path) -> None:
     changed = read(bundle, normalizer={"type": "Lowercase"})
     with pytest.raises(ExportError) as refusal:
-        compare_encodings(changed, byte_tokenizer())
+        compare_encodings(changed, make_byte_tokenizer())
     text = str(refusal.value)
     assert "from token 1 on as ['i', 't', \"'\", 's'] (" in text and "tokenizer as ['I'," in text
 
@@ -46,11 +46,11 @@ def test_a_start_token_counts(bundle: Path) -> None:
     }
     changed = read(bundle, post_processor=start)
     with pytest.raises(ExportError, match=r"from token 0 on as \['<s>', 'a'"):
-        compare_encodings(changed, byte_tokenizer())
+        compare_encodings(changed, make_byte_tokenizer())
 
 
 def test_chat_templates_are_compared(bundle: Path) -> None:
-    tokenizer, unchanged = byte_tokenizer(), read(bundle)
+    tokenizer, unchanged = make_byte_tokenizer(), read(bundle)
     tokenizer.chat_template = "{{ messages[0].content }}!"
     with pytest.raises(ExportError, match="the bundle reads 'Hi,  why"):
         compare_encodings(unchanged, tokenizer)
@@ -63,4 +63,4 @@ def test_ids_that_the_model_lacks_are_refused(bundle: Path) -> None:
     model = msgspec.structs.replace(whole.manifest.model, vocab_size=90)
     small = Bundle(bundle, msgspec.structs.replace(whole.manifest, model=model), whole.tree)
     with pytest.raises(ExportError, match=r"as token \d+ \('.'\), the model has 90 tokens: give"):
-        compare_encodings(small, byte_tokenizer())
+        compare_encodings(small, make_byte_tokenizer())

@@ -22,8 +22,8 @@ from medusa_trt.export.comparison.logits import (
     MAX_LOGIT_DIFFERENCE,
     compare_logits,
     compute_agreement,
-    leaf_paths,
-    max_relative_error,
+    find_max_relative_error,
+    list_leaf_paths,
     merge_agreements,
     put_text_on_tree,
     random_tree,
@@ -145,9 +145,9 @@ def test_random_trees_are_what_was_asked_for(num_nodes: int, max_depth: int, see
     paths = set(tree.medusa_choices)
     for path in paths:
         assert path[-1] == 0 or (*path[:-1], path[-1] - 1) in paths
-    seen = [node for path in leaf_paths(tree) for node in path]
+    seen = [node for path in list_leaf_paths(tree) for node in path]
     assert sorted(set(seen)) == list(range(num_nodes))
-    for nodes in leaf_paths(tree):
+    for nodes in list_leaf_paths(tree):
         assert nodes[0] == 0
         assert list(tree.parents[nodes[1:]]) == list(nodes[:-1])
 
@@ -156,7 +156,7 @@ def test_random_trees_differ_and_branch() -> None:
     trees = [random_tree(24, 4, seed) for seed in range(10)]
     assert len({tree.medusa_choices for tree in trees}) == 10
     for tree in trees:
-        assert 2 < tree.max_depth <= 4 and len(list(leaf_paths(tree))) > 4
+        assert 2 < tree.max_depth <= 4 and len(list(list_leaf_paths(tree))) > 4
 
 
 @pytest.mark.parametrize("num_tokens", [1, 2, 40, 511, 900])
@@ -265,5 +265,5 @@ def test_an_engine_that_forgets_its_cache_fails(
     [("fp32", 1e-3, 1e-3), ("fp16", 0.02, 0.1), ("int4", 0.8, 0.8)],
 )
 def test_a_router_may_take_another_expert(precision: str, plain: float, routed: float) -> None:
-    assert max_relative_error(precision, False) == plain
-    assert max_relative_error(precision, True) == routed
+    assert find_max_relative_error(precision, False) == plain
+    assert find_max_relative_error(precision, True) == routed

@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 from support.tiny_models import (
     HIDDEN_SIZE,
     VOCAB_SIZE,
-    byte_tokenizer,
     llama_config,
+    make_byte_tokenizer,
     save_tiny_model,
 )
 from torch import nn
@@ -107,7 +107,7 @@ def test_tokens_that_an_adapter_adds_are_known_to_its_tokenizer(tmp_path: Path) 
     save_adapter(folder, base, NUM_TOKENS, **KINDS["layers"])
     (warning,) = load_base_model(source_from_name(str(folder))).warnings
     assert "has 305 tokens, its model 300, and no tokenizer lies beside it" in warning
-    tokenizer = byte_tokenizer()
+    tokenizer = make_byte_tokenizer()
     missing = NUM_TOKENS - len(tokenizer)
     tokenizer.add_tokens([f"<tool{index}>" for index in range(missing)])
     tokenizer.save_pretrained(folder)

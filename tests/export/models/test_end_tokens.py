@@ -1,7 +1,7 @@
 """Tokens that end a reply, gathered from wherever a checkpoint names one."""
 
 import pytest
-from support.tiny_models import byte_tokenizer
+from support.tiny_models import make_byte_tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from medusa_trt.errors import ExportError
@@ -12,7 +12,7 @@ CHATML = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|clos
 
 def tokenizer_with(*special: str, template: str | None = None) -> PreTrainedTokenizerFast:
     """Bytes, `<s>` (256), `</s>` (257), then these tokens."""
-    tokenizer = byte_tokenizer()
+    tokenizer = make_byte_tokenizer()
     tokenizer.add_special_tokens({"additional_special_tokens": list(special)})
     tokenizer.chat_template = template
     return tokenizer

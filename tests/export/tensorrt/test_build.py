@@ -14,9 +14,9 @@ from support.model_families import FAMILIES, weighted_model
 from support.tiny_models import (
     TINY_HEADS,
     VOCAB_SIZE,
-    byte_tokenizer,
     head_tensors,
     llama_config,
+    make_byte_tokenizer,
     random_model,
     save_tiny_heads,
 )
@@ -27,7 +27,7 @@ from medusa_trt.export.comparison.check import widen_bundle
 from medusa_trt.export.comparison.logits import (
     compare_on_text,
     compare_on_tree,
-    max_relative_error,
+    find_max_relative_error,
     random_tree,
 )
 from medusa_trt.export.pipeline import ExportOptions, export_bundle
@@ -61,7 +61,7 @@ ALL = [
 
 def exported(family: str, target: str, precision: str, folder: Path) -> Bundle:
     weighted_model(FAMILIES[family]).save_pretrained(folder / "model")
-    byte_tokenizer().save_pretrained(folder / "model")
+    make_byte_tokenizer().save_pretrained(folder / "model")
     options = ExportOptions(
         model=str(folder / "model"),
         heads=save_tiny_heads(folder / TINY_HEADS, head_tensors(vocab_size=None)),
@@ -189,7 +189,7 @@ def test_the_jetson_graphs_keep_to_operators_of_tensorrt_10_3(jetson_bundle: Bun
 def test_every_family_builds(family: str, target: str, precision: str, tmp_path: Path) -> None:
     bundle = exported(family, target, precision, tmp_path)
     if precision in ("fp16", "bf16"):
-        limit = max_relative_error(precision, family in ("mixtral", "qwen3_moe"))
+        limit = find_max_relative_error(precision, family in ("mixtral", "qwen3_moe"))
         assert all(each.relative_error < limit for each in bundle.manifest.verified.values())
     check_built(bundle)
 

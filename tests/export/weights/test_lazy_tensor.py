@@ -6,9 +6,9 @@ import onnx_ir as ir
 
 from medusa_trt.export.weights.lazy_tensor import (
     LazyTensor,
-    as_lazy_tensor,
     concatenate_tensors,
     transpose_tensor,
+    wrap_tensor,
 )
 
 
@@ -29,4 +29,4 @@ def test_recipes_give_what_numpy_does_and_know_equal_ones() -> None:
 
 def test_memory_tensors_are_known_by_identity() -> None:
     first, second = ir.tensor(np.zeros(3)), ir.tensor(np.zeros(3))
-    assert as_lazy_tensor(first).key == as_lazy_tensor(first).key != as_lazy_tensor(second).key
+    assert wrap_tensor(first).key == wrap_tensor(first).key != wrap_tensor(second).key

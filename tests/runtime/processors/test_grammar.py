@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from support.grammars import allowed, grammar, greedy_reply, ids_of, schema_grammar, text_of
-from support.tiny_models import EOS_ID, VOCAB_SIZE, byte_tokenizer, sentencepiece_tokenizer
+from support.tiny_models import EOS_ID, VOCAB_SIZE, make_byte_tokenizer, sentencepiece_tokenizer
 
 from medusa_trt.errors import BundleError, ProcessorError, PromptError
 from medusa_trt.runtime.processors.grammar import (
@@ -167,7 +167,7 @@ def test_the_end_is_allowed_where_the_text_may_stop() -> None:
 
 
 def test_every_end_token_may_end_the_reply() -> None:
-    tokenizer = GrammarTokenizer(byte_tokenizer().backend_tokenizer.to_str(), [EOS_ID, 256])
+    tokenizer = GrammarTokenizer(make_byte_tokenizer().backend_tokenizer.to_str(), [EOS_ID, 256])
     state = CompiledGrammar(Grammar.from_regex("a?"), tokenizer).start([])
     assert allowed(state) == [*ids_of("a"), 256, EOS_ID]
     state.accept(256)
@@ -237,7 +237,7 @@ def test_a_sentencepiece_tokenizer_serves_grammars(seed: int) -> None:
 
 
 def test_processing_allocates_nothing_of_the_vocabularys_size() -> None:
-    document = json.loads(byte_tokenizer().backend_tokenizer.to_str())
+    document = json.loads(make_byte_tokenizer().backend_tokenizer.to_str())
     document["model"]["vocab"] |= {f"zz{index}": 258 + index for index in range(50_000)}
     tokenizer = GrammarTokenizer(json.dumps(document), [EOS_ID])
     state = CompiledGrammar(Grammar.from_regex(re.compile(".{1,9}")), tokenizer).start([])
@@ -298,14 +298,14 @@ def test_an_end_token_beyond_the_models_vocabulary_is_an_error() -> None:
 def test_an_unusable_tokenizer_is_one_clear_line(
     text: str | None, eos_token_ids: list[int]
 ) -> None:
-    text = byte_tokenizer().backend_tokenizer.to_str() if text is None else text
+    text = make_byte_tokenizer().backend_tokenizer.to_str() if text is None else text
     with pytest.raises(BundleError, match="tokenizer does not work with grammars") as caught:
         GrammarTokenizer(text, eos_token_ids)
     assert "\n" not in str(caught.value)
 
 
 def test_a_grammar_needs_an_end_token() -> None:
-    text = byte_tokenizer().backend_tokenizer.to_str()
+    text = make_byte_tokenizer().backend_tokenizer.to_str()
     with pytest.raises(PromptError, match=r"names no end token.*--stop-id"):
         GrammarTokenizer(text, [])
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from gguf import GGMLQuantizationType, GGUFWriter
 from numpy.typing import NDArray
-from support.tiny_models import CHAT_TEMPLATE, EOS_ID, byte_tokenizer
+from support.tiny_models import CHAT_TEMPLATE, EOS_ID, make_byte_tokenizer
 from transformers import PreTrainedModel
 
 BLOCK = 32
@@ -112,7 +112,7 @@ def write_gguf(
 
 def _add_tokenizer(writer: GGUFWriter, vocab_size: int) -> None:
     """One token a byte, and names for those that there are no bytes for."""
-    vocab = byte_tokenizer().get_vocab()
+    vocab = make_byte_tokenizer().get_vocab()
     by_id = {index: token for token, index in vocab.items()} | {len(vocab): "ab"}
     writer.add_tokenizer_model("gpt2")
     writer.add_token_list([by_id.get(index, f"<unused{index}>") for index in range(vocab_size)])

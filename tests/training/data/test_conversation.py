@@ -1,14 +1,14 @@
 """Chat templates, split into the text around the turns."""
 
 import pytest
-from support.tiny_models import EOS_ID, byte_tokenizer
+from support.tiny_models import EOS_ID, make_byte_tokenizer
 
 from medusa_trt.errors import TrainingError
 from medusa_trt.training.data.conversation import ChatFrame
 
 
 def test_a_template_is_taken_apart_and_put_together_again() -> None:
-    tokenizer = byte_tokenizer()
+    tokenizer = make_byte_tokenizer()
     tokenizer.chat_template = (
         "<s>{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}</s>{% endfor %}"
         "{% if add_generation_prompt %}[assistant]{% endif %}"

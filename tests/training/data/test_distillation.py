@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.tiny_models import EOS_ID, byte_tokenizer
+from support.tiny_models import EOS_ID, make_byte_tokenizer
 
 from medusa_trt.calibration.prompts import load_mt_bench_prompts
 from medusa_trt.errors import TrainingError
@@ -14,7 +14,7 @@ from medusa_trt.export.models.base_model import BaseModel, load_base_model
 from medusa_trt.export.models.source import source_from_name
 from medusa_trt.runtime.bundle import Bundle
 from medusa_trt.training.data.distillation import generate_data, load_seed_prompts
-from medusa_trt.training.data.shards import Shard, load_shards, shard_path
+from medusa_trt.training.data.shards import Shard, load_shards, name_shard
 from medusa_trt.training.options import DataOptions
 
 PROMPTS = [("Hi",), ("Tell me more",), ("Why?", "And then?"), ("One",), ("Two words",)]
@@ -98,7 +98,7 @@ def test_an_interrupted_run_leaves_the_files_of_an_uninterrupted_one(
     next(run)
     del run
     (ended / f".shard-00001.partial-{1 << 30}.safetensors").write_bytes(b"half a shard")
-    assert not shard_path(ended, 1).exists()
+    assert not name_shard(ended, 1).exists()
     with pytest.raises(TrainingError, match="lacks 2 of 3 shards"):
         load_shards(ended)
     torch.manual_seed(99)
@@ -133,7 +133,7 @@ def test_no_question_of_mt_bench_is_among_the_prompts(tmp_path: Path) -> None:
 
 
 def test_a_model_without_a_template_continues_text_only(base: BaseModel, tmp_path: Path) -> None:
-    tokenizer = byte_tokenizer()
+    tokenizer = make_byte_tokenizer()
     tokenizer.chat_template = None
     plain = BaseModel(base.source, base.model, tokenizer, base.weights)
     options = DataOptions(batch_size=5, max_new_tokens=3)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from medusa_trt.errors import TrainingError
-from medusa_trt.training.data.shards import DataSpec, Shard, load_shards, shard_path, write_spec
+from medusa_trt.training.data.shards import DataSpec, Shard, load_shards, name_shard, write_spec
 
 
 def test_a_damaged_shard_is_named(tmp_path: Path) -> None:
@@ -30,8 +30,8 @@ def test_a_damaged_shard_is_named(tmp_path: Path) -> None:
     turns = torch.tensor([0, 1, 1, 0, 1], dtype=torch.int32)
     shard = Shard(turns + 5, turns, torch.tensor([3, 2], dtype=torch.int32), None)
     for index in range(2):
-        shard.save(shard_path(tmp_path, index))
+        shard.save(name_shard(tmp_path, index))
     assert all(torch.equal(s.token_ids, shard.token_ids) for s in load_shards(tmp_path))
-    shard_path(tmp_path, 1).write_bytes(b"damaged")
+    name_shard(tmp_path, 1).write_bytes(b"damaged")
     with pytest.raises(TrainingError, match="shard-00001"):
         load_shards(tmp_path)
