@@ -23,9 +23,7 @@ _RECORDED_VERSIONS = ("medusa-trt", "torch", "transformers", "onnx", "onnx-ir", 
 def make_manifest(parts: ExportParts, graphs: dict[str, GraphSpec]) -> Manifest:
     """Makes the manifest of a bundle whose files are not finished yet.
 
-    Args:
-        parts: what the bundle is made of.
-        graphs: the graphs that are written, by their names in `GRAPH_FILES`.
+    `graphs` are those that are written, by their names in `GRAPH_FILES`.
     """
     base, target, precision, form = parts.base, parts.target, parts.precision, parts.forms["verify"]
     config = base.model.config

@@ -39,11 +39,9 @@ class BatchesBar(Bar):
             self.update()
 
     def finish_batch(self, note: str = "", *, is_old: bool = False) -> None:
-        """Counts the rest of a batch.
+        """Counts the rest of a batch, and shows a note behind the bar.
 
-        Args:
-            note: shown behind the bar.
-            is_old: whether an earlier run made the batch, so that it says nothing about the speed.
+        A batch that an earlier run made (`is_old`) says nothing about the speed.
         """
         left = self._max_steps - self.n % self._max_steps
         self.initial += left if is_old else 0

@@ -146,14 +146,7 @@ def _fit_linear_maps(
 ) -> int:
     """Initializes the linear maps of the heads, if they have any, by ridge regression.
 
-    Args:
-        heads: the heads.
-        states: what the maps are fitted to, of `num_rows` reply tokens in all.
-        num_rows: see `states`.
-        options: options of training.
-
-    Returns:
-        The number of reply tokens that the maps were fitted to.
+    Fits them to `states`, of `num_rows` reply tokens in all, and returns how many of these it read.
     """
     if not (options.shape.has_root_map or options.shape.has_projection):
         return 0

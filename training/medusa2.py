@@ -113,15 +113,9 @@ def group_parameters(module: HeadsOnBackbone, options: JointOptions) -> list[dic
 def save_combined(
     base: BaseModel, model: PreTrainedModel, heads: MedusaHeads, folder: Path
 ) -> None:
-    """Writes backbone, heads and tokenizer as one Hugging Face folder.
+    """Writes backbone, heads and tokenizer as one Hugging Face folder, as FasterDecoding v1.0 does.
 
-    The layout is that of FasterDecoding v1.0.
-
-    Args:
-        base: the original model, which has the tokenizer.
-        model: the merged backbone.
-        heads: its heads.
-        folder: an empty or new folder.
+    `base` is the original model, which has the tokenizer, `model` the merged backbone.
     """
     row = FORMATS["fasterdecoding-merged"]
     config = row.config(facts_from_heads(heads, None, None))

@@ -37,14 +37,9 @@ def save_report(
     specs: Sequence[DataSpec],
     options: TrainOptions | JointOptions,
 ) -> None:
-    """Writes the model card, the tree, the curves and the log.
+    """Writes the model card, the tree, the curves and the log into an existing folder.
 
-    Args:
-        result: the result of training.
-        folder: an existing folder.
-        title: first line of the card.
-        specs: descriptions of the training data, one for each data folder.
-        options: options of training, which the card lists.
+    `specs` describe the training data, one for each data folder; the card lists `options`.
     """
     result.accuracy.tree.save(folder / HEADS_TREE_FILE)
     (folder / "log.json").write_text(json.dumps(result.log, indent=1) + "\n", "utf-8")

@@ -115,11 +115,9 @@ def put_text_on_tree(tree: MedusaTree, text: Sequence[int], rng: np.random.Gener
 
 
 def find_max_relative_error(precision: str, is_routed: bool) -> float:
-    """Largest `Agreement.relative_error` that an export may have.
+    """Finds the largest `Agreement.relative_error` that an export may have.
 
-    Args:
-        precision: name of the export's precision.
-        is_routed: whether the model is a mixture of experts.
+    It is larger for a mixture of experts (`is_routed`).
     """
     limit = MAX_RELATIVE_ERROR[precision]
     if not is_routed or precision in MAX_LOGIT_DIFFERENCE:

@@ -15,12 +15,7 @@ _OUTPUTS = {
 
 
 def make_inputs(vocab_size: int, uniforms: ir.DataType) -> list[ir.Value]:
-    """Makes the inputs of a reduce graph.
-
-    Args:
-        vocab_size: columns of the logits.
-        uniforms: type of the random numbers.
-    """
+    """Makes the inputs of a reduce graph; `uniforms` is the type of the random numbers."""
     rows: list[int | str] = ["num_rows"]
     return [
         ir.Value(name=name, shape=ir.Shape(shape), type=ir.TensorType(dtype))

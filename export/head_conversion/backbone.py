@@ -21,12 +21,7 @@ class Backbone:
     """A backbone of which only what is asked for is loaded, in its own types."""
 
     def __init__(self, source: ModelSource, name: str) -> None:
-        """Names it; nothing is loaded yet.
-
-        Args:
-            source: where it is.
-            name: what a config's `base_model_name_or_path` shall say.
-        """
+        """Takes its place, and its name for a config's `base_model_name_or_path`; loads nothing."""
         self.source = source
         self.name = name
 

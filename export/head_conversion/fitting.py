@@ -15,13 +15,9 @@ from medusa_trt.export.heads.medusa_heads import Linear, MedusaHeads
 def fit_heads(heads: MedusaHeads, row: HeadFormat, backbone: Backbone | None) -> MedusaHeads:
     """Makes heads that a format can hold and that draft exactly the same tokens.
 
-    Absent biases become zeros where the format's tools read them; a shared unembedding becomes a
-    copy of the backbone's, and own ones that equal the backbone's become shared.
-
-    Args:
-        heads: what to write.
-        row: the format.
-        backbone: the backbone, if it is known.
+    Absent biases become zeros where the format's tools read them. A shared unembedding becomes a
+    copy of the backbone's. Separate ones that equal the backbone's become shared. The backbone is
+    needed for these two alone.
 
     Raises:
         HeadsError: the format cannot hold something; the error names it and the formats that can.

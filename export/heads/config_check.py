@@ -15,13 +15,7 @@ _DRAFT_MODEL_TYPE = "medusa"
 
 
 def find_contradiction(config: Mapping[str, object], facts: HeadsFacts, path: Path) -> str | None:
-    """Says in a sentence where a config contradicts the tensors; None where they agree.
-
-    Args:
-        config: the values of the config file, in any format.
-        facts: what the tensors tell about the heads.
-        path: path of the config file, which the sentence names.
-    """
+    """Says where a config, of any format, contradicts the tensors; None where they agree."""
     wrong = [
         f"{key} {stated} where the tensors have {actual}"
         for key, stated, actual in _list_statements(config, facts)

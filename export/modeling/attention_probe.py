@@ -117,12 +117,7 @@ def watch_attention_shapes(model: PreTrainedModel, max_length: int) -> list[Prob
 
 
 def find_attention_problem(model: PreTrainedModel, max_length: int) -> str | None:
-    """Finds why the verify graph's attention cannot replace this model's; None if it can.
-
-    Args:
-        model: a model that can run.
-        max_length: length of the longest sequence, in tokens.
-    """
+    """Finds why the verify graph's attention cannot replace that of a model that runs, or None."""
     window = getattr(model.config, "sliding_window", None)
     try:
         if window is not None:

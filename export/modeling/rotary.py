@@ -29,11 +29,7 @@ def copy_rotary(model: PreTrainedModel, max_length: int) -> nn.Module:
 
     Dynamic and LongRoPE scaling choose their frequencies by the length of the text. A cache with
     old frequencies would not fit new tokens after the choice changed. As in vLLM, the longest
-    sequence decides for all texts.
-
-    Args:
-        model: a transformers model with a rotary embedding.
-        max_length: length of the longest sequence, in tokens.
+    sequence (`max_length` tokens) decides for all texts.
     """
     fixed = deepcopy(model.base_model.rotary_emb)
     assert isinstance(fixed, nn.Module)

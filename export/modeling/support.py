@@ -32,11 +32,7 @@ def needs_general_attention(model: PreTrainedModel, max_length: int) -> bool:
 
 
 def refuse_unsupported(model: PreTrainedModel, max_length: int) -> None:
-    """Refuses a model that the verify graph cannot compute.
-
-    Args:
-        model: a model that can run.
-        max_length: length of the longest sequence, in tokens.
+    """Refuses a model that the verify graph cannot compute; the model must be able to run.
 
     Raises:
         ExportError: the model has an unsupported feature, which is named, or does not run.
@@ -68,10 +64,7 @@ def _make_unsupported_error(model: PreTrainedModel, problem: str) -> ExportError
 def list_notices(model: PreTrainedModel, max_length: int, *, is_slower: bool) -> list[str]:
     """Lists sentences that tell the user how the export treats the model.
 
-    Args:
-        model: the model.
-        max_length: length of the longest sequence, in tokens.
-        is_slower: whether the operator library's attention does not serve the model.
+    `is_slower` says that the operator library's attention does not serve it.
     """
     config, texts = model.config, []
     window = find_sliding_window(model)

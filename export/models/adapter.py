@@ -42,11 +42,7 @@ def base_model_from_adapter(folder: Path) -> str:
 
 
 def merge_adapter(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
-    """Merges an adapter's LoRA weights into a model; the heads stay out of it.
-
-    Args:
-        model: the backbone; it is changed.
-        folder: folder of the adapter.
+    """Merges the LoRA weights in an adapter's folder into a model; the heads stay out of it.
 
     Raises:
         ExportError: peft is not installed, or the adapter is of a kind that cannot be merged.

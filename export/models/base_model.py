@@ -257,12 +257,7 @@ def save_model(
 
     `save_pretrained` of transformers refuses a model that it loaded from GGUF. It also refuses a
     generation config that has a temperature but no sampling, as some public checkpoints have.
-
-    Args:
-        model: the model, with its weights in memory.
-        folder: where to write it.
-        tensors: further tensors to write.
-        changes: values to set in the config.
+    `tensors` are written besides, and `changes` set in the config.
     """
     values = model.config.to_dict() | changes
     values.pop("quantization_config", None)

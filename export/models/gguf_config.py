@@ -76,11 +76,7 @@ def _write_fields(model: GgufModel, path: Path) -> None:
 
 
 def complete_config(config: PretrainedConfig, model: GgufModel) -> None:
-    """Adds to a config what transformers left out of the file.
-
-    Args:
-        config: the config that transformers reads from the file; it is changed.
-        model: the file.
+    """Adds to the config that transformers reads from a file what it left out.
 
     Raises:
         ExportError: the file asks for something that the architecture does not have.

@@ -45,14 +45,7 @@ _KEEPS_SPACES = {"<unk>", "<s>", "<|endoftext|>"}
 
 
 def tokenizer_from_gguf(path: Path) -> PreTrainedTokenizerFast:
-    """Builds the tokenizer that a GGUF file describes.
-
-    Args:
-        path: the file.
-
-    Raises:
-        ExportError: the file has no tokenizer, or one of a kind that is not known.
-    """
+    """Builds the tokenizer that a GGUF file describes; see `tokenizer_from_fields`."""
     return tokenizer_from_fields(read_tokenizer_fields(path), str(path))
 
 
@@ -77,11 +70,7 @@ def read_tokenizer_fields(path: Path) -> dict[str, Any]:
 
 
 def tokenizer_from_fields(fields: Mapping[str, Any], place: str) -> PreTrainedTokenizerFast:
-    """Builds a tokenizer from a file's fields.
-
-    Args:
-        fields: see `read_tokenizer_fields`.
-        place: the file, for messages.
+    """Builds a tokenizer from the fields of a file, which `place` names in messages.
 
     Raises:
         ExportError: the tokenizer or its splitting is of a kind that is not known.

@@ -31,9 +31,6 @@ def load_tokenizer(source: ModelSource) -> tuple[PreTrainedTokenizerBase, tuple[
 
     What lies beside an adapter belongs to the model as it was tuned, and comes first.
 
-    Args:
-        source: the model.
-
     Returns:
         The tokenizer, and sentences that tell the user what differs from the usual case.
 
@@ -66,9 +63,6 @@ def has_tokenizer_beside(source: ModelSource) -> bool:
 
 def tokenizer_from_folder(location: str) -> tuple[PreTrainedTokenizerBase, str | None]:
     """Loads a tokenizer of a folder or a hub id.
-
-    Args:
-        location: the folder, or the id.
 
     Returns:
         The tokenizer, and how transformers' class reads a text otherwise, in a sentence; None

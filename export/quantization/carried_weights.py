@@ -12,12 +12,7 @@ class CarriedWeights:
     """Counts the weights of a quantized checkpoint by how exactly they are stored."""
 
     def __init__(self, weights: Weights, prefix: str) -> None:
-        """Takes the weights of a model.
-
-        Args:
-            weights: the weights as they are read.
-            prefix: prefix of their names in the graph.
-        """
+        """Takes the weights of a model, whose names have this prefix in the graph."""
         quantized = {
             prefix + name: weight for name, weight in weights.items() if weight.quantization
         }
@@ -37,11 +32,7 @@ class CarriedWeights:
                 self._is_exact[self._keys[source]] = is_exact
 
     def describe(self, name: str) -> str | None:
-        """Describes the weights in one line, a warning if some changed; None if there are none.
-
-        Args:
-            name: name of the model.
-        """
+        """Describes the model's weights in one line, as a warning if some changed; None without."""
         counts = Counter(self._is_exact.get(key) for key in set(self._keys.values()))
         if not counts:
             return None

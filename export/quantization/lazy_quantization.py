@@ -13,13 +13,9 @@ Form = tuple[tuple[int, ...], ir.DataType]
 def quantize_when_read(
     quantize: Callable[[], tuple[Array, Array]], codes: Form, scales: Form, key: Hashable
 ) -> tuple[LazyTensor, LazyTensor]:
-    """Makes tensors of codes and scales, quantized once for both if they are read in this order.
+    """Makes tensors of codes and scales of these forms; equal contents have equal keys.
 
-    Args:
-        quantize: makes both arrays.
-        codes: form of the codes.
-        scales: form of the scales.
-        key: equal for equal contents.
+    Both are quantized by one call if they are read in this order.
     """
     kept: list[Array] = []
 

@@ -102,12 +102,7 @@ class PlannedFormats:
     """
 
     def __init__(self, plan: QuantizationPlan, model: PreTrainedModel, prefix: str) -> None:
-        """Takes a plan for a model.
-
-        Args:
-            plan: the plan.
-            model: the model that is traced.
-            prefix: prefix of its parameters' names in the graph.
+        """Takes a plan for a traced model, whose parameters have this prefix in the graph.
 
         Raises:
             ExportError: the model lacks what the plan names.

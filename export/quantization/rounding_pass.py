@@ -16,11 +16,7 @@ def make_layers_pass(
 ) -> InPlacePass | None:
     """Makes the pass for the verify graph; None where the precision rounds no layer.
 
-    Args:
-        precision: precision of the export.
-        vocab_size: number of outputs that only the unembedding has.
-        planned: formats of a quantization plan.
-        report_stored: called for each matrix that is stored.
+    Only the unembedding has `vocab_size` outputs. `planned` are the formats of a quantization plan.
     """
     layers, unembedding = precision.layers, precision.unembedding
     if layers is None:

@@ -47,11 +47,7 @@ class Site:
 
 
 def sites_from_model(model: PreTrainedModel) -> list[Site]:
-    """Finds the sites by running the model on two tokens.
-
-    Args:
-        model: a model that can run and has torch's linear layers.
-    """
+    """Finds the sites by running a model with torch's linear layers on two tokens."""
     read: dict[tuple[str, int], list[str]] = {}
     alive: list[torch.Tensor] = []  # Keeps the inputs alive, so that no two have the same id.
     linears = {

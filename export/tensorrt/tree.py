@@ -13,9 +13,7 @@ TREE_INPUTS = (names.TREE_MASK, names.POSITION_OFFSETS)
 def merge_tree(verify: ir.Model, tree: ir.Model) -> None:
     """Makes the tree graph's outputs constants of the verify graph, in place of its inputs.
 
-    Args:
-        verify: its number of nodes becomes the tree's.
-        tree: without inputs, its outputs constant.
+    The verify graph's number of nodes becomes the tree's.
     """
     outputs = {output.name: output for output in tree.graph.outputs}
     for value in [value for value in verify.graph.inputs if value.name in TREE_INPUTS]:

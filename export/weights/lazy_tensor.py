@@ -36,16 +36,9 @@ class LazyTensor(ir.LazyTensor):
         sources: Sequence[str] = (),
         quantization: str | None = None,
     ) -> None:
-        """Stores the recipe.
+        """Stores the recipe; see the attributes. `stored` makes an array of this shape.
 
-        Args:
-            stored: makes the array, of this shape.
-            shape: shape of the tensor.
-            key: see the attribute.
-            dtype: type of the tensor in the graph.
-            name: name of the tensor.
-            sources: see the attribute; by default the name of the tensor.
-            quantization: see the attribute.
+        By default the name of the tensor is its only source.
         """
         super().__init__(self._convert, dtype, ir.Shape(shape), name=name)
         self.stored = stored

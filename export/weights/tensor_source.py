@@ -40,11 +40,7 @@ class TensorSource:
 
 
 def refuse_failed(array: Array, place: str) -> None:
-    """Refuses weights that are not numbers.
-
-    Args:
-        array: the weights.
-        place: names them in the message.
+    """Refuses weights that are not numbers; `place` names them in the message.
 
     Raises:
         ExportError: they hold NaN or infinity.

@@ -22,11 +22,7 @@ class WeightFile:
     """Moves weights out of graphs into one file; equal weights are written once."""
 
     def __init__(self, path: Path) -> None:
-        """Prepares a file to write.
-
-        Args:
-            path: a file that does not exist yet.
-        """
+        """Takes the path of a file that does not exist yet."""
         self._path = path
         self._written: dict[Hashable, ir.ExternalTensor] = {}
 

@@ -39,12 +39,9 @@ class SessionGenerator:
         eos_token_ids: Sequence[int],
         on_step: Callable[[], object] = lambda: None,
     ) -> None:
-        """Takes the session, which runs nothing else.
+        """Takes a session that runs nothing else, and the tokens that end a continuation.
 
-        Args:
-            session: a session of the model.
-            eos_token_ids: tokens that end a continuation.
-            on_step: called at each step once all texts of a batch are begun.
+        `on_step` is called at each step once all texts of a batch are begun.
         """
         self._session, self._eos_ids, self._on_step = session, tuple(eos_token_ids), on_step
 

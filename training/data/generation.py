@@ -159,10 +159,7 @@ class BatchGenerator:
 
 
 def select_top_logprobs(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Selects the teacher's most likely tokens.
-
-    Args:
-        logits: (N, vocab).
+    """Selects the teacher's most likely tokens from logits (N, vocab).
 
     Returns:
         ids (N, 8) int32 and log-probabilities (N, 8) float16, the most likely first, on the CPU.
