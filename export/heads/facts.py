@@ -46,11 +46,8 @@ def replace_unembeddings(
     heads: MedusaHeads, change: Callable[[torch.Tensor], torch.Tensor]
 ) -> MedusaHeads:
     """Changes the unembeddings of heads; a common one stays common."""
-    changed = {
-        id(head.unembedding): change(head.unembedding)
-        for head in heads.heads
-        if head.unembedding is not None
-    }
+    matrices = {id(head.unembedding): head.unembedding for head in heads.heads}
+    changed = {key: change(matrix) for key, matrix in matrices.items() if matrix is not None}
     return replace(
         heads,
         heads=tuple(

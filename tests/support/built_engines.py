@@ -1,5 +1,6 @@
 """Engines of TensorRT, built and run by the stand-ins."""
 
+import importlib.util
 from pathlib import Path
 
 import msgspec
@@ -18,6 +19,11 @@ from medusa_trt.runtime.engines.engine_record import (
 )
 from medusa_trt.runtime.engines.tensorrt import TrtEngine
 from medusa_trt.tree_configs import MedusaTree
+
+needs_rtx = pytest.mark.skipif(
+    importlib.util.find_spec("tensorrt_rtx") is None,
+    reason="tensorrt-rtx is not installed: pip install 'medusa-trt[tensorrt-rtx]'",
+)
 
 PROMPT = "the quick brown fox jumps over the lazy dog. the quick brown "
 TREE = MedusaTree.from_choices([(0,), (1,), (0, 0), (0, 1), (0, 0, 0)], name="six")

@@ -1,52 +1,34 @@
-"""TensorRT targets: graphs equal to Hugging Face, and built by TensorRT-RTX without a GPU."""
+"""Engines that TensorRT-RTX builds without a GPU."""
 
-import importlib.util
 import json
 import shutil
 from pathlib import Path
 
 import msgspec
-import numpy as np
 import onnx_ir as ir
 import pytest
 import torch
+from support.built_engines import needs_rtx
 from support.model_families import FAMILIES, weighted_model
 from support.tiny_models import (
     TINY_HEADS,
-    VOCAB_SIZE,
     head_tensors,
     llama_config,
     make_byte_tokenizer,
-    random_model,
     save_tiny_heads,
 )
 
-from medusa_trt.cli.main import main
 from medusa_trt.errors import BuildError
-from medusa_trt.export.comparison.check import widen_bundle
-from medusa_trt.export.comparison.logits import (
-    compare_on_text,
-    compare_on_tree,
-    find_max_relative_error,
-    random_tree,
-)
+from medusa_trt.export.comparison.logits import find_max_relative_error
 from medusa_trt.export.pipeline import ExportOptions, export_bundle
 from medusa_trt.export.targets import TARGETS
 from medusa_trt.export.tensorrt.build import build_engines
 from medusa_trt.export.tensorrt.options import BuildOptions
 from medusa_trt.runtime.bundle import Bundle
 from medusa_trt.runtime.engines.engine_record import record_from_folder
-from medusa_trt.runtime.engines.ort_cpu import OrtEngine
 from medusa_trt.runtime.manifest import TensorSpec
 
 CAPABILITIES = ("8.6", "12.0")
-MAX_TWIN_ERROR = 2e-3
-"""Relative, of a graph without its rounding: what is left is that of the rotary tables."""
-
-needs_rtx = pytest.mark.skipif(
-    importlib.util.find_spec("tensorrt_rtx") is None,
-    reason="tensorrt-rtx is not installed: pip install 'medusa-trt[tensorrt-rtx]'",
-)
 
 ALL = [
     (family, target.name, precision.name)
@@ -74,23 +56,6 @@ def exported(family: str, target: str, precision: str, folder: Path) -> Bundle:
     return export_bundle(options, progress=lambda _: None)
 
 
-def check_equals_model(bundle: Bundle, scratch: Path) -> None:
-    """The float16 graph without its rounding, against the model with the weights' rounding."""
-    model = random_model(llama_config())
-    for parameter in model.parameters():
-        parameter.data = parameter.data.half().float()
-    engine = OrtEngine(
-        widen_bundle(bundle, scratch / "wide"), capacity=128, batch_size=2, num_threads=1
-    )
-    ids = np.random.default_rng(3).integers(0, VOCAB_SIZE, 60).tolist()
-    found = [
-        compare_on_text(engine, model, ids, chunk=17),
-        compare_on_tree(engine, model, [ids[:31], ids[:7]], random_tree(20, 4, seed=5)),
-    ]
-    engine.close()
-    assert all(each.relative_error <= MAX_TWIN_ERROR for each in found), found
-
-
 def check_built(bundle: Bundle) -> None:
     """Builds for two GPUs and compares the record with the bundle."""
     capabilities = CAPABILITIES if bundle.manifest.target.precision != "fp8" else ("8.9", "12.0")
@@ -108,11 +73,6 @@ def check_built(bundle: Bundle) -> None:
     assert [profile.name for profile in record.engines["verify"].profiles] == ["tree", "prefill"]
     for engine in record.engines.values():
         assert (folder / engine.file).stat().st_size == engine.size_bytes > 100_000
-
-
-def test_the_graph_equals_the_model(trt_bundle: Bundle, tmp_path: Path) -> None:
-    check_equals_model(trt_bundle, tmp_path)
-    assert trt_bundle.manifest.verified.keys() == {"text", "tree", "batch"}
 
 
 @needs_rtx
@@ -171,18 +131,6 @@ def test_the_jetson_engines_build(jetson_bundle: Bundle) -> None:
     check_built(jetson_bundle)
 
 
-def test_the_jetson_graphs_keep_to_operators_of_tensorrt_10_3(jetson_bundle: Bundle) -> None:
-    for graph in ("verify", "heads", "reduce"):
-        model = ir.load(jetson_bundle.graph_path(graph))
-        assert {node.domain for node in model.graph} == {""}
-        operators = {node.op_type for node in model.graph}
-        assert not operators & {"Attention", "TensorScatter", "RotaryEmbedding"}
-        assert "RMSNormalization" not in operators
-        assert not operators & {"CumSum", "BitShift"}, "slow or missing there"
-        assert model.graph.opset_imports[""] <= 21
-    assert not jetson_bundle.manifest.target.cache_in_place
-
-
 @pytest.mark.slow
 @needs_rtx
 @pytest.mark.parametrize(("family", "target", "precision"), ALL)
@@ -229,28 +177,6 @@ def test_the_demo_models_shape_builds_at_four_bits(target: str, tmp_path: Path) 
     check_built(export_bundle(options, progress=lambda _: None))
 
 
-@needs_rtx
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"target": "ort-cpu"}, "no engines are built for ort-cpu"),
-        ({"target": "tensorrt-jetson"}, "export the model with --target tensorrt-jetson"),
-        ({"compute_capabilities": ("9.0",)}, "does not build for compute capability 9.0: choose"),
-        ({"hardware_compatible": True}, "has no --hardware-compatible: name each"),
-        ({"version_compatible": True}, "has no --version-compatible: build again"),
-        ({"max_length": 4000}, "max_length is 4000, the bundle allows 320"),
-    ],
-)
-def test_what_cannot_be_built_is_refused(
-    trt_bundle: Bundle, changes: dict[str, object], message: str
-) -> None:
-    before = sorted(trt_bundle.path.rglob("*"))
-    values: dict[str, object] = {"target": "tensorrt-rtx", "compute_capabilities": ("8.6",)}
-    with pytest.raises(BuildError, match=message):
-        build_engines(trt_bundle, BuildOptions(**(values | changes)), lambda _: None)  # type: ignore[arg-type]
-    assert sorted(trt_bundle.path.rglob("*")) == before
-
-
 def changed_copy(bundle: Bundle, folder: Path, edit: str) -> Bundle:
     """A bundle whose verify graph has something that TensorRT refuses."""
     shutil.copytree(bundle.path, folder, ignore=shutil.ignore_patterns("engines"))
@@ -267,21 +193,6 @@ def changed_copy(bundle: Bundle, folder: Path, edit: str) -> Bundle:
         manifest = msgspec.structs.replace(manifest, graphs=graphs)
     ir.save(model, path)
     return Bundle(folder, manifest, bundle.tree)
-
-
-def test_a_bundle_that_reduces_in_float64_is_refused(trt_bundle: Bundle) -> None:
-    manifest = trt_bundle.manifest
-    reduce = manifest.graphs["reduce"]
-    inputs = [
-        msgspec.structs.replace(tensor, dtype="double") if tensor.name == "uniforms" else tensor
-        for tensor in reduce.inputs
-    ]
-    graphs = manifest.graphs | {"reduce": msgspec.structs.replace(reduce, inputs=inputs)}
-    manifest = msgspec.structs.replace(manifest, graphs=graphs)
-    with pytest.raises(BuildError, match="float64, which TensorRT lacks: export the model again"):
-        build_engines(
-            Bundle(trt_bundle.path, manifest, trt_bundle.tree), BuildOptions(), lambda _: None
-        )
 
 
 @needs_rtx
@@ -302,19 +213,6 @@ def test_a_failed_build_leaves_the_bundle_as_it_was(
         build_engines(bundle, options, lambda _: None)
     assert "\n" not in str(caught.value)
     assert sorted(bundle.path.rglob("*")) == before
-
-
-def test_the_command_reports_mistakes(
-    tiny_bundle: Bundle, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(["build", str(tiny_bundle.path)]) == 2
-    assert "no engines are built for ort-cpu" in capsys.readouterr().err
-    assert main(["build", str(tiny_bundle.path), "--target", "tensorrt"]) == 2
-    assert "the bundle was exported for ort-cpu: export" in capsys.readouterr().err
-    assert main(["build", str(tiny_bundle.path), "--merge-tree", "--strip-weights"]) == 2
-    assert "leave out --merge-tree or --strip-weights" in capsys.readouterr().err
-    assert main(["build", str(tiny_bundle.path), "--optimization-level", "9"]) == 2
-    assert "--optimization-level is 9: it must be between 0 and 5" in capsys.readouterr().err
 
 
 def test_the_record_lists_what_was_asked(trt_bundle: Bundle) -> None:

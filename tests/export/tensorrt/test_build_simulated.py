@@ -6,7 +6,6 @@ import pytest
 from support.built_engines import PROMPT, BuiltEngines
 
 from medusa_trt.errors import BuildError, EngineError
-from medusa_trt.export.tensorrt.products import PRODUCTS
 from medusa_trt.runtime.bundle import Bundle
 from medusa_trt.runtime.engines.engine_record import record_from_folder
 from medusa_trt.runtime.options import GenerationOptions
@@ -43,10 +42,6 @@ def test_the_builder_gets_the_options(trt_bundle: Bundle, tmp_path: Path) -> Non
         assert session.generate(PROMPT, options).token_ids == found
     assert (tmp_path / "timing.cache").read_bytes() == b"tttttt"
     assert record_from_folder(engines.folder).any_version is False
-
-
-def test_every_product_has_a_row() -> None:
-    assert {"tensorrt", "tensorrt-rtx"} == PRODUCTS.keys()
 
 
 @pytest.mark.parametrize("content", [b"other version", b"damaged"])

@@ -1,8 +1,6 @@
 """The network that TensorRT's parser makes of a graph."""
 
-import importlib.util
-
-import pytest
+from support.built_engines import needs_rtx
 
 from medusa_trt.export.tensorrt.job import EngineBuild
 from medusa_trt.export.tensorrt.network import parse_network
@@ -11,10 +9,7 @@ from medusa_trt.export.tensorrt.products import PRODUCTS
 from medusa_trt.runtime.bundle import Bundle
 
 
-@pytest.mark.skipif(
-    importlib.util.find_spec("tensorrt_rtx") is None,
-    reason="tensorrt-rtx is not installed: pip install 'medusa-trt[tensorrt-rtx]'",
-)
+@needs_rtx
 def test_attention_without_a_kernel_of_its_own_may_be_decomposed(trt_bundle: Bundle) -> None:
     product = PRODUCTS["tensorrt-rtx"]
     module = product.load()
