@@ -24,14 +24,14 @@ class ExportOptions:
             id.
         output: folder of the bundle (default: the model's name, in the current folder).
         heads: the head checkpoint in any format: a file, a folder or a hub id; none for a bundle
-            that decodes plainly and by prompt lookup (default: the alias's own, or the heads beside
+            that decodes plainly and by prompt lookup (default: the alias's heads, or those beside
             the model's weights, else none).
         draft_vocabulary: let the heads draft only from the N most frequent tokens, which takes less
             time and changes nothing that is generated (default: all tokens of the heads).
         draft_counts: what these tokens are counted in: a text file, or a folder that medusa-trt
             train data wrote (default: words of a packaged list).
         tree: the draft tree: a file, or a name such as plain, chain-3 or cartesian-2x3; without
-            heads a chain (default: the one beside the heads, else the alias's own, else the
+            heads a chain (default: the one beside the heads, else the alias's, else the
             target's).
         precision: format of the weights: int8, int4 or fp32 for ort-cpu; fp16, bf16, int8, int4 or
             fp8 for the other targets, as far as they have kernels for it (default: the target's).

@@ -51,7 +51,7 @@ class Target:
         candidates: the formats that `calibrate quantization` chooses from by default.
         opset: ONNX opset of the graphs.
         prefill_chunk: tokens of one prefill step.
-        default_tree: the tree for heads that come without one of their own.
+        default_tree: the tree for heads that come without one.
         max_length: default limit on the sequence length, where the model allows more.
         product: whose engines are built from the graphs by default; None where ONNX Runtime runs
             them.

@@ -211,9 +211,9 @@ class Chain {
         alignas(64) int8_t values[kAlone];
         float scales[kAlone / kLeastBlock];
         int32_t offsets[kAlone / kLeastBlock];
-        const Quantized own = {values, scales, offsets};
-        for (int64_t index = 0; index < num_rows; ++index) quantize(layer, index, row, own);
-        multiply_some(layer.weights, own, num_rows, worker);
+        const Quantized input = {values, scales, offsets};
+        for (int64_t index = 0; index < num_rows; ++index) quantize(layer, index, row, input);
+        multiply_some(layer.weights, input, num_rows, worker);
       }
       return true;
     }

@@ -8,7 +8,7 @@
 namespace medusa {
 namespace {
 
-// The index of each row's largest value; ONNX Runtime's own is five times slower.
+// The index of each row's largest value; ONNX Runtime's ArgMax is five times slower.
 //
 // Input: x (..., N) float. Output: (...) int64.
 class ArgMax {
@@ -36,7 +36,7 @@ class ArgMax {
 };
 
 // The indices of each row's largest values, largest first, and the logarithms of their shares in
-// the row's softmax; ONNX Runtime's own operators are slower.
+// the row's softmax; ONNX Runtime's operators are slower.
 //
 // Input: x (..., N) float. Outputs: (..., count) int64 and, if it is wanted, (..., count) float.
 class TopK {

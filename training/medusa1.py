@@ -70,7 +70,7 @@ def train_heads(
 
     Args:
         base: the backbone.
-        split: its own replies.
+        split: the backbone's replies.
         folder: folder of the checkpoints; an interrupted run continues from the last one.
         options: options of training.
         initial: heads to begin with; their shape and draft vocabulary replace those of the options.

@@ -50,7 +50,7 @@ def train_joint(
 
     Args:
         base: the backbone in float32; it is changed.
-        split: its own replies.
+        split: the backbone's replies.
         folder: folder of the checkpoints of both stages; an interrupted run continues.
         options: options of training.
         heads: start the second stage with these heads and skip the first one. Their shape and

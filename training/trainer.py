@@ -104,7 +104,7 @@ def run_trainer(
         model=module,
         args=_make_arguments(folder, options, batch_size, total_steps, every),
         train_dataset=dataset,
-        eval_dataset=dataset,  # required but not read: `measure` has its own data
+        eval_dataset=dataset,  # required but not read: `measure` reads other data
         data_collator=lambda batch: batch,
         optimizers=(torch.optim.AdamW(groups, weight_decay=options.weight_decay), None),
     )

@@ -18,7 +18,7 @@ _BACKBONE_FILE = "model-backbone.safetensors"
 
 
 class Backbone:
-    """A backbone of which only what is asked for is loaded, in its own types."""
+    """A backbone of which only what is asked for is loaded, in the types of its files."""
 
     def __init__(self, source: ModelSource, name: str) -> None:
         """Takes its place, and its name for a config's `base_model_name_or_path`; loads nothing."""

@@ -169,7 +169,7 @@ def _collect_facts(
 def name_tensors(
     heads: MedusaHeads, row: HeadFormat, dtype: torch.dtype
 ) -> dict[str, torch.Tensor]:
-    """Names the tensors as the format does, each with memory of its own."""
+    """Names the tensors as the format does, each as a copy."""
     named: dict[HeadKey, torch.Tensor] = {}
     common = None
     if "common" in row.unembeddings and heads.num_heads > 1:

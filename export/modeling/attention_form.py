@@ -29,7 +29,7 @@ class AttentionForm(ABC):
         reads_cache_positions: whether the graph takes `cache_positions`, whose length says how many
             rows of the cache are read.
         has_position_per_row: whether the rotary tables need a position for each row of the cache,
-            where tree nodes of equal depth have rows of their own.
+            where tree nodes of equal depth have separate rows.
         updates_in_place: whether an updated cache may be bound to the memory of the old one.
         min_rows: smallest number of nodes of a step; see `TargetSpec`.
         cache_dtype: type of the KV cache; None for the type of the computation.

@@ -16,8 +16,8 @@ from medusa_trt.tree_configs.tree import MASKED
 class StandardAttention(AttentionForm):
     """`RotaryEmbedding`, `TensorScatter` and `Attention`, for sequences of different lengths.
 
-    Each sequence's new rows are written at its own length, and attention reads the first rows of
-    the cache. Subclasses say how many rows that is and may replace single operators.
+    New rows are written behind the cached ones of their sequence, and attention reads the first
+    rows of the cache. Subclasses say how many rows that is and may replace single operators.
     """
 
     node_opset = 23  # The exporter fuses norms at this opset only.
@@ -33,7 +33,7 @@ class StandardAttention(AttentionForm):
         keys, values = self._update_rows(call.layer, self._rotate(call.key, table), call.value)
         bias = self.mask.within(call.window)
         query = self._rotate(call.query, table)
-        # The operator's own softcap would cap the mask together with the scores.
+        # The operator's softcap would cap the mask together with the scores.
         if self.has_attention_operator and call.softcap is None:
             inputs = [query, keys, values, bias]
             attended = self._emit("Attention", inputs, {"scale": call.scaling}, like=query)

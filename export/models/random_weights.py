@@ -94,7 +94,7 @@ def random_base_model(name: str, num_layers: int | None, dtype: torch.dtype) -> 
 
 
 def random_heads(config: PretrainedConfig, dtype: torch.dtype) -> MedusaHeads:
-    """Makes heads as the published ones: one block and an unembedding of their own."""
+    """Makes heads as the published ones: a block and an unembedding each."""
     hidden, vocab = config.hidden_size, config.vocab_size
     numbers = [_draw_numbers(1 + head, dtype) for head in range(NUM_HEADS)]
     sizes = {"block0": (hidden, hidden), "unembedding": (vocab, hidden)}

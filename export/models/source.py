@@ -24,7 +24,7 @@ from medusa_trt.export.models.gguf_config import config_from_gguf
 from medusa_trt.export.weights.hub import is_hub_id
 from medusa_trt.files import join_names
 
-OWN_CODE = {"trust_remote_code": False}
+NO_REMOTE_CODE = {"trust_remote_code": False}
 """Code that comes with a model is never run; left open, transformers asks in the terminal."""
 
 
@@ -120,7 +120,7 @@ def load_config(source: ModelSource) -> PretrainedConfig:
         if source.gguf is not None:
             config = config_from_gguf(read_gguf(source.gguf))
         else:
-            config = AutoConfig.from_pretrained(source.location, **OWN_CODE)
+            config = AutoConfig.from_pretrained(source.location, **NO_REMOTE_CODE)
     if "text_config" in config.sub_configs:
         reason = "several kinds of input: only models of text alone"
     elif config.is_encoder_decoder:
@@ -148,7 +148,7 @@ def name_in_errors(source: ModelSource) -> Iterator[None]:
 
 @contextmanager
 def silence_transformers() -> Iterator[None]:
-    """Hides loading bars and connection retries: the export shows its own progress."""
+    """Hides loading bars and connection retries: the export tells its progress itself."""
     hub = logging.getLogger("huggingface_hub")
     levels = transformers_logging.get_verbosity(), hub.level
     transformers_logging.set_verbosity_error()

@@ -14,7 +14,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 
 from medusa_trt.errors import ExportError, require_extra
 from medusa_trt.export.models.gguf_tokenizer import tokenizer_from_gguf
-from medusa_trt.export.models.source import OWN_CODE, ModelSource, name_in_errors
+from medusa_trt.export.models.source import NO_REMOTE_CODE, ModelSource, name_in_errors
 from medusa_trt.export.weights.hub import find_file
 
 _SENTENCEPIECE_FILE = "tokenizer.model"
@@ -74,7 +74,7 @@ def tokenizer_from_folder(location: str) -> tuple[PreTrainedTokenizerBase, str |
     file = find_file(location, "tokenizer.json")
     if file is None and (model_file := find_file(location, _SENTENCEPIECE_FILE)) is not None:
         return _tokenizer_from_sentencepiece(location, model_file), None
-    loaded: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(location, **OWN_CODE)
+    loaded: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(location, **NO_REMOTE_CODE)
     if file is None:
         if not loaded.is_fast:
             raise ExportError(f"{location} has no fast tokenizer: convert it to tokenizer.json")

@@ -83,7 +83,7 @@ class _Chain:
     def _find(self, value: ir.Value | None, place: int) -> int | None:
         """Finds the number by which a chain names a value: that of a layer, or a constant above.
 
-        None if the value is neither an output of the chain nor one of its own inputs.
+        None if the value is neither an output nor an input of the chain.
         """
         if value is None:
             return _NONE

@@ -10,7 +10,7 @@ from medusa_trt.export.passes.rewiring import have_same_shape, take_over
 class FuseSkipNormPass(NodePass[ir.Node]):
     """Rewrites Add + RMSNormalization to `com.microsoft.SkipSimplifiedLayerNormalization`.
 
-    ONNX Runtime 1.31 fuses its own older form but not the RMSNormalization of opset 23. Fused is an
+    ONNX Runtime 1.31 fuses an older form but not the RMSNormalization of opset 23. Fused is an
     Add of two values of one shape that feeds a normalization over the last of two or three axes,
     except where either is a graph output.
     """

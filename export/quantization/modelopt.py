@@ -1,4 +1,4 @@
-"""A quantization plan in the terms of NVIDIA ModelOpt, which runs in an environment of its own."""
+"""A quantization plan in the terms of NVIDIA ModelOpt, which needs a separate environment."""
 
 import re
 

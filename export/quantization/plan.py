@@ -98,7 +98,7 @@ def min_rows_from_plan(target: Target, plan: QuantizationPlan) -> int:
 class PlannedFormats:
     """The format of each matrix of a traced graph, by the parameters that it is made of.
 
-    A pass may not raise errors of its own, so what does not fit is collected until `check`.
+    A pass may raise errors of onnx-ir only, so what does not fit is collected until `check`.
     """
 
     def __init__(self, plan: QuantizationPlan, model: PreTrainedModel, prefix: str) -> None:

@@ -68,7 +68,7 @@ class QuantizeWeightsPass(NodePass[_Matrix]):
     def rewrite(self, graph: ir.Graph, node: ir.Node, match: _Matrix) -> None:
         weight, block_size = match.weight, match.block_size
         if match.format == "int4" and self._report_stored is not None:
-            # A quantized checkpoint has blocks of its own.
+            # The blocks of a quantized checkpoint may have another size.
             block_size = choose_block_size(weight.stored(), weight.dtype.numpy())
         codes, scales = _quantize_later(weight, match.format, block_size, self._report_stored)
         name = node.name or str(node.outputs[0].name)

@@ -97,7 +97,7 @@ def select_matrix(tensor: ir.TensorProtocol, index: int) -> LazyTensor:
 
 def select_rows(tensor: ir.TensorProtocol, rows: NDArray[np.int64]) -> LazyTensor:
     """Selects rows, by their indices, without reading the tensor."""
-    source = as_lazy_tensor(tensor)
+    source = wrap_tensor(tensor)
     key = ("rows", rows.tobytes(), source.key)
     shape = (len(rows), *source.sizes[1:])
     return LazyTensor(lambda: source.stored()[rows], shape, key, source.dtype)

@@ -1,5 +1,5 @@
 // Attention in steps; see `Attention` and `AttentionSteps`. Included by each instruction set's file
-// after vector_math.inl, inside a namespace of its own.
+// after vector_math.inl, inside that set's namespace.
 //
 // Queries by keys and weights by values are products of small matrices, made by one loop. A sum
 // belongs to one row and adds in the order of its path, so it does not matter how the rows, keys

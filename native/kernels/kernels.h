@@ -178,7 +178,7 @@ const Kernels* kernels();
 // The names of all kernels that this processor runs, the fastest first, with spaces between them.
 const char* kernel_names();
 
-// The functions below are static, so that each instruction set's file has its own.
+// The functions below are static, so that each instruction set's file has a copy.
 
 // x (size,) rotated in halves: pairs (i, i + rotary_dim / 2), as Llama does.
 static inline void rotate(const float* x, const float* cos, const float* sin, int64_t size,

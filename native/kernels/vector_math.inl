@@ -1,5 +1,5 @@
 // Arithmetic on rows, written so that compilers vectorize it for every instruction set.
-// Included by each instruction set's file, inside a namespace of its own.
+// Included by each instruction set's file, inside that set's namespace.
 
 inline float fast_exp(float x) {
   // 2^n * 2^f with a polynomial on [-0.5, 0.5], relative error below 2e-7; 0 below -87.
@@ -248,9 +248,9 @@ void keep(const float* x, int64_t size, float temperature, float least, float* w
     const Floats zero = {};
     Floats kept = zero;
     for (; i + kFloats <= end; i += kFloats) {
-      Floats& own = *reinterpret_cast<Floats*>(weights + i);
-      own = at(x, i) / temperature >= zero + least ? own : zero;
-      kept += own;
+      Floats& weight = *reinterpret_cast<Floats*>(weights + i);
+      weight = at(x, i) / temperature >= zero + least ? weight : zero;
+      kept += weight;
     }
     sums[part] = over_lanes(kept, [](Floats a, Floats b) { return a + b; });
     for (; i < end; ++i) {
