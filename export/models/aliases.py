@@ -20,8 +20,8 @@ class Alias(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     Attributes:
         description: text for the user.
-        package: where the backbone is, or
-        repository: its hub id.
+        package: the Python package that carries the backbone; None where it is on the hub.
+        repository: hub id of the backbone; None where a package carries it.
         heads: a file of this project or a hub id; None where no public heads are known.
         chat_template: a file of this project, for a tokenizer that comes without one.
         tree: its name; None for the target's default.

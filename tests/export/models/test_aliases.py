@@ -20,7 +20,7 @@ def test_each_alias_names_what_exists(name: str) -> None:
     assert heads is None or isinstance(heads, str) or heads.is_file()
 
 
-def test_vicunas_chat_template_is_fastchats() -> None:
+def test_vicunas_chat_template_is_that_of_fastchat() -> None:
     path = Path(__file__).parents[3] / "export/models/shipped" / "vicuna_chat_template.jinja"
     template = Template(path.read_text("utf-8"))
     turns = [
@@ -36,7 +36,7 @@ def test_vicunas_chat_template_is_fastchats() -> None:
     assert template.render(messages=system, eos_token="</s>") == "Be brief. USER: Hello "
 
 
-def test_zephyrs_chat_template_is_its_model_cards() -> None:
+def test_zephyrs_chat_template_is_that_of_its_model_card() -> None:
     path = Path(__file__).parents[3] / "export/models/shipped" / "zephyr_chat_template.jinja"
     turns = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello"}]
     text = Template(path.read_text("utf-8")).render(

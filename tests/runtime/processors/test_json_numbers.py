@@ -1,4 +1,4 @@
-"""Numbers in JSON end."""
+"""A limit on the digits of a number in JSON, so that a reply does not consist of one number."""
 
 import json
 import math
