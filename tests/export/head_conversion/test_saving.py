@@ -9,6 +9,7 @@ import torch
 from peft import PeftModel
 from support.checkpoints.conversions import (
     MAP,
+    Block,
     convert,
     make_content,
     save_heads_file,
@@ -172,14 +173,6 @@ def test_configs_are_what_the_tools_look_for(tiny_model: Path, tmp_path: Path) -
     tgi = config_of(convert(source, "tgi-v1", tmp_path / "tgi", model=tiny_model))
     # text-generation-inference takes a config with `architectures` for another kind of model.
     assert {*tgi} == {"base_model_name_or_path", "medusa_num_heads", "medusa_num_layers"}
-
-
-class Block(nn.Module):
-    """A residual block with FasterDecoding's names."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.linear = nn.Linear(HIDDEN_SIZE, HIDDEN_SIZE)
 
 
 def test_peft_itself_loads_the_adapter(tiny_model: Path, tmp_path: Path) -> None:

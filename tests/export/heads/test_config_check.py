@@ -6,9 +6,7 @@ import warnings
 from pathlib import Path
 
 import pytest
-import torch
-from safetensors.torch import save_file
-from support.checkpoints.checkpoint_tensors import tensors
+from support.checkpoints.checkpoint_tensors import save_tensors, tensors
 from support.checkpoints.head_files import Tensors, change_config, vllm, write_heads
 from support.tiny_models import head_tensors
 
@@ -16,17 +14,9 @@ from medusa_trt.errors import HeadsError
 from medusa_trt.export.heads.loading import heads_from_path, load_heads
 
 
-def save(found: Tensors, path: Path) -> Path:
-    if path.suffix == ".pt":
-        torch.save(found, path)
-    else:
-        save_file(found, path)
-    return path
-
-
 def test_the_tensors_win_over_the_config(tmp_path: Path) -> None:
     # The released v1.3 configs state 2 heads while the file holds 5.
-    save(tensors(num_heads=5), tmp_path / "medusa_lm_head.pt")
+    save_tensors(tensors(num_heads=5), tmp_path / "medusa_lm_head.pt")
     config = tmp_path / "config.json"
     config.write_text(json.dumps({"medusa_num_heads": 2, "medusa_num_layers": 1}))
     with pytest.warns(UserWarning, match="medusa_num_heads 2 where the tensors have 5") as caught:

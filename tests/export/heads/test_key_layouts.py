@@ -1,15 +1,13 @@
 """The names that heads have in files."""
 
-from collections.abc import Mapping
 from typing import get_args
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.checkpoints.checkpoint_tensors import HIDDEN, heads_from_tensors, tensors
+from support.checkpoints.checkpoint_tensors import HIDDEN, check_refused, tensors
 
-from medusa_trt.errors import HeadsError
 from medusa_trt.export.heads.key_layouts import (
     SEQUENTIAL,
     TENSORRT_LLM,
@@ -47,12 +45,6 @@ def test_a_layout_reads_the_names_that_it_writes(layout: KeyLayout, key: HeadKey
     assert layout.parse(layout.make_key(key) + "\n") is None
 
 
-def refused(found: Mapping[str, torch.Tensor], message: str) -> None:
-    with pytest.raises(HeadsError, match=message) as caught:
-        heads_from_tensors(found, "some file")
-    assert "some file" in str(caught.value)
-
-
 @pytest.mark.parametrize(
     "key",
     [
@@ -67,11 +59,11 @@ def refused(found: Mapping[str, torch.Tensor], message: str) -> None:
     ],
 )
 def test_an_unknown_key_is_named(key: str) -> None:
-    refused(tensors() | {key: torch.zeros(HIDDEN, HIDDEN)}, "no head layout has: .")
+    check_refused(tensors() | {key: torch.zeros(HIDDEN, HIDDEN)}, "no head layout has: .")
 
 
 def test_the_same_key_with_and_without_a_prefix_is_refused() -> None:
     found = tensors()
-    refused(
+    check_refused(
         found | {"medusa_head.0.0.linear.bias": torch.zeros(HIDDEN)}, r"0\.0\.linear\.bias twic"
     )

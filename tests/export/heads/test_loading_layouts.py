@@ -4,8 +4,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
-from support.checkpoints.checkpoint_tensors import HIDDEN, MAP, VOCAB, Tensors, tensors
+from support.checkpoints.checkpoint_tensors import (
+    HIDDEN,
+    MAP,
+    VOCAB,
+    Tensors,
+    save_tensors,
+    tensors,
+)
 
 from medusa_trt.export.heads.loading import heads_from_path
 from medusa_trt.export.heads.medusa_heads import MedusaHeads
@@ -20,21 +26,13 @@ def test_the_public_layout_is_read(
     file: str, prefix: str, own: bool, num_layers: int, bias: bool, tmp_path: Path
 ) -> None:
     found = tensors(num_heads=5, num_layers=num_layers, own=own, bias=bias)
-    save({prefix + key: tensor for key, tensor in found.items()}, tmp_path / file)
+    save_tensors({prefix + key: tensor for key, tensor in found.items()}, tmp_path / file)
     for path in (tmp_path, tmp_path / file):
         heads = heads_from_path(path)
         assert (heads.num_heads, heads.num_layers, heads.hidden_size) == (5, num_layers, HIDDEN)
         assert as_public(heads).keys() == found.keys()
         assert all(torch.equal(tensor, found[key]) for key, tensor in as_public(heads).items())
         heads.check_fits(HIDDEN, VOCAB)
-
-
-def save(found: Tensors, path: Path) -> Path:
-    if path.suffix == ".pt":
-        torch.save(found, path)
-    else:
-        save_file(found, path)
-    return path
 
 
 def as_public(heads: MedusaHeads) -> Tensors:
@@ -55,7 +53,7 @@ def test_half_precision_and_parameters_become_plain_floats(tmp_path: Path) -> No
         key: torch.nn.Parameter(tensor.half())
         for key, tensor in tensors(own=True, token_map=False).items()
     }
-    heads = heads_from_path(save(found, tmp_path / "heads.pt"))
+    heads = heads_from_path(save_tensors(found, tmp_path / "heads.pt"))
     read = as_public(heads)
     assert all(torch.equal(read[key], found[key].float()) for key in found)
     assert not any(tensor.requires_grad for tensor in read.values())
@@ -64,7 +62,7 @@ def test_half_precision_and_parameters_become_plain_floats(tmp_path: Path) -> No
 @pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.uint8])
 def test_the_extensions_are_read(dtype: torch.dtype, tmp_path: Path) -> None:
     found = tensors(own=True, projection=True, root_map=True, token_map=True)
-    file = save(found | {"token_map": MAP.to(dtype)}, tmp_path / "heads.safetensors")
+    file = save_tensors(found | {"token_map": MAP.to(dtype)}, tmp_path / "heads.safetensors")
     heads = heads_from_path(file)
     assert heads.token_map is not None and heads.token_map.dtype == torch.int64
     assert heads.token_map.tolist() == MAP.tolist()

@@ -8,6 +8,7 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
+from support.checkpoints.conversions import Block
 from support.tiny_models import (
     HIDDEN_SIZE,
     VOCAB_SIZE,
@@ -115,14 +116,6 @@ def test_tokens_that_an_adapter_adds_are_known_to_its_tokenizer(tmp_path: Path) 
     assert loaded.warnings == ()
     assert loaded.tokenizer.encode(f"<tool{missing - 1}>") == [NUM_TOKENS - 1]
     assert Backbone(source_from_name(str(folder)), "tuned").config.vocab_size == NUM_TOKENS
-
-
-class Block(nn.Module):
-    """A residual block with FasterDecoding's names."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.linear = nn.Linear(HIDDEN_SIZE, HIDDEN_SIZE)
 
 
 def part_of(head: MedusaHead, layer: int, kinds: list[str]) -> torch.Tensor:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from support.checkpoints.changed_model import Tensors, changed_model
+from support.checkpoints.changed_model import TOKENS, Tensors, changed_model, compute_logits
 from support.tiny_models import llama_config, random_model, save_tiny_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -18,12 +18,9 @@ from medusa_trt.export.models.base_model import (
     load_base_model,
     open_base_model,
 )
-from medusa_trt.export.models.source import ModelSource, load_config, source_from_name
+from medusa_trt.export.models.source import load_config, source_from_name
 from medusa_trt.export.pipeline import ExportOptions, export_bundle
 from medusa_trt.export.weights.streamed_model import supply_weights, tensor_from_array
-
-TOKENS = torch.arange(40)[None] * 7
-QUERY = "model.layers.0.self_attn.q_proj"
 
 
 def in_eight_bits(dtype: torch.dtype, limit: float) -> Callable[[Tensors], None]:
@@ -36,17 +33,6 @@ def in_eight_bits(dtype: torch.dtype, limit: float) -> Callable[[Tensors], None]
             tensors[f"{name}_scale"] = scale.reshape(1)
 
     return change
-
-
-def source(folder: Path) -> ModelSource:
-    return source_from_name(str(folder))
-
-
-def logits_of(folder: Path) -> torch.Tensor:
-    base = open_base_model(source_from_name(str(folder)))
-    with torch.no_grad(), supply_weights(base.model, base.weights):
-        logits: torch.Tensor = base.model(TOKENS).logits
-    return logits
 
 
 @pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.int8])
@@ -145,10 +131,10 @@ def test_ends_that_are_no_ids_are_found_before_the_work(tiny_heads: Path, tmp_pa
 
 def test_a_whole_file_is_taken_before_an_index_of_another_save(tmp_path: Path) -> None:
     folder = save_tiny_model(tmp_path)
-    expected = logits_of(folder)
+    expected = compute_logits(folder)
     stale = {"weight_map": {"model.norm.weight": "model-00001-of-00002.safetensors"}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(stale))
-    assert torch.equal(logits_of(folder), expected)
+    assert torch.equal(compute_logits(folder), expected)
     model = AutoModelForCausalLM.from_pretrained(folder)
     with torch.no_grad():
         assert torch.allclose(model(TOKENS).logits, expected, atol=1e-5)
@@ -208,4 +194,4 @@ def test_names_of_wrapped_models_are_read(prefix: str, tmp_path: Path) -> None:
     folder = changed_model(tmp_path / "model", wrap)
     with torch.no_grad():
         expected = random_model(llama_config())(TOKENS).logits
-    assert torch.equal(logits_of(folder), expected)
+    assert torch.equal(compute_logits(folder), expected)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from support.checkpoints.changed_model import Tensors, changed_model
+from support.checkpoints.changed_model import QUERY, TOKENS, Tensors, changed_model, compute_logits
 from support.tiny_models import llama_config, random_model
 
 from medusa_trt.errors import ExportError
@@ -15,23 +15,10 @@ from medusa_trt.export.models.base_model import (
     open_base_model,
 )
 from medusa_trt.export.models.source import source_from_name
-from medusa_trt.export.weights.streamed_model import supply_weights
-
-TOKENS = torch.arange(40)[None] * 7
-
-
-QUERY = "model.layers.0.self_attn.q_proj"
 
 
 def adding(name: str, value: float, *shape: int) -> Callable[[Tensors], None]:
     return lambda tensors: tensors.update({name: torch.full(shape, value)})
-
-
-def logits_of(folder: Path) -> torch.Tensor:
-    base = open_base_model(source_from_name(str(folder)))
-    with torch.no_grad(), supply_weights(base.model, base.weights):
-        logits: torch.Tensor = base.model(TOKENS).logits
-    return logits
 
 
 @pytest.mark.parametrize(
@@ -67,4 +54,4 @@ def test_what_does_not_belong_to_the_model_changes_nothing(
     folder = changed_model(tmp_path / "model", change)
     with torch.no_grad():
         expected = random_model(llama_config())(TOKENS).logits
-    assert torch.equal(logits_of(folder), expected)
+    assert torch.equal(compute_logits(folder), expected)

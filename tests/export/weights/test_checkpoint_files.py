@@ -9,20 +9,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.torch import save_file
-from support.checkpoints.checkpoint_tensors import Tensors, tensors
+from support.checkpoints.checkpoint_tensors import save_tensors, tensors
 from support.tiny_models import head_tensors
 
 from medusa_trt.errors import HeadsError
 from medusa_trt.export.heads.loading import heads_from_path
-
-
-def save(found: Tensors, path: Path) -> Path:
-    if path.suffix == ".pt":
-        torch.save(found, path)
-    else:
-        save_file(found, path)
-    return path
 
 
 @pytest.mark.parametrize("file", ["heads.safetensors", "heads.pt", "heads.bin"])
@@ -47,7 +38,7 @@ def test_any_damage_is_heads_or_an_error(
     if form == "legacy":
         torch.save(found, path, _use_new_zipfile_serialization=False)
     else:
-        save(found, path)
+        save_tensors(found, path)
     content = bytearray(path.read_bytes())
     for _ in range(data.draw(st.integers(0, 3))):
         content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))

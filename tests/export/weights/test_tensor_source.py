@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from support.checkpoints.changed_model import Tensors, changed_model
+from support.checkpoints.changed_model import QUERY, TOKENS, Tensors, changed_model, compute_logits
 from support.tiny_models import llama_config, random_model, save_tiny_model
 
 from medusa_trt.errors import ExportError
@@ -16,24 +16,7 @@ from medusa_trt.export.models.base_model import (
     load_model,
     open_base_model,
 )
-from medusa_trt.export.models.source import ModelSource, source_from_name
-from medusa_trt.export.weights.streamed_model import supply_weights
-
-TOKENS = torch.arange(40)[None] * 7
-
-
-QUERY = "model.layers.0.self_attn.q_proj"
-
-
-def source(folder: Path) -> ModelSource:
-    return source_from_name(str(folder))
-
-
-def logits_of(folder: Path) -> torch.Tensor:
-    base = open_base_model(source_from_name(str(folder)))
-    with torch.no_grad(), supply_weights(base.model, base.weights):
-        logits: torch.Tensor = base.model(TOKENS).logits
-    return logits
+from medusa_trt.export.models.source import source_from_name
 
 
 def test_a_pickle_of_an_older_torch_is_read(tmp_path: Path) -> None:
@@ -44,7 +27,7 @@ def test_a_pickle_of_an_older_torch_is_read(tmp_path: Path) -> None:
         model.state_dict(), folder / "pytorch_model.bin", _use_new_zipfile_serialization=False
     )
     with torch.no_grad():
-        assert torch.equal(logits_of(folder), model(TOKENS).logits)
+        assert torch.equal(compute_logits(folder), model(TOKENS).logits)
 
 
 class Harmful:
@@ -64,7 +47,9 @@ def test_a_pickle_with_code_is_not_run(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-@pytest.mark.parametrize("load", [logits_of, lambda folder: load_model(source(folder), "auto")])
+@pytest.mark.parametrize(
+    "load", [compute_logits, lambda folder: load_model(source_from_name(str(folder)), "auto")]
+)
 def test_weights_that_are_no_numbers_are_named(
     value: float, load: Callable[[Path], object], tmp_path: Path
 ) -> None:

@@ -9,7 +9,13 @@ import torch
 from safetensors.torch import save_file
 from support.tiny_models import llama_config, random_model, save_tiny_model
 
+from medusa_trt.export.models.base_model import open_base_model
+from medusa_trt.export.models.source import source_from_name
+from medusa_trt.export.weights.streamed_model import supply_weights
+
 Tensors = dict[str, torch.Tensor]
+QUERY = "model.layers.0.self_attn.q_proj"
+TOKENS = torch.arange(40)[None] * 7
 
 
 def changed_model(folder: Path, change: Callable[[Tensors], None], **config: Any) -> Path:
@@ -23,3 +29,11 @@ def changed_model(folder: Path, change: Callable[[Tensors], None], **config: Any
     saved = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(saved | config))
     return folder
+
+
+def compute_logits(folder: Path) -> torch.Tensor:
+    """Opens a model without its weights, and computes its logits of `TOKENS`."""
+    base = open_base_model(source_from_name(str(folder)))
+    with torch.no_grad(), supply_weights(base.model, base.weights):
+        logits: torch.Tensor = base.model(TOKENS).logits
+    return logits

@@ -1,10 +1,14 @@
 """Heads in the public layout."""
 
 from collections.abc import Mapping
+from pathlib import Path
 
+import pytest
 import torch
+from safetensors.torch import save_file
 from support.tiny_models import head_tensors
 
+from medusa_trt.errors import HeadsError
 from medusa_trt.export.heads.assembly import heads_from_keys
 from medusa_trt.export.heads.key_layouts import recognize
 from medusa_trt.export.heads.medusa_heads import MedusaHeads
@@ -51,3 +55,19 @@ def heads_from_tensors(tensors: Mapping[str, torch.Tensor], source: str) -> Medu
     recognized = recognize(tensors, source)
     named = {key: tensors[name] for key, name in recognized.names.items()}
     return heads_from_keys(recognized, named, source)
+
+
+def check_refused(tensors: Mapping[str, torch.Tensor], message: str) -> None:
+    """Checks that no heads are built from tensors, by an error that names their file."""
+    with pytest.raises(HeadsError, match=message) as caught:
+        heads_from_tensors(tensors, "some file")
+    assert "some file" in str(caught.value)
+
+
+def save_tensors(tensors: Tensors, path: Path) -> Path:
+    """Writes tensors as a pickle or as safetensors, by the suffix."""
+    if path.suffix == ".pt":
+        torch.save(tensors, path)
+    else:
+        save_file(tensors, path)
+    return path

@@ -6,12 +6,21 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from support.checkpoints.head_files import Tensors
-from support.tiny_models import VOCAB_SIZE, head_tensors
+from support.tiny_models import HIDDEN_SIZE, VOCAB_SIZE, head_tensors
+from torch import nn
 
 from medusa_trt.export.head_conversion.options import ConvertOptions
 from medusa_trt.export.head_conversion.saving import convert_heads
 
 MAP = torch.tensor([3, 299, 0, 17, 5, 21, 8, 30, 11, 2, 26, 14])
+
+
+class Block(nn.Module):
+    """A residual block with FasterDecoding's names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(HIDDEN_SIZE, HIDDEN_SIZE)
 
 
 def make_content(*, own: bool = True, **options: int) -> Tensors:
