@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 from support.tiny_models import TINY_HEADS, save_tiny_heads, save_tiny_model
 
@@ -23,6 +24,10 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 PAPER_HEADS = (
     Path(__file__).parents[1] / "export/models/shipped" / "smollm2_135m_paper_heads.safetensors"
 )
+
+# No test may depend on the time that it takes: the machine may do other work.
+hypothesis.settings.register_profile("medusa-trt", deadline=None)
+hypothesis.settings.load_profile("medusa-trt")
 
 
 @pytest.fixture

@@ -155,7 +155,7 @@ class ScatterAttention(StandardAttention):
 
     def _read_positions(self) -> torch.Tensor:
         inputs = self._inputs
-        self._num_valid = inputs.past_length.max() + self._num_nodes()
+        self._num_valid = inputs.past_length.max() + self._count_nodes()
         num_columns = self._num_valid.item()
         torch._check(num_columns >= 2)
         return torch.arange(num_columns)

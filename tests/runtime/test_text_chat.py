@@ -103,7 +103,7 @@ def test_a_start_token_in_the_prompt_is_not_doubled(opened: Bundle) -> None:
 
 
 def test_an_end_token_that_the_tokenizer_adds_is_left_out(opened: Bundle) -> None:
-    tokenizer = byte_tokenizer().backend_tokenizer
+    tokenizer = make_byte_tokenizer().backend_tokenizer
     tokenizer.add_special_tokens([AddedToken(text, special=True) for text in ("<s>", "</s>")])
     start, end = (tokenizer.token_to_id(text) for text in ("<s>", "</s>"))
     added = [("<s>", start), ("</s>", end)]

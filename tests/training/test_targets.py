@@ -17,7 +17,7 @@ from medusa_trt.training.targets import DraftVocabulary
     kept=st.none() | st.sets(st.integers(0, VOCAB - 1), min_size=1).map(sorted),
     seed=st.integers(0, 99),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_targets_are_the_teachers_and_the_text_of_the_same_reply(
     lengths: list[int], soft_weight: float, kept: list[int] | None, seed: int
 ) -> None:

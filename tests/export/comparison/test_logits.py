@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.special import softmax
@@ -135,7 +135,6 @@ def test_what_is_not_a_number_shows_in_the_difference(side: int) -> None:
     assert not result.max_logit_difference <= LIMIT
 
 
-@settings(deadline=None)
 @given(st.integers(1, 60), st.integers(1, 8), st.integers(0, 1000))
 def test_random_trees_are_what_was_asked_for(num_nodes: int, max_depth: int, seed: int) -> None:
     tree = random_tree(num_nodes, max_depth, seed)

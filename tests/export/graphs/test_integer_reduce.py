@@ -65,7 +65,7 @@ OPTIONS = st.builds(
 )
 
 
-@settings(deadline=None, max_examples=80)
+@settings(max_examples=80)
 @given(OPTIONS, st.sampled_from([2, 63, 300, 2000]), st.integers(0, 10**6))
 def test_it_draws_what_the_host_draws(options: SamplingOptions, vocab_size: int, seed: int) -> None:
     tree = chain_tree(7)

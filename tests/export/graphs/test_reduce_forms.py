@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidArgument
@@ -86,7 +86,6 @@ def some_logits(seed: int, vocab_size: int) -> NDArray[np.float32]:
     return logits.astype(np.float32)
 
 
-@settings(deadline=None)
 @given(OPTIONS, st.integers(0, 10**6), st.sampled_from([1, 3, 255, 256, 257, 1000]))
 def test_reductions_are_those_of_the_host(
     session: onnxruntime.InferenceSession, options: SamplingOptions, seed: int, vocab_size: int
@@ -106,7 +105,6 @@ def test_reductions_are_those_of_the_host(
     assert np.allclose(found["entropy"][finite], expected.entropy[0][finite], atol=1e-4)
 
 
-@settings(deadline=None)
 @given(OPTIONS, st.integers(0, 10**6))
 def test_draws_are_right_at_the_edges_of_each_token(
     session: onnxruntime.InferenceSession, options: SamplingOptions, seed: int

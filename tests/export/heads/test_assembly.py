@@ -35,7 +35,7 @@ def as_arrays(found: Tensors) -> dict[str, NDArray[np.generic]]:
     return {key: tensor.numpy() for key, tensor in found.items()}
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     num_heads=st.integers(1, 5),
     num_layers=st.integers(1, 3),

@@ -26,7 +26,7 @@ LAYOUT_NAMES = st.builds(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(layout=st.sampled_from([SEQUENTIAL, VLLM, TENSORRT_LLM]), key=LAYOUT_NAMES)
 def test_a_layout_reads_the_names_that_it_writes(layout: KeyLayout, key: HeadKey) -> None:
     template = getattr(layout, key.part)

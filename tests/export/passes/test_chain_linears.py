@@ -79,7 +79,7 @@ def _chains(draw: st.DrawFn) -> tuple[Layer, ...]:
     return tuple(layers)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(_chains(), st.integers(1, 30), st.data())
 def test_any_layers_give_the_same_bits_joined(
     layers: tuple[Layer, ...], num_rows: int, data: st.DataObject

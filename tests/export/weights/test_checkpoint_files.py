@@ -27,7 +27,7 @@ def test_a_damaged_file_is_refused(file: str, content: bytes, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("form", ["safetensors", "zip", "legacy"])
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(data=st.data())
 def test_any_damage_is_heads_or_an_error(
     form: str, data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
