@@ -27,6 +27,7 @@ from medusa_trt.serving.schemas import (
     ChatRequest,
     CompletionRequest,
     DetokenizeRequest,
+    ErrorBody,
     TokenizeRequest,
 )
 from medusa_trt.serving.service import Service
@@ -63,6 +64,7 @@ def make_app(
         title="medusa-trt",
         version=__version__,
         lifespan=run_worker,
+        responses={kind: {"model": ErrorBody} for kind in ("4XX", "5XX")},
         docs_url=None,
         redoc_url=None,
     )

@@ -216,3 +216,18 @@ class DetokenizeRequest(Body):
 
     model: str | None = None
     tokens: list[_TokenId]
+
+
+class ErrorDetail(BaseModel):
+    """What was wrong with a request."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorBody(BaseModel):
+    """Body of every error."""
+
+    error: ErrorDetail

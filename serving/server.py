@@ -25,6 +25,10 @@ from medusa_trt.serving.options import ServingOptions
 _SEND_S = 5.0
 """Seconds that replies get to tell their clients that the grace period is over."""
 
+SWITCH_S = 0.0005
+"""How long the scheduler's thread waits for the interpreter, at most, while another thread makes a
+reply's text; Python's own value is 5 ms."""
+
 
 class Server(uvicorn.Server):
     """A uvicorn server that lets running replies end, and whose process then exits with 0."""
@@ -143,7 +147,5 @@ def serve(session: MedusaSession, options: ServingOptions, opened: socket.socket
     if typical := session.bundle.manifest.describe_typical():
         print(f"calibrated for acceptance typical: {typical}", file=sys.stderr)
     print(f"{app.state.service.model_name} on http://{shown}:{port}", file=sys.stderr, flush=True)
-    # While this thread makes a reply's text, the scheduler's waits for the interpreter between two
-    # steps: at most so long, and not 5 ms.
-    sys.setswitchinterval(0.0005)
+    sys.setswitchinterval(SWITCH_S)
     Server(app, options).run(sockets=[opened])

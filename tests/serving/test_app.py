@@ -168,6 +168,8 @@ def test_states_and_models(live: LiveServer) -> None:
     assert live.client.get("/v1/models/other").status_code == 404
     paths = live.client.get("/openapi.json").json()["paths"]
     assert {"/v1/chat/completions", "/v1/completions", "/metrics"} <= paths.keys()
+    answers = paths["/v1/completions"]["post"]["responses"]
+    assert {"4XX", "5XX"} <= answers.keys() and "422" not in answers
 
 
 def test_the_log_has_counts_and_no_text(live: LiveServer) -> None:
