@@ -12,17 +12,18 @@ from fastapi.responses import JSONResponse, Response
 from medusa_trt import __version__
 from medusa_trt.errors import MedusaError
 from medusa_trt.runtime.session import MedusaSession
-from medusa_trt.serving.chat import ChatReplies, encode_messages, options_from_chat
-from medusa_trt.serving.completions import (
-    CompletionReplies,
-    encode_prompts,
-    options_from_completion,
-)
 from medusa_trt.serving.errors import ApiError, add_error_replies, error_from_medusa
 from medusa_trt.serving.limits import Gate
 from medusa_trt.serving.log import write_line
 from medusa_trt.serving.options import ServingOptions
 from medusa_trt.serving.page import add_page
+from medusa_trt.serving.replies.chat import ChatReplies, encode_messages, options_from_chat
+from medusa_trt.serving.replies.completions import (
+    CompletionReplies,
+    encode_prompts,
+    options_from_completion,
+)
+from medusa_trt.serving.replies.streaming import EventStream
 from medusa_trt.serving.schemas import (
     ChatRequest,
     CompletionRequest,
@@ -31,7 +32,6 @@ from medusa_trt.serving.schemas import (
     TokenizeRequest,
 )
 from medusa_trt.serving.service import Service
-from medusa_trt.serving.streaming import EventStream
 from medusa_trt.serving.tools.choice import choose_tools
 
 

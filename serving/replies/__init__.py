@@ -1,0 +1,1 @@
+"""Replies as OpenAI describes them: chat, completions, and streams of events."""
