@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from fastapi import FastAPI, Request
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
 
 from medusa_trt import __version__
 from medusa_trt.errors import MedusaError
@@ -184,10 +184,10 @@ def _add_states(app: FastAPI, service: Service) -> None:
             raise ApiError(503, "this server takes no requests", code="shutting_down")
         return {"status": "ready"}
 
-    @app.get("/metrics", response_model=None)
+    @app.get("/metrics", response_class=PlainTextResponse)
     async def get_metrics() -> Response:
         """Shows the measurements in Prometheus's text format."""
-        return Response(service.metrics.render(), media_type="text/plain; version=0.0.4")
+        return PlainTextResponse(service.metrics.render(), media_type="text/plain; version=0.0.4")
 
     def describe_model() -> dict[str, Any]:
         return {
