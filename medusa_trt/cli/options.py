@@ -217,7 +217,10 @@ def _add_to_group(
             continue
         if option.default is MISSING:
             settings["required"] = True
-            required.append(f"{option.flag} {option.metavar}" + " ..." * option.takes_several)
+            shown = option.metavar
+            if shown.startswith("{"):  # The help lists the choices, a usage would be too long.
+                shown = option.name.upper()
+            required.append(f"{option.flag} {shown}" + " ..." * option.takes_several)
         # Only what the user typed is in the namespace, since the dataclass has the defaults.
         group.add_argument(option.flag, dest=name, default=argparse.SUPPRESS, **settings)
     return required
