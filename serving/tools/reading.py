@@ -71,7 +71,7 @@ class ToolReader:
     def finish(self) -> list[str | CallPart]:
         """Returns what is left at the end of the reply."""
         if self._state == "call" and not self._call.is_named:
-            return [self._call.raw]
+            return [self._call.raw + self._held]
         is_left = self._state == "text" and self._held and not self._is_blank()
         return [self._held] if is_left else []
 

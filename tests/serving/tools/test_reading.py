@@ -39,6 +39,7 @@ CASES: list[tuple[ToolForm, str, str, list[tuple[str, str]]]] = [
     ),
     (FORMS[HERMES], "no call < at all <tool", "no call < at all <tool", []),
     (FORMS[HERMES], "<tool_call> nothing", "<tool_call> nothing", []),
+    (FORMS[LLAMA], "{ ", "{ ", []),
     (
         FORMS[HERMES],
         f'<tool_call>{{"name": "other", "arguments": {A}}}</tool_call>',
