@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from medusa_trt.training.targets import Targets
+from medusa_trt.training.data.targets import Targets
 
 _MAX_CHUNK_ELEMENTS = 2**21
 

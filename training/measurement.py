@@ -13,11 +13,11 @@ from medusa_trt.export.models.base_model import BaseModel
 from medusa_trt.training.accuracy import Accuracy, ranks_from_logits
 from medusa_trt.training.bars import BatchesBar
 from medusa_trt.training.data.conversation import ChatFrame, Conversation
+from medusa_trt.training.data.datasets import PaddedConversations
 from medusa_trt.training.data.generation import BatchGenerator
 from medusa_trt.training.data.rows import LabelledTokens, ReplyRows, rows_from_conversations
-from medusa_trt.training.datasets import PaddedConversations
+from medusa_trt.training.data.targets import TargetRule
 from medusa_trt.training.objectives import HeadsOnBackbone
-from medusa_trt.training.targets import TargetRule
 from medusa_trt.training.trainable_heads import TrainableHeads
 from medusa_trt.tree_configs import MedusaTree
 

@@ -13,9 +13,10 @@ from medusa_trt.export.models.base_model import BaseModel
 from medusa_trt.export.weights.tied_weights import get_embeddings
 from medusa_trt.training.accuracy import Accuracy
 from medusa_trt.training.bars import Bar
+from medusa_trt.training.data.datasets import FeatureRows, PaddedConversations
 from medusa_trt.training.data.rows import Split, rows_from_conversations
 from medusa_trt.training.data.shards import load_shards, read_spec
-from medusa_trt.training.datasets import FeatureRows, PaddedConversations
+from medusa_trt.training.data.targets import DraftVocabulary, TargetRule
 from medusa_trt.training.measurement import (
     StatesOfRows,
     measure_accuracy,
@@ -25,7 +26,6 @@ from medusa_trt.training.measurement import (
 from medusa_trt.training.objectives import HeadsOnBackbone, HeadsOnFeatures
 from medusa_trt.training.options import TrainOptions
 from medusa_trt.training.ridge import Piece, fit_ridge_maps
-from medusa_trt.training.targets import DraftVocabulary, TargetRule
 from medusa_trt.training.trainable_heads import TrainableHeads
 from medusa_trt.training.trainer import TrainResult, run_trainer
 

@@ -14,8 +14,8 @@ from medusa_trt.export.heads.facts import facts_from_heads
 from medusa_trt.export.heads.formats import FORMATS
 from medusa_trt.export.heads.medusa_heads import MedusaHeads
 from medusa_trt.export.models.base_model import BaseModel, save_model
+from medusa_trt.training.data.datasets import PaddedConversations
 from medusa_trt.training.data.rows import Split
-from medusa_trt.training.datasets import PaddedConversations
 from medusa_trt.training.medusa1 import measure_on_backbone, train_heads
 from medusa_trt.training.objectives import HeadsOnBackbone
 from medusa_trt.training.options import JointOptions

@@ -13,9 +13,9 @@ from medusa_trt.training.backbone import observe_unembedding
 from medusa_trt.training.data.generation import select_top_logprobs
 from medusa_trt.training.data.rows import ReplyRows
 from medusa_trt.training.data.shards import Features
+from medusa_trt.training.data.targets import TargetRule, Targets
 from medusa_trt.training.loss import compute_medusa_loss
 from medusa_trt.training.options import TrainOptions
-from medusa_trt.training.targets import TargetRule, Targets
 from medusa_trt.training.trainable_heads import TrainableHeads
 
 

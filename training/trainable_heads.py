@@ -8,8 +8,8 @@ from transformers import PreTrainedModel
 
 from medusa_trt.export.heads.medusa_heads import Linear, MedusaHead, MedusaHeads
 from medusa_trt.export.weights.tied_weights import get_embeddings
+from medusa_trt.training.data.targets import DraftVocabulary
 from medusa_trt.training.options import HeadsShape
-from medusa_trt.training.targets import DraftVocabulary
 
 
 class _Head(nn.Module):

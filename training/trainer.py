@@ -14,7 +14,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from medusa_trt.export.heads.medusa_heads import MedusaHeads
 from medusa_trt.training.accuracy import Accuracy
 from medusa_trt.training.backbone import select_device, select_dtype
-from medusa_trt.training.datasets import Batch, FeatureRows, PaddedConversations, count_rows
+from medusa_trt.training.data.datasets import Batch, FeatureRows, PaddedConversations, count_rows
 from medusa_trt.training.objectives import HeadsOnBackbone, HeadsOnFeatures
 from medusa_trt.training.options import TrainOptions
 

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import http_stress
-from support.live_server import running_server
+from support.servers.live_server import running_server
 
 from medusa_trt.runtime.bundle import Bundle
 from medusa_trt.runtime.session import MedusaSession

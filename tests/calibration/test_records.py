@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from support.latency_records import latency
+from support.measurements.latency_records import latency
 
 from medusa_trt.calibration.latency.curve import LatencyRecord
 from medusa_trt.calibration.records import RecordLog

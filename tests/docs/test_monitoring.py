@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
-from support.live_server import LiveServer, running_server
+from support.servers.live_server import LiveServer, running_server
 from support.table_session import session_on_table
 
 from medusa_trt.runtime.bundle import Bundle

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 import pytest
-from support.live_server import LiveServer, running_server
+from support.servers.live_server import LiveServer, running_server
 
 from medusa_trt.runtime.bundle import Bundle
 from medusa_trt.runtime.session import MedusaSession

@@ -8,7 +8,7 @@ from threading import Thread
 
 import httpx
 import pytest
-from support.live_server import LiveServer, endless_server, running_server, wait_for
+from support.servers.live_server import LiveServer, endless_server, running_server, wait_for
 
 from medusa_trt.errors import EngineError
 from medusa_trt.runtime.bundle import Bundle

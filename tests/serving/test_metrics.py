@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
-from support.live_server import LiveServer, running_server, wait_for
+from support.servers.live_server import LiveServer, running_server, wait_for
 from support.table_session import session_on_table, with_eos
 
 from medusa_trt.runtime.bundle import Bundle

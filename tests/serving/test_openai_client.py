@@ -8,7 +8,7 @@ from typing import Any, Literal
 import pytest
 from openai import BadRequestError, NotFoundError, OpenAI
 from pydantic import BaseModel
-from support.live_server import LiveServer
+from support.servers.live_server import LiveServer
 
 from medusa_trt.runtime.options import GenerationOptions, SamplingOptions
 from medusa_trt.runtime.session import MedusaSession

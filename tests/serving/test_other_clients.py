@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support.live_server import LiveServer
+from support.servers.live_server import LiveServer
 
 from medusa_trt.runtime.options import GenerationOptions
 from medusa_trt.runtime.session import MedusaSession

@@ -5,7 +5,7 @@ import shutil
 from typing import Any
 
 import pytest
-from support.live_server import LiveServer, running_server
+from support.servers.live_server import LiveServer, running_server
 
 from medusa_trt.runtime.bundle import Bundle
 from medusa_trt.runtime.session import MedusaSession

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.live_server import LiveServer, endless_server, running_server, wait_for
+from support.servers.live_server import LiveServer, endless_server, running_server, wait_for
 from support.table_session import session_on_table
 
 from medusa_trt.runtime.bundle import Bundle

@@ -13,7 +13,7 @@ from typing import Any
 
 import httpx
 import pytest
-from support.live_server import wait_for
+from support.servers.live_server import wait_for
 
 from medusa_trt.runtime.bundle import Bundle
 from medusa_trt.runtime.options import GenerationOptions
@@ -26,7 +26,7 @@ pytestmark = [
     pytest.mark.skipif(not PYTHON, reason="RAY_PYTHON names no Python with medusa-trt[scale]"),
 ]
 
-_SCRIPT = Path(__file__).parents[1] / "support/ray_cluster.py"
+_SCRIPT = Path(__file__).parents[1] / "support/servers/ray_cluster.py"
 _START_S = 120.0
 
 

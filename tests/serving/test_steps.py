@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 import pytest
-from support.live_server import LiveServer
+from support.servers.live_server import LiveServer
 
 from medusa_trt.runtime.session import MedusaSession
 

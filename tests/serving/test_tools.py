@@ -7,8 +7,8 @@ from typing import Any, Literal
 import pytest
 from openai import BadRequestError, OpenAI, pydantic_function_tool
 from pydantic import BaseModel
-from support.live_server import LiveServer, running_server
-from support.tool_templates import HERMES, MISTRAL, with_chat_template
+from support.servers.live_server import LiveServer, running_server
+from support.servers.tool_templates import HERMES, MISTRAL, with_chat_template
 
 from medusa_trt.runtime.bundle import Bundle
 from medusa_trt.runtime.session import MedusaSession

@@ -11,7 +11,7 @@ from threading import Event
 from typing import Any
 
 import pytest
-from support.live_server import wait_for
+from support.servers.live_server import wait_for
 from support.stand_ins.fake_triton import (
     WAIT_S,
     Request,

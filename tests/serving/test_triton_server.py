@@ -8,7 +8,7 @@ from typing import Any
 
 import httpx
 import pytest
-from support.triton_server import PYTHON, TritonServer, running_triton
+from support.servers.triton_server import PYTHON, TritonServer, running_triton
 
 from medusa_trt.export.deploy.deployment import deploy
 from medusa_trt.runtime.bundle import Bundle

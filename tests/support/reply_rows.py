@@ -4,7 +4,7 @@ import torch
 
 from medusa_trt.training.data.rows import ReplyRows
 from medusa_trt.training.data.shards import Features
-from medusa_trt.training.targets import DraftVocabulary, TargetRule
+from medusa_trt.training.data.targets import DraftVocabulary, TargetRule
 
 VOCAB, HIDDEN = 30, 8
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 from support.reply_rows import HIDDEN, VOCAB, make_rule, random_rows
 
+from medusa_trt.training.data.targets import Targets
 from medusa_trt.training.loss import compute_medusa_loss, compute_soft_cross_entropy, sample_columns
-from medusa_trt.training.targets import Targets
 
 
 @pytest.mark.parametrize("chunk_rows", [1, 3, 1000])

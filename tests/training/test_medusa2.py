@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM
 from medusa_trt.export.heads.loading import load_heads
 from medusa_trt.export.models.base_model import BaseModel
 from medusa_trt.export.weights.tied_weights import get_embeddings
+from medusa_trt.training.data.targets import DraftVocabulary
 from medusa_trt.training.medusa2 import (
     group_parameters,
     ramp_weight,
@@ -20,7 +21,6 @@ from medusa_trt.training.medusa2 import (
 )
 from medusa_trt.training.objectives import HeadsOnBackbone
 from medusa_trt.training.options import HeadsShape, JointOptions
-from medusa_trt.training.targets import DraftVocabulary
 from medusa_trt.training.trainable_heads import TrainableHeads
 
 

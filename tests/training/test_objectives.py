@@ -8,9 +8,9 @@ from support.reply_rows import VOCAB
 from support.tiny_models import llama_config, random_model
 
 from medusa_trt.export.weights.tied_weights import get_embeddings
+from medusa_trt.training.data.targets import DraftVocabulary
 from medusa_trt.training.objectives import HeadsOnBackbone, kl_divergence
 from medusa_trt.training.options import HeadsShape, TrainOptions
-from medusa_trt.training.targets import DraftVocabulary
 from medusa_trt.training.trainable_heads import TrainableHeads
 
 

@@ -8,8 +8,8 @@ from support.ruled_data import V
 from medusa_trt.export.graphs.heads_module import HeadsModule
 from medusa_trt.export.head_conversion.saving import name_tensors
 from medusa_trt.export.heads.formats import FORMATS
+from medusa_trt.training.data.targets import DraftVocabulary
 from medusa_trt.training.options import HeadsShape
-from medusa_trt.training.targets import DraftVocabulary
 from medusa_trt.training.trainable_heads import TrainableHeads, shape_from_heads
 
 

@@ -1,7 +1,7 @@
 """Curves of step times."""
 
 import pytest
-from support.latency_records import latency
+from support.measurements.latency_records import latency
 
 from medusa_trt.calibration.latency.curve import LatencyCurve, select_records
 from medusa_trt.errors import CalibrationError

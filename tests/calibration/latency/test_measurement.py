@@ -1,6 +1,6 @@
 """Which step times are still to be measured."""
 
-from support.latency_records import latency
+from support.measurements.latency_records import latency
 
 from medusa_trt.calibration.latency.measurement import list_missing_points
 from medusa_trt.calibration.options import LatencyOptions

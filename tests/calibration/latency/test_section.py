@@ -1,7 +1,7 @@
 """The report's section on step times."""
 
-from support.latency_records import latency
 from support.measurements.calibrations import LATENCY
+from support.measurements.latency_records import latency
 
 from medusa_trt.calibration.latency.section import LatencySection
 from medusa_trt.calibration.options import LatencyOptions

@@ -1,7 +1,7 @@
 """The choice of a tree by acceptance length and step time."""
 
 import pytest
-from support.latency_records import choose_by_times, curve_of
+from support.measurements.latency_records import choose_by_times, curve_of
 from support.measurements.ranks import table_of
 
 from medusa_trt.calibration.options import TreeOptions

@@ -1,6 +1,6 @@
 """Advice on the choice of a tree."""
 
-from support.latency_records import choose_by_times
+from support.measurements.latency_records import choose_by_times
 
 from medusa_trt.calibration.options import TreeOptions
 from medusa_trt.calibration.trees.tree_section import advice_from_choice

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from support.latency_records import latency
+from support.measurements.latency_records import latency
 
 from medusa_trt.calibration.latency.section import LatencySection
 from medusa_trt.calibration.options import LatencyOptions

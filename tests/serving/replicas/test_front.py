@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 import uvicorn
-from support.live_server import LiveServer, endless_server, wait_for
+from support.servers.live_server import LiveServer, endless_server, wait_for
 
 from medusa_trt.runtime.bundle import Bundle
 from medusa_trt.runtime.engines.base import VerifyOutputs

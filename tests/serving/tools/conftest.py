@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support.tool_templates import with_chat_template
+from support.servers.tool_templates import with_chat_template
 
 from medusa_trt.runtime.bundle import Bundle
 from medusa_trt.runtime.text import TextCodec

@@ -3,8 +3,8 @@
 from collections.abc import Callable
 
 import pytest
+from support.servers.tool_templates import FORMS, MISTRAL, XML
 from support.tiny_models import CHAT_TEMPLATE
-from support.tool_templates import FORMS, MISTRAL, XML
 
 from medusa_trt.errors import PromptError
 from medusa_trt.serving.tools.forms import ToolTemplate

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 from support.grammars import allowed, byte_grammar_tokenizer, greedy_reply, ids_of, text_of
-from support.tool_templates import DEEPSEEK, FORMS, HERMES, LLAMA, MISTRAL, NAMED
+from support.servers.tool_templates import DEEPSEEK, FORMS, HERMES, LLAMA, MISTRAL, NAMED
 
 from medusa_trt.runtime.processors.grammar import CompiledGrammar
 from medusa_trt.serving.tools.grammar import make_call_grammar

@@ -6,7 +6,7 @@ from itertools import pairwise
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.tool_templates import DEEPSEEK, FORMS, HERMES, LLAMA, MISTRAL, NAMED
+from support.servers.tool_templates import DEEPSEEK, FORMS, HERMES, LLAMA, MISTRAL, NAMED
 
 from medusa_trt.serving.tools.forms import ToolForm
 from medusa_trt.serving.tools.reading import CallPart, ToolReader

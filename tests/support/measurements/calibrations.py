@@ -1,7 +1,7 @@
 """Sections of a calibration report of the usual size, made by hand."""
 
 import numpy as np
-from support.latency_records import choose_by_times, latency
+from support.measurements.latency_records import choose_by_times, latency
 
 from medusa_trt.calibration.intervals import Interval
 from medusa_trt.calibration.latency.section import LatencySection

@@ -6,7 +6,7 @@ import torch
 from torch.utils.data import Dataset
 
 from medusa_trt.training.data.rows import LabelledTokens, ReplyRows
-from medusa_trt.training.targets import TargetRule
+from medusa_trt.training.data.targets import TargetRule
 
 Batch = dict[str, torch.Tensor]
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from support.reply_rows import VOCAB, make_rule, random_rows
 
 from medusa_trt.training.data.rows import ReplyRows
-from medusa_trt.training.targets import DraftVocabulary
+from medusa_trt.training.data.targets import DraftVocabulary
 
 
 @given(
