@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 import pytest
-from support.servers.live_server import LiveServer
+from support.servers.live_server import LiveServer, wait_for
 
 from medusa_trt.runtime.options import GenerationOptions
 from medusa_trt.runtime.session import MedusaSession
@@ -177,8 +177,11 @@ def test_the_log_has_counts_and_no_text(live: LiveServer) -> None:
         messages=[{"role": "user", "content": "secret"}], max_tokens=3, user="me", seed=1
     )
     wrong = live.complete(prompt={"secret": 1})
+    ids = [each.headers["x-request-id"] for each in (reply, wrong)]
+    # A line is written after the answer was sent.
+    wait_for(lambda: {line["request"] for line in live.log} >= set(ids))
     lines = {line["request"]: line for line in live.log}
-    first, second = (lines[each.headers["x-request-id"]] for each in (reply, wrong))
+    first, second = (lines[each] for each in ids)
     assert first["status"] == 200 and first["user"] == "me"
     assert first["completion_tokens"] == reply.json()["usage"]["completion_tokens"]
     assert first["prompt_tokens"] == reply.json()["usage"]["prompt_tokens"]
