@@ -212,15 +212,12 @@ def run_contenders(
     progress = Progress(len(running) * len(prompts), f"replies, threads {threads}")
     try:
         for index, prompt in enumerate(prompts):
-            for name, process in list(running.items()):
-                try:
-                    reply = process.answer(prompt, report.num_tokens)
+            for name in list(running):
+                with leaving_out(name, running, report):
+                    reply = running[name].answer(prompt, report.num_tokens)
                     report.replies.append(
                         PeerReply(contender=name, threads=threads, prompt=index, **reply)
                     )
-                except PeerError as error:
-                    running.pop(name)
-                    leave_out(name, error, report)
                 progress.advance()
     finally:
         progress.end()
@@ -239,7 +236,7 @@ def run_loads(
     progress = Progress(len(names), f"contenders, {concurrency} at a time, round {round_ + 1}")
     try:
         for name in names:
-            try:
+            with leaving_out(name, running, report):
                 replies = running[name].answer_many(prompts, report.num_tokens)
                 load = PeerLoad(
                     contender=name,
@@ -249,9 +246,6 @@ def run_loads(
                     **replies,
                 )
                 report.loads.append(load)
-            except PeerError as error:
-                running.pop(name)
-                leave_out(name, error, report)
             progress.advance()
     finally:
         progress.end()
@@ -269,6 +263,16 @@ def drop_incomplete(report: PeerReport) -> None:
     report.loads[:] = [
         load for load in report.loads if rounds[load.threads, load.concurrency, load.round] == most
     ]
+
+
+@contextmanager
+def leaving_out(name: str, running: dict[str, PeerProcess], report: PeerReport) -> Iterator[None]:
+    """Leaves a contender out if it fails inside the block."""
+    try:
+        yield
+    except PeerError as error:
+        running.pop(name)
+        leave_out(name, error, report)
 
 
 def leave_out(name: str, error: PeerError, report: PeerReport) -> None:

@@ -1,23 +1,82 @@
-"""The process of a contender, which is stopped except while it answers."""
+"""The processes of contenders, which are stopped except while they answer."""
 
 import json
 import os
 import signal
 import subprocess
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 from peer.contenders import Contender
 from peer.environments import WORKERS, PeerError, read_last_line
 
 
-class PeerProcess:
-    """Exchanges JSON lines with `workers/loop.py`.
+class MeasuredProcess:
+    """A contender in a process group of its own, which is stopped except while it is measured.
 
-    Between answers a signal stops the process, so that none of its threads can use a core.
+    In between a signal stops the group, so that none of its threads can use a core.
     """
+
+    def __init__(self, command: Sequence[str], log: Path, **streams: Any) -> None:
+        """Starts the process.
+
+        Args:
+            command: its command line.
+            log: file for its output.
+            streams: other standard streams, as `subprocess.Popen` takes them.
+
+        Raises:
+            PeerError: there is no such command.
+        """
+        self._log, self._file = log, log.open("wb")
+        try:
+            self._process = subprocess.Popen(
+                command,
+                stderr=self._file,
+                text=True,
+                start_new_session=True,
+                **{"stdout": self._file} | streams,
+            )
+        except OSError as error:
+            self._file.close()
+            raise PeerError(f"cannot start {command[0]}: {error.strerror}") from error
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._end()
+
+    @property
+    def pid(self) -> int:
+        """Number of the process and of its group."""
+        return self._process.pid
+
+    def _go_on(self) -> None:
+        os.killpg(self.pid, signal.SIGCONT)
+
+    def _stop(self) -> None:
+        """Stops the group, and waits until its first process has stopped or died."""
+        os.killpg(self.pid, signal.SIGSTOP)
+        os.waitid(os.P_PID, self.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+
+    def _describe_death(self) -> str:
+        code = self._process.wait()
+        return f"{read_last_line(self._log)} (exit code {code}, log: {self._log})"
+
+    def _end(self) -> None:
+        with suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)  # works on a stopped process too
+        self._process.wait()
+        for file in (self._process.stdin, self._process.stdout, self._file):
+            if file is not None:
+                file.close()
+
+
+class PeerProcess(MeasuredProcess):
+    """Exchanges JSON lines with `workers/loop.py`."""
 
     def __init__(
         self, contender: Contender, threads: int, log: Path, concurrency: int | None = None
@@ -35,13 +94,11 @@ class PeerProcess:
         """
         several = {} if concurrency is None else {"concurrency": concurrency}
         options = json.dumps({**contender.options, "threads": threads, **several})
-        self._log, self._file = log, log.open("wb")
-        self._process = subprocess.Popen(
+        super().__init__(
             [str(contender.python), str(WORKERS / "loop.py"), contender.worker, options],
+            log,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=self._file,
-            text=True,
         )
         try:
             self.versions: dict[str, str] = self._read()["versions"]
@@ -49,17 +106,6 @@ class PeerProcess:
             self._end()
             raise
         self._stop()
-
-    def __enter__(self) -> "PeerProcess":
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._end()
 
     def answer(self, prompt_ids: list[int], max_new_tokens: int) -> dict[str, Any]:
         """Asks for one reply; see `loop.answer`.
@@ -83,7 +129,7 @@ class PeerProcess:
         return replies
 
     def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
-        self._process.send_signal(signal.SIGCONT)
+        self._go_on()
         assert self._process.stdin is not None
         try:
             self._process.stdin.write(json.dumps(request) + "\n")
@@ -94,11 +140,6 @@ class PeerProcess:
         self._stop()
         return reply
 
-    def _stop(self) -> None:
-        """Stops the process, and waits until it has stopped or died."""
-        self._process.send_signal(signal.SIGSTOP)
-        os.waitid(os.P_PID, self._process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
-
     def _read(self) -> dict[str, Any]:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
@@ -106,17 +147,6 @@ class PeerProcess:
             raise PeerError(self._describe_death())
         message: dict[str, Any] = json.loads(line)
         return message
-
-    def _describe_death(self) -> str:
-        code = self._process.wait()
-        return f"{read_last_line(self._log)} (exit code {code}, log: {self._log})"
-
-    def _end(self) -> None:
-        self._process.kill()  # works on a stopped process too
-        self._process.wait()
-        for file in (self._process.stdin, self._process.stdout, self._file):
-            if file is not None:
-                file.close()
 
 
 def _check_length(token_ids: Sequence[int], max_new_tokens: int) -> None:

@@ -5,7 +5,6 @@ import http.client
 import json
 import os
 import shlex
-import signal
 import socket
 import subprocess
 import time
@@ -14,10 +13,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
-from peer.environments import PeerError, read_last_line
+from peer.environments import PeerError
+from peer.process import MeasuredProcess
 from peer.workers.loop import read_peak_memory_bytes
 
 _START_S = 600.0
@@ -84,8 +83,8 @@ class ServerRound:
         ]
 
 
-class ServerProcess:
-    """A server in a process group, which is stopped except while it answers."""
+class ServerProcess(MeasuredProcess):
+    """A server that lists its model at /v1/models."""
 
     def __init__(self, name: str, command: str, log: Path) -> None:
         """Starts the server and waits until it lists its model.
@@ -98,42 +97,16 @@ class ServerProcess:
         Raises:
             PeerError: the server cannot start.
         """
-        self.name, self._log = name, log
+        self.name = name
         self._port = _find_free_port()
-        self._file = log.open("wb")
-        try:
-            self._process = subprocess.Popen(
-                shlex.split(command.replace("{port}", str(self._port))),
-                stdin=subprocess.DEVNULL,
-                stdout=self._file,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-        except (OSError, ValueError) as error:
-            self._file.close()
-            raise PeerError(f"cannot start {name}: {error}") from error
+        words = shlex.split(command.replace("{port}", str(self._port)))
+        super().__init__(words, log, stdin=subprocess.DEVNULL)
         try:
             self._model = self._wait_for_model()
         except BaseException:
             self._end()
             raise
         self._stop()
-
-    def __enter__(self) -> "ServerProcess":
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._end()
-
-    @property
-    def pid(self) -> int:
-        """Number of the process and of its group."""
-        return self._process.pid
 
     def answer(
         self, prompts: Sequence[list[dict[str, str]]], max_tokens: int, clients: int, round_: int
@@ -143,7 +116,7 @@ class ServerProcess:
         Raises:
             PeerError: the server died, or it answered with an error.
         """
-        self._signal(signal.SIGCONT)
+        self._go_on()
         self._stream(prompts[0][-1:], 2, 0.0)  # Memory that was given back is read again.
         start_s = time.perf_counter()
         with ThreadPoolExecutor(clients) as pool:
@@ -215,10 +188,7 @@ class ServerProcess:
         """Waits until the server answers; returns the name of its first model."""
         for attempt in count():
             if self._process.poll() is not None:
-                raise PeerError(
-                    f"{read_last_line(self._log)} (exit code {self._process.returncode}, "
-                    f"log: {self._log})"
-                )
+                raise PeerError(self._describe_death())
             connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=10)
             try:
                 connection.request("GET", "/v1/models")
@@ -235,20 +205,6 @@ class ServerProcess:
                 break
             time.sleep(0.2)
         raise PeerError(f"{self.name} was not ready after {_START_S:.0f} s (log: {self._log})")
-
-    def _stop(self) -> None:
-        """Stops the group, and waits until its first process has stopped or died."""
-        self._signal(signal.SIGSTOP)
-        os.waitid(os.P_PID, self.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
-
-    def _signal(self, number: signal.Signals) -> None:
-        os.killpg(self.pid, number)
-
-    def _end(self) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            self._signal(signal.SIGKILL)
-        self._process.wait()
-        self._file.close()
 
 
 def _read_group_memory(group: int) -> int:
