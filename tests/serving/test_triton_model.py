@@ -11,7 +11,7 @@ from threading import Event
 from typing import Any
 
 import pytest
-from support.servers.live_server import wait_for
+from support.servers.live_server import slow_steps, wait_for
 from support.stand_ins.fake_triton import (
     WAIT_S,
     Request,
@@ -127,10 +127,11 @@ def test_options_may_be_parameters_of_the_request(model: Any) -> None:
 
 
 def test_a_client_that_left_ends_the_reply(model: Any) -> None:
-    asked = parameters(max_new_tokens=400)
-    sender = answer(model, 2, text_input="hello", stream=True, sampling_parameters=asked)
+    asked = parameters(max_new_tokens=400, ignore_eos=True)
+    with slow_steps(model._session, 0.02):
+        sender = answer(model, 2, text_input="hello", stream=True, sampling_parameters=asked)
+        gone = answer(model, 0, text_input="hello", sampling_parameters=asked)
     assert sender.responses and "finish_reason" not in sender.responses[-1].outputs
-    gone = answer(model, 0, text_input="hello", sampling_parameters=asked)
     assert not gone.responses, "nobody is there to read a reply that is not streamed"
     wait_for(lambda: model._session.scheduler.is_idle)
 

@@ -97,15 +97,29 @@ def endless_server(
     bundle: Bundle, *, max_sequences: int = 2, **options: Any
 ) -> Iterator[LiveServer]:
     """Serves replies that no end token ends, from a slow engine."""
-    session, engine = session_on_table(
+    session, _ = session_on_table(
         with_eos(bundle, []), max_length=500, batch_size=max_sequences, takes_new_trees=True
     )
+    with (
+        slow_steps(session, 0.02),
+        session,
+        running_server(session, max_sequences=max_sequences, **options) as live,
+    ):
+        yield live
+
+
+@contextmanager
+def slow_steps(session: MedusaSession, seconds: float) -> Iterator[None]:
+    """Makes each step of a session wait first, so that a long reply lasts for seconds."""
+    engine = session.engine
     verify = engine.verify
 
     def verify_slowly(*args: Any, **options: Any) -> VerifyOutputs:
-        time.sleep(0.005)
+        time.sleep(seconds)
         return verify(*args, **options)
 
     engine.verify = verify_slowly  # type: ignore[method-assign]
-    with session, running_server(session, max_sequences=max_sequences, **options) as live:
-        yield live
+    try:
+        yield
+    finally:
+        engine.verify = verify  # type: ignore[method-assign]
