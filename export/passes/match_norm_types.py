@@ -24,4 +24,4 @@ class MatchNormTypesPass(NodePass[ir.DataType]):
         return weight.dtype
 
     def rewrite(self, graph: ir.Graph, node: ir.Node, match: ir.DataType) -> None:
-        cast_input(graph, node, match, f"{node.outputs[0].name}.input")
+        cast_input(graph, node, match)

@@ -58,12 +58,12 @@ def take_over(old: ir.Value, new: ir.Value) -> None:
     old.name = f"{old.name}.replaced"
 
 
-def cast_input(graph: ir.Graph, node: ir.Node, dtype: ir.DataType, name: str) -> None:
-    """Casts the first input of a node to another type; `name` becomes that of the cast value."""
+def cast_input(graph: ir.Graph, node: ir.Node, dtype: ir.DataType) -> None:
+    """Casts the first input of a node to another type, for this node alone."""
     source = node.inputs[0]
     cast = ir.Node("", "Cast", [source], [ir.AttrInt64("to", int(dtype))])
     value = cast.outputs[0]
-    value.name, value.type = name, ir.TensorType(dtype)
+    value.name, value.type = f"{node.outputs[-1].name}.input", ir.TensorType(dtype)
     value.shape = None if source is None else source.shape
     graph.insert_before(node, cast)
     node.replace_input_with(0, value)

@@ -35,6 +35,6 @@ class WidenSelectionPass(NodePass[ir.Value]):
         return source if source is not None and source.dtype == ir.DataType.BFLOAT16 else None
 
     def rewrite(self, graph: ir.Graph, node: ir.Node, match: ir.Value) -> None:
-        cast_input(graph, node, ir.DataType.FLOAT, f"{match.name}.wide")
+        cast_input(graph, node, ir.DataType.FLOAT)
         if node.op_type == "TopK":
             node.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)

@@ -1,6 +1,7 @@
 """Graphs written as text, and what a pass makes of them; ONNX Runtime computes both sides."""
 
 from collections import Counter
+from collections.abc import Mapping
 
 import numpy as np
 import onnx_ir as ir
@@ -9,17 +10,19 @@ from numpy.typing import NDArray
 from onnx_ir.passes import InPlacePass
 from onnx_ir.passes.common import RemoveUnusedNodesPass, ShapeInferencePass
 
+from medusa_trt.export.weights.lazy_tensor import LazyTensor
+
 MAX_DIFFERENCE = 1e-5
 OPSETS = '<ir_version: 10, opset_import: ["": 23, "com.microsoft": 1]>'
 
 Arrays = dict[str, NDArray[np.generic]]
 
 
-def parsed(text: str, weights: Arrays) -> ir.Model:
+def parsed(text: str, weights: Mapping[str, NDArray[np.generic]]) -> ir.Model:
     """A model from ONNX's text form, all shapes annotated; unused weights are left out."""
     model = ir.from_onnx_text(f"{OPSETS}\n{text}")
     for value in {id(v): v for node in model.graph for v in node.inputs if v}.values():
-        if value.name in weights:
+        if value.name is not None and value.name in weights:
             value.const_value = ir.tensor(weights[value.name], name=value.name)
             value.shape = ir.Shape(weights[value.name].shape)
             value.type = ir.TensorType(value.const_value.dtype)
@@ -54,3 +57,17 @@ def results(model: ir.Model, feeds: Arrays) -> dict[str, NDArray[np.float32]]:
     }
     names = [value.name for value in session.get_outputs()]
     return dict(zip(names, session.run(None, random | feeds), strict=True))
+
+
+def record_reads(model: ir.Model, name: str) -> list[str]:
+    """Lets a weight be read when it is used; the list returned gets its name at each use."""
+    value, reads = model.graph.initializers[name], list[str]()
+    assert value.const_value is not None
+    array, dtype = value.const_value.numpy(), value.const_value.dtype
+
+    def read() -> NDArray[np.generic]:
+        reads.append(name)
+        return array
+
+    value.const_value = LazyTensor(read, array.shape, ("recorded", name), dtype, name)
+    return reads
