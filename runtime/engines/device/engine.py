@@ -10,9 +10,8 @@ from medusa_trt.errors import EngineError
 from medusa_trt.runtime import tensors as names
 from medusa_trt.runtime.bundle import Bundle
 from medusa_trt.runtime.engines.base import Drafts, Reductions, StepTree, TokenIds, VerifyOutputs
-from medusa_trt.runtime.engines.device.bindings import Bindings, BoundGraph
+from medusa_trt.runtime.engines.device.bindings import Bindings, BoundGraph, Executor
 from medusa_trt.runtime.engines.device.cache import DeviceCache
-from medusa_trt.runtime.engines.device.executor import Executor
 from medusa_trt.runtime.engines.device.memory import Cuda
 from medusa_trt.runtime.engines.reduce_tensors import (
     OUTPUTS,
