@@ -1,5 +1,7 @@
 """Trials of other sizes: which ones, how often, and at what cost."""
 
+from itertools import pairwise
+
 import pytest
 
 from medusa_trt.runtime.decoding.step_times import StepTimes, TimedPoint
@@ -56,7 +58,7 @@ def test_trials_cost_their_share_of_the_time(times: StepTimes, factor: float) ->
 
 def test_a_size_whose_time_is_known_is_tried_less_and_less(times: StepTimes) -> None:
     steps = [step for step, size in run(Trials(1), times, 4000) if size == 12]
-    pauses = [later - earlier for earlier, later in zip(steps, steps[1:], strict=False)]
+    pauses = [later - earlier for earlier, later in pairwise(steps)]
     assert pauses[0] <= 32 and min(pauses[-5:]) >= 128
 
 

@@ -25,8 +25,10 @@ TEXTS = ([5, 6, 7, 8, 9, 10, 11], [20, 21, 22])
 def open_engine(name: str, request: pytest.FixtureRequest) -> tuple[Engine, str]:
     """Opens an engine with three slots; returns also the precision of its bundle."""
     if name == "table":
-        sizes = {"vocab_size": 256, "num_heads": 2, "top_k": 3, "seed": 0}
-        return TableEngine(capacity=100, batch_size=3, skill=0.5, **sizes), "fp32"
+        table = TableEngine(
+            capacity=100, batch_size=3, vocab_size=256, num_heads=2, top_k=3, skill=0.5, seed=0
+        )
+        return table, "fp32"
     if name == "tensorrt":
         engines: BuiltEngines = request.getfixturevalue("trt_engines")
         return engines.open_engine(batch_size=3), engines.bundle.manifest.target.precision
