@@ -57,6 +57,10 @@ class PromptError(MedusaError):
     """A prompt or an option of a reply cannot be used."""
 
 
+class PromptLengthError(PromptError):
+    """A prompt has more tokens than the cache holds."""
+
+
 class GrammarError(PromptError):
     """A JSON schema, a regular expression or a grammar that cannot be used."""
 

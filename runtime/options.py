@@ -124,7 +124,7 @@ class GenerationOptions:
         check_range(self, PromptError, "presence_penalty frequency_penalty", -2, 2)
         if self.acceptance == "greedy" and self.sampling.temperature > 0:
             raise PromptError(
-                f"greedy acceptance at temperature {self.sampling.temperature}: "
+                f"acceptance greedy at temperature {self.sampling.temperature}: "
                 "use temperature 0, or acceptance sample or typical"
             )
         if self.prompt_logprobs and self.logprobs is None:
@@ -136,7 +136,7 @@ class GenerationOptions:
         changes_logits = bool(self.penalties or self.processors or self.grammar)
         if self.rule == "typical" and (changes_logits or self.logprobs is not None):
             raise PromptError(
-                "typical acceptance takes no penalties, grammar or logits processors and reports "
+                "acceptance typical takes no penalties, grammar or logits processors and reports "
                 "no logprobs: use acceptance sample"
             )
 

@@ -6,7 +6,7 @@ from collections.abc import Generator, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from medusa_trt.errors import GenerationError, MedusaError, PromptError
+from medusa_trt.errors import GenerationError, MedusaError, PromptError, PromptLengthError
 from medusa_trt.runtime.bundle import Bundle
 from medusa_trt.runtime.decoding.calibrated_times import read_step_times
 from medusa_trt.runtime.decoding.choosing import Chooser
@@ -376,7 +376,7 @@ class MedusaSession:
         limit = self._max_sequence_length(options)
         if len(prompt_ids) >= limit:
             can_be_longer = self.max_length < model.max_length
-            raise PromptError(
+            raise PromptLengthError(
                 f"the prompt has {len(prompt_ids)} tokens, the cache holds {limit} with the reply: "
                 f"shorten the prompt{' or raise --max-length' * can_be_longer}"
             )

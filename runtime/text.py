@@ -1,26 +1,20 @@
 """Conversion between text and tokens: the bundle's tokenizer and its chat template."""
 
-import json
 import re
 from codecs import getincrementaldecoder
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import datetime
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any
 
 import msgspec
-from jinja2 import Template, TemplateError, nodes
-from jinja2.exceptions import SecurityError
-from jinja2.ext import Extension, loopcontrols
-from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
-from jinja2.utils import Namespace
+from jinja2 import Template
 from tokenizers import Tokenizer
 
 from medusa_trt.errors import BundleError, PromptError
 from medusa_trt.runtime import tensors as names
 from medusa_trt.runtime.bundle import Bundle
+from medusa_trt.runtime.chat_template import find_variables, make_environment
 from medusa_trt.runtime.options import GenerationOptions
 from medusa_trt.runtime.processors.grammar import CompiledGrammar, GrammarTokenizer
 from medusa_trt.runtime.token_bytes import ByteDecoder, decoder_from_tokenizer
@@ -61,6 +55,9 @@ _READS_PARTS = re.compile(r"for\s+\w+\s+in\s+\w+(\.content\b|\[['\"]content['\"]
 
 _REPLACEMENT = "\ufffd"
 """Character that tokenizers return for an unfinished character."""
+
+_TEMPLATE_INPUTS = {"messages", "tools", "add_generation_prompt"}
+"""What every chat template reads; a caller gives it in other ways."""
 
 _MAX_WINDOW = 24
 """Number of tokens that a stream decodes again for each piece, before it drops the older ones."""
@@ -105,7 +102,12 @@ class TextCodec:
 
     @cached_property
     def _compiled_template(self) -> Template:
-        return _make_environment().from_string(self._chat_template or "")
+        return make_environment().from_string(self._chat_template or "")
+
+    @cached_property
+    def _template_variables(self) -> set[str]:
+        """Names of the values that a caller may give to the chat template."""
+        return find_variables(self._chat_template or "") - _TEMPLATE_INPUTS
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Encodes a text as token ids, with the model's start token if it has one.
@@ -146,12 +148,14 @@ class TextCodec:
 
         Raises:
             PromptError: the model has no chat template, a message has something else than text, or
-                the template refuses the messages.
+                the template refuses the messages or does not read a variable.
         """
         if self._chat_template is None:
             raise PromptError("this model has no chat template: give a plain prompt (--raw)")
         if not isinstance(prompt, ChatPrompt):
             prompt = ChatPrompt(messages=prompt)
+        if prompt.variables:
+            self.check_variables(prompt.variables)
         plain = [_with_plain_content(message, self._chat_template) for message in prompt.messages]
         begun = "" if is_whole else prompt.begun_reply
         values = {
@@ -167,6 +171,19 @@ class TextCodec:
         except Exception as error:  # a template is a program, so it can raise any exception
             raise PromptError(f"the chat template refuses this conversation: {error}") from error
         return _cut_after(text, begun) if begun else text
+
+    def check_variables(self, variables: Mapping[str, Any]) -> None:
+        """Checks that the chat template reads these values.
+
+        Raises:
+            PromptError: it does not read one of them.
+        """
+        for name in variables:
+            if name not in self._template_variables:
+                known = ", ".join(sorted(self._template_variables)) or "none"
+                raise PromptError(
+                    f"the chat template reads no variable {name!r}, only {known}: leave it out"
+                )
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Decodes tokens as text, without special tokens."""
@@ -356,45 +373,3 @@ def _read_special_tokens(config: str | None) -> dict[str, str]:
         if isinstance(value, str):
             tokens[key] = value
     return tokens
-
-
-class _GenerationTag(Extension):
-    """Renders the content of `{% generation %}`, which only marks replies for training."""
-
-    tags = {"generation"}  # noqa: RUF012
-
-    def parse(self, parser: Parser) -> nodes.Scope:
-        line = next(parser.stream).lineno
-        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-        return nodes.Scope(body, lineno=line)
-
-
-class _Namespace(Namespace):
-    """A Jinja namespace that refuses Python's private names, as transformers does."""
-
-    def __init__(self, /, *args: Any, **values: Any) -> None:
-        super().__init__()
-        for name, value in dict(*args, **values).items():
-            self[name] = value
-
-    def __setitem__(self, name: str, value: Any) -> None:
-        if str(name).startswith("_"):
-            raise SecurityError(f"a namespace may not hold {name!r}")
-        super().__setitem__(name, value)
-
-
-def _make_environment() -> ImmutableSandboxedEnvironment:
-    """Makes the Jinja environment of transformers, in a sandbox: a template comes with a model."""
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, _GenerationTag]
-    )
-    # Like transformers, this writes JSON without HTML escapes.
-    environment.filters["tojson"] = partial(json.dumps, ensure_ascii=False)
-    environment.globals["namespace"] = _Namespace
-    environment.globals["raise_exception"] = _raise_exception
-    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
-    return environment
-
-
-def _raise_exception(message: str) -> None:
-    raise TemplateError(message)

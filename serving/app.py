@@ -24,7 +24,7 @@ from medusa_trt.serving.replies.completions import (
     options_from_completion,
 )
 from medusa_trt.serving.replies.streaming import EventStream
-from medusa_trt.serving.schemas import (
+from medusa_trt.serving.requests.schemas import (
     ChatRequest,
     CompletionRequest,
     DetokenizeRequest,
@@ -113,7 +113,7 @@ def _add_replies(app: FastAPI, service: Service) -> None:
         try:
             prompts = await asyncio.to_thread(encode_prompts, body, session)
         except MedusaError as error:
-            raise error_from_medusa(error) from error
+            raise error_from_medusa(error, body) from error
         replies = await service.start_replies(body, prompts, options, request.state.record)
         shown = CompletionReplies(body, service.model_name, session.text)
         if body.stream:
@@ -141,7 +141,7 @@ def _add_tokens(app: FastAPI, service: Service) -> None:
                     text.encode, body.prompt or "", add_special_tokens=body.add_special_tokens
                 )
         except MedusaError as error:
-            raise error_from_medusa(error) from error
+            raise error_from_medusa(error, body) from error
         return {"count": len(ids), "max_model_len": service.session.max_length, "tokens": ids}
 
     @app.post("/detokenize")

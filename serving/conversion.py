@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from medusa_trt.errors import MedusaError
+from medusa_trt.errors import MedusaError, TreeError
 from medusa_trt.runtime.decoding.tracing import VerifiedStep
 from medusa_trt.runtime.options import GenerationOptions, SamplingOptions
 from medusa_trt.runtime.processors.grammar import Grammar
@@ -13,7 +13,7 @@ from medusa_trt.runtime.session import MedusaSession
 from medusa_trt.runtime.text import TextCodec
 from medusa_trt.serving.errors import ApiError, error_from_medusa
 from medusa_trt.serving.metrics import count_accepted
-from medusa_trt.serving.schemas import JsonObjectFormat, JsonSchemaFormat, ReplyFields
+from medusa_trt.serving.requests.schemas import JsonObjectFormat, JsonSchemaFormat, ReplyFields
 from medusa_trt.tree_configs import MedusaTree, load_tree
 
 LEAST_LOGPROB = -9999.0
@@ -55,7 +55,7 @@ def options_from_fields(
                 top_k=body.top_k,
                 top_p=body.top_p,
                 min_p=body.min_p,
-                seed=body.seed,
+                seed=None if body.seed is None else body.seed % 2**64,
             ),
             acceptance=body.acceptance,
             posterior_threshold=body.posterior_threshold,
@@ -77,8 +77,11 @@ def _load_tree(name: str | None) -> MedusaTree | None:
     if name is None:
         return None
     if name.endswith(".json"):  # This would read a file of the server.
-        raise _refuse("tree", f"{name!r} is a file: give the name of a tree, such as chain-4")
-    return load_tree(name)
+        raise _refuse("tree", f"{name!r} is a file: give the name of a tree, such as chain-2")
+    try:
+        return load_tree(name)
+    except TreeError as error:
+        raise _refuse("tree", str(error).replace("a path to a .json file, ", "")) from error
 
 
 def _make_grammar(body: ReplyFields) -> Grammar | None:

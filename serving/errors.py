@@ -10,7 +10,7 @@ from fastapi.responses import Response
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
-from medusa_trt.errors import GrammarError, MedusaError, PromptError, TreeError
+from medusa_trt.errors import GrammarError, MedusaError, PromptError, PromptLengthError, TreeError
 
 _TYPES = {
     401: "authentication_error",
@@ -21,6 +21,9 @@ _TYPES = {
 
 _GRAMMARS = ("regex", "grammar", "tools", "response_format")
 """Fields that restrict a reply by a grammar."""
+
+_PROMPTS = ("prompt", "messages")
+"""Fields that hold what is to be replied to."""
 
 
 class ApiError(Exception):
@@ -85,8 +88,12 @@ def error_from_medusa(error: MedusaError, body: BaseModel | None = None) -> ApiE
     if not isinstance(error, PromptError | TreeError):
         return ApiError(500, text, code="engine_failed")
     name = text.split(" ", 1)[0]
+    if text.startswith("the prompt "):
+        name = next((each for each in _PROMPTS if getattr(body, each, None) is not None), "")
     is_field = body is not None and name in type(body).model_fields
-    return ApiError(400, text, param=name if is_field else None, code="invalid_value")
+    # Clients look for this word to shorten a conversation.
+    code = "context_length_exceeded" if isinstance(error, PromptLengthError) else "invalid_value"
+    return ApiError(400, text, param=name if is_field else None, code=code)
 
 
 def add_error_replies(app: FastAPI) -> None:
@@ -120,8 +127,7 @@ def _note(request: Request, error: ApiError) -> ApiError:
 
 def _error_from_fields(errors: Sequence[Mapping[str, Any]], body: object) -> ApiError:
     """Describes the first field of a body that does not fit."""
-    # Of a union the part that came furthest says best what is wrong.
-    error = max(errors, key=lambda each: len(each["loc"]))
+    error = max(errors, key=_rank_error)
     kind = error["type"]
     path = _path_from_location(error["loc"][1:], body, is_missing=kind == "missing")
     if kind == "json_invalid":
@@ -138,6 +144,8 @@ def _error_from_fields(errors: Sequence[Mapping[str, Any]], body: object) -> Api
     if kind == "extra_forbidden":
         message = f"unknown field {name!r}: leave it out"
         return ApiError(400, message, param=name, code="unknown_parameter")
+    if kind == "unsupported":
+        return ApiError(400, f"{name}: {error['msg']}", param=name, code="unsupported_parameter")
     if kind == "missing":
         message = f"the field {name!r} is missing: give it"
         return ApiError(400, message, param=name, code="missing_required_parameter")
@@ -156,4 +164,11 @@ def _path_from_location(
         if is_index or (isinstance(body, dict) and part in body):
             body = body[part]  # type: ignore[index]
             path.append(str(part))
-    return [*path, str(location[-1])] if is_missing and location else path
+    last = str(location[-1]) if location else ""
+    # A field counts as missing also where its null takes the place of a value that is needed.
+    return [*path, last] if is_missing and last and path[-1:] != [last] else path
+
+
+def _rank_error(error: Mapping[str, Any]) -> tuple[int, bool]:
+    """Of a union, the part of it that came furthest says best what is wrong."""
+    return len(error["loc"]), not error["type"].endswith("_type")

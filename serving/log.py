@@ -20,7 +20,7 @@ class RequestRecord:
         id: the value of the reply's header `x-request-id`.
         start_s: when the request began, by `perf_counter`.
         status: the status of the reply; 499 if the client left before it.
-        user: the request's field of this name.
+        client: the fields by which the client names itself or its user.
         is_streamed: whether the reply was streamed.
         num_choices: number of replies to the prompts.
         prompt_tokens, cached_tokens, completion_tokens: counts over all choices.
@@ -35,7 +35,7 @@ class RequestRecord:
     id: str = field(default_factory=lambda: uuid4().hex)
     start_s: float = field(default_factory=perf_counter)
     status: int = 499
-    user: str | None = None
+    client: dict[str, str] = field(default_factory=dict)
     is_streamed: bool = False
     num_choices: int = 0
     prompt_tokens: int = 0
@@ -76,9 +76,9 @@ class RequestRecord:
             }
         if self.first_token_s is not None:
             described["first_token_ms"] = round(1e3 * self.first_token_s, 1)
-        for name in ("user", "error"):
-            if (value := getattr(self, name)) is not None:
-                described[name] = value
+        described |= self.client
+        if self.error is not None:
+            described["error"] = self.error
         return described
 
 

@@ -18,7 +18,7 @@ from medusa_trt.serving.errors import ApiError, error_from_medusa
 from medusa_trt.serving.log import RequestRecord, write_fault
 from medusa_trt.serving.metrics import Metrics, count_accepted
 from medusa_trt.serving.options import ServingOptions
-from medusa_trt.serving.schemas import ReplyFields
+from medusa_trt.serving.requests.schemas import ReplyFields
 from medusa_trt.serving.tools.forms import ToolTemplate
 from medusa_trt.serving.worker import CancelReason, Ticket, Worker
 
@@ -26,6 +26,9 @@ _WEIGHT = 0.1
 """Weight of a new reply in the running mean of the time that a reply takes."""
 
 _MAX_RETRY_S = 60
+
+_CLIENT_FIELDS = {"user", "safety_identifier", "prompt_cache_key"}
+"""Fields that name a client or its user; they change no reply and are logged."""
 
 
 class Service:
@@ -86,7 +89,8 @@ class Service:
             ApiError: an option or a prompt cannot be used, or there are too many requests.
         """
         num_replies = len(prompts) * body.n
-        record.user, record.is_streamed, record.num_choices = body.user, body.stream, num_replies
+        record.client = body.model_dump(include=_CLIENT_FIELDS, exclude_none=True)
+        record.is_streamed, record.num_choices = body.stream, num_replies
         record.prompt_tokens = sum(map(len, prompts))
         self._check_room(num_replies)
         self._num_reserved += num_replies

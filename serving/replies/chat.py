@@ -20,7 +20,8 @@ from medusa_trt.serving.conversion import (
     options_from_fields,
 )
 from medusa_trt.serving.errors import ApiError, error_from_medusa
-from medusa_trt.serving.schemas import ChatMessage, ChatRequest, ToolCall
+from medusa_trt.serving.requests.messages import ChatMessage, ToolCall
+from medusa_trt.serving.requests.schemas import ChatRequest
 from medusa_trt.serving.service import Replies
 from medusa_trt.serving.tools.choice import ToolChoice
 from medusa_trt.serving.tools.forms import ToolTemplate
@@ -76,15 +77,20 @@ def encode_messages(
     """Encodes a conversation with the model's chat template.
 
     Raises:
-        ApiError: there is no template, or it refuses the conversation.
+        ApiError: there is no template, or it refuses the conversation or does not read a variable.
     """
     plain = []
     for index, message in enumerate(messages):
-        values = message.model_dump(exclude_none=True)
+        values = message.model_dump(exclude_none=True, exclude={"annotations"})
         if message.tool_calls is not None:
             values["tool_calls"] = _convert_calls(message.tool_calls, template, index)
         # OpenAI's newer name; the templates of open models know the older one.
         plain.append(values | {"role": "system"} if message.role == "developer" else values)
+    try:
+        template.text.check_variables(variables or {})
+    except MedusaError as error:
+        place = "chat_template_kwargs"
+        raise ApiError(400, f"{place}: {error}", param=place, code="invalid_value") from error
     shown = () if tools is None else tools.tools
     try:
         prompt = ChatPrompt(messages=plain, tools=shown, variables=variables or {})
@@ -195,17 +201,13 @@ class ChatReplies:
             )
             if event.generation is not None:
                 done[index] = event.generation
-        options = self._body.stream_options
-        if options is not None and options.include_usage:
+        if self._body.shows_usage:
             usage = describe_usage([done[index] for index in sorted(done)], self._body.n)
-            yield self._describe_chunk(None) | {"usage": usage}
+            yield self._describe_chunk() | {"usage": usage}
 
-    def _describe_chunk(self, choice: dict[str, Any] | None) -> dict[str, Any]:
-        return {
-            **self._head,
-            "object": "chat.completion.chunk",
-            "choices": [] if choice is None else [choice],
-        }
+    def _describe_chunk(self, *choices: dict[str, Any]) -> dict[str, Any]:
+        chunk = {**self._head, "object": "chat.completion.chunk", "choices": choices}
+        return chunk | {"usage": None} if self._body.shows_usage else chunk
 
     def _describe_logprobs(self, entries: Iterable[TokenLogprobs]) -> dict[str, Any] | None:
         if not self._body.logprobs:

@@ -19,7 +19,7 @@ from medusa_trt.serving.conversion import (
     options_from_fields,
 )
 from medusa_trt.serving.errors import ApiError
-from medusa_trt.serving.schemas import CompletionRequest
+from medusa_trt.serving.requests.schemas import CompletionRequest
 from medusa_trt.serving.service import Replies
 
 _DEFAULT_TOKENS = 16
@@ -38,6 +38,14 @@ def options_from_completion(body: CompletionRequest, session: MedusaSession) -> 
             400,
             "max_tokens is 0: this is for echo: true without a stream; give at least 1",
             param="max_tokens",
+            code="invalid_value",
+        )
+    if body.best_of not in (None, body.n):
+        raise ApiError(
+            400,
+            f"best_of is {body.best_of}: every reply that is made is sent, so it can be n alone "
+            f"({body.n}): leave it out",
+            param="best_of",
             code="invalid_value",
         )
     return options_from_fields(
@@ -139,24 +147,24 @@ class CompletionReplies:
                 offsets[index],
             )
             offsets[index] += len(text)
-            yield {
-                **self._head,
-                "choices": [
-                    {
-                        "index": index,
-                        "text": text,
-                        "logprobs": logprobs,
-                        "finish_reason": describe_finish(event.generation),
-                        **describe_step(event.step, self._text),
-                    }
-                ],
-            }
+            yield self._describe_chunk(
+                {
+                    "index": index,
+                    "text": text,
+                    "logprobs": logprobs,
+                    "finish_reason": describe_finish(event.generation),
+                    **describe_step(event.step, self._text),
+                }
+            )
             if event.generation is not None:
                 done[index] = event.generation
-        options = self._body.stream_options
-        if options is not None and options.include_usage:
+        if self._body.shows_usage:
             usage = describe_usage([done[index] for index in sorted(done)], self._body.n)
-            yield {**self._head, "choices": [], "usage": usage}
+            yield self._describe_chunk() | {"usage": usage}
+
+    def _describe_chunk(self, *choices: dict[str, Any]) -> dict[str, Any]:
+        chunk = {**self._head, "choices": choices}
+        return chunk | {"usage": None} if self._body.shows_usage else chunk
 
     def _describe_logprobs(
         self,

@@ -7,7 +7,8 @@ from typing import Any
 from medusa_trt.errors import PromptError
 from medusa_trt.runtime.processors.grammar import Grammar
 from medusa_trt.serving.errors import ApiError
-from medusa_trt.serving.schemas import ChatRequest, FunctionTool, NamedTool
+from medusa_trt.serving.requests.messages import FunctionTool, NamedTool
+from medusa_trt.serving.requests.schemas import ChatRequest
 from medusa_trt.serving.tools.forms import ToolTemplate
 from medusa_trt.serving.tools.grammar import make_call_grammar
 from medusa_trt.serving.tools.reading import ToolReader

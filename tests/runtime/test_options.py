@@ -28,11 +28,11 @@ def test_a_temperature_that_float32_cannot_divide_by_is_zero(temperature: float)
         ({"stop": ("",)}, "empty stop text"),
         (
             {"acceptance": "greedy", "sampling": SamplingOptions(temperature=1)},
-            "greedy acceptance at temperature 1",
+            "acceptance greedy at temperature 1",
         ),
         (
             {"acceptance": "typical", "sampling": SamplingOptions(temperature=1), "logprobs": 1},
-            "typical acceptance takes no",
+            "acceptance typical takes no",
         ),
     ],
 )

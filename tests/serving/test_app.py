@@ -25,9 +25,10 @@ SCHEMA_WITHOUT_TYPE = {
         ({"n": 100}, "n"),
         ({"max_tokens": 0}, "max_tokens"),
         ({"max_tokens": 3, "max_completion_tokens": 4}, "max_tokens"),
-        ({"seed": -1}, "seed"),
+        ({"seed": -(2**63) - 1}, "seed"),
         ({"stop": [""]}, "stop.0"),
         ({"stop": 5}, "stop"),
+        ({"stop": ["a"] * 10_000}, "stop"),
         ({"top_logprobs": 2}, "top_logprobs"),
         ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
         ({"presence_penalty": 2.5}, "presence_penalty"),
@@ -43,15 +44,20 @@ SCHEMA_WITHOUT_TYPE = {
         ({"grammar": "x"}, "grammar"),
         ({"response_format": SCHEMA_WITHOUT_TYPE}, "response_format"),
         ({"regex": "a", "grammar": 'start: "a"'}, "regex"),
-        ({"tree": "no-such-tree"}, None),
+        ({"tree": "no-such-tree"}, "tree"),
         ({"tree": "/etc/passwd.json"}, "tree"),
         ({"lookup_ngram": 17}, "lookup_ngram"),
-        ({"acceptance": "greedy"}, None),
-        ({"acceptance": "typical", "logprobs": True}, None),
+        ({"acceptance": "greedy"}, "acceptance"),
+        ({"acceptance": "typical", "logprobs": True}, "acceptance"),
+        ({"chat_template_kwargs": {"no_such_variable": True}}, "chat_template_kwargs"),
+        ({"chat_template_kwargs": {"messages": []}}, "chat_template_kwargs"),
         ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
         ({"messages": []}, "messages"),
         ({"messages": [{"role": "user", "content": "hello", "mood": 1}]}, "messages.0.mood"),
-        ({"messages": [{"role": "user", "content": "h" * 600}]}, None),
+        ({"messages": [{"role": "user", "content": "h" * 600}]}, "messages"),
+        ({"messages": [{"role": "user"}]}, "messages.0.content"),
+        ({"messages": [{"role": "assistant", "content": None}]}, "messages.0.content"),
+        ({"messages": [{"role": "tool", "content": "a"}]}, "messages.0.tool_call_id"),
     ],
 )
 def test_what_cannot_be_used_is_refused_by_name(
@@ -64,6 +70,46 @@ def test_what_cannot_be_used_is_refused_by_name(
     assert error["type"] == "invalid_request_error" and error["code"]
     assert error.keys() == {"message", "type", "param", "code"}
     assert "\n" not in error["message"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "param", "reason"),
+    [
+        ({"prompt": ""}, "prompt", "is empty"),
+        ({"prompt": []}, "prompt", "at least 1 item"),
+        ({"prompt": [[]]}, "prompt.0", "at least 1 item"),
+        ({"prompt": [-1]}, "prompt.0", "greater than or equal to 0"),
+        ({"prompt": [10**6]}, "prompt", "outside 0 to"),
+        ({"prompt": "h" * 600}, "prompt", "tokens"),
+        ({"stop": ["a"] * 17}, "stop", "at most 16 items"),
+        ({"best_of": 2}, "best_of", "leave it out"),
+        ({"suffix": "x"}, "suffix", "does not have this field"),
+    ],
+)
+def test_a_wrong_completion_is_refused_by_what_came_furthest(
+    live: LiveServer, fields: dict[str, Any], param: str, reason: str
+) -> None:
+    error = live.complete(**fields).json()["error"]
+    assert error["param"] == param and reason in error["message"], error
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
+def test_only_a_streams_last_chunk_has_counts_and_the_others_null(
+    live: LiveServer, path: str
+) -> None:
+    prompt: dict[str, Any] = {"prompt": "hello"}
+    if "chat" in path:
+        prompt = {"messages": [{"role": "user", "content": "hello"}]}
+    asked = prompt | {"stream": True, "max_tokens": 5}
+    for options in (None, {"include_usage": False}, {"include_usage": True}):
+        answer = live.client.post(path, json=asked | {"stream_options": options})
+        events = [line[6:] for line in answer.text.split("\n\n") if line.startswith("data: {")]
+        *chunks, last = [json.loads(event) for event in events]
+        if options and options["include_usage"]:
+            assert last["choices"] == [] and last["usage"]["completion_tokens"] <= 5
+            assert all(chunk["usage"] is None and chunk["choices"] for chunk in chunks)
+        else:
+            assert not any("usage" in chunk for chunk in [*chunks, last])
 
 
 @pytest.mark.parametrize(
@@ -174,7 +220,10 @@ def test_states_and_models(live: LiveServer) -> None:
 
 def test_the_log_has_counts_and_no_text(live: LiveServer) -> None:
     reply = live.chat(
-        messages=[{"role": "user", "content": "secret"}], max_tokens=3, user="me", seed=1
+        messages=[{"role": "user", "content": "secret"}],
+        max_tokens=3,
+        user="me",
+        prompt_cache_key="k",
     )
     wrong = live.complete(prompt={"secret": 1})
     ids = [each.headers["x-request-id"] for each in (reply, wrong)]
@@ -183,6 +232,7 @@ def test_the_log_has_counts_and_no_text(live: LiveServer) -> None:
     lines = {line["request"]: line for line in live.log}
     first, second = (lines[each] for each in ids)
     assert first["status"] == 200 and first["user"] == "me"
+    assert first["prompt_cache_key"] == "k"
     assert first["completion_tokens"] == reply.json()["usage"]["completion_tokens"]
     assert first["prompt_tokens"] == reply.json()["usage"]["prompt_tokens"]
     assert second["status"] == 400 and second["error"].startswith("invalid_value prompt")

@@ -2,27 +2,26 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, Field, field_validator
 
 from medusa_trt.runtime.options import AcceptanceName
+from medusa_trt.serving.requests.messages import ChatMessage, NamedTool, Tool
+from medusa_trt.serving.requests.values import Body, Flag, OrNull, Unsupported
 
 MAX_CHOICES = 128
 """Most replies to one request, as in OpenAI's API."""
 
 _Text = Annotated[str, Field(min_length=1)]
+_Name = Annotated[str, Field(max_length=256)]
 _TokenId = Annotated[int, Field(ge=0)]
-
-
-class Body(BaseModel):
-    """A JSON object whose values have exactly the types of its fields."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+_Penalty = Annotated[float, Field(ge=-2, le=2), OrNull()]
 
 
 class StreamOptions(Body):
-    """What a stream holds besides the reply."""
+    """What a stream holds besides the reply; this server never adds noise to its length."""
 
-    include_usage: bool = False
+    include_usage: Flag = False
+    include_obfuscation: Literal[False] | None = None
 
 
 class JsonSchema(Body):
@@ -62,35 +61,43 @@ class ReplyFields(Body):
     """What requests for replies share.
 
     The fields from `top_k` on are no part of OpenAI's API; `GenerationOptions` explains them, and
-    docs/serving.md `steps`.
+    docs/serving.md `steps`. Of OpenAI's fields whose work this server does not do, the values are
+    allowed that ask for what it does anyway.
     """
 
     model: str | None = None
-    stream: bool = False
+    stream: Flag = False
     stream_options: StreamOptions | None = None
-    n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] = 1
+    n: Annotated[int, Field(ge=1, le=MAX_CHOICES), OrNull()] = 1
     max_tokens: Annotated[int, Field(ge=0)] | None = None
-    temperature: Annotated[float, Field(ge=0, le=2)] = 1.0
-    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
-    seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
+    temperature: Annotated[float, Field(ge=0, le=2), OrNull()] = 1.0
+    top_p: Annotated[float, Field(gt=0, le=1), OrNull()] = 1.0
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
     stop: _Text | Annotated[list[_Text], Field(max_length=16)] | None = None
-    presence_penalty: Annotated[float, Field(ge=-2, le=2)] = 0.0
-    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] = 0.0
+    presence_penalty: _Penalty = 0.0
+    frequency_penalty: _Penalty = 0.0
     logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = None
-    user: Annotated[str, Field(max_length=256)] | None = None
+    user: _Name | None = None
+    safety_identifier: _Name | None = None
+    prompt_cache_key: _Name | None = None
     response_format: ResponseFormat | None = None
-    top_k: Annotated[int, Field(ge=0)] = 0
-    min_p: Annotated[float, Field(ge=0, le=1)] = 0.0
-    repetition_penalty: Annotated[float, Field(ge=0.01, le=100)] = 1.0
-    ignore_eos: bool = False
+    top_k: Annotated[int, Field(ge=0), OrNull()] = 0
+    min_p: Annotated[float, Field(ge=0, le=1), OrNull()] = 0.0
+    repetition_penalty: Annotated[float, Field(ge=0.01, le=100), OrNull()] = 1.0
+    ignore_eos: Flag = False
     regex: str | None = None
     grammar: str | None = None
     acceptance: AcceptanceName | None = None
     posterior_threshold: Annotated[float, Field(ge=0, le=1)] | None = None
     posterior_alpha: Annotated[float, Field(ge=0, le=1)] | None = None
-    lookup_ngram: Annotated[int, Field(ge=0, le=16)] = 3
+    lookup_ngram: Annotated[int, Field(ge=0, le=16), OrNull()] = 3
     tree: str | None = None
-    steps: bool = False
+    steps: Flag = False
+
+    @property
+    def shows_usage(self) -> bool:
+        """Whether a stream ends with the counts of its tokens."""
+        return self.stream_options is not None and self.stream_options.include_usage
 
     @field_validator("logit_bias")
     @classmethod
@@ -101,92 +108,34 @@ class ReplyFields(Body):
         return biases
 
 
-class TextPart(Body):
-    """A part of a message."""
-
-    type: Literal["text"]
-    text: str
-
-
-class FunctionCall(Body):
-    """A call that the model made."""
-
-    name: str
-    arguments: str
-
-
-class ToolCall(Body):
-    """A tool call in a message of the assistant."""
-
-    id: str
-    type: Literal["function"]
-    function: FunctionCall
-
-
-class ChatMessage(Body):
-    """A message; the chat template gets it as it is.
-
-    Clients send messages back as they got them, so fields of replies may be there without a value.
-    """
-
-    role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[TextPart] | None = None
-    name: str | None = None
-    tool_calls: Annotated[list[ToolCall], Field(min_length=1)] | None = None
-    tool_call_id: str | None = None
-    refusal: None = None
-    annotations: None = None
-    audio: None = None
-    function_call: None = None
-
-
-_FunctionName = Annotated[str, Field(pattern="^[a-zA-Z0-9_-]{1,64}$")]
-
-
-class FunctionTool(Body):
-    """A function that the model may call; without parameters it takes no arguments.
-
-    With `strict` each call has arguments of this schema, also where `tool_choice` is auto.
-    """
-
-    name: _FunctionName
-    description: str | None = None
-    parameters: dict[str, Any] | None = None
-    strict: bool | None = None
-
-
-class Tool(Body):
-    """A tool that the model may call."""
-
-    type: Literal["function"]
-    function: FunctionTool
-
-
-class NamedFunction(Body):
-    """The name of a function."""
-
-    name: _FunctionName
-
-
-class NamedTool(Body):
-    """The tool that the model has to call."""
-
-    type: Literal["function"]
-    function: NamedFunction
-
-
 class ChatRequest(ReplyFields):
     """Body of /v1/chat/completions."""
 
     messages: Annotated[list[ChatMessage], Field(min_length=1)]
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     max_tokens: Annotated[int, Field(ge=1)] | None = None
-    logprobs: bool = False
+    logprobs: Flag = False
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     tools: Annotated[list[Tool], Field(min_length=1, max_length=128)] | None = None
     tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
     parallel_tool_calls: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
+    store: Literal[False] | None = None
+    service_tier: Literal["auto", "default"] | None = None
+    modalities: Annotated[list[Literal["text"]], Field(min_length=1)] | None = None
+    prompt_cache_retention: Literal["in_memory"] | None = None
+    prompt_cache_options: Annotated[None, Unsupported()] = None
+    metadata: Annotated[None, Unsupported()] = None
+    audio: Annotated[None, Unsupported()] = None
+    moderation: Annotated[None, Unsupported()] = None
+    prediction: Annotated[None, Unsupported()] = None
+    verbosity: Annotated[None, Unsupported()] = None
+    web_search_options: Annotated[None, Unsupported()] = None
+    reasoning_effort: Annotated[
+        None, Unsupported("give a variable of the model's template in chat_template_kwargs")
+    ] = None
+    functions: Annotated[None, Unsupported("use tools")] = None
+    function_call: Annotated[None, Unsupported("use tool_choice")] = None
 
 
 class CompletionRequest(ReplyFields):
@@ -199,7 +148,9 @@ class CompletionRequest(ReplyFields):
         | Annotated[list[Annotated[list[_TokenId], Field(min_length=1)]], Field(min_length=1)]
     )
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
-    echo: bool = False
+    echo: Flag = False
+    best_of: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
+    suffix: Annotated[None, Unsupported()] = None
 
 
 class TokenizeRequest(Body):
@@ -208,7 +159,7 @@ class TokenizeRequest(Body):
     model: str | None = None
     prompt: str | None = None
     messages: Annotated[list[ChatMessage], Field(min_length=1)] | None = None
-    add_special_tokens: bool = True
+    add_special_tokens: Flag = True
 
 
 class DetokenizeRequest(Body):

@@ -1,0 +1,1 @@
+"""Bodies of requests, and the kinds of values that their fields have."""
