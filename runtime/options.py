@@ -80,8 +80,8 @@ class GenerationOptions:
             bundle, or else 0.3).
         stop: text that ends the reply and is not part of it; the flag may be repeated. A special
             token, such as <|im_start|>, is meant as that token.
-        stop_ids: token id that ends the reply like an end-of-sequence token; the flag may be
-            repeated (default: none).
+        stop_ids: token id that ends the reply and is no part of its text; the flag may be repeated
+            (default: none).
         repetition_penalty: makes the tokens of the prompt and of the reply less likely: divides
             positive logits and multiplies negative ones; 1 changes nothing.
         presence_penalty: subtracted from the logit of every token that occurs in the reply.

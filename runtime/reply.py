@@ -178,7 +178,7 @@ class Reply:
         self.finish_reason = reason or self.finish_reason
         assert self.finish_reason is not None
         if self._decodes_late:
-            self._text = self._text_stream.push(self.token_ids)
+            self._text = self._decode(self.token_ids)
         stats = GenerationStats(
             prompt_tokens=self._num_prompt,
             cached_tokens=self.num_cached,
@@ -215,7 +215,8 @@ class Reply:
             added_ids.append(token)
             if token in self._stop_ids:
                 self.finish_reason = "stop"
-            elif len(self.token_ids) + len(added_ids) == self._limit:
+                break
+            if len(self.token_ids) + len(added_ids) == self._limit:
                 self.finish_reason = self._limit_reason
             if self._stop:
                 before = len(self._text)
@@ -224,9 +225,14 @@ class Reply:
             if self.finish_reason is not None:
                 break
         if not self._stop and not self._decodes_late:
-            self._text += self._text_stream.push(added_ids)
+            self._text += self._decode(added_ids)
         self.token_ids += added_ids
         return added_ids
+
+    def _decode(self, token_ids: list[int]) -> str:
+        """Decodes tokens without the one that ended the reply, which need not be a special one."""
+        has_end = bool(token_ids) and token_ids[-1] in self._stop_ids
+        return self._text_stream.push(token_ids[:-1] if has_end else token_ids)
 
     def _cut_at_stop_text(self, before: int) -> None:
         """Cuts the text before the first stop text that ends after position `before`."""

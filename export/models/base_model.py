@@ -22,9 +22,8 @@ from medusa_trt.export.models.checkpoint_weights import (
     find_weight_files,
     weights_from_checkpoint,
 )
-from medusa_trt.export.models.end_tokens import GGUF_FIELDS, end_token_ids
+from medusa_trt.export.models.end_tokens import end_token_ids
 from medusa_trt.export.models.gguf import list_parts
-from medusa_trt.export.models.gguf_tokenizer import read_tokenizer_fields
 from medusa_trt.export.models.gguf_weights import weights_from_gguf
 from medusa_trt.export.models.source import (
     ModelSource,
@@ -79,11 +78,9 @@ class BaseModel:
             ExportError: a config names an end token by something else than an id.
         """
         configs = (self.model.generation_config, self.model.config)
-        config_values = [getattr(config, "eos_token_id", None) for config in configs]
-        if self.source.gguf is not None:
-            fields = read_tokenizer_fields(self.source.gguf)
-            config_values += [fields.get(name) for name in GGUF_FIELDS]
-        return end_token_ids(self.tokenizer, config_values, self.source.name)
+        stated = [getattr(config, "eos_token_id", None) for config in configs]
+        vocab_size: int = self.model.config.vocab_size
+        return end_token_ids(self.tokenizer, stated, vocab_size, self.source.name)
 
 
 def load_base_model(source: ModelSource) -> BaseModel:

@@ -9,9 +9,6 @@ from transformers import PreTrainedTokenizerBase
 
 from medusa_trt.errors import ExportError
 
-GGUF_FIELDS = ("eos_token_id", "eot_token_id", "eom_token_id")
-"""Fields of a GGUF file (`tokenizer.ggml.…`) that name an end of text, turn or message."""
-
 END_TOKENS = frozenset(
     (
         "<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<|flush|>", "<|calls|>",
@@ -29,13 +26,14 @@ _REPLY = "xyz"
 
 
 def end_token_ids(
-    tokenizer: PreTrainedTokenizerBase, stated: Iterable[object], model: str
+    tokenizer: PreTrainedTokenizerBase, stated: Iterable[object], vocab_size: int, model: str
 ) -> list[int]:
     """Collects the ids of all tokens that end a reply.
 
     Args:
         tokenizer: the tokenizer of the model.
         stated: the values of eos_token_id in configs and files: ids, lists of ids, None.
+        vocab_size: the model's number of tokens; ids outside of it, such as -1, are left out.
         model: name of the model for error messages.
 
     Returns:
@@ -56,24 +54,19 @@ def end_token_ids(
                     "correct eos_token_id in its generation_config.json"
                 )
             ids.add(token_id)
-    special = {
-        token.content: token_id
-        for token_id, token in tokenizer.added_tokens_decoder.items()
-        if token.special
-    }
-    ids |= {token_id for name, token_id in special.items() if name in END_TOKENS}
-    closing = _find_closing_token(tokenizer, special)
+    # Not all of them are marked as special in every checkpoint.
+    added = {token.content: token_id for token_id, token in tokenizer.added_tokens_decoder.items()}
+    ids |= {token_id for name, token_id in added.items() if name in END_TOKENS}
+    closing = _find_closing_token(tokenizer, added)
     if closing is not None:
         ids.add(closing)
-    if special.keys() >= _HARMONY:
-        ids.discard(special.get("<|end|>", -1))
-    return sorted(ids)
+    if added.keys() >= _HARMONY:
+        ids.discard(added.get("<|end|>", -1))
+    return sorted(token_id for token_id in ids if 0 <= token_id < vocab_size)
 
 
-def _find_closing_token(
-    tokenizer: PreTrainedTokenizerBase, special: Mapping[str, int]
-) -> int | None:
-    """Finds the special token that the chat template writes directly behind a reply."""
+def _find_closing_token(tokenizer: PreTrainedTokenizerBase, added: Mapping[str, int]) -> int | None:
+    """Finds the added token that the chat template writes directly behind a reply."""
     if tokenizer.chat_template is None:
         return None
     messages = [{"role": "user", "content": "abc"}, {"role": "assistant", "content": _REPLY}]
@@ -83,5 +76,5 @@ def _find_closing_token(
         return None
     assert isinstance(text, str)
     behind = text.rpartition(_REPLY)[2].lstrip()
-    names = [name for name in special if behind.startswith(name)]
-    return special[max(names, key=len)] if names else None
+    names = [name for name in added if behind.startswith(name)]
+    return added[max(names, key=len)] if names else None

@@ -28,6 +28,9 @@ _KNOWN = {
 }  # fmt: skip
 """Types of models whose fields are known; of others transformers' reading is taken."""
 
+_END_FIELDS = ("eos_token_id", "eot_token_id", "eom_token_id")
+"""Fields `tokenizer.ggml.…` that name an end of text, turn or message."""
+
 _REFUSED = (
     "attention.clamp_kqv", "attention.max_alibi_bias", "attention.scale", "embedding_scale",
     "logit_scale", "residual_scale",
@@ -52,8 +55,22 @@ def config_from_gguf(model: GgufModel) -> PretrainedConfig:
         _write_fields(model, Path(folder) / _FIELDS_FILE)
         config: PretrainedConfig = AutoConfig.from_pretrained(folder, gguf_file=_FIELDS_FILE)
     config.name_or_path = str(model.path)
+    _set_marks(config, model)
     complete_config(config, model)
     return config
+
+
+def _set_marks(config: PretrainedConfig, model: GgufModel) -> None:
+    """Start and end tokens: those of the file, and not those that the class has by default."""
+    fields = model.fields
+    is_sentencepiece = fields.get("tokenizer.ggml.model") == "llama"
+    defaults = {"bos_token_id": 1, "eos_token_id": 2} if is_sentencepiece else {}  # llama.cpp's
+    start, *ends = (
+        fields.get(f"tokenizer.ggml.{name}", defaults.get(name))
+        for name in ("bos_token_id", *_END_FIELDS)
+    )
+    config.bos_token_id = start
+    config.eos_token_id = sorted({end for end in ends if end is not None}) or None
 
 
 def _write_fields(model: GgufModel, path: Path) -> None:

@@ -24,6 +24,7 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 from transformers.integrations.gguf.gguf_tokenizer_mapping import convert_gguf_tokenizer
 
 from medusa_trt.errors import ExportError
+from medusa_trt.export.models.end_tokens import END_TOKENS
 from medusa_trt.export.models.gguf import read_gguf
 from medusa_trt.export.models.gguf_splits import SPLITTINGS, Splitting
 
@@ -176,8 +177,14 @@ def _make_byte_level_vocabulary(fields: Mapping[str, Any]) -> dict[str, int]:
 
 
 def _pair_tokens_with_kinds(fields: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
+    """Pairs each token with its type; tokens that end a turn are control tokens in any case.
+
+    Some files call them ordinary, and llama.cpp then takes no notice of that.
+    """
     tokens = fields["tokens"]
-    return zip(tokens, fields.get("token_type", [_NORMAL] * len(tokens)), strict=True)
+    kinds = fields.get("token_type", [_NORMAL] * len(tokens))
+    for token, kind in zip(tokens, kinds, strict=True):
+        yield token, _CONTROL if token in END_TOKENS else kind
 
 
 def _add_marked_tokens(tokenizer: Tokenizer, fields: Mapping[str, Any]) -> None:
@@ -192,7 +199,7 @@ def _add_marked_tokens(tokenizer: Tokenizer, fields: Mapping[str, Any]) -> None:
             rstrip=is_phi3 and token not in _KEEPS_SPACES,
         )
         for token, kind in _pair_tokens_with_kinds(fields)
-        if (kind in (_CONTROL, _USER_DEFINED) or (is_phi3 and token == "</s>"))
+        if kind in (_CONTROL, _USER_DEFINED)
         # Gemma's runs of spaces are written with SentencePiece's mark, and merged from it. Added as
         # they are, they would be new tokens, which the model does not have.
         and tokenizer.token_to_id(token) is not None

@@ -62,6 +62,16 @@ def test_a_reply_is_cut_where_it_ends(
     assert reply.token_ids == [LETTERS[letter] for letter in kept]
 
 
+@pytest.mark.parametrize("changes", [{}, {"streamed": False}, {"stop": ("ee",)}])
+def test_an_end_token_is_no_text(changes: dict[str, object]) -> None:
+    """Some checkpoints end a turn by a token that is not marked as special."""
+    reply = begin(**changes)
+    for token_ids in ([0, 1], [2, 7, 3]):
+        reply.add((token_ids, ()), 0.0)
+    generation = reply.finish(0.0)
+    assert generation.text == "abc" and generation.token_ids == [0, 1, 2, 7]
+
+
 def test_statistics_count_the_steps_after_the_first_token() -> None:
     reply = begin(text="echo ")
     assert add(reply, "a") == "echo a"

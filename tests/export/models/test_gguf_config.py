@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from gguf import GGUFWriter
+from gguf import GGUFValueType, GGUFWriter
 from support.checkpoints.gguf_files import write_gguf
 from support.model_families import config, rope
 from support.tiny_models import llama_config, random_model
@@ -21,6 +21,7 @@ from medusa_trt.export.weights.streamed_model import supply_weights
 
 TOKENS = torch.arange(40)[None] * 7
 Add = Callable[[GGUFWriter], None]
+UINT32 = GGUFValueType.UINT32
 
 LLAMA3 = rope(
     "llama3",
@@ -92,6 +93,25 @@ def test_what_would_be_left_out_is_refused(add: Add, message: str, tmp_path: Pat
     write_gguf(path, random_model(llama_config()), "Q4_0", add)
     with pytest.raises(ExportError, match=message):
         open_base_model(source_from_name(str(path)))
+
+
+@pytest.mark.parametrize(
+    ("add", "expected"),
+    [
+        (lambda writer: None, [257]),
+        (lambda writer: writer.add_eot_token_id(40), [40, 257]),
+        (lambda writer: writer.add_key_value("tokenizer.ggml.eom_token_id", 41, UINT32), [41, 257]),
+    ],
+)
+def test_replies_end_at_the_tokens_of_the_file_alone(
+    add: Add, expected: list[int], tmp_path: Path
+) -> None:
+    """Not at token 2, which Llama's config class has by default."""
+    path = tmp_path / "tiny.gguf"
+    write_gguf(path, random_model(llama_config()), "Q4_0", add)
+    base = open_base_model(source_from_name(str(path)))
+    assert base.eos_token_ids == expected
+    assert base.model.config.bos_token_id == 256
 
 
 def completed(tmp_path: Path, architecture: str, own: PretrainedConfig, add: Add) -> None:

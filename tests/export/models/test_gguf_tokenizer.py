@@ -107,6 +107,17 @@ def test_user_defined_words_stay_whole() -> None:
     assert tokens == ["x", "    ", "y", "<think>"]
 
 
+def test_a_token_that_ends_a_turn_stays_whole_whatever_the_file_calls_it(
+    smollm2: dict[str, Any],
+) -> None:
+    """Some files call it an ordinary token; llama.cpp reads the same ids."""
+    kinds = list(smollm2["token_type"])
+    kinds[2] = 1
+    tokenizer = tokenizer_of(smollm2, token_type=kinds, eos_token_id=0, padding_token_id=0)
+    assert tokenizer.encode("a<|im_end|>b") == [81, 2, 82]
+    assert tokenizer.decode([81, 2], skip_special_tokens=True) == "a"
+
+
 @pytest.mark.parametrize(("prefix", "first"), [(None, "▁a"), (False, "a")])
 def test_sentencepiece_puts_a_space_before_a_text_unless_told_otherwise(
     prefix: bool | None, first: str
