@@ -54,7 +54,8 @@ class Connection(H11Protocol):
 
     def send_400_response(self, msg: str) -> None:
         """Answers what is no HTTP request."""
-        self._refuse(ApiError(400, msg, code="invalid_http"))
+        message = "this is no HTTP request, or its headers are larger than 64 KiB: correct it"
+        self._refuse(ApiError(400, message, code="invalid_http"))
 
     def _check_head(self) -> None:
         """Waits for headers where none, or only some of them have arrived."""

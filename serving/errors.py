@@ -109,15 +109,16 @@ def add_error_replies(app: FastAPI) -> None:
 
     @app.exception_handler(StarletteHTTPException)
     async def reply_to_http_error(request: Request, error: HTTPException) -> Response:
+        if error.status_code == 400:
+            reason = str(error.__cause__ or error.detail)[:200]
+            named = ApiError(
+                400, f"the body is no JSON ({reason}): correct it", code="invalid_json"
+            )
+            return _note(request, named).response()
         message = f"{request.method} {request.url.path}: {error.detail}"
         code = str(error.detail).lower().replace(" ", "_")
         named = ApiError(error.status_code, message, code=code, headers=error.headers)
         return _note(request, named).response()
-
-    @app.exception_handler(Exception)
-    async def reply_to_fault(request: Request, error: Exception) -> Response:
-        fault = ApiError(500, "the server failed: its log has the error", code="internal")
-        return _note(request, fault).response()
 
 
 def _note(request: Request, error: ApiError) -> ApiError:
@@ -149,7 +150,7 @@ def _error_from_fields(errors: Sequence[Mapping[str, Any]], body: object) -> Api
     if kind == "missing":
         message = f"the field {name!r} is missing: give it"
         return ApiError(400, message, param=name, code="missing_required_parameter")
-    reason = error["msg"].removeprefix("Value error, ")
+    reason = error["msg"].removeprefix("Value error, ").replace(" after validation", "")
     seen = "" if kind == "value_error" else f" ({json.dumps(error['input'], default=str)[:80]})"
     return ApiError(400, f"{name}: {reason}{seen}", param=name, code="invalid_value")
 

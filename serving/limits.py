@@ -8,7 +8,7 @@ from time import perf_counter
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from medusa_trt.serving.errors import ApiError
-from medusa_trt.serving.log import RequestRecord
+from medusa_trt.serving.log import RequestRecord, write_fault
 from medusa_trt.serving.options import ServingOptions
 from medusa_trt.serving.page import PAGE_PATHS
 
@@ -44,8 +44,11 @@ class Gate:
             return
         record = RequestRecord(scope["method"], scope["path"])
         scope.setdefault("state", {})["record"] = record
+        has_begun = False
 
         async def send_with_id(message: Message) -> None:
+            nonlocal has_begun
+            has_begun = True
             if message["type"] == "http.response.start":
                 record.status = message["status"]
                 message["headers"] = [
@@ -55,16 +58,31 @@ class Gate:
             await send(message)
 
         try:
+            await self._answer(scope, receive, send_with_id, record)
+        except Exception as error:
+            write_fault(error)
+            fault = ApiError(500, "the server failed: its log has the error", code="internal")
+            record.note_error(fault)
+            # An answer that has begun is cut: the server closes the connection.
+            if not has_begun:
+                await fault.response()(scope, receive, send_with_id)
+        finally:
+            self._log(record.describe())
+
+    async def _answer(
+        self, scope: Scope, receive: Receive, send: Send, record: RequestRecord
+    ) -> None:
+        # An answer to HEAD is one to GET, of which the server sends the headers alone.
+        asked = {**scope, "method": "GET"} if scope["method"] == "HEAD" else scope
+        try:
             self._check_key(scope)
             body = await self._read_body(scope, receive, record)
         except ApiError as error:
             record.note_error(error)
-            await error.response()(scope, receive, send_with_id)
+            await error.response()(scope, receive, send)
         else:
             if body is not None:
-                await self._app(scope, _replay(body, receive), send_with_id)
-        finally:
-            self._log(record.describe())
+                await self._app(asked, _replay(body, receive), send)
 
     def _check_key(self, scope: Scope) -> None:
         if not self._api_keys or scope["path"] in _OPEN_PATHS:

@@ -11,6 +11,9 @@ from medusa_trt.serving.requests.values import Body, Flag, OrNull, Unsupported
 MAX_CHOICES = 128
 """Most replies to one request, as in OpenAI's API."""
 
+_MAX_DIGITS = 20
+"""Most digits of a token id."""
+
 _Text = Annotated[str, Field(min_length=1)]
 _Name = Annotated[str, Field(max_length=256)]
 _TokenId = Annotated[int, Field(ge=0)]
@@ -91,7 +94,7 @@ class ReplyFields(Body):
     posterior_threshold: Annotated[float, Field(ge=0, le=1)] | None = None
     posterior_alpha: Annotated[float, Field(ge=0, le=1)] | None = None
     lookup_ngram: Annotated[int, Field(ge=0, le=16), OrNull()] = 3
-    tree: str | None = None
+    tree: _Name | None = None
     steps: Flag = False
 
     @property
@@ -103,8 +106,9 @@ class ReplyFields(Body):
     @classmethod
     def _check_keys(cls, biases: dict[str, float] | None) -> dict[str, float] | None:
         for key in biases or ():
-            if not (key.isascii() and key.isdecimal()):
-                raise ValueError(f"{key!r} is no token id: the keys are whole numbers as texts")
+            if not (key.isascii() and key.isdecimal() and len(key) <= _MAX_DIGITS):
+                shown = key[:_MAX_DIGITS]
+                raise ValueError(f"{shown!r} is no token id: the keys are whole numbers as texts")
         return biases
 
 

@@ -35,6 +35,8 @@ SCHEMA_WITHOUT_TYPE = {
         ({"logit_bias": {"x": 1}}, "logit_bias"),
         ({"logit_bias": {"999999": 1}}, "logit_bias"),
         ({"logit_bias": {"1": 101}}, "logit_bias.1"),
+        ({"logit_bias": {"1" * 5000: 1}}, "logit_bias"),
+        ({"tree": "cartesian-" + "9x" * 200 + "9"}, "tree"),
         ({"best_of": 2}, "best_of"),
         ({"not-a name": 2}, "not-a name"),
         ({"stream_options": {"include_usage": True}}, "stream_options"),
@@ -120,7 +122,9 @@ def test_only_a_streams_last_chunk_has_counts_and_the_others_null(
         (b'"text"', "no JSON object"),
         (b"", "no JSON object"),
         (b"\xff\xfe", "no JSON at character 0"),
-        (b"[" * 100_000, "parsing the body"),
+        (b"[" * 100_000, "no JSON (maximum recursion depth"),
+        (b'{"prompt": "a\xff"}', "no JSON ('utf-8' codec can't decode byte 0xff"),
+        (b'{"prompt": "a", "seed": ' + b"9" * 5000 + b"}", "no JSON (Exceeds the limit"),
         (b'{"prompt": NaN}', "prompt"),
         (b'{"\\ud800": 1, "prompt": "a"}', "name of a field"),
         (b'{"prompt": "\\ud800"}', "not valid Unicode"),
@@ -133,6 +137,28 @@ def test_a_malformed_body_is_a_clients_error(
     reply = live.client.post("/v1/completions", content=content, headers=headers)
     assert reply.status_code == 400
     assert message in reply.json()["error"]["message"]
+
+
+def test_a_head_is_that_of_a_get(live: LiveServer) -> None:
+    for path in ("/", "/health", "/ready", "/v1/models"):
+        head, whole = live.client.head(path), live.client.get(path)
+        assert head.status_code == 200 and head.content == b""
+        assert head.headers["content-length"] == str(len(whole.content))
+    assert live.client.head("/v1/completions").status_code == 405
+
+
+def test_a_fault_is_a_line_of_json_and_an_error_with_an_id(
+    live: LiveServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr(live.service, "check_model", fail)
+    reply = live.complete()
+    assert reply.status_code == 500 and reply.json()["error"]["code"] == "internal"
+    wait_for(lambda: live.log[-1]["request"] == reply.headers["x-request-id"])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert json.loads(line)["fault"] == "ZeroDivisionError('a bug')"
 
 
 @pytest.mark.parametrize(
