@@ -1,8 +1,6 @@
-"""Sampling: filters against transformers, the device against the host, random numbers."""
+"""Sampling: filters against transformers, and random numbers."""
 
 import numpy as np
-import onnxruntime
-import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -15,11 +13,9 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from medusa_trt.runtime.bundle import Bundle
 from medusa_trt.runtime.options import SamplingOptions
 from medusa_trt.runtime.sampling import (
     probabilities_from_logits,
-    token_from_logits,
     uniforms_from_seed,
 )
 
@@ -57,54 +53,6 @@ def test_the_distribution_is_that_of_transformers(options: SamplingOptions, seed
         scores = warper(torch.zeros(1, 1, dtype=torch.int64), scores)
     expected = scores[0].double().softmax(-1).numpy()
     assert np.allclose(probabilities_from_logits(logits, options), expected, atol=1e-5)
-
-
-@settings(deadline=None, max_examples=60)
-@given(sampling_options(), st.integers(0, 10**6))
-def test_the_device_draws_what_the_host_draws(
-    reduce_session: onnxruntime.InferenceSession, options: SamplingOptions, seed: int
-) -> None:
-    logits = random_logits(seed, 8, VOCAB_SIZE)
-    rng = np.random.default_rng(seed)
-    parents = rng.integers(0, 8, 8)
-    candidates = rng.integers(0, VOCAB_SIZE, 8)
-    uniforms = rng.random(8)
-    num_sorted = min(options.top_k or (128 if options.top_p < 1 else 1), VOCAB_SIZE)
-    sampled, covered, entropy, candidate_logprob = reduce_session.run(
-        None,
-        {
-            "logits": logits,
-            "candidates": candidates,
-            "parent_rows": parents,
-            "uniforms": uniforms,
-            "temperature": np.array([options.temperature], np.float32),
-            "num_sorted": np.array([num_sorted]),
-            "cut_top_k": np.array([options.top_k > 0]),
-            "top_p": np.array([options.top_p], np.float32),
-            "min_p": np.array([options.min_p], np.float32),
-        },
-    )
-    scaled = logits.astype(np.float64) / options.temperature
-    logprobs = scaled - np.log(np.exp(scaled).sum(-1, keepdims=True))
-    assert np.allclose(entropy, -(np.exp(logprobs) * logprobs).sum(-1), atol=1e-4)
-    assert np.allclose(candidate_logprob, logprobs[parents, candidates], atol=1e-4)
-    for row in range(8):
-        if covered[row]:
-            assert sampled[row] == token_from_logits(logits[row], options, uniforms[row])
-        else:
-            kept = (
-                probabilities_from_logits(
-                    logits[row],
-                    SamplingOptions(temperature=options.temperature, top_p=options.top_p),
-                )
-                > 0
-            ).sum()
-            assert kept > num_sorted
-
-
-@pytest.fixture(scope="module")
-def reduce_session(tiny_bundle: Bundle) -> onnxruntime.InferenceSession:
-    return onnxruntime.InferenceSession(tiny_bundle.graph_path("reduce"))
 
 
 def test_random_numbers_depend_on_seed_and_position_alone() -> None:

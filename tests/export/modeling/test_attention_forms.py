@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import numpy as np
-import onnx_ir as ir
 import pytest
 from support.bundle_steps import (
     MAX_CACHE_DIFFERENCE,
@@ -26,14 +25,12 @@ from support.model_families import (
 from support.tiny_models import VOCAB_SIZE, random_model
 from transformers import PreTrainedModel
 
-from medusa_trt.export.comparison.logits import MAX_RELATIVE_ERROR, compute_agreement
 from medusa_trt.export.modeling.attention_forms import choose_attention
 from medusa_trt.export.modeling.operator_attention import CachedAttention, TreeAttention
 from medusa_trt.export.modeling.standard_attention import ScatterAttention
 from medusa_trt.export.modeling.support import needs_general_attention
 from medusa_trt.export.targets import TARGETS
 from medusa_trt.runtime.bundle import Bundle
-from medusa_trt.runtime.engines.operators import find_library
 from medusa_trt.runtime.engines.ort_cpu import OrtEngine
 from medusa_trt.runtime.session import GenerationOptions, MedusaSession
 from medusa_trt.tree_configs import chain_tree
@@ -103,87 +100,6 @@ def check_greedy_reply(bundle: Bundle, model: PreTrainedModel) -> None:
         reply = session.generate(prompt.tolist(), options)
     assert reply.token_ids == expected[NUM_PROMPT:].tolist()
     assert set(reply.stats.accept_lengths[:-1]) == {2}
-
-
-def constant_products(bundle: Bundle) -> list[str]:
-    """Matrix products of a bundle's graphs that ONNX Runtime would compute."""
-    return [
-        f"{graph}: {node.name}"
-        for graph in ("verify", "heads")
-        for node in ir.load(bundle.graph_path(graph)).graph
-        if node.op_type in ("MatMul", "Gemm") and node.domain == ""
-    ]
-
-
-QUANTIZED = {"llama", "llama-tied-biased", "qwen2", "smollm3", "gemma2", "gemma3", "gpt_neox"}
-"""Families that are quantized in every run of the tests."""
-
-
-@pytest.mark.skipif(find_library() is None, reason="built without a C++ compiler")
-@pytest.mark.parametrize(
-    ("family", "precision"),
-    [
-        pytest.param(family, "int8", marks=[] if family in QUANTIZED else [pytest.mark.slow])
-        for family in FAMILIES
-    ]
-    + [("llama", "int4")],
-)
-def test_a_quantized_bundle_is_close_to_the_model_and_exact_among_its_own_steps(
-    family: str, precision: str, tmp_path: Path
-) -> None:
-    model = weighted_model(FAMILIES[family])
-    bundle = exported(model, tmp_path, precision=precision)
-    assert not constant_products(bundle)
-    engine = OrtEngine(bundle, capacity=2 * MAX_LENGTH)
-    rng = np.random.default_rng(0)
-    text = rng.integers(0, VOCAB_SIZE, NUM_PREFIX)
-    tree = random_tree(rng, 24, min_depth=WINDOW + 2)
-    tokens = rng.integers(0, VOCAB_SIZE, tree.num_nodes)
-    whole = prefill(engine, text, NUM_PREFIX)
-    min_rows = bundle.manifest.target.min_rows
-    for chunk in (min_rows, 10, 16):  # none leaves a rest of fewer rows
-        assert np.array_equal(prefill(engine, text, chunk), whole)
-    step = verify(engine, tokens, tree, NUM_PREFIX)
-    expected = np.stack(
-        [
-            expected_logits(model, np.append(text, tokens[path_to(tree, node)]))
-            for node in range(tree.num_nodes)
-        ]
-    )
-    assert compute_agreement(step.logits, expected).relative_error <= MAX_RELATIVE_ERROR[precision]
-    for past, node in enumerate(path_to(tree, WINDOW + 2), NUM_PREFIX):
-        row = np.append(tokens[node], np.zeros(min_rows - 1, np.int64))
-        alone = verify(engine, row, chain_tree(min_rows - 1), past).logits[0]
-        if min_rows == 1:
-            assert np.array_equal(alone, step.logits[node])
-        else:  # ONNX Runtime's own attention sums in an order that depends on the longest row
-            assert np.abs(alone - step.logits[node]).max() <= MAX_LOGIT_DIFFERENCE
-    engine.close()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("target", ["tensorrt", "tensorrt-jetson"])
-@pytest.mark.parametrize("family", ["gemma2", "gemma3", "mistral-window", "smollm3"])
-def test_a_bundle_for_a_device_computes_what_the_model_does(
-    family: str, target: str, tmp_path: Path
-) -> None:
-    model = weighted_model(FAMILIES[family])
-    bundle = exported(model, tmp_path, target=target, precision="fp16")
-    engine = OrtEngine(bundle, capacity=2 * MAX_LENGTH)
-    rng = np.random.default_rng(0)
-    text = rng.integers(0, VOCAB_SIZE, NUM_PREFIX)
-    tree = random_tree(rng, 24, min_depth=WINDOW + 2)
-    tokens = rng.integers(0, VOCAB_SIZE, tree.num_nodes)
-    prefill(engine, text, NUM_PREFIX)
-    found = verify(engine, tokens, tree, NUM_PREFIX).logits
-    expected = np.stack(
-        [
-            expected_logits(model, np.append(text, tokens[path_to(tree, node)]))
-            for node in range(tree.num_nodes)
-        ]
-    )
-    assert compute_agreement(found, expected).relative_error <= MAX_RELATIVE_ERROR["fp16"]
-    engine.close()
 
 
 @pytest.mark.parametrize(

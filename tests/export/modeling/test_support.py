@@ -10,7 +10,6 @@ from support.bundle_steps import (
     expected_logits,
 )
 from support.model_families import (
-    FAMILIES,
     MAX_LENGTH,
     WINDOW,
     config,
@@ -37,14 +36,6 @@ def test_watching_a_model_leaves_it_as_it_was() -> None:
     refuse_unsupported(model, MAX_LENGTH)
     assert np.array_equal(expected_logits(model, text), before)
     assert model.config.sliding_window is None
-
-
-def test_a_window_in_the_mask_alone_is_refused() -> None:
-    model = random_model(FAMILIES["qwen2-window"])
-    refuse_unsupported(model, MAX_LENGTH)
-    model.model.layers[0].self_attn.sliding_window = None
-    with pytest.raises(ExportError, match="an attention mask of their own"):
-        refuse_unsupported(model, MAX_LENGTH)
 
 
 REFUSED = {
@@ -83,12 +74,6 @@ def test_a_model_that_cannot_run_is_an_error_of_one_line() -> None:
         ExportError, match=r"^this llama model does not run \(RuntimeError: [^\n]*$"
     ):
         refuse_unsupported(model, MAX_LENGTH)
-
-
-def test_norms_between_rotation_and_attention_are_refused_unless_they_commute() -> None:
-    refuse_unsupported(random_model(config("hunyuan_v1_dense", head_dim=16)), MAX_LENGTH)
-    with pytest.raises(ExportError, match="right before attention"):
-        refuse_unsupported(weighted_model(config("hunyuan_v1_dense", head_dim=16)), MAX_LENGTH)
 
 
 def test_a_hybrid_of_attention_layers_alone_is_supported() -> None:
