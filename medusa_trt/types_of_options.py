@@ -1,9 +1,11 @@
 """Checks of the types of options: one mechanism for Python, the command line and servers."""
 
+import operator
 from collections.abc import Sequence
 from dataclasses import fields
 from functools import cache
 from numbers import Integral, Real
+from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, cast, get_args, get_origin, get_type_hints
 
@@ -11,6 +13,7 @@ from medusa_trt.errors import MedusaError
 
 _WORDS = {
     bool: "true or false",
+    Path: "a path",
     str: "text",
     int: "a whole number",
     float: "a number",
@@ -21,7 +24,7 @@ _WORDS = {
 def check_types(options: Any, error: type[MedusaError]) -> None:
     """Checks every attribute of a dataclass of options against its annotation.
 
-    A list where a tuple is wanted becomes one.
+    A list where a tuple is wanted becomes one; see `read_value`.
 
     Args:
         options: the dataclass, frozen or not.
@@ -32,13 +35,52 @@ def check_types(options: Any, error: type[MedusaError]) -> None:
     """
     hints = _hints_of(cast(Any, type(options)))
     for field in fields(options):
-        value, hint = getattr(options, field.name), hints[field.name]
-        if isinstance(value, list) and any(get_origin(part) is tuple for part in _parts(hint)):
-            value = tuple(value)
-            object.__setattr__(options, field.name, value)
-        if not any(_fits(value, part) for part in _parts(hint)):
-            type_names = " or ".join(_describe(part) for part in _parts(hint))
-            raise error(f"{field.name} is {value!r}: it must be {type_names}")
+        value = getattr(options, field.name)
+        read = read_value(field.name, value, hints[field.name], error)
+        if read is not value:
+            object.__setattr__(options, field.name, read)
+
+
+def read_value(name: str, value: Any, hint: Any, error: type[MedusaError]) -> Any:
+    """Checks one option against its annotation, and makes Python's own types of numpy's numbers.
+
+    A list where a tuple is wanted becomes one.
+
+    Args:
+        name: the option's name, for the message.
+        value: what the user gave.
+        hint: its annotation.
+        error: what is raised.
+
+    Raises:
+        MedusaError: the value has another type, or is not among the choices.
+    """
+    parts = _parts(hint)
+    if isinstance(value, list) and any(get_origin(part) is tuple for part in parts):
+        value = tuple(value)
+    if not any(_fits(value, part) for part in parts):
+        type_names = " or ".join(_describe(part) for part in parts)
+        raise error(f"{name} is {value!r}: it must be {type_names}")
+    return _make_plain(value)
+
+
+def find_invalid_character(text: str) -> str | None:
+    """Finds the first character that is no Unicode; Python makes such of bytes it cannot decode."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        return text[error.start]
+    return None
+
+
+def _make_plain(value: Any) -> Any:
+    """Makes Python's own numbers of numpy's, which overflow where those grow."""
+    if isinstance(value, tuple):
+        plain = tuple(_make_plain(item) for item in value)
+        return value if all(map(operator.is_, plain, value)) else plain
+    if isinstance(value, int | float) or not isinstance(value, Real):
+        return value
+    return int(value) if isinstance(value, Integral) else float(value)
 
 
 @cache
@@ -62,9 +104,13 @@ def _fits(value: object, hint: Any) -> bool:
         return isinstance(value, Real) and not isinstance(value, bool)
     if hint is int:
         return isinstance(value, Integral) and not isinstance(value, bool)
+    if origin is Sequence:
+        kind = get_args(hint)[0]
+        is_sequence = isinstance(value, Sequence) and not isinstance(value, str | bytes)
+        return is_sequence and all(_fits(item, kind) for item in cast(Sequence[Any], value))
     if getattr(hint, "_is_protocol", False):
-        methods = [name for name in vars(hint) if not name.startswith("_")]
-        return all(callable(getattr(value, name, None)) for name in methods)
+        names = [name for name in vars(hint) if not name.startswith("_")]
+        return all(hasattr(value, name) for name in names)
     return isinstance(value, origin or hint)
 
 
@@ -72,6 +118,7 @@ def _describe(hint: Any) -> str:
     origin = get_origin(hint)
     if origin is Literal:
         return f"one of {', '.join(get_args(hint))}"
-    if origin is tuple:
+    if origin in (tuple, Sequence):
         return f"a sequence of which each is {_describe(get_args(hint)[0])}"
-    return _WORDS.get(hint, f"a {(origin or hint).__name__}")
+    name = (origin or hint).__name__
+    return _WORDS.get(hint, f"a{'n' * (name[0] in 'AEIOU')} {name}")

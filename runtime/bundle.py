@@ -22,6 +22,7 @@ from medusa_trt.runtime.tensors import (
     past_name,
 )
 from medusa_trt.tree_configs import MedusaTree
+from medusa_trt.types_of_options import read_value
 
 _HASHED_BYTES = 1 << 20
 """Bytes that are read at once to compute a hash."""
@@ -59,7 +60,7 @@ class Bundle:
             BundleError: the folder is not a bundle, or a file is missing, truncated or changed.
             TreeError: its tree is malformed, or needs more heads or candidates than there are.
         """
-        folder = Path(path)
+        folder = Path(read_value("bundle", path, str | Path, BundleError))
         manifest_path = folder / MANIFEST_FILE
         try:
             if not manifest_path.is_file():

@@ -1,6 +1,6 @@
 """How a reply is made: the distribution of its tokens, their drafting and its end."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
 from medusa_trt.errors import PromptError, check_range
@@ -8,12 +8,15 @@ from medusa_trt.runtime.processors.base import LogitsProcessor
 from medusa_trt.runtime.processors.grammar import Grammar
 from medusa_trt.runtime.processors.penalties import CountPenalty, RepetitionPenalty
 from medusa_trt.tree_configs import MedusaTree, load_tree
-from medusa_trt.types_of_options import check_types
+from medusa_trt.types_of_options import check_types, find_invalid_character
 
 _MAX_NGRAM = 16
 
 _LEAST_TEMPERATURE = 1e-5
 """Below it vLLM takes the likeliest token too; far below, the divided logits leave float32."""
+
+_LARGEST_TEMPERATURE = 100_000
+"""All tokens are equally likely there; far above, the divided logits leave float32 too."""
 
 POSTERIOR_THRESHOLD, POSTERIOR_ALPHA = 0.09, 0.3
 """ε and δ as in the Medusa paper's code, where calibrate threshold put none into the bundle."""
@@ -44,7 +47,8 @@ class SamplingOptions:
 
     def __post_init__(self) -> None:
         check_types(self, PromptError)
-        check_range(self, PromptError, "temperature top_k", 0)
+        check_range(self, PromptError, "temperature", 0, _LARGEST_TEMPERATURE)
+        check_range(self, PromptError, "top_k", 0)
         check_range(self, PromptError, "min_p", 0, 1)
         if not 0 < self.top_p <= 1:
             raise PromptError(f"top_p is {self.top_p}: it must be above 0 and at most 1")
@@ -129,8 +133,10 @@ class GenerationOptions:
             )
         if self.prompt_logprobs and self.logprobs is None:
             raise PromptError("prompt_logprobs needs logprobs: say how many alternatives to report")
-        if not all(self.stop):
-            raise PromptError("an empty stop text would end every reply: leave it out")
+        for text in self.stop:
+            if not text or find_invalid_character(text):
+                reason = "it is no valid Unicode" if text else "it would end every reply"
+                raise PromptError(f"stop has {text!r}: {reason}, leave it out")
         if self.stop_ids and min(self.stop_ids) < 0:
             raise PromptError(f"stop_ids has {min(self.stop_ids)}: token ids are 0 or more")
         changes_logits = bool(self.penalties or self.processors or self.grammar)
@@ -157,3 +163,12 @@ class GenerationOptions:
         if self.sampling.temperature == 0:
             return "greedy"
         return self.acceptance or "sample"
+
+
+def add_to_seed(options: GenerationOptions, index: int) -> GenerationOptions:
+    """Makes the options of reply `index` of several, which are drawn with different seeds."""
+    seed = options.sampling.seed
+    if seed is None or index == 0:
+        return options
+    sampling = replace(options.sampling, seed=(seed + index) % 2**64)
+    return replace(options, sampling=sampling)

@@ -3,10 +3,15 @@
 import threading
 from collections import deque
 from collections.abc import Generator, Iterable, Sequence
-from dataclasses import replace
 from pathlib import Path
 
-from medusa_trt.errors import GenerationError, MedusaError, PromptError, PromptLengthError
+from medusa_trt.errors import (
+    EngineError,
+    GenerationError,
+    MedusaError,
+    PromptError,
+    PromptLengthError,
+)
 from medusa_trt.runtime.bundle import Bundle
 from medusa_trt.runtime.decoding.calibrated_times import read_step_times
 from medusa_trt.runtime.decoding.choosing import Chooser
@@ -15,11 +20,13 @@ from medusa_trt.runtime.decoding.drafting import TokenLookup
 from medusa_trt.runtime.decoding.sequence import SequenceState
 from medusa_trt.runtime.engines.backends import engine_from_backend
 from medusa_trt.runtime.engines.base import Engine
-from medusa_trt.runtime.options import GenerationOptions, SamplingOptions
+from medusa_trt.runtime.options import GenerationOptions, SamplingOptions, add_to_seed
+from medusa_trt.runtime.prompts import ChatPrompt, Prompt, is_begun, read_prompt, read_prompts
 from medusa_trt.runtime.reply import FinishReason, Generation, GenerationStats, Reply, StreamEvent
 from medusa_trt.runtime.scheduler import Request, RequestEvent, Scheduler
-from medusa_trt.runtime.text import ChatPrompt, Message, TextCodec
+from medusa_trt.runtime.text import TextCodec
 from medusa_trt.tree_configs import MedusaTree
+from medusa_trt.types_of_options import read_value
 
 __all__ = [
     "Generation",
@@ -30,9 +37,6 @@ __all__ = [
     "SamplingOptions",
     "StreamEvent",
 ]
-
-Prompt = str | Sequence[int] | Sequence[Message] | ChatPrompt
-"""Text, token ids, or the messages of a conversation, alone or with tools for the template."""
 
 _NUM_SPARE_ROWS = 64
 """Cache rows after the longest sequence; the largest published trees have 64 nodes."""
@@ -78,6 +82,10 @@ class MedusaSession:
             PromptError: `max_length` is more than the bundle allows, or less than 2.
         """
         self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
+        engine = read_value("engine", engine, Engine | None, EngineError)
+        batch_size = read_value("batch_size", batch_size, int, EngineError)
+        num_threads = read_value("num_threads", num_threads, int | None, EngineError)
+        max_length = read_value("max_length", max_length, int | None, PromptError)
         limit = self.bundle.manifest.model.max_length
         self.max_length = limit if max_length is None else max_length
         if not 2 <= self.max_length <= limit:
@@ -95,13 +103,12 @@ class MedusaSession:
             num_threads=num_threads,
         )
         heads, target = self.bundle.manifest.heads, self.bundle.manifest.target
-        opens_engine = engine is None and backend is None
         self.decoder = Decoder(
             self.engine,
             num_heads=0 if heads is None else heads.num_heads,
             top_k=0 if heads is None else heads.top_k,
             min_rows=target.min_rows,
-            step_times=read_step_times(self.bundle, num_threads) if opens_engine else None,
+            step_times=None if engine or backend else read_step_times(self.bundle, num_threads),
         )
         self.scheduler = Scheduler(self.engine, self.decoder)
         self._lock = threading.Lock()
@@ -127,21 +134,16 @@ class MedusaSession:
         """Encodes a prompt as token ids; the model's chat template renders messages.
 
         Raises:
-            PromptError: the text is not valid Unicode, or the model has no chat template for
-                messages or its template refuses them.
+            PromptError: the prompt is none, the text is not valid Unicode, or the model has no chat
+                template for messages or its template refuses them.
         """
-        if isinstance(prompt, str):
-            return self.text.encode(prompt)
-        if isinstance(prompt, ChatPrompt):
-            return self.text.encode_chat(prompt)
-        ids = [item for item in prompt if isinstance(item, int)]
-        if len(ids) == len(prompt):
-            return ids
-        return self.text.encode_chat([item for item in prompt if not isinstance(item, int)])
+        read = read_prompt(prompt)
+        if isinstance(read, str):
+            return self.text.encode(read)
+        return self.text.encode_chat(read) if isinstance(read, ChatPrompt) else read
 
     def generate(self, prompt: Prompt, options: GenerationOptions | None = None) -> Generation:
         """Generates a reply and returns it whole; see `stream`."""
-        options = options or GenerationOptions()
         request = self.make_request(prompt, options, streamed=False)
         for event in self._stream(request):
             if event.generation is not None:
@@ -167,7 +169,6 @@ class MedusaSession:
             EngineError: the engine failed before the first token, or is closed.
             GenerationError: the engine failed later; the error holds what was generated so far.
         """
-        options = options or GenerationOptions()
         return self._stream(self.make_request(prompt, options))
 
     def generate_batch(
@@ -187,10 +188,10 @@ class MedusaSession:
             EngineError: the engine failed before the first token of a reply, or is closed.
             GenerationError: the engine failed later; see `stream`. The other replies are lost.
         """
-        options = options or GenerationOptions()
+        options = _read_options(options)
         requests = [
             self.make_request(prompt, add_to_seed(options, index), streamed=False)
-            for index, prompt in enumerate(prompts)
+            for index, prompt in enumerate(read_prompts(prompts))
         ]
         done: list[Generation] = []
         for result in self.answer(requests):
@@ -303,7 +304,7 @@ class MedusaSession:
     def make_request(
         self,
         prompt: Prompt,
-        options: GenerationOptions,
+        options: GenerationOptions | None = None,
         *,
         streamed: bool = True,
         shown_ids: Sequence[int] = (),
@@ -320,7 +321,8 @@ class MedusaSession:
             PromptError: the prompt is empty or does not fit into the cache.
             TreeError: the tree needs more heads or candidates than there are.
         """
-        options = self.bundle.manifest.fill_thresholds(self.text.prepare_options(options))
+        options = self.text.prepare_options(_read_options(options))
+        options = self.bundle.manifest.fill_thresholds(options)
         prompt_ids = self.encode(prompt)
         self._check(prompt_ids, options)
         num_free = self._max_sequence_length(options) - len(prompt_ids)
@@ -330,7 +332,7 @@ class MedusaSession:
         special_ids = [self.text.find_special_token_id(text) for text in options.stop]
         text_stream = self.text.stream(shown_ids)
         # What follows a text begins with its space, which tokenizers drop at the beginning of one.
-        before = text_stream.push(prompt_ids) if options.echo or _is_begun(prompt) else ""
+        before = text_stream.push(prompt_ids) if options.echo or is_begun(prompt) else ""
         chooser = Chooser(options, prompt_ids, self.engine.capacity + 1)
         reply = Reply(
             num_prompt=len(prompt_ids),
@@ -369,6 +371,11 @@ class MedusaSession:
 
     def _check(self, prompt_ids: Sequence[int], options: GenerationOptions) -> None:
         model = self.bundle.manifest.model
+        if options.stop_ids and max(options.stop_ids) >= model.vocab_size:
+            raise PromptError(
+                f"stop_ids has {max(options.stop_ids)}: this model's token ids are 0 to "
+                f"{model.vocab_size - 1}"
+            )
         if options.tree is not None:
             self.bundle.manifest.check_tree(options.tree)
         if not prompt_ids:
@@ -384,17 +391,6 @@ class MedusaSession:
             raise PromptError(f"the prompt holds a token id outside 0 to {model.vocab_size - 1}")
 
 
-def _is_begun(prompt: Prompt) -> bool:
-    """Whether the prompt ends in the beginning of its reply."""
-    if not isinstance(prompt, str | ChatPrompt):
-        prompt = ChatPrompt(messages=[item for item in prompt if not isinstance(item, int)])
-    return isinstance(prompt, ChatPrompt) and bool(prompt.begun_reply)
-
-
-def add_to_seed(options: GenerationOptions, index: int) -> GenerationOptions:
-    """Makes the options of reply `index` of several, which are drawn with different seeds."""
-    seed = options.sampling.seed
-    if seed is None or index == 0:
-        return options
-    sampling = replace(options.sampling, seed=(seed + index) % 2**64)
-    return replace(options, sampling=sampling)
+def _read_options(options: GenerationOptions | None) -> GenerationOptions:
+    read = read_value("options", options, GenerationOptions | None, PromptError)
+    return GenerationOptions() if read is None else read

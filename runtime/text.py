@@ -1,9 +1,8 @@
 """Conversion between text and tokens: the bundle's tokenizer and its chat template."""
 
-import re
 from codecs import getincrementaldecoder
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -17,41 +16,9 @@ from medusa_trt.runtime.bundle import Bundle
 from medusa_trt.runtime.chat_template import find_variables, make_environment
 from medusa_trt.runtime.options import GenerationOptions
 from medusa_trt.runtime.processors.grammar import CompiledGrammar, GrammarTokenizer
+from medusa_trt.runtime.prompts import ChatPrompt, Message, message_with_plain_content
 from medusa_trt.runtime.token_bytes import ByteDecoder, decoder_from_tokenizer
-
-Message = Mapping[str, Any]
-"""A message: "role", "content", and what else the chat template reads.
-
-The content is text, None, or a list of parts as in OpenAI's API: `{"type": "text", "text": …}`.
-"""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ChatPrompt:
-    """A conversation, and what else its chat template reads.
-
-    Attributes:
-        messages: the conversation. Where the last message is the assistant's, the reply goes on
-            with it.
-        tools: the functions that the model may call, as in OpenAI's API.
-        variables: further values that the template reads, such as `enable_thinking`.
-    """
-
-    messages: Sequence[Message]
-    tools: Sequence[Mapping[str, Any]] = ()
-    variables: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def begun_reply(self) -> str:
-        """The text of a last message by the assistant; empty if there is none."""
-        if not self.messages or self.messages[-1].get("role") != "assistant":
-            return ""
-        text: str = _with_plain_content(self.messages[-1], "")["content"]
-        return text if text.strip() else ""
-
-
-_READS_PARTS = re.compile(r"for\s+\w+\s+in\s+\w+(\.content\b|\[['\"]content['\"]\])")
-"""A template that goes through the parts of a message's content."""
+from medusa_trt.types_of_options import find_invalid_character
 
 _REPLACEMENT = "\ufffd"
 """Character that tokenizers return for an unfinished character."""
@@ -118,12 +85,8 @@ class TextCodec:
         Raises:
             PromptError: the text is not valid Unicode.
         """
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise PromptError(
-                f"the prompt is not valid Unicode at character {error.start}: give UTF-8 text"
-            ) from error
+        if wrong := find_invalid_character(text):
+            raise PromptError(f"the prompt holds {wrong!r}, which is no Unicode: give UTF-8 text")
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
         if not add_special_tokens:
             return ids
@@ -156,7 +119,9 @@ class TextCodec:
             prompt = ChatPrompt(messages=prompt)
         if prompt.variables:
             self.check_variables(prompt.variables)
-        plain = [_with_plain_content(message, self._chat_template) for message in prompt.messages]
+        plain = [
+            message_with_plain_content(message, self._chat_template) for message in prompt.messages
+        ]
         begun = "" if is_whole else prompt.begun_reply
         values = {
             **self._template_tokens,
@@ -247,27 +212,6 @@ def _cut_after(text: str, begun: str) -> str:
     raise PromptError(
         "the chat template does not show the last message as it is, so the reply cannot go on with "
         "it: end with a user's message"
-    )
-
-
-def _with_plain_content(message: Message, template: str) -> dict[str, Any]:
-    """The message with text as its content, unless the template reads lists of parts."""
-    content = message.get("content")
-    if content is None:
-        return {**message, "content": ""}
-    if isinstance(content, str):
-        return dict(message)
-    texts = []
-    for part in content if isinstance(content, list) else [content]:
-        kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
-        if kind != "text" or not isinstance(part.get("text"), str):
-            raise PromptError(
-                f"a message holds a part of type {kind!r}: this model reads text, as a string or "
-                'as parts {"type": "text", "text": ...}'
-            )
-        texts.append(part["text"])
-    return (
-        dict(message) if _READS_PARTS.search(template) else {**message, "content": "".join(texts)}
     )
 
 

@@ -5,9 +5,11 @@ import re
 from collections.abc import Sequence
 from functools import lru_cache
 from importlib import resources
+from pathlib import Path
 
 from medusa_trt.errors import TreeError
 from medusa_trt.tree_configs.tree import MAX_NODES, MedusaTree
+from medusa_trt.types_of_options import read_value
 
 
 @lru_cache(maxsize=256)
@@ -64,7 +66,7 @@ def list_presets() -> tuple[str, ...]:
     return tuple(sorted(names, key=_natural_key))
 
 
-def load_tree(spec: str) -> MedusaTree:
+def load_tree(spec: str | Path) -> MedusaTree:
     """Loads a tree by the name that a user gives.
 
     Args:
@@ -74,6 +76,7 @@ def load_tree(spec: str) -> MedusaTree:
     Raises:
         TreeError: the spec is unknown, or the file holds no valid tree.
     """
+    spec = str(read_value("the tree", spec, str | Path, TreeError))
     if spec == "plain":
         return MedusaTree.from_choices((), name="plain")
     if spec.endswith(".json"):

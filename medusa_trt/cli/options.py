@@ -76,7 +76,7 @@ def name_flags_in_errors(options: type) -> Iterator[None]:
     try:
         yield
     except MedusaError as error:
-        name, *rest = re.split(r"(?= is | are )", str(error), maxsplit=1)
+        name, *rest = re.split(r"(?= is | are | has )", str(error), maxsplit=1)
         flags = _read_flags(options)
         if name not in flags:
             raise

@@ -88,7 +88,11 @@ class Parser(argparse.ArgumentParser):
         Raises:
             MedusaError: always.
         """
-        raise MedusaError(f"{message.removeprefix('argument ')}; {self._say_usage()}")
+        message = message.removeprefix("argument ").replace("expected one argument", "give a value")
+        message = re.sub(
+            "ignored explicit argument (.*)", r"it takes no value, leave \1 out", message
+        )
+        raise MedusaError(f"{message}; {self._say_usage()}")
 
     def _say_usage(self) -> str:
         return f"usage: {self.usage} ({self.prog} -h explains it)"

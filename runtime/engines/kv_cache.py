@@ -78,7 +78,8 @@ class KVCache:
             size_gb = prod(sizes) * np.dtype(dtype).itemsize / 1e9
             raise EngineError(
                 f"a KV cache of {capacity} positions for {batch_size} sequences takes "
-                f"{size_gb:.1f} GB, more memory than there is: give a smaller --max-length"
+                f"{size_gb:.1f} GB, more memory than there is: give a smaller --max-length "
+                "or fewer sequences"
             ) from error
 
     def fill(self, values: NDArray[np.float32]) -> None:

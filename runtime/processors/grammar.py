@@ -36,6 +36,12 @@ _BITS = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder=
 _BOUNDS = np.where(_BITS == 1, np.inf, -np.inf).astype(np.float32)
 """(256, 8) upper bounds of the logits of eight tokens, for each value of a bitmask's octet."""
 
+_LONE_BACKSLASH = re.compile(r"(?<!\\)(\\\\)*\\$")
+"""The end of a regular expression whose last backslash escapes nothing."""
+
+_IS_NOT_ALLOWED = re.compile("^$|satisfy the grammar|no error message")
+"""Messages of llguidance about a token that a grammar forbids; others name a limit."""
+
 _SOURCE_POINTER = re.compile(r"\^*|\d+ \|.*|<non-verbose/>")
 """A line of an llguidance message that only points into a grammar's source."""
 
@@ -129,8 +135,22 @@ class Grammar:
 
     @classmethod
     def from_regex(cls, pattern: str | re.Pattern[str]) -> "Grammar":
-        """Makes a grammar of the texts that a regular expression matches as a whole."""
-        return cls(kind="regex", text=pattern if isinstance(pattern, str) else pattern.pattern)
+        """Makes a grammar of the texts that a regular expression matches as a whole.
+
+        Args:
+            pattern: an expression, or a compiled one, whose flags are kept.
+
+        Raises:
+            PromptError: it is neither, or has a flag that Rust's syntax lacks.
+        """
+        if not isinstance(pattern, re.Pattern):
+            return cls(kind="regex", text=pattern)
+        if unknown := pattern.flags & ~(re.UNICODE | re.I | re.M | re.S | re.X):
+            raise PromptError(
+                f"the regular expression has the flag {re.RegexFlag(unknown)!r}: leave it out"
+            )
+        flags = "".join(name for name in "imsx" if pattern.flags & re.RegexFlag[name.upper()])
+        return cls(kind="regex", text=f"(?{flags}){pattern.pattern}" if flags else pattern.pattern)
 
     @classmethod
     def from_lark(cls, text: str) -> "Grammar":
@@ -195,9 +215,7 @@ class _RunningGrammar:
         check_vocabulary(self._largest_eos_id, logits)
         self._fill(self._matcher, self._bitmask)
         if self._matcher.is_error():
-            raise ProcessorError(
-                f"the grammar cannot go on ({_join_lines(self._matcher.get_error())}): simplify it"
-            )
+            raise self._make_error()
         # Looking up a table row for each octet takes 12 µs for 49,152 tokens, whatever the mask.
         # Unpacking the bits takes 14 to 180 µs, and one byte of memory for each token.
         np.copyto(self._indices, self._octets)
@@ -217,8 +235,14 @@ class _RunningGrammar:
         if np.isneginf(logits.max()):
             logits[ids] = digits
 
+    def _make_error(self) -> ProcessorError:
+        reason = _join_lines(self._matcher.get_error())
+        return ProcessorError(f"the grammar cannot go on ({reason}): simplify it")
+
     def accept(self, token: int) -> None:
         if token >= self._vocab_size or not self._matcher.consume_token(token):
+            if not _IS_NOT_ALLOWED.search(self._matcher.get_error()):
+                raise self._make_error()
             raise ProcessorError(
                 f"the grammar does not allow token {token}, and another logits processor forbids "
                 "the tokens that it allows: remove one of them"
@@ -247,12 +271,16 @@ def _compile_definition(kind: GrammarKind, text: str) -> str:
 
     try:
         if kind == "regex":
+            if _LONE_BACKSLASH.search(text):  # llguidance would leave it out without a word.
+                raise _unusable_error(kind, "it ends in a backslash that escapes nothing")
             return LLMatcher.grammar_from_regex(text)
         if kind == "lark":
             return LLMatcher.grammar_from_lark(text)
         schema: Any = msgspec.json.decode(text)
         if schema is True:
             schema = {}
+        if schema is None:
+            raise _unusable_error(kind, "a schema is an object, true or false, and not null")
         # Only an object takes settings; the matcher refuses other values.
         if not isinstance(schema, dict):
             return LLMatcher.grammar_from_json_schema(text)

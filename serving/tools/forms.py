@@ -12,7 +12,8 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 from medusa_trt.errors import PromptError
-from medusa_trt.runtime.text import ChatPrompt, TextCodec
+from medusa_trt.runtime.prompts import ChatPrompt
+from medusa_trt.runtime.text import TextCodec
 
 _NAMES = ("probe_alpha", "probe_beta")
 _ARGUMENTS: tuple[dict[str, Any], ...] = ({"key_a": "value_a"}, {"key_b": "value_b"})

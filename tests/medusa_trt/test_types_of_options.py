@@ -64,4 +64,6 @@ class Options:
 def test_numbers_of_numpy_and_lists_are_taken() -> None:
     options = Options(np.int64(3), np.float32(1), ["x"], "b")  # type: ignore[arg-type]
     assert options.names == ("x",) and options.count == 3
+    assert type(options.count) is int and type(options.share) is float  # Others overflow.
+    assert [type(item) for item in GenerationOptions(stop_ids=(np.int64(3),)).stop_ids] == [int]  # type: ignore[arg-type]
     assert Options(share=1).share == 1

@@ -25,7 +25,8 @@ def test_a_temperature_that_float32_cannot_divide_by_is_zero(temperature: float)
         ({"posterior_threshold": 1.5}, "posterior_threshold is 1.5"),
         ({"posterior_alpha": float("nan")}, "posterior_alpha is nan"),
         ({"logprobs": 21}, "logprobs is 21"),
-        ({"stop": ("",)}, "empty stop text"),
+        ({"stop": ("",)}, "stop has '': it would end every reply"),
+        ({"stop": ("\ud800",)}, "stop has .*no valid Unicode"),
         (
             {"acceptance": "greedy", "sampling": SamplingOptions(temperature=1)},
             "acceptance greedy at temperature 1",
@@ -47,6 +48,7 @@ def test_contradictory_options_are_refused(change: dict[str, object], message: s
         ({"temperature": -1.0}, "temperature is -1"),
         ({"temperature": float("nan")}, "temperature is nan"),
         ({"temperature": float("inf")}, "temperature is inf"),
+        ({"temperature": 1e308}, "temperature is 1e.308: it must be between 0 and 100000"),
         ({"top_k": -1}, "top_k is -1"),
         ({"top_p": 0.0}, "top_p is 0"),
         ({"top_p": 1.1}, "top_p is 1.1"),

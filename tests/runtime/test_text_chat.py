@@ -12,8 +12,9 @@ from medusa_trt.runtime import tensors as names
 from medusa_trt.runtime.bundle import Bundle
 from medusa_trt.runtime.options import GenerationOptions
 from medusa_trt.runtime.processors.grammar import Grammar
+from medusa_trt.runtime.prompts import ChatPrompt, Message
 from medusa_trt.runtime.session import MedusaSession
-from medusa_trt.runtime.text import ChatPrompt, Message, TextCodec
+from medusa_trt.runtime.text import TextCodec
 
 CHATML = (
     "{% if tools %}{{ tools | tojson }}{% endif %}{% for m in messages %}"

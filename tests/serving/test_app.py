@@ -127,7 +127,7 @@ def test_only_a_streams_last_chunk_has_counts_and_the_others_null(
         (b'{"prompt": "a", "seed": ' + b"9" * 5000 + b"}", "no JSON (Exceeds the limit"),
         (b'{"prompt": NaN}', "prompt"),
         (b'{"\\ud800": 1, "prompt": "a"}', "name of a field"),
-        (b'{"prompt": "\\ud800"}', "not valid Unicode"),
+        (b'{"prompt": "\\ud800"}', "which is no Unicode"),
     ],
 )
 def test_a_malformed_body_is_a_clients_error(

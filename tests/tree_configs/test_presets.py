@@ -4,6 +4,7 @@ import itertools
 import json
 from collections import Counter
 from importlib import resources
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -119,6 +120,14 @@ def test_bad_spec(spec: str, message: str) -> None:
     with pytest.raises(TreeError, match=message) as caught:
         load_tree(spec)
     assert "\n" not in str(caught.value)
+
+
+def test_a_path_is_taken_and_other_things_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "tree.json").write_text("[[0]]")
+    assert load_tree(tmp_path / "tree.json") == chain_tree(1)
+    for wrong in (5, None, b"plain"):
+        with pytest.raises(TreeError, match=r"the tree is .*: it must be text or a path"):
+            load_tree(wrong)  # type: ignore[arg-type]
 
 
 def test_bad_chain_and_cartesian_arguments() -> None:

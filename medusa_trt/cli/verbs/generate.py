@@ -70,7 +70,7 @@ class GenerateArguments(BundleArguments):
     session: SessionArguments = field(default_factory=SessionArguments)
 
     def __post_init__(self) -> None:
-        check_range(self, PromptError, "batch_size", 1)
+        check_range(self, PromptError, "batch_size num_replies", 1)
         sources = (self.prompt, self.prompt_file, self.messages, self.batch)
         if sum(source is not None for source in sources) != 1:
             raise PromptError(

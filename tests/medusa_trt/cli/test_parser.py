@@ -51,7 +51,7 @@ def test_a_verb_may_have_its_own_verbose() -> None:
     ("words", "message"),
     [
         ([], f"the following arguments are required: NAME; {USAGE}"),
-        (["you", "--temperature"], f"--temperature: expected one argument; {USAGE}"),
+        (["you", "--temperature"], f"--temperature: give a value; {USAGE}"),
         (
             ["you", "--temprature=1"],
             f"there is no option --temprature: {HINT}",
@@ -61,6 +61,7 @@ def test_a_verb_may_have_its_own_verbose() -> None:
             ["--tempature", "1"],
             f"there is no option --tempature: {HINT}",
         ),
+        (["you", "--verbose=3"], f"--verbose: it takes no value, leave '3' out; {USAGE}"),
         (["you", "me"], f"unexpected argument 'me'; {USAGE}"),
         (["you", "-x"], f"unexpected argument '-x'; {USAGE}"),
         (["you", "--", "--xyz"], f"unexpected argument '--xyz'; {USAGE}"),

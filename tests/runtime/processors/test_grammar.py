@@ -256,6 +256,7 @@ def test_processing_allocates_nothing_of_the_vocabularys_size() -> None:
         ("json_schema", '{"type": "objec"}', "Invalid type: objec"),
         ("json_schema", '{"type": "object"', "truncated"),
         ("json_schema", '{"type": "object"}, "lark": 1', "trailing characters"),
+        ("json_schema", "null", "an object, true or false, and not null"),
         ("json_schema", "[]", "schema must be an object or boolean"),
         ("json_schema", "false", "schema is false"),
         ("json_schema", '{"$ref": "#/nope"}', "'/nope' does not exist"),
@@ -264,6 +265,7 @@ def test_processing_allocates_nothing_of_the_vocabularys_size() -> None:
         ("regex", "(a | b", "unclosed group"),
         ("regex", "(?=a)b", "look-around"),
         ("regex", r"[^\s\S]", "no text matches it"),
+        ("regex", "a\\", "a backslash that escapes nothing"),
         ("regex", "\udc00", "surrogates not allowed"),
         ("lark", "start: word", 'unknown name: "word"'),
         ("lark", "", "Empty grammar"),
@@ -275,6 +277,24 @@ def test_an_unusable_grammar_is_one_clear_line(kind: GrammarKind, text: str, rea
         grammar(kind, text)
     assert reason in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_grammar_that_is_too_large_says_so_in_the_reply() -> None:
+    with pytest.raises(ProcessorError, match=r"cannot go on \(.*too many .*\): simplify it"):
+        greedy_reply([grammar("regex", "a{99999999}")], 0)
+
+
+def test_the_flags_of_a_compiled_expression_are_kept() -> None:
+    assert Grammar.from_regex(re.compile(r"a\\", re.I | re.S)).text == r"(?is)a\\"
+    assert Grammar.from_regex(re.compile("a")).text == "a"
+    with pytest.raises(PromptError, match=r"has the flag re\.ASCII"):
+        Grammar.from_regex(re.compile("a", re.ASCII))
+
+
+@pytest.mark.parametrize("pattern", [5, None, b"a", re.compile(b"a")])
+def test_what_is_no_expression_is_refused(pattern: Any) -> None:
+    with pytest.raises(PromptError, match=r"text is .*: it must be text"):
+        Grammar.from_regex(pattern)
 
 
 def test_processors_that_leave_no_token_are_an_error() -> None:
