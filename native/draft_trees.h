@@ -100,6 +100,8 @@ struct DraftTrees {
   // Grows a tree to `max_nodes`, the likeliest path first; any first part of it is a tree as well.
   void grow(int64_t s, std::vector<Node>* tree) const {
     std::vector<Candidate> open;
+    tree->reserve(static_cast<size_t>(max_nodes));
+    open.reserve(3 * static_cast<size_t>(max_nodes) + 2);  // a node adds three at most
     const auto add = [&](const Candidate& candidate) {
       open.push_back(candidate);
       std::push_heap(open.begin(), open.end());

@@ -26,6 +26,12 @@ from medusa_trt.tree_configs.tree import MASKED
 _NO_TOKENS: Sequence[int] = ()
 _SINGLE = chain_tree(0)
 
+_FIRST_STEPS = 64
+"""Steps whose times are learned at once, one by one."""
+
+_STEPS_TOGETHER = 8
+"""Later steps whose times are learned together: the second one costs a fifth of the first."""
+
 
 @dataclass(slots=True)
 class StepPlan:
@@ -80,7 +86,8 @@ class Drafter:
         self.times = times or StepTimes()
         self._engine, self._top_k, self._min_nodes = engine, top_k, min_nodes
         self._has_heads = num_heads > 0
-        self._trials = Trials(min_nodes)
+        self._trials, self._num_learned = Trials(min_nodes), 0
+        self._timed: list[tuple[int, int, float, float, StepPlan]] = []
         self._grower = None
         if engine.takes_new_trees and find_library() is not None:
             self._grower = TreeGrower(
@@ -129,11 +136,16 @@ class Drafter:
         """
         if self._grower is None or states[0].tree is not None:
             return
-        count, num_nodes = len(states), max(plan.tree.num_nodes, self._min_nodes)
-        ms = 1e3 * step_s
-        self.times.add(count * num_nodes, past, ms)
-        ms = ms / self.times.load + plan.heads_ms
-        self._trials.note_step(self.times, count, num_nodes, ms, plan.is_trial)
+        num_nodes = max(plan.tree.num_nodes, self._min_nodes)
+        self._timed.append((len(states), num_nodes, past, 1e3 * step_s, plan))
+        if self._num_learned >= _FIRST_STEPS and len(self._timed) < _STEPS_TOGETHER:
+            return
+        for count, num_nodes, past, ms, plan in self._timed:
+            self.times.add(count * num_nodes, past, ms)
+            ms = ms / self.times.load + plan.heads_ms
+            self._trials.note_step(self.times, count, num_nodes, ms, plan.is_trial)
+        self._num_learned += len(self._timed)
+        self._timed.clear()
 
     def _plan_fixed(self, states: Sequence[SequenceState], tree: MedusaTree) -> StepPlan:
         """One fixed tree for all; where tokens can be copied, a chain of as many nodes."""
@@ -174,7 +186,7 @@ class Drafter:
         # Times beyond twice the largest timed size are not guessed.
         known = max(least, 2 * self.times.largest // count)
         most = min(self._grower.max_nodes, self._engine.capacity - longest, known)
-        trial = self._trials.choose(self.times, count, most)
+        trial = None if self._timed else self._trials.choose(self.times, count, most)
         if trial is not None:
             least = most = trial
         copied = [_copy_tokens(state, most - 1) for state in states]

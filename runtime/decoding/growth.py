@@ -24,6 +24,9 @@ MAX_NODES = 32
 
 _NO_ADDRESS = 0
 
+_Views = tuple[TreeBatch, list[NDArray[np.int64]], Any, Any]
+"""The trees of a step, and the offsets of each, the tokens and the children."""
+
 
 @dataclass(slots=True, eq=False)
 class GrownTree:
@@ -38,7 +41,7 @@ class GrownTree:
     position_offsets: NDArray[np.int64]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class Growth:
     """The trees of a step.
 
@@ -55,7 +58,7 @@ class Growth:
     batch: TreeBatch
     trees: list[GrownTree]
     tokens: list[list[int]]
-    gains: list[float]
+    gains: Sequence[float]
     expected: float
     step_ms: float
     plain_ms: float
@@ -70,13 +73,11 @@ class TreeGrower:
         assert function is not None
         self._function = function
         self.max_nodes = max_nodes
-        self._sizes = num_heads, top_k
-        self._roots = np.zeros(batch_size, np.int64)
-        self._copied = np.zeros((batch_size, max_nodes), np.int64)
-        self._num_copied = np.zeros(batch_size, np.int64)
-        self._copied_share = np.zeros(batch_size)
-        self._trust = np.ones(batch_size)
-        self._gains = np.zeros(batch_size)
+        self._roots, self._num_copied = array("q", [0] * batch_size), array("q", [0] * batch_size)
+        self._copied = array("q", [0] * (batch_size * max_nodes))
+        self._copied_share, self._trust, self._gains = (
+            array("d", [0.0] * batch_size) for _ in range(3)
+        )
         flat = batch_size * max_nodes
         self._tokens, self._parents, self._depths = np.zeros((3, flat), np.int64)
         self._children = np.zeros(2 * flat, np.int64)
@@ -84,13 +85,16 @@ class TreeGrower:
         self._block = array("q", [0] * _Field.COUNT)
         self._doubles = memoryview(self._block).cast("B").cast("d")
         self._address = c_void_p(self._block.buffer_info()[0])
-        for field, buffer in (
+        for field, values in (
             (_Field.ROOTS, self._roots),
             (_Field.COPIED, self._copied),
             (_Field.NUM_COPIED, self._num_copied),
             (_Field.COPIED_SHARE, self._copied_share),
             (_Field.TRUST, self._trust),
             (_Field.GAINS, self._gains),
+        ):
+            self._block[field] = values.buffer_info()[0]
+        for field, buffer in (
             (_Field.TOKENS, self._tokens),
             (_Field.PARENTS, self._parents),
             (_Field.DEPTHS, self._depths),
@@ -102,7 +106,7 @@ class TreeGrower:
         self._block[_Field.MAX_COPIED] = max_nodes
         self._times: StepTimes | None = None
         self._drafts: Drafts | None = None
-        self._views: dict[tuple[int, int], tuple[TreeBatch, Any, Any]] = {}
+        self._views: dict[tuple[int, int], _Views] = {}
 
     def grow(
         self,
@@ -131,13 +135,13 @@ class TreeGrower:
             past: cached tokens of a sequence, on average.
         """
         count, block = len(roots), self._block
-        self._roots[:count] = roots
-        self._copied_share[:count], self._trust[:count] = copied_share, trust
         for index, tokens in enumerate(copied):
-            length = min(len(tokens), max_nodes)
-            self._num_copied[index] = length
+            self._roots[index], self._trust[index] = roots[index], trust[index]
+            self._copied_share[index] = copied_share[index]
+            self._num_copied[index] = length = min(len(tokens), max_nodes)
             if length:
-                self._copied[index, :length] = tokens[:length]
+                begin = index * self.max_nodes
+                self._copied[begin : begin + length] = array("q", tokens[:length])
         if drafts is not self._drafts or drafts is None:
             self._drafts = drafts
             ids = logprobs = _NO_ADDRESS
@@ -158,17 +162,13 @@ class TreeGrower:
         block[_Field.MIN_NODES], block[_Field.MAX_NODES] = min_nodes, max_nodes
         self._doubles[_Field.PAST] = past
         self._function(self._address)
-        batch, tokens_view, children_view = self._views_of(count, block[_Field.NODES])
-        children = children_view.tolist()
-        trees = [
-            GrownTree(children[index], offsets)
-            for index, offsets in enumerate(batch.position_offsets)
-        ]
+        batch, offsets, tokens_view, children_view = self._views_of(count, block[_Field.NODES])
+        trees = [GrownTree(*parts) for parts in zip(children_view.tolist(), offsets, strict=True)]
         expected, step_ms, plain_ms = self._doubles[_Field.EXPECTED : _Field.GAINS]
-        gains = self._gains[:count].tolist()
+        gains = self._gains[:count]
         return Growth(batch, trees, tokens_view.tolist(), gains, expected, step_ms, plain_ms)
 
-    def _views_of(self, count: int, num_nodes: int) -> tuple[TreeBatch, Any, Any]:
+    def _views_of(self, count: int, num_nodes: int) -> _Views:
         """Views of the outputs for this number of sequences and nodes, made once."""
         views = self._views.get((count, num_nodes))
         if views is None:
@@ -179,7 +179,8 @@ class TreeGrower:
             )
             mask = self._mask[: size * num_nodes].reshape(count, num_nodes, num_nodes)
             children = self._children[: 2 * size].reshape(count, num_nodes, 2)
-            views = TreeBatch(parents, depths, mask), tokens, children
+            batch = TreeBatch(parents, depths, mask, is_kept=True)
+            views = batch, list(depths), tokens, children
             self._views[count, num_nodes] = views
         return views
 

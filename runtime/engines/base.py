@@ -22,11 +22,14 @@ class TreeBatch:
         parents: (B, N) int64, the parent of each node; -1 for the root.
         position_offsets: (B, N) int64, depth of each node.
         additive_mask: (B, N, N) float32, 0 where a node sees another and `MASKED` elsewhere.
+        is_kept: whether the trees of other steps stand in the same object and memory later. An
+            engine may read them there instead of copying them.
     """
 
     parents: NDArray[np.int64]
     position_offsets: NDArray[np.int64]
     additive_mask: NDArray[np.float32]
+    is_kept: bool = False
 
     @property
     def num_nodes(self) -> int:

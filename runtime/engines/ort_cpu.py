@@ -152,7 +152,7 @@ class OrtEngine:
                 f"of {self.capacity} rows: open the session with a larger max_length"
             )
         num_sequences = len(past_lengths)
-        is_new = isinstance(tree, TreeBatch)
+        is_new = isinstance(tree, TreeBatch) and not tree.is_kept
         tree_key = -tree.num_nodes if is_new else id(tree)
         key = ("verify", tree_key, num_sequences, first_slot, None if rows is None else tuple(rows))
         bound = self._bindings.get((*key, logits))
@@ -252,9 +252,13 @@ class OrtEngine:
     ) -> _BoundGraph:
         num_nodes = tree.num_nodes
         trees = (num_sequences,) if self._takes_tree_per_sequence else ()
-        mask = np.empty((*trees, num_nodes, num_nodes), np.float32)
-        offsets = np.empty((*trees, num_nodes), np.int64)
-        mask[...], offsets[...] = tree.additive_mask, tree.position_offsets
+        shape: tuple[int, ...] = *trees, num_nodes, num_nodes
+        if isinstance(tree, TreeBatch) and tree.is_kept:
+            mask = tree.additive_mask.reshape(shape)
+            offsets = tree.position_offsets.reshape(shape[:-1])
+        else:
+            mask, offsets = np.empty(shape, np.float32), np.empty(shape[:-1], np.int64)
+            mask[...], offsets[...] = tree.additive_mask, tree.position_offsets
         inputs: dict[str, NDArray[Any]] = {
             names.INPUT_IDS: np.zeros((num_sequences, num_nodes), np.int64),
             names.TREE_MASK: mask,
@@ -265,11 +269,11 @@ class OrtEngine:
         if self._reads_positions:
             inputs[names.CACHE_POSITIONS] = np.arange(self.capacity)
         hidden_size, vocab_size = self._model.hidden_size, self._model.vocab_size
-        shape = num_sequences, len(rows)
+        num_outputs = num_sequences, len(rows)
         verify_outputs = VerifyOutputs(
-            argmax=np.zeros(shape, np.int64),
-            hidden=np.zeros((*shape, hidden_size), np.float32),
-            logits=np.zeros((*shape, vocab_size), np.float32) if logits else None,
+            argmax=np.zeros(num_outputs, np.int64),
+            hidden=np.zeros((*num_outputs, hidden_size), np.float32),
+            logits=np.zeros((*num_outputs, vocab_size), np.float32) if logits else None,
         )
         outputs: dict[str, NDArray[Any]] = {
             names.ARGMAX: verify_outputs.argmax.reshape(-1),
