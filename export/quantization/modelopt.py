@@ -46,7 +46,7 @@ def arguments_from_plan(plan: QuantizationPlan) -> ModelOptArguments | None:
         name for format_, names in nodes.items() if not is_rounded(format_) for name in names
     ]
     return ModelOptArguments(
-        # Patterns match the beginning of a name, and so would find layer 10 for layer 1.
+        # Patterns match the beginning of a name; without its end they would also find `MatMul_1`.
         nodes_to_exclude=tuple(f"{re.escape(name)}$" for name in unrounded),
         layers_8bit=",".join(nodes["int8"]),
     )

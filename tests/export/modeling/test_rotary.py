@@ -94,7 +94,7 @@ def test_a_model_that_is_fixed_rotates_short_texts_as_the_longest() -> None:
     short, long = torch.arange(8)[None], torch.arange(MAX_LENGTH)[None]
     x = torch.zeros(1)
     expected = rotary_of(model)(x, long)[0][:, :8]
-    own = model.base_model.rotary_emb
+    own = rotary_of(model)
     assert not torch.allclose(own(x, short)[0], expected)
     with fix_rotary(model, MAX_LENGTH):
         assert torch.equal(rotary_of(model)(x, short)[0], expected)

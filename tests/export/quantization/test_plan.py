@@ -1,6 +1,5 @@
 """Plans applied at export: the formats of the graph's matrices, and what is refused."""
 
-import re
 from collections import Counter
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import onnx_ir as ir
 import pytest
 import torch
 from numpy.typing import NDArray
+from support.graphs.planned_graphs import plan_of, planned_graph
 from support.tiny_models import llama_config, random_model
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
@@ -17,17 +17,12 @@ from medusa_trt.cli import main as cli
 from medusa_trt.errors import ExportError
 from medusa_trt.export.comparison.logits import compute_agreement
 from medusa_trt.export.comparison.passages import PASSAGES
-from medusa_trt.export.graphs.verify_graph import trace_verify
-from medusa_trt.export.graphs.verify_module import VerifyModule
-from medusa_trt.export.modeling.attention_forms import choose_attention
-from medusa_trt.export.passes.name_products import node_name_from_path
 from medusa_trt.export.pipeline import ExportOptions, export_bundle
 from medusa_trt.export.quantization.library import (
     QuantizedWeight,
     dequantize_weight,
     quantize_weight,
 )
-from medusa_trt.export.quantization.modelopt import arguments_from_plan
 from medusa_trt.export.quantization.plan import (
     PlannedFormats,
     PlannedSite,
@@ -36,12 +31,9 @@ from medusa_trt.export.quantization.plan import (
     precision_from_plan,
 )
 from medusa_trt.export.quantization.rounding import LibraryRounding
-from medusa_trt.export.quantization.rounding_pass import make_layers_pass
 from medusa_trt.export.quantization.sites import Site, sites_from_model
 from medusa_trt.export.targets import TARGETS
-from medusa_trt.export.weight_formats import Format
 from medusa_trt.export.weights.lazy_tensor import LazyTensor
-from medusa_trt.export.weights.streamed_model import wrap_weights
 from medusa_trt.runtime.bundle import Bundle
 from medusa_trt.runtime.engines.operators import find_library
 from medusa_trt.runtime.engines.ort_cpu import OrtEngine
@@ -62,36 +54,6 @@ FAMILIES: dict[str, PretrainedConfig] = {
     "phi3": AutoConfig.for_model("phi3", **SIZES | {"pad_token_id": 0}),
     "gpt_neox": AutoConfig.for_model("gpt_neox", **SIZES | {"num_attention_heads": 1}),
 }
-
-
-def plan_of(
-    sites: list[Site], formats: tuple[Format, ...], target: str = "ort-cpu"
-) -> QuantizationPlan:
-    """Formats in turn."""
-    return QuantizationPlan(
-        model="tiny",
-        target=target,
-        sites=tuple(
-            PlannedSite(site.name, formats[index % len(formats)], site.weights)
-            for index, site in enumerate(sites)
-        ),
-    )
-
-
-def planned_graph(
-    model: PreTrainedModel, plan: QuantizationPlan, target: str = "ort-cpu"
-) -> ir.Model:
-    """The verify graph with a plan's formats."""
-    precision = precision_from_plan(TARGETS[target], plan)
-    formats = PlannedFormats(plan, model, "model.")
-    form = choose_attention(
-        TARGETS[target].attention, has_library=precision.uses_library, is_general=False
-    )["verify"]
-    quantize = make_layers_pass(precision, model.config.vocab_size, formats)
-    weights = wrap_weights(model) if precision.uses_library else None
-    graph = trace_verify(VerifyModule(model, 64, form), TARGETS[target].opset, quantize, weights)
-    formats.check()
-    return graph
 
 
 def _is_constant(value: ir.Value | None) -> bool:
@@ -253,35 +215,6 @@ def test_a_mistaken_plan_is_named() -> None:
     assert "2 formats for model.layers.0.self_attn.k_proj" in refusal(*apart, *plan.sites[1:])
     whole = PlannedSite("layers.0.o", "fp32", ())
     assert "has weights in fp32, target tensorrt takes int4, int8, fp8, fp16" in refusal(whole)
-
-
-def test_modelopt_is_told_the_products_of_a_float16_graph() -> None:
-    model = random_model(llama_config())
-    sites = sites_from_model(model)
-    formats: tuple[Format, ...] = ("int4", "int8", "fp16")
-    found = arguments_from_plan(plan_of(sites, formats, "tensorrt"))
-    assert found is not None and found.quantize_mode == "int4"
-    graph = planned_graph(model.half(), plan_of(sites, ("fp16",), "tensorrt"), "tensorrt").graph
-    products = [node.name for node in graph if node.op_type in ("MatMul", "Gemm")]
-    told = {
-        name: "fp16"
-        if any(re.match(pattern, str(name)) for pattern in found.nodes_to_exclude)
-        else "int8"
-        if name in found.layers_8bit.split(",")
-        else "int4"
-        for name in products
-    }
-    for index, site in enumerate(sites):
-        names = [
-            node_name_from_path(path) for path in site.modules if node_name_from_path(path) in told
-        ]
-        assert names and {told.pop(name) for name in names} == {formats[index % 3]}
-    # The products of attention itself have no weights.
-    assert not any(str(name).startswith("/") for name in told)
-    first = found.nodes_to_exclude[0]
-    assert "layers\\.0" in first and not re.match(first.replace("0", "1"), first.replace("0", "10"))
-    assert arguments_from_plan(plan_of(sites, ("int8", "fp16"))) is None
-    assert arguments_from_plan(plan_of(sites, ("int4", "fp8"))) is None
 
 
 def test_files_that_are_no_plan_are_refused(tmp_path: Path, tiny_model: Path) -> None:
