@@ -5,11 +5,29 @@ from support.tiny_models import HIDDEN_SIZE
 
 from medusa_trt.export.models.base_model import BaseModel
 from medusa_trt.training.data.rows import LabelledTokens, Split
-from medusa_trt.training.data.shards import Features
+from medusa_trt.training.data.shards import DataSpec, Features
 from medusa_trt.training.options import HeadsShape, TrainOptions
 
 A, B, V = 5, 3, 32
 NOISE = 0.3
+
+DATA_SPEC = DataSpec(
+    format_version=1,
+    model="tiny",
+    hidden_size=64,
+    vocab_size=300,
+    num_shards=1,
+    num_conversations=4,
+    batch_size=4,
+    num_turns=1,
+    max_new_tokens=8,
+    temperatures=(0.0, 0.7),
+    has_features=True,
+    prompts_sha256="",
+    dtype="float32",
+    seed=0,
+)
+"""Description of a folder of a few conversations."""
 
 
 def make_ruled_tokens(length: int, noise: float, generator: torch.Generator) -> list[int]:
