@@ -1,14 +1,12 @@
 """`medusa-trt calibrate` as a user meets it, on a tiny bundle."""
 
-import hashlib
 import json
 import signal
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from support.measurements.latency_records import set_step_times
 
-import medusa_trt.runtime.engines.machine as machine_module
 from medusa_trt.calibration.latency.measurement import LatencyMeter
 from medusa_trt.calibration.noise import CoreWatch
 from medusa_trt.calibration.report.results import Calibration, load_calibration
@@ -16,7 +14,7 @@ from medusa_trt.cli import main as cli
 from medusa_trt.runtime.bundle import Bundle
 from medusa_trt.runtime.decoding.drafting import TokenLookup
 from medusa_trt.runtime.manifest import Thresholds, TypicalSpec
-from medusa_trt.runtime.session import GenerationStats, MedusaSession
+from medusa_trt.runtime.session import MedusaSession
 from medusa_trt.tree_configs import load_tree
 
 SMALL = ("--num-prompts", "3", "--max-new-tokens", "8")
@@ -35,18 +33,7 @@ def report(bundle: Path) -> Calibration:
 
 @pytest.fixture
 def step_ms(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
-    """Makes a step take 5 ms and as much for each node, or what a test sets, in every sample."""
-    times = {"fixed": 5.0, "of a node": 5.0}
-    sample = LatencyMeter._sample
-
-    def timed(meter: LatencyMeter, context: int, num_nodes: int) -> GenerationStats:
-        stats = sample(meter, context, num_nodes)
-        step_s = 1e-3 * (times["fixed"] + times["of a node"] * num_nodes)
-        total_s = len(stats.accept_lengths) * step_s
-        return replace(stats, decode_s=total_s, engine_s=0.9 * total_s)
-
-    monkeypatch.setattr(LatencyMeter, "_sample", timed)
-    return times
+    return set_step_times(monkeypatch)
 
 
 @pytest.mark.parametrize("verb", ["", "heads", "latency", "tree", "threshold"])
@@ -98,56 +85,6 @@ def test_heads_latency_and_tree(
 
     assert calibrate("threshold", bundle, *SMALL) == cli.EXIT_ERROR
     assert "drafts nothing" in capsys.readouterr().err
-
-
-def test_step_times_are_measured_again_by_flag_and_on_other_kernels(
-    bundle: Path,
-    step_ms: dict[str, float],
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """54.6 ms, measured beside other work, were kept where 5.8 were right."""
-
-    def measure(*words: str) -> list[float]:
-        assert calibrate("latency", bundle, *QUICK, *words) == 0
-        (times,) = report(bundle).latency
-        assert [point.num_samples for point in times.points] == [2] * 8
-        return [point.step_ms.median for point in times.points[:2]]
-
-    step_ms["fixed"] = 50.0
-    assert measure() == pytest.approx([55, 60])
-    step_ms["fixed"] = 5.0
-    capsys.readouterr()
-    assert measure() == pytest.approx([55, 60])
-    assert "samples" not in capsys.readouterr().err
-    assert measure("--again") == pytest.approx([10, 15])
-    assert "16 samples" in capsys.readouterr().err
-    step_ms["fixed"] = 2.0
-    assert measure() == pytest.approx([10, 15])
-    monkeypatch.setattr(machine_module, "read_kernels_name", lambda: "other")
-    assert measure() == pytest.approx([7, 12])
-
-
-def test_nothing_measured_on_another_bundle_is_kept(
-    bundle: Path, step_ms: dict[str, float], capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert calibrate("heads", bundle, *SMALL) == calibrate("latency", bundle, *QUICK) == 0
-    template = bundle / "chat_template.jinja"
-    template.write_text(template.read_text() + "\n")
-    manifest = json.loads((bundle / "manifest.json").read_text())
-    content = template.read_bytes()
-    manifest["files"][template.name] = {
-        **manifest["files"][template.name],
-        "size_bytes": len(content),
-        "sha256": hashlib.sha256(content).hexdigest(),
-    }
-    (bundle / "manifest.json").write_text(json.dumps(manifest))
-    capsys.readouterr()
-    assert calibrate("heads", bundle, *SMALL) == 0
-    assert "3 replies, up to about" in capsys.readouterr().err
-    assert report(bundle).latency == ()
-    assert calibrate("latency", bundle, *QUICK) == 0
-    assert "16 samples, up to about" in capsys.readouterr().err
 
 
 def test_a_busy_machine_is_named(

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.tiny_models import llama_config, save_tiny_model
 
 from medusa_trt.calibration.quantization.estimate import SiteEstimator
 from medusa_trt.calibration.quantization.meter import QuantizationMeter, Text
@@ -90,26 +89,6 @@ def test_a_plan_is_found_and_exported(
     assert cli.main(["verify", str(tmp_path / "planned"), "--against", str(tiny_model)]) == 0
 
 
-def test_a_size_is_kept(bundle: Path, tiny_model: Path) -> None:
-    assert calibrate(bundle, "--model", tiny_model, *SMALL, "--max-size", "0.07") == 0
-    section = section_of(bundle)
-    plan, all_int8 = section.plans[-1], section.plans[1]
-    assert plan.name == "plan" and plan.size_bytes <= 70_000 < all_int8.size_bytes
-    smaller = [point for point in section.frontier if point.size_bytes <= 70_000]
-    assert plan.predicted_kl == pytest.approx(smaller[-1].predicted_kl)
-
-
-def test_a_plan_for_a_device(bundle: Path, tiny_model: Path) -> None:
-    words = ("--target", "tensorrt", "--formats", "int4,fp8,fp16", "--max-kl", "0.02")
-    assert calibrate(bundle, "--model", tiny_model, *SMALL, *words) == 0
-    section = section_of(bundle)
-    assert section.target == "tensorrt" and section.plans[-1].kl <= 0.02
-    assert {plan.name for plan in section.plans} >= {"int4", "fp8", "all int4", "all fp8"}
-    assert not (bundle / "calibration" / "modelopt.json").exists()  # it has no such mix
-    plan = plan_from_file(bundle / "calibration" / "quantization.json")
-    assert plan.target == "tensorrt" and {s.format for s in plan.sites} <= {"int4", "fp8", "fp16"}
-
-
 def test_modelopt_gets_a_file(
     bundle: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -123,9 +102,6 @@ def test_modelopt_gets_a_file(
         "nodes_to_exclude",
         "layers_8bit",
     }
-    # A plan for the processor leaves no file for another one behind.
-    assert calibrate(bundle, "--model", tiny_model, *SMALL, "--max-kl", "0.1") == 0
-    assert not (bundle / "calibration" / "modelopt.json").exists()
 
 
 def test_an_interrupt_keeps_what_was_measured(
@@ -176,18 +152,6 @@ def test_an_interrupt_keeps_what_was_measured(
     assert (whole.sites, whole.plans) == (resumed.sites, resumed.plans)
 
 
-def test_other_texts_and_models_are_not_mixed(
-    bundle: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    words = (bundle, "--model", tiny_model, "--max-kl", "0.1")
-    assert calibrate(*words, *SMALL) == 0
-    assert calibrate(*words, "--num-prompts", "2", "--max-new-tokens", "12") == 0
-    err = capsys.readouterr().err
-    assert err.count("measurements, up to about") == 2
-    lines = (bundle / "calibration" / "quantization_sites.jsonl").read_text().splitlines()
-    assert len({json.loads(line)["basis"] for line in lines}) == 2 and len(lines) == 5
-
-
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -214,14 +178,6 @@ def test_mistakes_are_one_line(
     assert calibrate(bundle, *SMALL, *model, *words) == cli.EXIT_ERROR
     err = capsys.readouterr().err
     assert message in err.splitlines()[-1] and "Traceback" not in err
-
-
-def test_another_model_is_refused(
-    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    other = save_tiny_model(tmp_path / "other", llama_config(num_hidden_layers=1))
-    assert calibrate(bundle, "--model", other, *SMALL) == cli.EXIT_ERROR
-    assert "has 2 layers, other has 1" in capsys.readouterr().err
 
 
 def test_the_help_text_works(capsys: pytest.CaptureFixture[str]) -> None:
