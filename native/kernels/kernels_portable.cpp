@@ -2,11 +2,15 @@
 #pragma GCC optimize("O3,no-math-errno,no-trapping-math,no-signed-zeros")
 #if defined(__x86_64__)
 #include <cpuid.h>
+#include <emmintrin.h>
+#elif defined(__ARM_NEON)
+#include <arm_neon.h>
 #endif
 
 #include <cstdlib>
 #include <cstring>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "kernels.h"
@@ -16,53 +20,9 @@ namespace portable {
 #define MEDUSA_FLOATS 4
 #include "vector_math.inl"
 #include "attention.inl"
+#include "tile_16_bits.inl"
 
-float float_from_half(uint16_t half) {
-  const uint32_t sign = (half & 0x8000u) << 16, exponent = (half >> 10) & 31, fraction = half & 1023;
-  uint32_t bits = sign | ((exponent + 112) << 23) | (fraction << 13);
-  if (exponent == 31) bits = sign | 0x7f800000u | (fraction << 13);
-  float value;
-  std::memcpy(&value, &bits, sizeof value);
-  if (exponent == 0) value = (sign ? -1.0f : 1.0f) * static_cast<float>(fraction) * 0x1p-24f;
-  return value;
-}
-
-void tile(const Weights& w, const Rows& x, int64_t row, int rows, int64_t group, int groups,
-          float* out) {
-  const int64_t blocks = w.blocks();
-  for (int r = 0; r < rows; ++r)
-    for (int g = 0; g < groups; ++g) {
-      const uint8_t* data = w.data + (group + g) * w.group_bytes();
-      const uint16_t* scales = w.scales + (group + g) * blocks * kLanes;
-      const int8_t* values = x.values + (row + r) * w.inputs;
-      float sums[kLanes] = {};
-      for (int64_t b = 0; b < blocks; ++b) {
-        int32_t dots[kLanes];
-        for (int32_t& dot : dots) dot = x.offsets[(row + r) * blocks + b];
-        const uint8_t* bytes = w.bits == 8 ? data + b * 1024 : data + (b >> 1) * 512;
-        const int shift = w.bits == 4 && (b & 1) ? 4 : 0, kept = w.bits == 8 ? 255 : 15;
-        for (int k = 0; k < w.block / 4; ++k)
-          for (int lane = 0; lane < kLanes; ++lane)
-            for (int i = 0; i < 4; ++i)
-              dots[lane] += ((bytes[k * 64 + lane * 4 + i] >> shift) & kept) *
-                            values[b * w.block + k * 4 + i];
-        const float row_scale = x.scales[(row + r) * blocks + b];
-        for (int lane = 0; lane < kLanes; ++lane)
-          sums[lane] = __builtin_fmaf(static_cast<float>(dots[lane]),
-                                      float_from_half(scales[b * kLanes + lane]) * row_scale,
-                                      sums[lane]);
-      }
-      for (int lane = 0; lane < kLanes; ++lane)
-        out[(r * groups + g) * kLanes + lane] = sums[lane];
-    }
-}
-
-void tile_shape(int, int64_t num_rows, int* rows, int* groups) {
-  *rows = static_cast<int>(num_rows < kMaxTileRows ? num_rows : kMaxTileRows);
-  *groups = 1;
-}
-
-constexpr Kernels kernels = {"portable", tile, tile_shape,    quantize,      finish,
+constexpr Kernels kernels = {"portable", any_tile, tile_shape,    quantize,      finish,
                              argmax, top_k, weigh, keep,    append,     attend, attend_floats, kQueryRows, &attention_steps};
 }  // namespace portable
 
