@@ -1,6 +1,6 @@
 """What chat and completions share: options from fields, tokens as text, usage, reasons."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from medusa_trt.errors import MedusaError, TreeError
@@ -37,6 +37,8 @@ def options_from_fields(
     """
     if body.stream_options is not None and not body.stream:
         raise _refuse("stream_options", "it needs stream: true")
+    if body.counts_always and not body.shows_usage:
+        raise _refuse("stream_options.continuous_usage_stats", "it needs include_usage: true")
     if body.steps and not body.stream:
         raise _refuse("steps", "it needs stream: true")
     stop = body.stop or []
@@ -126,6 +128,23 @@ def describe_step(step: VerifiedStep | None, text: TextCodec) -> dict[str, Any]:
 def decode_token(token_id: int, text: TextCodec) -> str:
     """The text of one token; what is a part of a character becomes U+FFFD."""
     return text.token_bytes(token_id).decode("utf-8", "replace")
+
+
+def describe_chunk_usage(
+    body: ReplyFields, prompt_tokens: int, num_tokens: Iterable[int]
+) -> dict[str, Any]:
+    """Describes what a chunk of a stream says of its tokens, besides the last chunk.
+
+    Args:
+        body: says whether this is nothing, null or the counts so far.
+        prompt_tokens: of all prompts.
+        num_tokens: of each reply so far.
+    """
+    if not body.counts_always:
+        return {"usage": None} if body.shows_usage else {}
+    new_tokens = sum(num_tokens)
+    counts = {"prompt_tokens": prompt_tokens, "completion_tokens": new_tokens}
+    return {"usage": counts | {"total_tokens": prompt_tokens + new_tokens}}
 
 
 def describe_usage(generations: Sequence[Generation], num_choices: int) -> dict[str, Any]:

@@ -160,13 +160,14 @@ class Replies:
 
     Attributes:
         requests: a request for each reply.
+        prompt_tokens: tokens of all prompts.
     """
 
     def __init__(
         self, service: Service, requests: Sequence[Request], record: RequestRecord
     ) -> None:
         """Submits the requests."""
-        self.requests = requests
+        self.requests, self.prompt_tokens = requests, record.prompt_tokens
         self._service, self._record = service, record
         self._results: asyncio.Queue[tuple[Ticket, RequestEvent]] = asyncio.Queue()
         self._tickets = [

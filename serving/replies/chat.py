@@ -16,6 +16,7 @@ from medusa_trt.runtime.session import MedusaSession
 from medusa_trt.runtime.text import TextCodec
 from medusa_trt.serving.conversion import (
     LEAST_LOGPROB,
+    describe_chunk_usage,
     describe_step,
     describe_usage,
     options_from_fields,
@@ -199,7 +200,7 @@ class ChatReplies:
                     "finish_reason": messages[index].describe_finish(event.generation),
                     **describe_step(event.step, self._text),
                 }
-            )
+            ) | describe_chunk_usage(self._body, replies.prompt_tokens, num_tokens)
             if event.generation is not None:
                 done[index] = event.generation
         if self._body.shows_usage:
@@ -207,8 +208,7 @@ class ChatReplies:
             yield self._describe_chunk() | {"usage": usage}
 
     def _describe_chunk(self, *choices: dict[str, Any]) -> dict[str, Any]:
-        chunk = {**self._head, "object": "chat.completion.chunk", "choices": choices}
-        return chunk | {"usage": None} if self._body.shows_usage else chunk
+        return {**self._head, "object": "chat.completion.chunk", "choices": choices}
 
     def _describe_logprobs(self, entries: Iterable[TokenLogprobs]) -> dict[str, Any] | None:
         if not self._body.logprobs:

@@ -13,6 +13,7 @@ from medusa_trt.runtime.session import MedusaSession
 from medusa_trt.runtime.text import TextCodec
 from medusa_trt.serving.conversion import (
     LEAST_LOGPROB,
+    describe_chunk_usage,
     describe_finish,
     describe_step,
     describe_usage,
@@ -155,7 +156,7 @@ class CompletionReplies:
                     "finish_reason": describe_finish(event.generation),
                     **describe_step(event.step, self._text),
                 }
-            )
+            ) | describe_chunk_usage(self._body, replies.prompt_tokens, shown_tokens)
             if event.generation is not None:
                 done[index] = event.generation
         if self._body.shows_usage:
@@ -163,8 +164,7 @@ class CompletionReplies:
             yield self._describe_chunk() | {"usage": usage}
 
     def _describe_chunk(self, *choices: dict[str, Any]) -> dict[str, Any]:
-        chunk = {**self._head, "choices": choices}
-        return chunk | {"usage": None} if self._body.shows_usage else chunk
+        return {**self._head, "choices": choices}
 
     def _describe_logprobs(
         self,

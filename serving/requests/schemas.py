@@ -21,9 +21,13 @@ _Penalty = Annotated[float, Field(ge=-2, le=2), OrNull()]
 
 
 class StreamOptions(Body):
-    """What a stream holds besides the reply; this server never adds noise to its length."""
+    """What a stream holds besides the reply; this server never adds noise to its length.
+
+    `continuous_usage_stats` is vLLM's: each chunk has the counts so far.
+    """
 
     include_usage: Flag = False
+    continuous_usage_stats: Flag = False
     include_obfuscation: Literal[False] | None = None
 
 
@@ -101,6 +105,11 @@ class ReplyFields(Body):
     def shows_usage(self) -> bool:
         """Whether a stream ends with the counts of its tokens."""
         return self.stream_options is not None and self.stream_options.include_usage
+
+    @property
+    def counts_always(self) -> bool:
+        """Whether each chunk of a stream has the counts so far."""
+        return self.stream_options is not None and self.stream_options.continuous_usage_stats
 
     @field_validator("logit_bias")
     @classmethod

@@ -41,6 +41,10 @@ SCHEMA_WITHOUT_TYPE = {
         ({"not-a name": 2}, "not-a name"),
         ({"stream_options": {"include_usage": True}}, "stream_options"),
         ({"stream": True, "stream_options": {"usage": True}}, "stream_options.usage"),
+        (
+            {"stream": True, "stream_options": {"continuous_usage_stats": True}},
+            "stream_options.continuous_usage_stats",
+        ),
         ({"response_format": {"type": "xml"}}, "response_format"),
         ({"regex": "("}, "regex"),
         ({"grammar": "x"}, "grammar"),
@@ -103,11 +107,16 @@ def test_only_a_streams_last_chunk_has_counts_and_the_others_null(
     if "chat" in path:
         prompt = {"messages": [{"role": "user", "content": "hello"}]}
     asked = prompt | {"stream": True, "max_tokens": 5}
-    for options in (None, {"include_usage": False}, {"include_usage": True}):
+    counting = {"include_usage": True, "continuous_usage_stats": True}
+    for options in (None, {"include_usage": False}, {"include_usage": True}, counting):
         answer = live.client.post(path, json=asked | {"stream_options": options})
         events = [line[6:] for line in answer.text.split("\n\n") if line.startswith("data: {")]
         *chunks, last = [json.loads(event) for event in events]
-        if options and options["include_usage"]:
+        if options is counting:
+            counts = [chunk["usage"]["completion_tokens"] for chunk in chunks]
+            assert counts == sorted(counts) and counts[0] > 0
+            assert chunks[-1]["usage"].items() <= last["usage"].items()
+        elif options and options["include_usage"]:
             assert last["choices"] == [] and last["usage"]["completion_tokens"] <= 5
             assert all(chunk["usage"] is None and chunk["choices"] for chunk in chunks)
         else:

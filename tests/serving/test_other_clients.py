@@ -1,7 +1,7 @@
-"""Clients of other projects, which are too heavy for every run: litellm, lm-eval, schemathesis.
+"""Clients of other projects, which are too heavy for every run.
 
-Each needs an environment of its own: `LITELLM_PYTHON`, `LM_EVAL_PYTHON` (with transformers) and
-`SCHEMATHESIS_PYTHON` name the interpreters.
+Each needs an environment of its own: `LITELLM_PYTHON`, `LM_EVAL_PYTHON` (with transformers),
+`SCHEMATHESIS_PYTHON` and `GUIDELLM_PYTHON` name the interpreters.
 """
 
 import json
@@ -113,3 +113,29 @@ def test_schemathesis_finds_nothing_that_the_schema_does_not_say(live: LiveServe
         *("--exclude-checks", "positive_data_acceptance"),
         *("--seed", "1"),
     )
+
+
+def test_guidellm_measures_every_token_of_several_clients(
+    live: LiveServer, offline: MedusaSession, tmp_path: Path
+) -> None:
+    before = live.session.scheduler.counts.new_tokens
+    report = tmp_path / "report.json"
+    run(
+        "GUIDELLM_PYTHON",
+        *("-m", "guidellm", "run", "--backend", f"kind=openai_http,target={live.url}"),
+        *("--profile", "kind=concurrent,streams=4", "--constraint", "kind=max_requests,count=12"),
+        *("--data", "kind=synthetic_text,prompt_tokens=16,output_tokens=8"),
+        *("--tokenizer", f"kind=huggingface_auto,model={offline.bundle.path}"),
+        *("--output", f"kind=json,path={report}", "--disable-console"),
+    )
+    (benchmark,) = json.loads(report.read_text())["benchmarks"]
+    assert benchmark["scheduler_metrics"]["requests_made"] == {
+        "successful": 12,
+        "errored": 0,
+        "incomplete": 0,
+        "total": 12,
+    }
+    requests = benchmark["requests"]["successful"]
+    assert [each["output_tokens"] for each in requests] == [8] * 12
+    assert all(each["time_to_first_token_ms"] > 0 for each in requests)
+    assert live.session.scheduler.counts.new_tokens - before >= 8 * 12
