@@ -1,4 +1,4 @@
-"""Routes over plain HTTP: fields that are refused, tokens, log-probabilities of prompts, states."""
+"""Routes over plain HTTP: fields that are refused, tokens, states."""
 
 import json
 from typing import Any
@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 from support.servers.live_server import LiveServer, wait_for
 
-from medusa_trt.runtime.options import GenerationOptions
 from medusa_trt.runtime.session import MedusaSession
 
 SCHEMA_WITHOUT_TYPE = {
@@ -181,54 +180,6 @@ def test_wrong_paths_have_errors_of_the_same_shape(
     assert reply.json()["error"]["code"]
 
 
-def test_an_echo_has_the_logprobs_of_the_prompt(live: LiveServer, offline: MedusaSession) -> None:
-    """This is how lm-eval asks."""
-    ids = offline.encode("a prompt")
-    fields = {"prompt": [ids, ids[:4]], "max_tokens": 1, "logprobs": 1, "echo": True}
-    for choice, prompt in zip(
-        live.complete(**fields, temperature=0).json()["choices"], (ids, ids[:4]), strict=True
-    ):
-        options = GenerationOptions(max_new_tokens=1, logprobs=1, prompt_logprobs=True)
-        expected = offline.generate(prompt, options)
-        logprobs = choice["logprobs"]
-        assert choice["text"] == offline.text.decode(prompt) + expected.text
-        assert len(logprobs["tokens"]) == len(prompt) + 1 == len(logprobs["text_offset"])
-        assert logprobs["token_logprobs"][0] is None and logprobs["top_logprobs"][0] is None
-        entries = [*expected.prompt_logprobs, *expected.logprobs]
-        for position, entry in enumerate(entries, start=1):
-            assert logprobs["token_logprobs"][position] == pytest.approx(entry.logprob, abs=1e-4)
-            best = max(logprobs["top_logprobs"][position].values())
-            assert best == pytest.approx(max(entry.top[0][1], entry.logprob), abs=1e-4)
-
-
-def test_an_echo_without_new_tokens(live: LiveServer) -> None:
-    reply = live.complete(prompt="abc", max_tokens=0, echo=True, logprobs=0).json()
-    assert reply["choices"][0]["text"] == "abc"
-    assert reply["choices"][0]["logprobs"]["tokens"][-3:] == ["a", "b", "c"]
-    assert reply["usage"]["completion_tokens"] == 0
-
-
-def test_a_streamed_echo_is_the_same_as_a_whole_one(live: LiveServer) -> None:
-    fields = {"prompt": ["abc", "de"], "max_tokens": 9, "echo": True, "logprobs": 2}
-    whole = live.complete(**fields, temperature=0).json()
-    streamed = live.complete(**fields, temperature=0, stream=True)
-    assert streamed.headers["content-type"].startswith("text/event-stream")
-    *events, done = [line[6:] for line in streamed.text.split("\n\n") if line]
-    assert done == "[DONE]"
-    for index, choice in enumerate(whole["choices"]):
-        chunks = [
-            part
-            for event in events
-            for part in json.loads(event)["choices"]
-            if part["index"] == index
-        ]
-        assert "".join(part["text"] for part in chunks) == choice["text"]
-        for name in ("tokens", "token_logprobs"):
-            joined = [value for part in chunks for value in part["logprobs"][name]]
-            assert joined == pytest.approx(choice["logprobs"][name], abs=1e-4)
-        assert chunks[-1]["finish_reason"] == choice["finish_reason"]
-
-
 def test_tokens_and_text(live: LiveServer, offline: MedusaSession) -> None:
     reply = live.client.post("/tokenize", json={"prompt": "hällo"}).json()
     assert reply["tokens"] == offline.encode("hällo") and reply["count"] == len(reply["tokens"])
@@ -251,24 +202,3 @@ def test_states_and_models(live: LiveServer) -> None:
     assert {"/v1/chat/completions", "/v1/completions", "/metrics"} <= paths.keys()
     answers = paths["/v1/completions"]["post"]["responses"]
     assert {"4XX", "5XX"} <= answers.keys() and "422" not in answers
-
-
-def test_the_log_has_counts_and_no_text(live: LiveServer) -> None:
-    reply = live.chat(
-        messages=[{"role": "user", "content": "secret"}],
-        max_tokens=3,
-        user="me",
-        prompt_cache_key="k",
-    )
-    wrong = live.complete(prompt={"secret": 1})
-    ids = [each.headers["x-request-id"] for each in (reply, wrong)]
-    # A line is written after the answer was sent.
-    wait_for(lambda: {line["request"] for line in live.log} >= set(ids))
-    lines = {line["request"]: line for line in live.log}
-    first, second = (lines[each] for each in ids)
-    assert first["status"] == 200 and first["user"] == "me"
-    assert first["prompt_cache_key"] == "k"
-    assert first["completion_tokens"] == reply.json()["usage"]["completion_tokens"]
-    assert first["prompt_tokens"] == reply.json()["usage"]["prompt_tokens"]
-    assert second["status"] == 400 and second["error"].startswith("invalid_value prompt")
-    assert "secret" not in json.dumps(live.log)

@@ -15,7 +15,7 @@ import pytest
 from medusa_trt.cli import main as cli
 from medusa_trt.runtime.bundle import Bundle
 from medusa_trt.serving.options import ServingOptions
-from medusa_trt.serving.server import open_socket, warn_if_open
+from medusa_trt.serving.server import open_socket
 
 
 @contextmanager
@@ -102,13 +102,3 @@ def test_an_empty_file_of_keys_is_no_open_door(
     keys.write_text("\n")
     assert cli.main(["serve", "none-there", "--api-key-file", str(keys)]) == 2
     assert "holds no key" in capsys.readouterr().err
-
-
-def test_a_server_for_everybody_is_warned_of(
-    recwarn: pytest.WarningsRecorder, tmp_path: Path
-) -> None:
-    warn_if_open(ServingOptions(), "127.0.0.1")
-    warn_if_open(ServingOptions(api_key_file=tmp_path / "keys"), "0.0.0.0")
-    assert not recwarn.list
-    warn_if_open(ServingOptions(host="0.0.0.0"), "0.0.0.0")
-    assert "give --api-key-file" in str(recwarn.pop().message)

@@ -1,16 +1,10 @@
-"""Clients that wait, do not read or send no HTTP, and the end of the server."""
+"""Clients that wait, do not read or send no HTTP."""
 
 import json
-import re
-import signal
 import socket
-import subprocess
-import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from threading import Thread
+from contextlib import contextmanager
 
-import httpx
 import pytest
 from support.servers.live_server import LiveServer, endless_server, wait_for
 
@@ -94,55 +88,3 @@ def test_what_is_no_http_gets_an_error_of_the_same_shape(hasty: LiveServer) -> N
         head, _, content = receive_all(opened).partition(b"\r\n\r\n")
         assert head.startswith(b"HTTP/1.1 400")
         assert json.loads(content)["error"]["code"] == "invalid_http"
-
-
-def test_running_replies_end_after_the_server_is_told_to(tiny_bundle: Bundle) -> None:
-    with endless_server(tiny_bundle, max_sequences=1, grace_s=20.0) as live:
-        idle = httpx.Client(base_url=live.url)
-        assert idle.get("/ready").status_code == 200
-        with live.client.stream("POST", "/v1/completions", json={"stream": True} | LONG) as reply:
-            lines = reply.iter_lines()
-            assert next(lines).startswith("data: ")
-            live.server.should_exit = True
-            wait_for(lambda: live.service.is_draining)
-            wait_for(lambda: not can_connect(live))
-            *_, last, done = filter(None, lines)
-        assert done == "data: [DONE]"
-        assert json.loads(last.removeprefix("data: "))["choices"][0]["finish_reason"] == "length"
-        with pytest.raises(httpx.ConnectError):
-            idle.get("/ready")
-
-
-def can_connect(live: LiveServer) -> bool:
-    try:
-        with connected(live):
-            return True
-    except ConnectionRefusedError:
-        return False
-
-
-@pytest.mark.parametrize(
-    "signals", [[signal.SIGTERM], [signal.SIGINT, signal.SIGINT]], ids=["SIGTERM", "twice Ctrl-C"]
-)
-def test_a_signal_ends_the_command_without_a_traceback(
-    tiny_bundle: Bundle, signals: list[signal.Signals]
-) -> None:
-    command = [sys.executable, "-m", "medusa_trt", "serve", str(tiny_bundle.path), "--port", "0"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stderr is not None
-        url = re.search(r"http://\S+", process.stderr.readline())
-        assert url is not None
-        thread = Thread(target=ask_for_long_reply, args=(url.group(),))
-        thread.start()
-        wait_for(lambda: "vllm:num_requests_running" in httpx.get(f"{url.group()}/metrics").text)
-        for number in signals:
-            process.send_signal(number)
-        assert process.wait(60) == 0
-        thread.join()
-        left = process.stderr.read()
-    assert "Traceback" not in left and "ERROR" not in left, left
-
-
-def ask_for_long_reply(url: str) -> None:
-    with suppress(httpx.TransportError):  # The server may have ended before.
-        httpx.post(f"{url}/v1/completions", json=LONG | {"n": 8}, timeout=60)
