@@ -53,10 +53,14 @@ from medusa_trt.calibration.threshold.summary import ThresholdSection
 from medusa_trt.calibration.trees import head_ranks
 from medusa_trt.calibration.trees.growth import make_typical_trees
 from medusa_trt.calibration.trees.heads_section import HeadsSection
-from medusa_trt.calibration.trees.install import check_installable, finish_install, install_tree
+from medusa_trt.calibration.trees.install import (
+    check_bundle_writable,
+    check_installable,
+    finish_install,
+    install_tree,
+)
 from medusa_trt.calibration.trees.tree_section import TreeSection
 from medusa_trt.errors import CalibrationError, require_extra
-from medusa_trt.files import check_writable
 from medusa_trt.runtime.bundle import Bundle
 from medusa_trt.runtime.engines.machine import Machine
 from medusa_trt.runtime.session import MedusaSession
@@ -82,7 +86,7 @@ class Calibrator:
         self.folder = path / FOLDER
         finish_install(path, self.folder)
         self.bundle = Bundle.open(path)
-        check_writable(self.folder, CalibrationError, is_folder=True)
+        check_bundle_writable(self.folder)
         self._threads, self._max_length = threads, max_length
         self._machine = Machine.detect()
         manifest, self._digest = self.bundle.manifest, self.bundle.digest
@@ -214,7 +218,7 @@ class Calibrator:
         """
         self.bundle.manifest.require_heads("calibrate threshold")
         if not dry_run:
-            check_writable(self.bundle.path, CalibrationError, is_folder=True)
+            check_bundle_writable(self.bundle.path)
         settings = self._bind(settings)
         log = RecordLog(self.folder / threshold.THRESHOLD_FILE, threshold.ThresholdRecord)
         prompts = prompts_from_source(settings.prompts, num_prompts)

@@ -49,6 +49,31 @@ def read_text(path: Path, error_class: type[MedusaError] = MedusaError) -> str:
     return decode_text(data, str(path), error_class)
 
 
+def find_write_reason(error: BaseException) -> str | None:
+    """Finds the system's reason why a file was not written, as "No space left on device".
+
+    Libraries that write files by Rust or C++ raise other errors than OSError.
+
+    Returns:
+        The reason; None if the error is about something else.
+    """
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    if match := re.search(r"\(os error (\d+)\)", str(error)):
+        return os.strerror(int(match[1]))
+    if "PytorchStreamWriter failed" in str(error) or "iostream error" in str(error):
+        return "the disk is full, or the file may not grow"
+    return None
+
+
+def text_from_bytes(size_bytes: float) -> str:
+    """Formats a size with its unit: 132.1 kB, 19.5 MB, 1.2 GB."""
+    for scale, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if size_bytes >= scale:
+            return f"{size_bytes / scale:.1f} {unit}"
+    return f"{size_bytes:.0f} B"
+
+
 @contextmanager
 def replace_file(path: Path, error_class: type[MedusaError] = MedusaError) -> Iterator[Path]:
     """Gives a temporary path in the same folder; the file there is renamed to `path` at the end.
@@ -65,8 +90,10 @@ def replace_file(path: Path, error_class: type[MedusaError] = MedusaError) -> It
             leftover.unlink(missing_ok=True)
         yield temporary
         temporary.replace(path)
-    except OSError as error:
-        raise error_class(f"cannot write {path}: {error.strerror or error}") from error
+    except Exception as error:
+        if (reason := find_write_reason(error)) is None:
+            raise
+        raise error_class(f"cannot write {path}: {reason}") from error
     finally:
         # A read-only file system raises even where there is no such file.
         with defer_interrupts(), suppress(OSError):
@@ -116,8 +143,13 @@ def _temporary_folder(
         raise_swallowed(num_before)
         with defer_interrupts():
             move(folder)
-    except OSError as error:
-        raise error_class(f"cannot write {output}: {error}") from error
+    except Exception as error:
+        if (reason := find_write_reason(error)) is None:
+            raise
+        file = getattr(error, "filename", None)
+        if file is not None and not Path(file).is_relative_to(folder):
+            reason = f"{file}: {reason}"
+        raise error_class(f"cannot write {output}: {reason}") from error
     finally:
         with defer_interrupts():
             shutil.rmtree(folder, ignore_errors=True)
@@ -165,7 +197,11 @@ def _list_leftovers(path: Path, kind: str) -> list[Path]:
 
 
 def check_writable(
-    path: Path, error_class: type[MedusaError] = MedusaError, *, is_folder: bool = False
+    path: Path,
+    error_class: type[MedusaError] = MedusaError,
+    *,
+    is_folder: bool = False,
+    advice: str = "choose another place",
 ) -> None:
     """Checks before long work that its result can be written, by writing a file without a name.
 
@@ -173,6 +209,7 @@ def check_writable(
         path: the file that will be written; its folder must exist.
         error_class: class of the error.
         is_folder: whether `path` is a folder, which is made with those above it if it is missing.
+        advice: what the user can do.
 
     Raises:
         MedusaError: it cannot be written.
@@ -190,7 +227,7 @@ def check_writable(
             pass
     except OSError as error:
         reason = f"{place}: {error.strerror or error}"
-        raise error_class(f"cannot write {path} ({reason}): choose another place") from error
+        raise error_class(f"cannot write {path} ({reason}): {advice}") from error
 
 
 def check_output(output: Path, overwrite: bool, marker: str) -> None:
@@ -207,7 +244,11 @@ def check_output(output: Path, overwrite: bool, marker: str) -> None:
     parent = output.absolute().parent
     if not parent.is_dir():
         raise ExportError(f"cannot write {output}: {parent} is not a folder")
-    check_writable(parent, ExportError, is_folder=True)
+    try:
+        check_writable(parent, is_folder=True)
+    except MedusaError as error:
+        # The folder itself is renamed at the end, so what is above it must be writable.
+        raise ExportError(str(error).replace(f"write {parent} ", f"write {output} ", 1)) from error
     for old in _list_leftovers(output, "old"):
         # A process was killed after it had renamed the old bundle, before the new one had its name.
         if not output.exists():
@@ -228,7 +269,7 @@ def check_space(output: Path, needed_bytes: int) -> None:
     free_bytes = shutil.disk_usage(folder).free
     if free_bytes < needed_bytes:
         raise ExportError(
-            f"{folder} has {free_bytes / 1e9:.1f} GB free, the bundle needs about "
-            f"{needed_bytes / 1e9:.1f} GB: free some, choose a smaller --precision, or give an "
+            f"{folder} has {text_from_bytes(free_bytes)} free, the bundle needs about "
+            f"{text_from_bytes(needed_bytes)}: free some, choose a smaller --precision, or give an "
             "--output on another disk"
         )

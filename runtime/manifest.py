@@ -199,8 +199,12 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         spec = self._nearest_spec(options)
         if spec is None:
             return f"{text}: calibrate threshold can find better values"
-        text += f", calibrated at temperature {spec.temperature:g}"
-        return text if spec.thresholds else f"{text}, where acceptance sample is recommended"
+        temperature = f"temperature {spec.temperature:g}"
+        if spec.thresholds is None:
+            return f"{text}: calibrate threshold recommends acceptance sample at {temperature}"
+        signs = {"ε": options.posterior_threshold, "δ": options.posterior_alpha}
+        calibrated = " and ".join(sign for sign, given in signs.items() if given is None)
+        return f"{text}; {calibrated} calibrated at {temperature}"
 
     def describe_typical(self) -> str:
         """Lists what is recommended at each temperature; empty before `calibrate threshold`."""

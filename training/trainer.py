@@ -1,6 +1,7 @@
 """transformers' Trainer, extended by two learning rates, λ0's schedule and held-out replies."""
 
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,12 +9,22 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import Trainer, TrainingArguments
+from transformers import (
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from medusa_trt.errors import TrainingError
 from medusa_trt.export.heads.medusa_heads import MedusaHeads
+from medusa_trt.files import find_write_reason
 from medusa_trt.training.accuracy import Accuracy
 from medusa_trt.training.backbone import select_device, select_dtype
+from medusa_trt.training.bars import Bar
 from medusa_trt.training.data.datasets import Batch, FeatureRows, PaddedConversations, count_rows
 from medusa_trt.training.objectives import HeadsOnBackbone, HeadsOnFeatures
 from medusa_trt.training.options import TrainOptions
@@ -39,6 +50,46 @@ class TrainResult:
     log: list[dict[str, float]]
     num_train_tokens: int
     num_fit_tokens: int = 0
+
+
+class _BarCallback(TrainerCallback):
+    """Shows a bar of the updates, and a line for each measurement of the heads."""
+
+    def __init__(self) -> None:
+        self._bar: Bar | None = None
+        self._loss = ""
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._bar = Bar("updates", state.max_steps, "update", initial=state.global_step)
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        assert self._bar is not None
+        self._bar.update(state.global_step - self._bar.n)
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        logs: dict[str, float] = kwargs["logs"]
+        if self._bar is None:
+            return
+        if "loss" in logs:
+            self._loss = f"loss {logs['loss']:.3f}"
+            self._bar.set_postfix_str(self._loss, refresh=False)
+        if (length := logs.get("eval_tokens_per_step")) is not None:
+            place = f"after {state.global_step} of {state.max_steps} updates"
+            text = f"{place}: {self._loss}, {length:.3f} tokens per step on held-out replies"
+            self._bar.write(text, file=sys.stderr)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        assert self._bar is not None
+        self._bar.close()
+        self._bar = None
 
 
 class MedusaTrainer(Trainer):
@@ -107,9 +158,16 @@ def run_trainer(
         eval_dataset=dataset,  # required but not read: `measure` reads other data
         data_collator=lambda batch: batch,
         optimizers=(torch.optim.AdamW(groups, weight_decay=options.weight_decay), None),
+        callbacks=[_BarCallback()],
     )
+    trainer.remove_callback(PrinterCallback)
     checkpoint = find_last_checkpoint(folder)
-    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    try:
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    except Exception as error:
+        if (reason := find_write_reason(error)) is None:
+            raise
+        raise TrainingError(f"cannot write {folder}: {reason}; then run it again") from error
     trainer.evaluate()
     assert trainer.accuracy is not None
     # After the first epoch the same rows come again.
@@ -162,7 +220,7 @@ def _make_arguments(
         logging_steps=max(1, min(50, every // 4)),
         logging_first_step=True,
         report_to="none",
-        disable_tqdm=False,  # transformers shows no bar where its warnings are off
+        disable_tqdm=True,  # The bar is our own.
         remove_unused_columns=False,
         label_names=[],
         dataloader_pin_memory=device.type == "cuda",

@@ -96,7 +96,7 @@ def rank_reply(
     heads = session.bundle.manifest.heads
     num_heads = 0 if heads is None else heads.num_heads
     if len(token_ids) < 2 or heads is None:
-        return ranks_from_drafts([], token_ids, num_heads)
+        return np.empty((max(0, len(token_ids) - 1), num_heads), np.int16)
     states = (
         np.array(row[None])
         for chunk in run_over_text(session, text, len(prompt_ids) - 1)

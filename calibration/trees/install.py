@@ -31,7 +31,17 @@ def check_installable(bundle: Bundle) -> None:
         "writing a tree's graph", "export", error_class=CalibrationError, otherwise=otherwise
     ):
         import medusa_trt.export.graphs.graph_files  # noqa: F401
-    check_writable(bundle.path, CalibrationError, is_folder=True)
+    check_bundle_writable(bundle.path)
+
+
+def check_bundle_writable(path: Path) -> None:
+    """Checks before the long work that a bundle, or its folder of measurements, can be written.
+
+    Raises:
+        CalibrationError: it cannot.
+    """
+    advice = "calibrate a copy of the bundle in a place that you may write to"
+    check_writable(path, CalibrationError, is_folder=True, advice=advice)
 
 
 def install_tree(bundle: Bundle, tree: MedusaTree, folder: Path) -> Bundle:

@@ -46,7 +46,7 @@ def convert_heads(options: ConvertOptions, progress: Callable[[str], None] = pri
         raise HeadsError(f"unknown type {options.dtype!r}: give one of {', '.join(DTYPES)}")
     if options.output.exists() and not options.overwrite:
         raise HeadsError(f"{options.output} exists: give another --output, or --overwrite")
-    check_writable(options.output.parent, is_folder=True)
+    check_writable(options.output, is_folder=True)
     progress(f"reading {options.source}")
     loaded = load_heads(options.source)
     for text in loaded.warnings:

@@ -54,6 +54,15 @@ def refuse_failed(array: Array, place: str) -> None:
         raise ExportError(f"{place} holds NaN or infinity: the training has failed")
 
 
+def _find_reason(file: Path) -> str | None:
+    """Finds out why the system does not open a file, which some readers call a missing file."""
+    try:
+        file.open("rb").close()
+    except OSError as error:
+        return error.strerror
+    return None
+
+
 def map_tensors(
     file: Path, key: str | None = None, error_class: type[MedusaError] = ExportError
 ) -> dict[str, torch.Tensor]:
@@ -90,6 +99,8 @@ def map_tensors(
             "load; save the tensors as safetensors"
         ) from error
     except Exception as error:  # The readers raise almost anything for a damaged file.
+        if reason := _find_reason(file):
+            raise error_class(f"cannot read {file}: {reason}") from error
         first_line = str(error).strip().split("\n")[0]
         raise error_class(f"cannot read {file}: {type(error).__name__}: {first_line}") from error
     items = loaded.items() if isinstance(loaded, dict) else ()

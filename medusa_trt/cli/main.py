@@ -1,5 +1,6 @@
 """The command line: `medusa-trt VERB` and `medusa-export`."""
 
+import errno
 import os
 import sys
 import traceback
@@ -16,6 +17,7 @@ from medusa_trt.errors import MedusaError, MedusaWarning
 from medusa_trt.interrupts import find_interrupt_code
 
 EXIT_ERROR = 2
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -52,6 +54,13 @@ def _run(program: str, name: str, words: list[str]) -> int:
         # The reader of the output has left, as `head` does; Python would complain at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        # Files are written by `replace_file` and its like; what is left is standard output.
+        if error.filename is not None or error.errno not in _NO_SPACE:
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        print(f"error: cannot write standard output: {error.strerror}", file=sys.stderr)
+        return EXIT_ERROR
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return find_interrupt_code()

@@ -4,6 +4,7 @@ import errno
 import os
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -16,6 +17,7 @@ from medusa_trt.files import (
     read_text,
     replace_file,
     replace_files,
+    text_from_bytes,
 )
 from medusa_trt.runtime.tensors import MANIFEST_FILE
 
@@ -71,8 +73,19 @@ def test_the_caller_chooses_the_class_of_the_error(tmp_path: Path) -> None:
     ):
         file.write_text("new")
     for write in (replace_files, lambda path, error: make_folder(path, False, error)):
-        with pytest.raises(TrainingError, match="cannot write"), write(missing, TrainingError):
+        with pytest.raises(TrainingError) as refused, write(missing, TrainingError):
             pass
+        assert str(refused.value).startswith(f"cannot write {missing}: ")
+        assert str(refused.value).endswith("No such file or directory")
+        assert "partial" not in str(refused.value), "the user knows no temporary names"
+
+
+def test_a_file_that_is_missing_inside_the_block_is_named(tmp_path: Path) -> None:
+    with (
+        pytest.raises(MedusaError, match=r"cannot write .*/out: .*/source: No such file"),
+        replace_files(tmp_path / "out", MedusaError),
+    ):
+        (tmp_path / "source").read_bytes()
 
 
 def test_text_that_is_no_utf_8_is_refused_with_its_place(tmp_path: Path) -> None:
@@ -119,6 +132,32 @@ def test_a_full_disk_is_found_before_the_work(tmp_path: Path) -> None:
     check_space(tmp_path / "bundle", 1)
     with pytest.raises(ExportError, match="GB free, the bundle needs about"):
         check_space(tmp_path / "bundle", 2 * free_bytes)
+
+
+def test_sizes_have_units_in_which_they_differ(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=4_800_000))
+    with pytest.raises(ExportError, match=r"has 4\.8 MB free, the bundle needs about 19\.5 MB:"):
+        check_space(tmp_path / "bundle", 19_500_000)
+    sizes = [text_from_bytes(size) for size in (999, 132_100, 1.25e9)]
+    assert sizes == ["999 B", "132.1 kB", "1.2 GB"]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)"),
+    ],
+)
+def test_a_full_disk_is_named_whichever_library_met_it(error: Exception, tmp_path: Path) -> None:
+    for write in (replace_file, replace_files):
+        with pytest.raises(MedusaError) as refused, write(tmp_path / "out"):
+            raise error
+        assert str(refused.value) == f"cannot write {tmp_path / 'out'}: No space left on device"
+        with pytest.raises(RuntimeError, match="something else"), write(tmp_path / "out"):
+            raise RuntimeError("something else")
 
 
 def test_what_a_killed_export_left_is_removed_by_the_next(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -111,7 +112,16 @@ def test_the_nearest_temperatures_thresholds_fill_what_the_user_left_out(
     filled = tiny_bundle.manifest.fill_thresholds(GenerationOptions())
     assert (filled.posterior_threshold, filled.posterior_alpha) == (0.09, 0.3), "the paper's"
     cool = GenerationOptions(sampling=SamplingOptions(temperature=0.6), acceptance="typical")
-    assert "acceptance sample is recommended" in str(manifest.describe_thresholds(cool))
+    described = str(manifest.describe_thresholds(cool))
+    assert described == (
+        "typical acceptance, ε 0.09, δ 0.3: calibrate threshold recommends acceptance sample at "
+        "temperature 0.5"
+    )
+    warm = GenerationOptions(sampling=SamplingOptions(temperature=0.9), acceptance="typical")
+    described = str(manifest.describe_thresholds(warm))
+    assert described == "typical acceptance, ε 0.06, δ 0.2; ε and δ calibrated at temperature 1"
+    described = str(manifest.describe_thresholds(replace(warm, posterior_threshold=0.5)))
+    assert described == "typical acceptance, ε 0.5, δ 0.2; δ calibrated at temperature 1"
     assert manifest.describe_thresholds(GenerationOptions()) is None
 
 

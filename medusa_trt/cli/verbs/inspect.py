@@ -8,6 +8,7 @@ from medusa_trt.cli.arguments import BundleArguments
 from medusa_trt.cli.parser import Verb
 from medusa_trt.cli.terminal import make_table_console
 from medusa_trt.errors import require_extra
+from medusa_trt.files import text_from_bytes
 
 if TYPE_CHECKING:
     from rich.tree import Tree
@@ -105,7 +106,9 @@ def _print_tables(
     graphs = Table("graph", "nodes", "weights", "most frequent operators", box=None, pad_edge=False)
     for name, graph in facts.items():
         frequent = [f"{count} {kind}" for kind, count in graph.operators.most_common(4)]
-        weights = [f"{kind} {_format(size)}" for kind, size in graph.precisions.most_common(3)]
+        weights = [
+            f"{kind} {text_from_bytes(size)}" for kind, size in graph.precisions.most_common(3)
+        ]
         graphs.add_row(
             name, str(graph.operators.total()), ", ".join(weights) or "-", ", ".join(frequent)
         )
@@ -141,8 +144,9 @@ def _draw_tree(bundle: "Bundle") -> "Tree":
 def _rows_from_bundle(bundle: "Bundle", estimates: dict[str, float]) -> list[tuple[str, str]]:
     manifest = bundle.manifest
     model, heads, target, tree = manifest.model, manifest.heads, manifest.target, bundle.tree
+    size_bytes = sum(file.size_bytes for file in manifest.files.values())
     rows = [
-        ("bundle", f"{bundle.path}, {_format(sum(f.size_bytes for f in manifest.files.values()))}"),
+        ("bundle", f"{bundle.path}, {text_from_bytes(size_bytes)}"),
         ("model", f"{model.name} ({model.architecture}), {model.num_layers} layers, hidden size "
          f"{model.hidden_size:,}, {model.vocab_size:,} tokens"),
         ("heads", "none: drafts come from prompt lookup alone" if heads is None else
@@ -152,11 +156,11 @@ def _rows_from_bundle(bundle: "Bundle", estimates: dict[str, float]) -> list[tup
         ("longest", f"{model.max_length:,} tokens"),
         ("tree", f"{manifest.tree_name}: {tree.num_nodes} nodes, {tree.max_depth} deep"),
         ("typical", manifest.describe_typical() or "not calibrated"),
-        ("memory", f"{_format(estimates['weights_bytes'])} weights + "
-         f"{_format(estimates['kv_cache_bytes'])} KV cache = "
-         f"{_format(estimates['total_bytes'])} for one sequence of the longest length"),
-        ("read a step", f"{_format(estimates['read_bytes_per_step'])} by verify, "
-         f"{_format(estimates['read_bytes_per_draft'])} by the heads"),
+        ("memory", f"{text_from_bytes(estimates['weights_bytes'])} weights + "
+         f"{text_from_bytes(estimates['kv_cache_bytes'])} KV cache = "
+         f"{text_from_bytes(estimates['total_bytes'])} for one sequence of the longest length"),
+        ("read a step", f"{text_from_bytes(estimates['read_bytes_per_step'])} by verify, "
+         f"{text_from_bytes(estimates['read_bytes_per_draft'])} by the heads"),
     ]  # fmt: skip
     if "plain_tokens_per_s" in estimates:
         fits = "fits its memory" if estimates["fits_memory"] else "does not fit its memory"
@@ -170,13 +174,6 @@ def _rows_from_bundle(bundle: "Bundle", estimates: dict[str, float]) -> list[tup
         for where, close in manifest.verified.items()
     ]  # fmt: skip
     return rows
-
-
-def _format(size_bytes: float) -> str:
-    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if size_bytes >= factor:
-            return f"{size_bytes / factor:.1f} {unit}"
-    return f"{size_bytes:.0f} B"
 
 
 VERBS = {"inspect": Verb(InspectArguments, inspect)}

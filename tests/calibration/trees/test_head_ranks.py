@@ -123,3 +123,10 @@ def test_prompts_that_do_not_fit_are_refused_first(tiny_bundle: Bundle, tmp_path
     with pytest.raises(PromptError, match="prompt long needs up to"):
         record_ranks(session, prompts, SETTINGS, log, lambda: None)
     assert engine.num_steps == 0
+
+
+def test_a_bundle_without_heads_has_replies_without_ranks(headless_bundle: Bundle) -> None:
+    # calibrate quantization records them too, for the texts that it compares on.
+    with MedusaSession(headless_bundle, max_length=64, num_threads=1) as session:
+        assert rank_reply(session, [1, 2], [5, 6, 7]).shape == (2, 0)
+        assert rank_reply(session, [1, 2], []).shape == (0, 0)

@@ -17,6 +17,7 @@ from medusa_trt.export.models.base_model import (
     open_base_model,
 )
 from medusa_trt.export.models.source import source_from_name
+from medusa_trt.export.weights.tensor_source import map_tensors
 
 
 def test_a_pickle_of_an_older_torch_is_read(tmp_path: Path) -> None:
@@ -59,3 +60,12 @@ def test_weights_that_are_no_numbers_are_named(
     folder = changed_model(tmp_path / "model", spoil)
     with pytest.raises(ExportError, match=f"{QUERY}.weight holds NaN or infinity: the training"):
         load(folder)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "model.bin"])
+def test_a_file_that_the_system_does_not_open_has_its_reason(name: str, tmp_path: Path) -> None:
+    # The reader of safetensors calls every such file missing.
+    (tmp_path / name).mkdir()
+    with pytest.raises(ExportError) as refused:
+        map_tensors(tmp_path / name)
+    assert str(refused.value) == f"cannot read {tmp_path / name}: Is a directory"

@@ -121,3 +121,12 @@ def test_mistakes_in_the_verb(
 def test_verbose_shows_the_traceback(capsys: pytest.CaptureFixture[str]) -> None:
     code, _, err = run(capsys, "generate", "/nowhere", "hi", "--verbose")
     assert code == 2 and "Traceback" in err and err.splitlines()[-1].startswith("error: ")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+def test_standard_output_on_a_full_disk_is_one_line() -> None:
+    command = [sys.executable, "-m", "medusa_trt", "completion", "bash"]
+    with open("/dev/full", "w") as full:
+        ended = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert ended.stderr == "error: cannot write standard output: No space left on device\n"
+    assert ended.returncode == cli.EXIT_ERROR

@@ -162,7 +162,7 @@ def test_recommended_thresholds_become_the_bundles_defaults(
     spec = TypicalSpec(temperature=0.8, thresholds=Thresholds(0.01, 0.1))
     assert Bundle.open(bundle).manifest.typical == [spec]
     after, note = generate()
-    assert "typical acceptance, ε 0.01, δ 0.1, calibrated at temperature 0.8" in note
+    assert "typical acceptance, ε 0.01, δ 0.1; ε and δ calibrated at temperature 0.8" in note
     flags = ["--posterior-threshold", "0.01", "--posterior-alpha", "0.1"]
     same, note = generate(*flags)
     assert same == after != before and "typical acceptance" not in note
@@ -207,6 +207,7 @@ def test_a_place_that_cannot_be_written_is_found_before_the_work(
     assert calibrate(verb, str(bundle)) == cli.EXIT_ERROR
     err = capsys.readouterr().err
     assert f"error: cannot write {bundle / 'calibration'}" in err and len(err.splitlines()) == 1
+    assert "calibrate a copy of the bundle" in err
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,8 @@ def test_the_command_line_makes_data_and_heads_and_a_joint_model(
     assert main([*train, "--draft-vocab-size", "64"]) == 0
     out, err = capsys.readouterr()
     assert "tokens per step" in out and "first maps" in err and "4/4 [00:" in err
+    assert "after 4 of 4 updates: loss" in err and "tokens per step on held-out replies" in err
+    assert "{" not in out + err, "transformers' own log shows dictionaries"
     loaded = heads_from_path(tmp_path / "heads")
     loaded.check_fits(HIDDEN_SIZE, VOCAB_SIZE)
     assert loaded.draft_vocab_size(VOCAB_SIZE) == 64
