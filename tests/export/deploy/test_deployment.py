@@ -1,6 +1,5 @@
 """Deployment artifacts: what they say fits the bundle, and they are whole or not there."""
 
-import math
 import re
 import subprocess
 import sys
@@ -19,75 +18,15 @@ from medusa_trt.export.deploy.deployment import PINS, deploy
 from medusa_trt.runtime.bundle import Bundle
 
 
-def test_the_jetson_script_gives_every_free_input_a_range(
-    jetson_bundle: Bundle, tmp_path: Path
-) -> None:
-    files = deploy(jetson_bundle, "jetson", tmp_path / "out")
-    assert {file.name for file in files} == {
-        "build_engines.sh",
-        "requirements.txt",
-        "health_check.sh",
-    }
-    script = (tmp_path / "out" / "build_engines.sh").read_text()
-    for option in ("min", "opt", "max"):
-        ranges = re.findall(rf"--{option}Shapes=(\S+)", script)
-        for found, graph in zip(ranges, ("verify", "heads", "reduce"), strict=True):
-            shapes = dict(each.split(":") for each in found.split(","))
-            free = {
-                tensor.name: tensor.shape
-                for tensor in jetson_bundle.manifest.graphs[graph].inputs
-                if any(isinstance(size, str) for size in tensor.shape)
-            }
-            assert shapes.keys() == free.keys()
-            for name, shape in shapes.items():
-                sizes = [int(size) for size in shape.split("x")]
-                assert len(sizes) == len(free[name])
-                for size, wanted in zip(sizes, free[name], strict=True):
-                    assert size == wanted if isinstance(wanted, int) else size > 0
-
-
-def test_the_jetson_health_check_gives_trtexec_what_does_no_harm(
-    jetson_bundle: Bundle, tmp_path: Path
-) -> None:
-    """Shapes within the profile, and zeros for token ids, lengths and rows."""
-    deploy(jetson_bundle, "jetson", tmp_path / "out")
-    calls, tools = tmp_path / "calls", tmp_path / "tools"
-    tools.mkdir()
-    trtexec = tools / "trtexec"
-    trtexec.write_text(
-        f"""#!/bin/sh
-echo "$@" >> {calls}
-for each in "$@"; do case $each in --loadInputs=*)
-  for file in $(echo "${{each#*=}}" | tr , ' '); do
-    path=${{file#*:}}
-    echo "${{file%%:*}} $(tr -d '\\0' < "$path" | wc -c) $(wc -c < "$path")" >> {calls}
-  done;; esac; done
-"""
-    )
-    trtexec.chmod(0o755)
-    environment = {"PATH": f"{tools}:/usr/bin:/bin"}
-    subprocess.run([tmp_path / "out" / "health_check.sh"], check=True, env=environment)
-    lines = calls.read_text().splitlines()
-    assert sum(line.startswith("--loadEngine=engines/") for line in lines) == 3
-    script = (tmp_path / "out" / "build_engines.sh").read_text()
-    for graph in ("verify", "heads", "reduce"):
-        own = next(line for line in lines if f"engines/{graph}.engine" in line)
-        shapes = re.findall(r"--shapes=(\S+)", own)
-        assert shapes and f"--optShapes={shapes[0]}" in script.replace("'", "")
-        sizes = {each.split(":")[0]: each.split(":")[1] for each in shapes[0].split(",")}
-        for tensor in jetson_bundle.manifest.graphs[graph].inputs:
-            if tensor.dtype == "int64":
-                dims = sizes.get(tensor.name, "x".join(map(str, tensor.shape)))
-                size_bytes = 8 * math.prod(map(int, dims.split("x")))
-                assert f"{tensor.name} 0 {size_bytes}" in lines
-
-
 @pytest.mark.parametrize("kind", ["jetson", "container"])
 def test_scripts_are_valid_shell_and_requirements_are_pinned(
     kind: str, jetson_bundle: Bundle, trt_bundle: Bundle, tmp_path: Path
 ) -> None:
     bundle = jetson_bundle if kind == "jetson" else trt_bundle
-    for file in deploy(bundle, kind, tmp_path / "out"):
+    files = deploy(bundle, kind, tmp_path / "out")
+    names = {"build_engines.sh", "requirements.txt", "health_check.sh"}
+    assert kind != "jetson" or {file.name for file in files} == names
+    for file in files:
         if file.suffix == ".sh":
             assert file.stat().st_mode & 0o111
             subprocess.run(["bash", "-n", file], check=True)

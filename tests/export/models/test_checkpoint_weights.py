@@ -1,4 +1,4 @@
-"""Checkpoints that are not what their config says, or that bring code along."""
+"""Files of weights that are not what the config or the index says."""
 
 import json
 from collections.abc import Callable
@@ -8,9 +8,15 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from support.checkpoints.changed_model import TOKENS, Tensors, changed_model, compute_logits
+from support.checkpoints.changed_model import (
+    TOKENS,
+    Tensors,
+    changed_model,
+    compute_logits,
+    in_eight_bits,
+)
 from support.tiny_models import llama_config, random_model, save_tiny_model
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoModelForCausalLM
 
 from medusa_trt.errors import ExportError
 from medusa_trt.export.models.base_model import (
@@ -18,21 +24,16 @@ from medusa_trt.export.models.base_model import (
     load_base_model,
     open_base_model,
 )
-from medusa_trt.export.models.source import load_config, source_from_name
-from medusa_trt.export.pipeline import ExportOptions, export_bundle
-from medusa_trt.export.weights.streamed_model import supply_weights, tensor_from_array
-
-
-def in_eight_bits(dtype: torch.dtype, limit: float) -> Callable[[Tensors], None]:
-    """Layers' matrices as codes with one scale each."""
-
-    def change(tensors: Tensors) -> None:
-        for name in [name for name in tensors if "_proj." in name]:
-            scale = tensors[name].abs().max() / limit
-            tensors[name] = (tensors[name] / scale).to(dtype)
-            tensors[f"{name}_scale"] = scale.reshape(1)
-
-    return change
+from medusa_trt.export.models.checkpoint_weights import (
+    find_weight_files,
+    weights_from_checkpoint,
+)
+from medusa_trt.export.models.source import source_from_name
+from medusa_trt.export.weights.streamed_model import (
+    make_empty_model,
+    supply_weights,
+    tensor_from_array,
+)
 
 
 @pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.int8])
@@ -41,92 +42,7 @@ def test_codes_are_never_taken_for_weights(dtype: torch.dtype, tmp_path: Path) -
     folder = changed_model(tmp_path / "model", in_eight_bits(dtype, 127.0))
     name = str(dtype).removeprefix("torch.")
     with pytest.raises(ExportError, match=f"down_proj.weight is {name}, and the config names no"):
-        open_base_model(source_from_name(str(folder)))
-
-
-@pytest.mark.parametrize("load", [open_base_model, load_base_model])
-def test_an_unknown_quantization_is_refused(load: Callable[[Any], object], tmp_path: Path) -> None:
-    """transformers would ignore it."""
-    folder = changed_model(
-        tmp_path / "model",
-        in_eight_bits(torch.float8_e4m3fn, 448.0),
-        quantization_config={"quant_method": "modelopt", "quant_algo": "FP8"},
-    )
-    with pytest.raises(ExportError, match="quantized by 'modelopt' are not supported: give the"):
-        load(source_from_name(str(folder)))
-
-
-def test_code_that_comes_with_a_model_is_not_run_and_not_asked_for(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    harm = tmp_path / "harm"
-    folder = changed_model(
-        tmp_path / "model",
-        lambda _: None,
-        model_type="own",
-        auto_map={"AutoConfig": "code.OwnConfig", "AutoModelForCausalLM": "code.OwnModel"},
-    )
-    (folder / "code.py").write_text(f"import os\nos.mkdir({str(harm)!r})\n")
-    monkeypatch.setattr("builtins.input", lambda *_: "y")
-    with pytest.raises(ExportError, match="it brings Python code of its own, which is not run"):
-        load_config(source_from_name(str(folder)))
-    assert not harm.exists()
-
-
-@pytest.mark.parametrize(
-    "config",
-    [
-        {"rope_parameters": {"rope_type": "nonsense", "rope_theta": 1e4}},
-        {"hidden_act": "nonsense"},
-        {"quantization_config": {"quant_method": "spqr"}},
-        {"quantization_config": [1]},
-        {"vocab_size": 10**12},
-    ],
-)
-def test_an_odd_config_is_an_error_of_one_line(config: dict[str, Any], tmp_path: Path) -> None:
-    folder = changed_model(tmp_path / "model", lambda _: None, **config)
-    with pytest.raises(ExportError, match=r"^cannot load model [^\n]*$"):
-        open_base_model(source_from_name(str(folder)))
-
-
-@pytest.mark.parametrize(
-    ("model_type", "message"),
-    [
-        ("gemma3", "gemma3 models have several kinds of input: only models of text alone"),
-        ("llava", "llava models have several kinds of input"),
-        ("t5", "t5 models have an encoder: only decoders are supported"),
-        ("bart", "bart models have an encoder"),
-    ],
-)
-def test_more_than_a_decoder_of_text_is_refused_by_name(
-    model_type: str, message: str, tmp_path: Path
-) -> None:
-    AutoConfig.for_model(model_type).save_pretrained(tmp_path)
-    with pytest.raises(ExportError, match=message):
-        open_base_model(source_from_name(str(tmp_path)))
-
-
-def test_a_generation_config_that_cannot_be_read_is_not_left_out(tmp_path: Path) -> None:
-    folder = save_tiny_model(tmp_path / "model")
-    (folder / "generation_config.json").write_text('{"eos_token_id": [7, 9]}')
-    assert {7, 9} < set(open_base_model(source_from_name(str(folder))).eos_token_ids)
-    (folder / "generation_config.json").write_text('{"eos_token_id"')
-    with pytest.raises(ExportError, match="not a valid JSON file"):
-        open_base_model(source_from_name(str(folder)))
-    (folder / "generation_config.json").unlink()
-    open_base_model(source_from_name(str(folder)))
-
-
-def test_ends_that_are_no_ids_are_found_before_the_work(tiny_heads: Path, tmp_path: Path) -> None:
-    folder = save_tiny_model(tmp_path / "model")
-    (folder / "generation_config.json").write_text('{"eos_token_id": "end"}')
-    said: list[str] = []
-    options = ExportOptions(
-        model=str(folder), heads=tiny_heads, tree="chain-2", output=tmp_path / "bundle"
-    )
-    with pytest.raises(ExportError, match="replies by 'end', which is not a token id: correct"):
-        export_bundle(options, said.append)
-    assert said[-1] == "opening model"
+        weights_from_checkpoint(make_empty_model(llama_config()), str(folder))
 
 
 def test_a_whole_file_is_taken_before_an_index_of_another_save(tmp_path: Path) -> None:
@@ -134,6 +50,7 @@ def test_a_whole_file_is_taken_before_an_index_of_another_save(tmp_path: Path) -
     expected = compute_logits(folder)
     stale = {"weight_map": {"model.norm.weight": "model-00001-of-00002.safetensors"}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(stale))
+    assert find_weight_files(str(folder)) == [folder / "model.safetensors"]
     assert torch.equal(compute_logits(folder), expected)
     model = AutoModelForCausalLM.from_pretrained(folder)
     with torch.no_grad():
@@ -195,3 +112,26 @@ def test_names_of_wrapped_models_are_read(prefix: str, tmp_path: Path) -> None:
     with torch.no_grad():
         expected = random_model(llama_config())(TOKENS).logits
     assert torch.equal(compute_logits(folder), expected)
+
+
+def test_missing_and_misshapen_weights_are_named(tmp_path: Path) -> None:
+    folder = save_tiny_model(tmp_path / "model")
+    state = random_model(llama_config()).state_dict()
+    name = "model.layers.1.mlp.up_proj.weight"
+    for change, message in (
+        ({name: None}, f"lacks weights of the model: {name}"),
+        ({name: torch.zeros(5, 64)}, rf"{name} is \(5, 64\), the config says \(96, 64\)"),
+    ):
+        kept = {key: value for key, value in (state | change).items() if value is not None}
+        save_file(kept, folder / "model.safetensors", {"format": "pt"})
+        with pytest.raises(ExportError, match=message):
+            weights_from_checkpoint(make_empty_model(llama_config()), str(folder))
+
+
+def test_an_index_may_not_point_outside_its_folder(tmp_path: Path) -> None:
+    folder = save_tiny_model(tmp_path / "model")
+    (folder / "model.safetensors").rename(tmp_path / "elsewhere.safetensors")
+    index = '{"weight_map": {"lm_head.weight": "../elsewhere.safetensors"}}'
+    (folder / "model.safetensors.index.json").write_text(index)
+    with pytest.raises(ExportError, match="points outside its folder"):
+        weights_from_checkpoint(make_empty_model(llama_config()), str(folder))

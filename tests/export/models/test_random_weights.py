@@ -61,8 +61,6 @@ def test_a_config_is_taken_by_its_file_or_its_folder(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"num_layers": 2}, "--layers cuts a model with --random-weights only"),
-        ({"random_weights": True, "heads": "x"}, "leave --heads out"),
         ({"random_weights": True}, "no shape is known for 'nothing': give one of vicuna-7b"),
         ({"random_weights": True, "model": "vicuna-7b", "num_layers": 99}, "vicuna-7b has 32"),
     ],

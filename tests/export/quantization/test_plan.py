@@ -227,7 +227,5 @@ def test_files_that_are_no_plan_are_refused(tmp_path: Path, tiny_model: Path) ->
     path.write_text('{"format_version": 9, "model": "x", "target": "y", "sites": []}')
     with pytest.raises(ExportError, match="format version 9, this release reads 1"):
         plan_from_file(path)
-    with pytest.raises(ExportError, match="exclude each other"):
-        ExportOptions(model="x", precision="int8", quantization_plan=path)
     with pytest.raises(ExportError, match="format version 9"):
         export_bundle(ExportOptions(model=str(tiny_model), quantization_plan=path))

@@ -37,3 +37,15 @@ def compute_logits(folder: Path) -> torch.Tensor:
     with torch.no_grad(), supply_weights(base.model, base.weights):
         logits: torch.Tensor = base.model(TOKENS).logits
     return logits
+
+
+def in_eight_bits(dtype: torch.dtype, limit: float) -> Callable[[Tensors], None]:
+    """Layers' matrices as codes with one scale each."""
+
+    def change(tensors: Tensors) -> None:
+        for name in [name for name in tensors if "_proj." in name]:
+            scale = tensors[name].abs().max() / limit
+            tensors[name] = (tensors[name] / scale).to(dtype)
+            tensors[f"{name}_scale"] = scale.reshape(1)
+
+    return change
