@@ -194,6 +194,9 @@ def load_model(source: ModelSource, dtype: torch.dtype | Literal["auto"]) -> Pre
     if source.adapter is not None:
         with silence_transformers():
             model = merge_adapter(model, source.adapter)
+        if (source.adapter / GENERATION_CONFIG_NAME).is_file():
+            with name_in_errors(source):
+                model.generation_config = GenerationConfig.from_pretrained(source.adapter)
     model.eval()
     return model
 

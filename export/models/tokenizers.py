@@ -7,6 +7,8 @@ model was trained with is the file, so the file is what a bundle gets.
 
 from importlib import resources
 from pathlib import Path
+from shutil import copyfile
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from tokenizers import Tokenizer
@@ -15,9 +17,17 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 from medusa_trt.errors import ExportError, require_extra
 from medusa_trt.export.models.gguf_tokenizer import tokenizer_from_gguf
 from medusa_trt.export.models.source import NO_REMOTE_CODE, ModelSource, name_in_errors
+from medusa_trt.export.weights.checkpoint_files import json_from_file
 from medusa_trt.export.weights.hub import find_file
 
 _SENTENCEPIECE_FILE = "tokenizer.model"
+_VOCABULARY_FILES = ("tokenizer.json", _SENTENCEPIECE_FILE, "vocab.json", "vocab.txt")
+_TOKEN_FILES = ("merges.txt", "added_tokens.json", "special_tokens_map.json")
+_CONFIG_FILE = "tokenizer_config.json"
+_SETTINGS_FILES = (_CONFIG_FILE, "config.json")
+_TEMPLATE_FILES = ("chat_template.jinja",)
+"""Files of a tokenizer, of which an adapter may have some and its model the others."""
+
 MIXED_TEXT = (
     "a   1\n\n\tIt's 1234567 x=3.14; don't WE'LL I'd\r\n    def f(x):\n\n        return [x]*2\n"
     "naïve café Straße ΑΒΓ привет สวัสดี 你好，世界。こんにちは 안녕 مرحبا "
@@ -39,13 +49,17 @@ def load_tokenizer(source: ModelSource) -> tuple[PreTrainedTokenizerBase, tuple[
             has one of an unknown kind.
     """
     warnings: tuple[str, ...] = ()
-    beside = has_tokenizer_beside(source)
-    with name_in_errors(source):
-        if source.gguf is not None and not beside:
+    with name_in_errors(source), TemporaryDirectory() as folder:
+        if source.gguf is not None and not has_tokenizer_beside(source):
             tokenizer: PreTrainedTokenizerBase = tokenizer_from_gguf(source.gguf)
+            if source.adapter is not None and (template := _read_template(source.adapter)):
+                tokenizer.chat_template = template
         else:
-            location = str(source.adapter) if beside else source.location
-            tokenizer, difference = tokenizer_from_folder(location)
+            location, place = source.location, source.location
+            if source.adapter is not None:
+                location, place = folder, str(source.adapter)
+                _gather_files(source, source.adapter, Path(folder))
+            tokenizer, difference = _tokenizer_from_folder(location, place)
             warnings = () if difference is None else (difference,)
     if isinstance(tokenizer.chat_template, dict):  # several, for tools and documents besides
         tokenizer.chat_template = tokenizer.chat_template.get("default")
@@ -57,12 +71,43 @@ def load_tokenizer(source: ModelSource) -> tuple[PreTrainedTokenizerBase, tuple[
 
 
 def has_tokenizer_beside(source: ModelSource) -> bool:
-    """Whether an adapter has a tokenizer of its own."""
-    return source.adapter is not None and (source.adapter / "tokenizer_config.json").is_file()
+    """Whether an adapter has a vocabulary of its own."""
+    adapter = source.adapter
+    return adapter is not None and any((adapter / name).is_file() for name in _VOCABULARY_FILES)
 
 
-def tokenizer_from_folder(location: str) -> tuple[PreTrainedTokenizerBase, str | None]:
-    """Loads a tokenizer of a folder or a hub id.
+def _gather_files(source: ModelSource, adapter: Path, folder: Path) -> None:
+    """Copies a tokenizer's files into a folder: the adapter's, and the model's where it has none.
+
+    An adapter with a vocabulary of its own takes only settings from the model, and one with
+    settings besides takes nothing.
+    """
+    has_vocabulary = has_tokenizer_beside(source)
+    is_whole = has_vocabulary and (adapter / _CONFIG_FILE).is_file()
+    for name in (*_VOCABULARY_FILES, *_TOKEN_FILES, *_SETTINGS_FILES, *_TEMPLATE_FILES):
+        file: Path | None = adapter / name
+        if not (adapter / name).is_file():
+            is_replaced = (
+                is_whole
+                or (has_vocabulary and name not in (*_SETTINGS_FILES, *_TEMPLATE_FILES))
+                or (name in _TEMPLATE_FILES and _read_template(adapter) is not None)
+            )
+            file = None if is_replaced else find_file(source.location, name)
+        if file is not None:
+            copyfile(file, folder / name)
+
+
+def _read_template(adapter: Path) -> Any:
+    """Reads the chat template beside an adapter; None if there is none."""
+    for name in _TEMPLATE_FILES:
+        if (adapter / name).is_file():
+            return (adapter / name).read_text("utf-8")
+    config = adapter / _CONFIG_FILE
+    return json_from_file(config).get("chat_template") if config.is_file() else None
+
+
+def _tokenizer_from_folder(location: str, place: str) -> tuple[PreTrainedTokenizerBase, str | None]:
+    """Loads a tokenizer of a folder or a hub id, which `place` names in messages.
 
     Returns:
         The tokenizer, and how transformers' class reads a text otherwise, in a sentence; None
@@ -73,16 +118,16 @@ def tokenizer_from_folder(location: str) -> tuple[PreTrainedTokenizerBase, str |
     """
     file = find_file(location, "tokenizer.json")
     if file is None and (model_file := find_file(location, _SENTENCEPIECE_FILE)) is not None:
-        return _tokenizer_from_sentencepiece(location, model_file), None
+        return _tokenizer_from_sentencepiece(location, model_file, place), None
     loaded: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(location, **NO_REMOTE_CODE)
     if file is None:
         if not loaded.is_fast:
-            raise ExportError(f"{location} has no fast tokenizer: convert it to tokenizer.json")
+            raise ExportError(f"{place} has no fast tokenizer: convert it to tokenizer.json")
         return loaded, None
     stored = Tokenizer.from_file(str(file))
     stored.no_truncation()
     stored.no_padding()
-    _add_tokens(stored, loaded, location)
+    _add_tokens(stored, loaded, place)
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=stored,
         chat_template=loaded.chat_template,
@@ -92,7 +137,7 @@ def tokenizer_from_folder(location: str) -> tuple[PreTrainedTokenizerBase, str |
     return tokenizer, _describe_difference(tokenizer, loaded, file)
 
 
-def _tokenizer_from_sentencepiece(location: str, file: Path) -> PreTrainedTokenizerBase:
+def _tokenizer_from_sentencepiece(location: str, file: Path, place: str) -> PreTrainedTokenizerBase:
     """Converts a model of SentencePiece, as folders without tokenizer.json have it.
 
     The classes of transformers, such as LlamaTokenizer, read runs of spaces otherwise.
@@ -100,7 +145,8 @@ def _tokenizer_from_sentencepiece(location: str, file: Path) -> PreTrainedTokeni
     Raises:
         ExportError: sentencepiece is not installed, or reads a text otherwise.
     """
-    with require_extra(f"reading {file}", "export", error_class=ExportError):
+    name = f"{place}/{file.name}"
+    with require_extra(f"reading {name}", "export", error_class=ExportError):
         from sentencepiece import SentencePieceProcessor
     tokenizer: Any = PreTrainedTokenizerFast.from_pretrained(location, trust_remote_code=False)
     if "add_bos_token" not in tokenizer.init_kwargs:  # Those that add none say so.
@@ -110,7 +156,7 @@ def _tokenizer_from_sentencepiece(location: str, file: Path) -> PreTrainedTokeni
         ids, original_ids = tokenizer.encode(text, add_special_tokens=False), original.encode(text)
         if ids != original_ids:
             raise ExportError(
-                f"{file} cannot be converted: {text[:20]!r} comes out as "
+                f"{name} cannot be converted: {text[:20]!r} comes out as "
                 f"{tokenizer.convert_ids_to_tokens(ids)[:4]}, sentencepiece itself reads "
                 f"{original.id_to_piece(original_ids)[:4]}; give the model with a tokenizer.json"
             )
@@ -118,7 +164,7 @@ def _tokenizer_from_sentencepiece(location: str, file: Path) -> PreTrainedTokeni
     return result
 
 
-def _add_tokens(stored: Tokenizer, loaded: PreTrainedTokenizerBase, location: str) -> None:
+def _add_tokens(stored: Tokenizer, loaded: PreTrainedTokenizerBase, place: str) -> None:
     """Adds the tokens that other files of the checkpoint name, under the ids that they give."""
     known = stored.get_added_tokens_decoder()
     for token_id, token in sorted(loaded.added_tokens_decoder.items()):
@@ -127,12 +173,12 @@ def _add_tokens(stored: Tokenizer, loaded: PreTrainedTokenizerBase, location: st
         present = stored.token_to_id(token.content)
         if present is None and token_id != stored.get_vocab_size():
             raise ExportError(
-                f"{location} adds the token {token.content!r} as number {token_id}, its "
+                f"{place} adds the token {token.content!r} as number {token_id}, its "
                 f"tokenizer.json ends at {stored.get_vocab_size() - 1}: save the tokenizer again"
             )
         if present not in (None, token_id):
             raise ExportError(
-                f"{location} gives the token {token.content!r} the number {token_id}, its "
+                f"{place} gives the token {token.content!r} the number {token_id}, its "
                 f"tokenizer.json {present}: save the tokenizer again"
             )
         stored.add_tokens([token])

@@ -112,8 +112,10 @@ def test_tokens_that_an_adapter_adds_are_known_to_its_tokenizer(tmp_path: Path) 
     missing = NUM_TOKENS - len(tokenizer)
     tokenizer.add_tokens([f"<tool{index}>" for index in range(missing)])
     tokenizer.save_pretrained(folder)
+    (folder / "generation_config.json").write_text('{"eos_token_id": [7, 9]}')
     loaded = load_base_model(source_from_name(str(folder)))
     assert loaded.warnings == ()
+    assert loaded.eos_token_ids == [7, 9, 257]
     assert loaded.tokenizer.encode(f"<tool{missing - 1}>") == [NUM_TOKENS - 1]
     assert Backbone(source_from_name(str(folder)), "tuned").config.vocab_size == NUM_TOKENS
 

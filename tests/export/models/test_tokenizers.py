@@ -1,10 +1,18 @@
 """Tokenizers read as their files say, whatever class a checkpoint names."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from support.tiny_models import llama_config, make_byte_tokenizer, save_tiny_model
+from support.checkpoints.gguf_files import write_gguf
+from support.tiny_models import (
+    CHAT_TEMPLATE,
+    llama_config,
+    make_byte_tokenizer,
+    random_model,
+    save_tiny_model,
+)
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 
 from medusa_trt.errors import ExportError
@@ -64,6 +72,37 @@ def test_tokens_of_other_files_are_added_under_their_numbers(tmp_path: Path) -> 
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
     tokenizer, _ = load_tokenizer(source_from_name(str(folder)))
     assert tokenizer.encode("a<extra>b")[1] == 258
+
+
+@pytest.mark.parametrize(
+    ("left_out", "template", "added"),
+    [
+        ((), "tuned", True),
+        (("tokenizer.json",), "tuned", False),
+        (("tokenizer.json", "tokenizer_config.json"), "tuned", False),
+        (("tokenizer_config.json", "chat_template.jinja"), CHAT_TEMPLATE, True),
+    ],
+)
+def test_what_an_adapter_lacks_is_the_models(
+    left_out: Sequence[str], template: str, added: bool, tmp_path: Path
+) -> None:
+    folder = save_tiny_model(tmp_path / "base")
+    tuned = make_byte_tokenizer()
+    tuned.add_tokens(["<tool>"])
+    tuned.chat_template = "tuned"
+    tuned.save_pretrained(tmp_path / "adapter")
+    for name in left_out:
+        (tmp_path / "adapter" / name).unlink()
+    tokenizer, _ = load_tokenizer(ModelSource("tuned", str(folder), adapter=tmp_path / "adapter"))
+    assert tokenizer.chat_template == template
+    assert (tokenizer.encode("<tool>") == [258]) is added
+
+
+def test_a_template_beside_an_adapter_of_a_gguf_file_comes_first(tmp_path: Path) -> None:
+    write_gguf(tmp_path / "tiny.gguf", random_model(llama_config()), "Q4_0")
+    (tmp_path / "chat_template.jinja").write_text("tuned")
+    source = ModelSource("tuned", str(tmp_path), "tiny.gguf", adapter=tmp_path)
+    assert load_tokenizer(source)[0].chat_template == "tuned"
 
 
 def test_what_lies_beside_an_adapter_comes_first(tmp_path: Path) -> None:
