@@ -170,7 +170,8 @@ def _read_as_vllm(
     """Chooses the tensors that vLLM uses; returns a sentence for each kind that it ignores.
 
     With `original_lm_head` all heads use the unembedding of head 0, whatever else is stored. The
-    token map counts only with `truncated_vocab_size` (vllm/model_executor/models/medusa.py).
+    token map counts only with a `truncated_vocab_size` below `vocab_size`
+    (vllm/model_executor/models/medusa.py).
     """
     names, warnings = dict(recognized.names), []
     first = HeadKey("unembedding", "weight", 0)
@@ -184,13 +185,15 @@ def _read_as_vllm(
                 f"{path} says original_lm_head: all heads use the unembedding of head 0, as in vLLM"
             )
     token_map = HeadKey("token_map")
-    if token_map in names and config.get("truncated_vocab_size") is None:
+    truncated, size = config.get("truncated_vocab_size"), config.get("vocab_size")
+    if token_map in names and truncated in (None, size):
         unembeddings = [name for key, name in names.items() if key.part in UNEMBEDDINGS]
         shapes = checkpoint.load([names[token_map], *unembeddings[:1]])
         if any(len(shapes[name]) > len(shapes[names[token_map]]) for name in unembeddings[:1]):
             del names[token_map]
             warnings.append(
-                f"{path} has no truncated_vocab_size, so the token map is not used, as in vLLM"
+                f"{path} has no truncated_vocab_size below vocab_size, so the token map is not "
+                "used, as in vLLM"
             )
     return replace(recognized, names=names), tuple(warnings)
 

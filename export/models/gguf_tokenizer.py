@@ -144,11 +144,15 @@ def _make_sentencepiece_tokenizer(fields: Mapping[str, Any]) -> Tokenizer:
     tokenizer.normalizer = normalizers.Sequence(marks)
     tokenizer.pre_tokenizer = None
     if runs := [
-        len(token) for token, _ in _pair_tokens_with_kinds(fields) if token.strip(" ") == ""
+        len(token)
+        for token, kind in _pair_tokens_with_kinds(fields)
+        if kind == _USER_DEFINED
+        and token.strip(" ") == ""
+        and tokenizer.token_to_id(_SPACE * len(token)) is not None
     ]:
         # Gemma's runs of spaces are words kept whole, the longest first.
-        run = Regex(f"{_SPACE}{{2,{max(runs)}}}")
-        tokenizer.pre_tokenizer = pre_tokenizers.Split(run, "isolated")
+        run = "|".join(f"{_SPACE}{{{length}}}" for length in sorted(runs, reverse=True))
+        tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(run), "isolated")
     return tokenizer
 
 

@@ -205,10 +205,13 @@ def test_vllms_original_lm_head_sets_the_other_unembeddings_aside(tmp_path: Path
     assert_drafts_like(loaded.heads, tensors | {"1.1.weight": common})
 
 
-def test_vllm_ignores_a_token_map_without_a_truncated_vocabulary(tmp_path: Path) -> None:
+@pytest.mark.parametrize("size", [None, VOCAB_SIZE])
+def test_vllm_ignores_a_token_map_without_a_truncated_vocabulary(
+    size: int | None, tmp_path: Path
+) -> None:
     tensors = content()
     vllm(tmp_path, tensors | {"token_map": MAP}, tmp_path, vocab_size=VOCAB_SIZE)
-    change_config(tmp_path, truncated_vocab_size=None)
+    change_config(tmp_path, truncated_vocab_size=size)
     loaded = load_heads(tmp_path)
     assert loaded.heads.token_map is None
     assert any("token map is not used" in text for text in loaded.warnings)

@@ -88,3 +88,27 @@ def test_runs_of_spaces_are_tokens_that_the_model_has() -> None:
     a = tokens.index("a")
     assert tokenizer.encode("a       a  a") == [2, a, four, three, a, two, a]
     assert tokenizer.decode([a, four, a]) == "a    a"
+
+
+@pytest.mark.parametrize(("run", "kind"), [("   ", 1), ("   ", 4), ("\u2581" * 3, 1)])
+def test_spaces_that_are_no_token_stay_with_their_word(run: str, kind: int) -> None:
+    """The ids are llama.cpp's. It takes a run for one token where the file calls it a word kept
+    whole, and puts a space before what follows."""
+    tokens = ["<unk>", "<s>", "</s>", *(f"<0x{code:02X}>" for code in range(256))]
+    space, a, run_id, space_a = range(259, 263)
+    tokenizer = tokenizer_of(
+        {"model": "llama", "tokens": [*tokens, "\u2581", "a", run, "\u2581a"]},
+        token_type=[2, 3, 3] + [6] * 256 + [1, 1, kind, 1],
+        scores=[0.0] * 259 + [-1.0, -2.0, -0.5, -0.75],
+        bos_token_id=1,
+        eos_token_id=2,
+        unknown_token_id=0,
+    )
+    expected = {
+        "a  a": [space_a, space, space_a],
+        "a    a": [space_a, space, space, space, space_a],
+    }
+    if kind == 4:
+        expected["a    a"] = [space_a, run_id, space, space_a]
+    for text, ids in expected.items():
+        assert tokenizer.encode(text) == [1, *ids]
