@@ -16,14 +16,24 @@ _sessions: WeakSet[Any] = WeakSet()
 """The sessions of this process and, after a fork, of its parent."""
 
 
-def _keep_sessions() -> None:
-    """Keeps the parent's sessions: when they end, they wait for threads that a child lacks."""
+def _prepare_child() -> None:
+    """Keeps a forked child from waiting for threads that only its parent has.
+
+    ONNX Runtime waits for them when a session of the parent is freed, and when its library is
+    unloaded at the end of the process.
+    """
+    if not _sessions:
+        return
     for session in _sessions:
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(session))
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "on_exit"):  # In glibc.
+        # It is called with the exit code when Python has ended, before libraries are unloaded.
+        libc.on_exit(libc._exit, None)
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_keep_sessions)
+    os.register_at_fork(after_in_child=_prepare_child)
 
 
 def check_process(process_id: int) -> None:
@@ -74,6 +84,18 @@ def open_session(
             enable_fallback=False,
         )
     except Exception as error:  # ONNX Runtime raises many pybind classes with no common base
+        if "escapes model directory" in str(error):
+            links = [f"{file} is a link to {file.resolve()}" for file in _list_links(path.parent)]
+            raise EngineError(
+                f"{', '.join(links)}: ONNX Runtime reads no weights outside the bundle's folder, "
+                "so put the file itself there, or use a link to the whole folder"
+            ) from error
         raise EngineError(f"ONNX Runtime cannot load {path} for {provider}: {error}") from error
     _sessions.add(session)
     return session
+
+
+def _list_links(folder: Path) -> list[Path]:
+    """Lists the links of a folder that lead out of it."""
+    links = sorted(file for file in folder.iterdir() if file.is_symlink())
+    return [file for file in links if not file.resolve().is_relative_to(folder.resolve())]
