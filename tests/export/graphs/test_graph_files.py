@@ -14,6 +14,7 @@ from support.tiny_models import (
     head_tensors,
 )
 
+from medusa_trt.export.graphs.graph_files import describe_graph
 from medusa_trt.runtime import tensors as names
 from medusa_trt.runtime.bundle import Bundle
 
@@ -64,6 +65,7 @@ def test_the_graphs_have_the_interface_of_the_manifest(tiny_bundle: Bundle) -> N
     for graph, interface in expected.items():
         session = onnxruntime.InferenceSession(tiny_bundle.graph_path(graph))
         spec = tiny_bundle.manifest.graphs[graph]
+        assert describe_graph(tiny_bundle.path, graph) == spec
         for found, listed, wanted in zip(
             (session.get_inputs(), session.get_outputs()),
             (spec.inputs, spec.outputs),

@@ -1,12 +1,14 @@
 """The tree's graph in front of the verify graph."""
 
 import numpy as np
+import onnx_ir as ir
 import onnxruntime
 from support.bundle_steps import MAX_LOGIT_DIFFERENCE, verify
 from support.tiny_models import (
     VOCAB_SIZE,
 )
 
+from medusa_trt.export.graphs.tree_graph import make_tree_graph
 from medusa_trt.runtime import tensors as names
 from medusa_trt.runtime.bundle import Bundle
 from medusa_trt.runtime.engines.ort_cpu import OrtEngine
@@ -14,7 +16,8 @@ from medusa_trt.runtime.engines.ort_cpu import OrtEngine
 
 def test_the_tree_graph_feeds_the_verify_graph(tiny_bundle: Bundle) -> None:
     tree = tiny_bundle.tree
-    tree_session = onnxruntime.InferenceSession(tiny_bundle.graph_path("tree"))
+    graph = ir.to_proto(make_tree_graph(tree, opset=23))
+    tree_session = onnxruntime.InferenceSession(graph.SerializeToString())
     outputs = [value.name for value in tree_session.get_outputs()]
     assert outputs == [names.TREE_MASK, names.POSITION_OFFSETS]
     feeds = dict(zip(outputs, tree_session.run(outputs, {}), strict=True))

@@ -1,10 +1,12 @@
 """What conversion makes of heads that a format does not hold as they are."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from support.checkpoints.checkpoint_tensors import heads_from_tensors, tensors
 from support.checkpoints.conversions import (
     MAP,
     convert,
@@ -17,15 +19,39 @@ from support.tiny_models import HIDDEN_SIZE, VOCAB_SIZE, save_tiny_model
 from transformers import PhiConfig
 
 from medusa_trt.errors import HeadsError
+from medusa_trt.export.head_conversion.fitting import fit_heads
+from medusa_trt.export.heads.formats import FORMATS
 from medusa_trt.export.heads.loading import load_heads
+
+
+@pytest.mark.parametrize("to", [name for name in FORMATS if name != "medusa-trt"])
+def test_what_a_format_cannot_hold_is_named(to: str) -> None:
+    def refuse(message: str, **options: Any) -> None:
+        heads = heads_from_tensors(tensors(**{"own": True} | options), "heads")
+        with pytest.raises(HeadsError, match=f"^{to} cannot hold {message}"):
+            fit_heads(heads, FORMATS[to], None)
+
+    refuse("a projection after the blocks: convert --to medusa-trt$", projection=True)
+    refuse("heads that read the root token's .*: convert --to medusa-trt$", root_map=True)
+    if to != "vllm":
+        refuse("a truncated vocabulary .*: convert --to medusa-trt or vllm$", token_map=True)
+    if to == "tgi-v2":
+        refuse("2 layers a head: ", own=False, num_layers=2)
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_heads_that_a_format_holds_stay_as_they_are(own: bool) -> None:
+    options = {"own": own, "projection": True, "root_map": True, "token_map": True, "bias": False}
+    heads = heads_from_tensors(tensors(**options), "heads")
+    assert fit_heads(heads, FORMATS["medusa-trt"], None) is heads
 
 
 @pytest.mark.parametrize("to", ["fasterdecoding", "tensorrt-llm", "mlc"])
 def test_absent_biases_become_zeros_where_tools_read_them(
     to: str, tiny_model: Path, tmp_path: Path
 ) -> None:
-    tensors = {key: t for key, t in make_content().items() if not key.endswith("bias")}
-    source = save_heads_file(tmp_path / "heads.safetensors", tensors)
+    found = {key: t for key, t in make_content().items() if not key.endswith("bias")}
+    source = save_heads_file(tmp_path / "heads.safetensors", found)
     output = convert(source, to, tmp_path / "output", model=tiny_model)
     biases = {key: t for key, t in all_tensors(output).items() if key.endswith("bias")}
     assert len(biases) == 2 and not any(bias.any() for bias in biases.values())
@@ -61,8 +87,8 @@ def test_a_shared_unembedding_is_copied_from_the_backbone(
 def test_vllm_gets_the_backbones_unembedding_once(
     truncated: bool, tiny_model: Path, tmp_path: Path
 ) -> None:
-    tensors = make_content(own=False) | ({"token_map": MAP} if truncated else {})
-    source = save_heads_file(tmp_path / "heads.safetensors", tensors)
+    shared = make_content(own=False) | ({"token_map": MAP} if truncated else {})
+    source = save_heads_file(tmp_path / "heads.safetensors", shared)
     output = convert(source, "vllm", tmp_path / "output", model=tiny_model)
     found, config = all_tensors(output), config_of(output)
     rows = read_unembedding(tiny_model)

@@ -11,6 +11,7 @@ from support.checkpoints.head_files import Tensors, change_config, vllm, write_h
 from support.tiny_models import head_tensors
 
 from medusa_trt.errors import HeadsError
+from medusa_trt.export.heads.config_check import find_contradiction
 from medusa_trt.export.heads.loading import heads_from_path, load_heads
 
 
@@ -66,7 +67,11 @@ def test_a_config_that_contradicts_gives_one_warning(
 
 def test_vllm_options_that_contradict(tmp_path: Path) -> None:
     vllm(tmp_path, content(), tmp_path)
-    change_config(tmp_path, medusa_fc_bias=False, truncated_vocab_size=5)
-    (warning,) = load_heads(tmp_path).warnings
-    for key in ("medusa_fc_bias False", "truncated_vocab_size 5"):
-        assert key in warning
+    facts = load_heads(tmp_path).facts
+    config = {"model_type": "medusa", "medusa_fc_bias": False, "truncated_vocab_size": 5}
+    assert find_contradiction(config, facts, Path("config.json")) == (
+        "config.json says medusa_fc_bias False where the tensors have True and "
+        "truncated_vocab_size 5 where the tensors have 300: using the tensors"
+    )
+    # These keys mean something else in the config of a model.
+    assert find_contradiction(config | {"model_type": "llama"}, facts, Path("config.json")) is None

@@ -8,7 +8,6 @@ import torch
 from support.checkpoints.head_files import WRITERS, Tensors, all_tensors, config_of
 from support.tiny_models import HIDDEN_SIZE, VOCAB_SIZE, head_tensors
 
-from medusa_trt.errors import HeadsError
 from medusa_trt.export.head_conversion.options import ConvertOptions
 from medusa_trt.export.head_conversion.saving import convert_heads
 from medusa_trt.export.heads.formats import FORMATS
@@ -123,23 +122,3 @@ def plain(source: str) -> bool:
 def test_every_format_is_in_the_tables() -> None:
     assert {*OWN, *SHARED} == FORMATS.keys() == WRITERS.keys()
     assert all(row.name == name and row.description for name, row in FORMATS.items())
-
-
-@pytest.mark.parametrize("to", [name for name in FORMATS if name != "medusa-trt"])
-def test_what_a_format_cannot_hold_is_named(to: str, tiny_model: Path, tmp_path: Path) -> None:
-    output = tmp_path / "output"
-    source = written("medusa-trt", tmp_path / "p", content(projection=True), tiny_model)
-    with pytest.raises(HeadsError, match=rf"{to} cannot hold a projection.*--to medusa-trt$"):
-        convert(source, to, output, tiny_model)
-    source = written("medusa-trt", tmp_path / "r", content(root_map=True), tiny_model)
-    with pytest.raises(HeadsError, match=rf"{to} cannot hold heads that read .*medusa-trt$"):
-        convert(source, to, output, tiny_model)
-    if to not in TRUNCATED:
-        source = written("medusa-trt", tmp_path / "t", content(token_map=True), tiny_model)
-        with pytest.raises(HeadsError, match=rf"{to} cannot hold a truncated vocabulary .*vllm"):
-            convert(source, to, output, tiny_model)
-    if to == "tgi-v2":
-        deep = written("shared", tmp_path / "d", content(own=False, num_layers=2), tiny_model)
-        with pytest.raises(HeadsError, match=r"tgi-v2 cannot hold 2 layers a head"):
-            convert(deep, to, output, tiny_model)
-    assert not output.exists()

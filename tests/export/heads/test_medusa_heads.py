@@ -11,6 +11,7 @@ from support.checkpoints.checkpoint_tensors import (
 )
 
 from medusa_trt.errors import HeadsError
+from medusa_trt.export.heads.medusa_heads import Linear, MedusaHead, MedusaHeads
 
 
 @pytest.mark.parametrize(
@@ -22,7 +23,8 @@ from medusa_trt.errors import HeadsError
     ],
 )
 def test_a_token_map_names_distinct_tokens(token_ids: list[int], message: str) -> None:
-    heads = heads_from_tensors(tensors() | {"token_map": torch.tensor(token_ids)}, "heads")
+    head = MedusaHead(blocks=(Linear(torch.eye(HIDDEN)),))
+    heads = MedusaHeads((head,), torch.tensor(token_ids))
     with pytest.raises(HeadsError, match=message):
         heads.check_fits(HIDDEN, VOCAB)
 

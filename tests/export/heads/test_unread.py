@@ -8,7 +8,10 @@ import torch
 from safetensors.torch import save_file
 from support.tiny_models import HIDDEN_SIZE, VOCAB_SIZE, head_tensors
 
+from medusa_trt.export.heads.key_layouts import recognize
 from medusa_trt.export.heads.loading import load_heads
+from medusa_trt.export.heads.unread import find_unread_matrices, group_matrices
+from medusa_trt.export.weights.checkpoint_files import open_checkpoint
 
 
 @pytest.mark.parametrize("vocab_size", [VOCAB_SIZE, None])
@@ -36,3 +39,25 @@ def test_matrices_stay_in_their_file(vocab_size: int | None, file: str, tmp_path
     for each in heads.heads:
         assert all(map_.weight.is_meta for map_ in each.maps)
         assert each.unembedding is None or each.unembedding.is_meta
+
+
+def test_matrices_that_a_token_map_picks_from_are_read_at_once(tmp_path: Path) -> None:
+    tensors = head_tensors(num_heads=2, num_layers=1)
+    for found, num_unread in (
+        (tensors, 4),
+        (tensors | {"token_map": torch.arange(VOCAB_SIZE)}, 0),
+        ({key: tensor.to(torch.float8_e4m3fn) for key, tensor in tensors.items()}, 0),
+    ):
+        save_file(found, tmp_path / "heads.safetensors")
+        checkpoint = open_checkpoint(tmp_path / "heads.safetensors")
+        recognized = recognize(found, "heads")
+        named = {key: found[name] for key, name in recognized.names.items()}
+        unread = find_unread_matrices(checkpoint, recognized, named)
+        assert len(unread) == num_unread
+        if unread:
+            groups = {name: [t.key for t in each] for name, each in group_matrices(unread).items()}
+            place = str(tmp_path / "heads.safetensors")
+            assert groups == {
+                "block0": [(place, f"{head}.0.linear.weight") for head in range(2)],
+                "unembedding": [(place, f"{head}.1.weight") for head in range(2)],
+            }

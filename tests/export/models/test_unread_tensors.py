@@ -15,6 +15,7 @@ from medusa_trt.export.models.base_model import (
     open_base_model,
 )
 from medusa_trt.export.models.source import source_from_name
+from medusa_trt.export.models.unread_tensors import refuse_unread
 
 
 def adding(name: str, value: float, *shape: int) -> Callable[[Tensors], None]:
@@ -55,3 +56,19 @@ def test_what_does_not_belong_to_the_model_changes_nothing(
     with torch.no_grad():
         expected = random_model(llama_config())(TOKENS).logits
     assert torch.equal(compute_logits(folder), expected)
+
+
+def test_a_bias_alone_is_forgiven_if_it_is_zero() -> None:
+    model, asked = random_model(llama_config()), list[str]()
+
+    def is_zero(name: str) -> bool:
+        asked.append(name)
+        return "q_proj" in name
+
+    refuse_unread(model, [f"{QUERY}.bias", "vision_tower.patch.bias"], "here", is_zero)
+    other = "model.layers.0.self_attn.k_proj.bias"
+    with pytest.raises(ExportError, match=f"^here has weights .* not use: {other}; correct"):
+        refuse_unread(model, [f"{QUERY}.bias", other], "here", is_zero)
+    assert asked == [f"{QUERY}.bias", f"{QUERY}.bias", other]
+    with pytest.raises(ExportError, match="q_proj.weight_scale"):
+        refuse_unread(model, [f"{QUERY}.weight_scale"], "here", is_zero)

@@ -12,6 +12,8 @@ from support.checkpoints.packed_checkpoints import METHODS, Grid, grid_of, pack_
 from support.tiny_models import llama_config, random_model, save_tiny_model
 
 from medusa_trt.export.pipeline import ExportOptions, export_bundle
+from medusa_trt.export.quantization.carried_weights import CarriedWeights
+from medusa_trt.export.weights.lazy_tensor import LazyTensor
 from medusa_trt.runtime.bundle import Bundle
 from medusa_trt.runtime.engines.operators import find_library
 
@@ -175,3 +177,26 @@ def test_gguf_files(kind: str, start: str, ending: str, tiny_heads: Path, tmp_pa
     assert said == f"{start}tiny has 14 matrices in {kind}: {ending}"
     expected = {row for codes, scales in written for row in rows_of(codes, scales)}
     assert (expected <= library_rows(bundle)) == (kind == "Q4_0")
+
+
+def test_the_line_counts_each_matrix_of_the_checkpoint_once() -> None:
+    array = np.ones((2, 2), np.float32)
+
+    def weight(name: str, quantization: str | None = "gptq of 4 bits") -> LazyTensor:
+        return LazyTensor(lambda: array, (2, 2), name, name=name, quantization=quantization)
+
+    names = ("a.weight", "b.weight", "c.weight")
+    weights = {name: weight(name) for name in names}
+    weights |= {"tied.weight": weights["a.weight"], "norm.weight": weight("norm", None)}
+    carried = CarriedWeights(weights, "model.")
+    assert carried.report_stored is not None
+    carried.report_stored(weight("model.a.weight"), True)
+    carried.report_stored(weight("model.norm.weight", None), False)
+    packed = LazyTensor(lambda: array, (2, 2), "bc", sources=("model.b.weight", "x"))
+    carried.report_stored(packed, False)
+    assert carried.describe("it") == (
+        "warning: it has 3 matrices in gptq of 4 bits: "
+        "1 carried over exactly, 1 dequantized and rounded again, 1 dequantized"
+    )
+    plain = CarriedWeights({"norm.weight": weights["norm.weight"]}, "model.")
+    assert plain.report_stored is None and plain.describe("it") is None

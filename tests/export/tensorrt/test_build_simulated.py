@@ -6,6 +6,7 @@ import pytest
 from support.built_engines import PROMPT, BuiltEngines
 
 from medusa_trt.errors import BuildError, EngineError
+from medusa_trt.export.tensorrt import build
 from medusa_trt.runtime.bundle import Bundle
 from medusa_trt.runtime.engines.engine_record import record_from_folder
 from medusa_trt.runtime.options import GenerationOptions
@@ -86,7 +87,7 @@ def test_an_interrupt_while_building_is_one(
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("medusa_trt.export.tensorrt.build._Throttle.__call__", interrupted)
+    monkeypatch.setattr(build._Throttle, "__call__", interrupted)
     with pytest.raises(KeyboardInterrupt):
         BuiltEngines(trt_bundle, tmp_path)
     assert not list(tmp_path.iterdir())

@@ -14,6 +14,7 @@ from support.tiny_models import head_tensors
 
 from medusa_trt.errors import HeadsError
 from medusa_trt.export.heads.loading import heads_from_path
+from medusa_trt.export.weights.checkpoint_files import open_checkpoint
 
 
 @pytest.mark.parametrize("file", ["heads.safetensors", "heads.pt", "heads.bin"])
@@ -22,7 +23,7 @@ def test_a_damaged_file_is_refused(file: str, content: bytes, tmp_path: Path) ->
     path = tmp_path / file
     path.write_bytes(content)
     with pytest.raises(HeadsError, match=f"{file}: ") as caught:
-        heads_from_path(path)
+        open_checkpoint(path)
     assert "\n" not in str(caught.value)
 
 
@@ -67,7 +68,7 @@ def test_code_in_a_pickle_is_not_run(legacy: bool, tmp_path: Path) -> None:
     content = {**tensors(), "extra": Bomb(sign)}
     torch.save(content, path, _use_new_zipfile_serialization=not legacy)
     with pytest.raises(HeadsError, match=r"more than tensors.* not safe to load") as caught:
-        heads_from_path(tmp_path)
+        open_checkpoint(tmp_path)
     assert not sign.exists()
     # torch's own text says how to run it.
     assert "weights_only" not in str(caught.value)
@@ -82,11 +83,11 @@ def test_a_pickle_of_something_else_is_refused(content: object, tmp_path: Path) 
     path = tmp_path / "heads.pt"
     torch.save(content, path)
     with pytest.raises(HeadsError, match="does not hold a dictionary of tensors"):
-        heads_from_path(path)
+        open_checkpoint(path)
 
 
 def test_where_no_heads_are_it_says_what_to_give(tmp_path: Path) -> None:
     with pytest.raises(HeadsError, match=r"no heads at .*nowhere: give a \.safetensors or \.pt"):
-        heads_from_path(tmp_path / "nowhere")
+        open_checkpoint(tmp_path / "nowhere")
     with pytest.raises(HeadsError, match=r"holds none of medusa_lm_head\.safetensors"):
-        heads_from_path(tmp_path)
+        open_checkpoint(tmp_path)
