@@ -1,4 +1,4 @@
-"""Text and tokens: chat templates as transformers renders them, and streams of whole characters."""
+"""Text and tokens: prompts of all forms, and streams of whole characters."""
 
 import dataclasses
 import shutil
@@ -20,55 +20,7 @@ from medusa_trt.runtime.prompts import Message
 from medusa_trt.runtime.text import TextCodec, TextStream
 from medusa_trt.runtime.token_bytes import decoder_from_tokenizer, make_byte_letters
 
-CONVERSATIONS: list[list[Message]] = [
-    [{"role": "user", "content": "hello"}],
-    [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "é 日本 <b>&\"'"}],
-    [
-        {"role": "user", "content": "a\nb"},
-        {"role": "assistant", "content": ""},
-        {"role": "user", "content": "c"},
-    ],
-    [
-        {"role": "system", "content": "  spaces  "},
-        {"role": "user", "content": "{{ not a template }} {% if %}"},
-        {"role": "assistant", "content": "</s><s>"},
-        {"role": "user", "content": "😀\u2028\x00"},
-    ],
-]
-
-TEMPLATES = {
-    "plain": None,
-    "namespace": (
-        "{% set ns = namespace(n=0) %}{% for m in messages %}{% set ns.n = ns.n + 1 %}"
-        "{{ ns.n }}{{ m.content }}{{ eos_token }}{% endfor %}"
-    ),
-    "loop-controls": (
-        "{% for m in messages %}{% if m.role == 'system' %}{% continue %}{% endif %}"
-        "{{ bos_token }}{{ m['content'] | trim }}{% break %}{% endfor %}"
-    ),
-    "json": "{{ messages | tojson }}{{ messages[0] | tojson(indent=2) }}",
-    "json-options": (
-        "{{ messages | tojson(ensure_ascii=true) }}{{ messages | tojson(separators=(',', ':')) }}"
-        "{{ messages | tojson(sort_keys=true, indent=1) }}{{ {'b': none, 'a': [1.5]} | tojson }}"
-    ),
-    "chatml": (
-        "{%- if messages[0]['role'] != 'system' %}{{ '<|im_start|>system\nDefault<|im_end|>\n' }}"
-        "{%- endif %}{%- for message in messages %}{{- '<|im_start|>' + message.role + '\n' }}"
-        "{{- message.content.strip() + '<|im_end|>' + '\n' }}{%- endfor %}"
-        "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}{%- endif %}"
-    ),
-    "undefined": (
-        "{% if tools is not none %}tools{% endif %}{% if documents is not none %}docs{% endif %}"
-        "{{ unk_token }}{{ sep_token }}{% if date_string is not defined %}no date{% endif %}"
-    ),
-    "generation": (
-        "{% set n = 1 %}{% for m in messages %}{% generation %}{% set n = 2 %}{{ m.content }}"
-        "{{ n }}{% endgeneration %}{{ n }}{% endfor %}"
-    ),
-    "date": "{{ strftime_now('%d %B %Y') }}",
-    "dict": "{% set d = dict(a=1, **{'b': 2}) %}{% for k in d %}{{ k }}{{ d[k] }}{% endfor %}",
-    "blocks": "{% for m in messages %}\n  {% if true %}\n{{ m.role }}\n  {% endif %}\n{% endfor %}",
-}
+HELLO: list[Message] = [{"role": "user", "content": "hello"}]
 
 
 def with_template(codec_bundle: Bundle, folder: Path, template: str | None) -> TextCodec:
@@ -76,58 +28,6 @@ def with_template(codec_bundle: Bundle, folder: Path, template: str | None) -> T
     if template is not None:
         (copied / names.CHAT_TEMPLATE_FILE).write_text(template)
     return TextCodec(dataclasses.replace(codec_bundle, path=copied))
-
-
-@pytest.mark.parametrize("template", TEMPLATES.values(), ids=TEMPLATES.keys())
-@pytest.mark.parametrize("messages", CONVERSATIONS)
-def test_conversations_are_rendered_as_transformers_does(
-    tiny_bundle: Bundle, tmp_path: Path, template: str | None, messages: list[Message]
-) -> None:
-    codec = with_template(tiny_bundle, tmp_path, template)
-    tokenizer = make_byte_tokenizer()
-    if template is not None:
-        tokenizer.chat_template = template
-    plain = [dict(message) for message in messages]
-    expected = tokenizer.apply_chat_template(plain, add_generation_prompt=True, tokenize=False)
-    assert codec.render_chat(messages) == expected
-    assert codec.encode_chat(messages) == tokenizer.encode(expected, add_special_tokens=False)
-
-
-@pytest.mark.parametrize(
-    ("template", "message"),
-    [
-        ("{{ raise_exception('roles must alternate') }}", "roles must alternate"),
-        ("{{ messages.__class__.__mro__ }}", "'__class__' of 'list' object is unsafe"),
-        ("{{ ''['__class__']['__base__'] }}", "'__class__' of 'str' object is unsafe"),
-        ("{{ (messages | attr('__class__'))('') }}", "'__class__' of 'list' object is unsafe"),
-        ("{{ '{0.__class__.__mro__}'.format(messages) }}", "'__class__' of 'list' .* is unsafe"),
-        ("{{ raise_exception.__globals__['sys'] }}", "'__globals__' of 'function' .* is unsafe"),
-        ("{{ lipsum.__globals__['os'].popen('id') }}", "'__globals__' of 'function' .* is unsafe"),
-        ("{{ namespace(__html__=lipsum) }}", "namespace may not hold '__html__'"),
-        ("{% set n = namespace() %}{% set n.__call__ = 1 %}", "namespace may not hold '__call__'"),
-        ("{{ messages.append(1) }}", "unsafe"),
-        ("{{ messages[0].update(role='x') }}", "unsafe"),
-        ("{% include 'other' %}", "refuses this conversation: no loader"),
-        ("{% if %}", "refuses this conversation: Expected an expression"),
-        ("{{ messages[9].content }}", "refuses this conversation: list object has no element 9"),
-        ("{{ 1 / 0 }}", "refuses this conversation: division by zero"),
-        ("{{ 'a' + 1 }}", "refuses this conversation: can only concatenate str"),
-        ("{{ range(10 ** 9) | list }}", "refuses this conversation: Range too big"),
-    ],
-)
-def test_a_template_may_refuse_but_not_reach_out(
-    tiny_bundle: Bundle, tmp_path: Path, template: str, message: str
-) -> None:
-    codec = with_template(tiny_bundle, tmp_path, template)
-    with pytest.raises(PromptError, match=message):
-        codec.render_chat(CONVERSATIONS[0])
-
-
-def test_a_template_cannot_change_the_callers_messages(tiny_bundle: Bundle, tmp_path: Path) -> None:
-    codec = with_template(tiny_bundle, tmp_path, "{{ dict.update(messages[0], role='x') }}")
-    message = {"role": "user", "content": "hello"}
-    codec.render_chat([message])
-    assert message == {"role": "user", "content": "hello"}
 
 
 @pytest.mark.parametrize(
@@ -144,7 +44,7 @@ def test_special_tokens_are_read_in_both_of_their_forms(
     (bundle / names.TOKENIZER_CONFIG_FILE).write_text(config)
     copied = dataclasses.replace(tiny_bundle, path=bundle)
     template = "{{ bos_token }}{{ eos_token }}{{ sep_token }}{{ other_token }}"
-    assert with_template(copied, tmp_path, template).render_chat(CONVERSATIONS[0]) == expected
+    assert with_template(copied, tmp_path, template).render_chat(HELLO) == expected
     (bundle / names.TOKENIZER_CONFIG_FILE).write_text("{")
     with pytest.raises(BundleError, match=r"tokenizer_config\.json is damaged"):
         TextCodec(copied)
@@ -157,7 +57,7 @@ def test_a_model_without_a_template_says_so(tiny_bundle: Bundle) -> None:
     codec = TextCodec(dataclasses.replace(tiny_bundle, manifest=manifest))
     assert not codec.has_chat_template
     with pytest.raises(PromptError, match="no chat template"):
-        codec.encode_chat(CONVERSATIONS[0])
+        codec.encode_chat(HELLO)
 
 
 def test_a_damaged_tokenizer_is_an_error(tiny_bundle: Bundle, tmp_path: Path) -> None:
@@ -205,7 +105,7 @@ def test_parts_that_are_no_text_are_refused_by_name(
 
 
 def test_text_that_is_no_unicode_is_refused(tiny_bundle: Bundle) -> None:
-    with pytest.raises(PromptError, match="character 2"):
+    with pytest.raises(PromptError, match=r"\\udcff.*, which is no Unicode"):
         TextCodec(tiny_bundle).encode("ab\udcff")
 
 

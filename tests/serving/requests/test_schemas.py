@@ -108,14 +108,3 @@ def test_seeds_below_zero_are_those_of_64_bits(live: LiveServer, offline: Medusa
     sampling = SamplingOptions(temperature=1.0, seed=2**64 - 1)
     expected = offline.generate("hello", GenerationOptions(max_new_tokens=16, sampling=sampling))
     assert live.complete(seed=-1).json()["choices"][0]["text"] == expected.text
-
-
-def test_a_message_may_come_back_as_openai_sends_it(live: LiveServer) -> None:
-    reply: dict[str, Any] = {"role": "assistant", "content": "hi", "refusal": None}
-    reply["annotations"] = []
-    messages = [*CHAT["messages"], reply, *CHAT["messages"]]
-    plain = [*CHAT["messages"], {"role": "assistant", "content": "hi"}, *CHAT["messages"]]
-    fields = {"max_tokens": 4, "temperature": 0}
-    answers = [live.chat(messages=each, **fields) for each in (messages, plain)]
-    assert answers[0].status_code == 200, answers[0].text
-    assert answers[0].json()["choices"] == answers[1].json()["choices"]
