@@ -12,7 +12,7 @@ JETSON_TENSORRT = "10.3"
 
 _GRAPHS = ("verify", "heads", "reduce")
 _MAX_TREE_NODES = 64
-_READ_SHARE = 2
+_READ_SHARE = 2  # The usual step reads half of the cache.
 
 
 def render_build_script(bundle: Bundle) -> str:

@@ -75,7 +75,7 @@ _DEEPSEEK_LLM_LETTERS = (
 
 @dataclass(frozen=True, slots=True)
 class Splitting:
-    """A splitting.
+    """How a text is cut into pieces, before the bytes of each piece are merged to tokens.
 
     Attributes:
         patterns: regular expressions in turn: what one leaves whole, the next one cuts.

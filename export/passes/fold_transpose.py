@@ -1,4 +1,4 @@
-"""Transposed weights without reading them."""
+"""The pass that transposes weights at export, without reading them."""
 
 import onnx_ir as ir
 

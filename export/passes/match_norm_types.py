@@ -1,4 +1,4 @@
-"""Normalizations whose input and weight have one type."""
+"""The pass that casts the input of a normalization to the type of its weight."""
 
 import onnx_ir as ir
 

@@ -1,4 +1,4 @@
-"""Names of products by their place in the model, as tools that quantize graphs look for them."""
+"""The pass that names products by their place in the model, as tools that quantize expect."""
 
 import onnx_ir as ir
 

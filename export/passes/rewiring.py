@@ -1,4 +1,4 @@
-"""Parts of the passes: comparing shapes, constants, and replacing nodes and values."""
+"""Functions that several passes use: to compare shapes, read constants, and replace values."""
 
 import onnx_ir as ir
 

@@ -1,4 +1,4 @@
-"""Stacked weights as one each, without reading them."""
+"""The pass that splits stacked weights into single matrices, without reading them."""
 
 import onnx_ir as ir
 

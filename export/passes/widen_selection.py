@@ -1,4 +1,4 @@
-"""Selecting the largest of bfloat16 numbers as float32."""
+"""The pass that lets `ArgMax` and `TopK` read bfloat16 numbers as float32."""
 
 import onnx_ir as ir
 from onnx_ir.passes import PreconditionError

@@ -29,7 +29,7 @@ class ModelOptArguments(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def arguments_from_plan(plan: QuantizationPlan) -> ModelOptArguments | None:
-    """What quantizes the `verify.onnx` of a float16 bundle by a plan.
+    """Makes the arguments that quantize the `verify.onnx` of a float16 bundle by a plan.
 
     None for a plan that ModelOpt has no mode for: without int4, or with fp8 beside it.
     """

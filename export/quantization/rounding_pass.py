@@ -1,4 +1,4 @@
-"""The graph pass that rounds the weights of a precision."""
+"""The choice of the graph pass that rounds weights as a precision says."""
 
 from onnx_ir.passes import InPlacePass
 
