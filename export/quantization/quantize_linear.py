@@ -36,7 +36,7 @@ class QuantizeLinearPass(CheckedPass):
     def __init__(
         self, choose_format: ChooseFormat, report_stored: ReportStored | None = None
     ) -> None:
-        """Takes the function that chooses int8 or int4, and the one called at each stored matrix."""
+        """Takes the function that chooses int8 or int4, and the one called for stored matrices."""
         super().__init__()
         self._choose_format, self._report_stored = choose_format, report_stored
 

@@ -95,7 +95,7 @@ def test_spaces_that_are_no_token_stay_with_their_word(run: str, kind: int) -> N
     """The ids are llama.cpp's. It takes a run for one token where the file calls it a word kept
     whole, and puts a space before what follows."""
     tokens = ["<unk>", "<s>", "</s>", *(f"<0x{code:02X}>" for code in range(256))]
-    space, a, run_id, space_a = range(259, 263)
+    space, _, run_id, space_a = range(259, 263)
     tokenizer = tokenizer_of(
         {"model": "llama", "tokens": [*tokens, "\u2581", "a", run, "\u2581a"]},
         token_type=[2, 3, 3] + [6] * 256 + [1, 1, kind, 1],
