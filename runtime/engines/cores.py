@@ -24,8 +24,9 @@ def choose_num_threads(requested: int | None) -> int:
         raise EngineError(f"num_threads is {requested}: it must be 1 to {_MAX_THREADS}")
     num_cores = count_usable_cores()
     if requested is not None and requested > num_cores:
+        cores = f"{num_cores} usable core{'s' * (num_cores > 1)}"
         warnings.warn(
-            f"{requested} threads share {num_cores} usable cores and wait for each other: "
+            f"{requested} threads share {cores} and wait for each other: "
             f"--threads {num_cores} is faster",
             MedusaWarning,
             stacklevel=3,

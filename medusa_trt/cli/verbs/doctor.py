@@ -60,7 +60,8 @@ def diagnose(_: DoctorArguments) -> None:
 
     print(f"Python     {platform.python_version()} on {platform.system()} {platform.machine()}")
     print(f"medusa-trt {_read_installed_version('medusa-trt')}")
-    print(f"processors {os.cpu_count()}, {count_usable_cores()} usable cores")
+    num_cores = count_usable_cores()
+    print(f"processors {os.cpu_count()}, {num_cores} usable core{'s' * (num_cores > 1)}")
     if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
         memory_bytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         print(f"memory     {memory_bytes / 2**30:.1f} GiB")

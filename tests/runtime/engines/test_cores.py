@@ -9,6 +9,7 @@ import pytest
 
 from medusa_trt.errors import MedusaWarning
 from medusa_trt.runtime.bundle import Bundle
+from medusa_trt.runtime.engines import cores
 from medusa_trt.runtime.engines.cores import count_usable_cores, read_cpu_quota
 from medusa_trt.runtime.engines.ort_cpu import OrtEngine
 
@@ -68,3 +69,9 @@ def test_more_threads_than_cores_are_allowed_with_a_warning(tiny_bundle: Bundle)
         MedusaWarning, match=f"^{num_threads} threads share {count_usable_cores()} usable"
     ):
         OrtEngine(tiny_bundle, num_threads=num_threads).close()
+
+
+def test_one_core_is_called_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cores, "count_usable_cores", lambda: 1)
+    with pytest.warns(MedusaWarning, match="2 threads share 1 usable core and wait"):
+        assert cores.choose_num_threads(2) == 2
