@@ -2,6 +2,7 @@
 #include "cache.h"
 #include "call.h"
 #include "draft_trees.h"
+#include "embedding.h"
 #include "linear.h"
 #include "reduce.h"
 #include "selection.h"
@@ -72,6 +73,7 @@ extern "C" __attribute__((visibility("default"))) medusa::ort::Status* RegisterC
   static const Description<Linear> linear;
   static const Description<LinearChain> chain;
   static const Description<TreeAttention> attention;
+  static const Description<Embedding> embedding;
   static const Description<ArgMax> argmax;
   static const Description<TopK> top_k;
   static const Description<Reduce> reduce;
@@ -84,6 +86,7 @@ extern "C" __attribute__((visibility("default"))) medusa::ort::Status* RegisterC
     if (!status) status = api->add_op(domain, &linear);
     if (!status) status = api->add_op(domain, &chain);
     if (!status) status = api->add_op(domain, &attention);
+    if (!status) status = api->add_op(domain, &embedding);
     if (!status) status = api->add_op(domain, &argmax);
     if (!status) status = api->add_op(domain, &top_k);
     if (!status) status = api->add_op(domain, &reduce);

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import onnx_ir as ir
 import torch
-from onnx_ir.passes import InPlacePass
+from onnx_ir.passes import PassBase
 from torch.export import Dim
 from transformers import PreTrainedModel
 
@@ -25,7 +25,7 @@ def trace_heads(
     top_k: int,
     dtype: torch.dtype,
     opset: int,
-    quantize: InPlacePass | None,
+    quantize: PassBase | None,
     portable: bool,
 ) -> ir.Model:
     """Traces the heads graph, without reading the large matrices.
@@ -37,7 +37,7 @@ def trace_heads(
         top_k: candidates of each head.
         dtype: type of the computation.
         opset: opset of the graph.
-        quantize: the pass that quantizes the products; None where they stay as they are.
+        quantize: the pass that quantizes the weights; None where they stay as they are.
         portable: see `optimize`.
     """
     is_stacked = quantize is None and len(heads.unread.get("unembedding", ())) < 2
@@ -71,7 +71,7 @@ def trace_heads_module(
     module: HeadsModule,
     hidden_size: int,
     opset: int,
-    quantize: InPlacePass | None = None,
+    quantize: PassBase | None = None,
     weights: Mapping[str, LazyTensor] | None = None,
     *,
     portable: bool = False,

@@ -1,7 +1,7 @@
 """The verify graph, traced from a `VerifyModule` and optimized."""
 
 import onnx_ir as ir
-from onnx_ir.passes import InPlacePass
+from onnx_ir.passes import PassBase
 from torch.export import Dim
 
 from medusa_trt.export.graphs.tracing import Progress, trace_module
@@ -15,7 +15,7 @@ from medusa_trt.runtime import tensors as names
 def trace_verify(
     module: VerifyModule,
     opset: int,
-    quantize: InPlacePass | None = None,
+    quantize: PassBase | None = None,
     weights: Weights | None = None,
     progress: Progress = lambda _: None,
 ) -> ir.Model:
@@ -24,7 +24,7 @@ def trace_verify(
     Args:
         module: the module, which is traced without data where `weights` are given.
         opset: opset of the graph; the form of attention may need a newer one.
-        quantize: the pass that quantizes the products; None where they stay as they are.
+        quantize: the pass that quantizes the weights; None where they stay as they are.
         weights: weights of the model in `module`, read when the graph is written.
         progress: told each stage after the first one as it begins.
     """

@@ -1,7 +1,7 @@
 """Graph passes on onnx-ir, one a file. `optimize` runs them in order."""
 
 import onnx_ir as ir
-from onnx_ir.passes import InPlacePass, PassManager
+from onnx_ir.passes import PassBase, PassManager
 from onnx_ir.passes.common import (
     DeduplicateInitializersPass,
     RemoveUnusedNodesPass,
@@ -22,7 +22,7 @@ from medusa_trt.export.passes.use_fast_selection import UseFastSelectionPass
 
 def optimize(
     model: ir.Model,
-    quantize: InPlacePass | None = None,
+    quantize: PassBase | None = None,
     *,
     portable: bool = False,
     attends: bool = True,
@@ -31,12 +31,12 @@ def optimize(
 
     Args:
         model: the graph.
-        quantize: where its products are to be quantized.
+        quantize: where its weights are to be quantized.
         portable: keep to standard operators; otherwise those of ONNX Runtime, and with `quantize`
             those of the operator library, are used.
         attends: whether the graph has attention, whose projections are packed.
     """
-    fuse: list[InPlacePass] = [] if quantize is None else [quantize]
+    fuse: list[PassBase] = [] if quantize is None else [quantize]
     if not portable:
         fuse.append(FuseSkipNormPass() if quantize is None else UseFastSelectionPass())
     chain = [] if quantize is None or portable else [TopologicalSortPass(), ChainLinearsPass()]

@@ -85,7 +85,7 @@ def _replace(
 ) -> set[ir.Node]:
     plan = _plan_linear(product)
     num_outputs = plan.weights[0].sizes[1]
-    data, scales = _quantize(_interleave(plan.weights), bits, report_stored)
+    data, scales = quantize_layer(_interleave(plan.weights), bits, report_stored)
     name = product.name or product.outputs[0].name
     inputs: list[ir.Value | None] = [
         plan.source,
@@ -261,10 +261,10 @@ def _interleave_arrays(arrays: list[Array]) -> Array:
     return joined.reshape(*joined.shape[:-3], -1)
 
 
-def _quantize(
+def quantize_layer(
     weight: LazyTensor, bits: int, report_stored: ReportStored | None
 ) -> tuple[LazyTensor, LazyTensor]:
-    """Makes the data and the scales of a weight."""
+    """Makes the data and the scales of a weight (inputs, outputs) when it is read."""
     num_inputs, num_outputs = weight.sizes
     num_groups, padded_inputs = -(-num_outputs // LANES), num_inputs + -num_inputs % 64
 

@@ -1,7 +1,8 @@
 """The choice of the graph pass that rounds weights as a precision says."""
 
-from onnx_ir.passes import InPlacePass
+from onnx_ir.passes import PassBase, Sequential
 
+from medusa_trt.export.quantization.quantize_embedding import QuantizeEmbeddingPass
 from medusa_trt.export.quantization.quantize_linear import QuantizeLinearPass
 from medusa_trt.export.quantization.quantize_weights import QuantizeWeightsPass
 from medusa_trt.export.targets import Precision
@@ -13,7 +14,7 @@ def make_layers_pass(
     vocab_size: int,
     planned: ChooseFormat | None,
     report_stored: ReportStored | None = None,
-) -> InPlacePass | None:
+) -> PassBase | None:
     """Makes the pass for the verify graph; None where the precision rounds no layer.
 
     Only the unembedding has `vocab_size` outputs. `planned` are the formats of a quantization plan.
@@ -22,14 +23,20 @@ def make_layers_pass(
     if layers is None:
         return None
     choose = planned or (lambda weight: unembedding if weight.sizes[1] == vocab_size else layers)
-    return _choose_pass(precision)(choose, report_stored)
+    return _make_pass(precision, choose, report_stored)
 
 
-def make_heads_pass(precision: Precision) -> InPlacePass | None:
+def make_heads_pass(precision: Precision) -> PassBase | None:
     """Makes the pass for the heads graph, whose unembedding is rounded too: drafts are verified."""
     format_ = precision.heads
-    return None if format_ is None else _choose_pass(precision)(lambda _: format_)
+    return None if format_ is None else _make_pass(precision, lambda _: format_)
 
 
-def _choose_pass(precision: Precision) -> type[QuantizeLinearPass] | type[QuantizeWeightsPass]:
-    return QuantizeLinearPass if precision.uses_library else QuantizeWeightsPass
+def _make_pass(
+    precision: Precision, choose: ChooseFormat, report_stored: ReportStored | None = None
+) -> PassBase:
+    if not precision.uses_library:
+        return QuantizeWeightsPass(choose, report_stored)
+    return Sequential(
+        QuantizeEmbeddingPass(report_stored), QuantizeLinearPass(choose, report_stored)
+    )

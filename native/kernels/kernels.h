@@ -199,6 +199,16 @@ static inline float float_from_bfloat(uint16_t bits) {
   return value;
 }
 
+static inline float float_from_half(uint16_t half) {
+  const uint32_t sign = (half & 0x8000u) << 16, exponent = (half >> 10) & 31, fraction = half & 1023;
+  uint32_t bits = sign | ((exponent + 112) << 23) | (fraction << 13);
+  if (exponent == 31) bits = sign | 0x7f800000u | (fraction << 13);
+  float value;
+  __builtin_memcpy(&value, &bits, sizeof value);
+  if (exponent == 0) value = (sign ? -1.0f : 1.0f) * static_cast<float>(fraction) * 0x1p-24f;
+  return value;
+}
+
 // Rounded to nearest, ties to even; NaN stays NaN.
 static inline uint16_t bfloat_from_float(float value) {
   uint32_t bits;

@@ -50,11 +50,10 @@ def test_each_weight_is_a_code_times_the_scale_of_its_block(
     for i, o in np.ndindex(num_inputs, num_outputs):
         code, scale = read_code(quantized, i, o)
         assert stored[i, o] == np.float32(code * scale)
-        if bits == 8:  # the largest of its block has the largest code, but for the scale's rounding
+        if bits == 8:  # within half a step, but for the scale's rounding
             largest = np.abs(matrix[i // 64 * 64 : i // 64 * 64 + 64, o]).max()
             step = largest / 127 * 0.501 + 127 * (largest / 127 * 2.0**-11 + 2.0**-25)
             assert abs(stored[i, o] - matrix[i, o]) <= step
-            assert scale <= largest / 127 * 1.001 + 2.0**-25
         elif scale != 0 and -8 < code < 7:
             assert abs(stored[i, o] - matrix[i, o]) <= abs(scale) * 0.501
 

@@ -65,6 +65,20 @@ def linear(
     return result
 
 
+def embed(quantized: QuantizedWeight, ids: Array, size: int) -> Array:
+    """Runs the operator Embedding."""
+    model = session(
+        "Embedding",
+        ["ids", "weight", "scales"],
+        {"y": TensorProto.FLOAT},
+        {"ids": ids},
+        {"weight": quantized.data, "scales": quantized.scales},
+        size=size,
+    )
+    rows: Array = model.run(None, {"ids": ids})[0]
+    return rows
+
+
 def product(x: Array, quantized: QuantizedWeight, num_outputs: int) -> Array:
     """What the operator's product stands for, in double precision."""
     padded = np.zeros((len(x), -(-x.shape[1] // 64) * 64))
@@ -108,6 +122,27 @@ def test_linear_is_the_product_of_what_was_rounded(
     # The normalization's last bit may move a code.
     one_code = np.abs(normalized).max() / 127 * np.abs(weight).max()
     assert_close(actual, expected, float(one_code))
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.integers(1, 100), st.integers(1, 150), st.integers(0, 1000))
+def test_embeddings_are_the_rows_of_the_rounded_table(
+    num_tokens: int, size: int, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    table = rng.normal(size=(num_tokens, size)).astype(np.float32)
+    quantized = quantize_weight(table.T, 8)
+    ids = rng.integers(0, num_tokens, (2, 5))
+    assert np.array_equal(
+        embed(quantized, ids, size), dequantize_weight(quantized, size, num_tokens).T[ids]
+    )
+
+
+@pytest.mark.parametrize("wrong", [-1, 32])
+def test_an_embedding_of_no_token_is_refused(wrong: int) -> None:
+    quantized = quantize_weight(np.ones((64, 20), np.float32), 8)
+    with pytest.raises(Exception, match="an id is not in the table"):
+        embed(quantized, np.array([[0, wrong]]), 64)
 
 
 @pytest.mark.parametrize("num_rows", [1, 2, 3, 8, 17])
