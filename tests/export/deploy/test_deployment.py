@@ -12,7 +12,6 @@ import pytest
 import tomllib
 from packaging.requirements import Requirement
 
-from medusa_trt.cli.main import main
 from medusa_trt.errors import BuildError
 from medusa_trt.export.deploy.deployment import PINS, deploy
 from medusa_trt.runtime.bundle import Bundle
@@ -154,9 +153,7 @@ def test_deploying_again_keeps_the_bundle_that_was_copied_there(
     assert not list((tmp_path / "out").glob(".*"))
 
 
-def test_mistakes_leave_nothing(
-    trt_bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_mistakes_leave_nothing(trt_bundle: Bundle, tmp_path: Path) -> None:
     with pytest.raises(BuildError, match="exported for tensorrt, kind jetson takes"):
         deploy(trt_bundle, "jetson", tmp_path / "out")
     with pytest.raises(BuildError, match="unknown kind 'cloud': choose jetson, container"):
@@ -164,7 +161,7 @@ def test_mistakes_leave_nothing(
     with pytest.raises(BuildError, match=r"cannot write .*: .*/no is not a folder"):
         deploy(trt_bundle, "container", tmp_path / "no" / "out")
     assert not list(tmp_path.iterdir())
-    command = ["deploy", str(trt_bundle.path), "--kind", "container", "--output"]
-    assert main([*command, str(tmp_path / "out")]) == 0
-    assert main([*command, str(tmp_path / "out")]) == 2
-    assert "exists: give another --output" in capsys.readouterr().err
+    (tmp_path / "out").mkdir()
+    with pytest.raises(BuildError, match="out exists: give another --output, or --overwrite"):
+        deploy(trt_bundle, "container", tmp_path / "out")
+    assert not list((tmp_path / "out").iterdir())

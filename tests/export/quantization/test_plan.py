@@ -13,7 +13,6 @@ from support.tiny_models import llama_config, random_model
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
 from medusa_trt.calibration.quantization.meter import RoundedModel
-from medusa_trt.cli import main as cli
 from medusa_trt.errors import ExportError
 from medusa_trt.export.comparison.logits import compute_agreement
 from medusa_trt.export.comparison.passages import PASSAGES
@@ -34,7 +33,6 @@ from medusa_trt.export.quantization.rounding import LibraryRounding
 from medusa_trt.export.quantization.sites import Site, sites_from_model
 from medusa_trt.export.targets import TARGETS
 from medusa_trt.export.weights.lazy_tensor import LazyTensor
-from medusa_trt.runtime.bundle import Bundle
 from medusa_trt.runtime.engines.operators import find_library
 from medusa_trt.runtime.engines.ort_cpu import OrtEngine
 from medusa_trt.tree_configs import chain_tree
@@ -156,10 +154,14 @@ def test_a_bundle_computes_what_the_rounded_model_does(
     path = tmp_path / "plan.json"
     path.write_bytes(plan.to_json())
     assert plan_from_file(path) == plan
-    command = ["export", "--model", tiny_model, "--heads", tiny_heads, "--tree", "chain-2"]
-    command += ["--output", tmp_path / "bundle", "--quantization-plan", path]
-    assert cli.main(list(map(str, command))) == 0
-    bundle = Bundle.open(tmp_path / "bundle")
+    options = ExportOptions(
+        model=str(tiny_model),
+        heads=tiny_heads,
+        tree="chain-2",
+        output=tmp_path / "bundle",
+        quantization_plan=path,
+    )
+    bundle = export_bundle(options, lambda _: None)
     assert bundle.manifest.target.precision == "mixed" and bundle.manifest.target.min_rows == 2
     assert plan_from_file(bundle.path / "quantization.json") == plan
     assert bundle.manifest.verified["text"].kl_divergence > 0

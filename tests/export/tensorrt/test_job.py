@@ -44,3 +44,10 @@ def test_a_bundle_that_reduces_in_float64_is_refused(trt_bundle: Bundle) -> None
     manifest = msgspec.structs.replace(manifest, graphs=graphs)
     with pytest.raises(BuildError, match="float64, which TensorRT lacks: export the model again"):
         find_product(Bundle(trt_bundle.path, manifest, trt_bundle.tree), BuildOptions())
+
+
+def test_a_bundle_of_another_target_is_refused(tiny_bundle: Bundle) -> None:
+    with pytest.raises(BuildError, match="no engines are built for ort-cpu: choose tensorrt"):
+        find_product(tiny_bundle, BuildOptions())
+    with pytest.raises(BuildError, match="was exported for ort-cpu: export the model with --targ"):
+        find_product(tiny_bundle, BuildOptions(target="tensorrt"))
