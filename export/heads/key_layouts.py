@@ -21,6 +21,15 @@ _SCALES = {
 }
 """ModelOpt's and TensorRT-LLM's names of the scales that belong to FP8 weights."""
 
+WRAPPERS = (
+    r"_orig_mod\.",
+    r"_fsdp_wrapped_module\.",
+    r"_checkpoint_wrapped_module\.",
+    r"^module\.",
+)
+"""Patterns of what torch's wrappers put into the names of tensors: of compiled, sharded, recomputed
+and distributed modules."""
+
 _PREFIX = re.compile(r"(?:base_model\.model\.)?(?:medusa_heads?\.)?(?:modules_to_save\.[^.]+\.)?")
 _HEAD_PREFIX = re.compile(r"(?:base_model\.model\.)?medusa_heads?\.")
 _FROZEN_COPY = re.compile(r"(?:base_model\.model\.)?medusa_heads?\.original_module\.")
@@ -194,8 +203,10 @@ def recognize(keys: Iterable[str], source: str) -> Recognized:
 
 
 def strip_wrappers(key: str) -> str:
-    """Strips what torch.compile and DistributedDataParallel put into the names of tensors."""
-    return key.replace("_orig_mod.", "").removeprefix("module.")
+    """Strips what torch's wrappers put into the names of tensors."""
+    for pattern in WRAPPERS:
+        key = re.sub(pattern, "", key)
+    return key
 
 
 def is_head_key(key: str) -> bool:

@@ -17,6 +17,7 @@ from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
 from transformers.utils import GENERATION_CONFIG_NAME
 
 from medusa_trt.errors import ExportError
+from medusa_trt.export.heads.key_layouts import WRAPPERS
 from medusa_trt.export.models.adapter import merge_adapter
 from medusa_trt.export.models.checkpoint_weights import (
     find_weight_files,
@@ -220,7 +221,9 @@ def _load_gguf(source: ModelSource, path: Path, config: PretrainedConfig) -> Pre
 def _load_with_transformers(
     source: ModelSource, config: PretrainedConfig, dtype: torch.dtype | Literal["auto"]
 ) -> PreTrainedModel:
-    gguf_option = {} if source.gguf_file is None else {"gguf_file": source.gguf_file}
+    options: dict[str, Any] = {"key_mapping": dict.fromkeys(WRAPPERS, "")}
+    if source.gguf_file is not None:
+        options = {"gguf_file": source.gguf_file}
     with name_in_errors(source):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             source.location,
@@ -228,7 +231,7 @@ def _load_with_transformers(
             dtype=dtype,
             output_loading_info=True,
             trust_remote_code=False,
-            **gguf_option,
+            **options,
         )
     model: PreTrainedModel = loaded[0]
     info: dict[str, list[str]] = loaded[1]

@@ -120,7 +120,9 @@ def list_parts(path: Path) -> list[Path]:
         ]
     for file in files:
         if not is_gguf(file):
-            raise ExportError(f"{file} is not a GGUF file: it does not begin with {_MAGIC!r}")
+            raise ExportError(
+                f"{file} is not a GGUF file: give one, or the folder of a model in other files"
+            )
     return files
 
 
@@ -195,9 +197,10 @@ class _HeaderReader:
         return tensors
 
     def _unpack(self, form: str) -> tuple[Any, ...]:
-        values = struct.unpack_from(f"<{form}", self._data, self._place)
-        self._place += struct.calcsize(f"<{form}")
-        return values
+        place, self._place = self._place, self._place + struct.calcsize(f"<{form}")
+        if self._place > len(self._data):
+            raise ValueError("it ends within its fields")
+        return struct.unpack_from(f"<{form}", self._data, place)
 
     def _read_text(self) -> str:
         (length,) = self._unpack("Q")

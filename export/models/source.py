@@ -16,6 +16,7 @@ from medusa_trt.export.models.adapter import base_model_from_adapter
 from medusa_trt.export.models.aliases import Alias, load_aliases
 from medusa_trt.export.models.gguf import (
     gguf_from_package,
+    is_gguf,
     list_parts,
     name_without_part,
     read_gguf,
@@ -97,7 +98,7 @@ def _source_from_folder(folder: Path) -> ModelSource:
     files = {
         list_parts(file)[0]: None
         for file in sorted(folder.iterdir())
-        if file.suffix.lower() == ".gguf" and not file.name.startswith("mmproj")
+        if file.is_file() and is_gguf(file) and not file.name.startswith("mmproj")
     }
     if len(files) == 1:
         return _source_from_gguf(next(iter(files)))
@@ -105,7 +106,7 @@ def _source_from_folder(folder: Path) -> ModelSource:
         names = join_names(file.name for file in files)
         raise ExportError(f"{folder} holds {len(files)} models: give one of its files, {names}")
     raise ExportError(
-        f"{folder} is not a model folder: it has neither a config.json nor a .gguf file"
+        f"{folder} is not a model folder: it has neither a config.json nor a GGUF file"
     )
 
 

@@ -1,6 +1,8 @@
 """Requests: prompts with the options of their replies, from arguments or from a batch file."""
 
+import codecs
 import json
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from difflib import get_close_matches
@@ -220,5 +222,6 @@ def describe_logprobs(session: MedusaSession, entry: TokenLogprobs) -> dict[str,
 
 
 def print_json(value: dict[str, Any]) -> None:
-    """Prints an object on a line of its own."""
-    print(json.dumps(value, ensure_ascii=False), flush=True)
+    """Prints an object on a line of its own; letters as escapes where the output is not UTF-8."""
+    is_utf8 = codecs.lookup(sys.stdout.encoding or "utf-8").name == "utf-8"
+    print(json.dumps(value, ensure_ascii=not is_utf8), flush=True)

@@ -158,6 +158,7 @@ class Chooser:
 def _compute_logprobs(logits: NDArray[np.float32], token: int, num_top: int) -> TokenLogprobs:
     shifted = logits.astype(np.float64) - logits.max()
     logprobs = shifted - np.log(np.exp(shifted).sum())
+    num_top = min(num_top, len(logprobs))  # a vocabulary may be smaller
     # A full sort of 49,152 values takes 4 ms.
     least = np.partition(logprobs, -num_top)[-num_top] if num_top else np.inf
     likely = np.flatnonzero(logprobs >= least)

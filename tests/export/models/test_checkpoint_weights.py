@@ -22,6 +22,7 @@ from medusa_trt.errors import ExportError
 from medusa_trt.export.models.base_model import (
     BaseModel,
     load_base_model,
+    load_model,
     open_base_model,
 )
 from medusa_trt.export.models.checkpoint_weights import (
@@ -100,18 +101,23 @@ def test_a_stored_unembedding_is_used_although_the_config_says_tied(
     assert base.model.config.tie_word_embeddings == (change is not different_unembedding)
 
 
-@pytest.mark.parametrize("prefix", ["_orig_mod.", "module.", "module._orig_mod."])
+@pytest.mark.parametrize(
+    "prefix", ["_orig_mod.", "module.", "module._orig_mod.", "_fsdp_wrapped_module."]
+)
 def test_names_of_wrapped_models_are_read(prefix: str, tmp_path: Path) -> None:
-    """torch.compile and DistributedDataParallel save their models with such names."""
+    """torch's wrappers save models with such names."""
 
     def wrap(tensors: Tensors) -> None:
         for name in list(tensors):
-            tensors[prefix + name] = tensors.pop(name)
+            inner = name.replace("layers.1.", "layers.1._checkpoint_wrapped_module.")
+            tensors[prefix + inner] = tensors.pop(name)
 
     folder = changed_model(tmp_path / "model", wrap)
     with torch.no_grad():
         expected = random_model(llama_config())(TOKENS).logits
+        loaded = load_model(source_from_name(str(folder)), torch.float32)(TOKENS).logits
     assert torch.equal(compute_logits(folder), expected)
+    assert torch.equal(loaded, expected)
 
 
 def test_missing_and_misshapen_weights_are_named(tmp_path: Path) -> None:

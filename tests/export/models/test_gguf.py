@@ -49,9 +49,12 @@ def test_the_begin_of_a_file_decides_and_not_its_name(
 
 def test_a_folder_with_one_model_is_taken(whole: Path, tmp_path: Path) -> None:
     (tmp_path / "mmproj-vision.gguf").write_bytes(b"GGUF")
-    with pytest.raises(ExportError, match=r"has neither a config.json nor a .gguf file"):
+    with pytest.raises(ExportError, match=r"has neither a config.json nor a GGUF file"):
         source_from_name(str(tmp_path))
-    shutil.copy(whole, tmp_path / "a.gguf")
+    (tmp_path / "notes.txt").write_text("no model")
+    shutil.copy(whole, tmp_path / "sha256-0a1b")
+    assert source_from_name(str(tmp_path)).gguf == tmp_path / "sha256-0a1b"
+    (tmp_path / "sha256-0a1b").rename(tmp_path / "a.gguf")
     assert source_from_name(str(tmp_path)).gguf == tmp_path / "a.gguf"
     shutil.copy(whole, tmp_path / "b.gguf")
     with pytest.raises(ExportError, match=r"holds 2 models: give one of its files, a.gguf, b.gguf"):

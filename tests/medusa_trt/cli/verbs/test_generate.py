@@ -1,5 +1,6 @@
 """`medusa-trt generate` as a user meets it."""
 
+import json
 import os
 import re
 import shutil
@@ -88,6 +89,13 @@ def test_a_terminal_without_a_letter_shows_another(encoding: str, tiny_bundle: B
         check=True,
     )
     assert ended.stdout.startswith(b"?? ")
+    ended = subprocess.run(
+        [*command, "--raw", "--echo", "--max-new-tokens", "2", "--json"],
+        capture_output=True,
+        env={**os.environ, "PYTHONIOENCODING": encoding},
+        check=True,
+    )
+    assert json.loads(ended.stdout)["text"].startswith("日本 é")
 
 
 def test_a_prompt_that_is_no_utf_8_is_refused_with_its_place() -> None:
