@@ -29,3 +29,11 @@ def test_the_bonus_token_is_greedy_by_typical_acceptance_and_drawn_by_sampling(
     chooser = Chooser(options, [1], 8)
     accepted = chooser.accept(chain_tree(2), [4, 5, 6], [10, 11, 12], reductions, 1)
     assert accepted == ([0, 1, 2], bonus_token)
+
+
+def test_a_vocabulary_may_have_fewer_tokens_than_logprobs_are_asked_for() -> None:
+    chooser = Chooser(GenerationOptions(logprobs=9), [1], 8)
+    logits = np.array([[0, 2, 1], [0, 0, 0]], np.float32)
+    nodes, bonus_token, logprobs = chooser.walk(chain_tree(1), [0, 2], 0, logits)
+    assert (nodes, bonus_token) == ([0], 1)
+    assert [token for token, _ in logprobs[0].top] == [1, 2, 0]

@@ -129,7 +129,7 @@ def test_a_prompt_that_is_no_utf_8_is_refused_with_its_place() -> None:
         (["hi", "--tree", "chain-5"], "5 but there are 4 heads"),
         (["hi", "--tree", "oak"], "unknown tree 'oak'"),
         (["hi", "--temperature", "-1"], "temperature is -1"),
-        (["hi", "--acceptance", "greedy", "--temperature", "1"], "greedy acceptance"),
+        (["hi", "--acceptance", "greedy", "--temperature", "1"], "acceptance greedy"),
     ],
 )
 def test_mistakes_in_generate(
