@@ -145,9 +145,10 @@ class TextCodec:
         """
         for name in variables:
             if name not in self._template_variables:
-                known = ", ".join(sorted(self._template_variables)) or "none"
+                known = ", ".join(sorted(self._template_variables))
+                only = f", only {known}" if known else " and no other"
                 raise PromptError(
-                    f"the chat template reads no variable {name!r}, only {known}: leave it out"
+                    f"the chat template reads no variable {name!r}{only}: leave it out"
                 )
 
     def decode(self, token_ids: Sequence[int]) -> str:

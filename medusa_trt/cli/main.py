@@ -61,8 +61,8 @@ def _run(program: str, name: str, words: list[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         print(f"error: cannot write standard output: {error.strerror}", file=sys.stderr)
         return EXIT_ERROR
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+    except KeyboardInterrupt as interrupt:
+        print(": ".join(["interrupted", *getattr(interrupt, "__notes__", [])]), file=sys.stderr)
         return find_interrupt_code()
 
 
@@ -93,7 +93,9 @@ def _answer_without_verb(name: str, words: list[str]) -> NoReturn:
     _, unknown = page.parse_known_args(words)
     if not unknown:
         page.error("give a verb")
-    similar = get_close_matches(f"{name} {unknown[0]}".lstrip(), HELP, n=1)
+    typed = f"{name} {unknown[0]}".lstrip()
+    begun = [verb for verb in HELP if verb.startswith(typed)]
+    similar = begun if len(begun) == 1 else get_close_matches(typed, HELP, n=1)
     hint = f"did you mean {similar[0]}?" if similar else f"{page.prog} -h lists the verbs"
     raise MedusaError(f"there is no verb {unknown[0]!r}: {hint}")
 

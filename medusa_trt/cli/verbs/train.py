@@ -2,9 +2,10 @@
 
 import logging
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 from medusa_trt.cli.parser import Verb
 from medusa_trt.errors import TrainingError, check_range, require_extra
@@ -14,6 +15,8 @@ from medusa_trt.tree_configs import MedusaTree, load_tree
 
 if TYPE_CHECKING:
     from medusa_trt.training.accuracy import Accuracy
+
+Arguments = TypeVar("Arguments")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -246,9 +249,22 @@ def _check_packages(*, with_adapters: bool = False) -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
+def _resumable(run: Callable[[Arguments], None]) -> Callable[[Arguments], None]:
+    """Makes a verb say after an interrupt that it can be gone on with."""
+
+    def run_and_say(arguments: Arguments) -> None:
+        try:
+            run(arguments)
+        except KeyboardInterrupt as interrupt:
+            interrupt.add_note("run the same command again to go on")
+            raise
+
+    return run_and_say
+
+
 VERBS = {
-    "train data": Verb(DataArguments, make_data),
-    "train heads": Verb(HeadsArguments, train_heads_alone),
-    "train joint": Verb(JointArguments, train_jointly),
+    "train data": Verb(DataArguments, _resumable(make_data)),
+    "train heads": Verb(HeadsArguments, _resumable(train_heads_alone)),
+    "train joint": Verb(JointArguments, _resumable(train_jointly)),
     "train measure": Verb(MeasureArguments, measure),
 }

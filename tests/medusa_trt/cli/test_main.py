@@ -108,6 +108,7 @@ def test_the_readmes_commands_parse(monkeypatch: pytest.MonkeyPatch) -> None:
         (["train"], f"error: give a verb; {USAGE.replace('medusa-trt', 'medusa-trt train')}"),
         (["genrate"], "error: there is no verb 'genrate': did you mean generate?"),
         (["calibrate", "tre"], "error: there is no verb 'tre': did you mean calibrate tree?"),
+        (["gen"], "error: there is no verb 'gen': did you mean generate?"),
         (["fly"], "error: there is no verb 'fly': medusa-trt -h lists the verbs"),
         (["--verison"], f"error: there is no option --verison: did you mean --version? {USAGE}"),
     ],

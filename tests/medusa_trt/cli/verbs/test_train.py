@@ -148,3 +148,14 @@ def test_a_model_that_cannot_be_quantized_is_refused_in_one_line(
     assert main(command) == 2
     error = capsys.readouterr().err.strip().splitlines()
     assert len(error) == 1 and message in error[0]
+
+
+def test_an_interrupt_says_how_to_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("medusa_trt.training.backbone.load_backbone", interrupt)
+    assert main(["train", "data", "model", "--output", str(tmp_path / "data")]) == 130
+    assert capsys.readouterr().err == "interrupted: run the same command again to go on\n"
