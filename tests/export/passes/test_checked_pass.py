@@ -25,6 +25,7 @@ from medusa_trt.export.passes.unstack_weights import UnstackWeightsPass
 from medusa_trt.export.passes.use_fast_selection import UseFastSelectionPass
 from medusa_trt.export.passes.widen_floats import WidenFloatsPass
 from medusa_trt.export.passes.widen_selection import WidenSelectionPass
+from medusa_trt.export.quantization.quantize_embedding import QuantizeEmbeddingPass
 from medusa_trt.export.quantization.quantize_linear import QuantizeLinearPass
 from medusa_trt.export.quantization.quantize_weights import QuantizeWeightsPass
 from medusa_trt.export.weights.lazy_tensor import LazyTensor
@@ -32,6 +33,7 @@ from medusa_trt.runtime.engines.operators import DOMAIN
 
 MATRIX: Arrays = {"w": np.ones((64, 32), np.float32)}
 PRODUCT = "g (float[2, 64] x) => (float[2, 32] y) { y = MatMul(x, w) }"
+LOOKUP = "g (int64[2] input_ids) => (float[2, 32] y) { y = Gather(w, input_ids) }"
 NORMALIZED = (
     "g (float[1, 3, 8] x) => (float[1, 3, 8] y)"
     " { s = Add(x, x) n = RMSNormalization<axis = -1>(s, w) y = Relu(n) }"
@@ -127,6 +129,7 @@ LEFT_OVER: list[tuple[CheckedPass, Callable[[], ir.Model]]] = [
     (WidenFloatsPass(), narrow_selection),
     (NameProductsPass(), named_product),
     (ChainLinearsPass(), two_linears),
+    (QuantizeEmbeddingPass(), lambda: parsed(LOOKUP, MATRIX)),
     (QuantizeLinearPass(lambda _: "int8"), lambda: parsed(PRODUCT, MATRIX)),
     (QuantizeWeightsPass(lambda _: "int4"), lambda: parsed(PRODUCT, MATRIX)),
 ]
