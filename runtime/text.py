@@ -4,6 +4,7 @@ from codecs import getincrementaldecoder
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
+from threading import Lock
 from typing import Any
 
 import msgspec
@@ -60,6 +61,7 @@ class TextCodec:
         self._chat_template = bundle.read_optional(names.CHAT_TEMPLATE_FILE)
         self._start_ids, self._num_end = _find_added_ids(self._tokenizer)
         self.eos_token_ids = bundle.manifest.model.eos_token_ids
+        self._grammar_lock = Lock()
         self._grammar_tokenizers: dict[tuple[int, ...], GrammarTokenizer] = {}
 
     @property
@@ -178,10 +180,7 @@ class TextCodec:
         processors = [*options.penalties, *options.processors]
         if options.grammar is not None:
             ends = (*self.eos_token_ids, *options.stop_ids)
-            if ends not in self._grammar_tokenizers:
-                document = self._tokenizer.to_str()
-                self._grammar_tokenizers[ends] = GrammarTokenizer(document, ends)
-            processors.append(CompiledGrammar(options.grammar, self._grammar_tokenizers[ends]))
+            processors.append(CompiledGrammar(options.grammar, self._open_grammar_tokenizer(ends)))
         return replace(
             options,
             processors=tuple(processors),
@@ -190,6 +189,14 @@ class TextCodec:
             presence_penalty=0.0,
             frequency_penalty=0.0,
         )
+
+    def _open_grammar_tokenizer(self, ends: tuple[int, ...]) -> GrammarTokenizer:
+        # A server asks from several threads at once, and making one takes 50 MB for a moment.
+        with self._grammar_lock:
+            if ends not in self._grammar_tokenizers:
+                document = self._tokenizer.to_str()
+                self._grammar_tokenizers[ends] = GrammarTokenizer(document, ends)
+            return self._grammar_tokenizers[ends]
 
     def stream(self, shown_ids: Sequence[int] = ()) -> "TextStream":
         """Makes a decoder for tokens that arrive one after the other.

@@ -131,6 +131,7 @@ class OrtEngine:
         self._heads_read_root = bundle.manifest.heads_read_root
         self._reduce_spec = bundle.manifest.graphs.get("reduce")
         self._bindings: dict[tuple[object, ...], _BoundGraph] = {}
+        self._logits_memory = np.empty((0, self._model.vocab_size), np.float32)
         self._last_logits: NDArray[np.float32] | None = None
 
     def verify(
@@ -226,12 +227,23 @@ class OrtEngine:
         """See `Engine.close`."""
         self._bindings.clear()
         self._sessions.clear()
+        self._logits_memory = self._logits_memory[:0].copy()
         self._last_logits = None
 
     def _keep(self, key: tuple[object, ...], bound: _BoundGraph) -> None:
         while len(self._bindings) >= _MAX_BINDINGS:
             self._bindings.pop(next(iter(self._bindings)))
         self._bindings[key] = bound
+
+    def _share_logits(self, num_rows: int) -> NDArray[np.float32]:
+        """Returns memory for rows of logits; all bindings share it, because a row is large."""
+        if num_rows > len(self._logits_memory):
+            for key, bound in list(self._bindings.items()):
+                if names.LOGITS in bound.inputs or names.LOGITS in bound.outputs:
+                    del self._bindings[key]
+            self._last_logits = None
+            self._logits_memory = np.zeros((num_rows, self._model.vocab_size), np.float32)
+        return self._logits_memory[:num_rows]
 
     def _run(self, graph: str, bound: _BoundGraph) -> None:
         if graph not in self._sessions:
@@ -270,17 +282,18 @@ class OrtEngine:
             inputs[names.CACHE_POSITIONS] = np.arange(self.capacity)
         hidden_size, vocab_size = self._model.hidden_size, self._model.vocab_size
         num_outputs = num_sequences, len(rows)
+        shared = self._share_logits(num_sequences * len(rows)) if logits else None
         verify_outputs = VerifyOutputs(
             argmax=np.zeros(num_outputs, np.int64),
             hidden=np.zeros((*num_outputs, hidden_size), np.float32),
-            logits=np.zeros((*num_outputs, vocab_size), np.float32) if logits else None,
+            logits=None if shared is None else shared.reshape(*num_outputs, vocab_size),
         )
         outputs: dict[str, NDArray[Any]] = {
             names.ARGMAX: verify_outputs.argmax.reshape(-1),
             names.HIDDEN: verify_outputs.hidden.reshape(-1, hidden_size),
         }
-        if verify_outputs.logits is not None:
-            outputs[names.LOGITS] = verify_outputs.logits.reshape(-1, vocab_size)
+        if shared is not None:
+            outputs[names.LOGITS] = shared
         for layer in range(self._model.num_layers):
             for kind in ("key", "value"):
                 view = self.cache.layer(layer, kind, first_slot, num_sequences)

@@ -1,6 +1,8 @@
 """Tools, variables and begun replies in chat templates; start tokens that a prompt has already."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import pytest
@@ -9,9 +11,10 @@ from tokenizers import AddedToken, processors
 
 from medusa_trt.errors import PromptError
 from medusa_trt.runtime import tensors as names
+from medusa_trt.runtime import text
 from medusa_trt.runtime.bundle import Bundle
 from medusa_trt.runtime.options import GenerationOptions
-from medusa_trt.runtime.processors.grammar import Grammar
+from medusa_trt.runtime.processors.grammar import Grammar, GrammarTokenizer
 from medusa_trt.runtime.prompts import ChatPrompt, Message
 from medusa_trt.runtime.session import MedusaSession
 from medusa_trt.runtime.text import TextCodec
@@ -131,3 +134,34 @@ def test_an_end_token_that_the_tokenizer_adds_is_left_out(opened: Bundle) -> Non
         assert codec.encode("a") == [*before, letter]
         assert codec.encode("a</s>") == [*before, letter, end], "the user's own stays"
         assert codec.encode("") == before
+
+
+def test_a_variable_that_the_template_does_not_read_is_refused(opened: Bundle) -> None:
+    codec = codec_with(opened, CHATML)
+    assert codec.render_chat(ChatPrompt(messages=[USER], variables={"enable_thinking": False}))
+    for name in ("think", "messages", "m", "raise_exception"):
+        with pytest.raises(PromptError, match=f"no variable '{name}', only enable_thinking"):
+            codec.render_chat(ChatPrompt(messages=[USER], variables={name: 1}))
+
+
+def test_threads_share_one_tokenizer_for_grammars(
+    opened: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each takes 50 MB for a real vocabulary."""
+    begun: list[GrammarTokenizer] = []
+    another = Event()
+
+    class Slow(GrammarTokenizer):
+        def __init__(self, *arguments: Any) -> None:
+            begun.append(self)
+            if len(begun) > 1:
+                another.set()
+            another.wait(0.1)
+            super().__init__(*arguments)
+
+    monkeypatch.setattr(text, "GrammarTokenizer", Slow)
+    codec = TextCodec(opened)
+    options = GenerationOptions(grammar=Grammar.from_regex("a"))
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(codec.prepare_options, [options] * 3))
+    assert len(begun) == 1

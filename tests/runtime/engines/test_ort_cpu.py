@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from support.reference.reductions import reductions_from_logits
 
 from medusa_trt.runtime.bundle import Bundle
@@ -107,3 +108,21 @@ def test_slots_are_exchanged(engine: OrtEngine) -> None:
     engine.cache.exchange(0, 1, 37)
     assert np.array_equal(slab[:, :, 0, :, :37], before[:, :, 1])
     assert np.array_equal(slab[:, :, 1, :, :37], before[:, :, 0])
+
+
+def test_logits_of_all_shapes_lie_in_the_same_memory(engine: OrtEngine) -> None:
+    """A row of a real model is large, and a server sees steps of very many shapes."""
+    tokens = np.random.default_rng(5).integers(0, 256, (3, 9))
+    shapes = [(1, 2), (3, 9), (2, 4), (1, 2), (3, 3), (2, 8), (3, 9)]
+    expected: dict[tuple[int, int], NDArray[np.float32]] = {}
+    largest = None
+    for num_sequences, num_nodes in shapes:
+        ids, lengths = tokens[:num_sequences, :num_nodes], LENGTHS[:num_sequences]
+        logits = engine.verify(ids, chain_tree(num_nodes - 1), lengths, logits=True).logits
+        assert logits is not None and logits.shape[:2] == ids.shape
+        if largest is not None:
+            assert np.shares_memory(logits, largest)
+        if logits.shape[:2] == (3, 9):
+            largest = logits
+        values = expected.setdefault((num_sequences, num_nodes), logits.copy())
+        assert np.array_equal(logits, values)
