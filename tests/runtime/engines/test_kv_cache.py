@@ -1,9 +1,13 @@
 """The KV cache on the host against copies by numpy."""
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from support.strategies import medusa_trees
 
 from medusa_trt.runtime.engines import kv_cache
@@ -47,3 +51,24 @@ def test_layers_of_the_cache_are_views_of_the_slab() -> None:
     cache.layer(1, "value")[...] = 1
     assert cache.slab[1, 1].sum() == cache.slab.sum() == 2 * 8 * 4
     assert cache.layer(2, "key").flags.c_contiguous
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="this system has no smaps")
+def test_only_rows_in_use_take_memory() -> None:
+    # numpy asks for pages of 2 MiB, with which the first token takes nearly the whole cache.
+    cache = KVCache.zeros(
+        num_layers=8, batch_size=1, num_kv_heads=4, capacity=4096, head_dim=64, dtype="float32"
+    )
+    cache.slab[:, :, :, :, :8] = 1
+    assert cache.slab.nbytes == 64 << 20 and count_resident_bytes(cache.slab) < 2 << 20
+
+
+def count_resident_bytes(array: NDArray[np.generic]) -> int:
+    """Counts the bytes of the memory that an array lies in, as far as they were ever used."""
+    address, is_inside, num_bytes = array.ctypes.data, False, 0
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if span := re.match(r"([0-9a-f]+)-([0-9a-f]+) ", line):
+            is_inside = int(span[1], 16) < address + array.nbytes and address < int(span[2], 16)
+        elif is_inside and line.startswith("Rss:"):
+            num_bytes += int(line.split()[1]) << 10
+    return num_bytes
