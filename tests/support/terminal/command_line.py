@@ -1,5 +1,8 @@
 """Calls of the command line, as a test makes them."""
 
+import json
+from typing import Any
+
 import pytest
 
 from medusa_trt.cli import main as cli
@@ -18,3 +21,15 @@ def refusal(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
     assert code == 2 and out == "" and len(lines) == 1, err
     assert lines[0].startswith("error: ")
     return lines[0]
+
+
+def generate(capsys: pytest.CaptureFixture[str], *words: object) -> str:
+    """The output of `medusa-trt generate`, which must not fail."""
+    code, out, err = run(capsys, "generate", *words)
+    assert code == 0, err
+    return out
+
+
+def read_results(out: str) -> list[dict[str, Any]]:
+    """The objects of an output of JSON lines."""
+    return [json.loads(line) for line in out.split("\n")[:-1]]
