@@ -146,7 +146,7 @@ class PeerInstaller:
         original = Path(source.location) / source.gguf_file
         if precision in original.name.lower():
             return original
-        script, name = WORKERS / "llama_cpp_quantize.py", f"{model}-{precision}.gguf"
+        script, name = WORKERS / "llama_cpp_worker.py", f"{model}-{precision}.gguf"
 
         def make(target: Path) -> None:
             self._run([str(python), str(script), str(original), str(target), precision], name)

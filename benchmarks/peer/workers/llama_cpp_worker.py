@@ -2,8 +2,12 @@
 
 The package's high-level generation adds Python work to every token. This worker calls the library
 directly and takes the argmax of its logits.
+
+As a script it converts a GGUF file to another precision: llama_cpp_worker.py SOURCE TARGET PRECISION
 """
 
+import ctypes
+import sys
 from collections.abc import Callable, Iterator, Sequence
 
 import llama_cpp
@@ -11,6 +15,11 @@ import numpy as np
 from llama_cpp.llama_speculative import LlamaPromptLookupDecoding
 
 _UBATCH = 512
+_PRECISIONS = {
+    "q4_0": llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_0,
+    "q4_1": llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_1,
+    "q8_0": llama_cpp.LLAMA_FTYPE_MOSTLY_Q8_0,
+}
 
 
 class _Context:
@@ -156,3 +165,17 @@ def generate_many(
             replies[prompt].append(token)
             if len(replies[prompt]) == max_new_tokens:
                 free.append(sequences.pop(prompt))
+
+
+def quantize(source: str, target: str, precision: str) -> int:
+    """Converts a file with the settings of llama.cpp's tool; returns 0 on success."""
+    params = llama_cpp.llama_model_quantize_default_params()
+    params.ftype, params.allow_requantize = _PRECISIONS[precision], True
+    llama_cpp.llama_backend_init()
+    return int(
+        llama_cpp.llama_model_quantize(source.encode(), target.encode(), ctypes.byref(params))
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(quantize(*sys.argv[1:]))
