@@ -3,7 +3,7 @@
 The package's high-level generation adds Python work to every token. This worker calls the library
 directly and takes the argmax of its logits.
 
-As a script it converts a GGUF file to another precision: llama_cpp_worker.py SOURCE TARGET PRECISION
+As a script it converts a file: python llama_cpp_worker.py SOURCE TARGET PRECISION
 """
 
 import ctypes
