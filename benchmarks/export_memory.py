@@ -32,7 +32,7 @@ NUM_HEADS = 4
 SAMPLE_S = 0.1
 SHARD_BYTES = 1 << 30
 TOKENIZER = "smollm2-135m"
-_BLOCK = (1 << 24) - 3
+_NUM_NOISE = (1 << 24) - 3
 
 
 @report_errors
@@ -87,7 +87,7 @@ def make_checkpoint(folder: Path, config: PretrainedConfig) -> None:
     model = make_empty_model(config)
     config.dtype, config.architectures = "float16", [type(model).__name__]
     # All weights repeat one block of noise, because time and memory do not depend on the values.
-    noise = (torch.randn(_BLOCK, generator=torch.Generator().manual_seed(0)) * 0.02).half()
+    noise = (torch.randn(_NUM_NOISE, generator=torch.Generator().manual_seed(0)) * 0.02).half()
     weight_map: dict[str, str] = {}
     shard: dict[str, torch.Tensor] = {}
     size_bytes = 0
@@ -97,7 +97,7 @@ def make_checkpoint(folder: Path, config: PretrainedConfig) -> None:
         if parameter.ndim == 1:
             tensor.fill_(1)
         else:
-            for part in tensor.view(-1).split(_BLOCK):
+            for part in tensor.view(-1).split(_NUM_NOISE):
                 part.copy_(noise[: len(part)])
         shard[name] = tensor
         size_bytes += tensor.nbytes

@@ -56,7 +56,7 @@ def main() -> int:
 
 def measure(bundle: Path, num_rounds: int, num_tokens: int) -> tuple[Pairs, bool]:
     """Measures the pairs; returns also whether their texts were the same."""
-    prompts = [each.turns[0] for each in prompts_from_source("packaged", _NUM_PROMPTS)]
+    prompts = [prompt.turns[0] for prompt in prompts_from_source("packaged", _NUM_PROMPTS)]
     pairs: Pairs = {True: [], False: []}
     is_same = True
     with (

@@ -155,7 +155,7 @@ def make_cases(session: MedusaSession, num_tokens: int) -> list[Case]:
                 ("/v1/chat/completions", {"messages": messages}, messages),
             ):
                 copies = [text] * fields.get("n", 1)
-                texts = [each.text for each in session.generate_batch(copies, options)]
+                texts = [reply.text for reply in session.generate_batch(copies, options)]
                 cases.append(Case(path, body | fields | {"max_tokens": num_tokens}, texts))
     return cases
 
@@ -248,7 +248,7 @@ class _Client:
         if status != 200:
             return f"status {status}: {data[:200]!r}"
         choices = json.loads(data)["choices"]
-        texts = [each.get("text", each.get("message", {}).get("content")) for each in choices]
+        texts = [choice.get("text", choice.get("message", {}).get("content")) for choice in choices]
         return "" if texts == self._case.texts else f"{texts} is not {self._case.texts}"
 
     def _check_stream(self, status: int, data: bytes) -> str:
@@ -257,9 +257,9 @@ class _Client:
             return f"status {status}: {data[-200:]!r}"
         texts = [""] * len(self._case.texts)
         for event in events[:-1]:
-            for each in json.loads(event.removeprefix("data: "))["choices"]:
-                text = each["delta"].get("content", "") if "delta" in each else each["text"]
-                texts[each["index"]] += text
+            for choice in json.loads(event.removeprefix("data: "))["choices"]:
+                text = choice["delta"].get("content", "") if "delta" in choice else choice["text"]
+                texts[choice["index"]] += text
         return "" if texts == self._case.texts else f"{texts} is not {self._case.texts}"
 
 
@@ -291,9 +291,9 @@ def _count_live(port: int) -> int:
 
 
 def _read_memory(status: Path) -> int:
-    found = re.search(r"VmRSS:\s+(\d+) kB", status.read_text())
-    assert found is not None
-    return 1024 * int(found.group(1))
+    match = re.search(r"VmRSS:\s+(\d+) kB", status.read_text())
+    assert match is not None
+    return 1024 * int(match.group(1))
 
 
 @contextmanager

@@ -31,10 +31,10 @@ def find_threshold(scaled: NDArray[np.float32], options: SamplingOptions) -> flo
     if 0 < options.top_k < scaled.size:
         threshold = float(np.partition(scaled, -options.top_k)[-options.top_k])
     if options.top_p < 1:
-        k_logits = np.sort(scaled[scaled >= threshold])[::-1].astype(np.float64)
-        weights = np.exp(k_logits - highest)
+        kept_logits = np.sort(scaled[scaled >= threshold])[::-1].astype(np.float64)
+        weights = np.exp(kept_logits - highest)
         before = np.cumsum(weights) - weights
-        threshold = float(k_logits[before < options.top_p * weights.sum()][-1])
+        threshold = float(kept_logits[before < options.top_p * weights.sum()][-1])
     if options.min_p > 0:
         threshold = max(threshold, highest + float(np.log(options.min_p)))
     return threshold
@@ -47,8 +47,8 @@ def probabilities_from_logits(
     scaled = logits / np.float32(options.temperature)
     threshold = find_threshold(scaled, options)
     weights = np.where(scaled >= threshold, np.exp(scaled - scaled.max(), dtype=np.float64), 0.0)
-    total: NDArray[np.float64] = weights / weights.sum()
-    return total
+    probabilities: NDArray[np.float64] = weights / weights.sum()
+    return probabilities
 
 
 def token_from_logits(logits: NDArray[np.float32], options: SamplingOptions, uniform: float) -> int:

@@ -109,7 +109,7 @@ class TextCodec:
 
         Args:
             prompt: the conversation; messages alone are one without tools and variables.
-            is_whole: whether the last message ends the text; else its reply begins there.
+            is_whole: whether the text ends with the last message; else a reply begins after it.
 
         Raises:
             PromptError: the model has no chat template, a message has something else than text, or
@@ -209,14 +209,14 @@ class TextCodec:
 
 
 def _cut_after(text: str, begun: str) -> str:
-    """Cuts a rendered conversation behind the begun reply, where its end would follow.
+    """Cuts off what the chat template writes after the begun reply, such as an end token.
 
-    Templates may strip a message. Source: `continue_final_message` of transformers.
+    Templates may strip white space. Source: `continue_final_message` of transformers.
     """
     for end in (begun.lstrip(), begun.strip()):
-        head, found, _ = text.rpartition(end)
-        if found:
-            return head + found
+        head, begun_as_shown, _ = text.rpartition(end)
+        if begun_as_shown:
+            return head + begun_as_shown
     raise PromptError(
         "the chat template does not show the last message as it is, so the reply cannot go on with "
         "it: end with a user's message"

@@ -150,14 +150,14 @@ def describe_chunk_usage(
 def describe_usage(generations: Sequence[Generation], num_choices: int) -> dict[str, Any]:
     """Counts the tokens of all replies; a prompt counts once for its `num_choices` replies."""
     stats = [generation.stats for generation in generations]
-    prompt_tokens = sum(each.prompt_tokens for each in stats[::num_choices])
-    new_tokens = sum(each.new_tokens for each in stats)
+    prompt_tokens = sum(reply.prompt_tokens for reply in stats[::num_choices])
+    new_tokens = sum(reply.new_tokens for reply in stats)
     return {
         "prompt_tokens": prompt_tokens,
         "completion_tokens": new_tokens,
         "total_tokens": prompt_tokens + new_tokens,
         "prompt_tokens_details": {
-            "cached_tokens": sum(each.cached_tokens for each in stats[::num_choices])
+            "cached_tokens": sum(reply.cached_tokens for reply in stats[::num_choices])
         },
         "completion_tokens_details": {
             "accepted_prediction_tokens": sum(map(count_accepted, stats)),

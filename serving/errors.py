@@ -83,13 +83,13 @@ def error_from_medusa(error: MedusaError, body: BaseModel | None = None) -> ApiE
     """
     text = str(error)
     if isinstance(error, GrammarError):
-        name = next((each for each in _GRAMMARS if getattr(body, each, None) is not None), None)
+        name = next((field for field in _GRAMMARS if getattr(body, field, None) is not None), None)
         return ApiError(400, f"{name}: {text}", param=name, code="invalid_value")
     if not isinstance(error, PromptError | TreeError):
         return ApiError(500, text, code="engine_failed")
     name = text.split(" ", 1)[0]
     if text.startswith("the prompt "):
-        name = next((each for each in _PROMPTS if getattr(body, each, None) is not None), "")
+        name = next((field for field in _PROMPTS if getattr(body, field, None) is not None), "")
     is_field = body is not None and name in type(body).model_fields
     # Clients look for this word to shorten a conversation.
     code = "context_length_exceeded" if isinstance(error, PromptLengthError) else "invalid_value"

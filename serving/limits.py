@@ -73,7 +73,7 @@ class Gate:
         self, scope: Scope, receive: Receive, send: Send, record: RequestRecord
     ) -> None:
         # An answer to HEAD is one to GET, of which the server sends the headers alone.
-        asked = {**scope, "method": "GET"} if scope["method"] == "HEAD" else scope
+        scope_of_get = {**scope, "method": "GET"} if scope["method"] == "HEAD" else scope
         try:
             self._check_key(scope)
             body = await self._read_body(scope, receive, record)
@@ -82,7 +82,7 @@ class Gate:
             await error.response()(scope, receive, send)
         else:
             if body is not None:
-                await self._app(asked, _replay(body, receive), send)
+                await self._app(scope_of_get, _replay(body, receive), send)
 
     def _check_key(self, scope: Scope) -> None:
         if not self._api_keys or scope["path"] in _OPEN_PATHS:
@@ -90,7 +90,7 @@ class Gate:
         sent = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
         scheme, _, key = sent.partition(b" ")
         # All keys are compared, so that the time tells nothing of which one is nearly right.
-        matches = [hmac.compare_digest(key.strip(), each) for each in self._api_keys]
+        matches = [hmac.compare_digest(key.strip(), known) for known in self._api_keys]
         if scheme.lower() != b"bearer" or not any(matches):
             raise ApiError(
                 401,

@@ -31,12 +31,12 @@ _GRAMMARS = {
     "regex": Grammar.from_regex,
     "grammar": Grammar.from_lark,
 }
-_OWN = {
+_REPLY = {
     *("max_new_tokens", "ignore_eos", "stop", "stop_ids", "lookup_ngram"),
     *("acceptance", "posterior_threshold", "posterior_alpha"),
     *("repetition_penalty", "presence_penalty", "frequency_penalty"),
 }
-_KNOWN = _SAMPLING | _OWN | _GRAMMARS.keys()
+_KNOWN = _SAMPLING | _REPLY | _GRAMMARS.keys()
 _LISTS = {"stop", "stop_ids"}
 
 
@@ -174,26 +174,26 @@ def read_request(request: Any) -> tuple[Prompt, GenerationOptions, bool]:
 
 
 def options_from_values(values: dict[str, Any]) -> GenerationOptions:
-    """Options of a reply, by the names of `GenerationOptions` and `SamplingOptions`.
+    """Makes the options of a reply; names are those of `GenerationOptions` and `SamplingOptions`.
 
     A grammar is one of json_schema, regex and grammar.
 
     Raises:
         PromptError: a value is of another type, or out of range.
     """
-    own = {name: value for name, value in values.items() if name in _OWN}
-    for name in own.keys() & _LISTS:
-        if not isinstance(own[name], list):
-            own[name] = [own[name]]
+    values_of_reply = {name: value for name, value in values.items() if name in _REPLY}
+    for name in values_of_reply.keys() & _LISTS:
+        if not isinstance(values_of_reply[name], list):
+            values_of_reply[name] = [values_of_reply[name]]
     grammars = [name for name in _GRAMMARS if name in values]
     if len(grammars) > 1:
         raise PromptError(f"{' and '.join(grammars)} exclude each other: give one")
     for name in grammars:
         if not isinstance(values[name], str | dict if name == "json_schema" else str):
             raise PromptError(f"{name} is {values[name]!r}: it must be text")
-        own["grammar"] = _GRAMMARS[name](values[name])
+        values_of_reply["grammar"] = _GRAMMARS[name](values[name])
     sampling = {name: value for name, value in values.items() if name in _SAMPLING}
-    return GenerationOptions(sampling=SamplingOptions(**sampling), **own)
+    return GenerationOptions(sampling=SamplingOptions(**sampling), **values_of_reply)
 
 
 def _check_numpy() -> None:
@@ -222,7 +222,7 @@ def _read_prompt(text: str | None, messages: object) -> Prompt:
     if not isinstance(messages, str):
         raise PromptError(f"messages is {messages!r}: give a list of messages as JSON in a text")
     parsed = _parse(messages, "messages")
-    if not isinstance(parsed, list) or not all(isinstance(each, dict) for each in parsed):
+    if not isinstance(parsed, list) or not all(isinstance(item, dict) for item in parsed):
         raise PromptError("messages is not a list of objects: give role and content")
     return parsed
 

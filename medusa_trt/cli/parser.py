@@ -1,4 +1,4 @@
-"""What a verb is, and the parser of its arguments: help of 80 columns, errors of one line."""
+"""A verb of the command line, and the parser of its arguments, whose errors are one line."""
 
 import argparse
 import inspect
@@ -18,13 +18,13 @@ Arguments = TypeVar("Arguments")
 
 @dataclass(frozen=True, slots=True)
 class Verb(Generic[Arguments]):
-    """What the command line does by one name.
+    """A command such as `medusa-trt export`.
 
     Attributes:
         arguments: the dataclass of what the user may give; its docstring is the help.
-        run: does it, and returns the exit code, None for 0; raises MedusaError for what the user
+        run: does the work; returns the exit code, None for 0. Raises MedusaError for what the user
             can cause.
-        epilog: makes what the help ends with.
+        epilog: makes the text at the end of the help.
     """
 
     arguments: type[Arguments]
@@ -98,7 +98,7 @@ class Parser(argparse.ArgumentParser):
         return f"usage: {self.usage} ({self.prog} -h explains it)"
 
     def check_flags(self, words: Sequence[str]) -> None:
-        """Checks that there are such options, before argparse misses what a wrong one was to give.
+        """Checks that each option exists: argparse would name the value that a misspelt one lacks.
 
         Raises:
             MedusaError: an option is unknown.

@@ -21,8 +21,8 @@ from medusa_trt.runtime.session import MedusaSession, Prompt
 from medusa_trt.tree_configs import load_tree
 from medusa_trt.types_of_options import check_types
 
-_SAMPLING = {each.name for each in fields(SamplingOptions)}
-_REPLY = {each.name for each in fields(GenerationOptions)} - {"sampling", "processors", "grammar"}
+_SAMPLING = {f.name for f in fields(SamplingOptions)}
+_REPLY = {f.name for f in fields(GenerationOptions)} - {"sampling", "processors", "grammar"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,7 +151,7 @@ def requests_from_file(path: Path, defaults: Request) -> list[Request]:
 
 
 def _request_from_values(values: dict[str, Any], defaults: Request) -> Request:
-    fields_of_line = {each.name for each in fields(Request)} - {"options", "line"}
+    fields_of_line = {f.name for f in fields(Request)} - {"options", "line"}
     names = fields_of_line | _REPLY | _SAMPLING
     for name in values:
         if name not in names:

@@ -178,7 +178,7 @@ class Drafter:
         )
 
     def _plan_grown(self, states: Sequence[SequenceState]) -> StepPlan:
-        """A new tree for each, of the size that pays most or of one that is tried again."""
+        """Grows a tree for each, of the most profitable size or of one to be timed again."""
         assert self._grower is not None
         count, roots, least = len(states), [state.root_token for state in states], self._min_nodes
         past = sum(state.past_length for state in states) / count

@@ -182,8 +182,8 @@ class OrtEngine:
         assert self._last_logits is not None
         ids, num_rows = np.asarray(input_ids), uniforms.shape[1]
         reductions = make_empty_reductions(uniforms.shape)
-        for share in split_by_sampling(samplings):
-            sampling, sequences = share
+        for group in split_by_sampling(samplings):
+            sampling, sequences = group
             logits = self._last_logits[sequences.start * num_rows : sequences.stop * num_rows]
             key = ("reduce", logits.ctypes.data, len(logits))
             bound = self._bindings.get(key)
@@ -195,7 +195,7 @@ class OrtEngine:
             vocab_size = self._model.vocab_size
             write_inputs(bound.inputs, ids[sequences], parents, sampling, numbers, vocab_size)
             self._run("reduce", bound)
-            copy_outputs(reductions, share, bound.outputs, numbers, logits.__getitem__)
+            copy_outputs(reductions, group, bound.outputs, numbers, logits.__getitem__)
         return reductions
 
     def draft(self, hidden: NDArray[np.float32], root_ids: Sequence[int]) -> Drafts:

@@ -1,4 +1,4 @@
-"""Inputs and outputs of the reduce graph, in all of its forms."""
+"""Arrays of the reduce graph: it turns logits into a drawn token, entropy and log-probability."""
 
 from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
@@ -29,11 +29,11 @@ OUTPUTS = {
 """Type of each output, whose shape is (num_rows,)."""
 
 
-Share = tuple[SamplingOptions, slice]
-"""A distribution, and the neighbouring sequences of a step that have it."""
+SamplingGroup = tuple[SamplingOptions, slice]
+"""A distribution, and the neighbouring sequences of a step that draw from it."""
 
 
-def split_by_sampling(samplings: Sequence[SamplingOptions]) -> Iterator[Share]:
+def split_by_sampling(samplings: Sequence[SamplingOptions]) -> Iterator[SamplingGroup]:
     """Groups neighbouring sequences with equal distributions, without those of temperature 0.
 
     The graph takes one distribution in a run, so each group is a run. The seed makes no difference.
@@ -58,7 +58,7 @@ def find_parent_rows(tree: StepTree, sequences: slice, num_nodes: int) -> NDArra
 
 
 def allocate_inputs(spec: GraphSpec, num_rows: int) -> dict[str, NDArray[Any]]:
-    """Allocates arrays for all inputs but the logits."""
+    """Allocates arrays for all inputs of the graph except the logits."""
     return {
         tensor.name: np.zeros(
             [num_rows if isinstance(size, str) else size for size in tensor.shape],
@@ -101,7 +101,7 @@ def write_inputs(
 
 def copy_outputs(
     reductions: Reductions,
-    share: Share,
+    group: SamplingGroup,
     outputs: dict[str, NDArray[Any]],
     uniforms: NDArray[np.float64],
     read_logits: Callable[[int], NDArray[np.float32]],
@@ -109,13 +109,13 @@ def copy_outputs(
     """Copies the outputs of one run; draws the tokens of rows that the graph did not cover.
 
     Args:
-        reductions: results of all sequences of the step, written here for those of `share`.
-        share: the sequences of this run, and their distribution.
+        reductions: results of all sequences of the step, written here for those of `group`.
+        group: the sequences of this run, and their distribution.
         outputs: outputs of the graph; overwritten.
         uniforms: (B, R) of these sequences, in [0, 1).
         read_logits: returns the logits (vocab,) of one of the B × R rows of this run.
     """
-    sampling, sequences = share
+    sampling, sequences = group
     sampled = outputs[names.SAMPLED]
     for row in np.flatnonzero(~outputs[names.COVERED]).tolist():
         sampled[row] = token_from_logits(read_logits(row), sampling, float(uniforms.flat[row]))

@@ -48,15 +48,15 @@ def read_arguments(arguments: dict[str, Any]) -> tuple[ReplicaOptions, ServingOp
     Raises:
         ServingError: one is unknown, missing or wrong.
     """
-    own = {field.name for field in fields(ReplicaOptions)}
-    served = {field.name for field in fields(ServingOptions)} - _ADDRESS
-    if unknown := arguments.keys() - own - served:
+    of_replicas = {field.name for field in fields(ReplicaOptions)}
+    of_servers = {field.name for field in fields(ServingOptions)} - _ADDRESS
+    if unknown := arguments.keys() - of_replicas - of_servers:
         raise ServingError(
             f"unknown in Ray's config: {', '.join(sorted(unknown))}; known are "
-            f"{', '.join(sorted(own | served))}"
+            f"{', '.join(sorted(of_replicas | of_servers))}"
         )
     if "bundle" not in arguments:
         raise ServingError("Ray's config names no bundle: give bundle: FOLDER")
-    server = {name: value for name, value in arguments.items() if name in served}
-    replicas = {name: value for name, value in arguments.items() if name in own}
+    server = {name: value for name, value in arguments.items() if name in of_servers}
+    replicas = {name: value for name, value in arguments.items() if name in of_replicas}
     return ReplicaOptions(**replicas), ServingOptions(**server)

@@ -69,7 +69,7 @@ def encode_prompts(body: CompletionRequest, session: MedusaSession) -> list[list
         return [session.encode(prompt)]
     if isinstance(prompt[0], int):
         return [[token for token in prompt if isinstance(token, int)]]
-    return [session.encode(each) for each in prompt if not isinstance(each, int)]
+    return [session.encode(text) for text in prompt if not isinstance(text, int)]
 
 
 class CompletionReplies:

@@ -137,7 +137,7 @@ class ToolTemplate:
 
     def _cut_turn(self, rest: str, tail: str) -> str:
         """Cuts what ends each reply from the text after a call."""
-        ends = (self.text.special_tokens.get(each, "") for each in self.text.eos_token_ids)
+        ends = (self.text.special_tokens.get(token, "") for token in self.text.eos_token_ids)
         cuts = [rest.find(end) for end in ends if end]
         if tail and rest.endswith(tail):
             cuts.append(len(rest) - len(tail))

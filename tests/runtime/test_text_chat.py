@@ -136,7 +136,7 @@ def test_an_end_token_that_the_tokenizer_adds_is_left_out(opened: Bundle) -> Non
         assert codec.encode("") == before
 
 
-def test_a_variable_that_the_template_does_not_read_is_refused(opened: Bundle) -> None:
+def test_names_that_a_template_sets_or_that_are_no_variables_are_refused(opened: Bundle) -> None:
     codec = codec_with(opened, CHATML)
     assert codec.render_chat(ChatPrompt(messages=[USER], variables={"enable_thinking": False}))
     for name in ("think", "messages", "m", "raise_exception"):

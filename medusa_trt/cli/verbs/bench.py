@@ -128,7 +128,7 @@ def _measure_and_report(
         Machine.detect(), duration_s=progress.elapsed_s, is_complete=progress.is_complete
     )
     report = BenchReport(
-        **{each.name: getattr(origin, each.name) for each in fields(origin)},
+        **{field.name: getattr(origin, field.name) for field in fields(origin)},
         num_prompts_done=len({row.prompt_id for row in rows}),
         peak_memory_bytes=read_peak_memory_bytes(),
         setup=setup,

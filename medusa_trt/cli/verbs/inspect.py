@@ -169,9 +169,9 @@ def _rows_from_bundle(bundle: "Bundle", estimates: dict[str, float]) -> list[tup
              f"{estimates['medusa_steps_per_s']:.0f} Medusa steps/s, by bandwidth alone; {fits}")
         )  # fmt: skip
     rows += [
-        (f"verified {where}", f"argmax {close.argmax_agreement:.1%}, KL {close.kl_divergence:.1e}, "
-         f"largest difference {close.max_logit_difference:.1e}")
-        for where, close in manifest.verified.items()
+        (f"verified {place}", f"argmax {test.argmax_agreement:.1%}, KL {test.kl_divergence:.1e}, "
+         f"largest difference {test.max_logit_difference:.1e}")
+        for place, test in manifest.verified.items()
     ]  # fmt: skip
     return rows
 

@@ -152,8 +152,8 @@ class DeviceEngine:
         ids, num_rows = np.asarray(input_ids), uniforms.shape[1]
         row_bytes = self._model.vocab_size * np.dtype(np.float32).itemsize
         reductions = make_empty_reductions(uniforms.shape)
-        for share in split_by_sampling(samplings):
-            sampling, sequences = share
+        for group in split_by_sampling(samplings):
+            sampling, sequences = group
             numbers = uniforms[sequences]
             address = self._last_logits + sequences.start * num_rows * row_bytes
             key = ("reduce", numbers.size, address)
@@ -165,7 +165,7 @@ class DeviceEngine:
             vocab_size = self._model.vocab_size
             write_inputs(bound.inputs, ids[sequences], parents, sampling, numbers, vocab_size)
             outputs = self._bindings.run(bound)
-            copy_outputs(reductions, share, outputs, numbers, partial(self._download_row, address))
+            copy_outputs(reductions, group, outputs, numbers, partial(self._download_row, address))
         return reductions
 
     def draft(self, hidden: NDArray[np.float32], root_ids: Sequence[int]) -> Drafts:
