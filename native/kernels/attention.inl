@@ -7,7 +7,12 @@
 
 constexpr int64_t kChunk = 64;  // keys or values converted to single precision together
 constexpr int kQueryRows = 32;  // rows that use them
-constexpr int kBlockRows = kFloats == 16 ? 8 : 4;
+#if defined(__aarch64__)
+constexpr int kRegisters = 32;
+#else
+constexpr int kRegisters = kFloats == 16 ? 32 : 16;
+#endif
+constexpr int kBlockRows = kRegisters / 4;
 
 inline Floats& at(float* values, int64_t index) {
   return *reinterpret_cast<Floats*>(values + index);
@@ -90,8 +95,8 @@ inline void transpose(Ints* rows) {
     Ints next[kFloats];
 #pragma GCC unroll 8
     for (int i = 0; i < kFloats / 2; ++i) {
-      next[2 * i] = __builtin_shuffle(rows[i], rows[i + kFloats / 2], low);
-      next[2 * i + 1] = __builtin_shuffle(rows[i], rows[i + kFloats / 2], high);
+      next[2 * i] = shuffled(rows[i], rows[i + kFloats / 2], low);
+      next[2 * i + 1] = shuffled(rows[i], rows[i + kFloats / 2], high);
     }
 #pragma GCC unroll 16
     for (int i = 0; i < kFloats; ++i) rows[i] = next[i];

@@ -172,6 +172,9 @@ const Kernels* avx2_kernels();
 const Kernels* avx_vnni_kernels();
 const Kernels* avx512_kernels();
 const Kernels* amx_kernels();  // Linux; null where it does not allow them
+// These exist on 64-bit ARM only.
+const Kernels* neon_dotprod_kernels();
+const Kernels* neon_i8mm_kernels();
 
 // The fastest kernels that this processor runs, or those named by MEDUSA_TRT_KERNELS.
 const Kernels* kernels();

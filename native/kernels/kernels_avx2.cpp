@@ -3,9 +3,11 @@
 #if defined(__x86_64__)
 #ifdef MEDUSA_AVX_VNNI
 #define MEDUSA_AVX2_SPACE avx_vnni
+#define MEDUSA_AVX2_FEATURES "avx2,fma,f16c,avxvnni"
 #pragma GCC target("avx2,fma,f16c,avxvnni")
 #else
 #define MEDUSA_AVX2_SPACE avx2
+#define MEDUSA_AVX2_FEATURES "avx2,fma,f16c"
 #pragma GCC target("avx2,fma,f16c")
 #endif
 #pragma GCC optimize("O3,no-math-errno,no-trapping-math,no-signed-zeros,no-tree-reassoc,no-tree-ter")
@@ -14,6 +16,9 @@
 #include <utility>
 
 #include "kernels.h"
+#include "target.h"
+
+MEDUSA_BEGIN_TARGET(MEDUSA_AVX2_FEATURES)
 
 namespace medusa {
 namespace MEDUSA_AVX2_SPACE {
@@ -97,4 +102,5 @@ const Kernels* avx_vnni_kernels() { return &avx_vnni::kernels; }
 const Kernels* avx2_kernels() { return &avx2::kernels; }
 #endif
 }  // namespace medusa
+MEDUSA_END_TARGET
 #endif

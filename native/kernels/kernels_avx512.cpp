@@ -7,6 +7,9 @@
 #include <utility>
 
 #include "kernels.h"
+#include "target.h"
+
+MEDUSA_BEGIN_TARGET("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")
 
 namespace medusa {
 namespace avx512 {
@@ -78,4 +81,5 @@ constexpr Kernels kernels = {"avx512-vnni", any_tile, tile_shape,    quantize,  
 
 const Kernels* avx512_kernels() { return &avx512::kernels; }
 }  // namespace medusa
+MEDUSA_END_TARGET
 #endif

@@ -5,6 +5,11 @@
 #include <emmintrin.h>
 #elif defined(__ARM_NEON)
 #include <arm_neon.h>
+#if defined(__APPLE__)
+#include <sys/sysctl.h>
+#elif defined(__linux__)
+#include <sys/auxv.h>
+#endif
 #endif
 
 #include <cstdlib>
@@ -39,6 +44,26 @@ bool has_amx() {
 }
 #endif
 
+#if defined(__aarch64__)
+// Whether the processor has an extension: its place in the words of Linux, and its name on macOS.
+bool has_extension([[maybe_unused]] unsigned long word, [[maybe_unused]] int bit,
+                   [[maybe_unused]] const char* name) {
+#if defined(__linux__)
+  return getauxval(word) >> bit & 1;
+#elif defined(__APPLE__)
+  int32_t value = 0;
+  size_t size = sizeof value;
+  return sysctlbyname(name, &value, &size, nullptr, 0) == 0 && value;
+#else
+  return false;
+#endif
+}
+
+// Linux's AT_HWCAP is 16, AT_HWCAP2 is 26.
+bool has_dotprod() { return has_extension(16, 20, "hw.optional.arm.FEAT_DotProd"); }
+bool has_i8mm() { return has_extension(26, 13, "hw.optional.arm.FEAT_I8MM"); }
+#endif
+
 // The kernels that this processor runs, the fastest first.
 std::vector<const Kernels*> find() {
   std::vector<const Kernels*> found;
@@ -54,6 +79,11 @@ std::vector<const Kernels*> find() {
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
     if (__builtin_cpu_supports("avxvnni")) found.push_back(avx_vnni_kernels());
     found.push_back(avx2_kernels());
+  }
+#elif defined(__aarch64__)
+  if (has_dotprod()) {
+    if (has_i8mm()) found.push_back(neon_i8mm_kernels());
+    found.push_back(neon_dotprod_kernels());
   }
 #endif
   found.push_back(portable_kernels());

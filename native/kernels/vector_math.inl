@@ -88,26 +88,45 @@ void finish(const Finish& f, const float* products, const float* up, int64_t str
     finish_rows<kGeluTanh>(f, products, up, stride, row, rows, group);
 }
 
+// The lanes of `low` and `high`, numbered one after the other, that `places` names.
+template <typename Vector>
+inline Vector shuffled(Vector low, Vector high, Ints places) {
+#if defined(__clang__)  // has no such function, and finds the instruction for constant places
+  Vector result;
+  for (int lane = 0; lane < kFloats; ++lane)
+    result[lane] = places[lane] < kFloats ? low[places[lane]] : high[places[lane] - kFloats];
+  return result;
+#else
+  return __builtin_shuffle(low, high, places);
+#endif
+}
+
 // x with its halves (or quarters, ...) exchanged, for sums and maxima over all lanes.
-template <int Distance>
-inline Ints exchanged() {
+template <int Distance, typename Vector>
+inline Vector exchanged(Vector x) {
   Ints lanes;
   for (int lane = 0; lane < kFloats; ++lane) lanes[lane] = lane ^ (Distance % kFloats);
-  return lanes;
+  return shuffled(x, x, lanes);
 }
 
 template <typename Vector, typename Function>
 inline auto over_lanes(Vector x, const Function& join) {
-  if (kFloats > 8) x = join(x, __builtin_shuffle(x, exchanged<8>()));
-  if (kFloats > 4) x = join(x, __builtin_shuffle(x, exchanged<4>()));
-  x = join(x, __builtin_shuffle(x, exchanged<2>()));
-  return join(x, __builtin_shuffle(x, exchanged<1>()))[0];
+  if (kFloats > 8) x = join(x, exchanged<8>(x));
+  if (kFloats > 4) x = join(x, exchanged<4>(x));
+  x = join(x, exchanged<2>(x));
+  return join(x, exchanged<1>(x))[0];
 }
 
 #ifndef MEDUSA_OWN_QUANTIZE_BLOCK
 // Without fused multiply-adds, which would round some codes another way on other processors.
-__attribute__((optimize("fp-contract=off"))) void quantize_block(
-    const float* x, int block, int zero, int8_t* values, float* scale, int32_t* offset) {
+#if !defined(__clang__)
+__attribute__((optimize("fp-contract=off")))
+#endif
+void quantize_block(const float* x, int block, int zero, int8_t* values, float* scale,
+                    int32_t* offset) {
+#if defined(__clang__)
+#pragma clang fp contract(off)
+#endif
   const Floats* parts = reinterpret_cast<const Floats*>(x);
   const auto larger = [](Floats a, Floats b) { return a > b ? a : b; };
   Floats largest = {};

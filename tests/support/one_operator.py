@@ -13,7 +13,7 @@ from medusa_trt.runtime.engines.operators import DOMAIN, require_library
 
 Array = NDArray[Any]
 
-KERNELS = ("portable", "avx2", "avx-vnni", "avx512-vnni", "amx")
+KERNELS = ("portable", "avx2", "avx-vnni", "avx512-vnni", "amx", "neon-dotprod", "neon-i8mm")
 
 
 def session(
