@@ -7,8 +7,8 @@ another process. In a round each prompt is answered four times: streamed and who
 without. The exit code is 1 if the texts differ.
 """
 
-import http.client
 import json
+import socket
 import statistics
 import sys
 import threading
@@ -20,7 +20,14 @@ from multiprocessing import get_context
 from pathlib import Path
 
 from rich.table import Table
-from script import add_bundles, add_numbers, make_parser, name_busy_machine, report_errors
+from script import (
+    add_bundles,
+    add_numbers,
+    make_parser,
+    name_busy_machine,
+    parse_answer,
+    report_errors,
+)
 
 from medusa_trt.calibration.prompts import prompts_from_source
 from medusa_trt.cli.terminal import make_table_console
@@ -42,7 +49,7 @@ def main() -> int:
     add_bundles(parser)
     add_numbers(
         parser,
-        ("--rounds", 10, f"rounds of {_NUM_PROMPTS} prompts"),
+        ("--rounds", 20, f"rounds of {_NUM_PROMPTS} prompts"),
         ("--tokens", 100, "tokens of each reply"),
     )
     arguments = parser.parse_args()
@@ -91,8 +98,10 @@ def make_overhead_table(pairs: Pairs, num_tokens: int) -> Table:
     for streamed, values in pairs.items():
         ratios = [over_http / alone for over_http, alone in values]
         over_http, alone = (statistics.median(column) for column in zip(*values, strict=True))
-        # That of a median of normally distributed values.
-        error = 1.25 * statistics.pstdev(ratios) / len(ratios) ** 0.5
+        # That of a median of normally distributed values, whose quartiles are 1.35 deviations
+        # apart; single replies that another program held up do not count.
+        first, _, third = statistics.quantiles(ratios, n=4)
+        error = 1.25 * (third - first) / 1.35 / len(ratios) ** 0.5
         table.add_row(
             "streamed" if streamed else "whole",
             f"{num_tokens / alone:.1f}",
@@ -127,13 +136,18 @@ def _ask(port: int, prompt: str, num_tokens: int, streamed: bool) -> tuple[float
         "ignore_eos": True,
         "stream": streamed,
     }
-    connection = http.client.HTTPConnection("127.0.0.1", port)
+    content = json.dumps(body).encode()
+    head = "POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nconnection: close\r\n"
+    head += f"content-type: application/json\r\ncontent-length: {len(content)}\r\n\r\n"
+    answer = b""
     start = time.perf_counter()
-    headers = {"content-type": "application/json"}
-    connection.request("POST", "/v1/chat/completions", json.dumps(body), headers)
-    content = connection.getresponse().read()
+    # The client shares the cores with the server, so it reads the answer only when it is whole.
+    with socket.create_connection(("127.0.0.1", port)) as opened:
+        opened.sendall(head.encode() + content)
+        while part := opened.recv(1 << 16):
+            answer += part
     seconds = time.perf_counter() - start
-    connection.close()
+    content = parse_answer(answer)[1]
     if not streamed:
         return seconds, json.loads(content)["choices"][0]["message"]["content"]
     events = content.decode().split("\n\n")

@@ -10,7 +10,6 @@ code is 1 if one of these does not hold.
 """
 
 import http.client
-import io
 import json
 import random
 import re
@@ -26,7 +25,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from script import add_bundles, add_numbers, make_parser, report_errors
+from script import add_bundles, add_numbers, make_parser, parse_answer, report_errors
 
 from medusa_trt.runtime.options import GenerationOptions, SamplingOptions
 from medusa_trt.runtime.processors.grammar import Grammar
@@ -229,9 +228,7 @@ class _Client:
         while part := opened.recv(self._rng.randrange(100, 3000)):
             answer += part
             time.sleep(self._rng.random() * 0.02)
-        reply = http.client.HTTPResponse(_Answer(answer))  # type: ignore[arg-type]
-        reply.begin()
-        return self._check_stream(reply.status, reply.read())
+        return self._check_stream(*parse_answer(answer))
 
     def _post(self, body: dict[str, Any] | bytes) -> tuple[int, bytes]:
         content = body if isinstance(body, bytes) else json.dumps(body).encode()
@@ -261,17 +258,6 @@ class _Client:
                 text = choice["delta"].get("content", "") if "delta" in choice else choice["text"]
                 texts[choice["index"]] += text
         return "" if texts == self._case.texts else f"{texts} is not {self._case.texts}"
-
-
-class _Answer:
-    """Bytes that `HTTPResponse` takes for a connection."""
-
-    def __init__(self, data: bytes) -> None:
-        self._data = data
-
-    def makefile(self, mode: str) -> Any:
-        """Opens the bytes."""
-        return io.BytesIO(self._data)
 
 
 def _check_error(status: int, data: bytes) -> str:

@@ -1,12 +1,15 @@
 """Parts that all benchmark scripts share: parser, error messages, checks, JSON output."""
 
 import argparse
+import http.client
+import io
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -101,3 +104,21 @@ def write_json(file: Path | None, value: object) -> None:
         with replace_file(file) as temporary:
             temporary.write_bytes(msgspec.json.format(msgspec.json.encode(value), indent=1))
         print(f"wrote {file}", file=sys.stderr)
+
+
+def parse_answer(data: bytes) -> tuple[int, bytes]:
+    """Splits a whole HTTP answer, as it came over a connection, into its status and its content."""
+    answer = http.client.HTTPResponse(_Received(data))  # type: ignore[arg-type]
+    answer.begin()
+    return answer.status, answer.read()
+
+
+class _Received:
+    """Bytes that `HTTPResponse` takes for a connection."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+
+    def makefile(self, mode: str) -> Any:
+        """Opens the bytes."""
+        return io.BytesIO(self._data)

@@ -25,7 +25,7 @@ from medusa_trt.serving.options import ServingOptions
 _SEND_S = 5.0
 """Seconds that replies get to tell their clients that the grace period is over."""
 
-SWITCH_S = 0.0005
+SWITCH_S = 0.0001
 """How long the scheduler's thread waits for the interpreter, at most, while another thread makes a
 reply's text; Python's own value is 5 ms."""
 

@@ -11,6 +11,12 @@ from typing import Literal
 from medusa_trt.runtime.scheduler import Request, RequestEvent
 from medusa_trt.runtime.session import MedusaSession
 
+_LEAST_S = 0.01
+"""Least seconds between two events, unless one is the first or the last of a reply, or is traced.
+
+Waking the event loop and sending a chunk take as long as a tenth of a small model's step.
+"""
+
 CancelReason = Literal["", "disconnected", "timeout", "shutdown"]
 """Why a reply was cancelled; "" if nobody asked for it."""
 
@@ -25,6 +31,7 @@ class Ticket:
         results: gets the events, with those of the other replies to the same HTTP request.
         submitted_s: when it was submitted, by `perf_counter`.
         number: the scheduler's number; only the worker's thread uses it.
+        has_begun: whether its first event was handed out; only the worker's thread uses it.
         is_done: whether the reply has ended.
         reason: why it was cancelled.
     """
@@ -34,6 +41,7 @@ class Ticket:
     results: "asyncio.Queue[tuple[Ticket, RequestEvent]]"
     submitted_s: float = field(default_factory=perf_counter)
     number: int = -1
+    has_begun: bool = False
     is_done: bool = False
     reason: CancelReason = ""
 
@@ -61,6 +69,8 @@ class Worker:
         self._note_step, self._note_end, self._report_fault = note_step, note_end, report_fault
         self._orders: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._tickets: dict[int, Ticket] = {}
+        self._held: dict[Ticket, RequestEvent] = {}
+        self._handed_s = 0.0
         self._live: set[Ticket] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = threading.Thread(target=self._run, name="scheduler", daemon=True)
@@ -132,17 +142,37 @@ class Worker:
             waits = False
 
     def _hand_out(self, results: list[RequestEvent]) -> None:
-        pairs = [(self._tickets[result.request_id], result) for result in results]
-        for ticket, result in pairs:
-            if result.event.generation is not None:
+        """Hands events to the event loop, or keeps them for a moment; see `_LEAST_S`."""
+        now = perf_counter()
+        is_due = now - self._handed_s >= _LEAST_S
+        for result in results:
+            ticket = self._tickets[result.request_id]
+            is_last = result.event.generation is not None
+            if is_last:
                 del self._tickets[ticket.number]
-        assert self._loop is not None
-        self._loop.call_soon_threadsafe(self._deliver, pairs)
+            is_due |= is_last or not ticket.has_begun or ticket.request.state.is_traced
+            ticket.has_begun = True
+            held = self._held.get(ticket)
+            self._held[ticket] = result if held is None else _join(held, result)
+        if is_due:
+            assert self._loop is not None
+            self._loop.call_soon_threadsafe(self._deliver, self._held)
+            self._held, self._handed_s = {}, now
 
-    def _deliver(self, pairs: list[tuple[Ticket, RequestEvent]]) -> None:
-        for ticket, result in pairs:
+    def _deliver(self, results: dict[Ticket, RequestEvent]) -> None:
+        for ticket, result in results.items():
             if result.event.generation is not None:
                 ticket.is_done = True
                 self._live.discard(ticket)
                 self._note_end(ticket, result)
             ticket.results.put_nowait((ticket, result))
+
+
+def _join(first: RequestEvent, second: RequestEvent) -> RequestEvent:
+    """Makes one event of two that follow each other; none of them describes its step."""
+    event = second.event._replace(
+        token_ids=first.event.token_ids + second.event.token_ids,
+        text=first.event.text + second.event.text,
+        accept_length=first.event.accept_length + second.event.accept_length,
+    )
+    return second._replace(event=event)

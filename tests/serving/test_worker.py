@@ -12,6 +12,7 @@ from medusa_trt.runtime.options import GenerationOptions
 from medusa_trt.runtime.reply import Generation
 from medusa_trt.runtime.scheduler import Request, RequestEvent
 from medusa_trt.runtime.session import MedusaSession
+from medusa_trt.serving import worker
 from medusa_trt.serving.worker import Ticket, Worker
 
 LONG = GenerationOptions(max_new_tokens=150)
@@ -101,6 +102,35 @@ def test_more_replies_than_slots_are_those_of_the_session(opened: Opened) -> Non
 
     opened.run(work)
     assert sorted(reason for _, reason in opened.ended) == ["length"] * 4
+
+
+@pytest.mark.parametrize("is_traced", [False, True])
+def test_quick_steps_share_an_event_unless_they_are_described(
+    opened: Opened, monkeypatch: pytest.MonkeyPatch, is_traced: bool
+) -> None:
+    monkeypatch.setattr(worker, "_LEAST_S", 1e9)
+    options = GenerationOptions(max_new_tokens=30)
+    expected = opened.session.generate([1, 2], options)
+    assert len(expected.stats.accept_lengths) > 1
+
+    async def work() -> None:
+        # The first events of all replies are at once, so a first reply begins the interval.
+        for place in range(2):
+            ticket = opened.make_ticket([1, 2], options)
+            ticket.request.state.is_traced = is_traced
+            opened.worker.submit(ticket)
+            events = [(await ticket.results.get())[1].event]
+            while events[-1].generation is None:
+                events.append((await ticket.results.get())[1].event)
+            assert [token for each in events for token in each.token_ids] == expected.token_ids
+            assert "".join(each.text for each in events) == expected.text
+            if is_traced:
+                assert len(events) > len(expected.stats.accept_lengths)
+                assert all(each.step is not None for each in events[1:-1])
+            elif place:
+                assert len(events) == 2
+
+    opened.run(work)
 
 
 def test_a_cancelled_reply_ends_and_the_first_reason_stays(opened: Opened) -> None:

@@ -93,7 +93,7 @@ def test_a_prompt_is_answered_as_by_a_session(model: Any, tiny_bundle: Bundle) -
     assert outputs["num_output_tokens"].tolist() == [12]
     assert outputs["num_input_tokens"].tolist() == [5]
     streamed = answer(model, text_input="hello", stream=True, sampling_parameters=parameters())
-    assert len(streamed.responses) > 3 and text_of(streamed) == expected[0]
+    assert len(streamed.responses) > 1 and text_of(streamed) == expected[0]
     ends = ["finish_reason" in each.outputs for each in streamed.responses]
     assert ends == [*([False] * (len(ends) - 1)), True]
     chat = answer(model, messages=json.dumps(MESSAGES), sampling_parameters=parameters())
