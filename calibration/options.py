@@ -40,6 +40,7 @@ class ReplySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
                 f"max_new_tokens is {self.max_new_tokens}: it must be at least 2, since the heads "
                 "draft after the first token"
             )
+        check_range(self, CalibrationError, "seed", 0, 2**64 - 1)
         self.sampling(0)
 
     def sampling(self, index: int) -> SamplingOptions:

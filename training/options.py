@@ -8,6 +8,9 @@ from medusa_trt.types_of_options import check_types
 
 Quantization = Literal["8bit", "4bit"]
 
+LAST_SEED = 2**32 - 1
+"""The last seed that numpy takes, which transformers gives it too."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataOptions:
@@ -37,6 +40,7 @@ class DataOptions:
     def __post_init__(self) -> None:
         check_types(self, TrainingError)
         check_range(self, TrainingError, "num_conversations batch_size num_turns max_new_tokens", 1)
+        check_range(self, TrainingError, "seed", 0, LAST_SEED)
         if not self.temperatures or not all(0 <= t <= 10 for t in self.temperatures):
             raise TrainingError(
                 f"temperatures are {list(self.temperatures)}: give one or more between 0 and 10"
@@ -126,6 +130,7 @@ class TrainOptions:
         check_range(self, TrainingError, f"{counts} num_sampled max_steps", 1)
         check_range(self, TrainingError, "num_nodes", 2)
         check_range(self, TrainingError, "soft_weight decay", 0, 1)
+        check_range(self, TrainingError, "seed", 0, LAST_SEED)
         names = "draft_vocab_size learning_rate num_epochs ridge weight_decay"
         check_range(self, TrainingError, names, 0)
         if not 0 < self.held_out_fraction < 1:

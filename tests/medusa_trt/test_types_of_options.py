@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 
 from medusa_trt.calibration.bench.options import BenchOptions
-from medusa_trt.calibration.options import LatencyOptions
+from medusa_trt.calibration.options import LatencyOptions, ReplySettings
 from medusa_trt.errors import MedusaError, PromptError
 from medusa_trt.export.options import ExportOptions
 from medusa_trt.export.tensorrt.options import BuildOptions
 from medusa_trt.runtime.options import GenerationOptions, SamplingOptions
-from medusa_trt.training.options import TrainOptions
+from medusa_trt.training.options import DataOptions, TrainOptions
 from medusa_trt.types_of_options import check_types
 
 WRONG: list[tuple[type, dict[str, object], str]] = [
@@ -36,6 +36,9 @@ WRONG: list[tuple[type, dict[str, object], str]] = [
     (SamplingOptions, {"seed": 1.5}, "seed is 1.5"),
     (BenchOptions, {"rounds": 1.5}, "rounds is 1.5"),
     (LatencyOptions, {"sizes": "18"}, "sizes is '18'"),
+    (TrainOptions, {"seed": -1}, "seed is -1: it must be between 0 and 4294967295"),
+    (DataOptions, {"seed": 2**32}, "seed is 4294967296"),
+    (ReplySettings, {"prompts": "", "prompts_sha256": "", "seed": -1}, "seed is -1"),
     (TrainOptions, {"learning_rate": "1e-3"}, "learning_rate is '1e-3'"),
     (ExportOptions, {"model": 5}, "model is 5: it must be text"),
     (BuildOptions, {"max_batch_size": "2"}, "max_batch_size is '2'"),
