@@ -151,7 +151,10 @@ class Service:
             )
 
     def _note_end(self, ticket: Ticket, result: RequestEvent) -> None:
-        self._mean_s += _WEIGHT * (perf_counter() - ticket.submitted_s - self._mean_s)
+        stats = None if result.event.generation is None else result.event.generation.stats
+        if stats is not None and stats.new_tokens:
+            # Without the wait before the prompt, which others in the queue have at the same time.
+            self._mean_s += _WEIGHT * (stats.prefill_s + stats.decode_s - self._mean_s)
         self.metrics.note_end(ticket, result)
 
 

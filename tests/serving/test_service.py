@@ -1,16 +1,26 @@
 """Replies of a server: a full queue, too much time, engines that fail, and clients that leave."""
 
+import asyncio
 import json
 import socket
 from collections.abc import Iterator
 from threading import Thread
+from time import perf_counter
 
 import httpx
 import pytest
 from support.servers.live_server import LiveServer, endless_server, wait_for
+from support.table_session import session_on_table
 
 from medusa_trt.errors import EngineError
 from medusa_trt.runtime.bundle import Bundle
+from medusa_trt.runtime.options import GenerationOptions
+from medusa_trt.runtime.reply import Generation, GenerationStats, StreamEvent
+from medusa_trt.runtime.scheduler import RequestEvent
+from medusa_trt.serving.errors import ApiError
+from medusa_trt.serving.options import ServingOptions
+from medusa_trt.serving.service import Service
+from medusa_trt.serving.worker import Ticket
 
 LONG = {"temperature": 0, "max_tokens": 400, "tree": "plain"}
 
@@ -113,3 +123,30 @@ def test_an_engine_that_fails_is_the_servers_error(
         again = live.complete(**LONG | {"max_tokens": 5}).json()["choices"][0]["text"]
         assert again == whole
     assert "a bug" in capsys.readouterr().err
+
+
+def test_the_time_to_try_again_does_not_count_the_queue_twice(tiny_bundle: Bundle) -> None:
+    """It is the time that the replies in the queue take, one after the other."""
+    stats = GenerationStats(
+        prompt_tokens=2,
+        cached_tokens=0,
+        new_tokens=9,
+        accept_lengths=(4, 4),
+        prefill_s=0.5,
+        decode_s=1.5,
+        engine_s=1.0,
+    )
+    generation = Generation(token_ids=[], text="", finish_reason="length", stats=stats)
+    end = RequestEvent(0, StreamEvent([], "", 0, generation))
+    session, _ = session_on_table(tiny_bundle)
+    with session:
+        service = Service(session, ServingOptions(max_sequences=1, max_queue=2))
+        for _ in range(3):
+            request = session.make_request([1, 2], GenerationOptions(max_new_tokens=2))
+            ticket = Ticket(request, 0, asyncio.Queue(), submitted_s=perf_counter() - 1000.0)
+            service.worker.submit(ticket)
+        for _ in range(100):
+            service._note_end(ticket, end)
+        with pytest.raises(ApiError) as refused:
+            service._check_room(1)
+    assert refused.value.status == 429 and refused.value.headers["retry-after"] == "6"
