@@ -7,7 +7,7 @@ BUNDLE := build/smollm2-135m
 # The folders of the top level that are sub-packages of medusa_trt, as in setup.py.
 PACKAGES := $(filter-out medusa_trt,$(patsubst %/__init__.py,%,$(wildcard */__init__.py)))
 
-.PHONY: demo test lint typecheck native bench clean
+.PHONY: demo test lint typecheck native bench wheel clean
 demo: $(BUNDLE)/manifest.json
 	$(BIN)/python benchmarks/demo.py $(BUNDLE)
 
@@ -29,6 +29,16 @@ typecheck: $(READY)
 # Compiles the operators again, after a change in native/ or a pull that brought one.
 native:
 	$(BIN)/python setup.py --quiet build_ext --inplace --force
+
+# One wheel for each architecture, in dist/; the second by Debian's g++-aarch64-linux-gnu, if it is there.
+WHEEL := rm -rf build/lib* build/temp* build/bdist* && $(BIN)/python -c 'from setuptools import build_meta; build_meta.build_wheel("build/wheels")'
+wheel: $(READY)
+	rm -rf build/wheels
+	$(WHEEL)
+	if command -v aarch64-linux-gnu-g++ >/dev/null && [ "$$(uname -m)" != aarch64 ]; then \
+	  export CC=aarch64-linux-gnu-gcc CXX=aarch64-linux-gnu-g++ _PYTHON_HOST_PLATFORM=linux-aarch64; \
+	  export LDSHARED='aarch64-linux-gnu-g++ -shared' LDCXXSHARED='aarch64-linux-gnu-g++ -shared'; $(WHEEL); fi
+	for wheel in build/wheels/*.whl; do PATH="$(abspath $(BIN)):$$PATH" auditwheel repair --plat auto --wheel-dir dist $$wheel || exit 1; done
 
 bench: $(BUNDLE)/manifest.json
 	$(BIN)/python benchmarks/step_latency.py $(BUNDLE)

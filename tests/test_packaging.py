@@ -33,6 +33,12 @@ assert medusa_trt.__file__.startswith(sys.argv[1]), medusa_trt.__file__
 assert medusa_trt.runtime.session.__file__.startswith(sys.argv[1])
 """
 
+OPERATORS = """
+from medusa_trt.runtime.engines.operators import read_kernels_name, require_library
+assert require_library().is_relative_to(sys.argv[1]), require_library()
+assert read_kernels_name()
+"""
+
 
 class Archives(NamedTuple):
     """Paths of the built archives."""
@@ -114,6 +120,34 @@ def test_the_wheel_works_outside_the_checkout(archives: Archives, tmp_path: Path
     script = tmp_path / "imports.py"
     script.write_text(IMPORT)
     # -E ignores PYTHONPATH, and the script puts the unpacked wheel first in the search path.
+    run = subprocess.run(
+        [sys.executable, "-E", str(script), str(tmp_path / "site")],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stderr
+
+
+def test_one_wheel_serves_every_version_of_python(archives: Archives) -> None:
+    name, _, python, interface, platform = archives.wheel.stem.split("-")
+    assert (name, python, interface) == ("medusa_trt", "py3", "none")
+    assert platform != "any"  # It holds the operators, where they could be compiled.
+
+
+@pytest.mark.slow
+def test_the_wheel_brings_the_operators_without_a_compiler(tmp_path: Path) -> None:
+    checkout = shutil.copytree(
+        ROOT, tmp_path / "checkout", ignore=shutil.ignore_patterns(".*", "build", "dist", "*.so")
+    )
+    subprocess.run(
+        [sys.executable, "-c", BUILD, "build_wheel", str(tmp_path)], cwd=checkout, check=True
+    )
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as file:
+        file.extractall(tmp_path / "site")
+    script = tmp_path / "imports.py"
+    script.write_text(IMPORT + OPERATORS)
     run = subprocess.run(
         [sys.executable, "-E", str(script), str(tmp_path / "site")],
         cwd=tmp_path,

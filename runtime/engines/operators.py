@@ -5,7 +5,6 @@ import os
 from collections.abc import Callable
 from functools import cache
 from hashlib import sha256
-from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
 from medusa_trt.errors import EngineError
@@ -13,8 +12,7 @@ from medusa_trt.errors import EngineError
 DOMAIN = "medusa_trt"
 """ONNX domain of the operators."""
 
-_NAME = "_operators"
-
+_LIBRARY = Path(__file__).resolve().parent / "_operators.so"
 
 _SOURCES = Path(__file__).resolve().parents[2] / "native"
 """The operators' sources, which only a checkout of the repository has."""
@@ -30,14 +28,12 @@ def find_library() -> Path | None:
         EngineError: the library was compiled from other sources than the checkout has now, or the
             environment variable MEDUSA_TRT_KERNELS names kernels that do not run here.
     """
-    folder = Path(__file__).resolve().parent
-    paths = (folder / f"{_NAME}{suffix}" for suffix in EXTENSION_SUFFIXES)
-    path = next((path for path in paths if path.is_file()), None)
-    if path is not None:
-        library = ctypes.CDLL(str(path))
-        check_sources(library, _SOURCES)
-        check_kernels(library, os.environ.get(_VARIABLE, ""))
-    return path
+    if not _LIBRARY.is_file():
+        return None
+    library = ctypes.CDLL(str(_LIBRARY))
+    check_sources(library, _SOURCES)
+    check_kernels(library, os.environ.get(_VARIABLE, ""))
+    return _LIBRARY
 
 
 def check_sources(library: ctypes.CDLL, sources: Path) -> None:
