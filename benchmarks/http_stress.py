@@ -33,8 +33,8 @@ from medusa_trt.runtime.session import MedusaSession
 
 _TIMEOUT_S = 120.0
 _MAX_GROWTH_BYTES = 16_000_000
-"""More memory than this after the first two fifths of the requests is a fault. The engine's array of
-logits grows with the largest step so far, by up to 12 MB if that comes late."""
+"""More memory than this after the first two fifths of the requests is a fault. The engine's array
+of logits grows with the largest step so far, by up to 12 MB if that comes late."""
 
 _PROMPTS = ("Once upon a time", "The capital of France is", "def add(a, b):", "Ähnlich 日本 🙂")
 _SCHEMA = {

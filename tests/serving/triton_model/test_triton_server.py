@@ -86,7 +86,7 @@ def test_four_requests_share_the_steps(client: httpx.Client, offline: MedusaSess
         ({"stop": [1, 2]}, "stop"),
         ({"sampling_parameters": '{"stop": [1, 2]}'}, "stop is (1, 2)"),
         ({"messages": "[]"}, "give either text_input or messages"),
-        ({"temperature": -1}, "temperature is -1: it must be at least 0"),
+        ({"temperature": -1}, "temperature is -1: it must be between 0 and 100000"),
     ],
 )
 def test_mistakes_are_errors_of_their_request(
