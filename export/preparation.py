@@ -41,7 +41,13 @@ from medusa_trt.export.weight_formats import BITS
 from medusa_trt.export.weights.streamed_model import supply_weights
 from medusa_trt.files import check_output
 from medusa_trt.runtime.tensors import MANIFEST_FILE
-from medusa_trt.tree_configs import HEADS_TREE_FILE, MedusaTree, chain_tree, load_tree
+from medusa_trt.tree_configs import (
+    HEADS_TREE_FILE,
+    MedusaTree,
+    chain_tree,
+    list_presets,
+    load_tree,
+)
 
 MIN_TOP_K = 10
 """Least candidates of each head: the paper's number, so that published trees can be tried."""
@@ -256,11 +262,16 @@ def _restrict_heads(
 def _choose_tree(wanted: str | None, heads: MedusaHeads | None, default: str) -> MedusaTree:
     """Loads the tree of an export; without heads the default is a chain of the same size.
 
+    A default that is a preset loses the nodes that are deeper than there are heads.
+
     Raises:
         TreeError: there is no such tree, or the heads cannot fill it.
     """
     tree = load_tree(wanted or default)
     if heads is not None:
+        if wanted is None and default in list_presets() and tree.max_depth > heads.num_heads:
+            kept = [path for path in tree.medusa_choices if len(path) <= heads.num_heads]
+            tree = MedusaTree.from_choices(kept, name=f"{tree.name} without its deepest nodes")
         tree.check(heads.num_heads, max(MIN_TOP_K, tree.top_k))
         return tree
     if wanted is None:

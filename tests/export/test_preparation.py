@@ -6,7 +6,7 @@ from pathlib import Path
 import onnx_ir as ir
 import pytest
 from support.model_families import longrope
-from support.tiny_models import TINY_HEADS, save_tiny_heads, save_tiny_model
+from support.tiny_models import TINY_HEADS, head_tensors, save_tiny_heads, save_tiny_model
 from transformers import AutoConfig
 
 from medusa_trt.errors import ExportError
@@ -122,3 +122,12 @@ def test_int4_of_a_small_model_is_foreseen(
         told.append,
     )
     assert is_told == any("may lose much in int4" in x and "calibrate quan" in x for x in told)
+
+
+def test_the_default_tree_fits_few_heads(tiny_model: Path, tmp_path: Path) -> None:
+    heads = save_tiny_heads(tmp_path / TINY_HEADS, head_tensors(num_heads=1))
+    lines: list[str] = []
+    options = ExportOptions(model=str(tiny_model), heads=heads, output=tmp_path / "bundle")
+    tree = parts_from_options(options, lines.append).tree
+    assert tree.max_depth == 1 and tree.num_nodes > 1
+    assert any("without its deepest nodes: " in line for line in lines)

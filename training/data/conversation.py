@@ -99,5 +99,12 @@ class ChatFrame:
         return prefix + self._encode(tokenizer, user + self.before_reply)
 
     def _encode(self, tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-        ids: list[int] = tokenizer(text, add_special_tokens=not self.has_template)["input_ids"]
+        """Encodes a text that is to go on: without the end token that some tokenizers add."""
+        encoding = tokenizer(
+            text, add_special_tokens=not self.has_template, return_special_tokens_mask=True
+        )
+        ids: list[int] = encoding["input_ids"]
+        is_added: list[int] = encoding["special_tokens_mask"]
+        while ids and is_added[len(ids) - 1] and ids[-1] == tokenizer.eos_token_id:
+            del ids[-1]
         return ids

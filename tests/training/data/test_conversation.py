@@ -2,6 +2,7 @@
 
 import pytest
 from support.tiny_models import EOS_ID, make_byte_tokenizer
+from tokenizers import processors
 
 from medusa_trt.errors import TrainingError
 from medusa_trt.training.data.conversation import ChatFrame
@@ -29,3 +30,15 @@ def test_a_template_is_taken_apart_and_put_together_again() -> None:
     tokenizer.chat_template = "{{ messages[0]['content'] }}"
     with pytest.raises(TrainingError, match="does not show every turn"):
         ChatFrame.from_tokenizer(tokenizer)
+
+
+def test_an_end_token_that_the_tokenizer_adds_is_left_out() -> None:
+    tokenizer = make_byte_tokenizer()
+    tokenizer.chat_template = None
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 256), ("</s>", EOS_ID)]
+    )
+    frame = ChatFrame.from_tokenizer(tokenizer)
+    start, *hi = frame.encode_opening(tokenizer, "hi")
+    assert start == 256 and hi == tokenizer.encode("hi", add_special_tokens=False)
+    assert frame.encode_opening(tokenizer, "hi</s>")[-1] == EOS_ID
