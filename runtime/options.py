@@ -83,7 +83,7 @@ class GenerationOptions:
         posterior_alpha: δ of typical acceptance (default: what calibrate threshold put into the
             bundle, or else 0.3).
         stop: text that ends the reply and is not part of it; the flag may be repeated. A special
-            token, such as <|im_start|>, is meant as that token.
+            token in it, such as <|im_start|>, is meant as that token.
         stop_ids: token id that ends the reply and is no part of its text; the flag may be repeated
             (default: none).
         repetition_penalty: makes the tokens of the prompt and of the reply less likely: divides

@@ -10,6 +10,7 @@ import numpy as np
 from medusa_trt.runtime.decoding.choosing import TokenLogprobs
 from medusa_trt.runtime.decoding.decoder import Added
 from medusa_trt.runtime.decoding.tracing import VerifiedStep
+from medusa_trt.runtime.stop_texts import StopTexts
 from medusa_trt.runtime.text import TextStream
 
 FinishReason = Literal["stop", "length", "cache_full", "cancelled", "error"]
@@ -108,7 +109,7 @@ class Reply:
         limit: int,
         limit_reason: FinishReason,
         stop_ids: Sequence[int],
-        stop: Sequence[str],
+        stop: StopTexts,
         text_stream: TextStream,
         text: str = "",
         prompt_logprobs: Sequence[TokenLogprobs] = (),
@@ -121,7 +122,7 @@ class Reply:
             limit: maximum number of tokens in the reply.
             limit_reason: finish reason of a reply that reaches the limit.
             stop_ids: tokens that end the reply.
-            stop: texts that end the reply.
+            stop: texts that end the reply, and the marks in what `text_stream` gives.
             text_stream: decodes the tokens.
             text: text before the first token (an echo of the prompt).
             prompt_logprobs: of the prompt's tokens; grows while the prompt is read.
@@ -132,9 +133,10 @@ class Reply:
         self.token_ids: list[int] = []
         self._num_prompt, self.num_cached = num_prompt, 0
         self._limit, self._limit_reason = limit, limit_reason
-        self._stop_ids, self._stop = frozenset(stop_ids), tuple(stop)
+        self._stop_ids, self._stop = frozenset(stop_ids), stop.texts
+        self._cleaned = stop.cleaned
         self._text_stream = text_stream
-        self._decodes_late = not streamed and not stop
+        self._decodes_late = not streamed and not stop.texts
         self._echo = self._unshown_echo = text
         self._text = ""
         self._num_shown = 0
@@ -188,7 +190,7 @@ class Reply:
             decode_s=time.perf_counter() - self._first_s,
             engine_s=engine_s - self._first_engine_s if self.token_ids else 0.0,
         )
-        text = self._echo + self._text
+        text = self._clean(self._echo + self._text)
         return Generation(
             self.token_ids,
             text,
@@ -206,7 +208,11 @@ class Reply:
         echo, self._unshown_echo = self._unshown_echo, ""
         new_text = echo + self._text[self._num_shown : end]
         self._num_shown = end
-        return new_text
+        return self._clean(new_text)
+
+    def _clean(self, text: str) -> str:
+        """Replaces the marks of special tokens by what the reply shows for them."""
+        return text.translate(self._cleaned) if self._cleaned else text
 
     def _add_tokens(self, token_ids: list[int]) -> list[int]:
         """Adds tokens up to the one that ends the reply, and returns the added ones."""

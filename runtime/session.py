@@ -24,6 +24,7 @@ from medusa_trt.runtime.options import GenerationOptions, SamplingOptions, add_t
 from medusa_trt.runtime.prompts import ChatPrompt, Prompt, is_begun, read_prompt, read_prompts
 from medusa_trt.runtime.reply import FinishReason, Generation, GenerationStats, Reply, StreamEvent
 from medusa_trt.runtime.scheduler import Request, RequestEvent, Scheduler
+from medusa_trt.runtime.stop_texts import find_stop_texts
 from medusa_trt.runtime.text import TextCodec
 from medusa_trt.tree_configs import MedusaTree
 from medusa_trt.types_of_options import read_value
@@ -329,8 +330,8 @@ class MedusaSession:
         limit = min(num_free, options.max_new_tokens or num_free)
         reason: FinishReason = "length" if limit == options.max_new_tokens else "cache_full"
         eos_token_ids = () if options.ignore_eos else self.bundle.manifest.model.eos_token_ids
-        special_ids = [self.text.find_special_token_id(text) for text in options.stop]
-        text_stream = self.text.stream(shown_ids)
+        stop = find_stop_texts(options.stop, self.text.special_tokens, shown_ids)
+        text_stream = self.text.stream(stop.shown)
         # What follows a text begins with its space, which tokenizers drop at the beginning of one.
         before = text_stream.push(prompt_ids) if options.echo or is_begun(prompt) else ""
         chooser = Chooser(options, prompt_ids, self.engine.capacity + 1)
@@ -341,9 +342,8 @@ class MedusaSession:
             stop_ids=[
                 *eos_token_ids,
                 *options.stop_ids,
-                *(token_id for token_id in special_ids if token_id is not None),
             ],
-            stop=options.stop,
+            stop=stop,
             text_stream=text_stream,
             text=before if options.echo else "",
             prompt_logprobs=() if chooser.prompt_logprobs is None else chooser.prompt_logprobs,

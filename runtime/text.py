@@ -165,11 +165,6 @@ class TextCodec:
             return (name or "").encode()
         return self._decoder.decode([token_id])
 
-    def find_special_token_id(self, text: str) -> int | None:
-        """Finds the id of a special token, which has no text in a reply; None for other text."""
-        token_id: int | None = self._tokenizer.token_to_id(text)
-        return token_id if token_id in self.special_tokens else None
-
     def prepare_options(self, options: GenerationOptions) -> GenerationOptions:
         """Makes logits processors of the penalties and of the grammar, which needs the tokenizer.
 
@@ -198,13 +193,12 @@ class TextCodec:
                 self._grammar_tokenizers[ends] = GrammarTokenizer(document, ends)
             return self._grammar_tokenizers[ends]
 
-    def stream(self, shown_ids: Sequence[int] = ()) -> "TextStream":
+    def stream(self, shown: Mapping[int, str] | None = None) -> "TextStream":
         """Makes a decoder for tokens that arrive one after the other.
 
         Args:
-            shown_ids: special tokens whose names the text shows; it shows no others.
+            shown: what the text has for special tokens, by their ids; of others it has nothing.
         """
-        shown = {token_id: self.special_tokens[token_id] for token_id in shown_ids}
         return TextStream(self._tokenizer, self._decoder, shown)
 
 
@@ -241,7 +235,7 @@ class TextStream:
         Args:
             tokenizer: the bundle's tokenizer.
             decoder: made from it by `decoder_from_tokenizer`.
-            shown: the names of the special tokens that the text shows.
+            shown: what the text has for special tokens, by their ids.
         """
         self._decoder, self._shown = decoder, shown or {}
         self._characters = getincrementaldecoder("utf-8")("replace")

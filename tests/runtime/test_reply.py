@@ -4,6 +4,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models
 
 from medusa_trt.runtime.reply import FinishReason, Reply
+from medusa_trt.runtime.stop_texts import StopTexts
 from medusa_trt.runtime.text import TextStream
 from medusa_trt.runtime.token_bytes import decoder_from_tokenizer
 
@@ -19,7 +20,7 @@ def begin(**changes: object) -> Reply:
         "limit": 100,
         "limit_reason": "length",
         "stop_ids": [7],
-        "stop": (),
+        "stop": StopTexts((), {}, {}),
         "text_stream": TextStream(tokenizer, decoder_from_tokenizer(tokenizer)),
     }
     reply = Reply(**settings | changes)  # type: ignore[arg-type]
@@ -35,7 +36,7 @@ def add(reply: Reply, text: str) -> str:
 
 
 def test_a_text_that_may_become_a_stop_text_is_held_back() -> None:
-    reply = begin(stop=("cde",))
+    reply = begin(stop=StopTexts(("cde",), {}, {}))
     assert [add(reply, part) for part in ("ab", "c", "d")] == ["ab", "", ""]
     assert add(reply, "a") == "cda" and reply.finish_reason is None
     assert add(reply, "cdefg") == "" and reply.finish_reason == "stop"
@@ -62,7 +63,7 @@ def test_a_reply_is_cut_where_it_ends(
     assert reply.token_ids == [LETTERS[letter] for letter in kept]
 
 
-@pytest.mark.parametrize("changes", [{}, {"streamed": False}, {"stop": ("ee",)}])
+@pytest.mark.parametrize("changes", [{}, {"streamed": False}, {"stop": StopTexts(("ee",), {}, {})}])
 def test_an_end_token_is_no_text(changes: dict[str, object]) -> None:
     """Some checkpoints end a turn by a token that is not marked as special."""
     reply = begin(**changes)

@@ -322,6 +322,19 @@ def test_a_stop_text_that_is_a_special_token_ends_the_reply_there(tiny_bundle: B
     assert last(events).text == "hi" and last(events).finish_reason == "stop"
 
 
+@pytest.mark.parametrize(
+    ("stop", "text"), [("<s>re", "<s>hi<s>"), ("i<s><s>r", "<s>h"), ("<s>a", None)]
+)
+def test_a_special_token_may_be_a_part_of_a_stop_text(
+    tiny_bundle: Bundle, stop: str, text: str | None
+) -> None:
+    session, _ = session_on_table(with_eos(tiny_bundle, []))
+    events = forced(session, "<s>hi<s><s>rest", stop=(stop,))
+    shown = "hirest" if text is None else text.replace("<s>", "")
+    assert last(events).text == "".join(event.text for event in events) == shown
+    assert last(events).finish_reason == ("length" if text is None else "stop")
+
+
 def test_a_stop_id_ends_the_reply_like_an_end_token(tiny_bundle: Bundle) -> None:
     session, _ = session_on_table(with_eos(tiny_bundle, []))
     token = session.text.encode("c", add_special_tokens=False)[0]
