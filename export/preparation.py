@@ -156,6 +156,8 @@ def parts_from_options(options: ExportOptions, progress: Callable[[str], None]) 
         base, heads, tree = _make_random_parts(options, target, precision, progress)
     else:
         base, heads, tree = _load_parts(options, target, progress)
+    if options.draft_vocabulary is not None:
+        heads = _restrict_heads(heads, options, base, progress)
     top_k = max(MIN_TOP_K, tree.top_k)
     max_length = _choose_max_length(
         options.max_length, base.model, target, is_random=options.random_weights
@@ -236,8 +238,6 @@ def _load_parts(
     for text in base.warnings:
         progress(f"warning: {text}")
     _ = base.eos_token_ids  # Raises an error before the long work if there are none.
-    if options.draft_vocabulary is not None:
-        heads = _restrict_heads(heads, options, base, progress)
     return base, heads, tree
 
 

@@ -35,12 +35,14 @@ def test_random_weights_make_a_bundle_of_the_shape(tiny_model: Path, tmp_path: P
             random_weights=True,
             num_layers=1,
             max_length=5000,
+            draft_vocabulary=40,
         ),
         progress=lambda _: None,
     )
     assert bundle.manifest.model.num_layers == 1
     assert bundle.manifest.model.max_length == 5000, "longer than the model's own limit"
     assert bundle.manifest.model.vocab_size == VOCAB_SIZE
+    assert bundle.manifest.heads is not None and bundle.manifest.heads.draft_vocab_size == 40
     assert not bundle.manifest.verified
     engine = OrtEngine(bundle, capacity=64, num_threads=1)
     outputs = engine.verify([[1, 2, 3]], chain_tree(2), [0], logits=True)
