@@ -40,8 +40,9 @@ class ExportOptions:
         target: what will run the bundle.
         max_length: longest sequence, in tokens (default: the model's, at most the target's).
         overwrite: replace a bundle that exists.
-        random_weights: use the shape of the model (vicuna-7b, vicuna-13b or a config.json) with
-            random weights and heads, for builds and timing. Such a bundle is not compared.
+        random_weights: use the shape of the model (vicuna-7b, vicuna-13b, vicuna-33b, llama-3.2-1b,
+            llama-3.1-8b, qwen3-4b or a config.json) with random weights and heads, for builds and
+            timing. Such a bundle is not compared.
         num_layers: with random weights, export only this many layers (default: all).
     """
 
