@@ -56,6 +56,15 @@ GENAI = Environment(
     name="onnxruntime-genai-0.18.0",
     requirements=("onnxruntime-genai==0.18.0", "onnxruntime==1.31.1", "numpy==2.4.6"),
 )
+OPENVINO = Environment(
+    name="openvino-genai-2026.4.1.0",
+    requirements=(
+        "openvino-genai==2026.4.1.0",
+        "openvino==2026.4.1",
+        "nncf==3.4.0",
+        "numpy==2.4.6",
+    ),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,11 +91,11 @@ class PeerInstaller:
             self.say(f"installing {' '.join(environment.requirements)}")
             shutil.rmtree(folder, ignore_errors=True)
             variables = dict(environment.variables)
-            self._run([sys.executable, "-m", "venv", str(folder)], environment.name)
+            self.run([sys.executable, "-m", "venv", str(folder)], environment.name)
             pip = [str(python), "-m", "pip", "install", "--disable-pip-version-check"]
             if variables:  # A package in pip's cache may be compiled without these variables.
                 pip.append("--no-cache-dir")
-            self._run([*pip, *environment.requirements], environment.name, variables)
+            self.run([*pip, *environment.requirements], environment.name, variables)
             (folder / _MARKER).touch()
         return python
 
@@ -105,7 +114,7 @@ class PeerInstaller:
             save_model(base.model, target)
             base.tokenizer.save_pretrained(target)
 
-        return self._make_once(f"{model}-hf", make)
+        return self.make_once(f"{model}-hf", make)
 
     def make_genai_folder(self, model: str, precision: str) -> Path:
         """Writes the model with onnxruntime-genai's model builder, from the Hugging Face folder.
@@ -128,9 +137,9 @@ class PeerInstaller:
         def make(target: Path) -> None:
             command = [sys.executable, str(builder), "-i", str(source), "-o", str(target)]
             command += ["-p", precision, "-e", "cpu", "-c", str(target / "cache")]
-            self._run(command + (options if precision == "int4" else []), name)
+            self.run(command + (options if precision == "int4" else []), name)
 
-        return self._make_once(name, make)
+        return self.make_once(name, make)
 
     def make_gguf_file(self, model: str, precision: str) -> Path:
         """Returns the model's GGUF file, or quantizes it to another precision.
@@ -149,11 +158,11 @@ class PeerInstaller:
         script, name = WORKERS / "llama_cpp_worker.py", f"{model}-{precision}.gguf"
 
         def make(target: Path) -> None:
-            self._run([str(python), str(script), str(original), str(target), precision], name)
+            self.run([str(python), str(script), str(original), str(target), precision], name)
 
-        return self._make_once(name, make, is_file=True)
+        return self.make_once(name, make, is_file=True)
 
-    def _make_once(self, name: str, make: Callable[[Path], None], *, is_file: bool = False) -> Path:
+    def make_once(self, name: str, make: Callable[[Path], None], *, is_file: bool = False) -> Path:
         """Returns a file or folder, after making it under a temporary name if it is missing."""
         path = self.folder / name
         if not path.exists():
@@ -163,7 +172,7 @@ class PeerInstaller:
                 make(temporary)
         return path
 
-    def _run(
+    def run(
         self, command: Sequence[str], name: str, variables: dict[str, str] | None = None
     ) -> None:
         """Runs a command with its output in a log.

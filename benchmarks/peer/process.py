@@ -128,6 +128,27 @@ class PeerProcess(MeasuredProcess):
             _check_length(token_ids, max_new_tokens)
         return replies
 
+    def time_rows(self, rows: int, past: int, repeats: int, is_prefill: bool) -> dict[str, Any]:
+        """Asks for the times of a step; see `loop.time_rows`.
+
+        Raises:
+            PeerError: the process died.
+        """
+        request = {"rows": rows, "past": past, "repeats": repeats, "is_prefill": is_prefill}
+        return self._ask(request)
+
+    def use_real_time(self) -> None:
+        """Gives all threads of the process real-time priority, for which root is needed.
+
+        Raises:
+            PeerError: this user may not.
+        """
+        for task in Path(f"/proc/{self.pid}/task").iterdir():
+            try:
+                os.sched_setscheduler(int(task.name), os.SCHED_RR, os.sched_param(1))
+            except PermissionError as error:
+                raise PeerError("only root may use real-time priority: run as root") from error
+
     def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
         self._go_on()
         assert self._process.stdin is not None

@@ -19,6 +19,7 @@ _PRECISIONS = {
     "q4_0": llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_0,
     "q4_1": llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_1,
     "q8_0": llama_cpp.LLAMA_FTYPE_MOSTLY_Q8_0,
+    "q4_k_m": llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_K_M,
 }
 
 
@@ -165,6 +166,25 @@ def generate_many(
             replies[prompt].append(token)
             if len(replies[prompt]) == max_new_tokens:
                 free.append(sequences.pop(prompt))
+
+
+def load_rows(
+    model: str, threads: int, pasts: Sequence[int]
+) -> tuple[list[str], Callable[[int, int, bool], Callable[[], object]]]:
+    """Loads the model with a sequence for each past, and one to read prompts; see `loop.py`."""
+    context = _Context(model, max(pasts) + _UBATCH, threads, 1 + len(pasts))
+    sequences = {past: sequence for sequence, past in enumerate(pasts, 1)}
+    for past, sequence in sequences.items():
+        context.evaluate([(0, index, sequence, index == past - 1) for index in range(past)])
+
+    def prepare(rows: int, past: int, is_prefill: bool) -> Callable[[], object]:
+        sequence = 0 if is_prefill else sequences[past]
+        context.cut(past, sequence)
+        wanted = range(rows - 1 if is_prefill else 0, rows)
+        inputs = [(index, past + index, sequence, index in wanted) for index in range(rows)]
+        return lambda: context.evaluate(inputs)
+
+    return ["llama-cpp-python"], prepare
 
 
 def quantize(source: str, target: str, precision: str) -> int:

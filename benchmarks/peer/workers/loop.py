@@ -12,6 +12,11 @@ If the options name a `concurrency`, the module's `load_many(**options)` is call
 function `start(prompts, max_new_tokens)` answers all prompts, at most that many at the same time,
 in their order. It returns an iterator with a dictionary for each step: the new tokens by the index
 of the prompt.
+
+If they name `pasts`, lengths of texts that are in the KV cache, single steps are timed. The
+module's `load_rows(**options)` returns a function `prepare(rows, past, is_prefill)`, which does
+what is not timed and returns a function that computes a step of so many rows. Each row of a step
+gets its next token, in a prefill only the last one.
 """
 
 import importlib
@@ -24,6 +29,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, TextIO
 
+Prepare = Callable[[int, int, bool], Callable[[], object]]
 Start = Callable[[Sequence[int], int], Iterable[Sequence[int]]]
 StartMany = Callable[[Sequence[Sequence[int]], int], Iterable[Mapping[int, Sequence[int]]]]
 
@@ -39,6 +45,19 @@ def main() -> None:
     output = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # Sends the prints of libraries to standard error.
     options, worker = json.loads(sys.argv[2]), importlib.import_module(sys.argv[1])
+    packages, reply = load(worker, options)
+    send(output, {"versions": {package: metadata.version(package) for package in packages}})
+    for line in sys.stdin:
+        send(output, reply(json.loads(line)))
+
+
+def load(
+    worker: Any, options: dict[str, Any]
+) -> tuple[list[str], Callable[[dict[str, Any]], dict[str, Any]]]:
+    """Loads the worker; returns its packages, and a function that answers a request."""
+    if "pasts" in options:
+        packages, prepare = worker.load_rows(**options)
+        return packages, lambda request: time_rows(prepare, **request)
     concurrency = options.get("concurrency")
     packages, start = (worker.load if concurrency is None else worker.load_many)(**options)
 
@@ -49,11 +68,12 @@ def main() -> None:
 
     warm_up = [[0] * WARM_UP_TOKENS] * (concurrency or 1)
     reply(warm_up, 2)
-    send(output, {"versions": {package: metadata.version(package) for package in packages}})
-    for line in sys.stdin:
-        request = json.loads(line)
+
+    def warm_up_and_reply(request: dict[str, Any]) -> dict[str, Any]:
         reply(warm_up, 2)
-        send(output, reply(request["prompts"], request["max_new_tokens"]))
+        return reply(**request)
+
+    return packages, warm_up_and_reply
 
 
 def answer(start: Start, prompt_ids: Sequence[int], max_new_tokens: int) -> dict[str, Any]:
@@ -95,6 +115,19 @@ def answer_many(
         "duration_s": time.perf_counter() - start_s,
         "peak_memory_bytes": read_peak_memory_bytes(),
     }
+
+
+def time_rows(
+    prepare: Prepare, rows: int, past: int, repeats: int, is_prefill: bool
+) -> dict[str, Any]:
+    """Times a step several times; if it is no prefill, the first time warms up."""
+    times_ms = []
+    for _ in range(repeats if is_prefill else repeats + 1):
+        step = prepare(rows, past, is_prefill)
+        start_s = time.perf_counter()
+        step()
+        times_ms.append(1e3 * (time.perf_counter() - start_s))
+    return {"times_ms": times_ms[-repeats:], "peak_memory_bytes": read_peak_memory_bytes()}
 
 
 def read_peak_memory_bytes(process: Path = Path("/proc/self")) -> int:

@@ -2,9 +2,13 @@
 
 from collections.abc import Callable, Iterator, Sequence
 
+import numpy as np
+
+from medusa_trt.runtime.bundle import Bundle
+from medusa_trt.runtime.engines.ort_cpu import OrtEngine
 from medusa_trt.runtime.scheduler import Request
 from medusa_trt.runtime.session import GenerationOptions, MedusaSession
-from medusa_trt.tree_configs import load_tree
+from medusa_trt.tree_configs import MedusaTree, chain_tree, load_tree
 
 
 def load(
@@ -50,3 +54,32 @@ def run_requests(
         if error := next((event.error for event in events if event.error is not None), None):
             raise error
         yield {indices[event.request_id]: event.event.token_ids for event in events}
+
+
+def load_rows(
+    model: str, threads: int, pasts: Sequence[int]
+) -> tuple[list[str], Callable[[int, int, bool], Callable[[], object]]]:
+    """Opens a bundle's engine, see `loop.py`. A step of no rows is one call of the heads."""
+    bundle = Bundle.open(model)
+    chunk = bundle.manifest.target.prefill_chunk
+    capacity = max(pasts) + chunk
+    engine = OrtEngine(bundle, capacity=capacity, num_threads=threads)
+    rng = np.random.default_rng(0)
+    engine.cache.fill(rng.normal(0, 0.1, (1, 1, 1, 1, capacity, 1)).astype(np.float32))
+    hidden = np.ones((1, bundle.manifest.model.hidden_size), np.float32)
+    trees: dict[int, MedusaTree] = {}  # The engine keeps buffers for each tree object.
+
+    def prepare(rows: int, past: int, is_prefill: bool) -> Callable[[], object]:
+        if rows == 0:
+            return lambda: engine.draft(hidden, [0])
+        step = min(rows, chunk) if is_prefill else rows
+        tree = trees.setdefault(step, chain_tree(step - 1))
+        ids = np.arange(step)[None]
+
+        def read_prompt() -> None:
+            for start in range(past, past + rows, step):
+                engine.verify(ids, tree, [start], rows=[step - 1])
+
+        return read_prompt if is_prefill else lambda: engine.verify(ids, tree, [past])
+
+    return ["medusa-trt", "onnxruntime"], prepare

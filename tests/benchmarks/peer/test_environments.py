@@ -28,7 +28,7 @@ def test_an_environment_is_made_once_and_complete(tmp_path: Path) -> None:
 def test_a_command_that_fails_names_its_log(tmp_path: Path) -> None:
     installer = PeerInstaller(tmp_path, print)
     with pytest.raises(PeerError, match=r"it broke \(exit code 3, log: .*job\.log\)"):
-        installer._run([sys.executable, "-c", "print('it broke'); exit(3)"], "job")
+        installer.run([sys.executable, "-c", "print('it broke'); exit(3)"], "job")
 
 
 def test_a_model_gets_its_name_when_it_is_complete(tmp_path: Path) -> None:
@@ -39,7 +39,7 @@ def test_a_model_gets_its_name_when_it_is_complete(tmp_path: Path) -> None:
         raise PeerError("no space")
 
     with pytest.raises(PeerError, match="no space"):
-        installer._make_once("model", fail, is_file=True)
+        installer.make_once("model", fail, is_file=True)
     assert not (tmp_path / "model").exists()
-    path = installer._make_once("model", lambda target: target.touch(), is_file=True)
+    path = installer.make_once("model", lambda target: target.touch(), is_file=True)
     assert path.is_file() and [file.name for file in tmp_path.iterdir()] == ["model"]

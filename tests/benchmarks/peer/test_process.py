@@ -25,6 +25,9 @@ def load_many(threads, first, concurrency):
             for _ in range(max_new_tokens):
                 yield {begin + row: [first] for row in range(len(prompts[begin:][:concurrency]))}
     return ["pip"], start
+
+def load_rows(threads, pasts):
+    return ["pip"], lambda rows, past, is_prefill: lambda: None
 """
 
 
@@ -35,7 +38,7 @@ def worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def contender(**options: int) -> Contender:
+def contender(**options: object) -> Contender:
     return Contender(
         name="fake", python=Path(sys.executable), worker="fake_worker", options=options
     )
@@ -84,3 +87,9 @@ def test_a_process_answers_several_prompts(worker: Path) -> None:
         first, second, third = replies["token_times_s"]
         assert first == second == sorted(first)
         assert first[-1] < third[0] <= third[-1] <= replies["duration_s"]
+
+
+def test_a_process_times_steps(worker: Path) -> None:
+    with PeerProcess(contender(pasts=[256]), 1, worker / "log") as process:
+        reply = process.time_rows(8, 256, 3, False)
+        assert len(reply["times_ms"]) == 3 and reply["peak_memory_bytes"] > 1e6

@@ -34,6 +34,7 @@ class FakeLlamaCpp(ModuleType):
     """
 
     LLAMA_FTYPE_MOSTLY_Q4_0, LLAMA_FTYPE_MOSTLY_Q4_1, LLAMA_FTYPE_MOSTLY_Q8_0 = 2, 3, 7
+    LLAMA_FTYPE_MOSTLY_Q4_K_M = 15
 
     def __init__(self) -> None:
         super().__init__("llama_cpp")

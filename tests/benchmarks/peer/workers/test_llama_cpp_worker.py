@@ -62,7 +62,17 @@ def test_many_replies_are_those_of_each_prompt_alone(
         worker.load_many(model="m", max_length=30, threads=1, num_lookup=2, concurrency=2)
 
 
+def test_steps_of_rows_begin_behind_their_past(worker: Any, library: FakeLlamaCpp) -> None:
+    _, prepare = worker.load_rows("m", 1, (8, 40))
+    assert library.sizes == [8, 40]
+    for rows, past in ((3, 8), (1, 40), (5, 8), (4, 40)):
+        assert len(prepare(rows, past, False)()) == rows, "each row gets its next token"
+    for _ in range(2):
+        assert len(prepare(30, 0, True)()) == 1
+    assert library.sizes[2:] == [3, 1, 5, 4, 30, 30]
+
+
 def test_a_file_is_converted_to_the_precision(worker: Any, library: FakeLlamaCpp) -> None:
-    for precision, number in (("q4_0", 2), ("q4_1", 3), ("q8_0", 7)):
+    for precision, number in (("q4_0", 2), ("q4_1", 3), ("q8_0", 7), ("q4_k_m", 15)):
         assert worker.quantize("a.gguf", "b.gguf", precision) == 0
         assert library.quantized.pop() == (b"a.gguf", b"b.gguf", number)

@@ -1,9 +1,10 @@
 """Replies of this project's worker against those of a session."""
 
 import pytest
-from peer.workers.medusa_worker import load, load_many
+from peer.workers.medusa_worker import load, load_many, load_rows
 
 from medusa_trt.runtime.bundle import Bundle
+from medusa_trt.runtime.engines.base import Drafts, VerifyOutputs
 from medusa_trt.runtime.options import GenerationOptions
 from medusa_trt.runtime.session import MedusaSession
 
@@ -39,3 +40,12 @@ def test_many_replies_are_those_of_each_prompt_alone(
             for index, tokens in step.items():
                 replies[index] += tokens
         assert replies == [reply_alone(session, prompt, 9) for prompt in PROMPTS]
+
+
+def test_steps_of_rows_are_steps_of_the_engine(tiny_bundle: Bundle) -> None:
+    _, prepare = load_rows(str(tiny_bundle.path), 1, (8, 40))
+    for rows, past in ((3, 8), (1, 40)):
+        outputs = prepare(rows, past, False)()
+        assert isinstance(outputs, VerifyOutputs) and outputs.argmax.shape == (1, rows)
+    assert isinstance(prepare(0, 8, False)(), Drafts)
+    assert prepare(16, 0, True)() is None
