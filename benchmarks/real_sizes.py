@@ -13,6 +13,7 @@ The speedup of Medusa is predicted from these times and the published accuracies
 heads. With --json, a file that exists is added to.
 """
 
+import fcntl
 import sys
 from argparse import Namespace
 from contextlib import ExitStack
@@ -155,6 +156,8 @@ def measure_formats(
                 installer, Path(folder).resolve(), shape, count, formats, PASTS
             ).items()
         }
+        lock = stack.enter_context((arguments.folder / "measuring.lock").open("w"))
+        fcntl.flock(lock, fcntl.LOCK_EX)  # Another run may make its models meanwhile.
         processes: dict[tuple[Format, int], PeerProcess] = {}
         for (form, count), contender in contenders.items():
             log = arguments.folder / f"{form.name.replace(' ', '-')}-{count}.log"

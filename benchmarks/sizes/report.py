@@ -14,6 +14,7 @@ from sizes.prediction import (
     scale_to_layers,
 )
 
+from medusa_trt.export.models.random_weights import NUM_HEADS
 from medusa_trt.runtime.engines.machine import Machine
 
 ROWS, PASTS, PREFILL_ROWS = (1, 4, 8, 16, 64), (256, 2048), 512
@@ -118,7 +119,7 @@ class SizesReport:
         """Speed of the best tree of each size, with the accuracies of Vicuna-7B's heads."""
         steps_ms = {rows: self.estimate_ms(shape, contender, rows, past) for rows in ROWS}
         heads_ms = self.estimate_ms(shape, contender, HEADS_ROWS, PASTS[0])
-        return predict(steps_ms, heads_ms, rank_accuracies(VICUNA_7B_TOP_K))
+        return predict(steps_ms, heads_ms, rank_accuracies(VICUNA_7B_TOP_K[:NUM_HEADS]))
 
 
 def print_report(report: SizesReport, console: Console) -> None:
