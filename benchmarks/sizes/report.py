@@ -100,7 +100,10 @@ class SizesReport:
         return median(times) if times else None
 
     def estimate_memory_bytes(self, shape: str, contender: str) -> float:
-        """Peak memory with all layers; this project's has the heads too."""
+        """Peak memory with all layers, weights and caches; not to be compared over runtimes.
+
+        This project's has the heads and one cache, the others' a cache for each past and the prefill.
+        """
         by_layers: dict[int, float] = {}
         for entry in self.measurements:
             if (entry.shape, entry.contender) == (shape, contender):
