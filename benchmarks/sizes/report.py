@@ -102,7 +102,7 @@ class SizesReport:
     def estimate_memory_bytes(self, shape: str, contender: str) -> float:
         """Peak memory with all layers, weights and caches; not to be compared over runtimes.
 
-        This project's has the heads and one cache, the others' a cache for each past and the prefill.
+        This project's has the heads and one cache, the others' one for each past and the prefill.
         """
         by_layers: dict[int, float] = {}
         for entry in self.measurements:
