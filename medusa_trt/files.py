@@ -219,6 +219,8 @@ def check_writable(
         if is_folder:
             while not place.exists():
                 place = place.parent
+            if not place.is_dir():
+                raise error_class(f"cannot write {path}: {place} is not a folder")
         elif place.is_dir():
             raise error_class(f"cannot write {path}: it is a folder, name a file")
         else:

@@ -46,7 +46,7 @@ def convert_heads(options: ConvertOptions, progress: Callable[[str], None] = pri
         raise HeadsError(f"unknown type {options.dtype!r}: give one of {', '.join(DTYPES)}")
     if options.output.exists() and not options.overwrite:
         raise HeadsError(f"{options.output} exists: give another --output, or --overwrite")
-    check_writable(options.output, is_folder=True)
+    check_writable(options.output, HeadsError, is_folder=True)
     progress(f"reading {options.source}")
     loaded = load_heads(options.source)
     for text in loaded.warnings:
@@ -210,8 +210,6 @@ def _refuse_to_delete(output: Path, folder: Path) -> None:
     """Refuses to replace a folder that holds more than what was written anew."""
     if not output.exists():
         return
-    if not output.is_dir():
-        raise HeadsError(f"{output} is not a folder: give another --output")
     others = {path.name for path in output.iterdir()} - {path.name for path in folder.iterdir()}
     if others:
         raise HeadsError(
