@@ -47,7 +47,7 @@ from medusa_trt.errors import MedusaError
 from medusa_trt.interrupts import find_interrupt_code, raise_interrupts
 from medusa_trt.runtime.bundle import Bundle
 from medusa_trt.runtime.engines.machine import Machine
-from medusa_trt.runtime.text import TextCodec
+from medusa_trt.runtime.text.codec import TextCodec
 
 _FILE_COLUMNS = 120
 """Width of the tables in characters when the output is not a terminal."""

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from medusa_trt.runtime.bundle import Bundle
     from medusa_trt.runtime.processors.grammar import Grammar
-    from medusa_trt.runtime.prompts import ChatPrompt
     from medusa_trt.runtime.session import GenerationOptions, MedusaSession, SamplingOptions
+    from medusa_trt.runtime.text.prompts import ChatPrompt
     from medusa_trt.tree_configs import MedusaTree, load_tree
 
 __version__ = "0.1.0"
@@ -28,7 +28,7 @@ __all__ = [
 
 _MODULES = {
     "Bundle": "medusa_trt.runtime.bundle",
-    "ChatPrompt": "medusa_trt.runtime.prompts",
+    "ChatPrompt": "medusa_trt.runtime.text.prompts",
     "GenerationOptions": "medusa_trt.runtime.session",
     "Grammar": "medusa_trt.runtime.processors.grammar",
     "MedusaSession": "medusa_trt.runtime.session",

@@ -10,7 +10,7 @@ import msgspec
 from medusa_trt.errors import MedusaError, PromptError
 from medusa_trt.files import replace_file
 from medusa_trt.runtime.options import AcceptanceName, GenerationOptions, SamplingOptions
-from medusa_trt.runtime.prompts import Message
+from medusa_trt.runtime.text.prompts import Message
 
 
 @dataclass(frozen=True, slots=True)

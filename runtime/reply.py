@@ -10,8 +10,8 @@ import numpy as np
 from medusa_trt.runtime.decoding.choosing import TokenLogprobs
 from medusa_trt.runtime.decoding.decoder import Added
 from medusa_trt.runtime.decoding.tracing import VerifiedStep
-from medusa_trt.runtime.stop_texts import StopTexts
-from medusa_trt.runtime.text import TextStream
+from medusa_trt.runtime.text.codec import TextStream
+from medusa_trt.runtime.text.stop_texts import StopTexts
 
 FinishReason = Literal["stop", "length", "cache_full", "cancelled", "error"]
 

@@ -21,11 +21,11 @@ from medusa_trt.runtime.decoding.sequence import SequenceState
 from medusa_trt.runtime.engines.backends import engine_from_backend
 from medusa_trt.runtime.engines.base import Engine
 from medusa_trt.runtime.options import GenerationOptions, SamplingOptions, add_to_seed
-from medusa_trt.runtime.prompts import ChatPrompt, Prompt, is_begun, read_prompt, read_prompts
 from medusa_trt.runtime.reply import FinishReason, Generation, GenerationStats, Reply, StreamEvent
 from medusa_trt.runtime.scheduler import Request, RequestEvent, Scheduler
-from medusa_trt.runtime.stop_texts import find_stop_texts
-from medusa_trt.runtime.text import TextCodec
+from medusa_trt.runtime.text.codec import TextCodec
+from medusa_trt.runtime.text.prompts import ChatPrompt, Prompt, is_begun, read_prompt, read_prompts
+from medusa_trt.runtime.text.stop_texts import find_stop_texts
 from medusa_trt.tree_configs import MedusaTree
 from medusa_trt.types_of_options import read_value
 

@@ -10,7 +10,7 @@ from medusa_trt.runtime.processors.grammar import Grammar
 from medusa_trt.runtime.processors.penalties import LogitBias
 from medusa_trt.runtime.reply import FinishReason, Generation
 from medusa_trt.runtime.session import MedusaSession
-from medusa_trt.runtime.text import TextCodec
+from medusa_trt.runtime.text.codec import TextCodec
 from medusa_trt.serving.errors import ApiError, error_from_medusa
 from medusa_trt.serving.metrics import count_accepted
 from medusa_trt.serving.requests.schemas import JsonObjectFormat, JsonSchemaFormat, ReplyFields

@@ -8,8 +8,8 @@ from medusa_trt.errors import ExportError, MedusaError
 from medusa_trt.export.comparison.passages import PASSAGES
 from medusa_trt.export.models.tokenizers import MIXED_TEXT
 from medusa_trt.runtime.bundle import Bundle
-from medusa_trt.runtime.prompts import Message
-from medusa_trt.runtime.text import TextCodec
+from medusa_trt.runtime.text.codec import TextCodec
+from medusa_trt.runtime.text.prompts import Message
 
 _USER, _REPLY = {"role": "user", "content": "Hi,  why?\n"}, {"role": "assistant", "content": "So."}
 _CONVERSATIONS: tuple[list[Message], ...] = (

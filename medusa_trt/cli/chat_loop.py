@@ -13,9 +13,9 @@ from pathlib import Path
 from medusa_trt.errors import GenerationError, MedusaError, PromptError
 from medusa_trt.runtime.conversation import Conversation, SavedConversation
 from medusa_trt.runtime.options import GenerationOptions
-from medusa_trt.runtime.prompts import ChatPrompt, Message
 from medusa_trt.runtime.reply import Generation, GenerationStats
 from medusa_trt.runtime.session import MedusaSession
+from medusa_trt.runtime.text.prompts import ChatPrompt, Message
 
 PROMPT = ">>> "
 CONTINUATION = "... "

@@ -15,9 +15,9 @@ from medusa_trt.runtime import scheduler
 from medusa_trt.runtime.decoding.choosing import TokenLogprobs
 from medusa_trt.runtime.options import GenerationOptions, SamplingOptions, add_to_seed
 from medusa_trt.runtime.processors.grammar import Grammar
-from medusa_trt.runtime.prompts import ChatPrompt, Message
 from medusa_trt.runtime.reply import Generation
 from medusa_trt.runtime.session import MedusaSession, Prompt
+from medusa_trt.runtime.text.prompts import ChatPrompt, Message
 from medusa_trt.tree_configs import load_tree
 from medusa_trt.types_of_options import check_types
 

@@ -10,10 +10,10 @@ from uuid import uuid4
 from medusa_trt.errors import MedusaError
 from medusa_trt.runtime.decoding.choosing import TokenLogprobs
 from medusa_trt.runtime.options import GenerationOptions
-from medusa_trt.runtime.prompts import ChatPrompt
 from medusa_trt.runtime.reply import Generation
 from medusa_trt.runtime.session import MedusaSession
-from medusa_trt.runtime.text import TextCodec
+from medusa_trt.runtime.text.codec import TextCodec
+from medusa_trt.runtime.text.prompts import ChatPrompt
 from medusa_trt.serving.conversion import (
     LEAST_LOGPROB,
     describe_chunk_usage,

@@ -12,8 +12,8 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 from medusa_trt.errors import PromptError
-from medusa_trt.runtime.prompts import ChatPrompt
-from medusa_trt.runtime.text import TextCodec
+from medusa_trt.runtime.text.codec import TextCodec
+from medusa_trt.runtime.text.prompts import ChatPrompt
 
 _NAMES = ("probe_alpha", "probe_beta")
 _ARGUMENTS: tuple[dict[str, Any], ...] = ({"key_a": "value_a"}, {"key_b": "value_b"})

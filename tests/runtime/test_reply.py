@@ -4,9 +4,9 @@ import pytest
 from tokenizers import Tokenizer, decoders, models
 
 from medusa_trt.runtime.reply import FinishReason, Reply
-from medusa_trt.runtime.stop_texts import StopTexts
-from medusa_trt.runtime.text import TextStream
-from medusa_trt.runtime.token_bytes import decoder_from_tokenizer
+from medusa_trt.runtime.text.codec import TextStream
+from medusa_trt.runtime.text.stop_texts import StopTexts
+from medusa_trt.runtime.text.token_bytes import decoder_from_tokenizer
 
 LETTERS = {letter: number for number, letter in enumerate("abcdefgh")}
 

@@ -55,7 +55,7 @@ def chat(arguments: ChatArguments) -> None:
     # These imports take long, and wrong options are refused before them.
     from medusa_trt.cli.chat_loop import Chat
     from medusa_trt.runtime.conversation import Conversation
-    from medusa_trt.runtime.prompts import ChatPrompt
+    from medusa_trt.runtime.text.prompts import ChatPrompt
 
     is_terminal, template = sys.stdin.isatty(), arguments.template
     tools, variables = template.read_tools(), template.read_variables()

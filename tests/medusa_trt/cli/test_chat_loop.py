@@ -9,9 +9,9 @@ from medusa_trt.cli.chat_loop import CONTINUATION, PROMPT, Chat, Console, Entry,
 from medusa_trt.errors import PromptError, TreeError
 from medusa_trt.runtime.conversation import Conversation
 from medusa_trt.runtime.options import GenerationOptions
-from medusa_trt.runtime.prompts import ChatPrompt, Message
 from medusa_trt.runtime.session import MedusaSession
-from medusa_trt.runtime.text import TextCodec
+from medusa_trt.runtime.text.codec import TextCodec
+from medusa_trt.runtime.text.prompts import ChatPrompt, Message
 from medusa_trt.tree_configs import load_tree
 
 

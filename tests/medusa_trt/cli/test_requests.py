@@ -9,8 +9,8 @@ import pytest
 from medusa_trt.cli.requests import Request, requests_from_file
 from medusa_trt.errors import PromptError
 from medusa_trt.runtime.options import GenerationOptions, SamplingOptions
-from medusa_trt.runtime.prompts import ChatPrompt
 from medusa_trt.runtime.session import MedusaSession
+from medusa_trt.runtime.text.prompts import ChatPrompt
 
 USER = {"role": "user", "content": "hello"}
 

@@ -7,7 +7,7 @@ import pytest
 from support.servers.tool_templates import with_chat_template
 
 from medusa_trt.runtime.bundle import Bundle
-from medusa_trt.runtime.text import TextCodec
+from medusa_trt.runtime.text.codec import TextCodec
 from medusa_trt.serving.tools.forms import ToolTemplate
 
 

@@ -11,8 +11,8 @@ from support.servers.live_server import LiveServer, running_server
 from support.servers.tool_templates import HERMES, MISTRAL, with_chat_template
 
 from medusa_trt.runtime.bundle import Bundle
-from medusa_trt.runtime.prompts import ChatPrompt
 from medusa_trt.runtime.session import MedusaSession
+from medusa_trt.runtime.text.prompts import ChatPrompt
 
 HELLO: Any = [{"role": "user", "content": "hello"}]
 

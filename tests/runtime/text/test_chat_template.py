@@ -8,9 +8,9 @@ from support.tiny_models import make_byte_tokenizer
 
 from medusa_trt.errors import PromptError
 from medusa_trt.runtime.bundle import Bundle
-from medusa_trt.runtime.chat_template import find_variables
-from medusa_trt.runtime.prompts import Message
-from medusa_trt.runtime.text import TextCodec
+from medusa_trt.runtime.text.chat_template import find_variables
+from medusa_trt.runtime.text.codec import TextCodec
+from medusa_trt.runtime.text.prompts import Message
 
 CONVERSATIONS: list[list[Message]] = [
     [{"role": "user", "content": "hello"}],

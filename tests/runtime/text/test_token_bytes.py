@@ -3,7 +3,7 @@
 import pytest
 from tokenizers import Tokenizer, decoders, models
 
-from medusa_trt.runtime.token_bytes import decoder_from_tokenizer, make_byte_letters
+from medusa_trt.runtime.text.token_bytes import decoder_from_tokenizer, make_byte_letters
 
 SENTENCEPIECE = [
     decoders.Replace("\u2581", " "),

@@ -14,11 +14,11 @@ from tokenizers import Tokenizer
 from medusa_trt.errors import BundleError, PromptError
 from medusa_trt.runtime import tensors as names
 from medusa_trt.runtime.bundle import Bundle
-from medusa_trt.runtime.chat_template import find_variables, make_environment
 from medusa_trt.runtime.options import GenerationOptions
 from medusa_trt.runtime.processors.grammar import CompiledGrammar, GrammarTokenizer
-from medusa_trt.runtime.prompts import ChatPrompt, Message, message_with_plain_content
-from medusa_trt.runtime.token_bytes import ByteDecoder, decoder_from_tokenizer
+from medusa_trt.runtime.text.chat_template import find_variables, make_environment
+from medusa_trt.runtime.text.prompts import ChatPrompt, Message, message_with_plain_content
+from medusa_trt.runtime.text.token_bytes import ByteDecoder, decoder_from_tokenizer
 from medusa_trt.types_of_options import find_invalid_character
 
 _REPLACEMENT = "\ufffd"

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from medusa_trt.errors import PromptError
-from medusa_trt.runtime.prompts import ChatPrompt, is_begun, read_prompt, read_prompts
+from medusa_trt.runtime.text.prompts import ChatPrompt, is_begun, read_prompt, read_prompts
 
 MESSAGE = {"role": "user", "content": "hi"}
 

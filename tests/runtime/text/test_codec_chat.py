@@ -11,13 +11,13 @@ from tokenizers import AddedToken, processors
 
 from medusa_trt.errors import PromptError
 from medusa_trt.runtime import tensors as names
-from medusa_trt.runtime import text
 from medusa_trt.runtime.bundle import Bundle
 from medusa_trt.runtime.options import GenerationOptions
 from medusa_trt.runtime.processors.grammar import Grammar, GrammarTokenizer
-from medusa_trt.runtime.prompts import ChatPrompt, Message
 from medusa_trt.runtime.session import MedusaSession
-from medusa_trt.runtime.text import TextCodec
+from medusa_trt.runtime.text import codec as codec_module
+from medusa_trt.runtime.text.codec import TextCodec
+from medusa_trt.runtime.text.prompts import ChatPrompt, Message
 
 CHATML = (
     "{% if tools %}{{ tools | tojson }}{% endif %}{% for m in messages %}"
@@ -151,7 +151,7 @@ def test_threads_share_one_tokenizer_for_grammars(
             another.wait(0.1)
             super().__init__(*arguments)
 
-    monkeypatch.setattr(text, "GrammarTokenizer", Slow)
+    monkeypatch.setattr(codec_module, "GrammarTokenizer", Slow)
     codec = TextCodec(opened)
     options = GenerationOptions(grammar=Grammar.from_regex("a"))
     with ThreadPoolExecutor(3) as pool:

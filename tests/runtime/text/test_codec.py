@@ -16,9 +16,9 @@ from tokenizers import Tokenizer, decoders, models, normalizers
 from medusa_trt.errors import BundleError, PromptError
 from medusa_trt.runtime import tensors as names
 from medusa_trt.runtime.bundle import Bundle
-from medusa_trt.runtime.prompts import Message
-from medusa_trt.runtime.text import TextCodec, TextStream
-from medusa_trt.runtime.token_bytes import decoder_from_tokenizer, make_byte_letters
+from medusa_trt.runtime.text.codec import TextCodec, TextStream
+from medusa_trt.runtime.text.prompts import Message
+from medusa_trt.runtime.text.token_bytes import decoder_from_tokenizer, make_byte_letters
 
 HELLO: list[Message] = [{"role": "user", "content": "hello"}]
 

@@ -1,6 +1,6 @@
 """Stop texts in which special tokens occur."""
 
-from medusa_trt.runtime.stop_texts import find_stop_texts
+from medusa_trt.runtime.text.stop_texts import find_stop_texts
 
 SPECIAL = {7: "<s>", 8: "<s>>", 9: "<t>"}
 

@@ -1,0 +1,1 @@
+"""Conversion between text and tokens: prompts, chat templates, streams and stop texts."""
