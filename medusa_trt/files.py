@@ -220,7 +220,7 @@ def check_writable(
             while not place.exists():
                 place = place.parent
             if not place.is_dir():
-                raise error_class(f"cannot write {path}: {place} is not a folder")
+                raise error_class(f"cannot write {path} ({place} is not a folder): {advice}")
         elif place.is_dir():
             raise error_class(f"cannot write {path}: it is a folder, name a file")
         else:
