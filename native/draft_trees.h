@@ -19,7 +19,8 @@ struct DraftTrees {
   const int64_t* roots;          // (sequences,)
   const int64_t* copied;         // (sequences, max_copied), what may follow the root
   const int64_t* num_copied;     // (sequences,)
-  const double* copied_share;    // (sequences,), probability that a copied token is right
+  const double* copied_share;    // (sequences,), probability that the first copied token is right
+  const double* later_share;     // (sequences,), that a later one is if those before it are
   const double* trust;           // (sequences,), accepted drafts over those expected so far
   int64_t num_points;            // of the curve of a step's time over its rows
   const double* point_rows;      // (num_points,), increasing
@@ -107,8 +108,9 @@ struct DraftTrees {
       std::push_heap(open.begin(), open.end());
     };
     const auto add_copied = [&](int64_t node, double share) {
-      if ((*tree)[static_cast<size_t>(node)].depth < num_copied[s])
-        add({share * copied_share[s], node, 0, true});
+      const int64_t depth = (*tree)[static_cast<size_t>(node)].depth;
+      if (depth < num_copied[s])
+        add({share * (depth ? later_share : copied_share)[s], node, 0, true});
     };
     const auto add_candidate = [&](int64_t parent, int64_t rank) {
       const Node& node = (*tree)[static_cast<size_t>(parent)];

@@ -207,6 +207,7 @@ class Drafter:
             drafts,
             copied,
             share,
+            [state.record.later_share for state in states],
             [state.record.trust for state in states],
             self.times,
             min_nodes=least,

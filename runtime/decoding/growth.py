@@ -75,8 +75,8 @@ class TreeGrower:
         self.max_nodes = max_nodes
         self._roots, self._num_copied = array("q", [0] * batch_size), array("q", [0] * batch_size)
         self._copied = array("q", [0] * (batch_size * max_nodes))
-        self._copied_share, self._trust, self._gains = (
-            array("d", [0.0] * batch_size) for _ in range(3)
+        self._copied_share, self._later_share, self._trust, self._gains = (
+            array("d", [0.0] * batch_size) for _ in range(4)
         )
         flat = batch_size * max_nodes
         self._tokens, self._parents, self._depths = np.zeros((3, flat), np.int64)
@@ -90,6 +90,7 @@ class TreeGrower:
             (_Field.COPIED, self._copied),
             (_Field.NUM_COPIED, self._num_copied),
             (_Field.COPIED_SHARE, self._copied_share),
+            (_Field.LATER_SHARE, self._later_share),
             (_Field.TRUST, self._trust),
             (_Field.GAINS, self._gains),
         ):
@@ -114,6 +115,7 @@ class TreeGrower:
         drafts: Drafts | None,
         copied: Sequence[Sequence[int]],
         copied_share: Sequence[float],
+        later_share: Sequence[float],
         trust: Sequence[float],
         times: StepTimes,
         *,
@@ -127,7 +129,8 @@ class TreeGrower:
             roots: the root tokens.
             drafts: the heads' candidates with log-probabilities; None without heads.
             copied: tokens that may follow each root, from prompt lookup; may be empty.
-            copied_share: probability that a copied token is right, for each sequence.
+            copied_share: probability that the first copied token is right, for each sequence.
+            later_share: probability that a later one is right if those before it are.
             trust: accepted drafts divided by expected ones so far, for each sequence.
             times: step times by rows.
             min_nodes: least number of nodes.
@@ -137,7 +140,10 @@ class TreeGrower:
         count, block = len(roots), self._block
         for index, tokens in enumerate(copied):
             self._roots[index], self._trust[index] = roots[index], trust[index]
-            self._copied_share[index] = copied_share[index]
+            self._copied_share[index], self._later_share[index] = (
+                copied_share[index],
+                later_share[index],
+            )
             self._num_copied[index] = length = min(len(tokens), max_nodes)
             if length:
                 begin = index * self.max_nodes
@@ -201,6 +207,7 @@ class _Field:
         COPIED,
         NUM_COPIED,
         COPIED_SHARE,
+        LATER_SHARE,
         TRUST,
         NUM_POINTS,
         POINT_ROWS,
@@ -219,4 +226,4 @@ class _Field:
         CHILDREN,
         MASK,
         COUNT,
-    ) = range(30)
+    ) = range(31)

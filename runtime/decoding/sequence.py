@@ -22,21 +22,30 @@ class DraftRecord:
     """How good the drafts of one sequence were so far; begins with plausible counts.
 
     Attributes:
-        copied_right: copied tokens that were right.
-        copied_tried: copied tokens that were compared: up to the first wrong one in each step.
+        copies_right: copies whose first token was right.
+        copies_tried: copies that were compared.
+        later_right: right tokens of these copies after the first one.
+        later_tried: those that were compared: up to the first wrong one of each copy.
         accepted: drafts of grown trees that were accepted.
         expected: number of accepted drafts that the heads' probabilities had predicted.
     """
 
-    copied_right: float = 3.0
-    copied_tried: float = 4.0
+    copies_right: float = 3.0
+    copies_tried: float = 4.0
+    later_right: float = 7.0
+    later_tried: float = 8.0
     accepted: float = 8.0
     expected: float = 8.0
 
     @property
     def copied_share(self) -> float:
-        """Probability that a copied token is right, if those before it were."""
-        return self.copied_right / self.copied_tried
+        """Probability that the first token of a copy is right."""
+        return self.copies_right / self.copies_tried
+
+    @property
+    def later_share(self) -> float:
+        """Probability that a later token of a copy is right, if those before it were."""
+        return self.later_right / self.later_tried
 
     @property
     def trust(self) -> float:
@@ -51,8 +60,10 @@ class DraftRecord:
                 break
             right += 1
         tried = right + (right < min(len(copied), len(added)))
-        self.copied_right = _MEMORY * self.copied_right + right
-        self.copied_tried = _MEMORY * self.copied_tried + tried
+        self.copies_right = _MEMORY * self.copies_right + (right > 0)
+        self.copies_tried = _MEMORY * self.copies_tried + 1
+        self.later_right = _MEMORY * self.later_right + max(0, right - 1)
+        self.later_tried = _MEMORY * self.later_tried + max(0, tried - 1)
 
     def add_grown(self, accepted: int, expected: float) -> None:
         """Counts the drafts of a grown tree."""

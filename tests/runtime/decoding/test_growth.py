@@ -32,6 +32,7 @@ def grow(
     times: StepTimes,
     *,
     share: float = 0.6,
+    later: float | None = None,
     least: int = 1,
     most: int = MAX_NODES,
 ) -> Growth:
@@ -42,6 +43,7 @@ def grow(
         drafts,
         copied,
         [share] * count,
+        [share if later is None else later] * count,
         [1.0] * count,
         times,
         min_nodes=least,
@@ -85,14 +87,14 @@ def test_the_likeliest_paths_are_taken_first(
     seed: int, copied: list[list[int]], size: int, has_heads: bool
 ) -> None:
     drafts = make_drafts(seed, len(copied)) if has_heads else None
-    growth = grow(drafts, copied, StepTimes(), least=size, most=size)
+    growth = grow(drafts, copied, StepTimes(), later=0.8, least=size, most=size)
     assert growth.batch.num_nodes == size
     for index, tokens in enumerate(copied):
         ids = np.zeros((0, 0), np.int64) if drafts is None else drafts.ids[index]
         logprobs = np.zeros((0, 0), np.float32)
         if drafts is not None and drafts.logprobs is not None:
             logprobs = drafts.logprobs[index]
-        shares = shares_of_paths(ids, logprobs, tokens[:size], 0.6)
+        shares = shares_of_paths(ids, logprobs, tokens[:size], 0.6, 0.8)
         paths = paths_of(growth, index)
         grown = paths[1 : min(size, len(shares) + 1)]
         assert len({*grown}) == len(grown)

@@ -13,6 +13,7 @@ def shares_of_paths(
     logprobs: NDArray[np.float32],
     copied: Sequence[int],
     copied_share: float,
+    later_share: float,
 ) -> dict[Path, float]:
     """Probability of every path of tokens that the heads or the copied text propose.
 
@@ -20,7 +21,8 @@ def shares_of_paths(
         ids: (num_heads, top_k) candidates.
         logprobs: (num_heads, top_k).
         copied: what may follow the root.
-        copied_share: probability that a copied token is right.
+        copied_share: probability that the first copied token is right.
+        later_share: probability that a later one is right if those before it are.
     """
     shares: dict[Path, float] = {}
     level: dict[Path, float] = {(): 1.0}
@@ -32,7 +34,7 @@ def shares_of_paths(
                 chances = np.exp(logprobs[depth]).tolist()
                 proposals += zip(ids[depth].tolist(), chances, strict=True)
             if depth < len(copied) and path == tuple(copied[:depth]):
-                proposals.append((copied[depth], copied_share))
+                proposals.append((copied[depth], later_share if depth else copied_share))
             for token, chance in proposals:
                 whole = (*path, token)
                 longer[whole] = max(share * chance, longer.get(whole, 0.0))
