@@ -40,10 +40,13 @@ class Embedding {
       const uint8_t* codes = data.as<const uint8_t>() + group * data.shape[1] + lane * kQuad;
       const uint16_t* group_scales = scales.as<const uint16_t>() + group * inputs / kBlock * kLanes;
       float* values = out.as<float>() + row * size_;
-      for (int64_t i = 0; i < size_; ++i) {
-        const int code = codes[i / kQuad * kQuad * kLanes + i % kQuad] - 128;
-        values[i] = static_cast<float>(code) *
-                    float_from_half(group_scales[i / kBlock * kLanes + lane]);
+      for (int64_t block = 0; block * kBlock < size_; ++block) {
+        const float scale = float_from_half(group_scales[block * kLanes + lane]);
+        const int64_t first = block * kBlock, end = size_ < first + kBlock ? size_ : first + kBlock;
+        for (int64_t i = first; i < end; ++i) {
+          const int code = codes[i / kQuad * kQuad * kLanes + i % kQuad] - 128;
+          values[i] = static_cast<float>(code) * scale;
+        }
       }
     }
   }
