@@ -279,3 +279,10 @@ void attend(const Attention& a, int64_t first, int64_t count, float* scratch) {
   weigh_rows(a, rows, 0, count, own);
   add_values(a, rows, 0, a.head_dim, own);
 }
+
+// The table of an instruction set: its tiles, and what all sets compile from the same lines.
+constexpr Kernels make_kernels(const char* name, decltype(Kernels::tile) tile,
+                               decltype(Kernels::tile_shape) tile_shape) {
+  return {name, tile,  tile_shape, quantize, finish, argmax,        top_k,
+          weigh, keep, append,     attend,   attend_floats, kQueryRows, &attention_steps};
+}

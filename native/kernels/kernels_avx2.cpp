@@ -88,11 +88,9 @@ struct Dots<4> {
 #include "tile.inl"
 
 #ifdef MEDUSA_AVX_VNNI
-constexpr Kernels kernels = {"avx-vnni", any_tile, tile_shape,    quantize,      finish,
-                             argmax, top_k, weigh, keep,    append,     attend, attend_floats, kQueryRows, &attention_steps};
+constexpr Kernels kernels = make_kernels("avx-vnni", any_tile, tile_shape);
 #else
-constexpr Kernels kernels = {"avx2", any_tile, tile_shape,    quantize,      finish,
-                             argmax, top_k, weigh, keep,    append,     attend, attend_floats, kQueryRows, &attention_steps};
+constexpr Kernels kernels = make_kernels("avx2", any_tile, tile_shape);
 #endif
 }  // namespace MEDUSA_AVX2_SPACE
 

@@ -75,8 +75,7 @@ struct Dots {
 };
 #include "tile.inl"
 
-constexpr Kernels kernels = {"avx512-vnni", any_tile, tile_shape,    quantize,      finish,
-                             argmax, top_k, weigh, keep,    append,     attend, attend_floats, kQueryRows, &attention_steps};
+constexpr Kernels kernels = make_kernels("avx512-vnni", any_tile, tile_shape);
 }  // namespace avx512
 
 const Kernels* avx512_kernels() { return &avx512::kernels; }

@@ -65,11 +65,9 @@ struct Dots {
 #endif
 
 #ifdef MEDUSA_I8MM
-constexpr Kernels kernels = {"neon-i8mm", best_tile, best_shape,    quantize,      finish,
-                             argmax, top_k, weigh, keep,    append,     attend, attend_floats, kQueryRows, &attention_steps};
+constexpr Kernels kernels = make_kernels("neon-i8mm", best_tile, best_shape);
 #else
-constexpr Kernels kernels = {"neon-dotprod", any_tile, tile_shape,    quantize,      finish,
-                             argmax, top_k, weigh, keep,    append,     attend, attend_floats, kQueryRows, &attention_steps};
+constexpr Kernels kernels = make_kernels("neon-dotprod", any_tile, tile_shape);
 #endif
 }  // namespace MEDUSA_NEON_SPACE
 

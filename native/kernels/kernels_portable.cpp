@@ -27,8 +27,7 @@ namespace portable {
 #include "attention.inl"
 #include "tile_16_bits.inl"
 
-constexpr Kernels kernels = {"portable", any_tile, tile_shape,    quantize,      finish,
-                             argmax, top_k, weigh, keep,    append,     attend, attend_floats, kQueryRows, &attention_steps};
+constexpr Kernels kernels = make_kernels("portable", any_tile, tile_shape);
 }  // namespace portable
 
 const Kernels* portable_kernels() { return &portable::kernels; }

@@ -224,7 +224,8 @@ def test_all_kernels_give_the_same_bits(tmp_path: Path) -> None:
 
 def test_every_table_of_kernels_is_in_the_list_of_the_tests() -> None:
     sources = (Path(__file__).parents[3] / "native").rglob("*.cpp")
-    tables = (re.findall(r'Kernels kernels = \{"([\w-]+)"', path.read_text()) for path in sources)
+    pattern = r'Kernels kernels = (?:\{|make_kernels\()"([\w-]+)"'
+    tables = (re.findall(pattern, path.read_text()) for path in sources)
     assert sorted(name for names in tables for name in names) == sorted(KERNELS)
 
 
