@@ -30,7 +30,8 @@ from medusa_trt.export.weights.checkpoint_files import (
     json_from_file,
     open_checkpoint,
 )
-from medusa_trt.export.weights.hub import folder_from_hub, is_hub_id
+from medusa_trt.export.weights.hub import folder_from_hub
+from medusa_trt.runtime.hub import is_hub_id
 
 ADAPTER_CONFIG = "adapter_config.json"
 

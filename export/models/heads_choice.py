@@ -7,7 +7,7 @@ from medusa_trt.errors import ExportError, HeadsError
 from medusa_trt.export.heads.loading import LoadedHeads, holds_heads, load_heads
 from medusa_trt.export.models.source import ModelSource
 from medusa_trt.export.options import NO_HEADS
-from medusa_trt.export.weights.hub import is_hub_id
+from medusa_trt.runtime.hub import is_hub_id
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,8 +22,8 @@ from medusa_trt.export.models.gguf import (
     read_gguf,
 )
 from medusa_trt.export.models.gguf_config import config_from_gguf
-from medusa_trt.export.weights.hub import is_hub_id
 from medusa_trt.files import join_names
+from medusa_trt.runtime.hub import is_hub_id
 
 NO_REMOTE_CODE = {"trust_remote_code": False}
 """Code that comes with a model is never run; left open, transformers asks in the terminal."""

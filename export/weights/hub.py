@@ -1,15 +1,10 @@
-"""Names of repositories on the Hugging Face hub, and local copies of their files."""
+"""Local copies of files on the Hugging Face hub."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
-from medusa_trt.errors import ExportError, describe_error
-
-
-def is_hub_id(name: str) -> bool:
-    """Whether a name that is not a local path reads like `owner/name`."""
-    is_relative = not name.startswith((".", "/", "~"))
-    return name.count("/") == 1 and is_relative and all(name.split("/")) and not Path(name).exists()
+from medusa_trt.errors import ExportError
+from medusa_trt.runtime.hub import name_hub_errors
 
 
 def folder_from_hub(repo_id: str, patterns: Sequence[str]) -> Path:
@@ -24,13 +19,9 @@ def folder_from_hub(repo_id: str, patterns: Sequence[str]) -> Path:
     """
     from huggingface_hub import snapshot_download
 
-    try:
+    what = f"{repo_id!r} is not a local path and cannot be downloaded from the hub"
+    with name_hub_errors(what, ExportError):
         return Path(snapshot_download(repo_id, allow_patterns=list(patterns)))
-    except (OSError, ValueError) as error:
-        raise ExportError(
-            f"{repo_id!r} is not a local path and cannot be downloaded from the hub: "
-            f"{describe_error(error)}"
-        ) from error
 
 
 def find_file(location: str, name: str) -> Path | None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from medusa_trt.errors import PromptError
 from medusa_trt.files import read_text
+from medusa_trt.runtime.hub import find_bundle
 
 if TYPE_CHECKING:
     from medusa_trt.runtime.session import MedusaSession
@@ -15,6 +16,17 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BundleArguments:
     """A bundle to work with.
+
+    Attributes:
+        bundle: folder that medusa-export wrote, or the hub's OWNER/NAME or OWNER/NAME@REVISION.
+    """
+
+    bundle: Annotated[Path, "BUNDLE", find_bundle]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FolderArguments:
+    """A bundle to change; a download would be restored later.
 
     Attributes:
         bundle: folder that medusa-export wrote.

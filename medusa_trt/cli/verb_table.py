@@ -24,6 +24,8 @@ HELP = {
     "heads": "show what head checkpoints hold, and convert them",
     "heads inspect": "show what a head checkpoint holds",
     "heads convert": "write heads in another format",
+    "card": "write the model card of a bundle or of heads",
+    "push": "upload a bundle or heads to the Hugging Face hub",
     "train": "train heads for a model on its own replies",
     "train data": "let the model reply to prompts: the data to train on",
     "train heads": "train heads while the model stays as it is (Medusa-1)",
@@ -39,8 +41,13 @@ The module of a verb is imported when the verb is called, so that no verb waits 
 """
 
 
+_MODULES = {"card": "verbs.sharing", "push": "verbs.sharing", "completion": "completion"}
+"""The modules of verbs that are not called as the first word is."""
+
+
 def verb_from_name(name: str) -> Verb[Any]:
     """The verb that `HELP` lists by this name."""
-    module, _, _ = name.partition(" ")
-    verb: Verb[Any] = import_module(f"medusa_trt.cli.verbs.{module}").VERBS[name]
+    word, _, _ = name.partition(" ")
+    module = import_module(f"medusa_trt.cli.{_MODULES.get(word, f'verbs.{word}')}")
+    verb: Verb[Any] = module.VERBS[name]
     return verb

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from medusa_trt.cli.arguments import BundleArguments
+from medusa_trt.cli.arguments import FolderArguments
 from medusa_trt.cli.parser import Verb
 from medusa_trt.cli.terminal import make_stage_printer
 from medusa_trt.errors import require_extra
@@ -10,7 +10,7 @@ from medusa_trt.export.tensorrt.options import BuildOptions
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class BuildArguments(BundleArguments):
+class BuildArguments(FolderArguments):
     """Build TensorRT engines from the graphs of a bundle, on the machine that will run them.
 
     Attributes:

@@ -13,7 +13,7 @@ from medusa_trt.calibration.options import (
     ThresholdOptions,
     TreeOptions,
 )
-from medusa_trt.cli.arguments import BundleArguments, EngineArguments
+from medusa_trt.cli.arguments import EngineArguments, FolderArguments
 from medusa_trt.cli.parser import Verb
 from medusa_trt.cli.terminal import make_table_console
 from medusa_trt.interrupts import find_interrupt_code
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CalibrateArguments(BundleArguments):
+class CalibrateArguments(FolderArguments):
     """A bundle and its engine.
 
     Attributes:

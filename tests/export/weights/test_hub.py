@@ -1,4 +1,4 @@
-"""Names on the hub, and heads that are downloaded from there."""
+"""Files and heads that are downloaded from the hub."""
 
 import fnmatch
 import shutil
@@ -15,7 +15,7 @@ from medusa_trt.errors import ExportError
 from medusa_trt.export.heads.loading import holds_heads, load_heads
 from medusa_trt.export.models.heads_choice import choose_heads
 from medusa_trt.export.models.source import source_from_name
-from medusa_trt.export.weights.hub import folder_from_hub, is_hub_id
+from medusa_trt.export.weights.hub import folder_from_hub
 
 
 def content(**options: Any) -> Tensors:
@@ -93,17 +93,6 @@ def test_a_local_folder_wins_over_the_hub(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", Hub({}, tmp_path))
     assert load_heads("owner/heads").format == "tgi-v1"
-
-
-def test_a_name_is_a_hub_id_if_it_is_no_path(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert is_hub_id("owner/name") and is_hub_id("owner/name.gguf")
-    for path in ("name", "./name", "~/name", "/owner/name", "../name", "a/b/c", "owner/", "/name"):
-        assert not is_hub_id(path)
-    (tmp_path / "owner" / "name").mkdir(parents=True)
-    assert not is_hub_id("owner/name")
 
 
 def test_files_that_match_are_downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
