@@ -19,6 +19,9 @@ from medusa_trt.tree_configs import MedusaTree, load_tree
 LEAST_LOGPROB = -9999.0
 """Stands for minus infinity, which JSON cannot hold, as in OpenAI's API."""
 
+_MAX_TREE_NODES = 64
+"""Most nodes of a tree that a client names; the largest published trees have as many."""
+
 _FINISH: dict[FinishReason, str] = {"stop": "stop", "length": "length", "cache_full": "length"}
 
 
@@ -81,7 +84,7 @@ def _load_tree(name: str | None) -> MedusaTree | None:
     if name.endswith(".json"):  # This would read a file of the server.
         raise _refuse("tree", f"{name!r} is a file: give the name of a tree, such as chain-2")
     try:
-        return load_tree(name)
+        return load_tree(name, max_nodes=_MAX_TREE_NODES)
     except TreeError as error:
         raise _refuse("tree", str(error).replace("a path to a .json file, ", "")) from error
 

@@ -30,7 +30,7 @@ def chain_tree(depth: int) -> MedusaTree:
     )
 
 
-def cartesian_tree(widths: Sequence[int]) -> MedusaTree:
+def cartesian_tree(widths: Sequence[int], *, max_nodes: int = MAX_NODES) -> MedusaTree:
     """Combines the `widths[0]` best candidates of head 0 with the `widths[1]` of head 1, and so on.
 
     Source: the Medusa blog post, whose example is 2x3, and section 2.1.2 of the paper.
@@ -44,9 +44,9 @@ def cartesian_tree(widths: Sequence[int]) -> MedusaTree:
     if any(width < 1 for width in widths):
         raise TreeError(f"cartesian widths {spec} have a value below 1; use widths of at least 1")
     num_nodes = 1 + sum(itertools.accumulate(widths, lambda total, width: total * width))
-    if num_nodes > MAX_NODES:
+    if num_nodes > max_nodes:
         raise TreeError(
-            f"cartesian widths {spec} make more than {MAX_NODES} nodes; use smaller widths"
+            f"cartesian widths {spec} make more than {max_nodes} nodes; use smaller widths"
         )
     ranges = [range(width) for width in widths]
     return MedusaTree.from_choices(
@@ -66,30 +66,39 @@ def list_presets() -> tuple[str, ...]:
     return tuple(sorted(names, key=_natural_key))
 
 
-def load_tree(spec: str | Path) -> MedusaTree:
+def load_tree(spec: str | Path, *, max_nodes: int = MAX_NODES) -> MedusaTree:
     """Loads a tree by the name that a user gives.
+
+    The same name gives the same object, so that sequences that name one tree share their steps.
 
     Args:
         spec: one of `list_presets()`, `plain` (no draft), `chain-4`, `cartesian-2x3`, or a
             path that ends in `.json`.
+        max_nodes: the largest tree that is made of a name; a large one takes seconds.
 
     Raises:
-        TreeError: the spec is unknown, or the file holds no valid tree.
+        TreeError: the spec is unknown, the tree is too large, or the file holds no valid tree.
     """
     spec = str(read_value("the tree", spec, str | Path, TreeError))
-    if spec == "plain":
+    return MedusaTree.load(spec) if spec.endswith(".json") else _make_tree(spec, max_nodes)
+
+
+@lru_cache(maxsize=64)
+def _make_tree(name: str, max_nodes: int) -> MedusaTree:
+    if name == "plain":
         return MedusaTree.from_choices((), name="plain")
-    if spec.endswith(".json"):
-        return MedusaTree.load(spec)
-    if chain := re.fullmatch(r"chain-([0-9]{1,9})", spec):
-        return chain_tree(int(chain[1]))
-    if re.fullmatch(r"cartesian-[0-9]{1,9}(x[0-9]{1,9})*", spec):
-        return cartesian_tree([int(width) for width in spec.removeprefix("cartesian-").split("x")])
-    if spec in list_presets():
-        file = resources.files("medusa_trt.tree_configs") / f"{spec}.json"
-        return MedusaTree.from_json(file.read_text(encoding="utf-8"), name=spec)
+    if chain := re.fullmatch(r"chain-([0-9]{1,9})", name):
+        if (depth := int(chain[1])) >= max_nodes:
+            raise TreeError(f"chain depth {depth} is out of range; use 0 to {max_nodes - 1}")
+        return chain_tree(depth)
+    if re.fullmatch(r"cartesian-[0-9]{1,9}(x[0-9]{1,9})*", name):
+        widths = [int(width) for width in name.removeprefix("cartesian-").split("x")]
+        return cartesian_tree(widths, max_nodes=max_nodes)
+    if name in list_presets():
+        file = resources.files("medusa_trt.tree_configs") / f"{name}.json"
+        return MedusaTree.from_json(file.read_text(encoding="utf-8"), name=name)
     raise TreeError(
-        f"unknown tree {spec!r}; use plain, chain-DEPTH, cartesian-AxB, a path to a .json file, "
+        f"unknown tree {name!r}; use plain, chain-DEPTH, cartesian-AxB, a path to a .json file, "
         f"or one of {', '.join(list_presets())}"
     )
 

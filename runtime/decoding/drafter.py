@@ -29,6 +29,9 @@ _SINGLE = chain_tree(0)
 _FIRST_STEPS = 64
 """Steps whose times are learned at once, one by one."""
 
+_MAX_KEPT = 64
+"""Fixed trees whose places in the candidates are kept; a server's clients may name any number."""
+
 _STEPS_TOGETHER = 8
 """Later steps whose times are learned together: the second one costs a fifth of the first."""
 
@@ -246,6 +249,8 @@ class Drafter:
         """Returns the function that puts candidates on the nodes of a fixed tree."""
         entry = self._node_tokens.get(id(tree))
         if entry is None:
+            while len(self._node_tokens) >= _MAX_KEPT:
+                self._node_tokens.pop(next(iter(self._node_tokens)))
             select = node_tokens_from_indices(tree.tree_indices(self._top_k).tolist())
             entry = self._node_tokens[id(tree)] = tree, select
         return entry[1]

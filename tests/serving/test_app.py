@@ -89,6 +89,7 @@ def test_what_cannot_be_used_is_refused_by_name(
         ({"stop": ["a"] * 17}, "stop", "at most 16 items"),
         ({"best_of": 2}, "best_of", "leave it out"),
         ({"suffix": "x"}, "suffix", "does not have this field"),
+        ({"tree": "chain-4095"}, "tree", "use 0 to 63"),
     ],
 )
 def test_a_wrong_completion_is_refused_by_what_came_furthest(

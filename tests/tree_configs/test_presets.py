@@ -122,6 +122,19 @@ def test_bad_spec(spec: str, message: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_a_limit_is_checked_before_a_tree_is_made() -> None:
+    assert load_tree("chain-7", max_nodes=8).num_nodes == 8
+    with pytest.raises(TreeError, match="chain depth 8 is out of range; use 0 to 7"):
+        load_tree("chain-8", max_nodes=8)
+    with pytest.raises(TreeError, match="cartesian widths 2x3 make more than 8 nodes"):
+        load_tree("cartesian-2x3", max_nodes=8)
+
+
+@pytest.mark.parametrize("name", ["plain", "chain-3", "cartesian-2x3", "mc_sim_7b_63"])
+def test_a_name_gives_the_same_object(name: str) -> None:
+    assert load_tree(name) is load_tree(name)
+
+
 def test_a_path_is_taken_and_other_things_are_refused(tmp_path: Path) -> None:
     (tmp_path / "tree.json").write_text("[[0]]")
     assert load_tree(tmp_path / "tree.json") == chain_tree(1)

@@ -1,6 +1,8 @@
 """Which trees a step gets: trials of sizes, heads that rest, and plans of different kinds."""
 
+import gc
 import time
+import weakref
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -138,3 +140,20 @@ def test_trees_are_fixed_where_the_library_was_not_built(monkeypatch: pytest.Mon
     assert not drafter.grows_trees
     plan = drafter.plan([state(load_tree("cartesian-2x3"))])
     drafter.learn(plan, [state(load_tree("cartesian-2x3"))], 10, 0.01)
+
+
+def test_named_trees_of_many_requests_are_not_all_kept() -> None:
+    drafter = Drafter(
+        Heads((0.6, 0.2, 0.1, 0.05)),  # type: ignore[arg-type]
+        num_heads=NUM_HEADS,
+        top_k=TOP_K,
+        min_nodes=1,
+    )
+    kept = []
+    for child in range(200):
+        tree = MedusaTree.from_choices([[0], [1 + child % 3]])
+        kept.append(weakref.ref(tree.parents))
+        drafter.plan([state(tree)])
+    del tree
+    gc.collect()
+    assert sum(one() is not None for one in kept) < 100
