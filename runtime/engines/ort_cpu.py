@@ -131,7 +131,9 @@ class OrtEngine:
         self._heads_read_root = bundle.manifest.heads_read_root
         self._reduce_spec = bundle.manifest.graphs.get("reduce")
         self._bindings: dict[tuple[object, ...], _BoundGraph] = {}
-        self._logits_memory = np.empty((0, self._model.vocab_size), np.float32)
+        # The system gives this memory when a step first writes to it.
+        num_rows = max(self.prefill_chunk, batch_size * bundle.tree.num_nodes)
+        self._logits_memory = np.zeros((num_rows, self._model.vocab_size), np.float32)
         self._last_logits: NDArray[np.float32] | None = None
 
     def verify(
@@ -236,13 +238,18 @@ class OrtEngine:
         self._bindings[key] = bound
 
     def _share_logits(self, num_rows: int) -> NDArray[np.float32]:
-        """Returns memory for rows of logits; all bindings share it, because a row is large."""
+        """Returns memory for rows of logits; all bindings share it, because a row is large.
+
+        ONNX Runtime would make its own memory for them where they are not bound, and would keep
+        one part for each new largest step.
+        """
         if num_rows > len(self._logits_memory):
             for key, bound in list(self._bindings.items()):
                 if names.LOGITS in bound.inputs or names.LOGITS in bound.outputs:
                     del self._bindings[key]
             self._last_logits = None
-            self._logits_memory = np.zeros((num_rows, self._model.vocab_size), np.float32)
+            num_rows_kept = max(num_rows, 2 * len(self._logits_memory))
+            self._logits_memory = np.zeros((num_rows_kept, self._model.vocab_size), np.float32)
         return self._logits_memory[:num_rows]
 
     def _run(self, graph: str, bound: _BoundGraph) -> None:
@@ -282,18 +289,17 @@ class OrtEngine:
             inputs[names.CACHE_POSITIONS] = np.arange(self.capacity)
         hidden_size, vocab_size = self._model.hidden_size, self._model.vocab_size
         num_outputs = num_sequences, len(rows)
-        shared = self._share_logits(num_sequences * len(rows)) if logits else None
+        shared = self._share_logits(num_sequences * len(rows))
         verify_outputs = VerifyOutputs(
             argmax=np.zeros(num_outputs, np.int64),
             hidden=np.zeros((*num_outputs, hidden_size), np.float32),
-            logits=None if shared is None else shared.reshape(*num_outputs, vocab_size),
+            logits=shared.reshape(*num_outputs, vocab_size) if logits else None,
         )
         outputs: dict[str, NDArray[Any]] = {
             names.ARGMAX: verify_outputs.argmax.reshape(-1),
             names.HIDDEN: verify_outputs.hidden.reshape(-1, hidden_size),
+            names.LOGITS: shared,
         }
-        if shared is not None:
-            outputs[names.LOGITS] = shared
         for layer in range(self._model.num_layers):
             for kind in ("key", "value"):
                 view = self.cache.layer(layer, kind, first_slot, num_sequences)

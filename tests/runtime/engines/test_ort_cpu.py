@@ -126,3 +126,14 @@ def test_logits_of_all_shapes_lie_in_the_same_memory(engine: OrtEngine) -> None:
             largest = logits
         values = expected.setdefault((num_sequences, num_nodes), logits.copy())
         assert np.array_equal(logits, values)
+
+
+def test_logits_that_nobody_asks_for_take_no_memory_of_their_own(engine: OrtEngine) -> None:
+    tokens = np.random.default_rng(6).integers(0, 256, (2, 1, 9))
+    first, second = (engine.verify(ids, chain_tree(8), [5], logits=True).logits for ids in tokens)
+    assert first is not None and second is not None
+    expected = second.copy()
+    engine.verify(tokens[0], chain_tree(8), [5], logits=True)
+    assert not np.array_equal(first, expected)
+    engine.verify(tokens[1], chain_tree(8), [5])
+    assert np.array_equal(first, expected), "the logits were written elsewhere"
