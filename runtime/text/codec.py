@@ -62,7 +62,7 @@ class TextCodec:
         self._start_ids, self._num_end = _find_added_ids(self._tokenizer)
         self.eos_token_ids = bundle.manifest.model.eos_token_ids
         self._grammar_lock = Lock()
-        self._grammar_tokenizers: dict[tuple[int, ...], GrammarTokenizer] = {}
+        self._grammar_tokenizer: GrammarTokenizer | None = None
 
     @property
     def has_chat_template(self) -> bool:
@@ -174,8 +174,10 @@ class TextCodec:
         """
         processors = [*options.penalties, *options.processors]
         if options.grammar is not None:
-            ends = (*self.eos_token_ids, *options.stop_ids)
-            processors.append(CompiledGrammar(options.grammar, self._open_grammar_tokenizer(ends)))
+            tokenizer = self._open_grammar_tokenizer(tuple(self.eos_token_ids) or options.stop_ids)
+            processors.append(
+                CompiledGrammar(options.grammar, tokenizer, stop_ids=options.stop_ids)
+            )
         return replace(
             options,
             processors=tuple(processors),
@@ -186,12 +188,13 @@ class TextCodec:
         )
 
     def _open_grammar_tokenizer(self, ends: tuple[int, ...]) -> GrammarTokenizer:
+        """Returns the tokenizer for grammars; one alone is kept, because it takes 40 MB."""
         # A server asks from several threads at once, and making one takes 50 MB for a moment.
         with self._grammar_lock:
-            if ends not in self._grammar_tokenizers:
-                document = self._tokenizer.to_str()
-                self._grammar_tokenizers[ends] = GrammarTokenizer(document, ends)
-            return self._grammar_tokenizers[ends]
+            kept = self._grammar_tokenizer
+            if kept is None or kept.eos_token_ids != ends:
+                kept = self._grammar_tokenizer = GrammarTokenizer(self._tokenizer.to_str(), ends)
+            return kept
 
     def stream(self, shown: Mapping[int, str] | None = None) -> "TextStream":
         """Makes a decoder for tokens that arrive one after the other.

@@ -11,7 +11,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from support.grammars import allowed, grammar, greedy_reply, ids_of, schema_grammar, text_of
+from support.grammars import (
+    allowed,
+    byte_grammar_tokenizer,
+    grammar,
+    greedy_reply,
+    ids_of,
+    schema_grammar,
+    text_of,
+)
 from support.tiny_models import EOS_ID, VOCAB_SIZE, make_byte_tokenizer, sentencepiece_tokenizer
 
 from medusa_trt.errors import BundleError, ProcessorError, PromptError
@@ -172,6 +180,21 @@ def test_every_end_token_may_end_the_reply() -> None:
     assert allowed(state) == [*ids_of("a"), 256, EOS_ID]
     state.accept(256)
     assert allowed(state) == [256, EOS_ID]
+
+
+def test_stop_ids_end_a_complete_grammar_and_are_no_part_of_its_text() -> None:
+    letter, stop = ids_of("ab")
+    spec = CompiledGrammar(Grammar.from_regex("a[ab]*"), byte_grammar_tokenizer(), stop_ids=[stop])
+    state = spec.start([])
+    assert allowed(state) == [letter]
+    state.accept(letter)
+    assert allowed(state) == [letter, stop, EOS_ID]
+    logits = np.random.default_rng(0).normal(0, 3, VOCAB_SIZE).astype(np.float32)
+    before = logits.copy()
+    state.process(logits)
+    assert logits[stop] == before[stop]
+    state.accept(stop)
+    assert allowed(state) == [letter, stop, EOS_ID]
 
 
 def test_allowed_logits_stay_as_they_are_and_no_other_token_passes() -> None:

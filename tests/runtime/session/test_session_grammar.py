@@ -8,6 +8,7 @@ from medusa_trt import GenerationOptions, Grammar, MedusaSession
 from medusa_trt.errors import PromptError
 from medusa_trt.runtime.options import SamplingOptions
 from medusa_trt.runtime.processors.penalties import CountPenalty, RepetitionPenalty
+from medusa_trt.runtime.text import codec
 from medusa_trt.tree_configs import load_tree
 
 GRAMMAR = Grammar.from_json_schema({"type": "array", "items": {"type": "boolean"}, "maxItems": 4})
@@ -35,6 +36,15 @@ def test_a_stop_id_ends_a_grammar(session: MedusaSession) -> None:
     options = GenerationOptions(grammar=grammar, stop_ids=(stop,), max_new_tokens=5)
     reply = session.generate("hello", options)
     assert reply.finish_reason == "stop" and reply.text.startswith("a")
+
+
+def test_requests_with_other_stop_ids_share_a_tokenizer(
+    session: MedusaSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session.make_request("hello", GenerationOptions(grammar=GRAMMAR))
+    monkeypatch.setattr(codec, "GrammarTokenizer", None)  # Calling it would fail.
+    for stop in range(3):
+        session.make_request("hello", GenerationOptions(grammar=GRAMMAR, stop_ids=(stop,)))
 
 
 def test_penalties_are_the_processors_of_their_names(session: MedusaSession) -> None:
