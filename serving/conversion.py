@@ -45,10 +45,12 @@ def options_from_fields(
     if body.steps and not body.stream:
         raise _refuse("steps", "it needs stream: true")
     stop = body.stop or []
+    stop_ids = tuple(body.stop_token_ids or ())
     biases = {int(token): bias for token, bias in (body.logit_bias or {}).items()}
     vocab_size = session.bundle.manifest.model.vocab_size
-    if biases and max(biases) >= vocab_size:
-        raise _refuse("logit_bias", f"token {max(biases)} is beyond the last, {vocab_size - 1}")
+    for name, token_ids in (("logit_bias", biases), ("stop_token_ids", stop_ids)):
+        if token_ids and max(token_ids) >= vocab_size:
+            raise _refuse(name, f"token {max(token_ids)} is beyond the last, {vocab_size - 1}")
     try:
         return GenerationOptions(
             max_new_tokens=max_new_tokens,
@@ -66,6 +68,7 @@ def options_from_fields(
             posterior_threshold=body.posterior_threshold,
             posterior_alpha=body.posterior_alpha,
             stop=(stop,) if isinstance(stop, str) else tuple(stop),
+            stop_ids=stop_ids,
             repetition_penalty=body.repetition_penalty,
             presence_penalty=body.presence_penalty,
             frequency_penalty=body.frequency_penalty,

@@ -92,6 +92,7 @@ class ReplyFields(Body):
     min_p: Annotated[float, Field(ge=0, le=1), OrNull()] = 0.0
     repetition_penalty: Annotated[float, Field(ge=0.01, le=100), OrNull()] = 1.0
     ignore_eos: Flag = False
+    stop_token_ids: Annotated[list[_TokenId], Field(max_length=128)] | None = None
     regex: str | None = None
     grammar: str | None = None
     acceptance: AcceptanceName | None = None

@@ -108,3 +108,17 @@ def test_seeds_below_zero_are_those_of_64_bits(live: LiveServer, offline: Medusa
     sampling = SamplingOptions(temperature=1.0, seed=2**64 - 1)
     expected = offline.generate("hello", GenerationOptions(max_new_tokens=16, sampling=sampling))
     assert live.complete(seed=-1).json()["choices"][0]["text"] == expected.text
+
+
+def test_stop_token_ids_end_a_reply_of_both_kinds(live: LiveServer, offline: MedusaSession) -> None:
+    fields = {"temperature": 0, "max_tokens": 12}
+    messages = [{"role": "user", "content": "hello"}]
+    for prompt, ask in ("hello", live.complete), (messages, live.chat):
+        whole = offline.generate(prompt, GenerationOptions(max_new_tokens=12))
+        stop_ids = (whole.token_ids[6], 0)
+        options = GenerationOptions(max_new_tokens=12, stop_ids=stop_ids)
+        expected = offline.generate(prompt, options)
+        assert 0 < len(expected.text) < len(whole.text)
+        (choice,) = ask(**fields, stop_token_ids=stop_ids).json()["choices"]
+        assert choice["finish_reason"] == "stop"
+        assert choice.get("text", choice.get("message", {}).get("content")) == expected.text
