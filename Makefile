@@ -1,4 +1,5 @@
-# make demo: export the real model and compare Medusa with plain decoding; make test: all checks.
+# make demo: export the real model and compare Medusa with plain decoding; make test: all checks;
+# make docs: the site.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -7,7 +8,7 @@ BUNDLE := build/smollm2-135m
 # The folders of the top level that are sub-packages of medusa_trt, as in setup.py.
 PACKAGES := $(filter-out medusa_trt,$(patsubst %/__init__.py,%,$(wildcard */__init__.py)))
 
-.PHONY: demo test lint typecheck native bench wheel clean
+.PHONY: demo test lint typecheck links docs native bench wheel clean
 demo: $(BUNDLE)/manifest.json
 	$(BIN)/python benchmarks/demo.py $(BUNDLE)
 
@@ -20,11 +21,19 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-typecheck: $(READY)
-	rm -rf build/typing && mkdir -p build/typing/medusa_trt
-	ln -s $(addprefix ../../../,$(PACKAGES) $(filter-out %/__pycache__,$(wildcard medusa_trt/*))) build/typing/medusa_trt/
+typecheck: $(READY) links
 	$(BIN)/mypy
 	cd build/typing && ../../$(BIN)/lint-imports --config ../../pyproject.toml
+
+# The package as tools that only read files expect it: each folder below medusa_trt.
+links:
+	rm -rf build/typing && mkdir -p build/typing/medusa_trt
+	ln -s $(addprefix ../../../,$(PACKAGES) $(filter-out %/__pycache__,$(wildcard medusa_trt/*))) build/typing/medusa_trt/
+
+# The site, in build/docs; a broken link or an unknown name of the API ends it.
+docs: $(READY) links
+	$(BIN)/python docs/site/make_pages.py build/site-source
+	$(BIN)/zensical build --clean --strict
 
 # Compiles the operators again, after a change in native/ or a pull that brought one.
 native:
