@@ -127,11 +127,11 @@ def _place_nodes(tree: MedusaTree) -> list[tuple[float, int]]:
 
 def _legend(names: list[str], x: float, y: float) -> list[str]:
     shapes = []
-    step = 620 / max(len(names), 3)
+    step = 660 / max(len(names), 4)
     for index, (name, colour) in enumerate(zip(names, COLOURS, strict=False)):
         left = x + index * step
         shapes.append(f'<rect x="{left:.1f}" y="{y}" width="12" height="12" fill="{colour}"/>')
-        shapes.append(_text(left + 17, y + 11, name, size=12))
+        shapes.append(_text(left + 17, y + 11, name, size=11))
     return shapes
 
 

@@ -42,7 +42,7 @@ def test_the_commands_run(tiny_model: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_demo_model_becomes_the_folder_that_the_page_lists(tmp_path: Path) -> None:
-    command = [sys.executable, ROOT / "examples/save_demo_model.py", "my-model"]
+    command = [sys.executable, str(ROOT / "examples/save_demo_model.py"), "my-model"]
     subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
     listed = PAGE.split("$ ls my-model\n")[1].splitlines()[0].split()
     assert sorted(path.name for path in (tmp_path / "my-model").iterdir()) == listed
