@@ -29,6 +29,7 @@ from medusa_trt.serving.replicas.affinity import rank_replicas
 from medusa_trt.serving.replicas.calls import Call, answer_call
 from medusa_trt.serving.replicas.front import Front, Replicas
 from medusa_trt.serving.replicas.options import ReplicaOptions, read_arguments
+from medusa_trt.serving.warm_up import warm_up
 
 _MEASURE_S = 5.0
 """Seconds after which a replica that does not tell its measurements is left out."""
@@ -58,7 +59,7 @@ class Replica:
     """A session with its server, in a process of its own."""
 
     def __init__(self, options: ReplicaOptions, server: ServingOptions) -> None:
-        """Opens the bundle; Ray sends no request before that."""
+        """Opens the bundle and warms it up; Ray sends no request before that."""
         self._session = MedusaSession(
             options.bundle,
             backend=options.backend,
@@ -66,6 +67,7 @@ class Replica:
             max_length=options.max_length,
             batch_size=server.max_sequences,
         )
+        warm_up(self._session)
         self._app = make_app(self._session, server)
         self._lifespan: Any = None
         self._name = serve.get_replica_context().replica_id.unique_id

@@ -21,9 +21,13 @@ from medusa_trt.runtime.session import MedusaSession
 from medusa_trt.serving.app import make_app
 from medusa_trt.serving.connection import Connection
 from medusa_trt.serving.options import ServingOptions
+from medusa_trt.serving.warm_up import warm_up
 
 _SEND_S = 5.0
 """Seconds that replies get to tell their clients that the grace period is over."""
+
+_BACKLOG = 2048
+"""Connections that wait until they are taken; uvicorn's own value."""
 
 SWITCH_S = 0.0001
 """How long the scheduler's thread waits for the interpreter, at most, while another thread makes a
@@ -33,12 +37,13 @@ reply's text; Python's own value is 5 ms."""
 class Server(uvicorn.Server):
     """A uvicorn server that lets running replies end, and whose process then exits with 0."""
 
-    def __init__(self, app: FastAPI, options: ServingOptions) -> None:
+    def __init__(self, app: FastAPI, options: ServingOptions, *, greeting: str = "") -> None:
         """Prepares the server.
 
         Args:
             app: made by `make_app`.
             options: the limits of time.
+            greeting: a line for standard error as soon as clients can connect.
         """
         make_connection: Any = partial(Connection, client_timeout_s=options.client_timeout_s)
         super().__init__(
@@ -52,13 +57,15 @@ class Server(uvicorn.Server):
                 timeout_graceful_shutdown=int(options.grace_s + _SEND_S) + 2,
             )
         )
-        self._service, self._options = app.state.service, options
+        self._service, self._options, self._greeting = app.state.service, options, greeting
         self._loop: asyncio.AbstractEventLoop | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Starts to answer."""
         self._loop = asyncio.get_running_loop()
         await super().startup(sockets)
+        if self.started and self._greeting:
+            print(self._greeting, file=sys.stderr, flush=True)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Ends the server; see `ServingOptions.grace_s`."""
@@ -99,7 +106,7 @@ class Server(uvicorn.Server):
 
 
 def open_socket(options: ServingOptions) -> socket.socket:
-    """Starts to listen, before the long work of opening a bundle.
+    """Takes the address, before the long work of opening a bundle; clients cannot connect yet.
 
     Raises:
         ServingError: the address cannot be used.
@@ -112,11 +119,27 @@ def open_socket(options: ServingOptions) -> socket.socket:
         opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         opened.bind(address)
     except OSError as error:
-        raise ServingError(
-            f"cannot listen on {options.host} port {options.port} ({error.strerror}): choose "
-            "another --host or --port"
-        ) from error
+        raise _address_error(options, error) from error
     return opened
+
+
+def _listen(opened: socket.socket, options: ServingOptions) -> None:
+    """Lets clients connect.
+
+    Raises:
+        ServingError: another server that took the same address has begun to listen.
+    """
+    try:
+        opened.listen(_BACKLOG)
+    except OSError as error:
+        raise _address_error(options, error) from error
+
+
+def _address_error(options: ServingOptions, error: OSError) -> ServingError:
+    return ServingError(
+        f"cannot listen on {options.host} port {options.port} ({error.strerror}): choose another "
+        "--host or --port"
+    )
 
 
 def warn_if_open(options: ServingOptions, address: str) -> None:
@@ -131,7 +154,7 @@ def warn_if_open(options: ServingOptions, address: str) -> None:
 
 
 def serve(session: MedusaSession, options: ServingOptions, opened: socket.socket) -> None:
-    """Answers requests until SIGTERM or Ctrl-C.
+    """Warms the session up, then answers requests until SIGTERM or Ctrl-C.
 
     Args:
         session: has `max_sequences` slots.
@@ -139,13 +162,16 @@ def serve(session: MedusaSession, options: ServingOptions, opened: socket.socket
         opened: made by `open_socket`.
 
     Raises:
-        ServingError: the file of keys cannot be read.
+        ServingError: the file of keys cannot be read, or the address was taken meanwhile.
+        EngineError: the engine failed.
     """
+    warm_up(session)
     app = make_app(session, options)
     host, port, *_ = opened.getsockname()
     shown = f"[{host}]" if ":" in host else host
     if typical := session.bundle.manifest.describe_typical():
         print(f"calibrated for acceptance typical: {typical}", file=sys.stderr)
-    print(f"{app.state.service.model_name} on http://{shown}:{port}", file=sys.stderr, flush=True)
+    greeting = f"{app.state.service.model_name} on http://{shown}:{port}"
     sys.setswitchinterval(SWITCH_S)
-    Server(app, options).run(sockets=[opened])
+    _listen(opened, options)
+    Server(app, options, greeting=greeting).run(sockets=[opened])

@@ -20,6 +20,7 @@ from medusa_trt.runtime.options import GenerationOptions, SamplingOptions
 from medusa_trt.runtime.processors.grammar import Grammar
 from medusa_trt.runtime.scheduler import RequestEvent
 from medusa_trt.runtime.session import Generation, MedusaSession, Prompt
+from medusa_trt.serving.warm_up import warm_up
 from medusa_trt.serving.worker import Ticket, Worker
 
 _POLL_S = 0.05
@@ -59,7 +60,7 @@ class TritonPythonModel:
     """Answers requests, several at a time; Triton calls these methods."""
 
     def initialize(self, args: dict[str, str]) -> None:
-        """Opens the bundle that the config names; the model is ready once that has answered.
+        """Opens the bundle that the config names; the model is ready once it is warmed up.
 
         Raises:
             MedusaError: the bundle cannot be opened, or numpy does not work here.
@@ -70,7 +71,7 @@ class TritonPythonModel:
         batch_size = int(parameters["batch_size"])
         self._max_live = batch_size + int(parameters["max_queue"])
         self._session = MedusaSession(parameters["bundle"], batch_size=batch_size)
-        self._session.generate([0], GenerationOptions(max_new_tokens=1))
+        warm_up(self._session)
         self._answers: set[_Answer] = set()
         self._worker = Worker(self._session, note_end=lambda *_: None, report_fault=_log_fault)
         self._loop = asyncio.new_event_loop()
