@@ -203,8 +203,7 @@ class Replies:
         while num_left:
             ticket, result = await self._results.get()
             generation = result.event.generation
-            if self._record.first_token_s is None:
-                self._record.first_token_s = perf_counter() - self._record.start_s
+            self._note_first_token(result.event)
             if generation is not None:
                 num_left -= 1
                 self._note_end(generation)
@@ -222,6 +221,16 @@ class Replies:
     def _cancel(self, reason: CancelReason) -> None:
         for ticket in self._tickets:
             self._service.worker.cancel(ticket, reason)
+
+    def _note_first_token(self, event: StreamEvent) -> None:
+        """Notes the time of the first token of all; a whole reply has one event, at its end."""
+        generation = event.generation
+        if generation is not None and not generation.stats.new_tokens:
+            return
+        decode_s = 0.0 if generation is None or event.token_ids else generation.stats.decode_s
+        first_s = perf_counter() - self._record.start_s - decode_s
+        known_s = self._record.first_token_s
+        self._record.first_token_s = first_s if known_s is None else min(known_s, first_s)
 
     def _note_end(self, generation: Generation) -> None:
         record, stats = self._record, generation.stats

@@ -6,6 +6,7 @@ import socket
 from collections.abc import Iterator
 from threading import Thread
 from time import perf_counter
+from typing import Any
 
 import httpx
 import pytest
@@ -150,3 +151,14 @@ def test_the_time_to_try_again_does_not_count_the_queue_twice(tiny_bundle: Bundl
         with pytest.raises(ApiError) as refused:
             service._check_room(1)
     assert refused.value.status == 429 and refused.value.headers["retry-after"] == "6"
+
+
+@pytest.mark.parametrize("fields", [{}, {"stream": True}, {"n": 2}, {"stop": "never"}])
+def test_the_first_token_of_a_whole_reply_is_not_its_end(
+    tiny_bundle: Bundle, fields: dict[str, Any]
+) -> None:
+    with endless_server(tiny_bundle) as live:
+        live.complete(**LONG | fields | {"max_tokens": 25})
+        wait_for(lambda: bool(live.log))
+        (line,) = live.log
+        assert 0 < line["first_token_ms"] < line["ms"] / 2
