@@ -14,9 +14,7 @@ from medusa_trt.export.modeling.attention_form import AttentionForm
 from medusa_trt.export.modeling.attention_forms import choose_attention
 from medusa_trt.export.modeling.rotary import find_longrope_length
 from medusa_trt.export.modeling.support import (
-    find_sliding_window,
     list_notices,
-    needs_general_attention,
     refuse_unsupported,
 )
 from medusa_trt.export.models.base_model import BaseModel, open_base_model
@@ -54,10 +52,6 @@ MIN_TOP_K = 10
 
 _LONGEST_RANDOM = 1 << 15
 """Limit on the sequence length with random weights, if the model's is smaller."""
-
-_LEAST_WINDOW = 1024
-"""A sliding window of at least this length becomes the default limit on the sequence length,
-because attention without windows is faster."""
 
 _NUM_SMALL = 1_000_000_000
 """Models of fewer weights are small: rounding to int4 is known to cost them much."""
@@ -165,13 +159,8 @@ def parts_from_options(options: ExportOptions, progress: Callable[[str], None]) 
     if not options.random_weights:
         with supply_weights(base.model, base.weights):
             refuse_unsupported(base.model, max_length)
-    forms = choose_attention(
-        target.attention,
-        has_library=precision.uses_library,
-        is_general=needs_general_attention(base.model, max_length),
-    )
-    is_slower = precision.uses_library and not forms["verify"].uses_library
-    for text in list_notices(base.model, max_length, is_slower=is_slower):
+    forms = choose_attention(target.attention, has_library=precision.uses_library)
+    for text in list_notices(base.model, max_length):
         progress(f"warning: {text}")
     num_weights = sum(parameter.numel() for parameter in base.model.parameters())
     if precision.layers == "int4" and plan is None and num_weights < _NUM_SMALL:
@@ -297,10 +286,8 @@ def _choose_max_length(
 ) -> int:
     limit = getattr(model.config, "max_position_embeddings", None) or target.max_length
     if wanted is None:
-        window = find_sliding_window(model)
-        reach = window if window is not None and window >= _LEAST_WINDOW else limit
         short_length = find_longrope_length(model.config) or limit
-        return int(min(limit, target.max_length, reach, short_length))
+        return int(min(limit, target.max_length, short_length))
     if is_random:
         limit = max(limit, _LONGEST_RANDOM)  # Random weights have learned no positions.
     if not 64 <= wanted <= limit:

@@ -22,28 +22,35 @@ struct AttentionStep {
   int64_t tree_stride;     // from tree to tree
   uint16_t* to_keys;       // (batch, heads, capacity, head_dim)
   uint16_t* to_values;
-  Attention shared;  // of the first sequence and head, without its past
+  int64_t window;    // number of positions up to its own that a node sees; 0 for all
+  int64_t chunk;     // number of positions in a chunk, of which a node sees its own; 0 for all
+  Attention shared;  // of the first sequence and head, without its past and first positions
 
   void run(const Call& call) {
     const int64_t nodes = shared.nodes, rows = nodes * shared.group;
-    blocks_ = (rows + best_.query_rows - 1) / best_.query_rows;
+    prepare();
+    if (!shared.is_plain() && best_->general) best_ = best_->general;
+    blocks_ = (rows + best_->query_rows - 1) / best_->query_rows;
     block_rows_ = (rows + blocks_ - 1) / blocks_;
     units_ = batch * heads * blocks_;
     append_parts_ = (nodes + kAppended - 1) / kAppended;
     longest_ = *std::max_element(pasts, pasts + batch) + nodes;
-    prepare();
-    if (best_.attention && units_ < kEnough)
-      run_in_steps(call, *best_.attention);
+    if (best_->attention && units_ < kEnough)
+      run_in_steps(call, *best_->attention);
     else
       run_by_units(call);
   }
 
  private:
+  struct Range {
+    int64_t begin, end;
+  };
+
   static constexpr int64_t kEnough = 16;     // units that threads can share evenly
   static constexpr int64_t kAppended = 16;   // nodes
   static constexpr int64_t kKeys = 128, kRows = 4, kDims = 32;  // of a piece of a step
 
-  // Positions of the nodes, and whether every node sees all nodes before it.
+  // Positions of the nodes and the first ones that they see, and whether the nodes are a chain.
   void prepare() {
     const int64_t nodes = shared.nodes;
     positions_.resize(static_cast<size_t>(batch * nodes));
@@ -52,11 +59,21 @@ struct AttentionStep {
       for (int64_t t = 0; t < nodes; ++t)
         positions_[static_cast<size_t>(b * nodes + t)] = pasts[b] + offsets[b * tree_stride + t];
       chains_[static_cast<size_t>(b)] =
-          b > 0 && tree_stride == 0 ? chains_[0] : is_chain(shared.mask + b * tree_stride * nodes);
+          b > 0 && tree_stride == 0 ? chains_[0]
+                                    : is_chain(shared.mask + b * tree_stride * nodes,
+                                               offsets + b * tree_stride);
     }
+    for (int64_t position : positions_) {
+      const int64_t in_window = window > 0 ? position - window + 1 : 0;
+      const int64_t in_chunk = chunk > 0 ? position / chunk * chunk : 0;
+      firsts_.push_back(std::max({int64_t{0}, in_window, in_chunk}));
+    }
+    shared.firsts = window > 0 || chunk > 0 ? firsts_.data() : nullptr;
   }
 
-  bool is_chain(const float* tree) const {
+  bool is_chain(const float* tree, const int64_t* depths) const {
+    for (int64_t t = 0; t < shared.nodes; ++t)
+      if (depths[t] != t) return false;
     for (int64_t t = 0; t < shared.nodes; ++t)
       for (int64_t j = 0; j < shared.nodes; ++j)
         if ((j <= t) != (tree[t * shared.nodes + j] > kHidden)) return false;
@@ -65,7 +82,7 @@ struct AttentionStep {
 
   // Units one by one, after all keys and values are in the cache.
   void run_by_units(const Call& call) const {
-    const int64_t floats = best_.attend_floats(longest_, shared.head_dim);
+    const int64_t floats = best_->attend_floats(longest_, shared.head_dim);
     Phase appended, attended;
     appended.begin(batch * heads * append_parts_);
     attended.begin(units_);
@@ -75,7 +92,7 @@ struct AttentionStep {
       if (!worker.wait(appended)) return;
       worker.take(attended, [&](int64_t unit) {
         const int64_t first = first_row(unit);
-        if (num_rows(unit) > 0) best_.attend(attention(unit), first, num_rows(unit), own);
+        if (num_rows(unit) > 0) best_->attend(attention(unit), first, num_rows(unit), own);
       });
       worker.wait(attended);
     });
@@ -88,7 +105,7 @@ struct AttentionStep {
     float* memory = scratch<float>(Scratch::kInner, static_cast<size_t>(units_ * unit_floats));
     const size_t own_floats = static_cast<size_t>(steps.own_floats(longest_, size));
     const int64_t appends = batch * heads * append_parts_;
-    const int64_t key_parts = (longest_ + kKeys - 1) / kKeys;
+    const int64_t key_parts = (count_most_keys() + kKeys - 1) / kKeys;
     const int64_t row_parts = (block_rows_ + kRows - 1) / kRows;
     const int64_t dim_parts = (size + kDims - 1) / kDims;
     Phase prepared, scored, weighed, added;
@@ -96,20 +113,21 @@ struct AttentionStep {
     scored.begin(units_ * key_parts);
     weighed.begin(units_ * row_parts);
     added.begin(units_ * dim_parts);
-    // Calls step(attention, rows, begin, end) for a part of a unit's `size` keys, rows or dimensions.
-    const auto part = [&](int64_t unit, int64_t index, int64_t each, const auto& size_of,
+    // Calls step(attention, rows, begin, end) for a part of a unit's keys, rows or dimensions.
+    const auto part = [&](int64_t unit, int64_t index, int64_t each, const auto& range_of,
                           const auto& step) {
       if (num_rows(unit) <= 0) return;
       const Attention a = attention(unit);
       const AttentionRows rows(a, first_row(unit), num_rows(unit), memory + unit * unit_floats);
-      const int64_t begin = index * each, end = std::min(begin + each, size_of(rows));
+      const Range range = range_of(rows);
+      const int64_t begin = range.begin + index * each, end = std::min(begin + each, range.end);
       if (begin < end) step(a, rows, begin, end);
     };
     call.parallel([&](Worker& worker) {
       float* own = scratch<float>(Scratch::kTask, own_floats);
       worker.take(prepared, [&](int64_t index) {
         if (index < appends) return append(index, own);
-        part(index - appends, 0, 1, [](const AttentionRows&) { return int64_t{1}; },
+        part(index - appends, 0, 1, [](const AttentionRows&) { return Range{0, 1}; },
              [&](const Attention& a, const AttentionRows& rows, int64_t, int64_t) {
                steps.rotate(a, rows);
              });
@@ -117,7 +135,7 @@ struct AttentionStep {
       if (!worker.wait(prepared)) return;
       worker.take(scored, [&](int64_t index) {
         part(index / key_parts, index % key_parts, kKeys,
-             [](const AttentionRows& rows) { return rows.keys; },
+             [](const AttentionRows& rows) { return Range{rows.begin, rows.end}; },
              [&](const Attention& a, const AttentionRows& rows, int64_t begin, int64_t end) {
                steps.score(a, rows, begin, end, own);
              });
@@ -125,7 +143,7 @@ struct AttentionStep {
       if (!worker.wait(scored)) return;
       worker.take(weighed, [&](int64_t index) {
         part(index / row_parts, index % row_parts, kRows,
-             [](const AttentionRows& rows) { return rows.count; },
+             [](const AttentionRows& rows) { return Range{0, rows.count}; },
              [&](const Attention& a, const AttentionRows& rows, int64_t begin, int64_t end) {
                steps.weigh(a, rows, begin, end, own);
              });
@@ -133,13 +151,25 @@ struct AttentionStep {
       if (!worker.wait(weighed)) return;
       worker.take(added, [&](int64_t index) {
         part(index / dim_parts, index % dim_parts, kDims,
-             [&](const AttentionRows&) { return size; },
+             [&](const AttentionRows&) { return Range{0, size}; },
              [&](const Attention& a, const AttentionRows& rows, int64_t begin, int64_t end) {
                steps.add(a, rows, begin, end, own);
              });
       });
       worker.wait(added);
     });
+  }
+
+  // The number of keys of the unit that has the most of them.
+  int64_t count_most_keys() const {
+    int64_t most = 0;
+    for (int64_t unit = 0; unit < units_; ++unit) {
+      if (num_rows(unit) <= 0) continue;
+      const Attention a = attention(unit);
+      const int64_t row = first_row(unit), count = num_rows(unit);
+      most = std::max(most, a.end_key(row, count) - a.first_key(row, count));
+    }
+    return most;
   }
 
   // Writes some new keys and values of a head into the cache.
@@ -152,8 +182,8 @@ struct AttentionStep {
       const int64_t target = ((b * heads + head) * capacity + pasts[b] + t) * size;
       const int64_t turn =
           positions_[static_cast<size_t>(b * shared.nodes + t)] * shared.rotary_dim / 2;
-      best_.append(new_keys + source, new_values + source, shared.cos + turn, shared.sin + turn,
-                   size, shared.rotary_dim, own, to_keys + target, to_values + target);
+      best_->append(new_keys + source, new_values + source, shared.cos + turn, shared.sin + turn,
+                    size, shared.rotary_dim, own, to_keys + target, to_values + target);
     }
   }
 
@@ -172,6 +202,8 @@ struct AttentionStep {
     a.queries += b * query_stride + first_query;
     a.mask += b * tree_stride * shared.nodes;
     a.chain = chains_[static_cast<size_t>(b)];
+    if (a.firsts) a.firsts += b * shared.nodes;
+    if (a.sinks) a.sinks += head * shared.group;
     a.keys = to_keys + cache;
     a.values = to_values + cache;
     a.positions = positions_.data() + b * shared.nodes;
@@ -179,9 +211,9 @@ struct AttentionStep {
     return a;
   }
 
-  const Kernels& best_ = *kernels();
+  const Kernels* best_ = kernels();
   int64_t blocks_, block_rows_, units_, append_parts_, longest_;
-  std::vector<int64_t> positions_;
+  std::vector<int64_t> positions_, firsts_;
   std::vector<char> chains_;
 };
 

@@ -200,5 +200,22 @@ float float_attribute(const Api* api, const ort::KernelInfo* info, const char* n
   return value;
 }
 
+// The same for an attribute that a node may lack.
+int64_t int_attribute(const Api* api, const ort::KernelInfo* info, const char* name,
+                      int64_t absent) {
+  int64_t value = 0;
+  Status* status = api->int_attribute(info, name, &value);
+  if (status) api->release_status(status);
+  return status ? absent : value;
+}
+
+float float_attribute(const Api* api, const ort::KernelInfo* info, const char* name,
+                      float absent) {
+  float value = 0;
+  Status* status = api->float_attribute(info, name, &value);
+  if (status) api->release_status(status);
+  return status ? absent : value;
+}
+
 }  // namespace
 }  // namespace medusa

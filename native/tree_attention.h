@@ -12,13 +12,17 @@ namespace {
 // Inputs: query (B, T, heads * D), or with key and value absent all three in one; key and value
 // (B, T, kv_heads * D); past_key and past_value (B, kv_heads, capacity, D); past_length (B,) int64;
 // position_offsets (B, T) int64; tree_mask (B, T, T), 0 or a value that hides a node; cos and sin
-// (positions, rotary_dim / 2). The cache is bfloat16. Bundles of version 0.1 have one tree for all
+// (positions, rotary_dim / 2); sinks (heads,), a score of each query head that joins the sum of
+// weights, or absent. The cache is bfloat16. Bundles of version 0.1 have one tree for all
 // sequences, (T,) and (T, T).
+// Attributes: num_heads, kv_num_heads, scale; and where a layer has these, window, the number of
+// positions up to its own that a node sees; chunk, where a node sees only positions of its own chunk
+// of so many; softcap, which replaces a score x by softcap * tanh(x / softcap).
 // Outputs: attended (B, T, heads * D) and the updated cache, which may share memory with the past.
 class TreeAttention {
  public:
   static constexpr const char* kName = "TreeAttention";
-  static constexpr size_t kInputs = 10, kRequiredInputs = kInputs, kOutputs = 3;
+  static constexpr size_t kInputs = 11, kRequiredInputs = 10, kOutputs = 3;
   static constexpr size_t kRequiredOutputs = kOutputs;
 
   static bool may_lack(size_t index) { return index == 1 || index == 2; }
@@ -35,13 +39,16 @@ class TreeAttention {
   TreeAttention(const Api* api, const ort::KernelInfo* info)
       : heads_(int_attribute(api, info, "num_heads")),
         kv_heads_(int_attribute(api, info, "kv_num_heads")),
-        scale_(float_attribute(api, info, "scale")) {}
+        scale_(float_attribute(api, info, "scale")),
+        window_(int_attribute(api, info, "window", 0)),
+        chunk_(int_attribute(api, info, "chunk", 0)),
+        softcap_(float_attribute(api, info, "softcap", 0.0f)) {}
 
   void compute(const Call& call) const {
     const Tensor query = call.input(0), key = call.input(1), value = call.input(2);
     const Tensor past_key = call.input(3), past_value = call.input(4);
     const Tensor past_length = call.input(5), offsets = call.input(6), mask = call.input(7);
-    const Tensor cos = call.input(8), sin = call.input(9);
+    const Tensor cos = call.input(8), sin = call.input(9), sinks = call.input(10);
     call.require(query.shape.size() == 3 && past_key.shape.size() == 4 && cos.shape.size() == 2 &&
                      past_key.shape == past_value.shape && cos.shape == sin.shape,
                  kName, "a rank or shape is wrong");
@@ -53,7 +60,7 @@ class TreeAttention {
                      query.shape[2] == width && past_length.size() == batch &&
                      (offsets.size() == nodes || offsets.size() == batch * nodes) &&
                      mask.size() == offsets.size() * nodes &&
-                     2 * cos.shape[1] <= size,
+                     2 * cos.shape[1] <= size && (!sinks.data || sinks.size() == heads_),
                  kName, "inputs differ in shape");
     if (!packed) {
       const std::vector<int64_t> shape = {batch, nodes, kv_heads_ * size};
@@ -90,6 +97,8 @@ class TreeAttention {
     step.to_keys = new_key.as<uint16_t>();
     step.to_values = new_value.as<uint16_t>();
     step.offsets = offsets.as<const int64_t>();
+    step.window = window_;
+    step.chunk = chunk_;
     Attention& a = step.shared;
     a.group = heads_ / kv_heads_;
     a.head_dim = size;
@@ -101,6 +110,8 @@ class TreeAttention {
     a.cos = cos.as<float>();
     a.sin = sin.as<float>();
     a.rotary_dim = 2 * cos.shape[1];
+    a.softcap = softcap_;
+    a.sinks = sinks.as<float>();
     a.out = out.as<float>();
     a.out_stride = heads_ * size;
     step.run(call);
@@ -114,6 +125,8 @@ class TreeAttention {
 
   int64_t heads_, kv_heads_;
   float scale_;
+  int64_t window_, chunk_;
+  float softcap_;
 };
 
 }  // namespace

@@ -15,7 +15,12 @@ from transformers import PreTrainedModel
 
 from medusa_trt.export.modeling.attention_form import AttentionForm
 from medusa_trt.export.modeling.attention_inputs import AttentionInputs
-from medusa_trt.export.modeling.attention_probe import replace_attention, watch_attention_shapes
+from medusa_trt.export.modeling.attention_probe import (
+    PassThroughCache,
+    chunks_from_config,
+    replace_attention,
+    watch_attention_shapes,
+)
 from medusa_trt.export.modeling.dense_experts import replace_experts
 from medusa_trt.export.modeling.rotary import (
     IdentityRotary,
@@ -65,6 +70,7 @@ class VerifyModule(nn.Module):
         for index, table in enumerate(tables.values()):
             for name, values in zip(_name_tables(index), table, strict=True):
                 self.register_buffer(name, values.to(model.dtype), persistent=False)
+        self._chunks = chunks_from_config(model.config)
         self._dtype = model.dtype
         self._table_of_layer = [list(tables).index(kind) for kind in kinds]
         self._rotary_dim = 2 * next(iter(tables.values()))[0].shape[1]
@@ -118,6 +124,7 @@ class VerifyModule(nn.Module):
         inputs = AttentionInputs(
             cache=cache,
             tables=[tables[index] for index in self._table_of_layer],
+            chunks=self._chunks,
             past_length=past_length,
             position_offsets=position_offsets,
             tree_mask=tree_mask,
@@ -154,7 +161,7 @@ class VerifyModule(nn.Module):
                 input_ids=input_ids,
                 attention_mask=bias,
                 position_ids=position_ids,
-                past_key_values=_PassThroughCache(),
+                past_key_values=PassThroughCache(),
                 use_cache=False,
             ).logits
         return hidden[0], logits
@@ -180,18 +187,6 @@ class VerifyModule(nn.Module):
             *([torch.arange(num_read)] if self.form.reads_cache_positions else []),
             *cache,
         )
-
-
-class _PassThroughCache:
-    """Passes new keys and values on; the form of attention joins them with the past."""
-
-    def update(
-        self, key: torch.Tensor, value: torch.Tensor, *_: object, **__: object
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        return key, value
-
-    def get_seq_length(self, *_: object) -> int:
-        return 0
 
 
 def _name_tables(index: int) -> tuple[str, str]:

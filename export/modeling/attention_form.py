@@ -22,7 +22,6 @@ class AttentionForm(ABC):
     Attributes:
         takes_batch: whether it takes several sequences; if not, they need a graph of another form.
         takes_tree_per_sequence: whether tree mask and position offsets have a batch axis.
-        takes_any_layer: whether it takes capped scores and sliding windows shorter than a sequence.
         uses_library: whether its graph needs the operator library.
         is_portable: whether its graph keeps to standard operators and computes in one type.
         fuses_skip_norm: whether residual additions are fused with norms in a portable graph.
@@ -42,7 +41,6 @@ class AttentionForm(ABC):
 
     takes_batch: ClassVar[bool] = True
     takes_tree_per_sequence: ClassVar[bool] = False
-    takes_any_layer: ClassVar[bool] = True
     uses_library: ClassVar[bool] = False
     is_portable: ClassVar[bool] = False
     fuses_skip_norm: ClassVar[bool] = False
@@ -71,6 +69,7 @@ class AttentionForm(ABC):
         scaling: float,
         sliding_window: int | None = None,
         softcap: float | None = None,
+        s_aux: torch.Tensor | None = None,
         **_: object,
     ) -> tuple[torch.Tensor, None]:
         """Implements transformers' attention interface; see `AttentionCall`.
@@ -82,7 +81,17 @@ class AttentionForm(ABC):
         """
         layer = module.layer_idx
         assert isinstance(layer, int)
-        call = AttentionCall(layer, query, key, value, float(scaling), sliding_window, softcap)
+        call = AttentionCall(
+            layer,
+            query,
+            key,
+            value,
+            float(scaling),
+            window=sliding_window,
+            chunk=self._inputs.chunks[layer],
+            softcap=None if softcap is None else float(softcap),
+            sinks=s_aux,
+        )
         return self._attend(call), None
 
     @abstractmethod

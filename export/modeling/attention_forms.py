@@ -21,15 +21,12 @@ ATTENTION_FORMS: dict[str, type[AttentionForm]] = {
 }
 
 
-def choose_attention(
-    names: Sequence[str], *, has_library: bool, is_general: bool
-) -> dict[str, type[AttentionForm]]:
+def choose_attention(names: Sequence[str], *, has_library: bool) -> dict[str, type[AttentionForm]]:
     """Chooses the form of each verify graph of a bundle.
 
     Args:
         names: the forms of a target, the preferred one first.
         has_library: whether the bundle needs the operator library anyway.
-        is_general: whether the model caps scores, or has windows shorter than its sequences.
 
     Returns:
         The form of "verify", and that of "verify_batch" where the first takes one sequence only.
@@ -37,7 +34,7 @@ def choose_attention(
     forms = [
         form
         for form in (ATTENTION_FORMS[name] for name in names)
-        if (has_library or not form.uses_library) and (form.takes_any_layer or not is_general)
+        if has_library or not form.uses_library
     ]
     chosen = {"verify": forms[0]}
     if not forms[0].takes_batch:

@@ -16,6 +16,7 @@ class AttentionInputs:
     Attributes:
         cache: key and value of each layer in turn, (B, kv_heads, capacity, head_dim).
         tables: rotary table of each layer.
+        chunks: positions in a chunk of each layer whose nodes see their own chunk alone, else None.
         past_length: (B,) int64, cached tokens of each sequence.
         position_offsets: (T,) int64, each node's depth; (B, T) if the form
             `takes_tree_per_sequence`.
@@ -27,6 +28,7 @@ class AttentionInputs:
 
     cache: Sequence[torch.Tensor]
     tables: Sequence[RotaryTable]
+    chunks: Sequence[int | None]
     past_length: torch.Tensor
     position_offsets: torch.Tensor
     tree_mask: torch.Tensor
@@ -50,7 +52,9 @@ class AttentionCall:
         value: (B, kv_heads, T, head_dim).
         scaling: factor of the scores.
         window: positions that the layer reaches back, itself included; None for all.
+        chunk: positions in a chunk, where a node sees its own chunk alone; None where it does not.
         softcap: bound of the scores; None for no bound.
+        sinks: (heads,) score of each head that joins the sum of its weights, or None.
     """
 
     layer: int
@@ -59,14 +63,21 @@ class AttentionCall:
     value: torch.Tensor
     scaling: float
     window: int | None
+    chunk: int | None
     softcap: float | None
+    sinks: torch.Tensor | None
+
+
+def drop_idle_size(size: int | None, max_length: int) -> int | None:
+    """Returns None for a window or chunk that holds the longest sequence, and hides nothing."""
+    return None if size is None or size >= max_length else size
 
 
 class AttentionMask:
-    """Masks of one step; layers with equal windows share a mask.
+    """Masks of one step; layers with equal windows and chunks share a mask.
 
     Attributes:
-        whole: (B, 1, T, L) additive, for layers without a sliding window.
+        whole: (B, 1, T, L) additive, for layers that see all positions.
     """
 
     def __init__(
@@ -83,23 +94,33 @@ class AttentionMask:
             whole: (B, 1, T, L) additive.
             positions: (B, T) int64 of the nodes, equal for siblings.
             key_positions: (B, L) int64.
-            max_length: length of the longest sequence; a window of this size hides nothing.
+            max_length: length of the longest sequence, in tokens.
             masked: additive value that hides a key.
         """
         self.whole = whole
         self._positions, self._key_positions = positions, key_positions
         self._max_length, self._masked = max_length, masked
-        self._by_window: dict[int, torch.Tensor] = {}
+        self._by_sizes: dict[tuple[int | None, int | None], torch.Tensor] = {}
 
-    def within(self, window: int | None) -> torch.Tensor:
-        """Returns the mask (B, 1, T, L) that also hides what is `window` positions back or more.
+    def within(self, window: int | None, chunk: int | None = None) -> torch.Tensor:
+        """Returns the mask (B, 1, T, L) that also hides what a layer does not reach.
+
+        A node does not see what is `window` positions back or more, nor what is in an earlier
+        chunk of `chunk` positions than itself.
 
         Source: Beltagy et al. 2020, "Longformer", counted as in transformers: a node is the
         first position of its own window.
         """
-        if window is None or window >= self._max_length:
+        window, chunk = (drop_idle_size(size, self._max_length) for size in (window, chunk))
+        if window is None and chunk is None:
             return self.whole
-        if window not in self._by_window:
-            distance = self._positions[:, None, :, None] - self._key_positions[:, None, None, :]
-            self._by_window[window] = torch.where(distance < window, self.whole, self._masked)
-        return self._by_window[window]
+        if (window, chunk) not in self._by_sizes:
+            mask, keys = self.whole, self._key_positions[:, None, None, :]
+            positions = self._positions[:, None, :, None]
+            if window is not None:
+                mask = torch.where(positions - keys < window, mask, self._masked)
+            if chunk is not None:
+                first = positions - positions % chunk
+                mask = torch.where(keys >= first, mask, self._masked)
+            self._by_sizes[window, chunk] = mask
+        return self._by_sizes[window, chunk]

@@ -5,7 +5,11 @@ from typing import ClassVar, cast
 import torch
 
 from medusa_trt.export.modeling.attention_form import AttentionForm
-from medusa_trt.export.modeling.attention_inputs import AttentionCall, AttentionMask
+from medusa_trt.export.modeling.attention_inputs import (
+    AttentionCall,
+    AttentionMask,
+    drop_idle_size,
+)
 from medusa_trt.runtime.engines.operators import DOMAIN
 
 
@@ -13,7 +17,8 @@ class CachedAttention(AttentionForm):
     """`com.microsoft.GroupQueryAttention`: rotary, cache update and masked attention.
 
     ONNX Runtime takes an attention bias with a past at batch 1 only, and writes the present into
-    the past's memory when both are bound to it. It caps scores before it adds the bias.
+    the past's memory when both are bound to it. It caps scores before it adds the bias, and takes
+    sinks as its last input.
     """
 
     takes_batch = False
@@ -48,13 +53,13 @@ class CachedAttention(AttentionForm):
                     for states in (call.query, call.key, call.value)
                 ),
                 *past,
-                *self._list_other_inputs(call.layer, call.window),
+                *self._list_other_inputs(call),
             ],
             {
                 "num_heads": num_heads,
                 "kv_num_heads": call.key.shape[1],
                 "scale": call.scaling,
-                **self._list_other_attributes(call.softcap),
+                **self._list_other_attributes(call),
             },
             dtypes=[call.query.dtype, past[0].dtype, past[1].dtype],
             shapes=[(batch, num_nodes, num_heads * head_dim), past[0].shape, past[1].shape],
@@ -63,26 +68,29 @@ class CachedAttention(AttentionForm):
         self.presents += outputs[1:]
         return outputs[0].reshape(batch, num_nodes, num_heads, head_dim)
 
-    def _list_other_inputs(self, layer: int, window: int | None) -> list[torch.Tensor]:
+    def _list_other_inputs(self, call: AttentionCall) -> list[torch.Tensor]:
         """Returns the operator's inputs after states and cache."""
         return [
             *self._lengths,
-            *self._inputs.tables[layer],
+            *self._inputs.tables[call.layer],
             self._position_ids,
-            self.mask.within(window),
+            self.mask.within(call.window, call.chunk),
+            *([] if call.sinks is None else [call.sinks]),
         ]
 
-    def _list_other_attributes(self, softcap: float | None) -> dict[str, int | float]:
+    def _list_other_attributes(self, call: AttentionCall) -> dict[str, int | float]:
         """Returns the operator's attributes besides head counts and scale."""
-        return {"do_rotary": 1, **({} if softcap is None else {"softcap": float(softcap)})}
+        return {"do_rotary": 1, **({} if call.softcap is None else {"softcap": call.softcap})}
 
 
 class TreeAttention(CachedAttention):
-    """The operator library's `TreeAttention`, which makes its mask and positions itself."""
+    """The operator library's `TreeAttention`, which makes its mask and positions itself.
+
+    It reads only what a window or chunk lets a node see.
+    """
 
     takes_batch = True
     takes_tree_per_sequence = True
-    takes_any_layer = False
     uses_library = True
     has_position_per_row = False
     min_rows = 1
@@ -93,12 +101,16 @@ class TreeAttention(CachedAttention):
         inputs, positions = self._inputs, self._position_ids
         return AttentionMask(inputs.tree_mask[:, None], positions, positions, inputs.max_length)
 
-    def _list_other_inputs(self, layer: int, window: int | None) -> list[torch.Tensor]:
-        assert self.mask.within(window) is self.mask.whole
+    def _list_other_inputs(self, call: AttentionCall) -> list[torch.Tensor]:
         inputs = self._inputs
         tree = [inputs.past_length, inputs.position_offsets, inputs.tree_mask]
-        return [*tree, *inputs.tables[layer]]
+        sinks = [] if call.sinks is None else [call.sinks]
+        return [*tree, *inputs.tables[call.layer], *sinks]
 
-    def _list_other_attributes(self, softcap: float | None) -> dict[str, int | float]:
-        assert softcap is None
-        return {}
+    def _list_other_attributes(self, call: AttentionCall) -> dict[str, int | float]:
+        limits = {
+            "window": drop_idle_size(call.window, self._inputs.max_length),
+            "chunk": drop_idle_size(call.chunk, self._inputs.max_length),
+            "softcap": call.softcap,
+        }
+        return {name: value for name, value in limits.items() if value is not None}

@@ -31,14 +31,17 @@ class StandardAttention(AttentionForm):
     def _attend(self, call: AttentionCall) -> torch.Tensor:
         table = self._inputs.tables[call.layer]
         keys, values = self._update_rows(call.layer, self._rotate(call.key, table), call.value)
-        bias = self.mask.within(call.window)
+        bias = self.mask.within(call.window, call.chunk)
         query = self._rotate(call.query, table)
-        # The operator's softcap would cap the mask together with the scores.
-        if self.has_attention_operator and call.softcap is None:
+        # The operator's softcap would cap the mask together with the scores, and it has no sinks.
+        is_plain = call.softcap is None and call.sinks is None
+        if self.has_attention_operator and is_plain:
             inputs = [query, keys, values, bias]
             attended = self._emit("Attention", inputs, {"scale": call.scaling}, like=query)
         else:
-            attended = grouped_attention(query, keys, values, bias, call.scaling, call.softcap)
+            attended = grouped_attention(
+                query, keys, values, bias, call.scaling, softcap=call.softcap, sinks=call.sinks
+            )
         return attended.transpose(1, 2)
 
     def _update_rows(

@@ -7,28 +7,11 @@ from transformers import PreTrainedModel
 from medusa_trt.errors import ExportError, MedusaError, describe_error
 from medusa_trt.export.modeling.attention_probe import (
     find_attention_problem,
-    watch_attention_shapes,
 )
 from medusa_trt.export.modeling.dense_experts import find_experts_problem, has_experts
 from medusa_trt.export.modeling.rotary import find_longrope_length
 
-_LAYER_TYPES = {"attention", "full_attention", "sliding_attention"}
-
-
-def find_sliding_window(model: PreTrainedModel) -> int | None:
-    """Finds the sliding window of a model in tokens; None if it has none."""
-    config = model.config
-    window = getattr(config, "sliding_window", None)
-    used = getattr(config, "use_sliding_window", True)
-    return int(window) if window and used else None
-
-
-def needs_general_attention(model: PreTrainedModel, max_length: int) -> bool:
-    """Whether a layer caps its scores, or has a window shorter than the longest sequence."""
-    return any(
-        call.softcap is not None or (call.window is not None and call.window < max_length)
-        for call in watch_attention_shapes(model, max_length)
-    )
+_LAYER_TYPES = {"attention", "full_attention", "sliding_attention", "chunked_attention"}
 
 
 def refuse_unsupported(model: PreTrainedModel, max_length: int) -> None:
@@ -61,18 +44,9 @@ def _make_unsupported_error(model: PreTrainedModel, problem: str) -> ExportError
     )
 
 
-def list_notices(model: PreTrainedModel, max_length: int, *, is_slower: bool) -> list[str]:
-    """Lists sentences that tell the user how the export treats the model.
-
-    `is_slower` says that the operator library's attention does not serve it.
-    """
+def list_notices(model: PreTrainedModel, max_length: int) -> list[str]:
+    """Lists sentences that tell the user how the export treats the model."""
     config, texts = model.config, []
-    window = find_sliding_window(model)
-    if is_slower:
-        text = "its attention is computed by ONNX Runtime, the operator library's is faster"
-        if window is not None and not needs_general_attention(model, window):
-            text = f"{text}: --max-length {window} would do without its sliding windows"
-        texts.append(text)
     if (short_length := find_longrope_length(config)) is not None:
         if max_length > short_length:
             texts.append(

@@ -5,7 +5,7 @@
 // belongs to one row and adds in the order of its path, so it does not matter how the rows, keys
 // and dimensions are cut.
 
-constexpr int64_t kChunk = 64;  // keys or values converted to single precision together
+constexpr int64_t kChunk = kKeyBlock;  // keys or values converted to single precision together
 constexpr int kQueryRows = 32;  // rows that use them
 #if defined(__aarch64__)
 constexpr int kRegisters = 32;
@@ -168,8 +168,8 @@ inline void load_values(const uint16_t* values, int64_t count, int64_t size, int
 // See `AttentionSteps::rotate`.
 void rotate_queries(const Attention& a, const AttentionRows& rows) {
   const int64_t size = a.head_dim, half = a.rotary_dim / 2;
-  prefetch(a.keys, kChunk, size);
-  prefetch(a.values, kChunk, size);
+  prefetch(a.keys + rows.begin * size, kChunk, size);
+  prefetch(a.values + rows.begin * size, kChunk, size);
   for (int64_t row = 0; row < rows.count; ++row) {
     const int64_t node = (rows.first + row) / a.group, head = (rows.first + row) % a.group;
     const float* source = a.queries + node * a.row_stride + head * size;
@@ -201,40 +201,61 @@ void score(const Attention& a, const AttentionRows& rows, int64_t begin, int64_t
   }
 }
 
-// Turns the scores of a row into weights and returns their sum. It adds in the order of the row's
-// path, in turn to each lane, and hidden nodes have weights of zero.
-inline float weigh_row(const Attention& a, int64_t node, int64_t keys, float* scores, float* path) {
+// softcap * tanh(x / softcap) of each lane.
+inline Floats capped(Floats x, float softcap) {
+  return softcap - 2.0f * softcap / (fast_exp(x * (2.0f / softcap)) + 1.0f);
+}
+
+// Caps the scores of a row of keys [begin, end), and hides the keys that its node does not see.
+inline void limit_row(const Attention& a, int64_t node, int64_t begin, int64_t end, float* scores) {
   const float* mask = a.mask + node * a.nodes;
+  const int64_t first = a.firsts ? a.firsts[node] : 0;
+  if (a.softcap > 0.0f)
+    for (int64_t k = begin; k < end; k += kFloats) at(scores, k) = capped(at(scores, k), a.softcap);
+  for (int64_t k = begin; k < first && k < a.past; ++k) scores[k] = -3.4e38f;
+  const int64_t skipped = begin > a.past ? begin - a.past : 0;
+  for (int64_t j = skipped; a.past + j < end; ++j)
+    if (!(mask[j] > kHidden) || a.positions[j] < first) scores[a.past + j] = -3.4e38f;
+}
+
+// Turns the scores of a row into weights and returns their sum. It adds in the order of the row's
+// path, in turn to each lane, and hidden keys have weights of zero. Position i of a path is added
+// to lane i % kFloats, wherever the sum begins.
+inline float weigh_row(const Attention& a, int64_t row, int64_t begin, int64_t keys, float* scores,
+                       float* path) {
+  const float* mask = a.mask + row / a.group * a.nodes;
   const int64_t end = (keys + kFloats - 1) / kFloats * kFloats;
-  for (int64_t j = 0; a.past + j < keys; ++j)
-    if (!(mask[j] > kHidden)) scores[a.past + j] = -3.4e38f;
+  limit_row(a, row / a.group, begin, keys, scores);
   for (int64_t k = keys; k < end; ++k) scores[k] = -3.4e38f;
   const auto larger = [](Floats a, Floats b) { return a > b ? a : b; };
   const auto add = [](Floats a, Floats b) { return a + b; };
-  Floats most = Floats{} - 3.4e38f;
-  for (int64_t k = 0; k < end; k += kFloats) most = larger(at(scores, k), most);
+  const float sink = a.sinks ? a.sinks[row % a.group] : -3.4e38f;
+  Floats most = Floats{} + sink;
+  for (int64_t k = begin; k < end; k += kFloats) most = larger(at(scores, k), most);
   most = Floats{} + over_lanes(most, larger);
   const int64_t together = a.chain ? end : a.past / kFloats * kFloats;
   Floats sums = {};
-  for (int64_t k = 0; k < end; k += kFloats) {
+  for (int64_t k = begin; k < end; k += kFloats) {
     at(scores, k) = fast_exp(at(scores, k) - most);
     if (k < together) sums += at(scores, k);
   }
-  if (a.chain) return over_lanes(sums, add);
-  int64_t length = 0;
-  for (int64_t k = together; k < a.past; ++k) path[length++] = scores[k];
-  for (int64_t j = 0; a.past + j < keys; ++j)
-    if (mask[j] > kHidden) path[length++] = scores[a.past + j];
-  while (length % kFloats) path[length++] = 0.0f;
-  for (int64_t k = 0; k < length; k += kFloats) sums += at(path, k);
-  return over_lanes(sums, add);
+  if (!a.chain) {
+    int64_t length = 0;
+    for (int64_t k = together; k < a.past; ++k) path[length++] = scores[k];
+    for (int64_t j = 0; a.past + j < keys; ++j)
+      if (mask[j] > kHidden) path[length++] = scores[a.past + j];
+    while (length % kFloats) path[length++] = 0.0f;
+    for (int64_t k = 0; k < length; k += kFloats) sums += at(path, k);
+  }
+  const float total = over_lanes(sums, add);
+  return a.sinks ? total + fast_exp(sink - most)[0] : total;
 }
 
 // See `AttentionSteps::weigh`.
 void weigh_rows(const Attention& a, const AttentionRows& rows, int64_t begin, int64_t end,
                 float* own) {
   for (int64_t row = begin; row < end; ++row)
-    rows.inverses[row] = 1.0f / weigh_row(a, (rows.first + row) / a.group, rows.keys,
+    rows.inverses[row] = 1.0f / weigh_row(a, rows.first + row, rows.begin, rows.end,
                                           rows.scores + row * rows.stride, own);
 }
 
@@ -243,11 +264,12 @@ void add_values(const Attention& a, const AttentionRows& rows, int64_t begin, in
                 float* own) {
   const int64_t size = a.head_dim, width = padded(end - begin);
   float* out = own + kChunk * width;
-  for (int64_t key = 0; key < rows.keys; key += kChunk) {
-    const int64_t count = rows.keys - key < kChunk ? rows.keys - key : kChunk;
+  for (int64_t key = rows.begin; key < rows.end; key += kChunk) {
+    const int64_t count = rows.end - key < kChunk ? rows.end - key : kChunk;
     prefetch(a.values + (key + kChunk) * size, count, size);
     load_values(a.values + key * size + begin, count, size, end - begin, own);
-    const Product product = {rows.scores + key, rows.stride, own, width, count, out, width, key > 0};
+    const Product product = {rows.scores + key, rows.stride, own, width, count, out, width,
+                             key > rows.begin};
     multiply_all(product, rows.count, width);
   }
   for (int64_t row = 0; row < rows.count; ++row) {
@@ -275,7 +297,7 @@ void attend(const Attention& a, int64_t first, int64_t count, float* scratch) {
   const AttentionRows rows(a, first, count, scratch);
   float* own = scratch + AttentionRows::floats(count, a.rows(), a.head_dim);
   rotate_queries(a, rows);
-  score(a, rows, 0, rows.keys, own);
+  score(a, rows, rows.begin, rows.end, own);
   weigh_rows(a, rows, 0, count, own);
   add_values(a, rows, 0, a.head_dim, own);
 }
@@ -284,5 +306,5 @@ void attend(const Attention& a, int64_t first, int64_t count, float* scratch) {
 constexpr Kernels make_kernels(const char* name, decltype(Kernels::tile) tile,
                                decltype(Kernels::tile_shape) tile_shape) {
   return {name, tile,  tile_shape, quantize, finish, argmax,        top_k,
-          weigh, keep, append,     attend,   attend_floats, kQueryRows, &attention_steps};
+          weigh, keep, append,     attend,   attend_floats, kQueryRows, &attention_steps, nullptr};
 }

@@ -1,4 +1,5 @@
-// Attention by AMX in bfloat16, up to 16 query rows at once.
+// Attention by AMX in bfloat16, up to 16 query rows at once. It is plain: where a layer has a window,
+// a cap or sinks, the kernels in `Kernels::general` attend.
 //
 // Each query row attends to the sequence of its path: the past and then the new nodes that it
 // sees, so that position i of that sequence is the same key in a tree and in plain decoding. The

@@ -42,10 +42,13 @@ struct Rows {
   const int32_t* offsets;
 };
 
+constexpr float kHidden = -1e30f;  // mask values below hide a node
+constexpr int64_t kKeyBlock = 64;  // keys whose scores are computed together
+
 // Attention of one sequence's new nodes to its cache, which already holds their keys and values in
-// bfloat16. A node sees the past and the new nodes on its path, itself included. Keys are summed in
-// the order of the path, and hidden nodes add exactly zero. So a row's result depends neither on
-// the other rows nor on the places of its path's nodes in the tree.
+// bfloat16. A node sees the past and the new nodes on its path, itself included, from its first
+// position on. Keys are summed in the order of the path, and hidden ones add exactly zero. So a
+// row's result depends neither on the other rows nor on the places of its path's nodes in the tree.
 struct Attention {
   int64_t group;        // query heads that share a key and value head
   int64_t head_dim;
@@ -62,28 +65,46 @@ struct Attention {
   const float* sin;
   const int64_t* positions;  // (T,)
   int64_t rotary_dim;
+  const int64_t* firsts;     // (T,) the first position that each node sees; null for 0
+  float softcap;         // bound of the scores; 0 for no bound
+  const float* sinks;    // (group,) a score that joins the sum of weights; null for none
   float* out;            // (T, out_stride), at the group's first head
   int64_t out_stride;
 
   int64_t rows() const { return past + nodes; }
-};
+  bool is_plain() const { return !firsts && softcap == 0.0f && !sinks; }
 
-constexpr float kHidden = -1e30f;  // mask values below hide a node
+  // The first row of the cache that one of so many query rows sees, or some rows before it; see
+  // `AttentionRows`. The rows of tree nodes are not in the order of their positions, so all count.
+  int64_t first_key(int64_t row, int64_t count) const {
+    if (!firsts) return 0;
+    int64_t least = chain ? rows() : past;
+    for (int64_t node = row / group; node <= (row + count - 1) / group; ++node)
+      if (firsts[node] < least) least = firsts[node];
+    return least / kKeyBlock * kKeyBlock;
+  }
+
+  // The end of the rows of the cache that they see.
+  int64_t end_key(int64_t row, int64_t count) const {
+    return chain ? past + (row + count - 1) / group + 1 : rows();
+  }
+};
 
 // Query rows [first, first + count) of `Attention`, where row i is head i % group of node i / group,
 // and what the steps know of them.
 struct AttentionRows {
   int64_t first, count;
-  int64_t keys;     // the first so many rows of the cache are all that one of them sees
-  float* queries;   // (count, head_dim), rotated and scaled
-  float* scores;    // (count, stride) scores, then weights; the stride is a multiple of 64
-  float* inverses;  // (count,) of the sums of weights
+  int64_t begin, end;  // rows of the cache that one of them may see; `begin` is a multiple of 64
+  float* queries;      // (count, head_dim), rotated and scaled
+  float* scores;       // (count, stride) scores, then weights; the stride is a multiple of 64
+  float* inverses;     // (count,) of the sums of weights
   int64_t stride;
 
   AttentionRows(const Attention& a, int64_t from, int64_t number, float* memory)
       : first(from),
         count(number),
-        keys(a.chain ? a.past + (from + number - 1) / a.group + 1 : a.rows()),
+        begin(a.first_key(from, number)),
+        end(a.end_key(from, number)),
         queries(memory),
         scores(memory + (number * a.head_dim + 15) / 16 * 16),
         inverses(scores + number * padded(a.rows())),
@@ -94,7 +115,7 @@ struct AttentionRows {
     return (rows * head_dim + 15) / 16 * 16 + rows * padded(keys) + (rows + 15) / 16 * 16;
   }
 
-  static int64_t padded(int64_t keys) { return (keys + 63) / 64 * 64; }
+  static int64_t padded(int64_t keys) { return (keys + kKeyBlock - 1) / kKeyBlock * kKeyBlock; }
 };
 
 // The steps of attention, each to be done in pieces by any number of threads. `own` is the memory of
@@ -102,7 +123,7 @@ struct AttentionRows {
 struct AttentionSteps {
   // Rotates and scales all queries.
   void (*rotate)(const Attention&, const AttentionRows&);
-  // Computes the scores of keys [begin, end), where begin is a multiple of 64.
+  // Computes the scores of keys [begin, end), where begin is a multiple of `kKeyBlock`.
   void (*score)(const Attention&, const AttentionRows&, int64_t begin, int64_t end, float* own);
   // Turns the scores of rows [begin, end) into weights.
   void (*weigh)(const Attention&, const AttentionRows&, int64_t begin, int64_t end, float* own);
@@ -164,6 +185,7 @@ struct Kernels {
   int64_t (*attend_floats)(int64_t rows, int64_t head_dim);
   int query_rows;
   const AttentionSteps* attention;  // null if `attend` is all there is
+  const Kernels* general;           // attend where attention is not plain; null if these do
 };
 
 const Kernels* portable_kernels();

@@ -118,7 +118,7 @@ const Kernels* amx_kernels() {
   static const Kernels* const base = avx512_kernels();
   static const Kernels kernels = {"amx",        amx::any_tile, amx::tile_shape,    base->quantize,
                                   base->finish, base->argmax,  base->top_k, base->weigh, base->keep, base->append,
-                                  amx::attend,  amx::attend_floats, amx::kQueryRows, nullptr};
+                                  amx::attend,  amx::attend_floats, amx::kQueryRows, nullptr, base};
   return &kernels;
 }
 }  // namespace medusa

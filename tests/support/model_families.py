@@ -1,5 +1,6 @@
 """A tiny random model of each supported family."""
 
+import support.stand_ins.chunked_llama  # noqa: F401  It registers the architecture.
 import torch
 from support.tiny_models import HIDDEN_SIZE, VOCAB_SIZE, random_model
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
@@ -127,6 +128,17 @@ FAMILIES = {
     "gpt_neox": config("gpt_neox", num_attention_heads=1, rotary_pct=0.25),
     "phi": config("phi", num_attention_heads=2, num_key_value_heads=1, partial_rotary_factor=0.5),
     "starcoder2": config("starcoder2", sliding_window=None),
+    # Windows and attention sinks.
+    "flint": config(
+        "flint",
+        head_dim=16,
+        sliding_window=WINDOW,
+        layer_types=["sliding_attention"] * 2,
+        mlp_only_layers=[0, 1],
+    ),
+    "chunked_llama": config(
+        "chunked_llama", attention_chunk_size=WINDOW, layer_types=["chunked_attention"] * 2
+    ),
 }
 
 VARIANTS = {

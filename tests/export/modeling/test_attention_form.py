@@ -14,8 +14,9 @@ from medusa_trt.tree_configs import chain_tree
 NUM_PREFIX = 12
 
 
-KINDS = ("llama", "mistral-window", "smollm3", "gemma2", "gemma3", "phi")
-"""With sliding windows, capped scores, layers without rotation, two rotations, half of one."""
+KINDS = ("llama", "mistral-window", "smollm3", "gemma2", "gemma3", "phi", "flint", "chunked_llama")
+"""With sliding windows, capped scores, layers without rotation, two rotations, half of one, sinks,
+and chunks."""
 
 
 @pytest.mark.parametrize("family", KINDS)

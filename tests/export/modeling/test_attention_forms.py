@@ -22,13 +22,12 @@ from support.model_families import (
     WINDOW,
     weighted_model,
 )
-from support.tiny_models import VOCAB_SIZE, random_model
+from support.tiny_models import VOCAB_SIZE
 from transformers import PreTrainedModel
 
 from medusa_trt.export.modeling.attention_forms import choose_attention
 from medusa_trt.export.modeling.operator_attention import CachedAttention, TreeAttention
 from medusa_trt.export.modeling.standard_attention import ScatterAttention
-from medusa_trt.export.modeling.support import needs_general_attention
 from medusa_trt.export.targets import TARGETS
 from medusa_trt.runtime.bundle import Bundle
 from medusa_trt.runtime.engines.ort_cpu import OrtEngine
@@ -102,26 +101,10 @@ def check_greedy_reply(bundle: Bundle, model: PreTrainedModel) -> None:
     assert set(reply.stats.accept_lengths[:-1]) == {2}
 
 
-@pytest.mark.parametrize(
-    ("family", "max_length", "is_general"),
-    [
-        ("llama", 512, False),
-        ("smollm3", 512, False),
-        ("mistral-wide-window", MAX_LENGTH, False),
-        ("mistral-wide-window", MAX_LENGTH + 1, True),
-        ("gemma2", WINDOW, True),
-    ],
-)
-def test_the_librarys_attention_is_for_models_without_capping_and_short_windows(
-    family: str, max_length: int, is_general: bool
-) -> None:
-    model = random_model(FAMILIES[family])
-    assert needs_general_attention(model, max_length) == is_general
+def test_the_librarys_attention_is_for_bundles_that_need_the_library_anyway() -> None:
     for precision in TARGETS["ort-cpu"].precisions:
-        forms = choose_attention(
-            TARGETS["ort-cpu"].attention, has_library=precision.uses_library, is_general=is_general
-        )
-        if precision.uses_library and not is_general:
+        forms = choose_attention(TARGETS["ort-cpu"].attention, has_library=precision.uses_library)
+        if precision.uses_library:
             assert forms == {"verify": TreeAttention}
         else:
             assert forms == {"verify": CachedAttention, "verify_batch": ScatterAttention}

@@ -1,6 +1,8 @@
 """What a model asks of its attention, watched on a few tokens."""
 
+from functools import partial
 from itertools import product
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from support.reference.attention import rotated
 from support.tiny_models import random_model
 
 from medusa_trt.export.modeling.attention_probe import (
+    chunks_from_config,
     find_attention_problem,
     replace_attention,
     watch_attention,
@@ -73,6 +76,58 @@ def test_a_window_in_the_mask_alone_is_a_problem() -> None:
     assert model.config.sliding_window == WINDOW
     model.model.layers[0].self_attn.sliding_window = None
     assert find_attention_problem(model, MAX_LENGTH) == "an attention mask of their own"
+    assert find_attention_problem(model, WINDOW) is None, "as long as the longest sequence"
+    model.model.layers[0].self_attn.sliding_window = WINDOW + 1
+    assert find_attention_problem(model, MAX_LENGTH) == "an attention mask of their own"
+
+
+def test_chunks_are_those_of_the_mask() -> None:
+    model = random_model(FAMILIES["chunked_llama"])
+    assert chunks_from_config(model.config) == [WINDOW, WINDOW]
+    assert find_attention_problem(model, MAX_LENGTH) is None
+    assert model.config.attention_chunk_size == WINDOW
+    model.config.layer_types = ["full_attention", "chunked_attention"]
+    assert find_attention_problem(model, MAX_LENGTH) == "an attention mask of their own"
+
+
+def test_sinks_are_scores_of_the_heads() -> None:
+    model = weighted_model(FAMILIES["flint"])
+    calls = watch_attention(model, copy_rotary(model, MAX_LENGTH), None)
+    sinks = [layer.self_attn.sinks for layer in model.model.layers]
+    assert [call.sinks for call in calls] == sinks and sinks[0].shape == (4,)
+    assert find_attention_problem(model, MAX_LENGTH) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [
+        ("s_aux", "attention sinks other than one for each head"),
+        ("position_bias", "an attention position bias"),
+        ("gate", "an argument gate of its attention"),
+    ],
+)
+def test_tensors_that_no_form_takes_are_named(name: str, problem: str) -> None:
+    model = random_model(FAMILIES["llama"])
+    attend = model.model.layers[1].self_attn.forward
+    model.model.layers[1].self_attn.forward = partial(attend, **{name: torch.zeros(1, 4, 8, 1)})
+    assert find_attention_problem(model, MAX_LENGTH) == problem
+
+
+def test_queries_that_change_with_the_number_of_cached_tokens_are_a_problem() -> None:
+    """As those of Llama 4 do, which a graph would compute as if nothing were cached."""
+    model = random_model(FAMILIES["llama"])
+    layer = model.model.layers[1].self_attn
+    attend = layer.forward
+
+    def scale(hidden_states: torch.Tensor, *args: Any, **options: Any) -> Any:
+        cache = options.get("past_key_values") or options.get("cache")
+        num_cached = 0 if cache is None else cache.get_seq_length(1)
+        return attend(hidden_states * (1 + num_cached // 100), *args, **options)
+
+    layer.forward = scale
+    assert find_attention_problem(model, 100) is None
+    problem = find_attention_problem(model, 108)
+    assert problem == "queries that are scaled by the number of cached tokens"
 
 
 def test_norms_between_rotation_and_attention_are_a_problem_unless_they_commute() -> None:

@@ -60,7 +60,9 @@ def test_the_jetson_graphs_keep_to_operators_of_tensorrt_10_3(jetson_bundle: Bun
 
 @pytest.mark.slow
 @pytest.mark.parametrize("target", ["tensorrt", "tensorrt-jetson"])
-@pytest.mark.parametrize("family", ["gemma2", "gemma3", "mistral-window", "smollm3"])
+@pytest.mark.parametrize(
+    "family", ["gemma2", "gemma3", "mistral-window", "smollm3", "flint", "chunked_llama"]
+)
 def test_a_bundle_for_a_device_computes_what_the_model_does(
     family: str, target: str, tmp_path: Path
 ) -> None:

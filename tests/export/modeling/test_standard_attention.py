@@ -28,6 +28,7 @@ def make_form(form: type[StandardAttention], trees: list[MedusaTree]) -> Standar
         AttentionInputs(
             cache=[torch.zeros(2, 1, MAX_LENGTH, 4)] * 2,
             tables=[(torch.ones(MAX_LENGTH, 2), torch.zeros(MAX_LENGTH, 2))],
+            chunks=[None],
             past_length=torch.tensor(PAST),
             position_offsets=torch.stack(depths) if several else depths[0],
             tree_mask=torch.stack(masks) if several else masks[0],
@@ -37,7 +38,9 @@ def make_form(form: type[StandardAttention], trees: list[MedusaTree]) -> Standar
     )
 
 
-def list_visible(tree: MedusaTree, past: int, num_rows: int, window: int) -> NDArray[np.bool_]:
+def list_visible(
+    tree: MedusaTree, past: int, num_rows: int, window: int, chunk: int
+) -> NDArray[np.bool_]:
     """Which rows of the cache (T, L) each node sees: earlier text, and its ancestors."""
     visible = np.zeros((tree.num_nodes, num_rows), np.bool_)
     for node in range(tree.num_nodes):
@@ -49,27 +52,30 @@ def list_visible(tree: MedusaTree, past: int, num_rows: int, window: int) -> NDA
                 position = past + int(tree.position_offsets[row - past])
             else:
                 is_seen, position = False, row
-            distance = past + int(tree.position_offsets[node]) - position
-            visible[node, row] = is_seen and distance < window
+            own = past + int(tree.position_offsets[node])
+            is_reached = own - position < window and own // chunk == position // chunk
+            visible[node, row] = is_seen and is_reached
     return visible
 
 
 @pytest.mark.parametrize(
     "form", [ScatterAttention, DeviceAttention, CudaAttention, DecomposedAttention]
 )
-@pytest.mark.parametrize("window", [None, 2, 6])
+@pytest.mark.parametrize(
+    ("window", "chunk"), [(None, None), (2, None), (6, None), (None, 4), (6, 9)]
+)
 def test_a_node_sees_the_text_before_it_and_its_ancestors(
-    form: type[StandardAttention], window: int | None
+    form: type[StandardAttention], window: int | None, chunk: int | None
 ) -> None:
     rng = np.random.default_rng(0)
     trees = [random_tree(rng, NUM_NODES, min_depth=depth) for depth in (5, 2)]
     if not form.takes_tree_per_sequence:
         trees[1] = trees[0]
-    found = make_form(form, trees).mask.within(window).numpy()
+    found = make_form(form, trees).mask.within(window, chunk).numpy()
     num_rows = NUM_READ if form.reads_cache_positions else max(PAST) + NUM_NODES
     assert found.shape == (2, 1, NUM_NODES, num_rows)
     for sequence, tree in enumerate(trees):
-        expected = list_visible(tree, PAST[sequence], num_rows, window or MAX_LENGTH)
+        expected = list_visible(tree, PAST[sequence], num_rows, window or 99, chunk or 99)
         assert np.array_equal(found[sequence, 0] == 0, expected)
         assert (found[sequence, 0][~expected] <= form.masked).all()
     assert np.isfinite(found).all()

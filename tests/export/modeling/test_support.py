@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 
 from medusa_trt.errors import ExportError
 from medusa_trt.export.modeling.rotary import fix_rotary
-from medusa_trt.export.modeling.support import needs_general_attention, refuse_unsupported
+from medusa_trt.export.modeling.support import refuse_unsupported
 from medusa_trt.export.models.base_model import open_base_model
 from medusa_trt.export.models.source import source_from_name
 from medusa_trt.export.weights.streamed_model import supply_weights
@@ -54,8 +54,6 @@ REFUSED = {
     "an attention mask of their own": config("doge"),
     "a rotary embedding of complex numbers": config("deepseek_v2"),
     "keys and values of several sizes": config("deepseek_v3"),
-    "layers of another kind than attention \\(chunked_attention\\)": config("llama4_text"),
-    "attention sinks": config("granite_swa"),
 }
 
 
@@ -100,7 +98,6 @@ def test_a_rotary_module_that_looks_at_the_positions_is_watched_without_data() -
     }
     model = random_model(config("phimoe", rope_parameters=scaling))
     refuse_unsupported(model, MAX_LENGTH)
-    assert not needs_general_attention(model, MAX_LENGTH)
 
 
 def test_weights_that_are_read_past_their_layers_are_named(tmp_path: Path) -> None:

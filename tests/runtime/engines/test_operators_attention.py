@@ -3,11 +3,13 @@
 import os
 import subprocess
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime as ort
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -28,6 +30,33 @@ SCALE = 0.25
 
 
 @dataclass(frozen=True)
+class Limits:
+    """What limits attention, as attributes of the operator: 0 for no limit.
+
+    Attributes:
+        window: number of positions up to its own that a node sees.
+        chunk: number of positions in a chunk; a node sees those of its own chunk.
+        softcap: bound of the scores.
+        sinks: whether each query head has a score that joins the sum of weights.
+    """
+
+    window: int = 0
+    chunk: int = 0
+    softcap: float = 0.0
+    sinks: bool = False
+
+    def first(self, position: int) -> int:
+        """The first position that a node sees."""
+        seen = [
+            other
+            for other in range(position + 1)
+            if (not self.window or other > position - self.window)
+            and (not self.chunk or other // self.chunk == position // self.chunk)
+        ]
+        return seen[0]
+
+
+@dataclass(frozen=True)
 class Case:
     """Inputs of the operator.
 
@@ -39,6 +68,8 @@ class Case:
         sees: (T, T) what each node sees of the others; (B, T, T) likewise.
         tables: (positions, rotary_dim / 2) cosines and sines.
         heads: of queries, and of keys and values.
+        limits: of what a node sees, and of its scores.
+        sinks: (heads,) scores, used where `limits` say so.
     """
 
     states: Array
@@ -48,6 +79,8 @@ class Case:
     sees: Array
     tables: tuple[Array, Array]
     heads: tuple[int, int]
+    limits: Limits
+    sinks: Array
 
 
 def random_tree(rng: np.random.Generator, nodes: int, chain: bool) -> Array:
@@ -68,6 +101,7 @@ def random_case(
     capacity: int = 120,
     chain: bool = False,
     tree_each: bool = False,
+    limits: Limits = Limits(),
 ) -> Case:
     """A random tree, or one for each sequence, over ragged sequences."""
     rng = np.random.default_rng(seed)
@@ -83,6 +117,36 @@ def random_case(
         sees=sees,
         tables=(np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)),
         heads=heads,
+        limits=limits,
+        sinks=rng.normal(size=heads[0]).astype(np.float32),
+    )
+
+
+@lru_cache(maxsize=4)
+def make_operator(
+    heads: tuple[int, int], limits: Limits, kinds: tuple[tuple[str, str, int], ...]
+) -> ort.InferenceSession:
+    """The operator alone; `kinds` holds name, type and rank of each input that it gets."""
+    feeds = {name: np.empty((0,) * rank, kind) for name, kind, rank in kinds}
+    places = ["query", "key", "value", "past_key", "past_value", "past", "offsets", "mask"]
+    places = [name if name in feeds else "" for name in (*places, "cos", "sin", "sinks")]
+    types: dict[str, int] = {
+        "out": TensorProto.FLOAT,
+        "new_key": TensorProto.BFLOAT16,
+        "new_value": TensorProto.BFLOAT16,
+    }
+    attributes = {name: value for name, value in asdict(limits).items() if value}
+    attributes.pop("sinks", None)
+    return session(
+        "TreeAttention",
+        places if places[-1] else places[:-1],
+        types,
+        feeds,
+        {},
+        num_heads=heads[0],
+        kv_num_heads=heads[1],
+        scale=SCALE,
+        **attributes,
     )
 
 
@@ -90,11 +154,8 @@ def attention(case: Case, *, packed: bool = True, in_place: bool = True) -> tupl
     """Runs the operator: (B, T, heads * D) what was attended to, and the new cache."""
     num_heads, kv_heads = case.heads
     size = case.cache.shape[-1]
-    names = ["query", "key", "value", "past_key", "past_value", "past", "offsets", "mask"]
     feeds: dict[str, Array] = {"query": case.states}
-    if packed:
-        names[1:3] = ["", ""]
-    else:
+    if not packed:
         cuts = [num_heads * size, (num_heads + kv_heads) * size]
         query, key, value = (np.ascontiguousarray(x) for x in np.split(case.states, cuts, axis=2))
         feeds = {"query": query, "key": key, "value": value}
@@ -109,21 +170,10 @@ def attention(case: Case, *, packed: bool = True, in_place: bool = True) -> tupl
         "cos": case.tables[0],
         "sin": case.tables[1],
     }
-    types: dict[str, int] = {
-        "out": TensorProto.FLOAT,
-        "new_key": TensorProto.BFLOAT16,
-        "new_value": TensorProto.BFLOAT16,
-    }
-    model = session(
-        "TreeAttention",
-        [*names, "cos", "sin"],
-        types,
-        feeds,
-        {},
-        num_heads=num_heads,
-        kv_num_heads=kv_heads,
-        scale=SCALE,
-    )
+    if case.limits.sinks:
+        feeds["sinks"] = case.sinks
+    kinds = tuple((name, array.dtype.name, array.ndim) for name, array in feeds.items())
+    model = make_operator(case.heads, case.limits, kinds)
     out = np.zeros((*case.states.shape[:2], num_heads * size), np.float32)
     run_bound(model, feeds, {"out": out, "new_key": cache[0], "new_value": cache[1]})
     return out, cache
@@ -131,8 +181,16 @@ def attention(case: Case, *, packed: bool = True, in_place: bool = True) -> tupl
 
 HEADS = st.sampled_from([(1, 1), (3, 1), (4, 2), (9, 3), (20, 1)])
 
+LIMITS = st.builds(
+    Limits,
+    window=st.sampled_from([0, 0, 1, 2, 5, 40, 1000]),
+    chunk=st.sampled_from([0, 0, 0, 1, 3, 50, 1000]),
+    softcap=st.sampled_from([0.0, 0.5, 30.0]),
+    sinks=st.booleans(),
+)
 
-@settings(deadline=None, max_examples=30)
+
+@settings(deadline=None, max_examples=60)
 @given(
     st.integers(0, 1000),
     st.integers(1, 3),
@@ -143,6 +201,7 @@ HEADS = st.sampled_from([(1, 1), (3, 1), (4, 2), (9, 3), (20, 1)])
     st.booleans(),
     st.booleans(),
     st.booleans(),
+    LIMITS,
 )
 def test_a_node_attends_to_the_past_and_its_ancestors(
     seed: int,
@@ -154,9 +213,17 @@ def test_a_node_attends_to_the_past_and_its_ancestors(
     in_place: bool,
     chain: bool,
     tree_each: bool,
+    limits: Limits,
 ) -> None:
     case = random_case(
-        seed, batch=batch, nodes=nodes, heads=heads, size=size, chain=chain, tree_each=tree_each
+        seed,
+        batch=batch,
+        nodes=nodes,
+        heads=heads,
+        size=size,
+        chain=chain,
+        tree_each=tree_each,
+        limits=limits,
     )
     sees = np.broadcast_to(case.sees, (batch, nodes, nodes))
     offsets = np.broadcast_to(case.offsets, (batch, nodes))
@@ -181,11 +248,21 @@ def test_a_node_attends_to_the_past_and_its_ancestors(
     limit = 8e-3 if read_kernels_name() == "amx" and size % 32 == 0 else 2e-5
     for b in range(batch):
         for node in range(nodes):
-            allowed = [*range(case.past[b]), *(case.past[b] + np.flatnonzero(sees[b, node]))]
+            path = [*range(case.past[b]), *(case.past[b] + np.flatnonzero(sees[b, node]))]
+            position = case.past[b] + offsets[b, node]
+            allowed = path[limits.first(position) :]
             for head in range(num_heads):
-                query = rotated(split[b, node, head], case.past[b] + offsets[b, node], *case.tables)
+                query = rotated(split[b, node, head], position, *case.tables)
                 kv = head * kv_heads // num_heads
-                reference = attended(query, actual[0, b, kv], actual[1, b, kv], allowed, SCALE)
+                reference = attended(
+                    query,
+                    actual[0, b, kv],
+                    actual[1, b, kv],
+                    allowed,
+                    SCALE,
+                    limits.softcap,
+                    float(case.sinks[head]) if limits.sinks else None,
+                )
                 part = out[b, node, head * size : (head + 1) * size]
                 assert np.allclose(part, reference, atol=limit)
 
@@ -197,9 +274,10 @@ def test_the_first_token_attends_to_itself_alone() -> None:
     assert np.allclose(out[0, 0], np.tile(value, 2), atol=1e-6)
 
 
-def check_paths(past: int, size: int, seed: int) -> None:
+def check_paths(past: int, size: int, seed: int, limits: Limits = Limits()) -> None:
     """Every path of a random tree gives the bits of decoding its tokens one by one."""
-    case = replace(random_case(seed, batch=1, nodes=12, heads=(9, 3), size=size), past=[past])
+    case = random_case(seed, batch=1, nodes=12, heads=(9, 3), size=size, limits=limits)
+    case = replace(case, past=[past])
     whole, _ = attention(case)
     leaves = [node for node in range(12) if case.sees[:, node].sum() == 1]
     for leaf in leaves:
@@ -214,13 +292,15 @@ def check_paths(past: int, size: int, seed: int) -> None:
                 sees=np.ones((1, 1), bool),
             )
             out, plain_cache = attention(one)
-            assert np.array_equal(out[0, 0], whole[0, node]), (past, size, seed, node)
+            assert np.array_equal(out[0, 0], whole[0, node]), (past, size, seed, node, limits)
 
 
 def check_all_paths() -> None:
     """Pasts around every block's end, for the kernels of this process."""
     for seed, past in enumerate([0, 1, 15, 26, 29, 30, 31, 32, 33, 63, 64, 100]):
         check_paths(past, (64, 64, 32, 96, 20)[seed % 5], seed)
+        window, chunk = (1, 2, 3, 20, 64, 0, 0)[seed % 7], (0, 0, 50, 0, 4)[seed % 5]
+        check_paths(past, 64, seed, Limits(window, chunk, (0.0, 5.0)[seed % 2], seed % 3 == 0))
 
 
 def test_a_nodes_result_does_not_depend_on_where_its_path_lies() -> None:
@@ -233,10 +313,13 @@ def test_a_nodes_result_does_not_depend_on_where_its_path_lies() -> None:
         subprocess.run([sys.executable, __file__], env=environment, check=True)
 
 
-def test_a_chain_gives_the_bits_of_its_tokens_one_by_one() -> None:
+@pytest.mark.parametrize("limits", [Limits(), Limits(7), Limits(100), Limits(70, 45, 5.0, True)])
+def test_a_chain_gives_the_bits_of_its_tokens_one_by_one(limits: Limits) -> None:
     """As does a prefill that is cut into chunks."""
-    case = random_case(5, batch=1, nodes=40, heads=(9, 3), size=64, chain=True)
-    case = replace(case, past=[37])
+    case = random_case(
+        5, batch=1, nodes=40, heads=(9, 3), size=64, chain=True, capacity=200, limits=limits
+    )
+    case = replace(case, past=[137])
     whole, whole_cache = attention(case)
     cache = case.cache
     for start, end in ((0, 1), (1, 8), (8, 30), (30, 40)):
@@ -244,7 +327,7 @@ def test_a_chain_gives_the_bits_of_its_tokens_one_by_one() -> None:
             case,
             states=np.ascontiguousarray(case.states[:, start:end]),
             cache=cache,
-            past=[37 + start],
+            past=[137 + start],
             offsets=list(range(end - start)),
             sees=np.tri(end - start, dtype=bool),
         )
@@ -263,6 +346,16 @@ def test_rows_after_the_last_one_are_never_read() -> None:
     )
 
 
+def test_rows_before_the_window_are_never_read() -> None:
+    case = random_case(9, batch=1, nodes=5, heads=(3, 1), size=64, capacity=300, limits=Limits(70))
+    case = replace(case, past=[250])
+    spoilt = case.cache.copy()
+    spoilt[:, :, :, : 250 - 70 - 64] = np.nan
+    assert np.array_equal(
+        attention(case)[0], attention(replace(case, cache=spoilt))[0], equal_nan=False
+    )
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -272,6 +365,10 @@ def test_rows_after_the_last_one_are_never_read() -> None:
         ({"offsets": [0, 1]}, "inputs differ in shape"),
         ({"heads": (4, 1)}, "inputs differ in shape"),
         ({"past": [0, 0]}, "inputs differ in shape"),
+        (
+            {"limits": Limits(sinks=True), "sinks": np.zeros(2, np.float32)},
+            "inputs differ in shape",
+        ),
     ],
 )
 def test_attention_that_cannot_be_is_refused(change: dict[str, Any], message: str) -> None:

@@ -39,9 +39,7 @@ def planned_graph(
     """The verify graph with a plan's formats."""
     precision = precision_from_plan(TARGETS[target], plan)
     formats = PlannedFormats(plan, model, "model.")
-    form = choose_attention(
-        TARGETS[target].attention, has_library=precision.uses_library, is_general=False
-    )["verify"]
+    form = choose_attention(TARGETS[target].attention, has_library=precision.uses_library)["verify"]
     quantize = make_layers_pass(precision, model.config.vocab_size, formats)
     weights = wrap_weights(model) if precision.uses_library else None
     graph = trace_verify(VerifyModule(model, 64, form), TARGETS[target].opset, quantize, weights)

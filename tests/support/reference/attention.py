@@ -20,12 +20,26 @@ def rotated(x: Array, position: int, cos: Array, sin: Array) -> Array:
     return out
 
 
-def attended(query: Array, keys: Array, values: Array, allowed: list[int], scale: float) -> Array:
-    """Softmax attention of one query to the allowed rows."""
+def attended(
+    query: Array,
+    keys: Array,
+    values: Array,
+    allowed: list[int],
+    scale: float,
+    softcap: float = 0.0,
+    sink: float | None = None,
+) -> Array:
+    """Softmax attention of one query to the allowed rows.
+
+    `softcap` bounds the scores unless it is 0. `sink` is the score of a row of zeros.
+    """
     scores = [scale * float(np.dot(query, keys[row])) for row in allowed]
-    top = max(scores)
+    if softcap:
+        scores = [softcap * math.tanh(score / softcap) for score in scores]
+    sinks = [] if sink is None else [sink]
+    top = max(scores + sinks)
     weights = [math.exp(score - top) for score in scores]
-    total = sum(weights)
+    total = sum(weights) + sum(math.exp(score - top) for score in sinks)
     out = np.zeros(values.shape[1])
     for weight, row in zip(weights, allowed, strict=True):
         out += weight / total * values[row]

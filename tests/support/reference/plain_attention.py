@@ -40,8 +40,10 @@ class PlainAttention(AttentionForm):
             for past, new in zip(self._get_cache(call.layer), (key, call.value), strict=True)
         )
         self.presents += [keys, values]
-        bias = self.mask.within(call.window)
-        attended = grouped_attention(query, keys, values, bias, call.scaling, call.softcap)
+        bias = self.mask.within(call.window, call.chunk)
+        attended = grouped_attention(
+            query, keys, values, bias, call.scaling, softcap=call.softcap, sinks=call.sinks
+        )
         return attended.transpose(1, 2)
 
 
