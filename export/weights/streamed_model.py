@@ -60,7 +60,9 @@ def convert_model(
 ) -> tuple[PreTrainedModel, Weights]:
     """Converts a model and its weights to another data type, for tracing.
 
-    Only the shapes of its parameters matter: tracing does not read their values.
+    Only the shapes of its parameters matter: tracing does not read their values. Rotary
+    frequencies stay as they are, as in `from_pretrained`: a small error of one is a large one of
+    the angle at a far position.
     """
     kind = ir.DataType.from_numpy(np.dtype(str(dtype).removeprefix("torch.")))
     weights = {name: weight.convert(kind) for name, weight in weights.items()}
@@ -71,6 +73,10 @@ def convert_model(
         on_meta = parameter.to("meta", dtype)
         empty[id(parameter)] = nn.Parameter(on_meta, requires_grad=False)
     traced: PreTrainedModel = nn.Module.to(deepcopy(model, empty), dtype)
+    for name, buffer in model.named_buffers():
+        module, _, buffer_name = name.rpartition(".")
+        if buffer_name.endswith("inv_freq"):
+            setattr(traced.get_submodule(module), buffer_name, buffer.clone())
     return traced, weights
 
 

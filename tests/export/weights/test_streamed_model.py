@@ -8,10 +8,11 @@ from safetensors.torch import save_file
 from support.model_families import config
 from support.tiny_models import llama_config, random_model, save_tiny_model
 
+from medusa_trt.export.modeling.rotary import make_rotary_tables
 from medusa_trt.export.models.base_model import load_base_model, open_base_model
 from medusa_trt.export.models.source import source_from_name
 from medusa_trt.export.weights import streamed_model
-from medusa_trt.export.weights.streamed_model import supply_weights
+from medusa_trt.export.weights.streamed_model import convert_model, supply_weights
 
 TOKENS = torch.arange(40)[None] * 7
 
@@ -79,3 +80,14 @@ def test_a_large_linear_layer_is_multiplied_in_parts(
     folder = save_tiny_model(tmp_path / "model")
     monkeypatch.setattr(streamed_model, "_PART_SIZE", 1000)
     assert torch.allclose(streamed_logits(folder), loaded_logits(folder), atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_rotary_frequencies_are_not_rounded(dtype: torch.dtype) -> None:
+    """A rounded frequency turns far positions by another angle: a cosine was wrong by 0.26."""
+    model = random_model(llama_config())
+    converted, _ = convert_model(model, {}, dtype)
+    assert converted.dtype == dtype
+    expected, tables = (make_rotary_tables(one, 512, 512) for one in (model, converted))
+    for kind, table in expected.items():
+        assert all(torch.equal(*pair) for pair in zip(table, tables[kind], strict=True))
