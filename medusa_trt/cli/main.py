@@ -36,6 +36,8 @@ def export_main(argv: Sequence[str] | None = None) -> int:
 def _run(program: str, name: str, words: list[str]) -> int:
     """Runs a verb; whatever a user can cause ends in one line and exit code 2."""
     warnings.showwarning = show_warning
+    # transformers' new name for a model's cache is of no use to who types a command.
+    warnings.filterwarnings("ignore", "`past_key_values` is deprecated", FutureWarning)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="replace")  # A terminal may lack a letter of a reply.
