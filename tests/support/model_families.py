@@ -142,6 +142,8 @@ FAMILIES = {
 }
 
 VARIANTS = {
+    "gemma",
+    "qwen2",
     "llama-linear-rope",
     "llama-dynamic-rope",
     "llama-yarn-rope",
