@@ -56,17 +56,22 @@ def test_a_signal_ends_the_command_without_a_traceback(
 ) -> None:
     command = [sys.executable, "-m", "medusa_trt", "serve", str(tiny_bundle.path), "--port", "0"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stderr is not None
-        url = re.search(r"http://\S+", process.stderr.readline())
-        assert url is not None
-        thread = Thread(target=ask_for_long_reply, args=(url.group(),))
-        thread.start()
-        wait_for(lambda: "vllm:num_requests_running" in httpx.get(f"{url.group()}/metrics").text)
-        for number in signals:
-            process.send_signal(number)
-        assert process.wait(60) == 0
-        thread.join()
-        left = process.stderr.read()
+        try:
+            assert process.stderr is not None
+            url = re.search(r"http://\S+", process.stderr.readline())
+            assert url is not None
+            thread = Thread(target=ask_for_long_reply, args=(url.group(),))
+            thread.start()
+            wait_for(
+                lambda: "vllm:num_requests_running" in httpx.get(f"{url.group()}/metrics").text
+            )
+            for number in signals:
+                process.send_signal(number)
+            assert process.wait(60) == 0
+            thread.join()
+            left = process.stderr.read()
+        finally:
+            process.kill()  # Else Popen would wait for ever if something failed.
     assert "Traceback" not in left and "ERROR" not in left, left
 
 

@@ -1,5 +1,6 @@
 """Small models and heads with random weights, in the layouts that users bring."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -38,9 +39,13 @@ def llama_config(**changes: object) -> LlamaConfig:
 
 
 def random_model(config: PretrainedConfig, seed: int = 0) -> PreTrainedModel:
-    """Makes a model with random weights, which are large enough that logits never tie."""
+    """Makes a model with random weights, which are large enough that logits never tie.
+
+    The model has a config of its own: a test that changes it changes no other test's.
+    """
     torch.manual_seed(seed)
-    model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    own_config = copy.deepcopy(config)
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(own_config, dtype=torch.float32)
     model.eval()
     return model
 

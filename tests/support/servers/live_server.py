@@ -82,13 +82,15 @@ def running_server(
         if send_buffer is not None:
             opened.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
         url = f"http://127.0.0.1:{opened.getsockname()[1]}"
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [opened]})
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [opened]}, daemon=True)
         thread.start()
-        wait_for(lambda: server.started)
-        with httpx.Client(base_url=url, timeout=30.0) as client:
-            yield LiveServer(url, client, app.state.service, session, server, log)
-        server.should_exit = True
-        thread.join(20)
+        try:
+            wait_for(lambda: server.started)
+            with httpx.Client(base_url=url, timeout=30.0) as client:
+                yield LiveServer(url, client, app.state.service, session, server, log)
+        finally:
+            server.should_exit = True
+            thread.join(20)
         assert not thread.is_alive()
 
 
