@@ -46,7 +46,10 @@ def write_bundle(
     """
     model, opset = parts.base.model, parts.target.opset
     dtype = getattr(torch, parts.precision.dtype)
-    traced, weights = convert_model(model, parts.base.weights, dtype)
+    stored = parts.base.weights
+    if parts.values is not None:
+        stored = parts.values.replace_weights(stored)
+    traced, weights = convert_model(model, stored, dtype)
     _write_texts(folder, parts)
     texts = msgspec.structs.replace(make_manifest(parts, {}), files=list_files(folder))
     compare_encodings(Bundle(folder, texts, parts.tree), parts.base.tokenizer)
@@ -85,7 +88,7 @@ def _write_verify_graphs(
 ) -> dict[str, Agreement]:
     """Traces, writes and compares the verify graph and its batch form, if there is one."""
     planned = None if parts.plan is None else PlannedFormats(parts.plan, traced, "model.")
-    carried = CarriedWeights(parts.base.weights, "model.")
+    carried = CarriedWeights(weights, "model.")
     vocab_size = parts.base.model.config.vocab_size
     quantize = make_layers_pass(parts.precision, vocab_size, planned, carried.report_stored)
     verified: dict[str, Agreement] = {}

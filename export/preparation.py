@@ -28,6 +28,7 @@ from medusa_trt.export.quantization.plan import (
     plan_from_file,
     precision_from_plan,
 )
+from medusa_trt.export.quantization.stored_values import StoredValues, open_values
 from medusa_trt.export.targets import (
     Precision,
     Target,
@@ -69,6 +70,7 @@ class ExportParts:
         precision: how the weights are stored.
         forms: form of attention of each verify graph, by the graph's name.
         plan: a format for each weight, or None.
+        values: rounded values that belong to the plan, or None.
         max_length: length of the longest sequence, in tokens.
         top_k: candidates of each head.
         compared: whether the bundle is compared with the model.
@@ -81,6 +83,7 @@ class ExportParts:
     precision: Precision
     forms: Mapping[str, type[AttentionForm]]
     plan: QuantizationPlan | None
+    values: StoredValues | None
     max_length: int
     top_k: int
     compared: bool
@@ -150,6 +153,9 @@ def parts_from_options(options: ExportOptions, progress: Callable[[str], None]) 
         base, heads, tree = _make_random_parts(options, target, precision, progress)
     else:
         base, heads, tree = _load_parts(options, target, progress)
+    values = None
+    if plan is not None and options.quantization_plan is not None:
+        values = open_values(options.quantization_plan, plan, target, base.weights)
     if options.draft_vocabulary is not None:
         heads = _restrict_heads(heads, options, base, progress)
     top_k = max(MIN_TOP_K, tree.top_k)
@@ -167,7 +173,8 @@ def parts_from_options(options: ExportOptions, progress: Callable[[str], None]) 
         progress(
             f"warning: a model of {num_weights / 1e6:.0f} million weights may lose much in int4 "
             "(SmolLM2-135M keeps 70 % of its argmaxes): --precision int8, or medusa-trt calibrate "
-            "quantization on its bundle, which finds the matrices that can take int4"
+            "quantization on its bundle, which finds the matrices that can take int4 and, with "
+            "--compensate, rounds them better"
         )
     if heads is not None:
         _check_heads(heads, base.model, tree, top_k)
@@ -179,6 +186,7 @@ def parts_from_options(options: ExportOptions, progress: Callable[[str], None]) 
         precision=precision,
         forms=forms,
         plan=plan,
+        values=values,
         max_length=max_length,
         top_k=top_k,
         compared=not options.random_weights,

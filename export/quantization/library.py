@@ -14,14 +14,15 @@ LANES = 16
 BLOCK_SIZES = {8: 64, 4: 32}
 """Inputs that share a scale, by bits."""
 
-_CODES = {8: (-127, 127), 4: (-8, 7)}
+CODES = {8: (-127, 127), 4: (-8, 7)}
 """The smallest and the largest code, by bits."""
 
 _INPUTS_MULTIPLE = 64
 _PART_SIZE = 1 << 17
 """Weights that one thread rounds at a time: they stay in its cache."""
 
-_SHRINKS = np.linspace(1.0, 0.7, 13, dtype=np.float32)
+SHRINKS = np.linspace(1.0, 0.7, 13, dtype=np.float32)
+"""Parts of the largest scale of a block that are tried at 4 bits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +82,7 @@ def _quantize_groups(
 ) -> tuple[NDArray[np.uint8], NDArray[np.float16], bool]:
     """Quantizes whole groups of outputs, one a row: data, scales, and whether it is exact."""
     blocks = padded.reshape(len(padded), -1, BLOCK_SIZES[bits])
-    low, high = _CODES[bits]
+    low, high = CODES[bits]
     exact = find_exact_scales(blocks, low, high, np.dtype(np.float16), negative=bits == 4)
     is_rounded = np.isnan(exact)
     scales = exact.astype(np.float16)
@@ -130,7 +131,7 @@ def _find_4_bit_scales(blocks: NDArray[np.float32]) -> NDArray[np.float16]:
     best_scales = np.zeros(blocks.shape[:-1], np.float16)
     best_errors = np.full(blocks.shape[:-1], np.inf, np.float32)
     codes = np.empty_like(blocks)
-    for shrink in _SHRINKS:
+    for shrink in SHRINKS:
         for sign in (-8, 7):
             scales = (largest / sign * shrink).astype(np.float16)
             divisors = _make_divisors(scales)[..., None]
@@ -152,7 +153,7 @@ def _round(
 ) -> None:
     np.divide(blocks, divisors, out=codes)
     np.rint(codes, out=codes)
-    np.clip(codes, *_CODES[bits], out=codes)
+    np.clip(codes, *CODES[bits], out=codes)
 
 
 def _make_divisors(scales: NDArray[np.float16]) -> NDArray[np.float32]:

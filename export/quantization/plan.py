@@ -30,12 +30,29 @@ class PlannedSite(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     weights: tuple[str, ...]
 
 
+class ValuesFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The file beside a plan that has the rounded values, and the hash of its content."""
+
+    file: str
+    sha256: str
+
+
 class QuantizationPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """The content of `quantization.json`. `model` and `target` say what it was made for."""
+    """The content of `quantization.json`.
+
+    Attributes:
+        format_version: version of this form.
+        model: name of the model that it was made for.
+        target: name of the target that it was made for.
+        values: where the rounded values are, of a plan whose rounding is compensated; an export
+            rounds to nearest without.
+        sites: the formats.
+    """
 
     format_version: int = FORMAT_VERSION
     model: str
     target: str
+    values: ValuesFile | msgspec.UnsetType = msgspec.UNSET
     sites: tuple[PlannedSite, ...]
 
     def to_json(self) -> bytes:

@@ -17,14 +17,22 @@ from medusa_trt.export.weight_formats import ChooseFormat, ReportStored, WeightF
 from medusa_trt.export.weights.lazy_tensor import Array, LazyTensor
 
 _BLOCK_SIZES = (128, 64, 32, 16)
-_MAX_CODE = {"int4": 7.0, "int8": 127.0, "fp8": 448.0}
-_LEAST_CODE = {"int4": -8.0, "int8": -127.0, "fp8": -448.0}
+
+CODE_RANGES: dict[WeightFormat, tuple[float, float]] = {
+    "int4": (-8.0, 7.0),
+    "int8": (-127.0, 127.0),
+    "fp8": (-448.0, 448.0),
+}
+"""The smallest and the largest code of each format."""
+
 _CODE_TYPES = {
     "int4": ir.DataType.INT4,
     "int8": ir.DataType.INT8,
     "fp8": ir.DataType.FLOAT8E4M3FN,
 }
-_SHRINKS = np.linspace(1.0, 0.75, 6, dtype=np.float32)
+INT4_SHRINKS = np.linspace(1.0, 0.75, 6, dtype=np.float32)
+"""Parts of the largest scale of a block that are tried at int4."""
+
 _COLUMNS = 64
 _TRIED_COLUMNS = 16
 """Number of outputs that nearly always show whether blocks need no rounding."""
@@ -210,7 +218,7 @@ def _quantize_columns(
     scaled = (blocks / scales).reshape(weight.shape)
     if format_ != "fp8":
         scaled = np.rint(scaled)
-    codes = scaled.clip(_LEAST_CODE[format_], _MAX_CODE[format_])
+    codes = scaled.clip(*CODE_RANGES[format_])
     return codes.astype(_CODE_TYPES[format_].numpy()), scales[:, 0].astype(dtype)
 
 
@@ -222,7 +230,7 @@ def _find_exact_scales(
     if format_ == "fp8":
         return np.full((num_blocks, weight.shape[1]), np.nan, np.float32)
     blocks = weight.astype(np.float32).reshape(num_blocks, -1, weight.shape[1])
-    low, high = int(_LEAST_CODE[format_]), int(_MAX_CODE[format_])
+    low, high = map(int, CODE_RANGES[format_])
     return find_exact_scales(np.moveaxis(blocks, 1, -1), low, high, dtype)
 
 
@@ -230,13 +238,13 @@ def _search_scales(
     blocks: NDArray[np.float32], format_: WeightFormat, dtype: np.dtype[Any]
 ) -> NDArray[np.float32]:
     """Searches scales (blocks, 1, n) for blocks (blocks, block, n)."""
-    largest = np.abs(blocks).max(1, keepdims=True) / _MAX_CODE[format_]
+    largest = np.abs(blocks).max(1, keepdims=True) / CODE_RANGES[format_][1]
     best = _round_scales(largest, dtype)
     if format_ == "int4":
         best_error = np.full(largest.shape, np.inf, np.float32)
-        for shrink in _SHRINKS:
+        for shrink in INT4_SHRINKS:
             scales = _round_scales(largest * shrink, dtype)
-            codes = np.rint(blocks / scales).clip(_LEAST_CODE[format_], _MAX_CODE[format_])
+            codes = np.rint(blocks / scales).clip(*CODE_RANGES[format_])
             error = np.square(codes * scales - blocks).sum(1, keepdims=True)
             best = np.where(error < best_error, scales, best)
             best_error = np.minimum(best_error, error)

@@ -4,13 +4,18 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from medusa_trt.export.quantization.grid import Grid
 from medusa_trt.export.quantization.library import (
     BLOCK_SIZES,
+    CODES,
+    SHRINKS,
     count_packed_bytes,
     dequantize_weight,
     quantize_weight,
 )
 from medusa_trt.export.quantization.quantize_weights import (
+    CODE_RANGES,
+    INT4_SHRINKS,
     choose_block_size,
     dequantize_matrix,
     find_largest_block_size,
@@ -28,6 +33,20 @@ class LibraryRounding:
     ) -> NDArray[np.float32]:
         """Rounds a matrix (inputs, outputs) and returns the values that remain."""
         return dequantize_weight(quantize_weight(weight, BITS[format_]), *weight.shape)
+
+    def find_grid(self, num_inputs: int, format_: WeightFormat) -> Grid | None:
+        """Finds the values that a matrix of so many inputs can hold; None for floating point."""
+        bits = BITS[format_]
+        low, high = CODES[bits]
+        is_narrow = format_ == "int4"
+        return Grid(
+            block_size=BLOCK_SIZES[bits],
+            low=low,
+            high=high,
+            edges=(low, high) if is_narrow else (high,),
+            is_signed=is_narrow,
+            shrinks=tuple(SHRINKS.tolist()) if is_narrow else (1.0,),
+        )
 
     def round_inputs(self, x: torch.Tensor, format_: WeightFormat) -> torch.Tensor:
         """Rounds the inputs of a product, (..., inputs) float32, and returns what remains.
@@ -60,6 +79,21 @@ class StandardRounding:
         half = np.dtype(np.float16)
         block_size = choose_block_size(weight, half) if format_ == "int4" else None
         return dequantize_matrix(*quantize_matrix(weight, format_, block_size, half))
+
+    def find_grid(self, num_inputs: int, format_: WeightFormat) -> Grid | None:
+        """See `LibraryRounding.find_grid`."""
+        if format_ == "fp8":
+            return None
+        low, high = CODE_RANGES[format_]
+        block_size = find_largest_block_size(num_inputs) if format_ == "int4" else None
+        return Grid(
+            block_size=block_size or num_inputs,
+            low=int(low),
+            high=int(high),
+            edges=(int(high),),
+            is_signed=False,
+            shrinks=tuple(INT4_SHRINKS.tolist()) if format_ == "int4" else (1.0,),
+        )
 
     def round_inputs(self, x: torch.Tensor, format_: WeightFormat) -> torch.Tensor:
         """Returns the inputs as they are."""

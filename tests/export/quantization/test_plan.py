@@ -4,11 +4,15 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
-import onnx_ir as ir
 import pytest
 import torch
 from numpy.typing import NDArray
-from support.graphs.planned_graphs import plan_of, planned_graph
+from support.graphs.planned_graphs import (
+    is_constant,
+    plan_of,
+    planned_graph,
+    stored_matrices,
+)
 from support.tiny_models import llama_config, random_model
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
@@ -18,7 +22,6 @@ from medusa_trt.export.comparison.logits import compute_agreement
 from medusa_trt.export.comparison.passages import PASSAGES
 from medusa_trt.export.pipeline import ExportOptions, export_bundle
 from medusa_trt.export.quantization.library import (
-    QuantizedWeight,
     dequantize_weight,
     quantize_weight,
 )
@@ -52,38 +55,6 @@ FAMILIES: dict[str, PretrainedConfig] = {
     "phi3": AutoConfig.for_model("phi3", **SIZES | {"pad_token_id": 0}),
     "gpt_neox": AutoConfig.for_model("gpt_neox", **SIZES | {"num_attention_heads": 1}),
 }
-
-
-def _is_constant(value: ir.Value | None) -> bool:
-    return value is not None and value.is_initializer()
-
-
-def stored_matrices(graph: ir.Graph) -> list[tuple[str, Floats]]:
-    """The format of each matrix that the operator library or ONNX Runtime multiplies by."""
-
-    def array(value: ir.Value | None) -> NDArray[np.generic]:
-        assert value is not None and value.const_value is not None
-        return value.const_value.numpy()
-
-    found = []
-    for node in graph:
-        if node.op_type in ("Linear", "LinearChain"):
-            suffixes = (
-                range(node.attributes.get_int("num_layers", 0))
-                if node.op_type == "LinearChain"
-                else [""]
-            )
-            for number, suffix in enumerate(suffixes):
-                bits = node.attributes.get_int(f"bits{suffix}", 0)
-                first = 1 if suffix == "" else 2 + 4 * number
-                data, scales = array(node.inputs[first]), array(node.inputs[first + 1])
-                stored = QuantizedWeight(data.astype(np.uint8), scales.astype(np.float16), bits)
-                shape = scales.shape[1] * (64 if bits == 8 else 32), len(data) * 16
-                found.append((f"int{bits}", dequantize_weight(stored, *shape)))
-        elif node.op_type in ("MatMul", "Gemm") and _is_constant(node.inputs[1]):
-            weight = array(node.inputs[1]).astype(np.float32)
-            found.append(("fp32", weight.T if node.op_type == "Gemm" else weight))
-    return found
 
 
 def expected_columns(model: PreTrainedModel, site: Site, format_: str) -> set[bytes]:
@@ -135,7 +106,7 @@ def test_a_device_reads_each_matrix_in_its_planned_format(target: str) -> None:
             codes = source.inputs[0]
             assert codes is not None and codes.dtype is not None
             read.append(codes.dtype.name)
-        elif _is_constant(node.inputs[1]):
+        elif is_constant(node.inputs[1]):
             read.append("FLOAT16")
     assert [site.kind for site in sites[:5]] == ["qkv", "o", "gate_up", "down", "qkv"]
     # gate_up are two products here.
