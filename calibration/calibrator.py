@@ -37,6 +37,7 @@ from medusa_trt.calibration.prompts import (
     BenchPrompt,
     digest_from_source,
     prompts_from_source,
+    select_further_prompts,
 )
 from medusa_trt.calibration.quantization.section import QuantizationSection
 from medusa_trt.calibration.records import RecordLog
@@ -267,8 +268,13 @@ class Calibrator:
             from medusa_trt.calibration.quantization.run import open_run
         settings = self._bind(settings)
         prompts = prompts_from_source(settings.prompts, num_prompts)
+        further = []
+        if options.compensate:
+            further = select_further_prompts(
+                settings.prompts, len(prompts), options.num_compensation_prompts
+            )
         base = load_unquantized_model(self.bundle, options.model)
-        records, recording = self._record_ranks(prompts, settings)
+        records, recording = self._record_ranks([*prompts, *further], settings)
         _require_complete(recording.is_complete)
         with (
             open_run(
@@ -280,6 +286,7 @@ class Calibrator:
                 records,
                 options,
                 self._threads,
+                further,
             ) as run,
             run.progress.until_interrupted(),
         ):

@@ -74,6 +74,21 @@ def prompts_from_source(source: str, num_prompts: int | None) -> list[BenchPromp
     return spread_over_categories(prompts, num_prompts)
 
 
+def select_further_prompts(source: str, num_before: int, num_prompts: int) -> list[BenchPrompt]:
+    """Reads the prompts that follow the first ones of `prompts_from_source`.
+
+    Raises:
+        PromptError: there are not so many.
+    """
+    try:
+        return prompts_from_source(source, num_before + num_prompts)[num_before:]
+    except PromptError as error:
+        raise PromptError(
+            f"{source} has too few prompts for {num_before} and {num_prompts} more ({error}): "
+            "give more, or ask for fewer"
+        ) from error
+
+
 def digest_from_source(source: str) -> str:
     """SHA-256 of a source's prompts, of all of them, however many are used.
 

@@ -2,15 +2,24 @@
 
 import hashlib
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
 from transformers import PreTrainedModel
 
+from medusa_trt.calibration.quantization.compensated_model import (
+    compensate_model,
+    list_compensated_sites,
+)
 from medusa_trt.calibration.quantization.estimate import NUM_SAMPLES, SiteEstimator, SiteKls
 from medusa_trt.calibration.quantization.inputs import HeadsMeter
-from medusa_trt.calibration.quantization.meter import Formats, QuantizationMeter, Text
+from medusa_trt.calibration.quantization.meter import (
+    Formats,
+    Matrices,
+    QuantizationMeter,
+    Text,
+)
 from medusa_trt.calibration.records import RecordLog
 from medusa_trt.export.quantization.rounding import Rounding
 from medusa_trt.export.quantization.sites import Site
@@ -132,9 +141,15 @@ class QuantizationCosts:
 
     def measure_plan(self, formats: Formats) -> PlanRecord:
         """Measures a plan, with the heads on top, and logs its record."""
+        record = self.measure_matrices(formats, None)
+        self._plans_log.append(record)
+        return record
+
+    def measure_matrices(self, formats: Formats, matrices: Matrices | None) -> PlanRecord:
+        """Measures a plan some of whose matrices are rounded already, without logging it."""
         rounded = _select_rounded(formats)
-        change = self._open_meter().measure(rounded)
-        record = PlanRecord(
+        change = self._open_meter().measure(rounded, matrices)
+        return PlanRecord(
             basis=self._basis,
             drafter=self._heads_meter.digest,
             formats=dict(rounded),
@@ -142,8 +157,25 @@ class QuantizationCosts:
             agreement=change.agreement,
             accept_length=self._heads_meter.measure_accept_length(change.hidden),
         )
-        self._plans_log.append(record)
-        return record
+
+    def list_compensated(self, formats: Formats) -> list[Site]:
+        """Lists the sites of a plan that `compensate` rounds."""
+        self._restore()
+        return list_compensated_sites(self._model, self._sites, self._rounding, formats)
+
+    def compensate(
+        self, formats: Formats, texts: Sequence[Text], advance: Callable[[], None]
+    ) -> Matrices:
+        """Rounds a plan's matrices so that they make up for each other's errors on some texts."""
+        self._restore()
+        return compensate_model(self._model, self._sites, self._rounding, formats, texts, advance)
+
+    def digest_compensation(self, formats: Formats, texts: Sequence[Text]) -> str:
+        """Hashes all that `compensate` makes its matrices from."""
+        parts = [(text.prompt_ids, text.token_ids) for text in texts]
+        return hashlib.sha256(
+            repr((self._basis, parts, sorted(formats.items()))).encode()
+        ).hexdigest()
 
     def estimate_s(self, num_texts: int, num_plans: int) -> float:
         """Estimates the seconds that some texts and plans take."""
@@ -155,6 +187,11 @@ class QuantizationCosts:
         texts_s = num_texts / len(self._texts) * run_s * (2 + NUM_SAMPLES)
         # Most plans differ from the one before in a few matrices: only these are rounded again.
         return texts_s + 2 * rounding_s + num_plans * run_s
+
+    def _restore(self) -> None:
+        """Gives the model its unrounded matrices back, if a plan was measured on it."""
+        if self._meter is not None:
+            self._meter.restore()
 
     def _open_meter(self) -> QuantizationMeter:
         if self._meter is None:

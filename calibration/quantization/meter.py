@@ -11,12 +11,16 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
+from medusa_trt.export.quantization.grid import RoundedMatrix
 from medusa_trt.export.quantization.rounding import Rounding
 from medusa_trt.export.quantization.sites import Site
 from medusa_trt.export.weight_formats import Format, WeightFormat, is_rounded
 
 Formats = Mapping[str, Format]
 """A format for each site, by its name. Sites that are left out stay unrounded."""
+
+Matrices = Mapping[str, RoundedMatrix]
+"""Matrices that are rounded already, by parameter name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +34,11 @@ class Text:
 
     prompt_ids: tuple[int, ...]
     token_ids: tuple[int, ...]
+
+
+def count_tokens(text: Text) -> int:
+    """Counts the tokens of a prompt and its reply."""
+    return len(text.prompt_ids) + len(text.token_ids)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,12 +66,22 @@ class RoundedModel:
         self._rounding = rounding
         self._sites = {site.name: site for site in sites}
         self._formats: dict[str, Format] = {}
+        self._matrices: Matrices | None = None
         self._replacements: dict[str, list[_Replacement]] = {}
 
-    def set(self, formats: Formats) -> None:
-        """Rounds these sites and no others. A site that keeps its format is not rounded again."""
+    def set(self, formats: Formats, matrices: Matrices | None = None) -> None:
+        """Rounds these sites and no others. A site that keeps its format is not rounded again.
+
+        Matrices that are given are used as they are, the others are rounded to nearest.
+        """
         rounded = {name: format_ for name, format_ in formats.items() if is_rounded(format_)}
-        changed = [name for name, present in self._formats.items() if rounded.get(name) != present]
+        is_same = matrices is self._matrices
+        self._matrices = matrices
+        changed = [
+            name
+            for name, present in self._formats.items()
+            if not is_same or rounded.get(name) != present
+        ]
         for name in changed:
             del self._formats[name]
             for replacement in self._replacements.pop(name):
@@ -77,7 +96,11 @@ class RoundedModel:
         module = self.model.get_submodule(path)
         weight = module.weight
         assert isinstance(weight, nn.Parameter)
-        matrix = self._rounding.round_weight(weight.detach().numpy().T, format_)
+        given = None if self._matrices is None else self._matrices.get(f"{path}.weight")
+        if given is None:
+            matrix = self._rounding.round_weight(weight.detach().numpy().T, format_)
+        else:
+            matrix = given.compute_values().T
         # A new parameter is set instead of new data, since an embedding may share the parameter.
         module._parameters["weight"] = nn.Parameter(torch.from_numpy(matrix).T, False)
 
@@ -117,9 +140,13 @@ class QuantizationMeter:
         with torch.inference_mode():
             self._logprobs = [compute_logits(model, text).log_softmax(-1) for text in texts]
 
-    def measure(self, formats: Formats) -> Change:
-        """Rounds these sites and no others, and compares."""
-        self._rounded.set(formats)
+    def restore(self) -> None:
+        """Gives the model its unrounded matrices back."""
+        self._rounded.set({})
+
+    def measure(self, formats: Formats, matrices: Matrices | None = None) -> Change:
+        """Rounds these sites and no others, and compares; see `RoundedModel.set`."""
+        self._rounded.set(formats, matrices)
         total, num_agreeing, hidden = 0.0, 0, []
         for text, logprobs in zip(self._texts, self._logprobs, strict=True):
             with torch.inference_mode(), _observe_hidden(self._rounded.model) as observed:

@@ -10,6 +10,7 @@ QUANTIZATION_PLAN_FILE = "quantization.json"
 MODELOPT_FILE = "modelopt.json"
 
 PLAN = "plan"
+COMPENSATED = "plan, compensated"
 UNQUANTIZED = "unquantized"
 
 
@@ -48,7 +49,8 @@ class PlanResult:
         name: name of the plan in the report.
         counts: number of sites of each format.
         size_bytes: size of all matrices with their scales.
-        predicted_kl: sum of the KL divergences that the sites cause alone.
+        predicted_kl: sum of the KL divergences that the sites cause alone; None where these
+            were not estimated, or the rounding is compensated.
         kl: measured KL divergence, nats per token.
         agreement: share of next tokens that stay the same.
         accept_length: tokens per step that the bundle's heads and tree add on the replies.
@@ -57,7 +59,7 @@ class PlanResult:
     name: str
     counts: dict[str, int]
     size_bytes: int
-    predicted_kl: float
+    predicted_kl: float | None
     kl: float
     agreement: float
     accept_length: float

@@ -151,7 +151,8 @@ def _finish(axes: "Axes", title: str, xlabel: str) -> None:
     axes.set_title(title, fontsize=10)
     axes.set_xlabel(xlabel)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
 
 
 def _render_svg(figure: "Figure") -> str:

@@ -102,7 +102,7 @@ def tabulate_plans(section: QuantizationSection) -> Table:
             plan.name,
             text_from_counts(plan.counts),
             f"{plan.size_bytes / 1e6:.1f}",
-            f"{plan.predicted_kl:.4f}",
+            "-" if plan.predicted_kl is None else f"{plan.predicted_kl:.4f}",
             f"{plan.kl:.4f}",
             f"{100 * plan.agreement:.1f}",
             f"{plan.accept_length:.3f}",

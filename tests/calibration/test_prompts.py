@@ -10,6 +10,8 @@ from medusa_trt.calibration.prompts import (
     load_mt_bench_prompts,
     load_self_generated_prompts,
     prompts_from_file,
+    prompts_from_source,
+    select_further_prompts,
     spread_over_categories,
 )
 from medusa_trt.errors import PromptError
@@ -36,6 +38,15 @@ def test_prompts_are_spread_over_categories() -> None:
     for wrong in (0, 81):
         with pytest.raises(PromptError, match="between 1 and 80"):
             spread_over_categories(load_mt_bench_prompts(), wrong)
+
+
+def test_further_prompts_are_none_of_the_first_ones() -> None:
+    first = prompts_from_source("packaged", 8)
+    further = select_further_prompts("packaged", 8, 64)
+    assert len(further) == 64 and not {p.id for p in first} & {p.id for p in further}
+    assert prompts_from_source("packaged", 72) == first + further
+    with pytest.raises(PromptError, match=r"mt-bench has too few prompts for 20 and 64 more"):
+        select_further_prompts("mt-bench", 20, 64)
 
 
 def test_prompt_files(tmp_path: Path) -> None:

@@ -14,17 +14,22 @@ from support.random_texts import random_texts
 
 from medusa_trt.calibration.options import QuantizationOptions, ReplySettings
 from medusa_trt.calibration.origin import Origin
+from medusa_trt.calibration.progress import Progress
 from medusa_trt.calibration.prompts import BenchPrompt
 from medusa_trt.calibration.quantization.costs import QuantizationCosts
 from medusa_trt.calibration.quantization.inputs import HeadsMeter
-from medusa_trt.calibration.quantization.meter import QuantizationMeter, Text
+from medusa_trt.calibration.quantization.meter import Formats, QuantizationMeter, Text
 from medusa_trt.calibration.quantization.run import QuantizationRun, open_run
 from medusa_trt.calibration.quantization.section import QuantizationSection
 from medusa_trt.calibration.trees.head_ranks import RankRecord
+from medusa_trt.errors import CalibrationError
 from medusa_trt.export.models.base_model import BaseModel
 from medusa_trt.export.quantization.plan import plan_from_file
 from medusa_trt.export.quantization.rounding import LibraryRounding
 from medusa_trt.export.quantization.sites import sites_from_model
+from medusa_trt.export.quantization.stored_values import open_values
+from medusa_trt.export.targets import TARGETS
+from medusa_trt.export.weight_formats import is_rounded
 from medusa_trt.runtime.bundle import Bundle
 from medusa_trt.runtime.engines.machine import Machine
 from medusa_trt.runtime.session import MedusaSession
@@ -50,6 +55,7 @@ def run_search(
         StandInHeadsMeter(),  # type: ignore[arg-type]
         QuantizationOptions(**options),  # type: ignore[arg-type]
         target,
+        random_texts(3),
     )
     run.measure()
     run.save_plan(folder)
@@ -95,6 +101,67 @@ def test_a_plan_for_a_device(base: BaseModel, tmp_path: Path) -> None:
     assert not (tmp_path / "modelopt.json").exists()  # it has no such mix
     plan = plan_from_file(tmp_path / "quantization.json")
     assert plan.target == "tensorrt" and {s.format for s in plan.sites} <= set(formats)
+
+
+@pytest.mark.parametrize("target", ["ort-cpu", "tensorrt"])
+def test_a_plan_is_compensated(base: BaseModel, tmp_path: Path, target: str) -> None:
+    section = run_search(base, tmp_path, target=target, precision="int4", compensate=True)
+    nearest, compensated = section.plans
+    assert (nearest.name, compensated.name) == ("plan", "plan, compensated")
+    assert compensated.kl < nearest.kl and compensated.predicted_kl is None
+    assert "plan, compensated" in section.advice
+    path = tmp_path / "quantization.json"
+    plan = plan_from_file(path)
+    values = open_values(path, plan, TARGETS[target], base.weights)
+    assert values is not None
+    rounded = [site for site in plan.sites if is_rounded(site.format)]
+    assert {name: entry.format for name, entry in values.entries.items()} == {
+        name: site.format for site in rounded for name in site.weights
+    }
+    # The unembedding stays in half precision on a device.
+    assert len(values.entries) == (15 if target == "ort-cpu" else 14)
+
+
+def test_compensated_values_are_made_once_for_a_plan(
+    base: BaseModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {"precision": "int4", "compensate": True}
+    section = run_search(base, tmp_path, **options)
+    compensate, calls = QuantizationCosts.compensate, []
+
+    def count(self: QuantizationCosts, formats: Formats, *rest: object) -> object:
+        calls.append(formats)
+        return compensate(self, formats, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(QuantizationCosts, "compensate", count)
+    assert run_search(base, tmp_path, **options).plans == section.plans and not calls
+    run_search(base, tmp_path, precision="int8", compensate=True)
+    assert len(calls) == 1
+    without = run_search(base, tmp_path, precision="int4")
+    assert len(calls) == 1 and len(without.plans) == 1
+    assert plan_from_file(tmp_path / "quantization.json").values is msgspec.UNSET
+
+
+def test_an_interrupt_leaves_no_half_written_values(
+    base: BaseModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    num_advanced = 0
+
+    def interrupt(_: Progress) -> None:
+        nonlocal num_advanced
+        num_advanced += 1
+        if num_advanced == 4:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Progress, "advance", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        run_search(base, tmp_path, precision="int4", compensate=True)
+    assert {path.name for path in tmp_path.iterdir()} == {"quantization_plans.jsonl"}
+
+
+def test_an_unknown_precision_is_refused(base: BaseModel, tmp_path: Path) -> None:
+    with pytest.raises(CalibrationError, match="--precision is int8: with formats int4, fp16"):
+        run_search(base, tmp_path, target="ort-cuda", precision="int8")
 
 
 def test_only_a_plan_that_modelopt_can_follow_leaves_a_file_for_it(

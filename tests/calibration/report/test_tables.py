@@ -1,5 +1,7 @@
 """The sections as tables for a terminal."""
 
+from dataclasses import replace
+
 from rich.console import Console
 from rich.table import Table
 from support.measurements.calibrations import HEADS, LATENCY, QUANTIZATION, THRESHOLD, TREE
@@ -34,6 +36,12 @@ def test_every_table_fits_100_columns() -> None:
     assert "plain" in tables["tree"] and "searched" in tables["tree"]
     assert "sampler" in tables["threshold"]
     assert "83 int4, 38 int8" in tables["plans"]
+
+
+def test_a_plan_without_a_prediction_has_a_dash_for_it() -> None:
+    plans = tuple(replace(plan, predicted_kl=None) for plan in QUANTIZATION.plans)
+    text = show(tabulate_plans(replace(QUANTIZATION, plans=plans)))
+    assert "   -   0.1210" in text and "1.1 *" not in text
 
 
 def test_a_recommendation_can_be_typed() -> None:

@@ -89,6 +89,40 @@ def test_a_plan_is_found_and_exported(
     assert cli.main(["verify", str(tmp_path / "planned"), "--against", str(tiny_model)]) == 0
 
 
+@pytest.mark.skipif(find_library() is None, reason="built without a C++ compiler")
+def test_compensated_values_are_found_and_exported(
+    bundle: Path, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = (bundle, "--model", tiny_model, *SMALL, "--precision", "int4", "--compensate")
+    words = (*words, "--compensation-prompts", "6")
+    assert calibrate(*words) == 0
+    out, err = capsys.readouterr()
+    assert "9 replies, up to about" in err and "of 6 replies with their prompts" in err
+    plans = {plan.name: plan for plan in section_of(bundle).plans}
+    assert list(plans) == ["plan", "plan, compensated"] and "plan, compensated" in out
+    nearest, compensated = plans["plan"], plans["plan, compensated"]
+    assert nearest.counts == {"int4": 8, "int8": 1}
+    assert compensated.predicted_kl is None and compensated.kl < nearest.kl
+    assert nearest.size_bytes == compensated.size_bytes
+    assert "plan, compensated" in (bundle / "calibration" / "report.html").read_text()
+    file = bundle / "calibration" / "quantization.safetensors"
+    written = file.stat().st_mtime_ns
+
+    assert calibrate(*words) == 0
+    assert "of 6 replies" not in capsys.readouterr().err  # The file is there.
+    assert file.stat().st_mtime_ns == written
+    assert section_of(bundle).plans[-1] == compensated
+
+    command = ["export", "--model", tiny_model, "--heads", "none", "--output", tmp_path / "planned"]
+    command += ["--quantization-plan", bundle / "calibration" / "quantization.json"]
+    assert cli.main(list(map(str, command))) == 0
+    assert "15 carried over exactly" in capsys.readouterr().err
+    file.write_bytes(file.read_bytes()[:-1])
+    assert cli.main(list(map(str, [*command, "--overwrite"]))) == cli.EXIT_ERROR
+    [line] = capsys.readouterr().err.splitlines()[-1:]
+    assert "is truncated or is not the file" in line and "--compensate" in line
+
+
 def test_modelopt_gets_a_file(
     bundle: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -122,12 +156,14 @@ def test_an_interrupt_keeps_what_was_measured(
             signal.raise_signal(signal.SIGTERM)
         return estimate(self, text, seed)
 
-    def interrupted_measure(self: QuantizationMeter, formats: dict[str, WeightFormat]) -> object:
+    def interrupted_measure(
+        self: QuantizationMeter, formats: dict[str, WeightFormat], matrices: None
+    ) -> object:
         nonlocal measured
         measured += 1
         if measured == 3:
             signal.raise_signal(signal.SIGINT)
-        return measure(self, formats)
+        return measure(self, formats, matrices)
 
     monkeypatch.setattr(SiteEstimator, "estimate", interrupted_estimate)
     monkeypatch.setattr(QuantizationMeter, "measure", interrupted_measure)
@@ -157,6 +193,16 @@ def test_an_interrupt_keeps_what_was_measured(
     [
         (("--max-kl", "0"), "--max-kl is 0.0: it must be above 0"),
         (("--max-kl", "0.1", "--max-size", "2"), "exclude each other"),
+        (("--max-kl", "0.1", "--precision", "int4"), "--precision excludes --max-kl"),
+        (
+            ("--precision", "int3"),
+            "--precision is int3: with formats int4, int8 target ort-cpu has",
+        ),
+        (("--compensation-prompts", "0"), "--compensation-prompts is 0: it must be at least 1"),
+        (
+            ("--compensate", "--compensation-prompts", "9999"),
+            "for 3 and 9999 more (num_prompts is 10002: it",
+        ),
         (("--max-new-tokens", "1"), "--max-new-tokens is 1"),
         ((), "name the unquantized model with --model"),
         (("--model", "none"), "unknown model 'none'"),
