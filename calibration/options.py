@@ -155,8 +155,8 @@ class QuantizationOptions:
         precision: take the formats of this precision of the target, such as int4, instead of a
             choice under a budget.
         compensate: round the plan's int4 and int8 matrices so that they make up for each other's
-            errors on replies (GPTQ), and write their values beside the plan. It takes about 0.7 s
-            for a million weights.
+            errors on replies (GPTQ), and write their values beside the plan. It takes about 2 s
+            of a core for a million weights.
         num_compensation_prompts: with compensation, number of further prompts whose replies the
             rounding is fitted to; the plans are compared on the others.
     """

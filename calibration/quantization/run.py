@@ -18,7 +18,7 @@ from medusa_trt.calibration.prompts import BenchPrompt
 from medusa_trt.calibration.quantization.costs import PlanRecord, QuantizationCosts
 from medusa_trt.calibration.quantization.frontier import Frontier, Option, frontier_from_options
 from medusa_trt.calibration.quantization.inputs import HeadsMeter, texts_from_records
-from medusa_trt.calibration.quantization.meter import Formats, Text, count_tokens
+from medusa_trt.calibration.quantization.meter import Formats, Matrices, Text, count_tokens
 from medusa_trt.calibration.quantization.plans import (
     MAX_TRIES,
     count_plan_bytes,
@@ -210,27 +210,29 @@ class QuantizationRun:
         """Rounds a plan's matrices with compensation into a file, unless it is there already."""
         path = self._folder / VALUES_FILE
         basis = self._costs.digest_compensation(plan, self._compensation_texts)
-        matrices = read_values(path, basis)
-        if matrices is None:
-            sites = self._costs.list_compensated(plan)
-            print(
-                f"compensated rounding on {sum(map(count_tokens, self._compensation_texts)):,} "
-                f"tokens of {len(self._compensation_texts)} replies with their prompts",
-                file=sys.stderr,
-            )
-            progress = Progress(len(sites), "groups of matrices")
-            try:
-                matrices = self._costs.compensate(plan, self._compensation_texts, progress.advance)
-            finally:
-                progress.end()
-            formats = {name: plan[site.name] for site in sites for name in site.weights}
-            weights = self._base.weights
-            digests = {name: digest_weight(weights[name].stored()) for name in matrices}
-            save_values(path, matrices, formats, digests, basis)
+        matrices = read_values(path, basis) or self._make_values(path, plan, basis)
         self._values = describe_file(path)
         record = self._costs.measure_matrices(plan, matrices)
         result = self._make_result(COMPENSATED, plan, record)
         return replace(result, predicted_kl=None)
+
+    def _make_values(self, path: Path, plan: dict[str, Format], basis: str) -> Matrices:
+        sites, texts = self._costs.list_compensated(plan), self._compensation_texts
+        print(
+            f"compensated rounding on {sum(map(count_tokens, texts)):,} tokens of {len(texts)} "
+            "replies with their prompts",
+            file=sys.stderr,
+        )
+        progress = Progress(len(sites), "groups of matrices")
+        try:
+            matrices = self._costs.compensate(plan, texts, progress.advance)
+        finally:
+            progress.end()
+        formats = {name: plan[site.name] for site in sites for name in site.weights}
+        weights = self._base.weights
+        digests = {name: digest_weight(weights[name].stored()) for name in matrices}
+        save_values(path, matrices, formats, digests, basis)
+        return matrices
 
     def _announce(self) -> None:
         """Prints how long the work will take, before the first measurement."""

@@ -237,8 +237,8 @@ def _read_header(path: Path) -> _Header:
 
 def _pack_pairs(codes: NDArray[np.int8]) -> NDArray[np.uint8]:
     """Puts the codes of two neighbouring inputs in a byte, the first one in its low half."""
-    stored = codes.view(np.uint8) & 15
-    packed: NDArray[np.uint8] = stored[:, 0::2] | stored[:, 1::2] << 4
+    low = codes.view(np.uint8) & np.uint8(15)
+    packed: NDArray[np.uint8] = low[:, 0::2] | (low[:, 1::2] * np.uint8(16))
     return packed
 
 

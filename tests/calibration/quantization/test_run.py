@@ -125,8 +125,7 @@ def test_a_plan_is_compensated(base: BaseModel, tmp_path: Path, target: str) -> 
 def test_compensated_values_are_made_once_for_a_plan(
     base: BaseModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    options = {"precision": "int4", "compensate": True}
-    section = run_search(base, tmp_path, **options)
+    section = run_search(base, tmp_path, precision="int4", compensate=True)
     compensate, calls = QuantizationCosts.compensate, []
 
     def count(self: QuantizationCosts, formats: Formats, *rest: object) -> object:
@@ -134,7 +133,8 @@ def test_compensated_values_are_made_once_for_a_plan(
         return compensate(self, formats, *rest)  # type: ignore[arg-type]
 
     monkeypatch.setattr(QuantizationCosts, "compensate", count)
-    assert run_search(base, tmp_path, **options).plans == section.plans and not calls
+    again = run_search(base, tmp_path, precision="int4", compensate=True)
+    assert again.plans == section.plans and not calls
     run_search(base, tmp_path, precision="int8", compensate=True)
     assert len(calls) == 1
     without = run_search(base, tmp_path, precision="int4")

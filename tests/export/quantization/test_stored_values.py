@@ -2,12 +2,14 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
 import onnx_ir as ir
 import pytest
 import torch
+from numpy.typing import NDArray
 from support.graphs.planned_graphs import dequantize_whole, plan_of, quantized_weights
 from support.tiny_models import llama_config, random_model, save_tiny_model
 
@@ -127,7 +129,7 @@ def test_a_bundle_has_the_integers_and_scales_of_the_file(
     kinds = "int4 with compensated rounding, int8 with compensated rounding"
     assert f"  tiny-llama has 15 matrices in {kinds}: 15 carried over exactly" in told
     assert plan_from_file(tmp_path / "bundle" / "quantization.json") == plan
-    rows = {4: {}, 8: {}}
+    rows: dict[int, dict[bytes, tuple[NDArray[Any], NDArray[Any]]]] = {4: {}, 8: {}}
     for weight in quantized_weights(ir.load(tmp_path / "bundle" / "verify.onnx").graph):
         ones = QuantizedWeight(weight.data, np.ones_like(weight.scales), weight.bits)
         scales = weight.scales.transpose(0, 2, 1).reshape(-1, weight.scales.shape[1])

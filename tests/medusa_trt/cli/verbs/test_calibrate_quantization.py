@@ -93,8 +93,8 @@ def test_a_plan_is_found_and_exported(
 def test_compensated_values_are_found_and_exported(
     bundle: Path, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = (bundle, "--model", tiny_model, *SMALL, "--precision", "int4", "--compensate")
-    words = (*words, "--compensation-prompts", "6")
+    options = ("--precision", "int4", "--compensate", "--compensation-prompts", "6")
+    words = (bundle, "--model", tiny_model, *SMALL, *options)
     assert calibrate(*words) == 0
     out, err = capsys.readouterr()
     assert "9 replies, up to about" in err and "of 6 replies with their prompts" in err
