@@ -4,6 +4,7 @@ import re
 import shutil
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -71,23 +72,58 @@ def test_tables_and_help_come_from_the_code(pages: Path) -> None:
     assert not any("{{" in text for text in (formats, verbs))
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(not ZENSICAL.exists(), reason="zensical is not installed: the extra docs")
-@pytest.mark.parametrize("link", ["index.md#install", "index.md#nowhere", "nowhere.md"])
-def test_a_broken_link_ends_the_build(link: str, tmp_path: Path) -> None:
+@pytest.fixture
+def site(tmp_path: Path) -> Path:
+    """A folder in which the site can be built."""
     write_pages(tmp_path / "build/site-source")
     shutil.copy(ROOT / "mkdocs.yml", tmp_path)
     (tmp_path / "build/typing").symlink_to(make_links(tmp_path))
-    with open(tmp_path / "build/site-source/tutorial.md", "a") as page:
-        page.write(f"\n[a link]({link})\n")
-    command = [str(ZENSICAL), "build", "--strict"]
-    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert (ended.returncode == 0) == (link == "index.md#install"), ended.stderr
-    if ended.returncode == 0:
-        html = (tmp_path / "build/docs/reference/python.html").read_text("utf-8")
-        assert "MedusaSession" in html and "tokens_per_s" in html
-        loaded = re.findall(r'<(?:script|img|link)[^>]*(?:src|href)="(https?:[^"]+)', html)
-        assert not loaded
+    return tmp_path
+
+
+def build_site(folder: Path, page: str, text: str) -> "subprocess.CompletedProcess[str]":
+    """Builds the site as `make docs` does, with a text at the end of a page."""
+    with open(folder / "build/site-source" / page, "a", encoding="utf-8") as file:
+        file.write(f"\n{text}\n")
+    command = [str(ZENSICAL), "build", "--clean", "--strict"]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not ZENSICAL.exists(), reason="zensical is not installed: the extra docs")
+def test_the_site_is_built_and_loads_nothing_from_elsewhere(site: Path) -> None:
+    ended = build_site(site, "tutorial.md", "[a link](index.md#install)")
+    assert ended.returncode == 0, ended.stderr
+    html = (site / "build/docs/reference/python.html").read_text("utf-8")
+    assert "MedusaSession" in html and "tokens_per_s" in html
+    loaded = re.findall(r'<(?:script|img|link)[^>]*(?:src|href)="(https?:[^"]+)', html)
+    assert not loaded
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not ZENSICAL.exists(), reason="zensical is not installed: the extra docs")
+@pytest.mark.parametrize(
+    ("page", "text"),
+    [
+        ("tutorial.md", "[a link](nowhere.md)"),
+        ("tutorial.md", "[a link](index.md#nowhere)"),
+        ("reference/python.md", "::: medusa_trt.runtime.session.NoSuchName"),
+        ("reference/python.md", "::: medusa_trt.no_such_module.Name"),
+    ],
+    ids=["page", "anchor", "name", "module"],
+)
+def test_a_broken_link_or_an_unknown_name_ends_the_build(site: Path, page: str, text: str) -> None:
+    assert build_site(site, page, text).returncode != 0
+
+
+def test_every_name_of_the_api_exists() -> None:
+    names = re.findall(
+        r"^::: (\S+)$", (ROOT / "docs/reference/python.md").read_text(), re.MULTILINE
+    )
+    assert len(names) > 10
+    for name in names:
+        module, _, attribute = name.rpartition(".")
+        assert hasattr(import_module(module), attribute), name
 
 
 def make_links(folder: Path) -> Path:

@@ -1,4 +1,4 @@
-"""The board and the alerts of docs/monitoring: every name is one that the server exports."""
+"""The page, the board and the alerts of the metrics name what the server exports."""
 
 import json
 import re
@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 import yaml
+from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
-from support.servers.live_server import LiveServer, running_server
+from support.servers.live_server import running_server
 from support.table_session import session_on_table
 
 from medusa_trt.runtime.bundle import Bundle
@@ -71,20 +72,41 @@ def list_names(expression: str) -> set[str]:
 
 
 @pytest.fixture(scope="module")
-def exported(tiny_bundle: Bundle) -> Iterator[dict[str, set[str]]]:
-    """The labels of each name of a server that has answered once."""
+def families(tiny_bundle: Bundle) -> list[Metric]:
+    """The measurements of a server that has answered once."""
     session, _ = session_on_table(tiny_bundle, takes_new_trees=True)
     with session, running_server(session, max_sequences=1) as live:
-        yield read_names(live)
+        live.complete(max_tokens=30, ignore_eos=True)
+        return list(text_string_to_metric_families(live.client.get("/metrics").text))
 
 
-def read_names(live: LiveServer) -> dict[str, set[str]]:
-    live.complete(max_tokens=30, ignore_eos=True)
+@pytest.fixture(scope="module")
+def exported(families: list[Metric]) -> dict[str, set[str]]:
+    """The labels of each exported name."""
     names: dict[str, set[str]] = {}
-    for family in text_string_to_metric_families(live.client.get("/metrics").text):
+    for family in families:
         for sample in family.samples:
             names.setdefault(sample.name, set()).update(sample.labels)
     return names
+
+
+def test_the_page_has_exactly_what_the_server_exports(families: list[Metric]) -> None:
+    page = (FOLDER.parent / "reference/metrics.md").read_text("utf-8")
+    rows = re.findall(r"^\| `([\w:]+)` \| (\w+) \| ([^|]+) \| .+ \|$", page, re.MULTILINE)
+    assert len({name for name, _, _ in rows}) == len(rows)
+    described = {(name, kind, frozenset(re.findall(r"\w+", labels))) for name, kind, labels in rows}
+    assert described == set(list_measurements(families))
+
+
+def list_measurements(families: list[Metric]) -> Iterator[tuple[str, str, frozenset[str]]]:
+    """Name, type and labels of each measurement, without those that the client library adds."""
+    for family in families:
+        if family.name.startswith("process_") or family.name.endswith("_created"):
+            continue
+        # The parser takes the end of a counter's name off; the server and its boards have it.
+        name = f"{family.name}_total" if family.type == "counter" else family.name
+        labels = {label for sample in family.samples for label in sample.labels}
+        yield name, family.type, frozenset(labels - {"le"})
 
 
 @pytest.mark.parametrize("target", list_targets(), ids=lambda target: target["expr"][:60])
