@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from medusa_trt.runtime.text.prompts import ChatPrompt
     from medusa_trt.tree_configs import MedusaTree, load_tree
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "Bundle",

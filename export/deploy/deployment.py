@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
+from medusa_trt import __version__
 from medusa_trt.errors import BuildError
 from medusa_trt.export.deploy.cluster.manifests import (
     render_compose,
@@ -207,10 +208,10 @@ def _requirements(place: str, extras: tuple[str, ...] = ()) -> str:
         head = [
             f"# For JetPack 6's Python 3.10, whose TensorRT {JETSON_TENSORRT} is the system's:",
             "# python3 -m venv --system-site-packages env",
-            f"medusa-trt=={version('medusa-trt')}",
+            f"medusa-trt=={__version__}",
         ]
     else:
-        head = [f"medusa-trt[{','.join((place, *extras))}]=={version('medusa-trt')}"]
+        head = [f"medusa-trt[{','.join((place, *extras))}]=={__version__}"]
     return "\n".join([*head, *lines]) + "\n"
 
 

@@ -1,8 +1,8 @@
 """Manifests of a served bundle."""
 
 import re
-from importlib.metadata import version
 
+from medusa_trt import __version__
 from medusa_trt.export.deploy.templates import render_template
 from medusa_trt.export.targets import TARGETS
 from medusa_trt.runtime.bundle import Bundle
@@ -51,7 +51,7 @@ def _render(bundle: Bundle, names: tuple[str, ...]) -> dict[str, str]:
     builds_engines = TARGETS[target].product is not None
     values = {
         "name": name.rstrip("-") or "medusa",
-        "image": f"{name.rstrip('-') or 'medusa'}:{version('medusa-trt')}",
+        "image": f"{name.rstrip('-') or 'medusa'}:{__version__}",
         "uses_gpu": target != "ort-cpu",
         "builds_engines": builds_engines,
         "max_sequences": _MAX_SEQUENCES,

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import NamedTuple
 
+from medusa_trt import __version__
 from medusa_trt.cli.parser import Verb
 
 _MISSING = "not installed"
@@ -59,7 +60,7 @@ def diagnose(_: DoctorArguments) -> None:
     from medusa_trt.runtime.engines.device.memory import read_compute_capability
 
     print(f"Python     {platform.python_version()} on {platform.system()} {platform.machine()}")
-    print(f"medusa-trt {_read_installed_version('medusa-trt')}")
+    print(f"medusa-trt {__version__}")
     num_cores = count_usable_cores()
     print(f"processors {os.cpu_count()}, {num_cores} usable core{'s' * (num_cores > 1)}")
     if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:

@@ -5,13 +5,13 @@ import subprocess
 import sys
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
-from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 import tomllib
 from packaging.requirements import Requirement
 
+from medusa_trt import __version__
 from medusa_trt.errors import BuildError
 from medusa_trt.export.deploy.deployment import PINS, deploy
 from medusa_trt.runtime.bundle import Bundle
@@ -41,7 +41,7 @@ def test_pins_are_what_the_package_asks_for(place: str) -> None:
     asked = {each.name: each for each in map(Requirement, lines)}
     pinned = dict(line.split("==") for line in requirements(place) if line[0] != "#")
     own = pinned.pop(next(iter(pinned)))
-    assert own == version("medusa-trt")
+    assert own == __version__
     if place == "jetson":  # with the system's TensorRT, and CUDA 12
         assert asked.keys() - pinned.keys() == {"tensorrt"}
         assert pinned.pop("cuda-python").startswith("12.6.")
