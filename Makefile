@@ -8,7 +8,7 @@ BUNDLE := build/smollm2-135m
 # The folders of the top level that are sub-packages of medusa_trt, as in setup.py.
 PACKAGES := $(filter-out medusa_trt,$(patsubst %/__init__.py,%,$(wildcard */__init__.py)))
 
-.PHONY: demo test lint typecheck links docs native bench wheel clean
+.PHONY: demo test lint typecheck links docs native bench wheel sdist clean
 demo: $(BUNDLE)/manifest.json
 	$(BIN)/python benchmarks/demo.py $(BUNDLE)
 
@@ -48,6 +48,13 @@ wheel: $(READY)
 	  export CC=aarch64-linux-gnu-gcc CXX=aarch64-linux-gnu-g++ _PYTHON_HOST_PLATFORM=linux-aarch64; \
 	  export LDSHARED='aarch64-linux-gnu-g++ -shared' LDCXXSHARED='aarch64-linux-gnu-g++ -shared'; $(WHEEL); fi
 	for wheel in build/wheels/*.whl; do PATH="$(abspath $(BIN)):$$PATH" auditwheel repair --plat auto --wheel-dir dist $$wheel || exit 1; done
+	$(BIN)/python -m twine check --strict dist/*.whl
+
+# The source archive, in dist/; installing it compiles the operators.
+sdist: $(READY)
+	rm -f dist/*.tar.gz
+	$(BIN)/python -c 'from setuptools import build_meta; build_meta.build_sdist("dist")'
+	$(BIN)/python -m twine check --strict dist/*.tar.gz
 
 bench: $(BUNDLE)/manifest.json
 	$(BIN)/python benchmarks/step_latency.py $(BUNDLE)
