@@ -1,6 +1,7 @@
 """The wheel holds the whole package, and the source archive holds what the wheel is built from."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -11,11 +12,15 @@ from typing import NamedTuple
 
 import pytest
 import tomllib
+import yaml
+
+from medusa_trt import __version__
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = {path.parent.name for path in ROOT.glob("*/__init__.py")} - {"medusa_trt"}
 DATA = {".gz", ".sh", ".html", ".css", ".js", ".svg", ".json", ".jsonl", ".jinja", ".typed"}
 DATA |= {".safetensors"}
+CFFCONVERT = shutil.which("cffconvert")
 CONFIG = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
 
 BUILD = """
@@ -96,6 +101,7 @@ def test_the_source_archive_has_everything_that_a_checkout_needs(archives: Archi
         packed = {str(PurePosixPath(*Path(name).parts[1:])) for name in file.getnames()}
     needed = sources("native/**/*.*", "tests/**/*.py", "benchmarks/**/*.py", "docs/**/*.md")
     needed |= {"setup.py", "pyproject.toml", "Makefile", "MANIFEST.in", "README.md", "LICENSE"}
+    needed |= {"CHANGELOG.md", "CITATION.cff", "SECURITY.md"}
     assert needed <= packed, needed - packed
 
 
@@ -133,6 +139,44 @@ def test_one_wheel_serves_every_version_of_python(archives: Archives) -> None:
     name, _, python, interface, platform = archives.wheel.stem.split("-")
     assert (name, python, interface) == ("medusa_trt", "py3", "none")
     assert platform != "any"  # It holds the operators, where they could be compiled.
+
+
+def test_the_version_is_that_of_the_package_everywhere(archives: Archives) -> None:
+    assert CONFIG["project"]["dynamic"] == ["version"] and "version" not in CONFIG["project"]
+    assert archives.wheel.name.split("-")[1] == __version__
+    assert archives.source_archive.name == f"medusa_trt-{__version__}.tar.gz"
+    changes = (ROOT / "CHANGELOG.md").read_text("utf-8")
+    assert re.findall(r"^## (\S+)", changes, re.MULTILINE)[0] in {"Unreleased", __version__}
+    assert (ROOT / f"docs/releases/{__version__}.md").is_file()
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text("utf-8"))
+    assert (
+        citation["version"] == __version__ and citation["license"] == CONFIG["project"]["license"]
+    )
+
+
+def test_the_citation_names_the_paper() -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text("utf-8"))
+    (paper,) = citation["references"]
+    assert {"type": "other", "value": "arXiv:2401.10774"} in paper["identifiers"]
+
+
+@pytest.mark.skipif(
+    CFFCONVERT is None, reason="cffconvert is not installed: pip install cffconvert"
+)
+def test_the_citation_fits_the_schema() -> None:
+    command = [CFFCONVERT or "", "--validate", "--infile", str(ROOT / "CITATION.cff")]
+    run = subprocess.run(command, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout + run.stderr
+
+
+def test_the_forms_for_issues_have_what_they_need() -> None:
+    """What hosts of code demand of a form: a name, a description, and an id for each question."""
+    for path in sorted((ROOT / ".github/ISSUE_TEMPLATE").glob("[!c]*.yml")):
+        form = yaml.safe_load(path.read_text("utf-8"))
+        assert form["name"] and form["description"], path
+        questions = [part for part in form["body"] if part["type"] != "markdown"]
+        ids = [question["id"] for question in questions]
+        assert len(set(ids)) == len(ids) and all(q["attributes"]["label"] for q in questions)
 
 
 @pytest.mark.slow

@@ -50,7 +50,7 @@ def fill_page(text: str) -> str:
     text = text.replace("{{HEAD_FORMATS}}", "\n".join(list_head_formats()))
     text = text.replace("{{TARGETS}}", "\n".join(list_targets()))
     for name, page in COPIED.items():
-        text = text.replace(f"](../{name}", f"]({page}")
+        text = text.replace(f"](../../{name}", f"](../{page}").replace(f"](../{name}", f"]({page}")
     return text
 
 
