@@ -153,6 +153,12 @@ VARIANTS = {
     "olmo3",
     "phi3-window",
     "granite",
+    "llama-llama3-rope",
+    "llama-wide-heads",
+    "olmo2",
+    "phi3-longrope",
+    "qwen2-window",
+    "qwen3",
     "qwen3_moe",
     "starcoder2",
 }

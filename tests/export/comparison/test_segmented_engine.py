@@ -11,7 +11,9 @@ from medusa_trt.tree_configs import chain_tree
 
 
 @pytest.mark.parametrize("batch_size", [1, 2])
-@pytest.mark.parametrize("name", ["tiny_bundle", "trt_bundle", "demo_bundle"])
+@pytest.mark.parametrize(
+    "name", ["tiny_bundle", "trt_bundle", pytest.param("demo_bundle", marks=pytest.mark.slow)]
+)
 def test_a_graph_in_parts_computes_what_the_whole_does(
     name: str, batch_size: int, request: pytest.FixtureRequest
 ) -> None:
