@@ -232,6 +232,8 @@ def _load_parts(
     if source.adapter is not None:
         progress(f"  the LoRA weights of {source.adapter} are merged into it")
     base = open_base_model(source)
+    if base.whole_type is not None:
+        progress(f"  only the text part of this {base.whole_type} model is exported")
     for text in base.warnings:
         progress(f"warning: {text}")
     _ = base.eos_token_ids  # Raises an error before the long work if there are none.

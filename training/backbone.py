@@ -12,9 +12,10 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedMod
 
 from medusa_trt.errors import MedusaWarning, TrainingError, describe_error
 from medusa_trt.export.models.base_model import BaseModel, load_base_model
+from medusa_trt.export.models.multimodal.text_part import is_multimodal
 from medusa_trt.export.models.source import (
     ModelSource,
-    load_config,
+    load_whole_config,
     silence_transformers,
     source_from_name,
 )
@@ -104,7 +105,12 @@ def _check_quantization(source: ModelSource, quantization: Quantization) -> None
             f"{source.name} is {kind}, which cannot be loaded in {quantization}: give the model as "
             "a Hugging Face folder or hub id, or leave out --quantization"
         )
-    if getattr(load_config(source), "quantization_config", None) is not None:
+    if is_multimodal(config := load_whole_config(source)):
+        raise TrainingError(
+            f"{source.name} is a {config.model_type} model, whose text part cannot be loaded in "
+            f"{quantization}: leave out --quantization"
+        )
+    if getattr(config, "quantization_config", None) is not None:
         raise TrainingError(
             f"the weights of {source.name} are quantized already: leave out --quantization"
         )

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 from transformers import (
     AutoModelForCausalLM,
+    AutoModelForMultimodalLM,
     GenerationConfig,
     PretrainedConfig,
     PreTrainedModel,
@@ -26,9 +27,17 @@ from medusa_trt.export.models.checkpoint_weights import (
 from medusa_trt.export.models.end_tokens import end_token_ids
 from medusa_trt.export.models.gguf import list_parts
 from medusa_trt.export.models.gguf_weights import weights_from_gguf
+from medusa_trt.export.models.multimodal.stored_names import StoredNames
+from medusa_trt.export.models.multimodal.text_part import (
+    is_multimodal,
+    make_text_part,
+    take_text_part,
+    text_config_from_whole,
+)
 from medusa_trt.export.models.source import (
     ModelSource,
     load_config,
+    load_whole_config,
     name_in_errors,
     silence_transformers,
 )
@@ -40,6 +49,7 @@ from medusa_trt.export.weights.packed_weights import Packing, packing_from_confi
 from medusa_trt.export.weights.streamed_model import (
     Weights,
     array_from_tensor,
+    is_decoder_alone,
     load_weights,
     make_empty_model,
     wrap_weights,
@@ -63,6 +73,7 @@ class BaseModel:
         tokenizer: the tokenizer, which runs in Rust ("fast" in transformers).
         weights: the weights of the model, which are read when they are used.
         warnings: sentences for the user about how the model was read.
+        whole_type: type of the checkpoint, if the backbone is only the language model in it.
     """
 
     source: ModelSource
@@ -70,6 +81,7 @@ class BaseModel:
     tokenizer: PreTrainedTokenizerBase
     weights: Weights
     warnings: tuple[str, ...] = ()
+    whole_type: str | None = None
 
     @property
     def eos_token_ids(self) -> list[int]:
@@ -107,7 +119,7 @@ def load_base_model(source: ModelSource) -> BaseModel:
                 f"the adapter in {source.adapter} has {size} tokens, its model {size_before}, and "
                 "no tokenizer lies beside it: put the one that it was trained with there",
             )
-    return BaseModel(source, model, tokenizer, weights, warnings)
+    return BaseModel(source, model, tokenizer, weights, warnings, _read_whole_type(source))
 
 
 def open_base_model(source: ModelSource) -> BaseModel:
@@ -122,7 +134,12 @@ def open_base_model(source: ModelSource) -> BaseModel:
         return load_base_model(source)
     model, weights = streamed
     tokenizer, warnings = load_tokenizer(source)
-    return BaseModel(source, model, tokenizer, weights, warnings)
+    return BaseModel(source, model, tokenizer, weights, warnings, _read_whole_type(source))
+
+
+def _read_whole_type(source: ModelSource) -> str | None:
+    config = load_whole_config(source)
+    return str(config.model_type) if is_multimodal(config) else None
 
 
 def _open_streamed(source: ModelSource) -> tuple[PreTrainedModel, Weights] | None:
@@ -133,17 +150,17 @@ def _open_streamed(source: ModelSource) -> tuple[PreTrainedModel, Weights] | Non
         model = make_empty_model(load_config(source))
         weights = weights_from_gguf(model, source.gguf)
         return None if weights is None else (model, weights)
-    config = load_config(source)
-    packing = _read_packing(config, source)
+    config = load_whole_config(source)
+    packing = _read_packing(text_config_from_whole(config), source)
     if packing is None and getattr(config, "quantization_config", None) is not None:
         return None  # transformers can dequantize by further methods.
-    model = make_empty_model(config)
-    weights = weights_from_checkpoint(model, source.location, packing)
+    part = make_text_part(config)
+    weights = weights_from_checkpoint(part, source.location, packing)
     if weights is None:
         return None
     if find_file(source.location, GENERATION_CONFIG_NAME):  # many checkpoints have none
-        model.generation_config = GenerationConfig.from_pretrained(source.location)
-    return model, weights
+        part.model.generation_config = GenerationConfig.from_pretrained(source.location)
+    return part.model, weights
 
 
 def _read_packing(config: PretrainedConfig, source: ModelSource) -> Packing | None:
@@ -181,9 +198,11 @@ def _read_old_quantization(folder: Path) -> dict[str, Any] | None:
 
 def load_model(source: ModelSource, dtype: torch.dtype | Literal["auto"]) -> PreTrainedModel:
     """Loads the model, with its adapter merged in; `dtype` "auto" keeps the type in the file."""
-    config = load_config(source)
-    _read_packing(config, source)  # Refuses methods that transformers would ignore.
+    config = load_whole_config(source)
+    _read_packing(text_config_from_whole(config), source)  # Refuses what transformers would ignore.
     model = None if source.gguf is None else _load_gguf(source, source.gguf, config)
+    if model is None and (is_multimodal(config) or is_decoder_alone(config)):
+        model = _load_text_part(source, None if dtype == "auto" else dtype)
     if model is None:
         if source.gguf is None:
             with name_in_errors(source):
@@ -218,14 +237,26 @@ def _load_gguf(source: ModelSource, path: Path, config: PretrainedConfig) -> Pre
     return None
 
 
+def _load_text_part(source: ModelSource, dtype: torch.dtype | None) -> PreTrainedModel | None:
+    """Loads a language model without the rest of its checkpoint; None if that cannot be read so."""
+    with name_in_errors(source):
+        streamed = _open_streamed(source)
+        if streamed is None:
+            return None
+        model, weights = streamed
+        load_weights(model, weights, dtype)
+        return model
+
+
 def _load_with_transformers(
     source: ModelSource, config: PretrainedConfig, dtype: torch.dtype | Literal["auto"]
 ) -> PreTrainedModel:
     options: dict[str, Any] = {"key_mapping": dict.fromkeys(WRAPPERS, "")}
     if source.gguf_file is not None:
         options = {"gguf_file": source.gguf_file}
+    auto_class = AutoModelForMultimodalLM if is_multimodal(config) else AutoModelForCausalLM
     with name_in_errors(source):
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = auto_class.from_pretrained(
             source.location,
             config=config,
             dtype=dtype,
@@ -233,14 +264,18 @@ def _load_with_transformers(
             trust_remote_code=False,
             **options,
         )
-    model: PreTrainedModel = loaded[0]
-    info: dict[str, list[str]] = loaded[1]
-    if missing := info["missing_keys"]:
+    part = take_text_part(loaded[0])
+    names, model = StoredNames(part), part.model
+    missing, unread = (
+        [name for key in loaded[1][kind] if (name := names.translate(key)) is not None]
+        for kind in ("missing_keys", "unexpected_keys")
+    )
+    if missing:
         raise ExportError(
             f"{source.location} lacks weights of the model: {join_names(missing)}; "
             "give a whole model"
         )
-    refuse_unread(model, info["unexpected_keys"], source.location)
+    refuse_unread(model, unread, source.location)
     for name, parameter in model.named_parameters():
         if parameter.dtype not in PLAIN_DTYPES:
             raise ExportError(

@@ -5,12 +5,11 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from transformers import PreTrainedModel
-from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
 from medusa_trt.errors import ExportError
 from medusa_trt.export.heads.key_layouts import strip_wrappers
+from medusa_trt.export.models.multimodal.stored_names import StoredNames
+from medusa_trt.export.models.multimodal.text_part import TextPart
 from medusa_trt.export.models.unread_tensors import refuse_unread
 from medusa_trt.export.weights.hub import find_file
 from medusa_trt.export.weights.lazy_tensor import Array, LazyTensor
@@ -33,12 +32,12 @@ _OLD_NAMES = "gptq_model-*.safetensors"
 
 
 def weights_from_checkpoint(
-    model: PreTrainedModel, location: str, packing: Packing | None = None
+    part: TextPart, location: str, packing: Packing | None = None
 ) -> Weights | None:
     """Finds the weights of a folder or hub repository, in safetensors or PyTorch's files.
 
     Args:
-        model: a model without weights in memory; the checkpoint's buffers are loaded into it.
+        part: a model without weights in memory; the checkpoint's buffers are loaded into it.
         location: a folder or hub id.
         packing: form in which its linear layers are packed; None if they are not quantized.
 
@@ -53,7 +52,8 @@ def weights_from_checkpoint(
     files = find_weight_files(location)
     if files is None:
         return None
-    stored = _find_tensors(model, files, location, packing)
+    model = part.model
+    stored = _find_tensors(part, files, location, packing)
     if stored is None:
         return None
     buffers = dict(model.named_buffers())
@@ -117,12 +117,9 @@ def _refuse_second_versions(
 
 
 def _find_tensors(
-    model: PreTrainedModel, files: list[Path], location: str, packing: Packing | None
+    part: TextPart, files: list[Path], location: str, packing: Packing | None
 ) -> dict[str, LazyTensor] | None:
-    mapping = get_model_conversion_mapping(model)
-    renamings = [step for step in mapping if isinstance(step, WeightRenaming)]
-    converters = [step for step in mapping if isinstance(step, WeightConverter)]
-    wanted = model.state_dict()
+    names, wanted = StoredNames(part), part.model.state_dict()
     tensors = {}
     packed: dict[str, dict[str, TensorSource]] = {}
     unread: dict[str, TensorSource] = {}
@@ -131,16 +128,17 @@ def _find_tensors(
             bare_key = strip_wrappers(key)
             layer, _, suffix = bare_key.rpartition(".")
             if packing is not None and suffix in packing.suffixes:
+                if names.find(f"{layer}.weight").name is None:
+                    continue
                 packed.setdefault(layer, {})[suffix] = TensorSource(file, key)
                 continue
-            name, converted = rename_source_key(
-                bare_key, renamings, converters, model.base_model_prefix, wanted
-            )
-            name = bare_key if bare_key in wanted and name not in wanted else name
+            name, is_converted = names.find(bare_key)
+            if name is None:
+                continue
             if name not in wanted:
                 unread[name] = TensorSource(file, key)
                 continue
-            if converted is not None:
+            if is_converted:
                 return None
             if tensor.dtype not in PLAIN_DTYPES:
                 raise ExportError(
@@ -150,15 +148,13 @@ def _find_tensors(
                 )
             source = TensorSource(file, key)
             tensors[name] = LazyTensor(source.read, tuple(tensor.shape), (location, key))
-    refuse_unread(model, unread, location, lambda name: not unread[name].read().any())
+    refuse_unread(part.model, unread, location, lambda name: not unread[name].read().any())
     for layer, sources in packed.items():
         assert packing is not None
         needed = set(packing.suffixes) - set(packing.optional)
         if missing := sorted(needed - sources.keys()):
             raise ExportError(f"{location}: {layer} lacks {join_names(missing)}")
-        name, _ = rename_source_key(
-            f"{layer}.weight", renamings, converters, model.base_model_prefix, wanted
-        )
+        name = names.find(f"{layer}.weight").name
         if name in wanted:
             sizes = tuple(wanted[name].shape)
             form = packing.find_layer(layer)

@@ -22,6 +22,7 @@ from medusa_trt.export.models.gguf import (
     read_gguf,
 )
 from medusa_trt.export.models.gguf_config import config_from_gguf
+from medusa_trt.export.models.multimodal.text_part import text_config_from_whole
 from medusa_trt.files import join_names
 from medusa_trt.runtime.hub import is_hub_id
 
@@ -111,10 +112,19 @@ def _source_from_folder(folder: Path) -> ModelSource:
 
 
 def load_config(source: ModelSource) -> PretrainedConfig:
-    """Loads the config alone.
+    """Loads the config alone; of a model of several kinds of input, that of its language model.
 
     Raises:
-        ExportError: it cannot be read, or is of more than a decoder of text.
+        ExportError: see `load_whole_config`.
+    """
+    return text_config_from_whole(load_whole_config(source))
+
+
+def load_whole_config(source: ModelSource) -> PretrainedConfig:
+    """Loads the config alone, with those of encoders of images or sound, if there are any.
+
+    Raises:
+        ExportError: it cannot be read, or is of more than a decoder.
     """
     config: PretrainedConfig
     with name_in_errors(source):
@@ -122,13 +132,11 @@ def load_config(source: ModelSource) -> PretrainedConfig:
             config = config_from_gguf(read_gguf(source.gguf))
         else:
             config = AutoConfig.from_pretrained(source.location, **NO_REMOTE_CODE)
-    if "text_config" in config.sub_configs:
-        reason = "several kinds of input: only models of text alone"
-    elif config.is_encoder_decoder:
-        reason = "an encoder: only decoders"
-    else:
-        return config
-    raise ExportError(f"{config.model_type} models have {reason} are supported")
+    if config.is_encoder_decoder:
+        raise ExportError(
+            f"{config.model_type} models have an encoder: only decoders are supported"
+        )
+    return config
 
 
 @contextmanager

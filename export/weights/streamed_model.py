@@ -14,8 +14,12 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
-from transformers.models.auto.modeling_auto import AutoModelForCausalLM
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoModelForCausalLM,
+)
 
+from medusa_trt.export.weights.causal_decoder import DecoderForCausalLM
 from medusa_trt.export.weights.lazy_tensor import Array, LazyTensor
 
 _PART_SIZE = 1 << 24
@@ -27,11 +31,32 @@ Weights = Mapping[str, LazyTensor]
 
 def make_empty_model(config: PretrainedConfig) -> PreTrainedModel:
     """Makes a model with parameters on the meta device and with correct buffers."""
-    with init_empty_weights(include_buffers=False), no_init_weights():
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model: PreTrainedModel
+    with make_on_meta():
+        if is_decoder_alone(config):
+            config.dtype = torch.float32
+            model = DecoderForCausalLM(config)
+        else:
+            model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     model.tie_weights()
     model.eval()
     return model
+
+
+def is_decoder_alone(config: PretrainedConfig) -> bool:
+    """Whether transformers has a model only as a part of others, without a causal model of it."""
+    is_part = config.base_config_key == "text_config"
+    return is_part and type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING
+
+
+@contextmanager
+def make_on_meta() -> Iterator[None]:
+    """Puts the parameters of models that are made in the block on the meta device.
+
+    Buffers are made as always.
+    """
+    with init_empty_weights(include_buffers=False), no_init_weights():
+        yield
 
 
 def wrap_weights(model: PreTrainedModel) -> Weights:
@@ -45,12 +70,14 @@ def wrap_weights(model: PreTrainedModel) -> Weights:
     return weights
 
 
-def load_weights(model: PreTrainedModel, weights: Weights) -> None:
-    """Reads all weights of a model into its memory, as float32."""
-    state = {
-        name: tensor_from_array(weights[name].stored()).float()
-        for name, _ in model.named_parameters()
+def load_weights(
+    model: PreTrainedModel, weights: Weights, dtype: torch.dtype | None = torch.float32
+) -> None:
+    """Reads all weights of a model into its memory; without a type, in the types of the file."""
+    stored = {
+        name: tensor_from_array(weights[name].stored()) for name, _ in model.named_parameters()
     }
+    state = {name: tensor.to(dtype or tensor.dtype) for name, tensor in stored.items()}
     model.load_state_dict(state, assign=True, strict=False)
     model.tie_weights()
 

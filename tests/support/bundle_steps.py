@@ -8,16 +8,20 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from support.model_families import MAX_LENGTH
-from support.tiny_models import TINY_HEADS, make_byte_tokenizer, save_tiny_heads
+from support.tiny_models import TINY_HEADS, VOCAB_SIZE, make_byte_tokenizer, save_tiny_heads
 from transformers import PreTrainedModel
 
 from medusa_trt.export.pipeline import ExportOptions, export_bundle
 from medusa_trt.runtime.bundle import Bundle
 from medusa_trt.runtime.engines.ort_cpu import OrtEngine
+from medusa_trt.runtime.session import GenerationOptions, MedusaSession
 from medusa_trt.tree_configs import MedusaTree, chain_tree
 
 MAX_LOGIT_DIFFERENCE = 1e-3
 MAX_CACHE_DIFFERENCE = 1e-5
+NUM_PROMPT = 20
+WIDE_TREE = f"cartesian-{VOCAB_SIZE}"
+"""Every token is a candidate, so that random heads are always right."""
 
 
 def exported(
@@ -107,3 +111,18 @@ def path_to(tree: MedusaTree, node: int) -> list[int]:
     while path[0]:
         path.insert(0, int(tree.parents[path[0]]))
     return path
+
+
+def check_greedy_reply(bundle: Bundle, model: PreTrainedModel) -> None:
+    """Medusa's tokens are those of the model, some of which it drafted."""
+    prompt = np.random.default_rng(1).integers(0, 256, NUM_PROMPT)
+    expected = prompt
+    while len(expected) < MAX_LENGTH and expected[-1] not in bundle.manifest.model.eos_token_ids:
+        expected = np.append(expected, expected_logits(model, expected).argmax())
+    with MedusaSession(bundle) as session:
+        options = GenerationOptions(
+            max_new_tokens=MAX_LENGTH - NUM_PROMPT, tree=bundle.tree, lookup_ngram=0
+        )
+        reply = session.generate(prompt.tolist(), options)
+    assert reply.token_ids == expected[NUM_PROMPT:].tolist()
+    assert set(reply.stats.accept_lengths[:-1]) == {2}

@@ -7,7 +7,9 @@ import pytest
 from support.bundle_steps import (
     MAX_CACHE_DIFFERENCE,
     MAX_LOGIT_DIFFERENCE,
+    WIDE_TREE,
     cached,
+    check_greedy_reply,
     expected_logits,
     exported,
     path_to,
@@ -23,21 +25,15 @@ from support.model_families import (
     weighted_model,
 )
 from support.tiny_models import VOCAB_SIZE
-from transformers import PreTrainedModel
 
 from medusa_trt.export.modeling.attention_forms import choose_attention
 from medusa_trt.export.modeling.operator_attention import CachedAttention, TreeAttention
 from medusa_trt.export.modeling.standard_attention import ScatterAttention
 from medusa_trt.export.targets import TARGETS
-from medusa_trt.runtime.bundle import Bundle
 from medusa_trt.runtime.engines.ort_cpu import OrtEngine
-from medusa_trt.runtime.session import GenerationOptions, MedusaSession
 from medusa_trt.tree_configs import chain_tree
 
 NUM_PREFIX = 50
-NUM_PROMPT = 20
-WIDE_TREE = f"cartesian-{VOCAB_SIZE}"
-"""Every token is a candidate, so that random heads are always right."""
 
 
 @pytest.mark.parametrize(
@@ -84,21 +80,6 @@ def test_a_bundle_computes_what_the_model_does(family: str, tmp_path: Path) -> N
     prefill(engine, longer, len(longer))
     assert np.abs(committed - cached(engine, len(longer))).max() <= MAX_CACHE_DIFFERENCE
     engine.close()
-
-
-def check_greedy_reply(bundle: Bundle, model: PreTrainedModel) -> None:
-    """Medusa's tokens are those of the model, some of which it drafted."""
-    prompt = np.random.default_rng(1).integers(0, 256, NUM_PROMPT)
-    expected = prompt
-    while len(expected) < MAX_LENGTH and expected[-1] not in bundle.manifest.model.eos_token_ids:
-        expected = np.append(expected, expected_logits(model, expected).argmax())
-    with MedusaSession(bundle) as session:
-        options = GenerationOptions(
-            max_new_tokens=MAX_LENGTH - NUM_PROMPT, tree=bundle.tree, lookup_ngram=0
-        )
-        reply = session.generate(prompt.tolist(), options)
-    assert reply.token_ids == expected[NUM_PROMPT:].tolist()
-    assert set(reply.stats.accept_lengths[:-1]) == {2}
 
 
 def test_the_librarys_attention_is_for_bundles_that_need_the_library_anyway() -> None:

@@ -29,9 +29,9 @@ from medusa_trt.export.models.checkpoint_weights import (
     find_weight_files,
     weights_from_checkpoint,
 )
+from medusa_trt.export.models.multimodal.text_part import make_text_part
 from medusa_trt.export.models.source import source_from_name
 from medusa_trt.export.weights.streamed_model import (
-    make_empty_model,
     supply_weights,
     tensor_from_array,
 )
@@ -43,7 +43,7 @@ def test_codes_are_never_taken_for_weights(dtype: torch.dtype, tmp_path: Path) -
     folder = changed_model(tmp_path / "model", in_eight_bits(dtype, 127.0))
     name = str(dtype).removeprefix("torch.")
     with pytest.raises(ExportError, match=f"down_proj.weight is {name}, and the config names no"):
-        weights_from_checkpoint(make_empty_model(llama_config()), str(folder))
+        weights_from_checkpoint(make_text_part(llama_config()), str(folder))
 
 
 def test_a_whole_file_is_taken_before_an_index_of_another_save(tmp_path: Path) -> None:
@@ -131,7 +131,7 @@ def test_missing_and_misshapen_weights_are_named(tmp_path: Path) -> None:
         kept = {key: value for key, value in (state | change).items() if value is not None}
         save_file(kept, folder / "model.safetensors", {"format": "pt"})
         with pytest.raises(ExportError, match=message):
-            weights_from_checkpoint(make_empty_model(llama_config()), str(folder))
+            weights_from_checkpoint(make_text_part(llama_config()), str(folder))
 
 
 def test_an_index_may_not_point_outside_its_folder(tmp_path: Path) -> None:
@@ -140,4 +140,4 @@ def test_an_index_may_not_point_outside_its_folder(tmp_path: Path) -> None:
     index = '{"weight_map": {"lm_head.weight": "../elsewhere.safetensors"}}'
     (folder / "model.safetensors.index.json").write_text(index)
     with pytest.raises(ExportError, match="points outside its folder"):
-        weights_from_checkpoint(make_empty_model(llama_config()), str(folder))
+        weights_from_checkpoint(make_text_part(llama_config()), str(folder))

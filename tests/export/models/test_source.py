@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 from support.checkpoints.changed_model import changed_model
-from support.tiny_models import save_tiny_model
+from support.checkpoints.multimodal_families import FAMILIES
+from support.tiny_models import EOS_ID, save_tiny_model
 from transformers import AutoConfig
 
 from medusa_trt.errors import ExportError
@@ -37,15 +38,18 @@ def test_code_that_comes_with_a_model_is_not_run_and_not_asked_for(
 @pytest.mark.parametrize(
     ("model_type", "message"),
     [
-        ("gemma3", "gemma3 models have several kinds of input: only models of text alone"),
-        ("llava", "llava models have several kinds of input"),
         ("t5", "t5 models have an encoder: only decoders are supported"),
         ("bart", "bart models have an encoder"),
     ],
 )
-def test_more_than_a_decoder_of_text_is_refused_by_name(
-    model_type: str, message: str, tmp_path: Path
-) -> None:
+def test_an_encoder_is_refused_by_name(model_type: str, message: str, tmp_path: Path) -> None:
     AutoConfig.for_model(model_type).save_pretrained(tmp_path)
     with pytest.raises(ExportError, match=message):
         load_config(source_from_name(str(tmp_path)))
+
+
+def test_the_config_of_a_text_part_has_what_the_whole_one_says_for_it(tmp_path: Path) -> None:
+    FAMILIES["llava"].save_pretrained(tmp_path)
+    config = load_config(source_from_name(str(tmp_path)))
+    assert config.model_type == "llama"
+    assert config.eos_token_id == EOS_ID

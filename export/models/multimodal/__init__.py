@@ -1,0 +1,1 @@
+"""Checkpoints that read images or sound besides text."""
