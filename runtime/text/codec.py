@@ -27,6 +27,9 @@ _REPLACEMENT = "\ufffd"
 _TEMPLATE_INPUTS = {"messages", "tools", "add_generation_prompt"}
 """What every chat template reads; a caller gives it in other ways."""
 
+_PROBE = "What is this?"
+"""A message that shows what a chat template reads."""
+
 _MAX_WINDOW = 24
 """Number of tokens that a stream decodes again for each piece, before it drops the older ones."""
 
@@ -72,6 +75,22 @@ class TextCodec:
     @cached_property
     def _compiled_template(self) -> Template:
         return make_environment().from_string(self._chat_template or "")
+
+    @cached_property
+    def _wants_parts(self) -> bool:
+        """Whether the template shows text only as a part of a list, as those of LLaVA do."""
+
+        def shows(content: object) -> bool:
+            messages = [{"role": "user", "content": content}]
+            try:
+                text = self._compiled_template.render(
+                    {**self._template_tokens, "messages": messages}
+                )
+            except Exception:  # a template is a program, so it can raise any exception
+                return False
+            return _PROBE in text
+
+        return not shows(_PROBE) and shows(_make_parts(_PROBE))
 
     @cached_property
     def _template_variables(self) -> set[str]:
@@ -124,6 +143,8 @@ class TextCodec:
         plain = [
             message_with_plain_content(message, self._chat_template) for message in prompt.messages
         ]
+        if self._wants_parts:
+            plain = [{**message, "content": _make_parts(message["content"])} for message in plain]
         begun = "" if is_whole else prompt.begun_reply
         values = {
             **self._template_tokens,
@@ -304,6 +325,10 @@ def _find_added_ids(tokenizer: Tokenizer) -> tuple[list[int], int]:
         if ids[start : start + len(plain)] == plain:
             return list(ids[:start]), len(ids) - start - len(plain)
     return [], 0
+
+
+def _make_parts(content: object) -> object:
+    return [{"type": "text", "text": content}] if isinstance(content, str) else content
 
 
 def _read_special_tokens(config: str | None) -> dict[str, str]:

@@ -78,6 +78,20 @@ def test_a_reply_goes_on_with_a_last_message_of_the_assistant(
     assert codec_with(opened, template).render_chat(parts) == text
 
 
+def test_a_template_that_shows_nothing_but_parts_gets_text_as_a_part(opened: Bundle) -> None:
+    """As those of LLaVA and SmolVLM: of a plain text they show nothing."""
+    llava = (
+        "{% for m in messages %}{{ m['role'] | upper + ': ' }}"
+        "{% for content in m['content'] | selectattr('type', 'equalto', 'text') %}"
+        "{{ content['text'] + ' ' }}{% endfor %}{% endfor %}"
+    )
+    codec = codec_with(opened, llava)
+    parts: Message = {"role": "user", "content": [{"type": "text", "text": "hi"}]}
+    for message in (USER, parts):
+        assert codec.render_chat([message]) == "USER: hi "
+    assert codec_with(opened, CHATML).render_chat([parts]).startswith("<|user|>hi<|end|>")
+
+
 def test_a_template_that_hides_the_begun_reply_is_named(opened: Bundle) -> None:
     codec = codec_with(opened, "{{ messages[0].content }}")
     with pytest.raises(PromptError, match="does not show the last message"):
