@@ -28,6 +28,8 @@ _SETTINGS_FILES = (_CONFIG_FILE, "config.json")
 _TEMPLATE_FILES = ("chat_template.jinja",)
 """Files of a tokenizer, of which an adapter may have some and its model the others."""
 
+_PROCESSOR_TEMPLATE_FILE = "chat_template.json"
+
 MIXED_TEXT = (
     "a   1\n\n\tIt's 1234567 x=3.14; don't WE'LL I'd\r\n    def f(x):\n\n        return [x]*2\n"
     "naïve café Straße ΑΒΓ привет สวัสดี 你好，世界。こんにちは 안녕 مرحبا "
@@ -61,6 +63,8 @@ def load_tokenizer(source: ModelSource) -> tuple[PreTrainedTokenizerBase, tuple[
                 _gather_files(source, source.adapter, Path(folder))
             tokenizer, difference = _tokenizer_from_folder(location, place)
             warnings = () if difference is None else (difference,)
+    if tokenizer.chat_template is None and source.gguf is None:
+        tokenizer.chat_template = _read_processor_template(source)
     if isinstance(tokenizer.chat_template, dict):  # several, for tools and documents besides
         tokenizer.chat_template = tokenizer.chat_template.get("default")
     template = None if source.alias is None else source.alias.chat_template
@@ -68,6 +72,13 @@ def load_tokenizer(source: ModelSource) -> tuple[PreTrainedTokenizerBase, tuple[
         path = resources.files("medusa_trt.export.models.shipped") / template
         tokenizer.chat_template = path.read_text("utf-8")
     return tokenizer, warnings
+
+
+def _read_processor_template(source: ModelSource) -> Any:
+    """Reads a chat template that a model of several kinds of input has beside its tokenizer."""
+    with name_in_errors(source):
+        file = find_file(source.location, _PROCESSOR_TEMPLATE_FILE)
+    return None if file is None else json_from_file(file).get("chat_template")
 
 
 def has_tokenizer_beside(source: ModelSource) -> bool:

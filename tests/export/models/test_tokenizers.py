@@ -121,3 +121,12 @@ def test_a_folder_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
     llama_config().save_pretrained(tmp_path)
     with pytest.raises(ExportError, match="cannot load model"):
         load_tokenizer(source_from_name(str(tmp_path)))
+
+
+def test_a_template_beside_the_tokenizer_is_read(tmp_path: Path) -> None:
+    """Older models of several kinds of input have theirs in a file of its own."""
+    folder = save_tiny_model(tmp_path)
+    (folder / "chat_template.jinja").unlink()
+    (folder / "chat_template.json").write_text(json.dumps({"chat_template": CHAT_TEMPLATE}))
+    tokenizer, _ = load_tokenizer(source_from_name(str(folder)))
+    assert tokenizer.chat_template == CHAT_TEMPLATE
