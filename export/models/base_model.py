@@ -32,7 +32,6 @@ from medusa_trt.export.models.multimodal.text_part import (
     is_multimodal,
     make_text_part,
     take_text_part,
-    text_config_from_whole,
 )
 from medusa_trt.export.models.source import (
     ModelSource,
@@ -151,7 +150,7 @@ def _open_streamed(source: ModelSource) -> tuple[PreTrainedModel, Weights] | Non
         weights = weights_from_gguf(model, source.gguf)
         return None if weights is None else (model, weights)
     config = load_whole_config(source)
-    packing = _read_packing(text_config_from_whole(config), source)
+    packing = _read_packing(config, source)
     if packing is None and getattr(config, "quantization_config", None) is not None:
         return None  # transformers can dequantize by further methods.
     part = make_text_part(config)
@@ -199,7 +198,7 @@ def _read_old_quantization(folder: Path) -> dict[str, Any] | None:
 def load_model(source: ModelSource, dtype: torch.dtype | Literal["auto"]) -> PreTrainedModel:
     """Loads the model, with its adapter merged in; `dtype` "auto" keeps the type in the file."""
     config = load_whole_config(source)
-    _read_packing(text_config_from_whole(config), source)  # Refuses what transformers would ignore.
+    _read_packing(config, source)  # Refuses what transformers would ignore.
     model = None if source.gguf is None else _load_gguf(source, source.gguf, config)
     if model is None and (is_multimodal(config) or is_decoder_alone(config)):
         model = _load_text_part(source, None if dtype == "auto" else dtype)

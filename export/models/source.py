@@ -22,7 +22,7 @@ from medusa_trt.export.models.gguf import (
     read_gguf,
 )
 from medusa_trt.export.models.gguf_config import config_from_gguf
-from medusa_trt.export.models.multimodal.text_part import text_config_from_whole
+from medusa_trt.export.models.multimodal.text_part import complete_text_config
 from medusa_trt.files import join_names
 from medusa_trt.runtime.hub import is_hub_id
 
@@ -117,11 +117,14 @@ def load_config(source: ModelSource) -> PretrainedConfig:
     Raises:
         ExportError: see `load_whole_config`.
     """
-    return text_config_from_whole(load_whole_config(source))
+    config: PretrainedConfig = load_whole_config(source).get_text_config(decoder=True)
+    return config
 
 
 def load_whole_config(source: ModelSource) -> PretrainedConfig:
     """Loads the config alone, with those of encoders of images or sound, if there are any.
+
+    What it says for the language model is in the config of that too.
 
     Raises:
         ExportError: it cannot be read, or is of more than a decoder.
@@ -132,10 +135,11 @@ def load_whole_config(source: ModelSource) -> PretrainedConfig:
             config = config_from_gguf(read_gguf(source.gguf))
         else:
             config = AutoConfig.from_pretrained(source.location, **NO_REMOTE_CODE)
-    if config.is_encoder_decoder:
-        raise ExportError(
-            f"{config.model_type} models have an encoder: only decoders are supported"
-        )
+        if config.is_encoder_decoder:
+            raise ExportError(
+                f"{config.model_type} models have an encoder: only decoders are supported"
+            )
+        complete_text_config(config)
     return config
 
 

@@ -29,12 +29,10 @@ from medusa_trt.export.weights.causal_decoder import DecoderForCausalLM
 from medusa_trt.export.weights.streamed_model import make_empty_model, make_on_meta
 
 _NUM_TOKENS = 16
-_SMALL = {"num_hidden_layers": 2, "vocab_size": 64}
-_INNER_SIZE = 16
-_PAD_ID = 0
-_LENGTH = 1024
+_NUM_LAYERS, _NUM_VOCAB, _INNER_SIZE, _LENGTH = 2, 64, 16, 1024
 """Sizes of the model that is observed. Its other sizes are those of the checkpoint."""
 
+_PAD_ID = 0
 _PERIOD = 1_000_003
 """Random numbers that are drawn; a prime, so that no two rows of a matrix are equal."""
 
@@ -69,13 +67,12 @@ def is_multimodal(config: PretrainedConfig) -> bool:
     return config.get_text_config(decoder=True) is not config
 
 
-def text_config_from_whole(config: PretrainedConfig) -> PretrainedConfig:
-    """Finds the config of the language model, and tells it what the whole config says for it."""
-    text: PretrainedConfig = config.get_text_config(decoder=True)
+def complete_text_config(config: PretrainedConfig) -> None:
+    """Tells the config of the language model what the whole config says for it."""
+    text = config.get_text_config(decoder=True)
     for name in ("eos_token_id", "quantization_config"):
-        if (value := getattr(config, name, None)) is not None:
+        if text is not config and (value := getattr(config, name, None)) is not None:
             setattr(text, name, value)
-    return text
 
 
 def make_text_part(config: PretrainedConfig) -> TextPart:
@@ -181,8 +178,11 @@ def _check_text_part(config: PretrainedConfig) -> None:
 
 def _compute_logits(model: PreTrainedModel, config: PretrainedConfig) -> torch.Tensor:
     """Computes the logits of a few tokens that have no special meaning."""
-    special = {value for key, value in vars(config).items() if key.endswith(("_id", "_index"))}
-    ids = [id_ for id_ in range(_SMALL["vocab_size"]) if id_ not in special | {_PAD_ID}]
+    special = {_PAD_ID}
+    for key, value in vars(config).items():
+        if key.endswith(("_id", "_index")):
+            special.update(value if isinstance(value, list) else [value])
+    ids = [token for token in range(_NUM_VOCAB) if token not in special]
     with torch.no_grad():
         logits: torch.Tensor = model(input_ids=torch.tensor([ids[: 2 * _NUM_TOKENS : 2]])).logits
     return logits
@@ -192,15 +192,18 @@ def _shrink(config: PretrainedConfig) -> PretrainedConfig:
     """Copies a config with few layers and tokens, and with small sizes inside of its layers."""
     config = deepcopy(config)
     text = config.get_text_config(decoder=True)
-    num_layers, kept = text.num_hidden_layers, _SMALL["num_hidden_layers"]
+    num_layers, kept = text.num_hidden_layers, min(_NUM_LAYERS, text.num_hidden_layers)
     for name, value in list(vars(text).items()):
+        small = value
         if isinstance(value, list) and len(value) == num_layers:
-            value = value[:kept]
+            small = value[:kept]
         if name.endswith("intermediate_size") and value is not None:
-            value = [_INNER_SIZE] * len(value) if isinstance(value, list) else _INNER_SIZE
-        if re.fullmatch("num_.+_layers", name) and value is not None:
-            value = 0  # Layers at the end that differ, such as those without keys of their own.
-        setattr(text, name, _SMALL.get(name, value))
+            small = [_INNER_SIZE] * kept if isinstance(value, list) else _INNER_SIZE
+        elif re.fullmatch("num_(?!hidden_).+_layers", name) and value is not None:
+            small = 0  # Layers at the end that differ, such as those without keys of their own.
+        if small != value:
+            setattr(text, name, small)
+    text.num_hidden_layers, text.vocab_size = kept, _NUM_VOCAB
     for owner in (config, text):
         if getattr(owner, "pad_token_id", None) is not None:
             owner.pad_token_id = _PAD_ID
@@ -210,7 +213,7 @@ def _shrink(config: PretrainedConfig) -> PretrainedConfig:
 def _fill(part: TextPart) -> None:
     """Gives random weights to the language model, and NaN to all other parameters."""
     pool = torch.randn(_PERIOD, generator=torch.Generator().manual_seed(0))
-    own = {id(module) for module in part.model.modules()}
+    text_modules = {id(module) for module in part.model.modules()}
     filled: dict[int, nn.Parameter] = {}
     for module in part.whole.modules():
         for key, parameter in module._parameters.items():
@@ -218,7 +221,7 @@ def _fill(part: TextPart) -> None:
                 continue
             if id(parameter) not in filled:
                 values = torch.full((), torch.nan).expand(parameter.shape)
-                if id(module) in own:
+                if id(module) in text_modules:
                     values = _repeat(pool, parameter.shape)
                 filled[id(parameter)] = nn.Parameter(values, requires_grad=False)
             module._parameters[key] = filled[id(parameter)]

@@ -43,8 +43,9 @@ def config(model_type: str, **changes: Any) -> PretrainedConfig:
     """A tiny model of a family; `text_config` and `vision_config` are changes of their values."""
     text = TEXT | changes.pop("text_config", {})
     vision = VISION | changes.pop("vision_config", {})
+    ends = [EOS_ID, 106] if model_type == "gemma3" else EOS_ID
     return AutoConfig.for_model(
-        model_type, text_config=text, vision_config=vision, eos_token_id=EOS_ID, **changes
+        model_type, text_config=text, vision_config=vision, eos_token_id=ends, **changes
     )
 
 
