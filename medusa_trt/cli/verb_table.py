@@ -18,6 +18,7 @@ HELP = {
     "calibrate threshold": "choose the thresholds of typical acceptance",
     "calibrate quantization": "choose a format for each weight matrix",
     "build": "build TensorRT engines from a bundle",
+    "gpu-report": "check and measure a bundle on a GPU, in one folder to send back",
     "deploy": "write what a device or a container needs to run a bundle",
     "inspect": "show what a bundle holds, and what it needs to run",
     "verify": "compare a bundle with the model that it was made from",
@@ -41,7 +42,12 @@ The module of a verb is imported when the verb is called, so that no verb waits 
 """
 
 
-_MODULES = {"card": "verbs.sharing", "push": "verbs.sharing", "completion": "completion"}
+_MODULES = {
+    "card": "verbs.sharing",
+    "push": "verbs.sharing",
+    "completion": "completion",
+    "gpu-report": "gpu_report",
+}
 """The modules of verbs that are not called as the first word is."""
 
 

@@ -1,20 +1,11 @@
-"""Checks on a GPU that the device computes what the host does.
+"""Checks that an engine computes what the host does: trees against text, draws against the host's.
 
-    python benchmarks/gpu_check.py BUNDLE
-
-Compares a step over a tree with its paths as plain text, a recorded step with the first one, and
-the device's draws for sampling with the host's. The exit code is 1 if these do not agree. The speed
-is measured by `medusa-trt bench` and `medusa-trt calibrate latency`.
-
-A bundle for ort-cuda runs as it is; for TensorRT build the engines first (`medusa-trt build BUNDLE
---max-tree-nodes 128`). A bundle for ort-cpu runs without a GPU, to test this script.
+The speed is measured by `medusa-trt bench` and `medusa-trt calibrate latency`.
 """
 
-import sys
+from dataclasses import dataclass
 
 import numpy as np
-from rich.console import Console
-from script import add_bundles, make_parser, report_errors
 
 from medusa_trt.runtime.options import SamplingOptions
 from medusa_trt.runtime.sampling import probabilities_from_logits, token_from_logits
@@ -35,28 +26,21 @@ SAMPLING = (
     SamplingOptions(temperature=1.0, top_k=40),
     SamplingOptions(temperature=1.0, top_p=0.9, min_p=0.01),
 )
-_CHECKED_TREE = "mc_sim_7b_63"
+CHECKED_TREE = "mc_sim_7b_63"
 _PAST = 100
 
 
-@report_errors
-def main() -> int:
-    """Checks steps and reductions; returns 1 if one of them is wrong."""
-    parser = make_parser(__doc__)
-    add_bundles(parser)
-    parser.add_argument(
-        "--backend", help="ort-cuda, tensorrt, tensorrt-rtx or ort-cpu (default: the bundle's)"
-    )
-    arguments = parser.parse_args()
-    console = Console()
-    with MedusaSession(arguments.bundle, backend=arguments.backend) as session:
-        agrees = _check_steps(session, console) & _check_reductions(session, console)
-    return 0 if agrees else 1
+@dataclass(frozen=True, slots=True)
+class StepCheck:
+    """The result of a check: whether it passed, and a line that says how far it was."""
+
+    agrees: bool
+    text: str
 
 
-def _check_steps(session: MedusaSession, console: Console) -> bool:
+def check_trees(session: MedusaSession) -> StepCheck:
     """Compares a tree's logits with those of its paths as text, and recorded steps with others."""
-    engine, tree = session.engine, load_tree(_CHECKED_TREE)
+    engine, tree = session.engine, load_tree(CHECKED_TREE)
     rng = np.random.default_rng(0)
     vocab_size = session.bundle.manifest.model.vocab_size
     text = rng.integers(0, vocab_size, (1, _PAST))
@@ -76,17 +60,17 @@ def _check_steps(session: MedusaSession, console: Console) -> bool:
         spread = logits[0] - logits[0].mean(-1, keepdims=True)
         errors.append(float(np.sqrt(np.square(difference).mean() / np.square(spread).mean())))
     repeats = all(np.array_equal(run, runs[0]) for run in runs[1:])
-    console.print(
+    return StepCheck(
+        max(errors) <= MAX_RELATIVE_ERROR and repeats,
         f"tree against text: relative error up to {max(errors):.4f} on {len(errors)} paths "
         f"(allowed: {MAX_RELATIVE_ERROR}); recorded steps repeat the first one: "
-        f"{'yes' if repeats else 'NO'}"
+        f"{'yes' if repeats else 'NO'}",
     )
-    return max(errors) <= MAX_RELATIVE_ERROR and repeats
 
 
-def _check_reductions(session: MedusaSession, console: Console) -> bool:
+def check_reductions(session: MedusaSession) -> StepCheck:
     """Compares draws and entropies of the device with those of the host."""
-    engine, tree = session.engine, load_tree(_CHECKED_TREE)
+    engine, tree = session.engine, load_tree(CHECKED_TREE)
     rng = np.random.default_rng(1)
     tokens = rng.integers(0, session.bundle.manifest.model.vocab_size, (1, tree.num_nodes))
     logits = engine.verify(tokens, tree, [0], logits=True, reductions=True).logits
@@ -104,13 +88,9 @@ def _check_reductions(session: MedusaSession, console: Console) -> bool:
             entropy = -float((probs[probs > 0] * np.log(probs[probs > 0])).sum())
             entropy_error = max(entropy_error, abs(entropy - float(reductions.entropy[0, row])))
     num_draws = len(SAMPLING) * tree.num_nodes
-    console.print(
+    return StepCheck(
+        num_equal >= MIN_EQUAL_DRAWS * num_draws and entropy_error <= MAX_ENTROPY_ERROR,
         f"reductions against the host: {num_equal} of {num_draws} draws are equal (needed: "
         f"{MIN_EQUAL_DRAWS:.0%}), entropies differ by up to {entropy_error:.1e} (allowed: "
-        f"{MAX_ENTROPY_ERROR})"
+        f"{MAX_ENTROPY_ERROR})",
     )
-    return num_equal >= MIN_EQUAL_DRAWS * num_draws and entropy_error <= MAX_ENTROPY_ERROR
-
-
-if __name__ == "__main__":
-    sys.exit(main())
