@@ -66,9 +66,11 @@ def measure(bundle: Path, num_rounds: int, num_tokens: int) -> tuple[Pairs, bool
     prompts = [prompt.turns[0] for prompt in prompts_from_source("packaged", _NUM_PROMPTS)]
     pairs: Pairs = {True: [], False: []}
     is_same = True
+    # A session each: the server's thread alone may step its own.
     with (
         MedusaSession(bundle) as session,
-        _serve(session) as port,
+        MedusaSession(bundle) as served,
+        _serve(served) as port,
         ProcessPoolExecutor(1, mp_context=get_context("spawn")) as client,
     ):
         for number in range(-1, num_rounds):  # The first round warms up.
