@@ -152,8 +152,8 @@ class QuantizationOptions:
             measured in nats per token, is at most this (default: 0.02, without `max_megabytes`).
         max_megabytes: choose the weights of least KL divergence whose matrices take at most this
             many megabytes (default: no such limit).
-        precision: take the formats of this precision of the target, such as int4, instead of a
-            choice under a budget.
+        precision: take the formats of this precision of the target, such as int4 (default: a
+            choice under a budget).
         compensate: round the plan's int4 and int8 matrices so that they make up for each other's
             errors on replies (GPTQ), and write their values beside the plan. It takes about 2 s
             of a core for a million weights.
